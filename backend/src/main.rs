@@ -1,0 +1,2 @@
+//! The snapblk program.
+fn main() {}

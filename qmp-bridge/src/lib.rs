@@ -1,0 +1,1 @@
+//! snapblk's monitor.

@@ -1,0 +1,122 @@
+//! Input and output as the engine sees it: actions that it asks for, and how they ended.
+//!
+//! The engine performs none itself. It pushes [`Action`]s; an executor carries them out
+//! ([`uring`] or [`sync`](self::sync) on files, `sim` in tests) and hands back one
+//! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
+
+pub mod files;
+
+pub use files::{FileId, FileInfo, Files};
+
+use crate::request::Token;
+
+/// A scratch buffer of the worker, at least as long as the engine was told when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufId(pub u32);
+
+/// Where the bytes of a part of an action lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seg {
+    /// `len` bytes of a request's data, from byte `offset` of it.
+    Guest {
+        /// Whose data.
+        token: Token,
+        /// First byte within the request's data.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// `len` bytes of a scratch buffer of the worker, from byte `offset` of it.
+    Scratch {
+        /// Which buffer.
+        buf: BufId,
+        /// First byte within the buffer.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// `len` bytes of zero; only in writes.
+    Zero {
+        /// Bytes.
+        len: u32,
+    },
+}
+
+impl Seg {
+    /// Bytes in this part.
+    pub fn len(&self) -> u32 {
+        match *self {
+            Seg::Guest { len, .. } | Seg::Scratch { len, .. } | Seg::Zero { len } => len,
+        }
+    }
+
+    /// Whether it holds no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What is to be done to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoOp {
+    /// Fill the parts from the file. Past the file's end is an error, not zeroes.
+    Read,
+    /// Write the parts to the file.
+    Write,
+    /// Make all writes to the file that completed before durable (fdatasync).
+    Sync,
+    /// Let the range read as zeroes, its space kept or given back as is cheapest.
+    Zero,
+    /// Let the range read as zeroes and give its space back.
+    Punch,
+    /// Tell the device below that the range is not needed; its content is undefined then.
+    Discard,
+}
+
+/// The engine's name for an action in flight; comes back in its [`Completion`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag(pub u64);
+
+/// One thing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// What to do.
+    pub op: IoOp,
+    /// To which file.
+    pub file: FileId,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Bytes; for reads and writes the sum of the parts.
+    pub len: u64,
+    /// First of the action's parts in the engine's list, and how many.
+    pub segs: (u32, u32),
+    /// Handed back when it is done.
+    pub tag: Tag,
+}
+
+/// How an action ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Which.
+    pub tag: Tag,
+    /// `Ok` only if all of `len` was done; an executor resubmits what the system did in part
+    /// and turns an end of file into `EIO`. The error is a positive errno.
+    pub result: Result<(), Errno>,
+}
+
+/// A system error number, positive (`EIO` is 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Input/output error.
+    pub const EIO: Errno = Errno(libc::EIO);
+    /// No space left.
+    pub const ENOSPC: Errno = Errno(libc::ENOSPC);
+}
+
+impl std::fmt::Display for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::io::Error::from_raw_os_error(self.0).fmt(f)
+    }
+}

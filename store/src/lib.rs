@@ -1,0 +1,9 @@
+//! The snapshot engine of snapblk.
+//!
+//! A userspace device-mapper whose devices are the disks of guests: tables of targets over
+//! files, copy-on-write snapshots in the Linux kernel's own store format. Nothing in this crate
+//! knows of virtio, vhost-user, guest memory or the monitor's wire format.
+
+pub mod io;
+pub mod request;
+pub mod units;

@@ -1,0 +1,56 @@
+//! What a device is asked to do, and how it ended.
+//!
+//! Owns the vocabulary between whoever takes requests (a virtqueue, a test) and the engine.
+//! Never knows where a request came from or where its bytes lie: data is named by the
+//! request's [`Token`] and an offset into it.
+
+use crate::units::Sector;
+
+/// Names a request to whoever submitted it. Unique among the requests in flight of one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u32);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Fill the request's bytes from the device.
+    Read,
+    /// Put the request's bytes on the device.
+    Write,
+    /// Make every write that completed before durable. Has no range.
+    Flush,
+    /// The range's content is no longer needed.
+    Discard,
+    /// The range shall read as zeroes; with `unmap` its space may be given back.
+    WriteZeroes {
+        /// Whether the space may be given back.
+        unmap: bool,
+    },
+}
+
+/// One request. The range has been checked to lie within the device by whoever submits it;
+/// the engine asserts that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The submitter's name for it, and for its bytes.
+    pub token: Token,
+    /// What to do.
+    pub op: Op,
+    /// First sector of the range (0 for a flush).
+    pub sector: Sector,
+    /// Length of the range in bytes, a multiple of 512 (0 for a flush).
+    pub len: u64,
+    /// Write-through: the request ends only when what it wrote is durable.
+    pub durable: bool,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// All of it was done.
+    Ok,
+    /// Some of it could not be done.
+    Error,
+    /// The device does not do this.
+    Unsupported,
+}
