@@ -100,8 +100,14 @@ impl GuestMemory {
         }
         let unmappable =
             |why: String| MemoryError::Map { guest: region.guest, size: region.size, why };
+        let file = File::from(file);
+        // Touching a page past the file's end would kill the process.
+        let about = file.metadata().map_err(|e| unmappable(e.to_string()))?;
+        if about.is_file() && about.len() < region.file_offset + region.size {
+            return Err(unmappable(format!("its file has only {:#x} bytes", about.len())));
+        }
         let size = usize::try_from(region.size).map_err(|e| unmappable(e.to_string()))?;
-        let file = FileOffset::new(File::from(file), region.file_offset);
+        let file = FileOffset::new(file, region.file_offset);
         let mapping = MmapRegion::from_file(file, size).map_err(|e| unmappable(e.to_string()))?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(region.guest))
             .ok_or(MemoryError::Bounds(region.guest))?;

@@ -117,7 +117,8 @@ impl RequestSlot {
         self.ranges.clear();
         let shape = self.sort(chain, memory);
         self.take_status();
-        if !shape.well_formed || shape.header_len < HEADER_LEN {
+        // What cannot be answered is not done.
+        if !shape.well_formed || shape.header_len < HEADER_LEN || self.status.is_none() {
             return Asked::Answer(BlkStatus::IoError);
         }
         let (kind, sector) = decode_header(&shape.header);
