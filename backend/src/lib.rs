@@ -8,3 +8,6 @@ pub mod request;
 pub mod session;
 pub mod vring;
 pub mod worker;
+
+#[cfg(test)]
+mod testing;

@@ -7,6 +7,8 @@
 //! Whoever has I/O in flight to it keeps the `Arc`, and so the mappings, until the I/O ended:
 //! no pointer handed out here outlives the `GuestMemory` it came from.
 
+#![cfg_attr(test, allow(unsafe_code))]
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -205,6 +207,30 @@ impl GuestMemory {
     /// The bytes of all regions, largest last address included.
     pub fn bytes(&self) -> u64 {
         GuestMemoryBackend::iter(&self.map).map(GuestMemoryRegion::len).sum()
+    }
+}
+
+/// The bytes that pieces of a living [`GuestMemory`] hold, for tests that do I/O.
+#[cfg(test)]
+pub(crate) fn gather(pieces: &[libc::iovec]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for piece in pieces {
+        // SAFETY: pieces come from `push_iovecs` of a memory that is mapped for as long as the
+        // request that they belong to is in flight, and that no other test thread writes.
+        let piece = unsafe { std::slice::from_raw_parts(piece.iov_base.cast(), piece.iov_len) };
+        bytes.extend_from_slice(piece);
+    }
+    bytes
+}
+
+/// Puts bytes where pieces of a living [`GuestMemory`] lie, for tests that do I/O.
+#[cfg(test)]
+pub(crate) fn scatter(pieces: &[libc::iovec], mut bytes: &[u8]) {
+    for piece in pieces {
+        let (now, later) = bytes.split_at(piece.iov_len);
+        // SAFETY: as in `gather`; `now` is as long as the piece and not in guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast(), now.len()) };
+        bytes = later;
     }
 }
 
