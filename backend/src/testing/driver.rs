@@ -44,7 +44,7 @@ pub(crate) struct Driver {
     base: u64,
     available: u16,
     seen: u16,
-    event_idx: bool,
+    pub event_idx: bool,
     pub kick: OwnedFd,
     pub call: OwnedFd,
 }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Driver, PATIENCE, TestBinding, TestDisk, TestTable, eventually, shared_memory};
+use crate::testing::{
+    Driver, PATIENCE, TestBinding, TestDisk, TestTable, eventually, shared_memory,
+};
 use crate::vring::VringError;
 use std::sync::atomic::Ordering;
 
@@ -234,8 +236,10 @@ fn held_requests_outlive_a_suspend_and_fail_when_the_ring_stops() {
     assert_eq!((bench.driver.await_used().0, bench.driver.status(0)), (0, 0));
     bench.disk.fill(true);
     bench.driver.ask(2, 1, 0, &[3; 512]);
+    bench.driver.ask(3, 0, 0, &[0; 512]);
     bench.driver.kick();
-    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));
+    assert_eq!(bench.driver.await_used().0, 9, "the write before it was taken, too");
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(4)));
     assert_eq!((bench.driver.await_used().0, bench.driver.status(2)), (6, 1));
 }
 
