@@ -233,7 +233,7 @@ fn map_data(
 
 fn check_data(op: Op, sector: u64, len: u32, limits: &Limits) -> Result<Asked, BlkStatus> {
     let refused = op == Op::Write && limits.read_only;
-    let whole = len != 0 && u64::from(len) % SECTOR_SIZE == 0;
+    let whole = len != 0 && u64::from(len).is_multiple_of(SECTOR_SIZE);
     let end = sector.checked_add(u64::from(len) / SECTOR_SIZE);
     let inside = end.is_some_and(|end| end <= limits.capacity.0);
     if refused || !whole || !inside {
@@ -269,7 +269,7 @@ fn read_ranges(
     let len: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
     let count = len / RANGE_LEN as u64;
     if limits.read_only
-        || len % RANGE_LEN as u64 != 0
+        || !len.is_multiple_of(RANGE_LEN as u64)
         || !(1..=u64::from(MAX_RANGES)).contains(&count)
     {
         return Err(BlkStatus::IoError);

@@ -106,7 +106,7 @@ impl GuestData for Flights {
 }
 
 /// The guest's memory as it is, and as it was for requests that began before it changed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Memories {
     current: Arc<GuestMemory>,
     generation: u32,
@@ -118,12 +118,6 @@ struct Retired {
     generation: u32,
     memory: Arc<GuestMemory>,
     users: usize,
-}
-
-impl Default for Memories {
-    fn default() -> Self {
-        Memories { current: Arc::default(), generation: 0, retired: Vec::new() }
-    }
 }
 
 impl Memories {
