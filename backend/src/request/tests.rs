@@ -82,7 +82,7 @@ impl Guest {
         let limits = Limits { capacity: Sector(CAPACITY), read_only, serial: *SERIAL };
         let mut slot = RequestSlot::with_room();
         let mut chain = self.ring.take(&self.memory).expect("a chain was offered");
-        let asked = slot.parse(&mut chain, &self.memory, &limits);
+        let asked = Parser::new(limits).parse(&mut chain, &self.memory, &mut slot);
         (asked, slot)
     }
 
