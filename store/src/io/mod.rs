@@ -5,6 +5,7 @@
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
 pub mod files;
+pub mod shared;
 
 pub use files::{FileId, FileInfo, Files};
 
@@ -40,13 +41,24 @@ pub enum Seg {
         /// Bytes.
         len: u32,
     },
+    /// `len` bytes of metadata that the engine holds; only in writes. Copied when the action is
+    /// carried out.
+    Meta {
+        /// The engine's name for them.
+        slot: u32,
+        /// Bytes.
+        len: u32,
+    },
 }
 
 impl Seg {
     /// Bytes in this part.
     pub fn len(&self) -> u32 {
         match *self {
-            Seg::Guest { len, .. } | Seg::Scratch { len, .. } | Seg::Zero { len } => len,
+            Seg::Guest { len, .. }
+            | Seg::Scratch { len, .. }
+            | Seg::Zero { len }
+            | Seg::Meta { len, .. } => len,
         }
     }
 
@@ -63,6 +75,8 @@ pub enum IoOp {
     Read,
     /// Write the parts to the file.
     Write,
+    /// Fill the parts with zeroes; no file is meant.
+    Clear,
     /// Make all writes to the file that completed before durable (fdatasync).
     Sync,
     /// Let the range read as zeroes, its space kept or given back as is cheapest.

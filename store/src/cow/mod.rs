@@ -1,0 +1,13 @@
+//! The store's metadata: its format, how it is opened, and how new entries become durable.
+//!
+//! Owns everything that is written to a store but the chunks' own bytes. Never knows a target, an
+//! origin or a copy. Keeps I1, I2, I3, I11, I13 and I16.
+
+pub mod layout;
+pub mod log;
+pub mod store;
+pub mod tail;
+pub mod words;
+
+pub use log::{Allocation, Join, Log, Ticket};
+pub use store::{Persistence, Store, StoreState};
