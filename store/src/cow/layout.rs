@@ -78,8 +78,7 @@ impl Header {
         if word(8) != VERSION {
             return Err(HeaderError::Version(word(8)));
         }
-        let chunk =
-            ChunkSize::from_sectors(word(12)).ok_or(HeaderError::ChunkSize(word(12)))?;
+        let chunk = ChunkSize::from_sectors(word(12)).ok_or(HeaderError::ChunkSize(word(12)))?;
         Ok(Some(Header { valid: word(4) != 0, chunk }))
     }
 }
@@ -192,8 +191,7 @@ impl Geometry {
     #[inline]
     pub const fn entry_offset(&self, position: u64) -> u64 {
         let area = self.area_chunk(position / self.entries_per_area());
-        self.chunk.store_offset(area)
-            + position % self.entries_per_area() * ENTRY_BYTES as u64
+        self.chunk.store_offset(area) + position % self.entries_per_area() * ENTRY_BYTES as u64
     }
 
     /// Where area `area` ends, in bytes.
