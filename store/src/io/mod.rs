@@ -5,9 +5,13 @@
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
 pub mod files;
+pub mod lock;
 pub mod shared;
+pub mod storage;
 
-pub use files::{FileId, FileInfo, Files};
+pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};
+pub use lock::{Lock, LockError};
+pub use storage::Storage;
 
 use crate::request::Token;
 
