@@ -4,6 +4,7 @@
 //! files, copy-on-write snapshots in the Linux kernel's own store format. Nothing in this crate
 //! knows of virtio, vhost-user, guest memory or the monitor's wire format.
 
+pub mod attached;
 pub mod cow;
 pub mod engine;
 pub mod exception;
