@@ -9,6 +9,7 @@ pub mod cow;
 pub mod engine;
 pub mod exception;
 pub mod io;
+pub mod lines;
 pub mod request;
 pub mod sync;
 pub mod table;
