@@ -6,6 +6,7 @@
 
 pub mod attached;
 pub mod cow;
+pub mod device;
 pub mod engine;
 pub mod exception;
 pub mod io;

@@ -191,9 +191,7 @@ impl<'a> Words<'a> {
                 return Err(self.bad(word, "a chunk size for a transient store, which needs one"));
             }
             0 => None,
-            sectors => {
-                Some(ChunkSize::from_sectors(sectors).ok_or_else(|| self.bad(word, SIZE))?)
-            }
+            sectors => Some(ChunkSize::from_sectors(sectors).ok_or_else(|| self.bad(word, SIZE))?),
         };
         let mut features = Features::default();
         if let Some(word) = self.words.next() {
@@ -204,9 +202,7 @@ impl<'a> Words<'a> {
                     "discard_zeroes_cow" => features.discard_zeroes_cow = true,
                     "discard_passdown_origin" => features.discard_passdown_origin = true,
                     word => {
-                        return Err(
-                            self.bad(word, "discard_zeroes_cow or discard_passdown_origin")
-                        );
+                        return Err(self.bad(word, "discard_zeroes_cow or discard_passdown_origin"));
                     }
                 }
             }

@@ -228,6 +228,26 @@ impl IoVecs {
         self.list.extend(bounce.0.piece(0, len));
     }
 
+    /// Appends a copy of `bytes`, which `bounce` holds; false where they do not fit.
+    pub(crate) fn push_copy(&mut self, bounce: &Bounce, bytes: &[u8]) -> bool {
+        let Some(piece) = bounce.0.piece(0, bytes.len()) else { return false };
+        // SAFETY: `piece` lies within the bounce buffer, which is handed to nobody else and which
+        // no slice of ours can overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast(), bytes.len())
+        };
+        self.list.push(piece);
+        true
+    }
+
+    /// Fills the pieces with zeroes.
+    pub(crate) fn fill_with_zeroes(&self) {
+        for piece in &self.list[self.at..] {
+            // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
+            unsafe { std::ptr::write_bytes(piece.iov_base.cast::<u8>(), 0, piece.iov_len) };
+        }
+    }
+
     /// Bytes in all pieces that are not done.
     pub(crate) fn total(&self) -> u64 {
         self.list[self.at..].iter().map(|piece| piece.iov_len as u64).sum()

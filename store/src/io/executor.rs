@@ -19,7 +19,7 @@ use super::buffer::{GuestData, Memory, ScratchConfig};
 use super::sync::{Poller, carry_out};
 use super::transfer::{Outcome, Step, Target, Through, Transfer};
 use super::uring::{Event, Handle, Ring, Wait};
-use super::{Action, BufId, Completion, Errno, FileId, Files, Seg};
+use super::{Action, BufId, Completion, Errno, FileId, Files, IoOp, Seg};
 
 #[cfg(test)]
 mod tests;
@@ -124,8 +124,9 @@ impl Io {
     }
 
     /// Takes up an action: queues it, or carries it out where plain calls serve its file better.
-    /// `segs` are its parts; `guest` knows where requests' bytes lie. Never waits for room.
-    pub fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], guest: &G) {
+    /// `segs` are its parts; `meta` the bytes of a [`Seg::Meta`] among them, which are copied;
+    /// `guest` knows where requests' bytes lie. Never waits for room.
+    pub fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G) {
         self.in_flight += 1;
         let slot = self.take_slot(*action);
         let transfer = &mut self.transfers[slot as usize];
@@ -142,12 +143,18 @@ impl Io {
                     transfer.pieces.push_zeroes(&self.memory, len as usize);
                     true
                 }
+                Seg::Meta { .. } => transfer.push_meta(&mut self.memory, meta),
             };
             if !known {
                 return self.finish(slot, Err(Errno(libc::EFAULT)));
             }
         }
+        if action.op == IoOp::Clear {
+            self.transfers[slot as usize].pieces.fill_with_zeroes();
+            return self.finish(slot, Ok(()));
+        }
         let target = self.targets.get_mut(action.file.0 as usize);
+        let transfer = &mut self.transfers[slot as usize];
         let Some(target) = target.and_then(Option::as_deref_mut) else {
             return self.finish(slot, Err(Errno(libc::EBADF)));
         };
@@ -294,6 +301,7 @@ impl Io {
 
     fn finish(&mut self, slot: u32, result: Result<(), Errno>) {
         let tag = self.transfers[slot as usize].action.tag;
+        self.transfers[slot as usize].drop_meta(&mut self.memory);
         self.done.push_back(Completion { tag, result });
         self.free.push(slot);
     }

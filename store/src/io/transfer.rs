@@ -140,6 +140,8 @@ pub(crate) struct Transfer {
     pub(crate) pieces: IoVecs,
     /// What stands in for them in the step in hand: a bounce buffer, zeroes.
     stand_in: IoVecs,
+    /// The copy of metadata that is among the pieces.
+    meta: Option<Bounce>,
 }
 
 impl Transfer {
@@ -151,6 +153,7 @@ impl Transfer {
             shape: Shape::Direct,
             pieces: IoVecs::default(),
             stand_in: IoVecs::default(),
+            meta: None,
         }
     }
 
@@ -162,6 +165,21 @@ impl Transfer {
         self.shape = Shape::Direct;
         self.pieces.clear();
         self.stand_in.clear();
+    }
+
+    /// Appends a copy of `bytes` to the pieces; false where there is no memory for it.
+    pub(crate) fn push_meta(&mut self, memory: &mut Memory, bytes: &[u8]) -> bool {
+        let Ok(bounce) = memory.bounce() else { return false };
+        let fits = self.pieces.push_copy(&bounce, bytes);
+        self.meta = Some(bounce);
+        fits
+    }
+
+    /// Gives the copy of metadata back, once nothing reads it any more.
+    pub(crate) fn drop_meta(&mut self, memory: &mut Memory) {
+        if let Some(bounce) = self.meta.take() {
+            memory.give_back(bounce);
+        }
     }
 
     /// Chooses how it will be done.

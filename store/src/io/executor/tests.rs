@@ -110,7 +110,7 @@ impl Rig {
         guest: &G,
     ) -> Result<(), Errno> {
         let action = self.action(op, offset, len, 77);
-        self.io.submit(&action, segs, guest);
+        self.io.submit(&action, segs, &[], guest);
         let completion = self.one();
         assert_eq!(completion.tag, Tag(77), "{}", self.what);
         assert_eq!(self.io.in_flight(), 0);
@@ -328,7 +328,7 @@ fn a_batch_costs_one_system_call() {
     let before = rig.io.syscalls();
     for n in 0..32 {
         let action = rig.action(IoOp::Read, u64::from(n) * 4096, 4096, u64::from(n));
-        rig.io.submit(&action, &[guest_seg(n, 4096)], &guest);
+        rig.io.submit(&action, &[guest_seg(n, 4096)], &[], &guest);
     }
     assert_eq!(rig.io.syscalls(), before, "submitting is none");
     assert_eq!(rig.io.in_flight(), 32);
@@ -363,7 +363,7 @@ fn more_than_the_ring_holds_waits_its_turn() {
         let guest = Guest::new(4096, 0, 4096, 256);
         for n in 0..256 {
             let action = rig.action(IoOp::Read, u64::from(n) * 4096, 4096, u64::from(n));
-            rig.io.submit(&action, &[guest_seg(n, 4096)], &guest);
+            rig.io.submit(&action, &[guest_seg(n, 4096)], &[], &guest);
         }
         let mut seen = [false; 256];
         for _ in 0..256 {
@@ -488,7 +488,7 @@ fn an_executor_can_be_made_by_another_thread_and_dropped_in_flight() {
                     segs: (0, 0),
                     tag: Tag(u64::from(n)),
                 };
-                io.submit(&action, &[guest_seg(n, 4096)], &guest);
+                io.submit(&action, &[guest_seg(n, 4096)], &[], &guest);
             }
             io.enter().unwrap();
             drop(io); // before the guest's memory
