@@ -1,0 +1,2 @@
+//! The benchmark: the same jobs for several servers, side by side.
+fn main() {}
