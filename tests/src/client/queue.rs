@@ -226,13 +226,9 @@ impl Queue {
             // SAFETY: the segments lie within a buffer that `submit` keeps in `in_flight`, out of
             // everyone's reach, until the device has said that it is done with it. (A device that
             // never does keeps a mapping of its own.) The list itself is read before the return.
-            unsafe {
-                if write {
-                    ring.writev(offset, at, count, slot)
-                } else {
-                    ring.readv(offset, at, count, slot)
-                }
-            }
+            let put =
+                |put: unsafe fn(_, _, _, _, _) -> _| unsafe { put(ring, offset, at, count, slot) };
+            put(if write { VirtioBlkQueue::writev } else { VirtioBlkQueue::readv })
         })
     }
 
