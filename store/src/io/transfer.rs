@@ -322,7 +322,8 @@ impl Transfer {
         };
         // A block device says EINVAL to a range that is not whole blocks; the next may fit.
         let lacking = matches!(error, libc::EOPNOTSUPP | libc::ENOSYS);
-        if !lacking && !(error == libc::EINVAL && target.info.block_device) {
+        let misfit = error == libc::EINVAL && target.info.block_device;
+        if !(lacking || misfit) {
             return Outcome::Done(Err(Errno(error)));
         }
         *at += 1;
