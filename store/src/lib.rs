@@ -4,6 +4,9 @@
 //! files, copy-on-write snapshots in the Linux kernel's own store format. Nothing in this crate
 //! knows of virtio, vhost-user, guest memory or the monitor's wire format.
 
+extern crate self as snapblk_store;
+
+pub mod control;
 pub mod io;
 pub mod request;
 pub mod units;
