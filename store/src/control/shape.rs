@@ -12,6 +12,8 @@ pub enum Shape {
     Text,
     /// True or false.
     Bool,
+    /// Nothing but null.
+    Null,
     /// A whole number within the bounds (both inclusive).
     Integer {
         /// Least value.
@@ -143,6 +145,12 @@ impl<T: Described> Described for Vec<T> {
 impl Described for String {
     fn shape() -> Shape {
         Shape::Text
+    }
+}
+
+impl Described for () {
+    fn shape() -> Shape {
+        Shape::Null
     }
 }
 
