@@ -1,1 +1,3 @@
 //! snapblk's device.
+
+pub mod cli;
