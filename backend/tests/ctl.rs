@@ -242,14 +242,15 @@ fn a_merge_can_be_followed_later() {
 #[test]
 fn watch_prints_events_until_the_server_is_gone() {
     let Bench { dir, mock, _server: server } = Bench::new(false);
-    let watching = Command::new(env!("CARGO_BIN_EXE_snapblk"))
+    let mut watching = Command::new(env!("CARGO_BIN_EXE_snapblk"))
         .arg("ctl")
         .arg(dir.path().join("m.sock"))
         .arg("watch")
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watching.stdout.unwrap()));
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(watching.stdout.take().unwrap()));
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
         // Until the watcher has negotiated it hears nothing: events are repeated.
@@ -269,4 +270,5 @@ fn watch_prints_events_until_the_server_is_gone() {
     });
     server.stop(std::time::Duration::from_secs(30));
     while lines.next().is_some() {}
+    assert!(watching.wait().unwrap().success());
 }

@@ -255,3 +255,6 @@ impl Commands {
         self.by_name.values()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,7 +158,7 @@ impl Parser {
             format!("\\x{byte:02x}")
         };
         self.fail(format!("stray '{shown}'"), found);
-        if byte < 0x20 || byte >= 0xfe {
+        if !(0x20..0xfe).contains(&byte) {
             self.state = State::Start;
         }
     }

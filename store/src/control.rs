@@ -3,7 +3,7 @@
 //!
 //! Owns the vocabulary of spec/interface.md "The monitor": every argument with its type, unit
 //! and wire name, written once; [`shape`] tells the rest (checks, introspection) from it. Never
-//! knows how a command travels (no JSON, no socket), which commands are served, or how one is
+//! knows how a command travels or is written, which commands are served, or how one is
 //! carried out. Sizes and offsets are bytes, paths are relative to the server's working
 //! directory.
 

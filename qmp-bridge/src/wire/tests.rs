@@ -1,6 +1,7 @@
 //! Expectations are what the QMP specification says and what qemu-storage-daemon 10.0.2
 //! answered to the same bytes.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{MAX_MESSAGE, MAX_NESTING, Parser, line};
@@ -65,6 +66,15 @@ fn reading_goes_on_behind_an_error() {
 }
 
 #[test]
+fn a_control_character_ends_whatever_was_wrong() {
+    let found = parse(b"@ junk, \x01\"x\"");
+    assert!(found[0].is_err());
+    assert_eq!(found.last(), Some(&Ok(json!("x"))));
+    let found = parse(b"@ junk \xff\"x\"");
+    assert_eq!(found.last(), Some(&Ok(json!("x"))));
+}
+
+#[test]
 fn one_stray_byte_is_one_error() {
     assert_eq!(parse(b"\xff{}").len(), 2);
     assert_eq!(parse(b"\x01").len(), 1);
@@ -107,4 +117,38 @@ fn a_line_is_ascii_spaced_as_qemu_spaces_it_and_ends_with_crlf() {
         "{\"id\": \"\\u00E9\\uD83D\\uDE00\\u007F\\\"\", \"return\": {\"a\": [1, 2]}}\r\n"
     );
     assert_eq!(line(&json!({"return": {}})).unwrap(), "{\"return\": {}}\r\n");
+}
+
+/// Bytes that are likely to mean something to the parser.
+fn noise() -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![
+        4 => prop::sample::select(&b"{}[]:,\"\\ \n-0e.tfn'\x01\xff"[..]),
+        1 => any::<u8>(),
+    ];
+    prop::collection::vec(byte, 0..200)
+}
+
+proptest! {
+    #[test]
+    fn it_does_not_matter_how_the_bytes_are_cut(bytes in noise(), cut in 0usize..200) {
+        let cut = cut.min(bytes.len());
+        let mut parser = Parser::default();
+        let mut found = Vec::new();
+        for part in [&bytes[..cut], &bytes[cut..]] {
+            parser.feed(part, |value| found.push(value.map_err(|error| error.to_string())));
+        }
+        prop_assert_eq!(found, parse(&bytes));
+    }
+
+    #[test]
+    fn a_line_break_a_control_character_and_all_is_well(mut bytes in noise()) {
+        bytes.extend_from_slice(b"\n\x01{\"execute\": \"quit\"}");
+        prop_assert_eq!(parse(&bytes).pop(), Some(Ok(json!({"execute": "quit"}))));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back(text in any::<String>(), number in any::<i64>()) {
+        let value = json!({"text": text, "list": [number, null]});
+        prop_assert_eq!(parse(line(&value).unwrap().as_bytes()), [Ok(value)]);
+    }
 }

@@ -264,18 +264,18 @@ pub struct ExportArgs {
     pub logical_block_size: Option<u64>,
 }
 
-/// What a full store means.
+/// How a store keeps what it keeps, as in a table line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Persistent {
     /// The snapshot is lost
     #[value(name = "P")]
-    Persistent,
+    P,
     /// The snapshot can be read, not written, until the store grows
     #[value(name = "PO")]
-    Overflow,
+    Po,
     /// Nothing is kept across a restart
     #[value(name = "N")]
-    Transient,
+    N,
 }
 
 /// A command of the monitor, with its arguments.
@@ -448,9 +448,9 @@ impl ExportArgs {
 impl Persistent {
     fn on_the_wire(self) -> control::Persistence {
         match self {
-            Persistent::Persistent => control::Persistence::Persistent,
-            Persistent::Overflow => control::Persistence::PersistentOverflow,
-            Persistent::Transient => control::Persistence::Transient,
+            Persistent::P => control::Persistence::Persistent,
+            Persistent::Po => control::Persistence::PersistentOverflow,
+            Persistent::N => control::Persistence::Transient,
         }
     }
 }
