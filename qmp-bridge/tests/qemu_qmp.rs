@@ -140,7 +140,7 @@ fn qmp_shell_runs_commands_from_its_standard_input() {
          device-remove name=nothing\n",
     );
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}{}{HOW}", String::from_utf8_lossy(&output.stderr));
     for part in [
         "Connected to QEMU",
         "{\"return\": []}",
