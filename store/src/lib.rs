@@ -12,6 +12,7 @@ pub mod cow;
 pub mod device;
 pub mod engine;
 pub mod exception;
+pub mod flusher;
 pub mod io;
 pub mod lines;
 pub mod request;

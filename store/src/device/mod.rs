@@ -16,7 +16,7 @@ mod snapshots;
 mod state;
 mod verbs;
 
-pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink};
+pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher};
 pub use error::DeviceError;
 pub use query::{DeviceStatus, TargetStatus};
 pub use snapshots::{CreateSnapshot, OverlaySnapshot};
