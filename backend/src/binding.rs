@@ -10,32 +10,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use snapblk_store::engine::Direct;
+pub use snapblk_store::io::GuestData;
 use snapblk_store::io::{Action, Completion, FileId, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::units::Sector;
+pub use snapblk_store::workers::Wake;
 
 use crate::worker::WorkerHandle;
-
-/// How a sleeping worker is woken from another thread.
-pub trait Wake: Send + Sync {
-    /// Ends the worker's sleep, or the next one where it does not sleep.
-    fn wake(&self);
-}
-
-/// Where the bytes of a request's data lie in this process.
-pub trait GuestData {
-    /// Appends the pieces of bytes `[offset, offset + len)` of the data of `token`.
-    fn push_iovecs(&self, token: Token, offset: u32, len: u32, out: &mut Vec<libc::iovec>);
-}
-
-/// The whole range of a request lies in one piece of one file, and nothing else is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direct {
-    /// The file.
-    pub file: FileId,
-    /// First byte in it.
-    pub offset: u64,
-}
 
 /// A device's table, as far as the guest's protocol is concerned with it.
 pub trait DeviceTable: Send + Sync + 'static {
@@ -66,6 +48,8 @@ pub trait DeviceEngine: 'static {
     fn pop_action(&mut self) -> Option<Action>;
     /// The parts of an action that [`pop_action`](Self::pop_action) returned last.
     fn segs(&self, action: &Action) -> &[Seg];
+    /// The bytes of its [`Seg::Meta`] part, if it has one.
+    fn meta_of(&self, action: &Action) -> &[u8];
     /// The next request that ended.
     fn pop_finished(&mut self) -> Option<(Token, Status)>;
     /// Nothing in flight, nothing claimed, no commit led. Requests may be held.
@@ -86,7 +70,7 @@ pub trait DeviceIo: 'static {
     /// The files that actions will name from now on.
     fn adopt_files(&mut self, files: &[FileId]);
     /// Queues an action, or carries it out.
-    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], guest: &G);
+    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G);
     /// Hands what is queued to the system, without waiting.
     fn enter(&mut self) -> io::Result<()>;
     /// The next action that ended.

@@ -1,6 +1,7 @@
 //! snapblk's device.
 
 pub mod binding;
+pub mod cli;
 pub mod config;
 pub mod export;
 pub mod memory;

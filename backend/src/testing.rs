@@ -110,7 +110,7 @@ impl TestDisk {
                     let zeroes = vec![0; action.len as usize];
                     self.file.write_all_at(&zeroes, action.offset).unwrap();
                 }
-                IoOp::Sync => {}
+                IoOp::Sync | IoOp::Clear => {}
             }
             Ok(())
         };
@@ -236,6 +236,10 @@ impl DeviceEngine for TestEngine {
         &self.seg[..action.segs.1 as usize]
     }
 
+    fn meta_of(&self, _: &Action) -> &[u8] {
+        &[]
+    }
+
     fn pop_finished(&mut self) -> Option<(Token, Status)> {
         self.finished.pop_front()
     }
@@ -274,7 +278,7 @@ const TEST_KEY: u64 = u64::MAX;
 impl DeviceIo for TestIo {
     fn adopt_files(&mut self, _files: &[FileId]) {}
 
-    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], guest: &G) {
+    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], _: &[u8], guest: &G) {
         let mut pieces = Vec::new();
         for seg in segs {
             if let Seg::Guest { token, offset, len } = *seg {

@@ -267,7 +267,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             tag: Tag(OWN_TAG | u64::from(head)),
         };
         let data = [Seg::Guest { token, offset: 0, len }];
-        self.io.submit(&action, &data, &self.flights);
+        self.io.submit(&action, &data, &[], &self.flights);
         self.direct += 1;
         self.unsubmitted = true;
     }
@@ -299,7 +299,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.engine.step();
         }
         while let Some(action) = self.engine.pop_action() {
-            self.io.submit(&action, self.engine.segs(&action), &self.flights);
+            let (segs, meta) = (self.engine.segs(&action), self.engine.meta_of(&action));
+            self.io.submit(&action, segs, meta, &self.flights);
             self.unsubmitted = true;
             busy = true;
         }
