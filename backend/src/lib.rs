@@ -1,1 +1,3 @@
-//! snapblk's device.
+//! snapblk's device and its command line.
+
+pub mod cli;
