@@ -52,7 +52,11 @@ impl<'a> About<'a> {
             valid: store.valid,
             chunk_size: store.geometry.chunk.bytes(),
             size: usage.total * SECTOR_SIZE,
-            disk_size: meta.blocks() * SECTOR_SIZE,
+            disk_size: if file.file.block_device {
+                usage.total * SECTOR_SIZE
+            } else {
+                meta.blocks() * SECTOR_SIZE
+            },
             exceptions: store.entries.len() as u64,
             free: store.geometry.capacity().saturating_sub(store.next.0),
             allocated: usage.allocated * SECTOR_SIZE,

@@ -16,7 +16,7 @@ use snapblk_store::cow::{OpenStore, StoreErrorKind};
 use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
 
 use super::dump::runs;
-use super::store_file::StoreFile;
+use super::store_file::{StoreFile, claim};
 use super::{CliError, output, size};
 
 #[cfg(test)]
@@ -66,6 +66,7 @@ impl Merge {
         let file = StoreFile::to_write(&self.store)?;
         let origin = FileInfo::open(&self.into, OpenMode::ReadWrite, false)?;
         let _lock = Lock::exclusive(&origin, None)?;
+        let _claim = claim(&origin)?;
         let mut store = file.load(Some(origin.len))?;
         if !store.valid {
             return Err(CliError::Refused(format!(
