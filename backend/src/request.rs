@@ -1,6 +1,6 @@
 //! Descriptor chains in, virtio-blk requests out (virtio 1.2, 5.2.6).
 //!
-//! Owns everything a guest can get wrong in a chain: whatever it wrote, [`RequestSlot::parse`]
+//! Owns everything a guest can get wrong in a chain: whatever it wrote, [`Parser::parse`]
 //! ends with something to do, or with the status that the guest is told. Never knows how a
 //! request is carried out, or what else is in flight.
 
@@ -34,6 +34,9 @@ pub enum BlkStatus {
     /// VIRTIO_BLK_S_UNSUPP.
     Unsupported = 2,
 }
+
+/// Pieces of a chain that are kept: the most segments, and a status byte apart.
+const MAX_PIECES: usize = SEG_MAX as usize + 1;
 
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +91,22 @@ pub struct RequestSlot {
     pub status: Option<GuestAddress>,
     /// Bytes of its writable part, the status byte included.
     pub writable_len: u32,
-    /// Its pieces without header and status: first those to be read, then those to be written.
+}
+
+impl RequestSlot {
+    /// A slot that holds an ordinary request without growing.
+    pub fn with_room() -> RequestSlot {
+        RequestSlot { data: Vec::with_capacity(SEG_MAX as usize), ..RequestSlot::default() }
+    }
+}
+
+/// Takes chains apart, one at a time.
+#[derive(Debug)]
+pub struct Parser {
+    /// What requests are checked against.
+    pub limits: Limits,
+    /// The pieces of a chain without header and status: first those to be read, then those to be
+    /// written.
     pieces: Vec<Descriptor>,
 }
 
@@ -96,47 +114,51 @@ pub struct RequestSlot {
 struct Shape {
     header: [u8; HEADER_LEN],
     header_len: usize,
-    /// How many of the slot's pieces the device reads; the rest it writes.
+    /// How many of the pieces the device reads; the rest it writes.
     readable: usize,
+    writable_len: u32,
     well_formed: bool,
 }
 
-impl RequestSlot {
-    /// A slot that holds an ordinary request without growing.
-    pub fn with_room() -> RequestSlot {
-        RequestSlot {
-            data: Vec::with_capacity(SEG_MAX as usize),
-            pieces: Vec::with_capacity(SEG_MAX as usize),
-            ..RequestSlot::default()
-        }
+impl Parser {
+    /// A parser that checks against `limits`.
+    pub fn new(limits: Limits) -> Parser {
+        Parser { limits, pieces: Vec::with_capacity(MAX_PIECES) }
     }
 
-    /// Takes a chain apart.
-    pub fn parse(&mut self, chain: &mut Chain<'_>, memory: &GuestMemory, limits: &Limits) -> Asked {
-        self.data.clear();
-        self.ranges.clear();
-        let shape = self.sort(chain, memory);
-        self.take_status();
+    /// Takes a chain apart, into `slot`.
+    pub fn parse(
+        &mut self,
+        chain: &mut Chain<'_>,
+        memory: &GuestMemory,
+        slot: &mut RequestSlot,
+    ) -> Asked {
+        let limits = &self.limits;
+        slot.data.clear();
+        slot.ranges.clear();
+        let shape = sort(chain, memory, &mut self.pieces);
+        slot.writable_len = shape.writable_len;
+        slot.status = take_status(&mut self.pieces);
         // What cannot be answered is not done.
-        if !shape.well_formed || shape.header_len < HEADER_LEN || self.status.is_none() {
+        if !shape.well_formed || shape.header_len < HEADER_LEN || slot.status.is_none() {
             return Asked::Answer(BlkStatus::IoError);
         }
         let (kind, sector) = decode_header(&shape.header);
         let (readable, writable) = self.pieces.split_at(shape.readable);
         let asked = match kind {
             blk::VIRTIO_BLK_T_IN if readable.is_empty() => {
-                map_data(writable, memory, &mut self.data)
+                map_data(writable, memory, &mut slot.data)
                     .and_then(|len| check_data(Op::Read, sector, len, limits))
             }
             blk::VIRTIO_BLK_T_OUT if writable.is_empty() => {
-                map_data(readable, memory, &mut self.data)
+                map_data(readable, memory, &mut slot.data)
                     .and_then(|len| check_data(Op::Write, sector, len, limits))
             }
             blk::VIRTIO_BLK_T_FLUSH => Ok(Asked::Flush),
             blk::VIRTIO_BLK_T_GET_ID => answer_id(writable, memory, limits),
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES if writable.is_empty() => {
                 let zeroes = kind == blk::VIRTIO_BLK_T_WRITE_ZEROES;
-                read_ranges(zeroes, readable, memory, limits, &mut self.ranges)
+                read_ranges(zeroes, readable, memory, limits, &mut slot.ranges)
             }
             blk::VIRTIO_BLK_T_IN
             | blk::VIRTIO_BLK_T_OUT
@@ -146,67 +168,64 @@ impl RequestSlot {
         };
         asked.unwrap_or_else(Asked::Answer)
     }
+}
 
-    /// Walks the chain: the header is its first 16 readable bytes, however they are cut.
-    fn sort(&mut self, chain: &mut Chain<'_>, memory: &GuestMemory) -> Shape {
-        self.pieces.clear();
-        let mut shape =
-            Shape { header: [0; HEADER_LEN], header_len: 0, readable: 0, well_formed: true };
-        let mut writable_seen = false;
-        self.writable_len = 0;
-        for mut piece in chain.by_ref() {
-            if piece.writable {
-                writable_seen = true;
-                self.writable_len = self.writable_len.saturating_add(piece.len);
-            } else {
-                // All that the device reads stands before all that it writes (2.7.4.2).
-                shape.well_formed &= !writable_seen;
-                let missing = HEADER_LEN - shape.header_len;
-                let taken = missing.min(piece.len as usize);
-                let into = &mut shape.header[shape.header_len..shape.header_len + taken];
-                shape.well_formed &= memory.read(piece.address, into).is_ok();
-                shape.header_len += taken;
-                piece.address.0 = piece.address.0.wrapping_add(taken as u64);
-                piece.len -= taken as u32;
-            }
-            if piece.len == 0 {
-                continue;
-            }
-            if !piece.writable && !writable_seen {
-                shape.readable += 1;
-            }
-            self.keep(piece, &mut shape);
-        }
-        shape.well_formed &= !chain.is_unfinished();
-        shape
-    }
-
-    /// Keeps a piece; of more than there may be only the last, where the status byte is.
-    fn keep(&mut self, piece: Descriptor, shape: &mut Shape) {
-        if self.pieces.len() < SEG_MAX as usize + 1 {
-            self.pieces.push(piece);
+/// Walks the chain: the header is its first 16 readable bytes, however they are cut.
+fn sort(chain: &mut Chain<'_>, memory: &GuestMemory, pieces: &mut Vec<Descriptor>) -> Shape {
+    pieces.clear();
+    let mut shape = Shape {
+        header: [0; HEADER_LEN],
+        header_len: 0,
+        readable: 0,
+        writable_len: 0,
+        well_formed: true,
+    };
+    let mut writable_seen = false;
+    for mut piece in chain.by_ref() {
+        if piece.writable {
+            writable_seen = true;
+            shape.writable_len = shape.writable_len.saturating_add(piece.len);
         } else {
-            shape.well_formed = false;
-            shape.readable = shape.readable.min(self.pieces.len());
-            if piece.writable
-                && let Some(last) = self.pieces.last_mut()
-            {
-                *last = piece;
-            }
+            // All that the device reads stands before all that it writes (2.7.4.2).
+            shape.well_formed &= !writable_seen;
+            let missing = HEADER_LEN - shape.header_len;
+            let taken = missing.min(piece.len as usize);
+            let into = &mut shape.header[shape.header_len..shape.header_len + taken];
+            shape.well_formed &= memory.read(piece.address, into).is_ok();
+            shape.header_len += taken;
+            piece.address.0 = piece.address.0.wrapping_add(taken as u64);
+            piece.len -= taken as u32;
         }
-    }
-
-    /// The last writable byte is the status; what stands before it is data.
-    fn take_status(&mut self) {
-        self.status = None;
-        let Some(last) = self.pieces.iter().rposition(|piece| piece.writable) else { return };
-        let piece = &mut self.pieces[last];
-        piece.len -= 1;
-        self.status = piece.address.0.checked_add(u64::from(piece.len)).map(GuestAddress);
         if piece.len == 0 {
-            self.pieces.remove(last);
+            continue;
+        }
+        if pieces.len() < MAX_PIECES {
+            shape.readable += usize::from(!piece.writable && !writable_seen);
+            pieces.push(piece);
+            continue;
+        }
+        // Of more than there may be only the last matters: the status byte is there.
+        shape.well_formed = false;
+        if piece.writable
+            && let Some(last) = pieces.last_mut()
+        {
+            *last = piece;
         }
     }
+    shape.well_formed &= !chain.is_unfinished();
+    shape
+}
+
+/// The last writable byte is the status; what stands before it is data.
+fn take_status(pieces: &mut Vec<Descriptor>) -> Option<GuestAddress> {
+    let last = pieces.iter().rposition(|piece| piece.writable)?;
+    let piece = &mut pieces[last];
+    piece.len -= 1;
+    let status = piece.address.0.checked_add(u64::from(piece.len)).map(GuestAddress);
+    if piece.len == 0 {
+        pieces.remove(last);
+    }
+    status
 }
 
 fn decode_header(header: &[u8; HEADER_LEN]) -> (u32, u64) {

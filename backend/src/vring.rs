@@ -233,3 +233,6 @@ impl Vring {
         self.setup.size
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ use snapblk_store::units::Sector;
 
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, TableOf};
 use crate::config::SERIAL_LEN;
-use crate::request::{Asked, BlkStatus, Limits};
+use crate::request::{Asked, BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
 use flights::{Flights, Memories};
@@ -116,7 +116,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     memories: Memories,
     /// Whether the export lets guests write.
     writable: bool,
-    limits: Limits,
+    parser: Parser,
     table: Option<Arc<E::Table>>,
     gate: Gate,
     /// I/O of its own in flight.
@@ -154,7 +154,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             flights: Flights::default(),
             memories: Memories::default(),
             writable,
-            limits: Limits { capacity: Sector(0), read_only: true, serial },
+            parser: Parser::new(Limits { capacity: Sector(0), read_only: true, serial }),
             table: None,
             gate: Gate::Closed,
             direct: 0,
@@ -236,7 +236,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let mut chain = self.ring.as_mut()?.vring.take(memory)?;
         let head = chain.head();
         let slot = self.flights.open(head, self.memories.generation());
-        Some((head, slot.map(|slot| slot.parse(&mut chain, memory, &self.limits))))
+        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot))))
     }
 
     fn begin(&mut self, head: u16, asked: Option<Asked>) {
@@ -531,8 +531,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.engine.bind(table.clone());
                 self.io.adopt_files(self.engine.files());
                 if let Some(table) = &table {
-                    self.limits.capacity = table.size();
-                    self.limits.read_only = table.read_only() || !self.writable;
+                    self.parser.limits.capacity = table.size();
+                    self.parser.limits.read_only = table.read_only() || !self.writable;
                 }
                 self.table = table;
             }

@@ -82,7 +82,7 @@ impl Guest {
         let limits = Limits { capacity: Sector(CAPACITY), read_only, serial: *SERIAL };
         let mut slot = RequestSlot::with_room();
         let mut chain = self.ring.take(&self.memory).expect("a chain was offered");
-        let asked = slot.parse(&mut chain, &self.memory, &limits);
+        let asked = Parser::new(limits).parse(&mut chain, &self.memory, &mut slot);
         (asked, slot)
     }
 
@@ -203,6 +203,10 @@ fn the_wrong_direction() {
     let readable_last =
         guest.ask(&[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE | NEXT, 2), (DATA, 512, 0, 0)]);
     assert_eq!(readable_last.0, IO_ERROR);
+    guest.header(4, 0);
+    let order =
+        guest.ask(&[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE | NEXT, 2), (DATA, 512, 0, 0)]);
+    assert_eq!(order.0, IO_ERROR, "what is read stands before what is written");
     assert_eq!(readable_last.1.status, Some(GuestAddress(STATUS)));
 }
 
@@ -214,8 +218,9 @@ fn chains_that_do_not_end() {
     let own_tail: [&[Desc]; 4] = [
         &[(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 1)],
         &[(HEADER, 16, NEXT, 0)],
-        &[(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, QUEUE)],
-        &[(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, u16::MAX)],
+        // Whole reads, but for how they end.
+        &[(HEADER, 16, NEXT, 1), (DATA, 513, NEXT | WRITE, QUEUE)],
+        &[(HEADER, 16, NEXT, 1), (DATA, 513, NEXT | WRITE, u16::MAX)],
     ];
     for table in own_tail {
         assert_eq!(guest.ask(table).0, IO_ERROR, "{table:?}");

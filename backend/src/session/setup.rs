@@ -25,9 +25,8 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::STATUS);
 
-/// How long a worker may take to answer something that needs no I/O.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long a ring may take to stop, or a cache to be flushed.
+/// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
+/// may have to wait for those.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a front-end is answered, where its message was followed.
@@ -235,7 +234,7 @@ impl<T> Setup<T> {
         self.memory = Arc::new(memory.map_err(nonsense)?);
         let tickets: Vec<_> =
             self.workers.iter().map(|worker| worker.set_memory(self.memory.clone())).collect();
-        tickets.iter().try_for_each(|ticket| ticket.wait(ANSWER_LIMIT).map_err(nonsense))
+        tickets.iter().try_for_each(|ticket| ticket.wait(DRAIN_LIMIT).map_err(nonsense))
     }
 
     fn vring(&mut self, index: u32) -> Result<(&mut Vring, &WorkerHandle<T>), Refusal> {

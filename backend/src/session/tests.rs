@@ -413,6 +413,9 @@ fn the_write_cache_is_turned_off_and_on() {
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
     assert_eq!(server.disk.count(IoOp::Sync), 2);
     assert!(front.vhost.set_config(0, writable, &[0]).is_err(), "nothing else is writable");
+    server.disk.fails.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(front.vhost.set_config(32, writable, &[0]).is_err(), "it could not be flushed");
+    assert_eq!(read_config(&mut front)[32], 1);
 }
 
 #[test]

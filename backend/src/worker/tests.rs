@@ -48,6 +48,14 @@ impl Bench {
         self.worker.start_ring(start).wait(PATIENCE).unwrap()
     }
 
+    /// Lets the worker have a whole turn.
+    fn pass_turns(&self) {
+        for _ in 0..2 {
+            let memory = Arc::new(self.driver.memory.clone());
+            self.worker.set_memory(memory).wait(PATIENCE).unwrap();
+        }
+    }
+
     fn suspend(&self, flush: bool) {
         self.worker.suspend(flush).wait(PATIENCE).unwrap().unwrap();
     }
@@ -149,7 +157,7 @@ fn what_was_made_available_before_the_start_is_served_without_a_kick() {
     bench.worker.resume(ResumeWith::Same).wait(PATIENCE).unwrap().unwrap();
     bench.driver.ask(1, 1, 8, &[8; 512]);
     bench.driver.kick();
-    bench.worker.set_memory(Arc::new(bench.driver.memory.clone())).wait(PATIENCE).unwrap();
+    bench.pass_turns();
     assert_eq!(bench.driver.next_used(), None, "a disabled ring is not served");
     bench.worker.enable(true);
     assert_eq!(bench.driver.await_used(), (3, 1));
@@ -168,7 +176,7 @@ fn a_ring_without_a_kick_is_polled() {
 /// I9.
 #[test]
 fn a_suspend_waits_for_what_is_in_flight_and_the_rest_waits_in_the_ring() {
-    for indirect in [false, true] {
+    for (indirect, flush) in [(false, true), (true, true), (false, false), (true, false)] {
         let mut bench = Bench::new(true);
         bench.disk.indirect.store(indirect, Ordering::SeqCst);
         bench.start();
@@ -176,14 +184,14 @@ fn a_suspend_waits_for_what_is_in_flight_and_the_rest_waits_in_the_ring() {
         bench.driver.ask(0, 1, 0, &[1; 512]);
         bench.driver.kick();
         bench.disk.await_count(IoOp::Write, 1);
-        let suspended = bench.worker.suspend(true);
+        let suspended = bench.worker.suspend(flush);
         bench.driver.ask(1, 1, 8, &[2; 512]);
         bench.driver.kick();
         assert_eq!(suspended.wait(Duration::from_millis(50)), Err(WorkerError::TimedOut));
         bench.disk.hold(false);
         assert_eq!(suspended.wait(PATIENCE), Ok(Ok(())));
         assert_eq!(bench.driver.await_used(), (0, 1));
-        assert_eq!(bench.disk.count(IoOp::Sync), 1, "a flushing suspend flushes");
+        assert_eq!(bench.disk.count(IoOp::Sync), usize::from(flush));
         assert_eq!(bench.disk.count(IoOp::Write), 1, "nothing is taken while suspended");
         let other = TestDisk::new(16);
         let table = Arc::new(TestTable { disk: other, read_only: false });
@@ -230,6 +238,8 @@ fn held_requests_outlive_a_suspend_and_fail_when_the_ring_stops() {
     bench.suspend(false);
     assert_eq!(bench.driver.next_used(), None);
     bench.disk.fill(false);
+    bench.pass_turns();
+    assert_eq!(bench.disk.count(IoOp::Write), 0, "suspended, although there is room now");
     let table = bench.binding.table();
     let resumed = bench.worker.resume(ResumeWith::Table(Some(table)));
     assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
