@@ -170,7 +170,7 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
-        let observer = self.devices.observer();
+        let observer = self.devices.observer(name);
         let (live, opened) = Live::open(&mut self.inner.disks, spec, below.len, true, observer)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
@@ -450,7 +450,7 @@ impl<'a> Plan<'a> {
         };
         refuse_own_origin(spec, &origin, |file| self.identity(file))?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
-        let observer = self.devices.observer();
+        let observer = self.devices.observer(name);
         let (live, opened) = Live::open(&mut self.inner.disks, spec, len, guest_disk, observer)?;
         let chunk = opened.geometry.chunk;
         if let Some(lower) = layers.last()

@@ -25,6 +25,8 @@ use crate::workers::Workers;
 pub enum DeviceEvent {
     /// A store changed its state.
     Store {
+        /// The device that it was opened for.
+        device: String,
         /// Its name, as the table has it.
         store: String,
         /// How.
@@ -152,15 +154,19 @@ impl Devices {
         (self.config.events)(event);
     }
 
-    pub(super) fn observer(&self) -> Box<dyn StoreObserver> {
-        Box::new(Observer(self.config.events.clone()))
+    pub(super) fn observer(&self, device: &str) -> Box<dyn StoreObserver> {
+        Box::new(Observer { device: device.into(), events: self.config.events.clone() })
     }
 }
 
-struct Observer(EventSink);
+struct Observer {
+    device: String,
+    events: EventSink,
+}
 
 impl StoreObserver for Observer {
     fn store_event(&self, name: &str, event: StoreEvent) {
-        (self.0)(DeviceEvent::Store { store: name.into(), event });
+        let (device, store) = (self.device.clone(), name.into());
+        (self.events)(DeviceEvent::Store { device, store, event });
     }
 }

@@ -65,6 +65,16 @@ pub(super) fn make_store(
     made.map(|()| true)
 }
 
+/// Makes the store of an overlay over `len` bytes where there is none yet, as large as could be
+/// needed; a store that is there is left alone.
+///
+/// # Errors
+/// What the system says.
+pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
+    let chunk = ChunkSize::TOOLS;
+    make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
+}
+
 /// Makes the name of a new file durable.
 pub(super) fn sync_name(path: &Path) -> Result<(), DeviceError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -18,6 +18,7 @@ mod verbs;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher};
 pub use error::DeviceError;
+pub use files::make_overlay_store;
 pub use query::{DeviceStatus, TargetStatus};
 pub use snapshots::{CreateSnapshot, OverlaySnapshot};
 pub use state::{FirstTable, State, StateError};

@@ -43,12 +43,10 @@ pub enum StateError {
     },
     /// It is about something else.
     #[error(
-        "the state file {} knows the device '{device}' with the first table '{knows}', not \
-         '{given}'; start with the old arguments, or give another --state", path.display()
+        "the state file knows the device '{device}' with the first table '{knows}', not '{given}'; \
+         start with the old arguments, or give another --state"
     )]
     Other {
-        /// Which file.
-        path: PathBuf,
         /// The device.
         device: String,
         /// The table it was first given.
@@ -85,7 +83,7 @@ pub enum StateError {
 /// A file that is only read, as it was when it was used last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct BaseState {
+pub(super) struct BaseState {
     /// Where.
     path: PathBuf,
     /// The store over it.
@@ -99,7 +97,7 @@ pub struct BaseState {
 /// One device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct DeviceState {
+pub(super) struct DeviceState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
     #[serde(default)]
@@ -240,16 +238,10 @@ impl StateFile {
         Ok(Some(state))
     }
 
-    fn same_first(
-        &self,
-        state: &State,
-        device: &str,
-        given: &[String],
-    ) -> Result<bool, StateError> {
+    fn same_first(state: &State, device: &str, given: &[String]) -> Result<bool, StateError> {
         match state.first.get(device) {
             Some(knows) if knows == given => Ok(true),
             Some(knows) => Err(StateError::Other {
-                path: self.path.clone().unwrap_or_default(),
                 device: device.into(),
                 knows: knows.join("; "),
                 given: given.join("; "),
@@ -284,10 +276,33 @@ impl Devices {
         mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let kept = self.lock().state.read()?;
+        let path = self.lock().state.path.take();
+        let started = self.start_from(kept, first, &mut make_stores);
+        let inner = &mut *self.lock();
+        inner.state.path = path;
+        let known = started?;
+        // A plain disk leaves no trace until a command changes something.
+        let has_stores = |device: &super::core::Device| {
+            device.active.as_ref().is_some_and(|active| !active.snaps.is_empty())
+        };
+        if known || inner.devices.values().any(has_stores) {
+            self.keep(inner)?;
+        }
+        Ok(())
+    }
+
+    /// True where a state was found.
+    fn start_from(
+        &self,
+        kept: Option<State>,
+        first: &[FirstTable],
+        make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        let known = kept.is_some();
         let mut resumed = Vec::new();
         if let Some(state) = kept {
             for table in first {
-                if self.lock().state.same_first(&state, &table.name, &texts(&table.lines))? {
+                if StateFile::same_first(&state, &table.name, &texts(&table.lines))? {
                     resumed.push(table.name.clone());
                 }
             }
@@ -301,7 +316,7 @@ impl Devices {
             self.load(&table.name, table.lines.clone(), table.read_only)?;
             self.resume(&table.name)?;
         }
-        Ok(())
+        Ok(known)
     }
 
     fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
@@ -334,12 +349,7 @@ impl Devices {
             inner.state.first = state.first.clone();
             inner.state.generation = state.generation;
         }
-        let path = self.lock().state.path.take();
-        let restored = self.restore_all(state);
-        let inner = &mut *self.lock();
-        inner.state.path = path;
-        restored?;
-        self.keep(inner)
+        self.restore_all(state)
     }
 
     fn restore_all(&self, state: &State) -> Result<(), DeviceError> {

@@ -1,7 +1,7 @@
 //! The memory that I/O goes to and comes from.
 //!
 //! Owns a worker's scratch buffers, the bounce buffers that direct I/O needs for memory that is
-//! not aligned, a region of zeroes, and [`IoVecs`]: the list of pieces of one transfer, the only
+//! not aligned, a region of zeroes, and `IoVecs`: the list of pieces of one transfer, the only
 //! place where an address becomes something that the system writes to. Never knows which file
 //! or request the bytes belong to. Keeps: every piece of a list describes memory that stays
 //! mapped until the transfer is over, since guest memory does by [`GuestData`]'s contract, and
