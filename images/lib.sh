@@ -1,5 +1,5 @@
 # What the recipes in this folder and the demo share: messages, the cache, Debian packages beside the installed ones,
-# and the QEMU command line. Sourced by bash; knows nothing of snapblk's commands.
+# and QEMU. Sourced by bash; knows nothing of snapblk's commands.
 #
 # Everything made here lands in one folder, $SNAPBLK_CACHE (by default images/cache, which git ignores). Nothing is
 # installed over a package that is there: Debian 12's QEMU 7.2, for one, would remove an installed qemu-utils 10.
@@ -138,7 +138,7 @@ copy_modules() {
     "$busybox" depmod -b "$root" "$release"
 }
 
-# qemu ARGUMENT...: QEMU for x86-64 with the libraries, modules and firmware that belong to it.
+# qemu ARGUMENT...: becomes QEMU for x86-64 with the libraries, modules and firmware that belong to it.
 qemu() {
     local program
     program=$(recorded QEMU)
@@ -148,29 +148,4 @@ qemu() {
             exec "$program" -L "$DEBS/usr/share/qemu" -L "$DEBS/usr/share/seabios" "$@" ;;
     *) exec "$program" "$@" ;;
     esac
-}
-
-# guest_arguments SCRIPT KERNEL_LOG [MEMORY_MIB] [CPUS]: the part of QEMU's command line that every guest has, one
-# argument a line. The caller adds disks (PCI slots 4 and up, so that they are vda, vdb, … in that order) and the
-# serial port that is the script's input and output.
-guest_arguments() {
-    local script=$1 kernel_log=$2 memory=${3:-256} cpus=${4:-1} accel=${ACCEL:-$(recorded ACCEL)}
-    printf '%s\n' \
-        -machine "pc,accel=$accel,memory-backend=memory" -smp "$cpus" -m "$memory" \
-        -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" \
-        -nodefaults -no-user-config -display none \
-        -kernel "$(recorded KERNEL)" -initrd "$(recorded INITRAMFS)" \
-        -append "console=ttyS0 quiet panic=-1" \
-        -fw_cfg "name=opt/snapblk/script,file=$script" \
-        -drive "if=none,id=system,file=$(recorded SYSTEM),format=raw,readonly=on,file.locking=off" \
-        -device virtio-blk-pci,drive=system,addr=0x1e \
-        -serial "file:$kernel_log"
-}
-
-# served_disk SOCKET [QUEUES] [SLOT]: QEMU's arguments for a disk that a vhost-user-blk server offers on SOCKET.
-served_disk() {
-    local socket=$1 queues=${2:-1} slot=${3:-4}
-    printf '%s\n' \
-        -chardev "socket,id=served$slot,path=$socket,reconnect=1" \
-        -device "vhost-user-blk-pci,chardev=served$slot,num-queues=$queues,addr=$slot"
 }
