@@ -67,9 +67,7 @@ impl Files {
 
     /// Forgets the file; it closes when its last user has let go of it.
     pub fn remove(&self, id: FileId) {
-        if let Some(slot) =
-            self.open.write().expect("files lock poisoned").get_mut(id.0 as usize)
-        {
+        if let Some(slot) = self.open.write().expect("files lock poisoned").get_mut(id.0 as usize) {
             *slot = None;
         }
     }
