@@ -3,8 +3,8 @@
 . /lib/snapblk/functions
 modprobe dm-snapshot
 
-# table DEVICE: its line's part behind start and length.
 sectors() { blockdev --getsz "$1"; }
+# Past the page cache: what the devices hold, not what this kernel remembers of them.
 direct_sha256() { dd if="$1" bs=64k iflag=direct,fullblock status=none | sha256sum | cut -d ' ' -f 1; }
 
 # The stacking that LVM uses: linear base; snapshot-origin and snapshot over it.

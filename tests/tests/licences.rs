@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Licences that ask for no more than their text and their authors' names.
-const ACCEPTED: [&str; 10] = [
+const ACCEPTED: [&str; 11] = [
     "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -15,6 +15,7 @@ const ACCEPTED: [&str; 10] = [
     "ISC",
     "MIT",
     "Unicode-3.0",
+    "Unlicense",
     "Zlib",
 ];
 
@@ -33,7 +34,7 @@ fn acceptable(expression: &str) -> bool {
     let one = expression.trim();
     match one.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
         Some(inner) => acceptable(inner),
-        None => ACCEPTED.contains(&one) || one == "Unlicense",
+        None => ACCEPTED.contains(&one),
     }
 }
 
