@@ -246,7 +246,7 @@ impl Witness {
     /// Opens the device and writes every block once.
     fn start(device: &str, offset: u64, length: u64) -> Result<Self, String> {
         let blocks = length / BLOCK as u64;
-        if blocks == 0 || offset % BLOCK as u64 != 0 {
+        if blocks == 0 || !offset.is_multiple_of(BLOCK as u64) {
             return Err(format!(
                 "{device}: offset {offset} and length {length} name no blocks of {BLOCK} bytes"
             ));
