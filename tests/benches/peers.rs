@@ -170,8 +170,10 @@ fn settings(args: &Args) -> Result<Settings, String> {
 fn build_snapblk() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::var_os("SNAPBLK").is_none() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        // As this program was built, so that the result lies beside it.
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let built = Command::new(cargo)
-            .args(["build", "--release", "--package", "snapblk", "--bin", "snapblk"])
+            .args(["build", "--profile", profile, "--package", "snapblk", "--bin", "snapblk"])
             .status()?;
         if !built.success() {
             return Err("snapblk does not build".into());

@@ -71,8 +71,8 @@ pub enum ServerError {
 
 /// The `snapblk` to test: `$SNAPBLK`, or the one built beside the running test.
 pub fn find_snapblk() -> Result<PathBuf, ServerError> {
-    if let Some(path) = std::env::var_os("SNAPBLK") {
-        return Ok(path.into());
+    if let Some(path) = named_in("SNAPBLK") {
+        return Ok(path);
     }
     let built = scratch::build_dir().map(|dir| dir.join("snapblk"));
     match built {
@@ -88,8 +88,8 @@ pub fn find_snapblk() -> Result<PathBuf, ServerError> {
 
 /// The `qemu-storage-daemon` to compare with: `$QEMU_STORAGE_DAEMON`, or the one in `PATH`.
 pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
-    if let Some(path) = std::env::var_os("QEMU_STORAGE_DAEMON") {
-        return Ok(path.into());
+    if let Some(path) = named_in("QEMU_STORAGE_DAEMON") {
+        return Ok(path);
     }
     find_in_path("qemu-storage-daemon").ok_or(ServerError::Missing {
         program: "qemu-storage-daemon",
@@ -97,6 +97,13 @@ pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
         remedy: "install Debian's package qemu-utils or qemu-system-common, or name it in the \
                  environment variable QEMU_STORAGE_DAEMON",
     })
+}
+
+/// The program that the environment variable `variable` names. Servers run in directories of their
+/// own, so a relative path is made absolute here.
+fn named_in(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(variable)?);
+    Some(std::path::absolute(&path).unwrap_or(path))
 }
 
 /// The program `name` in the directories of `PATH`.

@@ -251,11 +251,11 @@ pub fn run(
     Ok(done)
 }
 
-/// Reads the whole disk and compares every sector.
-pub fn read_back(client: Client, ledger: &Mutex<Ledger>) -> Result<(), VerifyError> {
+/// Reads the whole disk and compares every sector; `seed` is that of the load that wrote it.
+pub fn read_back(client: Client, ledger: &Mutex<Ledger>, seed: u64) -> Result<(), VerifyError> {
     const DEPTH: usize = 8;
     const STEP: u64 = 128 << 10;
-    let fail = |kind| VerifyError { seed: 0, kind };
+    let fail = |kind| VerifyError { seed, kind };
     let (info, expected) = (client.info(), lock(ledger).sectors() * SECTOR as u64);
     if info.capacity != expected {
         return Err(fail(Failure::Capacity { device: info.capacity, expected }));

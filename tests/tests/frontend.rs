@@ -35,8 +35,8 @@ fn run(server: &Server, queues: usize, ledger: &Mutex<Ledger>, load: &Load) -> D
         .unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()))
 }
 
-fn read_back(server: &Server, ledger: &Mutex<Ledger>) {
-    verify::read_back(connect(server, 1, 2 << 20), ledger)
+fn read_back(server: &Server, ledger: &Mutex<Ledger>, seed: u64) {
+    verify::read_back(connect(server, 1, 2 << 20), ledger, seed)
         .unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
 }
 
@@ -57,16 +57,16 @@ fn load_and_restart(command: &ServerCommand, ledger: Ledger, queues: usize) {
     let server = start(command);
     let done = run(&server, queues, &ledger, &load);
     assert_eq!(done, Done { acknowledged: load.requests * queues as u64, lost: 0 });
-    read_back(&server, &ledger);
+    read_back(&server, &ledger, load.seed);
     stop(server);
 
     let server = start(command);
-    read_back(&server, &ledger);
+    read_back(&server, &ledger, load.seed);
     let load = Load { seed: load.seed ^ 1, ..load };
     run(&server, queues, &ledger, &load.requests(500));
     // Another session of the same server: nothing is kept that should end with a session.
     run(&server, 1, &ledger, &load.requests(500).depth(1));
-    read_back(&server, &ledger);
+    read_back(&server, &ledger, load.seed);
     stop(server);
 }
 
@@ -85,18 +85,19 @@ fn kill_under_load(command: &ServerCommand, ledger: Ledger, queues: usize, round
         let watch = Watch::default();
         let moment = 200 + rng.below(3_000);
         let done = std::thread::scope(|scope| {
-            let load = scope.spawn(|| verify::run(client, &ledger, &load, &watch));
+            let running = scope.spawn(|| verify::run(client, &ledger, &load, &watch));
             if watch.wait_for(moment) {
                 server.kill().expect("SIGKILL");
                 watch.server_is_gone();
             }
-            load.join().expect("the load does not panic")
+            running.join().expect("the load does not panic")
         });
         let done = done.unwrap_or_else(|error| panic!("round {round}: {error}"));
-        assert!(done.acknowledged >= moment && done.lost > 0, "killed in mid-load: {done:?}");
+        let all = load.requests * queues as u64;
+        assert!((moment..all).contains(&done.acknowledged), "not killed in mid-load: {done:?}");
 
         let server = start(command);
-        read_back(&server, &ledger);
+        read_back(&server, &ledger, seed);
         assert_eq!(ledger.lock().unwrap().uncertain(), 0);
         stop(server);
     }
@@ -157,7 +158,7 @@ fn client_sees_one_wrong_sector() {
     let file = scratch.file("disk.raw", &image).unwrap();
     let server = start(&raw_in_qemu(&scratch, &file));
     let ledger = Mutex::new(Ledger::stamped(SECTORS));
-    let error = verify::read_back(connect(&server, 1, 2 << 20), &ledger).unwrap_err();
+    let error = verify::read_back(connect(&server, 1, 2 << 20), &ledger, 0).unwrap_err();
     let said = error.to_string();
     assert!(said.contains("sector 4242 (byte 2171904)"), "{said}");
     assert!(said.contains("must hold generation 1"), "{said}");

@@ -3,8 +3,14 @@
 //! Owns the descriptors, what each file can do (alignment of direct I/O, whether io_uring
 //! serves it without blocking) and its identity. Never knows what is stored in a file.
 
-use std::fs::File;
-use std::sync::{Arc, RwLock};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+#[cfg(test)]
+mod tests;
 
 /// Names an open file (or block device) in actions. Never reused while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,13 +26,61 @@ pub struct Identity {
     pub ino: u64,
 }
 
+impl Identity {
+    /// Which file `path` names, followed through symbolic links, without opening it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of_path(path: &Path) -> io::Result<Identity> {
+        Ok(Identity::of(&std::fs::metadata(path)?))
+    }
+
+    fn of(meta: &std::fs::Metadata) -> Identity {
+        if meta.file_type().is_block_device() {
+            Identity { dev: meta.rdev(), ino: 0 }
+        } else {
+            Identity { dev: meta.dev(), ino: meta.ino() }
+        }
+    }
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OpenMode {
+    /// Only reading.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Why a file cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refused.
+    #[error("cannot open {} for {}: {source}", path.display(), match mode { OpenMode::ReadOnly => "reading", OpenMode::ReadWrite => "reading and writing" })]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What it was to be opened for.
+        mode: OpenMode,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory, a socket, a pipe or the like.
+    #[error("{} is neither a regular file nor a block device", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
 /// An open file and what is known about it. Immutable, but for its length on disk.
 #[derive(Debug)]
 pub struct FileInfo {
     /// The descriptor all I/O goes through.
     pub file: File,
     /// As it was named.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// Which file it is.
     pub identity: Identity,
     /// Length in bytes when it was opened.
@@ -38,11 +92,86 @@ pub struct FileInfo {
     pub align: u32,
     /// Whether the page cache is out of the way (O_DIRECT).
     pub direct: bool,
+    /// Beside a direct `file` that needs more than sectors, or whose last sector is not whole:
+    /// the same file through the page cache, for ranges that are not aligned.
+    pub buffered: Option<File>,
     /// A block device, not a regular file.
     pub block_device: bool,
     /// Whether io_uring carries I/O out in line; files of tmpfs, for one, are handed to kernel
     /// threads, and plain system calls are faster.
     pub uring: bool,
+}
+
+impl FileInfo {
+    /// Opens `path`; `direct` asks for O_DIRECT, which is left out where the file system has
+    /// none.
+    ///
+    /// # Errors
+    /// What the system says, and [`FileError::Kind`] for what holds no bytes at offsets.
+    pub fn open(path: &Path, mode: OpenMode, direct: bool) -> Result<FileInfo, FileError> {
+        let fail = |source| FileError::Open { path: path.to_owned(), mode, source };
+        // Opening a pipe would block, so the kind comes first.
+        let meta = std::fs::metadata(path).map_err(fail)?;
+        let block_device = meta.file_type().is_block_device();
+        if !block_device && !meta.is_file() {
+            return Err(FileError::Kind { path: path.to_owned() });
+        }
+        let file = open_with(path, mode, 0).map_err(fail)?;
+        let meta = file.metadata().map_err(fail)?;
+        let identity = Identity::of(&meta);
+        let len = length(&file, block_device).map_err(fail)?;
+        let tmpfs = is_tmpfs(&file);
+        let mut info = FileInfo {
+            file,
+            path: path.to_owned(),
+            identity,
+            len,
+            writable: mode == OpenMode::ReadWrite,
+            align: 1,
+            direct: false,
+            buffered: None,
+            block_device,
+            uring: !tmpfs,
+        };
+        if direct && !tmpfs {
+            info.make_direct(mode);
+        }
+        Ok(info)
+    }
+
+    /// Its length in bytes now.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn current_len(&self) -> io::Result<u64> {
+        length(&self.file, self.block_device)
+    }
+
+    /// Bytes in a logical block of the device, for a block device; 512 for a file.
+    pub fn logical_block(&self) -> u32 {
+        if !self.block_device {
+            return 512;
+        }
+        rustix::fs::ioctl_blksszget(&self.file).unwrap_or(512)
+    }
+
+    /// Exchanges the descriptor for one without the page cache, where that works.
+    fn make_direct(&mut self, mode: OpenMode) {
+        let Ok(file) = open_with(&self.path, mode, libc::O_DIRECT) else { return };
+        if file.metadata().map(|meta| Identity::of(&meta)).ok() != Some(self.identity) {
+            return;
+        }
+        let Some(align) = stated_alignment(&file).or_else(|| tried_alignment(&file)) else {
+            return;
+        };
+        let align = align.max(self.logical_block());
+        let buffered = std::mem::replace(&mut self.file, file);
+        if align > 512 || !self.len.is_multiple_of(u64::from(align)) {
+            self.buffered = Some(buffered);
+        }
+        self.align = align;
+        self.direct = true;
+    }
 }
 
 /// All open files of the process; shared by control and workers. Workers copy what they need
@@ -53,22 +182,95 @@ pub struct Files {
 }
 
 impl Files {
+    /// Opens `path` and adds it; see [`FileInfo::open`].
+    ///
+    /// # Errors
+    /// As [`FileInfo::open`].
+    pub fn open(&self, path: &Path, mode: OpenMode, direct: bool) -> Result<FileId, FileError> {
+        FileInfo::open(path, mode, direct).map(|info| self.add(info))
+    }
+
     /// Adds an open file.
     pub fn add(&self, info: FileInfo) -> FileId {
-        let mut open = self.open.write().expect("files lock poisoned");
+        let mut open = self.write();
         open.push(Some(Arc::new(info)));
         FileId(open.len() as u32 - 1)
     }
 
     /// The file called `id`, if it is still open.
     pub fn get(&self, id: FileId) -> Option<Arc<FileInfo>> {
-        self.open.read().expect("files lock poisoned").get(id.0 as usize)?.clone()
+        self.read().get(id.0 as usize)?.clone()
+    }
+
+    /// The length in bytes that the file called `id` has now.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` where no such file is open.
+    pub fn current_len(&self, id: FileId) -> io::Result<u64> {
+        self.get(id).ok_or(io::ErrorKind::NotFound)?.current_len()
     }
 
     /// Forgets the file; it closes when its last user has let go of it.
     pub fn remove(&self, id: FileId) {
-        if let Some(slot) = self.open.write().expect("files lock poisoned").get_mut(id.0 as usize) {
+        if let Some(slot) = self.write().get_mut(id.0 as usize) {
             *slot = None;
         }
     }
+
+    // A list of descriptors is whole between any two statements: a panic elsewhere spoils nothing.
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Option<Arc<FileInfo>>>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<Option<Arc<FileInfo>>>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open_with(path: &Path, mode: OpenMode, flags: i32) -> io::Result<File> {
+    OpenOptions::new().read(true).write(mode == OpenMode::ReadWrite).custom_flags(flags).open(path)
+}
+
+fn length(file: &File, block_device: bool) -> io::Result<u64> {
+    use rustix::fs::{SeekFrom, seek};
+    if block_device {
+        // The end of a block device is its size; no I/O here depends on the file position.
+        return Ok(seek(file, SeekFrom::End(0))?);
+    }
+    Ok(file.metadata()?.len())
+}
+
+fn is_tmpfs(file: &File) -> bool {
+    /// As in linux/magic.h.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    rustix::fs::fstatfs(file).is_ok_and(|fs| {
+        matches!(fs.f_type as u64 & 0xffff_ffff, TMPFS_MAGIC | RAMFS_MAGIC | HUGETLBFS_MAGIC)
+    })
+}
+
+/// The alignment that the kernel states (STATX_DIOALIGN, Linux 6.1): the stricter of memory's and
+/// the file's.
+fn stated_alignment(file: &File) -> Option<u32> {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    let wanted = StatxFlags::DIOALIGN;
+    let state = statx(file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    if state.stx_mask & wanted.bits() == 0 || state.stx_dio_offset_align == 0 {
+        return None;
+    }
+    Some(state.stx_dio_mem_align.max(state.stx_dio_offset_align))
+}
+
+/// The smallest alignment with which a direct read is let through; none where no such is.
+fn tried_alignment(file: &File) -> Option<u32> {
+    use std::os::unix::fs::FileExt;
+    let space = vec![0u8; 3 * 4096];
+    let base = space.as_ptr().align_offset(4096);
+    let mut space = space;
+    // Memory that is aligned to `align` and to nothing more, so that the trial says enough.
+    [512usize, 4096].into_iter().find_map(|align| {
+        let start = base + align % 4096;
+        file.read_at(&mut space[start..start + align], align as u64).ok().map(|_| align as u32)
+    })
 }

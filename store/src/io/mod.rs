@@ -1,12 +1,25 @@
 //! Input and output as the engine sees it: actions that it asks for, and how they ended.
 //!
 //! The engine performs none itself. It pushes [`Action`]s; an executor carries them out
-//! ([`uring`] or [`sync`](self::sync) on files, `sim` in tests) and hands back one
+//! ([`Io`] on files, a simulator in tests) and hands back one
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
+pub mod buffer;
+pub mod executor;
 pub mod files;
+pub mod lock;
+pub mod shared;
+pub mod storage;
+mod sync;
+mod transfer;
+mod uring;
 
-pub use files::{FileId, FileInfo, Files};
+pub use buffer::{GuestData, ScratchConfig};
+pub use executor::{Io, IoOptions};
+pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};
+pub use lock::{Lock, LockError};
+pub use shared::SharedWords;
+pub use storage::Storage;
 
 use crate::request::Token;
 
@@ -40,13 +53,24 @@ pub enum Seg {
         /// Bytes.
         len: u32,
     },
+    /// `len` bytes of metadata that the engine holds; only in writes. Copied when the action is
+    /// carried out.
+    Meta {
+        /// The engine's name for them.
+        slot: u32,
+        /// Bytes.
+        len: u32,
+    },
 }
 
 impl Seg {
     /// Bytes in this part.
     pub fn len(&self) -> u32 {
         match *self {
-            Seg::Guest { len, .. } | Seg::Scratch { len, .. } | Seg::Zero { len } => len,
+            Seg::Guest { len, .. }
+            | Seg::Scratch { len, .. }
+            | Seg::Zero { len }
+            | Seg::Meta { len, .. } => len,
         }
     }
 
@@ -63,6 +87,8 @@ pub enum IoOp {
     Read,
     /// Write the parts to the file.
     Write,
+    /// Fill the parts with zeroes; no file is meant.
+    Clear,
     /// Make all writes to the file that completed before durable (fdatasync).
     Sync,
     /// Let the range read as zeroes, its space kept or given back as is cheapest.

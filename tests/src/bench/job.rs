@@ -118,26 +118,26 @@ pub(super) const JOBS: [Job; 11] = [
     },
     Job {
         name: "first-sparse-qd32",
-        title: "overlay: first 4 KiB writes, each into its own 64 KiB, QD32",
+        title: "overlay: first 4 KiB writes, one per 64 KiB, QD32",
         walk: Walk::OnePerCluster { part: 1 },
         ..FIRST_WRITES
     },
     Job {
         name: "first-dense-qd32",
-        title: "overlay: dense first 4 KiB writes in random order, QD32",
+        title: "overlay: first 4 KiB writes, dense, QD32",
         walk: Walk::Dense { part: 4 },
         ..FIRST_WRITES
     },
     Job {
         name: "first-flush16-qd32",
-        title: "overlay: first 4 KiB writes, each into its own 64 KiB, a flush every 16, QD32",
+        title: "overlay: one per 64 KiB, a flush every 16, QD32",
         walk: Walk::OnePerCluster { part: 2 },
         flush_every: Some(16),
         ..FIRST_WRITES
     },
     Job {
         name: "first-seq64k-qd8",
-        title: "overlay: sequential 64 KiB first writes, QD8",
+        title: "overlay: first 64 KiB writes, sequential, QD8",
         block: CLUSTER,
         depth: 8,
         walk: Walk::Once { part: 2 },
@@ -145,7 +145,7 @@ pub(super) const JOBS: [Job; 11] = [
     },
     Job {
         name: "mixedread-qd32",
-        title: "overlay: 4 KiB random reads over a half-written overlay, QD32",
+        title: "overlay: 4 KiB random read, half written, QD32",
         write: false,
         half_written: true,
         walk: Walk::Random,

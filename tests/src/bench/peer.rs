@@ -172,7 +172,11 @@ impl Contender {
             Kind::Snapblk => (find_snapblk()?, "snapblk serve, defaults".to_owned()),
             Kind::External { socket, .. } => {
                 let setup = format!("running already at {}", socket.display());
-                return Ok(Version { name: self.name.clone(), program: "?".to_owned(), setup });
+                return Ok(Version {
+                    name: self.name.clone(),
+                    program: "unknown program".to_owned(),
+                    setup,
+                });
             }
             Kind::Qemu { aio, iothread, format } => {
                 let format = match format {

@@ -34,6 +34,11 @@ pub fn svg(report: &Report) -> String {
     }
     y += 16.0;
     text(&mut body, 16.0, y, "start", "normal", "Each job has a scale of its own.");
+    for version in &report.versions {
+        y += 16.0;
+        let line = format!("{}: {} ({})", version.name, version.program, version.setup);
+        text(&mut body, 16.0, y, "start", "normal", &line);
+    }
     let height = y + 20.0;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \

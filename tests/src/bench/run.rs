@@ -243,7 +243,6 @@ fn machine() -> String {
 
 /// What a reader must know of any run.
 fn explanations(settings: &Settings) -> Vec<String> {
-    let first = settings.contenders.first().map_or("none", |contender| &*contender.name);
     let Scale { disk, seconds } = settings.scale;
     let waits = match settings.waiting {
         Waiting::Sleep => "sleeps until it is called",
@@ -261,10 +260,9 @@ fn explanations(settings: &Settings) -> Vec<String> {
              of work run {seconds} s.",
             disk >> 20
         ),
-        format!(
-            "\"first ÷ this\" is {first}'s median over this one's; `better` and `worse` where no \
-             repetition of the one reaches one of the other, else `par`."
-        ),
+        "\"first ÷ this\" is the median of a job's first server over this one's; `better` and \
+         `worse` where no repetition of the one reaches one of the other, else `par`."
+            .to_owned(),
         "CPU is the server's own, all threads, user and system, from the scheduler's counters."
             .to_owned(),
     ];

@@ -1,0 +1,34 @@
+//! Workers as whoever owns tables sees them.
+//!
+//! Owns the protocol by which a table is taken from a worker and another is given to it. Never
+//! knows what a worker serves.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::table::Table;
+
+/// Why a worker did not stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopError {
+    /// It still had something in flight at the deadline; it was told to go on.
+    #[error("requests in flight did not end in time")]
+    Deadline,
+}
+
+/// A worker that serves a device's table. All calls are made by the device's owner, one at a time.
+pub trait AttachedWorker: Send + Sync {
+    /// Asks the worker to take no more requests. To be followed by
+    /// [`AttachedWorker::stopped`]; several workers are asked before the first is waited for.
+    fn stop(&self);
+
+    /// Waits until nothing is in flight and nothing is taken; the worker has let go of its table
+    /// then. A worker that ended counts as stopped.
+    ///
+    /// # Errors
+    /// [`StopError::Deadline`]: the worker is as it was, and serves on.
+    fn stopped(&self, deadline: Instant) -> Result<(), StopError>;
+
+    /// Gives the worker a table and lets it take requests; requests it held are looked at again.
+    fn go(&self, table: Arc<Table>);
+}

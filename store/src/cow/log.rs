@@ -1,0 +1,409 @@
+//! Which data chunks are given out, which of them hold data, and how far they are committed.
+//!
+//! Owns three positions that only grow, `committed ≤ next ≤ capacity`, and a ring of slots
+//! between the first two: slot *i* says whether data chunk *i* is being written, holds the data
+//! of an old chunk, or was given up. What lies between `committed` and `next` is *owed*: the
+//! positions and the ring can lie in memory that outlives the process, so that a killed process
+//! loses nothing it acknowledged (I11). Never knows the format, and does no I/O.
+//!
+//! Keeps I2 (entries are handed to the committer in allocation order), I13 (a slot waits only for
+//! its own write; the committer waits only for slots) and I16 (a round covers what was allocated
+//! before it started, and waits for all of that).
+//!
+//! One worker at a time commits, for all who need it: [`Log::join`] elects it. A round that is
+//! already running may have missed the joiner's writes, so its ticket is for the next one.
+
+use super::words::Words;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::units::{Chunk, DataIndex};
+
+/// Slots in the ring: how many chunks can be owed at a time.
+pub const RING: u64 = 8192;
+
+/// Positions of the shared words: the header of [`Words`] comes first.
+const NEXT: usize = Words::HEADER;
+const COMMITTED: usize = Words::HEADER + 1;
+const SLOTS: usize = Words::HEADER + 2;
+
+/// Words that a log needs.
+pub const LOG_WORDS: usize = SLOTS + RING as usize;
+
+/// A slot, as it lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Writing,
+    Watched,
+    Skipped,
+    Done(Chunk),
+}
+
+impl Slot {
+    const fn to_word(self) -> u64 {
+        match self {
+            Slot::Writing => 0,
+            Slot::Watched => 1,
+            Slot::Skipped => 2,
+            Slot::Done(old) => (old.0 << 2) | 3,
+        }
+    }
+
+    const fn from_word(word: u64) -> Slot {
+        match word & 3 {
+            0 => Slot::Writing,
+            1 => Slot::Watched,
+            2 => Slot::Skipped,
+            _ => Slot::Done(Chunk(word >> 2)),
+        }
+    }
+}
+
+/// What became of an attempt to take data chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// `count` chunks from `first` are the caller's, who must end each by [`Log::finish`].
+    Run {
+        /// The first of them.
+        first: DataIndex,
+        /// How many, at least one.
+        count: u64,
+    },
+    /// The ring is full: a commit makes room.
+    Owed,
+    /// The store is full.
+    Full,
+}
+
+/// A promise: the commit round with this number covers what the holder wrote before it joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+/// What a worker that needs a commit is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// Commit, for itself and all who join meanwhile.
+    Lead(Ticket),
+    /// Wait: another worker commits.
+    Wait(Ticket),
+}
+
+const RUNNING: u64 = 1;
+const WANTED: u64 = 2;
+const ROUND: u64 = 4;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Log {
+    words: Words,
+    /// Whether chunks are ever committed; a transient store owes nothing.
+    commits: bool,
+    capacity: AtomicU64,
+    /// `rounds started << 2 | another is wanted | one is running`.
+    commit: AtomicU64,
+    joiners: AtomicU64,
+    leader: AtomicU32,
+}
+
+impl Log {
+    /// A log in which `next` chunks were given out and committed. `words` must be
+    /// [`LOG_WORDS`] long; what they held is overwritten.
+    pub fn new(words: Words, next: DataIndex, capacity: u64) -> Self {
+        let log = Log {
+            words,
+            commits: true,
+            capacity: AtomicU64::new(capacity),
+            commit: AtomicU64::new(0),
+            joiners: AtomicU64::new(0),
+            leader: AtomicU32::new(0),
+        };
+        for slot in 0..RING {
+            log.words[SLOTS + slot as usize].store(0, Ordering::Relaxed);
+        }
+        log.words[COMMITTED].store(next.0, Ordering::Release);
+        log.words[NEXT].store(next.0, Ordering::Release);
+        log
+    }
+
+    /// The log of a store that lives in memory only: nothing is ever owed.
+    pub fn transient(capacity: u64) -> Self {
+        let words = Words::private(LOG_WORDS);
+        Log { commits: false, ..Log::new(words, DataIndex(0), capacity) }
+    }
+
+    /// What a dead process's `words` say is owed: data chunks that hold acknowledged data, in
+    /// allocation order, and how many chunks it had given out in all.
+    pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
+        let next = words[NEXT].load(Ordering::Acquire);
+        let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
+        let owed = (committed.max(next.saturating_sub(RING))..next)
+            .filter_map(|index| {
+                match Slot::from_word(words[Self::position(index)].load(Ordering::Acquire)) {
+                    Slot::Done(old) => Some((DataIndex(index), old)),
+                    _ => None,
+                }
+            })
+            .collect();
+        (owed, DataIndex(next))
+    }
+
+    /// Enters what a dead process owed, before any worker serves: the chunks it had given out
+    /// stay given out, and the next round commits what they hold.
+    pub fn adopt(&self, owed: &[(DataIndex, Chunk)], next: DataIndex) {
+        let committed = self.committed().0;
+        assert!(
+            next.0 >= committed && next.0 - committed <= RING,
+            "more is owed than the ring holds"
+        );
+        for index in committed..next.0 {
+            self.words[Self::position(index)].store(Slot::Skipped.to_word(), Ordering::Relaxed);
+        }
+        for &(index, old) in owed {
+            self.words[Self::position(index.0)].store(Slot::Done(old).to_word(), Ordering::Relaxed);
+        }
+        self.words[NEXT].store(next.0, Ordering::Release);
+    }
+
+    /// Data chunks given out so far.
+    pub fn next(&self) -> DataIndex {
+        DataIndex(self.words[NEXT].load(Ordering::Acquire))
+    }
+
+    /// Everything below this is committed.
+    #[inline]
+    pub fn committed(&self) -> DataIndex {
+        DataIndex(self.words[COMMITTED].load(Ordering::Acquire))
+    }
+
+    /// Data chunks the store has room for.
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Acquire)
+    }
+
+    /// The store grew.
+    pub fn set_capacity(&self, capacity: u64) {
+        self.capacity.store(capacity, Ordering::Release);
+    }
+
+    /// Takes up to `wanted` data chunks, in one run.
+    pub fn allocate(&self, wanted: u64) -> Allocation {
+        let next = &self.words[NEXT];
+        let mut first = next.load(Ordering::Acquire);
+        loop {
+            let room = self.capacity().saturating_sub(first);
+            let owed = first - self.committed().0;
+            let ring = if self.commits { RING - owed.min(RING) } else { u64::MAX };
+            let count = wanted.min(room).min(ring);
+            if room == 0 {
+                return Allocation::Full;
+            }
+            if count == 0 {
+                return Allocation::Owed;
+            }
+            match next.compare_exchange(first, first + count, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Allocation::Run { first: DataIndex(first), count },
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// Whether so much is owed that a commit should start now, before allocation has to wait.
+    pub fn wants_commit(&self) -> bool {
+        self.commits && self.next().0 - self.committed().0 > RING / 2
+    }
+
+    /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the
+    /// leader, if it waits for this slot.
+    #[must_use = "a leader that waits for this slot must be woken"]
+    pub fn finish(&self, index: DataIndex, old: Option<Chunk>) -> u64 {
+        if !self.commits {
+            return 0;
+        }
+        let slot = old.map_or(Slot::Skipped, Slot::Done);
+        let was = self.words[Self::position(index.0)].swap(slot.to_word(), Ordering::AcqRel);
+        match Slot::from_word(was) {
+            Slot::Writing => 0,
+            Slot::Watched => 1 << self.leader.load(Ordering::Acquire),
+            was => panic!("data chunk {} ended twice: {was:?}", index.0),
+        }
+    }
+
+    /// The leader's question: are all chunks below `upto` ended? If not, the leader is woken when
+    /// the first that is not ends.
+    pub fn all_ended(&self, upto: DataIndex) -> bool {
+        for index in self.committed().0..upto.0 {
+            let slot = &self.words[Self::position(index)];
+            match Slot::from_word(slot.load(Ordering::Acquire)) {
+                Slot::Done(_) | Slot::Skipped => continue,
+                Slot::Watched => return false,
+                Slot::Writing => {}
+            }
+            let watched = slot.compare_exchange(
+                Slot::Writing.to_word(),
+                Slot::Watched.to_word(),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            if watched.is_ok() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The entry of an ended chunk: the old chunk it holds; none where it was given up.
+    pub fn entry(&self, index: DataIndex) -> Option<Chunk> {
+        match Slot::from_word(self.words[Self::position(index.0)].load(Ordering::Acquire)) {
+            Slot::Done(old) => Some(old),
+            Slot::Skipped => None,
+            slot => panic!("data chunk {} is not ended: {slot:?}", index.0),
+        }
+    }
+
+    /// Everything below `upto` is durable: its slots are free again.
+    pub fn set_committed(&self, upto: DataIndex) {
+        let committed = self.committed();
+        debug_assert!(committed <= upto && upto <= self.next());
+        for index in committed.0..upto.0 {
+            self.words[Self::position(index)].store(Slot::Writing.to_word(), Ordering::Relaxed);
+        }
+        self.words[COMMITTED].store(upto.0, Ordering::Release);
+    }
+
+    /// Asks for a commit of everything written before this call. `bit` is the worker's; it is
+    /// woken when the round ends. A worker told to wait must ask [`Log::poll`] once more before it
+    /// sleeps.
+    pub fn join(&self, bit: u32) -> Join {
+        let mut word = self.commit.load(Ordering::Acquire);
+        loop {
+            let running = word & RUNNING != 0;
+            let new = if running { word | WANTED } else { word + ROUND + RUNNING };
+            match self.commit.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if running => {
+                    self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
+                    return Join::Wait(Ticket((word >> 2) + 1));
+                }
+                Ok(_) => {
+                    self.leader.store(bit, Ordering::Release);
+                    return Join::Lead(Ticket((word >> 2) + 1));
+                }
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Whether the round of `ticket` has ended; if not, `bit` is woken when the running one does.
+    pub fn poll(&self, ticket: Ticket, bit: u32) -> bool {
+        self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.ended() >= ticket.0
+    }
+
+    /// Whether a round is running; a waiting worker whose ticket has not ended and that finds
+    /// none joins again.
+    pub fn is_committing(&self) -> bool {
+        self.commit.load(Ordering::SeqCst) & RUNNING != 0
+    }
+
+    /// The leader's round has ended. With `again`, and if someone wants another, the caller leads
+    /// that too and gets its ticket. Returns whom to wake.
+    pub fn end_round(&self, again: bool) -> (u64, Option<Ticket>) {
+        let mut word = self.commit.load(Ordering::Acquire);
+        let next = loop {
+            debug_assert!(word & RUNNING != 0);
+            let lead = again && word & WANTED != 0;
+            let new = (word & !(WANTED | RUNNING)) + if lead { ROUND + RUNNING } else { 0 };
+            match self.commit.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break lead.then_some(Ticket(new >> 2)),
+                Err(now) => word = now,
+            }
+        };
+        fence(Ordering::SeqCst);
+        (self.joiners.swap(0, Ordering::SeqCst), next)
+    }
+
+    fn ended(&self) -> u64 {
+        let word = self.commit.load(Ordering::SeqCst);
+        (word >> 2) - (word & RUNNING)
+    }
+
+    fn position(index: u64) -> usize {
+        SLOTS + (index % RING) as usize
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    fn log(capacity: u64) -> Log {
+        Log::new(Words::private(LOG_WORDS), DataIndex(0), capacity)
+    }
+
+    fn run(first: u64, count: u64) -> Allocation {
+        Allocation::Run { first: DataIndex(first), count }
+    }
+
+    #[test]
+    fn chunks_are_given_out_in_order_until_the_store_is_full() {
+        let log = log(5);
+        assert_eq!(log.allocate(3), run(0, 3));
+        assert_eq!(log.allocate(3), run(3, 2));
+        assert_eq!(log.allocate(1), Allocation::Full);
+        log.set_capacity(6);
+        assert_eq!(log.allocate(3), run(5, 1));
+    }
+
+    #[test]
+    fn the_ring_bounds_what_is_owed() {
+        let log = log(1 << 20);
+        assert_eq!(log.allocate(1 << 20), run(0, RING));
+        assert_eq!(log.allocate(1), Allocation::Owed);
+        assert_eq!(log.finish(DataIndex(0), Some(Chunk(9))), 0);
+        assert!(log.all_ended(DataIndex(1)));
+        log.set_committed(DataIndex(1));
+        assert_eq!(log.allocate(2), run(RING, 1));
+    }
+
+    #[test]
+    fn the_leader_is_woken_by_the_slot_it_waits_for() {
+        let log = log(10);
+        assert_eq!(log.join(7), Join::Lead(Ticket(1)));
+        assert_eq!(log.allocate(2), run(0, 2));
+        assert_eq!(log.finish(DataIndex(1), Some(Chunk(5))), 0);
+        assert!(!log.all_ended(DataIndex(2)));
+        assert_eq!(log.finish(DataIndex(0), None), 1 << 7);
+        assert!(log.all_ended(DataIndex(2)));
+        assert_eq!(log.entry(DataIndex(0)), None);
+        assert_eq!(log.entry(DataIndex(1)), Some(Chunk(5)));
+    }
+
+    #[test]
+    fn who_joins_a_running_round_waits_for_the_next() {
+        let log = log(10);
+        assert_eq!(log.join(0), Join::Lead(Ticket(1)));
+        assert_eq!(log.join(1), Join::Wait(Ticket(2)));
+        assert!(!log.poll(Ticket(1), 2));
+        assert_eq!(log.end_round(true), (0b110, Some(Ticket(2))));
+        assert!(log.poll(Ticket(1), 2));
+        assert!(!log.poll(Ticket(2), 1));
+        assert_eq!(log.end_round(true), (0b110, None));
+        assert!(log.poll(Ticket(2), 1));
+        assert!(!log.is_committing());
+    }
+
+    #[test]
+    fn what_a_dead_process_owed_is_found_again() {
+        let words = Words::private(LOG_WORDS);
+        let before = Log::new(words, DataIndex(3), 100);
+        assert_eq!(before.allocate(3), run(3, 3));
+        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
+        assert_eq!(before.finish(DataIndex(3), Some(Chunk(30))), 0);
+        let (owed, next) = Log::owed(&before.words);
+        assert_eq!(owed, [(DataIndex(3), Chunk(30)), (DataIndex(5), Chunk(50))]);
+        let after = Log::new(Words::private(LOG_WORDS), DataIndex(3), 100);
+        after.adopt(&owed, next);
+        assert!(after.all_ended(DataIndex(6)));
+        assert_eq!(after.entry(DataIndex(4)), None);
+        assert_eq!(after.entry(DataIndex(5)), Some(Chunk(50)));
+        assert_eq!(after.allocate(1), run(6, 1));
+    }
+}

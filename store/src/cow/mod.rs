@@ -1,0 +1,19 @@
+//! A store's metadata: its format, how it is opened, and how new entries become durable.
+//!
+//! Owns everything that is written to a store but the chunks' own bytes. Never knows a target, an
+//! origin or a copy. Keeps I1, I2, I3, I11, I13 and I16.
+
+pub mod error;
+pub mod layout;
+pub mod log;
+pub mod open;
+pub mod owed;
+pub mod store;
+pub mod tail;
+pub mod words;
+
+pub use error::{Problem, ProblemKind, StoreError, StoreErrorKind};
+pub use layout::{Entry, Geometry, Header};
+pub use log::{Allocation, Join, Log, Ticket};
+pub use open::{OpenOptions, OpenStore};
+pub use store::{Persistence, Store, StoreState};

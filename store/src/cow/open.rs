@@ -1,0 +1,375 @@
+//! Reading a store before it serves, and making a new one.
+//!
+//! Owns the blocking, sequential reading of a store's metadata and every check on it (see the
+//! project's store format notes: "Opening", "Creating", "Invalidating"). Never runs while the
+//! store is being served, and never knows what serves it. Keeps: nothing is taken for a mapping
+//! that could not have been written as one; a header never becomes durable before its empty
+//! area 0 is.
+
+use super::error::{Problem, ProblemKind, StoreError, StoreErrorKind};
+use super::layout::{ENTRY_BYTES, Entry, Geometry, HEADER_BYTES, Header, MIN_CHUNKS};
+use crate::io::storage::{SLICE, Storage};
+use crate::units::{Chunk, ChunkSize, DataIndex, SECTOR_SIZE, StoreChunk};
+
+#[cfg(test)]
+mod tests;
+
+/// What is expected of a store to be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// The chunk size that the table asks for. The one on disk wins, with a warning; a new
+    /// store is made with this one, or with [`ChunkSize::DEFAULT`].
+    pub chunk: Option<ChunkSize>,
+    /// Whether to make a store where there is none yet (its header is zero).
+    pub create: bool,
+    /// Length in bytes of the device that the store is for; entries beyond it are refused.
+    pub origin_len: Option<u64>,
+}
+
+/// A store as it lies on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenStore {
+    /// Its chunk size and size.
+    pub geometry: Geometry,
+    /// Whether its header says so; otherwise it is Invalid and has no entries to be used.
+    pub valid: bool,
+    /// Its exceptions in the order in which they were committed: the n-th lies at place n.
+    pub entries: Vec<(Chunk, StoreChunk)>,
+    /// The data index to allocate next: behind the highest in use.
+    pub next: DataIndex,
+    /// Whether bytes from the end entry to the end of its area are other than zero; they must be
+    /// zeroed ([`zero_garbage`]) before anything is committed to that area.
+    pub garbage: bool,
+}
+
+impl OpenStore {
+    /// The area into which the next entry goes.
+    pub fn area(&self) -> u64 {
+        self.entries.len() as u64 / self.geometry.entries_per_area()
+    }
+
+    /// `allocated/total metadata` of the status line, in sectors.
+    pub fn usage(&self) -> Usage {
+        let sectors = u64::from(self.geometry.chunk.sectors());
+        Usage {
+            allocated: self.geometry.next_free(self.next).0 * sectors,
+            total: self.geometry.device_chunks * sectors,
+            metadata: (self.area() + 2) * sectors,
+        }
+    }
+}
+
+/// How full a store is, in sectors, as the kernel's status line counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Chunks handed out, metadata among them.
+    pub allocated: u64,
+    /// The whole store.
+    pub total: u64,
+    /// The header and the areas, up to the one in use.
+    pub metadata: u64,
+}
+
+/// Opens the store in `storage`, checked. What lies in memory for it afterwards is 16 bytes an
+/// exception.
+///
+/// # Errors
+/// Whatever cannot be read, is no store, or holds an entry that cannot be right.
+pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore, StoreError> {
+    let named = |kind: StoreErrorKind| kind.of(storage.name());
+    let Some(header) = read_header(storage).map_err(named)? else {
+        if !options.create {
+            return Err(named(StoreErrorKind::Empty));
+        }
+        let len = length(storage).map_err(named)?;
+        let chunk = options.chunk.unwrap_or(ChunkSize::DEFAULT);
+        return create(storage, Geometry::of_len(chunk, len));
+    };
+    if let Some(asked) = options.chunk
+        && asked != header.chunk
+    {
+        tracing::warn!(
+            store = storage.name(),
+            "the store's chunk size of {} is used, not the {asked} that were asked for",
+            header.chunk
+        );
+    }
+    // What a killed server still owed (mappings whose data is in the store and whose entries are
+    // not) is taken in between reading and judging, so that whoever opens a store sees it.
+    let store = scan(storage, header).map_err(named)?;
+    match problems(&store, options.origin_len, 1).first() {
+        Some(&problem) => Err(named(StoreErrorKind::Entry(problem))),
+        None => Ok(store),
+    }
+}
+
+/// Reads the store in `storage` without judging its entries: for tools that report. `next` is
+/// only meaningful where [`problems`] finds none.
+///
+/// # Errors
+/// Whatever cannot be read or is no store.
+pub fn inspect<S: Storage>(storage: &S) -> Result<OpenStore, StoreError> {
+    let named = |kind: StoreErrorKind| kind.of(storage.name());
+    let header = read_header(storage).map_err(named)?;
+    scan(storage, header.ok_or(StoreErrorKind::Empty).map_err(named)?).map_err(named)
+}
+
+/// The entries of `store` that cannot be right, at most `limit`, in order of their kind.
+/// With `origin_len` (bytes) those beyond the origin are among them.
+pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec<Problem> {
+    let geometry = &store.geometry;
+    let origin_chunks = origin_len.map(|len| geometry.chunk.count_for(len));
+    let problem = |position: usize, kind| Problem {
+        position: position as u64,
+        offset: geometry.entry_offset(position as u64),
+        kind,
+    };
+    let mut found: Vec<Problem> = store
+        .entries
+        .iter()
+        .enumerate()
+        .filter_map(|(at, &(old, new))| {
+            let kind = if new.0 >= geometry.device_chunks {
+                ProblemKind::OutsideStore { new, chunks: geometry.device_chunks }
+            } else if geometry.index_of(new).is_none() {
+                ProblemKind::Metadata { new }
+            } else if let Some(chunks) = origin_chunks.filter(|&chunks| old.0 >= chunks) {
+                ProblemKind::OutsideOrigin { old, chunks }
+            } else {
+                return None;
+            };
+            Some(problem(at, kind))
+        })
+        .take(limit)
+        .collect();
+    let rest = limit - found.len();
+    let olds = duplicates(store.entries.iter().map(|e| e.0.0), rest).into_iter();
+    found.extend(olds.map(|(first, at)| {
+        let first = geometry.entry_offset(first as u64);
+        problem(at, ProblemKind::DuplicateOld { old: store.entries[at].0, first })
+    }));
+    let rest = limit - found.len();
+    let news = duplicates(store.entries.iter().map(|e| e.1.0), rest).into_iter();
+    found.extend(news.map(|(first, at)| {
+        let first = geometry.entry_offset(first as u64);
+        problem(at, ProblemKind::DuplicateNew { new: store.entries[at].1, first })
+    }));
+    found
+}
+
+/// Makes an empty, valid store: the header's chunk and area 0 are zeroed and made durable before
+/// the header is, so that no old bytes ever come to life (scenario 34).
+///
+/// # Errors
+/// A store of fewer than two chunks, and what the system says.
+pub fn create<S: Storage>(storage: &S, geometry: Geometry) -> Result<OpenStore, StoreError> {
+    let named = |kind: StoreErrorKind| kind.of(storage.name());
+    let chunk = geometry.chunk.bytes();
+    if geometry.device_chunks < MIN_CHUNKS {
+        let len = length(storage).map_err(named)?;
+        return Err(named(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * chunk }));
+    }
+    zeroes(storage, 0, MIN_CHUNKS * chunk).map_err(named)?;
+    flush(storage).map_err(named)?;
+    write_header(storage, &Header { valid: true, chunk: geometry.chunk }).map_err(named)?;
+    Ok(OpenStore { geometry, valid: true, entries: Vec::new(), next: DataIndex(0), garbage: false })
+}
+
+/// Zeroes, durably, what lies behind the end of `store`'s list in the current area.
+///
+/// # Errors
+/// What the system says.
+pub fn zero_garbage<S: Storage>(storage: &S, store: &mut OpenStore) -> Result<(), StoreError> {
+    let start = store.geometry.entry_offset(store.entries.len() as u64);
+    let end = store.geometry.area_end(store.area());
+    let named = |kind: StoreErrorKind| kind.of(storage.name());
+    zeroes(storage, start, end - start).map_err(named)?;
+    flush(storage).map_err(named)?;
+    store.garbage = false;
+    Ok(())
+}
+
+/// Removes the newest `count` entries of `store` for good, on disk (durably) and in memory.
+/// `count` reaches no further back than the start of the area of the newest: a torn write then
+/// leaves a shorter list, and never one with a gap.
+///
+/// # Errors
+/// What the system says; `store` is unchanged then, and what is on disk may be either.
+///
+/// # Panics
+/// Where `count` reaches into an earlier area.
+pub fn remove_newest<S: Storage>(
+    storage: &S,
+    store: &mut OpenStore,
+    count: usize,
+) -> Result<(), StoreError> {
+    if count == 0 {
+        return Ok(());
+    }
+    let per_area = store.geometry.entries_per_area();
+    let (start, last) = (store.entries.len() - count, store.entries.len() - 1);
+    assert_eq!(start as u64 / per_area, last as u64 / per_area, "one area at a time");
+    let named = |kind: StoreErrorKind| kind.of(storage.name());
+    let offset = store.geometry.entry_offset(start as u64);
+    zeroes(storage, offset, (count * ENTRY_BYTES) as u64).map_err(named)?;
+    flush(storage).map_err(named)?;
+    store.entries.truncate(start);
+    store.next = next(&store.geometry, &store.entries);
+    Ok(())
+}
+
+/// Marks the store as Invalid, durably and for good.
+///
+/// # Errors
+/// What the system says; whether it landed is then unknown.
+pub fn write_invalid<S: Storage>(storage: &S, chunk: ChunkSize) -> Result<(), StoreError> {
+    write_header(storage, &Header { valid: false, chunk }).map_err(|kind| kind.of(storage.name()))
+}
+
+/// Writes the header's sector, which is the smallest thing that cannot be torn, and flushes.
+fn write_header<S: Storage>(storage: &S, header: &Header) -> Result<(), StoreErrorKind> {
+    let mut sector = [0; SECTOR_SIZE as usize];
+    sector[..HEADER_BYTES].copy_from_slice(&header.encode());
+    storage.write_at(&sector, 0).map_err(io_error("write its header", 0))?;
+    flush(storage)
+}
+
+fn read_header<S: Storage>(storage: &S) -> Result<Option<Header>, StoreErrorKind> {
+    let len = length(storage)?;
+    if len < SECTOR_SIZE {
+        return Err(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * SECTOR_SIZE });
+    }
+    let mut bytes = [0; HEADER_BYTES];
+    storage.read_at(&mut bytes, 0).map_err(io_error("read its header", 0))?;
+    Header::decode(&bytes).map_err(StoreErrorKind::Header)
+}
+
+/// Reads the areas from the first to the one with the end entry.
+fn scan<S: Storage>(storage: &S, header: Header) -> Result<OpenStore, StoreErrorKind> {
+    let len = length(storage)?;
+    let geometry = Geometry::of_len(header.chunk, len);
+    if geometry.device_chunks < MIN_CHUNKS {
+        return Err(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * header.chunk.bytes() });
+    }
+    let mut store = OpenStore {
+        geometry,
+        valid: header.valid,
+        entries: Vec::new(),
+        next: DataIndex(0),
+        garbage: false,
+    };
+    let mut slice = vec![0; SLICE.min(header.chunk.bytes() as usize)];
+    for area in 0.. {
+        let start = geometry.chunk.store_offset(geometry.area_chunk(area));
+        if geometry.area_chunk(area).0 >= geometry.device_chunks {
+            return Err(StoreErrorKind::CutShort { area, offset: start, len });
+        }
+        if scan_area(storage, &mut store, start, &mut slice)? {
+            break;
+        }
+        // More entries than there are data chunks: some are wrong, and nothing is gained by
+        // reading on (nor could a hostile file make this take memory without end).
+        if store.entries.len() as u64 > geometry.device_chunks {
+            break;
+        }
+    }
+    store.next = next(&geometry, &store.entries);
+    Ok(store)
+}
+
+/// Reads one area in slices; true where the list ended in it.
+fn scan_area<S: Storage>(
+    storage: &S,
+    store: &mut OpenStore,
+    start: u64,
+    slice: &mut [u8],
+) -> Result<bool, StoreErrorKind> {
+    let end = start + store.geometry.chunk.bytes();
+    let mut at = start;
+    while at < end {
+        storage.read_at(slice, at).map_err(io_error("read its list of exceptions", at))?;
+        for (place, bytes) in slice.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
+            let entry = Entry::decode(bytes);
+            if entry.is_end() {
+                store.garbage = slice[place * ENTRY_BYTES..].iter().any(|&byte| byte != 0)
+                    || any_but_zero(storage, at + slice.len() as u64, end, slice)?;
+                return Ok(true);
+            }
+            store.entries.push((entry.old, entry.new));
+        }
+        at += slice.len() as u64;
+    }
+    Ok(false)
+}
+
+/// Whether anything but zero lies in `at..end`, holes left out; both are on a slice's border.
+fn any_but_zero<S: Storage>(
+    storage: &S,
+    mut at: u64,
+    end: u64,
+    slice: &mut [u8],
+) -> Result<bool, StoreErrorKind> {
+    let len = slice.len() as u64;
+    while at < end {
+        let data = storage.next_data(at).map_err(io_error("look for data", at))?;
+        at = at.max(data / len * len);
+        if at >= end {
+            break;
+        }
+        storage.read_at(slice, at).map_err(io_error("read its list of exceptions", at))?;
+        if slice.iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+        at += len;
+    }
+    Ok(false)
+}
+
+/// The index behind the highest that is in use; the skip past an area is in the arithmetic.
+fn next(geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) -> DataIndex {
+    geometry.next_after(entries.iter().filter_map(|&(_, new)| geometry.index_of(new)).max())
+}
+
+/// Pairs of places (an earlier one, this one) with the same value, at most `limit`. Values that
+/// rise all the way, as the store's chunks do, cost no memory; others 8 bytes each.
+fn duplicates(values: impl Iterator<Item = u64> + Clone, limit: usize) -> Vec<(usize, usize)> {
+    if limit == 0 || values.clone().is_sorted_by(|a, b| a < b) {
+        return Vec::new();
+    }
+    let mut sorted: Vec<u64> = values.clone().collect();
+    sorted.sort_unstable();
+    let mut twice: Vec<u64> =
+        sorted.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    drop(sorted);
+    twice.dedup();
+    if twice.is_empty() {
+        return Vec::new();
+    }
+    let mut first = vec![None; twice.len()];
+    let mut found = Vec::new();
+    for (at, value) in values.enumerate() {
+        let Ok(which) = twice.binary_search(&value) else { continue };
+        match first[which] {
+            None => first[which] = Some(at),
+            Some(earlier) if found.len() < limit => found.push((earlier, at)),
+            Some(_) => break,
+        }
+    }
+    found
+}
+
+fn length<S: Storage>(storage: &S) -> Result<u64, StoreErrorKind> {
+    storage.len().map_err(io_error("find its length", 0))
+}
+
+fn zeroes<S: Storage>(storage: &S, offset: u64, len: u64) -> Result<(), StoreErrorKind> {
+    storage.write_zeroes(offset, len).map_err(io_error("write zeroes", offset))
+}
+
+fn flush<S: Storage>(storage: &S) -> Result<(), StoreErrorKind> {
+    storage.sync().map_err(io_error("flush", 0))
+}
+
+fn io_error(what: &'static str, offset: u64) -> impl Fn(std::io::Error) -> StoreErrorKind {
+    move |source| StoreErrorKind::Io { what, offset, source }
+}

@@ -1,0 +1,328 @@
+//! One live exception store, as workers see it.
+//!
+//! Owns the store's state, its log and its tail. Two live owners of one store are not
+//! representable: a `Store` is made by opening the file under an exclusive lock, and shared only
+//! within the tables that serve it. Never knows what maps to it. Keeps I8 and I14.
+
+use std::sync::Mutex;
+
+use super::layout::Geometry;
+use super::log::Log;
+use super::tail::Tail;
+use crate::io::FileId;
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::units::{DataIndex, StoreChunk};
+
+/// How a store keeps its exceptions: the letter in a table line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Persistence {
+    /// `P`: on disk; full means Invalid.
+    Persistent,
+    /// `PO`: on disk; filled by a snapshot write it overflows, and can grow.
+    Overflow,
+    /// `N`: in memory only, gone with the process.
+    Transient,
+}
+
+impl Persistence {
+    /// The letters of a table line.
+    pub const fn letters(self) -> &'static str {
+        match self {
+            Persistence::Persistent => "P",
+            Persistence::Overflow => "PO",
+            Persistence::Transient => "N",
+        }
+    }
+}
+
+/// Whether a store can be used, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum StoreState {
+    /// For everything.
+    Valid = 0,
+    /// It was full: reads serve, writes fail, until it has grown and is opened again.
+    Overflow = 1,
+    /// A commit failed under a guest's own disk: reads serve, writes fail until it is opened again.
+    ReadOnly = 2,
+    /// It is being marked invalid on disk: nobody may act on that yet (I14).
+    Invalidating = 3,
+    /// Its content cannot be trusted: nothing serves, for good.
+    Invalid = 4,
+    /// It is not to be trusted, and that could be written nowhere: writes to its origin fail.
+    Unmarked = 5,
+}
+
+impl StoreState {
+    fn from_u8(value: u8) -> StoreState {
+        [
+            StoreState::Valid,
+            StoreState::Overflow,
+            StoreState::ReadOnly,
+            StoreState::Invalidating,
+            StoreState::Invalid,
+            StoreState::Unmarked,
+        ][value as usize]
+    }
+}
+
+/// What happened to a store, for those who look after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoreEvent {
+    /// It became Invalid, and the store says so on disk.
+    Invalidated,
+    /// It became Invalid, and its header could not be written: it must be recorded elsewhere, and
+    /// [`Store::recorded`] called.
+    InvalidNotWritten,
+    /// It overflowed.
+    Overflowed,
+    /// A commit failed: it is read-only until it is opened again.
+    CommitFailed,
+}
+
+/// Is told what happens to stores. Called by workers, seldom: it must not block.
+pub trait StoreObserver: Send + Sync {
+    /// `event` happened to the store called `name`.
+    fn store_event(&self, name: &str, event: StoreEvent);
+}
+
+/// What a store is made of when it is opened.
+pub struct StoreParts {
+    /// As the table names it.
+    pub name: String,
+    /// Its file.
+    pub file: FileId,
+    /// Its format.
+    pub geometry: Geometry,
+    /// How it keeps exceptions.
+    pub persistence: Persistence,
+    /// Whether it is a guest's own disk, which is never invalidated.
+    pub guest_disk: bool,
+    /// Whether it is valid on disk.
+    pub valid: bool,
+    /// What is given out and what is owed.
+    pub log: Log,
+    /// Where the next entry goes.
+    pub tail: Tail,
+    /// Who is told.
+    pub observer: Box<dyn StoreObserver>,
+}
+
+/// See the module's description.
+pub struct Store {
+    name: String,
+    file: FileId,
+    geometry: Geometry,
+    persistence: Persistence,
+    guest_disk: AtomicBool,
+    sealed: AtomicBool,
+    state: AtomicU8,
+    log: Log,
+    /// Entries on disk.
+    entries: AtomicU64,
+    tail: Mutex<Option<Box<Tail>>>,
+    observer: Box<dyn StoreObserver>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("name", &self.name).field("state", &self.state()).finish()
+    }
+}
+
+impl Store {
+    /// A store that was just opened.
+    pub fn new(parts: StoreParts) -> Self {
+        let state = if parts.valid { StoreState::Valid } else { StoreState::Invalid };
+        Store {
+            name: parts.name,
+            file: parts.file,
+            geometry: parts.geometry,
+            persistence: parts.persistence,
+            guest_disk: AtomicBool::new(parts.guest_disk),
+            sealed: AtomicBool::new(false),
+            state: AtomicU8::new(state as u8),
+            entries: AtomicU64::new(parts.tail.position()),
+            log: parts.log,
+            tail: Mutex::new(Some(Box::new(parts.tail))),
+            observer: parts.observer,
+        }
+    }
+
+    /// As the table names it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file.
+    #[inline]
+    pub fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// Its format.
+    #[inline]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// How it keeps exceptions.
+    pub fn persistence(&self) -> Persistence {
+        self.persistence
+    }
+
+    /// Whether it is a guest's own disk.
+    pub fn is_guest_disk(&self) -> bool {
+        self.guest_disk.load(Ordering::Acquire)
+    }
+
+    /// Whether something but the guest writes what it is a snapshot of, was found out.
+    pub fn set_guest_disk(&self, guest_disk: bool) {
+        self.guest_disk.store(guest_disk, Ordering::Release);
+    }
+
+    /// What is given out and what is owed.
+    #[inline]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Whether it can be used, and for what.
+    #[inline]
+    pub fn state(&self) -> StoreState {
+        StoreState::from_u8(self.state.load(Ordering::Acquire))
+    }
+
+    /// Whether the mapping to `chunk` survives a power cut.
+    #[inline]
+    pub fn is_durable(&self, chunk: StoreChunk) -> bool {
+        self.persistence == Persistence::Transient
+            || self.geometry.index_of(chunk).is_none_or(|index| index < self.log.committed())
+    }
+
+    /// Where data chunk `index` lies, and how many from it on follow each other, at most `count`.
+    pub fn place_of(&self, index: DataIndex, count: u64) -> (StoreChunk, u64) {
+        if self.persistence == Persistence::Transient {
+            return (StoreChunk(index.0), count);
+        }
+        let area = self.geometry.entries_per_area();
+        (self.geometry.chunk_of_index(index), count.min(area - index.0 % area))
+    }
+
+    /// Whether nothing more is ever written to it, and all that was is durable.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    /// Nothing more is ever written to it, and all that was is durable.
+    pub fn set_sealed(&self) {
+        self.sealed.store(true, Ordering::Release);
+    }
+
+    /// Takes the tail, to commit. The log's leader alone may ask.
+    pub fn take_tail(&self) -> Box<Tail> {
+        self.lock_tail().take().expect("one leader at a time")
+    }
+
+    /// Gives the tail back.
+    pub fn return_tail(&self, tail: Box<Tail>) {
+        self.entries.store(tail.position(), Ordering::Release);
+        *self.lock_tail() = Some(tail);
+    }
+
+    fn lock_tail(&self) -> std::sync::MutexGuard<'_, Option<Box<Tail>>> {
+        self.tail.lock().expect("tail lock poisoned")
+    }
+
+    /// Starts invalidating: true for the one caller who must write the header and then call
+    /// [`Store::invalidated`].
+    pub fn begin_invalidate(&self) -> bool {
+        let mut now = self.state.load(Ordering::Acquire);
+        while StoreState::from_u8(now) < StoreState::Invalidating {
+            let new = StoreState::Invalidating as u8;
+            match self.state.compare_exchange(now, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(changed) => now = changed,
+            }
+        }
+        false
+    }
+
+    /// The header was written durably, or could not be.
+    pub fn invalidated(&self, written: bool) {
+        if written || self.persistence == Persistence::Transient {
+            self.state.store(StoreState::Invalid as u8, Ordering::Release);
+            self.observer.store_event(&self.name, StoreEvent::Invalidated);
+        } else {
+            self.observer.store_event(&self.name, StoreEvent::InvalidNotWritten);
+        }
+    }
+
+    /// An invalidation that could not be written to the store was recorded elsewhere, or not.
+    /// The caller wakes the workers.
+    pub fn recorded(&self, recorded: bool) {
+        let state = if recorded { StoreState::Invalid } else { StoreState::Unmarked };
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// A write to the snapshot found it full.
+    pub fn overflow(&self) {
+        if self.degrade(StoreState::Overflow) {
+            self.observer.store_event(&self.name, StoreEvent::Overflowed);
+        }
+    }
+
+    /// A commit failed under a guest's own disk.
+    pub fn commit_failed(&self) {
+        if self.degrade(StoreState::ReadOnly) {
+            self.observer.store_event(&self.name, StoreEvent::CommitFailed);
+        }
+    }
+
+    fn degrade(&self, to: StoreState) -> bool {
+        let was = self.state.fetch_max(to as u8, Ordering::AcqRel);
+        StoreState::from_u8(was) < to
+    }
+
+    /// Sectors given out, in all, and taken by metadata: the three numbers of a status line.
+    pub fn usage(&self) -> Usage {
+        let chunk = u64::from(self.geometry.chunk.sectors());
+        if self.persistence == Persistence::Transient {
+            return Usage {
+                allocated: self.log.next().0 * chunk,
+                total: self.geometry.device_chunks * chunk,
+                metadata: 0,
+            };
+        }
+        let next = self.log.next();
+        let owed = next.0 - self.log.committed().0;
+        let position = self.entries.load(Ordering::Acquire) + owed;
+        let areas = position / self.geometry.entries_per_area() + 1;
+        Usage {
+            allocated: self.geometry.next_free(next).0 * chunk,
+            total: self.geometry.device_chunks * chunk,
+            metadata: (areas + 1) * chunk,
+        }
+    }
+
+    /// The first data chunk that was never given out.
+    pub fn next(&self) -> DataIndex {
+        self.log.next()
+    }
+
+    /// Entries on disk.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Acquire)
+    }
+}
+
+/// The three numbers of a snapshot's status line, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Given out, header and areas included.
+    pub allocated: u64,
+    /// The store's size.
+    pub total: u64,
+    /// Taken by the header and the areas in use.
+    pub metadata: u64,
+}

@@ -1,0 +1,81 @@
+//! The memory that a log lies in: private, or a shared file that outlives the process.
+//!
+//! Owns the header by which a later process knows whether the words are this store's, of this
+//! boot. Never knows what the words behind the header mean.
+
+use std::ops::Deref;
+
+use crate::sync::atomic::AtomicU64;
+#[cfg(not(feature = "shuttle"))]
+use crate::{io::shared::SharedWords, sync::atomic::Ordering};
+
+/// 64-bit words, atomically accessed.
+#[derive(Debug)]
+pub enum Words {
+    /// In the process's own memory: gone with it.
+    Private(Box<[AtomicU64]>),
+    /// In a file mapped shared: what is stored is there after the process was killed.
+    #[cfg(not(feature = "shuttle"))]
+    Shared(SharedWords),
+}
+
+impl Words {
+    /// Words at the front that say whose the others are.
+    pub const HEADER: usize = 8;
+    /// "snapowed", the first word of a header; the last byte counts the layout's versions.
+    #[cfg(not(feature = "shuttle"))]
+    const MAGIC: u64 = 0x736e_6170_6f77_6501;
+
+    /// Private words, all zero.
+    pub fn private(count: usize) -> Words {
+        Words::Private((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+/// What a header says: which store, on which boot, how large its log was when it was made.
+#[cfg(not(feature = "shuttle"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WordsHeader {
+    /// The system's boot, as `/proc/sys/kernel/random/boot_id` has it.
+    pub boot: u128,
+    /// The store's file.
+    pub store: crate::io::files::Identity,
+    /// The store's chunk, in sectors.
+    pub chunk_sectors: u32,
+}
+
+#[cfg(not(feature = "shuttle"))]
+impl Words {
+    /// What the header says; none where there is none, or of another layout.
+    pub fn header(&self) -> Option<WordsHeader> {
+        let word = |index: usize| self[index].load(Ordering::Acquire);
+        (self.len() > Self::HEADER && word(0) == Self::MAGIC).then(|| WordsHeader {
+            boot: u128::from(word(1)) << 64 | u128::from(word(2)),
+            store: crate::io::files::Identity { dev: word(3), ino: word(4) },
+            chunk_sectors: word(5) as u32,
+        })
+    }
+
+    /// Writes the header; the magic last, so that a half-made file says nothing.
+    pub fn set_header(&self, header: WordsHeader) {
+        let store = |index: usize, value: u64| self[index].store(value, Ordering::Release);
+        store(1, (header.boot >> 64) as u64);
+        store(2, header.boot as u64);
+        store(3, header.store.dev);
+        store(4, header.store.ino);
+        store(5, u64::from(header.chunk_sectors));
+        store(0, Self::MAGIC);
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        match self {
+            Words::Private(words) => words,
+            #[cfg(not(feature = "shuttle"))]
+            Words::Shared(words) => words.words(),
+        }
+    }
+}

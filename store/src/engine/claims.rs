@@ -1,0 +1,494 @@
+//! Moving chunks: claim, read what is missing, write in runs, publish.
+//!
+//! Owns chunks from their claim to their publication. Chunks are given a place in the store only
+//! when their bytes are at hand, so that a slow or failed read neither delays nor holes the log
+//! (I13); those at hand in one batch share one run and one write. Order at the end: the slot in
+//! the log, then the word in the table, then whoever waits (I11: an acknowledged write is in the
+//! log before anyone can know of it). Never knows why a chunk is moved.
+
+use super::core::{Asker, Core, Kind, is_full};
+use super::dispatch::Flow;
+use super::scratch::Buf;
+use crate::cow::{Allocation, Persistence};
+use crate::exception::{Claim, Entry, Place};
+use crate::io::{Errno, IoOp, Seg};
+use crate::request::Op;
+use crate::table::Table;
+use crate::target::{Decision, Exceptions};
+use crate::units::{Chunk, DataIndex};
+
+/// Claims written by one action, and the bytes of that.
+const RUN_CLAIMS: usize = 256;
+const RUN_BYTES: u64 = 1 << 20;
+
+/// Which of a chunk's bytes are new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// None: the chunk is copied.
+    Nothing,
+    /// `len` bytes from `within` are the request's, from its byte `at`.
+    Guest { at: u64, within: u64, len: u64 },
+    /// `len` bytes from `within` are zero.
+    Zero { within: u64, len: u64 },
+}
+
+impl Fill {
+    fn range(self) -> (u64, u64) {
+        match self {
+            Fill::Nothing => (0, 0),
+            Fill::Guest { within, len, .. } | Fill::Zero { within, len } => (within, within + len),
+        }
+    }
+
+    fn covers(self, from: u64, to: u64) -> bool {
+        let (start, end) = self.range();
+        start <= from && to <= end
+    }
+}
+
+/// A chunk on its way.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    claim: Claim,
+    exceptions: usize,
+    request: usize,
+    fill: Fill,
+    /// Where the old bytes are, once they were asked for: from this byte of the buffer.
+    buf: Option<(Buf, u32)>,
+    /// For a chunk larger than a buffer: its place, and how far it is written.
+    slices: Option<(DataIndex, u64)>,
+}
+
+/// Old bytes on their way into a buffer, for one claim or for neighbours.
+#[derive(Debug)]
+pub(super) struct Copy {
+    claims: Vec<usize>,
+    outstanding: u32,
+    failed: bool,
+}
+
+/// Claims being written side by side.
+#[derive(Debug)]
+pub(super) struct Run {
+    first: DataIndex,
+    claims: Vec<usize>,
+}
+
+impl Core {
+    /// A guest's write to a chunk that is not in the top store.
+    pub(super) fn move_chunk(
+        &mut self,
+        table: &Table,
+        index: usize,
+        exceptions: usize,
+        chunk: Chunk,
+        seen: Entry,
+        len: u64,
+    ) -> Flow {
+        if self.claims.len() >= self.config.claims {
+            // One of this worker's own claims ends first, and that looks at the parked again.
+            self.park(index);
+            return Flow::Aside;
+        }
+        let ex = &table.exceptions()[exceptions];
+        let Ok(claim) = ex.table.claim(chunk, seen) else { return Flow::On };
+        let pending = &mut self.requests[index];
+        let at = pending.cursor;
+        let within = table.piece(pending.start + at, 1).offset & (ex.chunk().bytes() - 1);
+        let fill = match pending.op {
+            Op::WriteZeroes { .. } => Fill::Zero { within, len },
+            _ => Fill::Guest { at, within, len },
+        };
+        pending.outstanding += 1;
+        pending.cursor += len;
+        let valid = ex.valid_len(chunk);
+        let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
+        let claimed = self.claims.insert(claimed);
+        if fill.covers(0, valid) || self.is_large(ex) {
+            self.gathered.push_back(claimed);
+        } else {
+            self.fresh.push(claimed);
+            self.start_copies(table);
+        }
+        Flow::On
+    }
+
+    /// A snapshot needs its copy of a chunk of the origin. False where it could not be claimed.
+    pub(super) fn claim_copy(
+        &mut self,
+        table: &Table,
+        index: usize,
+        exceptions: usize,
+        chunk: Chunk,
+    ) -> bool {
+        if self.claims.len() >= self.config.claims {
+            return true;
+        }
+        let ex = &table.exceptions()[exceptions];
+        let Ok(claim) = ex.table.claim(chunk, Entry::Unmapped) else { return false };
+        self.requests[index].outstanding += 1;
+        let fill = Fill::Nothing;
+        let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
+        let claimed = self.claims.insert(claimed);
+        if self.is_large(ex) {
+            self.gathered.push_back(claimed);
+        } else {
+            self.fresh.push(claimed);
+        }
+        true
+    }
+
+    fn is_large(&self, ex: &Exceptions) -> bool {
+        ex.chunk().bytes() > u64::from(self.scratch.size())
+    }
+
+    fn span(&self, table: &Table, claimed: usize) -> (u64, u64) {
+        let claimed = &self.claims[claimed];
+        let ex = &table.exceptions()[claimed.exceptions];
+        let start = ex.chunk().start_of(claimed.claim.chunk());
+        (start, start + ex.valid_len(claimed.claim.chunk()))
+    }
+
+    /// Reads the old bytes of fresh claims: neighbours, and the same range in several snapshots,
+    /// by one read into one buffer.
+    pub(super) fn start_copies(&mut self, table: &Table) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.sort_by_key(|&claimed| {
+            (self.claims[claimed].claim.before() != Entry::Unmapped, self.span(table, claimed))
+        });
+        let mut rest = &fresh[..];
+        while let Some(&first) = rest.first() {
+            let Some(buf) = self.scratch.take() else { break };
+            let count = self.joined(table, rest);
+            let (group, behind) = rest.split_at(count);
+            rest = behind;
+            self.start_copy(table, first, group, buf);
+        }
+        let left = rest.len();
+        let waiting = fresh.len() - left;
+        fresh.drain(..waiting);
+        self.fresh = fresh;
+    }
+
+    /// How many of `claims`, sorted by where they start, fit one read.
+    fn joined(&self, table: &Table, claims: &[usize]) -> usize {
+        let (start, mut end) = self.span(table, claims[0]);
+        if self.claims[claims[0]].claim.before() != Entry::Unmapped {
+            return 1;
+        }
+        let mut count = 1;
+        for &claimed in &claims[1..] {
+            let (from, to) = self.span(table, claimed);
+            let plain = self.claims[claimed].claim.before() == Entry::Unmapped;
+            if !plain || from > end || to.max(end) - start > u64::from(self.scratch.size()) {
+                break;
+            }
+            end = end.max(to);
+            count += 1;
+        }
+        count
+    }
+
+    fn start_copy(&mut self, table: &Table, first: usize, group: &[usize], buf: Buf) {
+        let (start, _) = self.span(table, first);
+        let end = group.iter().map(|&claimed| self.span(table, claimed).1).max().unwrap_or(start);
+        for (n, &claimed) in group.iter().enumerate() {
+            if n > 0 {
+                self.scratch.share(buf);
+            }
+            let offset = self.span(table, claimed).0 - start;
+            self.claims[claimed].buf = Some((buf, offset as u32));
+        }
+        let copy = Copy { claims: group.to_vec(), outstanding: 0, failed: false };
+        let copy = self.copies.insert(copy);
+        let issued = self.read_old(table, first, (0, end - start), (buf, 0), (Kind::Copy, 0, copy));
+        match issued {
+            Some(0) => self.copy_ended(table, copy, true),
+            Some(outstanding) => self.copies[copy].outstanding = outstanding,
+            None => self.copy_ended(table, copy, false),
+        }
+    }
+
+    /// Reads `[from, from + len)` of a claimed chunk's old bytes (past its end, those of its
+    /// neighbours) to `to` of a buffer. Returns how many actions that takes; none on an error.
+    fn read_old(
+        &mut self,
+        table: &Table,
+        claimed: usize,
+        (from, len): (u64, u64),
+        (buf, to): (Buf, u32),
+        tag: (Kind, u8, usize),
+    ) -> Option<u32> {
+        let claimed = &self.claims[claimed];
+        let ex = &table.exceptions()[claimed.exceptions];
+        let start = ex.chunk().start_of(claimed.claim.chunk()) + from;
+        let before = claimed.claim.before();
+        let (mut issued, mut done) = (0, 0);
+        while done < len {
+            let decision = match before {
+                Entry::Mapped(place) => {
+                    let (file, offset) = ex.file_offset(place, from);
+                    Decision::Pass { file, offset, len, track: None }
+                }
+                _ => ex.origin.decide(Op::Read, start + done, len - done),
+            };
+            let first = self.segs.len();
+            let (op, file, offset, part) = match decision {
+                Decision::Pass { file, offset, len, .. } => (IoOp::Read, file, offset, len),
+                Decision::Clear { len } => (IoOp::Clear, crate::io::FileId(u32::MAX), 0, len),
+                _ => return None,
+            };
+            self.segs.push(self.scratch.seg(buf, to + done as u32, part as u32));
+            self.act(op, file, offset, part, first, tag);
+            issued += 1;
+            done += part;
+        }
+        Some(issued)
+    }
+
+    pub(super) fn copy_read(&mut self, table: &Table, index: usize, ok: bool) {
+        let copy = &mut self.copies[index];
+        copy.outstanding -= 1;
+        copy.failed |= !ok;
+        if copy.outstanding == 0 {
+            let ok = !copy.failed;
+            self.copy_ended(table, index, ok);
+        }
+    }
+
+    fn copy_ended(&mut self, table: &Table, index: usize, ok: bool) {
+        let copy = self.copies.remove(index);
+        for claimed in copy.claims {
+            if ok {
+                self.gathered.push_back(claimed);
+            } else {
+                self.claim_failed(table, claimed, Err(Errno::EIO));
+            }
+        }
+    }
+
+    /// Gives places to the claims whose bytes are at hand, and writes them side by side.
+    pub(super) fn write_gathered(&mut self, table: &Table) {
+        while let Some(&first) = self.gathered.front() {
+            let exceptions = self.claims[first].exceptions;
+            let ex = &table.exceptions()[exceptions];
+            let large = self.is_large(ex);
+            let most = (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CLAIMS as u64) as usize;
+            let same = |&&claimed: &&usize| self.claims[claimed].exceptions == exceptions;
+            let wanted =
+                if large { 1 } else { self.gathered.iter().take(most).take_while(same).count() };
+            match ex.store().log().allocate(wanted as u64) {
+                Allocation::Run { first, count } if large => {
+                    debug_assert_eq!(count, 1);
+                    let claimed = self.gathered.pop_front().expect("it was looked at");
+                    self.claims[claimed].slices = Some((first, 0));
+                    self.next_slice(table, claimed);
+                }
+                Allocation::Run { first, count } => self.write_runs(ex, first, count),
+                Allocation::Owed => {
+                    self.commit_soon(table, exceptions);
+                    return;
+                }
+                Allocation::Full => {
+                    let claimed = self.gathered.pop_front().expect("it was looked at");
+                    self.claim_failed(table, claimed, Err(Errno::ENOSPC));
+                }
+            }
+            if ex.store().log().wants_commit() {
+                self.commit_soon(table, exceptions);
+            }
+        }
+    }
+
+    fn write_runs(&mut self, ex: &Exceptions, first: DataIndex, count: u64) {
+        let mut done = 0;
+        while done < count {
+            let index = DataIndex(first.0 + done);
+            let (place, together) = ex.store().place_of(index, count - done);
+            let claims: Vec<usize> = self.gathered.drain(..together as usize).collect();
+            let from = self.segs.len();
+            for &claimed in &claims {
+                let valid = ex.valid_len(self.claims[claimed].claim.chunk());
+                self.push_chunk(claimed, (0, valid), ex.chunk().bytes() - valid);
+            }
+            let run = self.runs.insert(Run { first: index, claims });
+            let bytes = together * ex.chunk().bytes();
+            let offset = ex.chunk().store_offset(place);
+            self.act(IoOp::Write, ex.store().file(), offset, bytes, from, (Kind::Run, 0, run));
+            done += together;
+        }
+    }
+
+    /// Pushes the parts that make up `[from, to)` of a claimed chunk, and `tail` zeroes.
+    fn push_chunk(&mut self, claimed: usize, (from, to): (u64, u64), tail: u64) {
+        let claimed = &self.claims[claimed];
+        let (start, end) = claimed.fill.range();
+        let (start, end) = (start.clamp(from, to), end.clamp(from, to));
+        let old = |from: u64, to: u64| {
+            let (buf, offset) = claimed.buf.expect("a chunk that is not covered has old bytes");
+            let base = claimed.slices.map_or(0, |(_, written)| written);
+            self.scratch.seg(buf, offset + (from - base) as u32, (to - from) as u32)
+        };
+        if start == end {
+            self.segs.push(old(from, to));
+        } else {
+            if from < start {
+                self.segs.push(old(from, start));
+            }
+            self.segs.push(match claimed.fill {
+                Fill::Guest { at, within, .. } => {
+                    let Asker::Host(token) = self.requests[claimed.request].asker else {
+                        unreachable!("the merge has no bytes of its own")
+                    };
+                    let offset = (at + (start - within)) as u32;
+                    Seg::Guest { token, offset, len: (end - start) as u32 }
+                }
+                _ => Seg::Zero { len: (end - start) as u32 },
+            });
+            if end < to {
+                self.segs.push(old(end, to));
+            }
+        }
+        if tail != 0 {
+            self.segs.push(Seg::Zero { len: tail as u32 });
+        }
+    }
+
+    pub(super) fn run_written(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
+        let run = self.runs.remove(index);
+        for (n, claimed) in run.claims.into_iter().enumerate() {
+            let data = DataIndex(run.first.0 + n as u64);
+            self.written(table, claimed, data, result);
+        }
+    }
+
+    /// A claim's bytes are in the store, or could not be written.
+    fn written(
+        &mut self,
+        table: &Table,
+        claimed: usize,
+        data: DataIndex,
+        result: Result<(), Errno>,
+    ) {
+        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let log = ex.store().log();
+        if result.is_err() {
+            self.worker.all().wake(log.finish(data, None));
+            return self.claim_failed(table, claimed, result);
+        }
+        let Claimed { claim, request, buf, .. } = self.claims.remove(claimed);
+        let (chunk, _) = ex.store().place_of(data, 1);
+        let place = Place { layer: ex.top(), chunk };
+        let leader = log.finish(data, Some(claim.chunk()));
+        let waiting = ex.table.publish(claim, place);
+        self.worker.all().wake(leader | waiting);
+        self.release(table, buf);
+        self.part_ended(request, true);
+    }
+
+    /// A claim comes to nothing: the chunk stays where it was, and its snapshot, its request or
+    /// both bear the failure (`spec: targets`, the table of failures).
+    fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
+        let Claimed { claim, exceptions, request, fill, buf, .. } = self.claims.remove(claimed);
+        let ex = &table.exceptions()[exceptions];
+        let waiting = ex.table.put_back(claim);
+        self.worker.all().wake(waiting);
+        self.release(table, buf);
+        let store = ex.store();
+        let for_origin = fill == Fill::Nothing;
+        if !for_origin && is_full(result) && store.persistence() == Persistence::Overflow {
+            store.overflow();
+        } else if for_origin || !store.is_guest_disk() {
+            self.invalidate(store);
+        }
+        self.part_ended(request, for_origin);
+    }
+
+    fn release(&mut self, table: &Table, buf: Option<(Buf, u32)>) {
+        // A claim ended: whoever waited for room among the claims may go on.
+        self.freed = true;
+        if let Some((buf, _)) = buf
+            && self.scratch.release(buf)
+        {
+            if let Some(claimed) = self.slices_waiting.pop_front() {
+                self.next_slice(table, claimed);
+            } else if !self.fresh.is_empty() {
+                self.start_copies(table);
+            }
+        }
+    }
+
+    /// Moves the next slice of a chunk that is larger than a buffer, or ends it.
+    fn next_slice(&mut self, table: &Table, claimed: usize) {
+        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
+        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
+        if from == valid {
+            return self.written(table, claimed, data, Ok(()));
+        }
+        let to = valid.min(from + u64::from(self.scratch.size()));
+        if self.claims[claimed].fill.covers(from, to) {
+            return self.write_slice(table, claimed);
+        }
+        if self.claims[claimed].buf.is_none() {
+            let Some(buf) = self.scratch.take() else {
+                return self.slices_waiting.push_back(claimed);
+            };
+            self.claims[claimed].buf = Some((buf, 0));
+        }
+        let (buf, _) = self.claims[claimed].buf.expect("it was just taken");
+        let tag = (Kind::Slice, 0, claimed);
+        match self.read_old(table, claimed, (from, to - from), (buf, 0), tag) {
+            Some(issued) => self.slice_reads.push((claimed, issued, true)),
+            None => self.written(table, claimed, data, Err(Errno::EIO)),
+        }
+    }
+
+    fn write_slice(&mut self, table: &Table, claimed: usize) {
+        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
+        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
+        let to = valid.min(from + u64::from(self.scratch.size()));
+        let first = self.segs.len();
+        self.push_chunk(claimed, (from, to), 0);
+        let (place, _) = ex.store().place_of(data, 1);
+        let offset = ex.chunk().store_offset(place) + from;
+        let tag = (Kind::Slice, 1, claimed);
+        self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
+    }
+
+    /// A slice was read (`detail` 0) or written (1).
+    pub(super) fn slice_done(
+        &mut self,
+        table: &Table,
+        claimed: usize,
+        detail: u8,
+        result: Result<(), Errno>,
+    ) {
+        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
+        if detail == 0 {
+            let of = |&(of, ..): &(usize, u32, bool)| of == claimed;
+            let at = self.slice_reads.iter().position(of).expect("a slice is being read");
+            let (_, left, ok) = &mut self.slice_reads[at];
+            *left -= 1;
+            *ok &= result.is_ok();
+            if *left > 0 {
+                return;
+            }
+            let (.., ok) = self.slice_reads.swap_remove(at);
+            return if ok {
+                self.write_slice(table, claimed)
+            } else {
+                self.written(table, claimed, data, Err(Errno::EIO))
+            };
+        }
+        if result.is_err() {
+            return self.written(table, claimed, data, result);
+        }
+        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
+        let to = valid.min(from + u64::from(self.scratch.size()));
+        self.claims[claimed].slices = Some((data, to));
+        self.next_slice(table, claimed);
+    }
+}

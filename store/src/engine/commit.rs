@@ -1,0 +1,351 @@
+//! Making things durable: barriers that wait for it, and rounds that commit a store.
+//!
+//! Owns the barriers of this worker's requests and the rounds that this worker leads. A barrier
+//! takes a ticket of every store it needs and syncs every other file; a round writes what its
+//! store owes, in allocation order, behind a sync of the data (I1, I2, I3, I16). Never knows what
+//! the requests are.
+
+use std::sync::Arc;
+
+use super::core::{Core, Kind};
+use crate::cow::layout::Entry;
+use crate::cow::log::{Join, Ticket};
+use crate::cow::tail::Tail;
+use crate::cow::{Store, StoreState};
+use crate::io::{IoOp, Seg};
+use crate::table::Table;
+use crate::target::Medium;
+use crate::units::{DataIndex, StoreChunk};
+
+/// Zeroes of an area that are written rather than left to the file system.
+const WRITTEN_ZEROES: u64 = 64 << 10;
+
+#[derive(Debug)]
+enum Part {
+    Store { store: Arc<Store>, ticket: Option<Ticket> },
+    Medium(Arc<Medium>),
+    Done,
+}
+
+/// What becomes of requests when their barrier has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// They end, with an error where it failed.
+    End,
+    /// They are dispatched again, and see for themselves what failed.
+    Again,
+}
+
+/// Requests, and what must be durable before they go on.
+#[derive(Debug)]
+pub(super) struct Barrier {
+    requests: Vec<usize>,
+    parts: Vec<Part>,
+    then: Then,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Waiting for the writes of all chunks below `upto`.
+    Collect,
+    /// Zeroing areas ahead.
+    Zero,
+    /// Syncing the data, and the zeroes.
+    SyncData,
+    /// Writing entries.
+    Write,
+    /// Syncing the entries.
+    SyncEntries,
+}
+
+/// A commit that this worker leads.
+#[derive(Debug)]
+pub(super) struct Round {
+    store: Arc<Store>,
+    tail: Box<Tail>,
+    upto: DataIndex,
+    /// The next to be written.
+    next: DataIndex,
+    stage: Stage,
+    /// Entries were written, and are to be synced.
+    wrote: bool,
+    meta: Vec<u8>,
+}
+
+impl Round {
+    pub(super) fn meta(&self) -> &[u8] {
+        &self.meta
+    }
+
+    fn entries(&self) -> u64 {
+        let log = self.store.log();
+        (self.next.0..self.upto.0).filter(|&i| log.entry(DataIndex(i)).is_some()).count() as u64
+    }
+}
+
+impl Core {
+    /// Starts what the requests of this step need.
+    pub(super) fn start_barriers(&mut self, table: &Table) {
+        if !self.to_end.is_empty() {
+            let set = table.flush_set();
+            let needed = |store: &&Arc<Store>| !store.is_sealed();
+            let stores = set.stores.iter().filter(needed).cloned();
+            let parts = stores
+                .map(|store| Part::Store { store, ticket: None })
+                .chain(set.media.iter().cloned().map(Part::Medium))
+                .collect();
+            let requests = std::mem::take(&mut self.to_end);
+            self.start_barrier(Barrier { requests, parts, then: Then::End, failed: false });
+        }
+        if !self.to_commit.is_empty() || self.commit_stores.contains(&true) {
+            let mut parts = Vec::new();
+            for (exceptions, wanted) in self.commit_stores.iter_mut().enumerate() {
+                if std::mem::take(wanted) {
+                    let store = table.exceptions()[exceptions].store().clone();
+                    parts.push(Part::Store { store, ticket: None });
+                }
+            }
+            let requests = std::mem::take(&mut self.to_commit);
+            self.start_barrier(Barrier { requests, parts, then: Then::Again, failed: false });
+        }
+    }
+
+    /// A store owes so much that it should be committed, whoever waits for that.
+    pub(super) fn commit_soon(&mut self, table: &Table, exceptions: usize) {
+        let store = table.exceptions()[exceptions].store();
+        let waits =
+            |part: &Part| matches!(part, Part::Store { store: of, .. } if Arc::ptr_eq(of, store));
+        if !self.barriers.iter().any(|(_, barrier)| barrier.parts.iter().any(waits)) {
+            self.commit_stores[exceptions] = true;
+        }
+    }
+
+    fn start_barrier(&mut self, barrier: Barrier) {
+        let index = self.barriers.insert(barrier);
+        for part in 0..self.barriers[index].parts.len() {
+            if let Part::Medium(medium) = &self.barriers[index].parts[part] {
+                let file = medium.file;
+                let first = self.segs.len();
+                self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u8, index));
+            }
+        }
+        self.look_at_barrier(index);
+    }
+
+    /// Looks at everything that waits for commits, after a wake.
+    pub(super) fn look_at_commits(&mut self, _table: &Table) {
+        for index in 0..self.rounds.capacity() {
+            if self.rounds.get(index).is_some_and(|round| round.stage == Stage::Collect) {
+                self.collect(index);
+            }
+        }
+        for index in 0..self.barriers.capacity() {
+            if self.barriers.contains(index) {
+                self.look_at_barrier(index);
+            }
+        }
+    }
+
+    fn look_at_barrier(&mut self, index: usize) {
+        for part in 0..self.barriers[index].parts.len() {
+            let Part::Store { store, ticket } = &self.barriers[index].parts[part] else { continue };
+            let (store, ticket) = (store.clone(), *ticket);
+            if self.has_ticket_ended(index, part, &store, ticket) {
+                // Read after the ticket ended: a round that failed says so before it ends.
+                self.barriers[index].failed |= store.state() > StoreState::Overflow;
+                self.barriers[index].parts[part] = Part::Done;
+            }
+        }
+        self.maybe_end_barrier(index);
+    }
+
+    /// Takes a ticket where there is none, leads where nobody does; true when its round has ended.
+    fn has_ticket_ended(
+        &mut self,
+        index: usize,
+        part: usize,
+        store: &Arc<Store>,
+        ticket: Option<Ticket>,
+    ) -> bool {
+        if store.state() > StoreState::Overflow {
+            return true;
+        }
+        let bit = self.worker.bit();
+        if let Some(ticket) = ticket
+            && (store.log().poll(ticket, bit) || store.log().is_committing())
+        {
+            return store.log().poll(ticket, bit);
+        }
+        let (ticket, lead) = match store.log().join(bit) {
+            Join::Lead(ticket) => (ticket, true),
+            Join::Wait(ticket) => (ticket, false),
+        };
+        self.barriers[index].parts[part] =
+            Part::Store { store: store.clone(), ticket: Some(ticket) };
+        if lead {
+            self.lead(store.clone());
+        }
+        store.log().poll(ticket, bit)
+    }
+
+    fn maybe_end_barrier(&mut self, index: usize) {
+        if !self.barriers[index].parts.iter().all(|part| matches!(part, Part::Done)) {
+            return;
+        }
+        let barrier = self.barriers.remove(index);
+        for index in barrier.requests {
+            match barrier.then {
+                Then::Again => self.ready.push_back(index),
+                Then::End => {
+                    self.requests[index].failed |= barrier.failed;
+                    self.end_request(index);
+                }
+            }
+        }
+    }
+
+    pub(super) fn barrier_synced(&mut self, _table: &Table, index: usize, part: usize, ok: bool) {
+        let barrier = &mut self.barriers[index];
+        if let Part::Medium(medium) = &barrier.parts[part] {
+            if !ok {
+                medium.set_sync_failed();
+            }
+            barrier.failed |= medium.sync_failed();
+        }
+        barrier.parts[part] = Part::Done;
+        self.maybe_end_barrier(index);
+    }
+
+    fn lead(&mut self, store: Arc<Store>) {
+        let tail = store.take_tail();
+        let next = store.log().committed();
+        let upto = store.log().next();
+        let round = Round {
+            store,
+            tail,
+            upto,
+            next,
+            stage: Stage::Collect,
+            wrote: false,
+            meta: Vec::new(),
+        };
+        let index = self.rounds.insert(round);
+        self.collect(index);
+    }
+
+    fn collect(&mut self, index: usize) {
+        let round = &mut self.rounds[index];
+        if round.store.log().all_ended(round.upto) {
+            round.stage = Stage::Zero;
+            self.zero_ahead(index);
+        }
+    }
+
+    fn zero_ahead(&mut self, index: usize) {
+        let round = &mut self.rounds[index];
+        let entries = round.entries();
+        let area = if entries == 0 { None } else { round.tail.area_to_zero(entries) };
+        match area {
+            Some(area) => self.zero_area(index, area),
+            None => {
+                round.stage = Stage::SyncData;
+                self.sync_round(index);
+            }
+        }
+    }
+
+    fn zero_area(&mut self, index: usize, area: StoreChunk) {
+        let round = &self.rounds[index];
+        let chunk = round.store.geometry().chunk;
+        let (file, offset) = (round.store.file(), chunk.store_offset(area));
+        let first = self.segs.len();
+        let op = if chunk.bytes() <= WRITTEN_ZEROES {
+            self.segs.push(Seg::Zero { len: chunk.bytes() as u32 });
+            IoOp::Write
+        } else {
+            IoOp::Zero
+        };
+        self.act(op, file, offset, chunk.bytes(), first, (Kind::Round, 0, index));
+    }
+
+    fn sync_round(&mut self, index: usize) {
+        let file = self.rounds[index].store.file();
+        let first = self.segs.len();
+        self.act(IoOp::Sync, file, 0, 0, first, (Kind::Round, 0, index));
+    }
+
+    fn write_entries(&mut self, index: usize) {
+        let round = &mut self.rounds[index];
+        let (store, upto) = (&round.store, round.upto);
+        let mut next = round.next;
+        let mut entries = std::iter::from_fn(|| {
+            while next < upto {
+                let data = next;
+                next = DataIndex(next.0 + 1);
+                if let Some(old) = store.log().entry(data) {
+                    return Some(Entry { old, new: store.place_of(data, 1).0 });
+                }
+            }
+            None
+        });
+        // An iterator that stops at an area's end has taken no entry it does not write: `write`
+        // asks only while there is room.
+        let offset = round.tail.write(&mut entries, &mut round.meta);
+        round.next = next;
+        let Some(offset) = offset else { return self.sync_entries(index) };
+        round.wrote = true;
+        let (file, len) = (round.store.file(), round.meta.len());
+        let first = self.segs.len();
+        self.segs.push(Seg::Meta { slot: (index as u32) << 1, len: len as u32 });
+        self.act(IoOp::Write, file, offset, len as u64, first, (Kind::Round, 0, index));
+    }
+
+    fn sync_entries(&mut self, index: usize) {
+        let round = &mut self.rounds[index];
+        if !round.wrote {
+            return self.end_round(index, true);
+        }
+        round.stage = Stage::SyncEntries;
+        self.sync_round(index);
+    }
+
+    pub(super) fn round_io_done(&mut self, _table: &Table, index: usize, ok: bool) {
+        if !ok {
+            return self.end_round(index, false);
+        }
+        let round = &mut self.rounds[index];
+        match round.stage {
+            Stage::Collect => unreachable!("a round that collects has nothing in flight"),
+            Stage::Zero => {
+                round.tail.zeroed();
+                self.zero_ahead(index);
+            }
+            Stage::SyncData => {
+                round.stage = Stage::Write;
+                self.write_entries(index);
+            }
+            Stage::Write if round.next < round.upto => self.write_entries(index),
+            Stage::Write => self.sync_entries(index),
+            Stage::SyncEntries => self.end_round(index, true),
+        }
+    }
+
+    fn end_round(&mut self, index: usize, ok: bool) {
+        let Round { store, tail, upto, .. } = self.rounds.remove(index);
+        store.return_tail(tail);
+        if ok {
+            store.log().set_committed(upto);
+        } else if store.is_guest_disk() {
+            store.commit_failed();
+        } else {
+            self.invalidate(&store);
+        }
+        let (waiting, ticket) = store.log().end_round(ok && !self.stopping);
+        self.worker.all().wake(waiting);
+        self.freed = true;
+        if ticket.is_some() {
+            self.lead(store);
+        }
+    }
+}

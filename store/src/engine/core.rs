@@ -1,0 +1,371 @@
+//! What one worker has in flight, and the names by which completions find it.
+//!
+//! Owns the slabs of requests, claims, copies, runs, barriers and rounds, the outgoing queues and
+//! the list of parked requests. How each of them goes on is in the files beside this one.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use super::claims::{Claimed, Copy, Run};
+use super::commit::{Barrier, Round};
+use super::invalidate::Invalidation;
+use super::merge::{MergeJob, MergeProgress};
+use super::scratch::Scratch;
+use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
+use crate::request::{Op, Request, Status, Token};
+use crate::table::Table;
+use crate::target::Target;
+use crate::workers::{TrackId, Worker};
+
+/// Bounds of an engine's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Bytes of the host's scratch arena.
+    pub scratch: u32,
+    /// Requests at a time; what the host must not exceed.
+    pub requests: usize,
+    /// Claims at a time: copies in flight.
+    pub claims: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig { scratch: 8 << 20, requests: 1024, claims: 2048 }
+    }
+}
+
+/// What an action belongs to; the upper bits of its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Request = 1,
+    Copy,
+    Run,
+    Slice,
+    Barrier,
+    Round,
+    Invalidation,
+    Merge,
+}
+
+const KINDS: [Kind; 8] = [
+    Kind::Request,
+    Kind::Copy,
+    Kind::Run,
+    Kind::Slice,
+    Kind::Barrier,
+    Kind::Round,
+    Kind::Invalidation,
+    Kind::Merge,
+];
+
+const NOT_TRACKED: u8 = 0xff;
+
+/// `kind << 48 | detail << 32 | index`: the host's own tags have bit 63 set, ours never.
+fn tag(kind: Kind, detail: u8, index: usize) -> Tag {
+    Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The host.
+    Host(Token),
+    /// The merge that runs here: it asks that a range of the origin may be overwritten.
+    Merge,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) asker: Asker,
+    pub(super) op: Op,
+    pub(super) durable: bool,
+    /// First byte on the device.
+    pub(super) start: u64,
+    /// Bytes.
+    pub(super) len: u64,
+    /// Bytes dispatched.
+    pub(super) cursor: u64,
+    /// Actions and claims that have not ended.
+    pub(super) outstanding: u32,
+    pub(super) failed: bool,
+    /// It is in the parked list, or waits for a barrier: completions do not end it.
+    pub(super) waiting: bool,
+}
+
+/// See the module's description.
+pub(super) struct Core {
+    pub(super) worker: Worker,
+    pub(super) config: EngineConfig,
+    pub(super) requests: Slab<Pending>,
+    pub(super) claims: Slab<Claimed>,
+    pub(super) copies: Slab<Copy>,
+    pub(super) runs: Slab<Run>,
+    pub(super) barriers: Slab<Barrier>,
+    pub(super) rounds: Slab<Round>,
+    pub(super) invalidations: Slab<Invalidation>,
+    pub(super) merge: Option<MergeJob>,
+    pub(super) scratch: Scratch,
+    /// Requests to be dispatched.
+    pub(super) ready: VecDeque<usize>,
+    /// Requests that wait for a wake.
+    pub(super) parked: Vec<usize>,
+    /// Requests that wait for a barrier over everything, then end.
+    pub(super) to_end: Vec<usize>,
+    /// Requests that wait for commits of some stores, then are dispatched again.
+    pub(super) to_commit: Vec<usize>,
+    /// Which exceptions' stores those are, a bit each.
+    pub(super) commit_stores: Vec<bool>,
+    /// Claims whose old bytes are yet to be read.
+    pub(super) fresh: Vec<usize>,
+    /// Large claims that wait for a buffer.
+    pub(super) slices_waiting: VecDeque<usize>,
+    /// Large claims of which a slice is being read: how many reads are left, and none failed.
+    pub(super) slice_reads: Vec<(usize, u32, bool)>,
+    /// Claims whose bytes are at hand, to be written in runs.
+    pub(super) gathered: VecDeque<usize>,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) segs: Vec<Seg>,
+    pub(super) finished: VecDeque<(Token, Status)>,
+    pub(super) in_flight: usize,
+    pub(super) stopping: bool,
+    /// Something that this worker itself holds was freed: parked requests may go on.
+    pub(super) freed: bool,
+}
+
+impl Core {
+    pub(super) fn new(worker: Worker, config: EngineConfig) -> Self {
+        Core {
+            worker,
+            config,
+            requests: Slab::with_capacity(config.requests),
+            claims: Slab::with_capacity(config.claims),
+            copies: Slab::with_capacity(config.claims),
+            runs: Slab::with_capacity(64),
+            barriers: Slab::with_capacity(16),
+            rounds: Slab::with_capacity(4),
+            invalidations: Slab::new(),
+            merge: None,
+            scratch: Scratch::new(config.scratch),
+            ready: VecDeque::with_capacity(config.requests),
+            parked: Vec::with_capacity(config.requests),
+            to_end: Vec::with_capacity(config.requests),
+            to_commit: Vec::with_capacity(config.requests),
+            commit_stores: Vec::new(),
+            fresh: Vec::with_capacity(config.claims),
+            slices_waiting: VecDeque::new(),
+            slice_reads: Vec::new(),
+            gathered: VecDeque::with_capacity(config.claims),
+            actions: VecDeque::with_capacity(config.requests),
+            segs: Vec::with_capacity(config.requests * 4),
+            finished: VecDeque::with_capacity(config.requests),
+            in_flight: 0,
+            stopping: false,
+            freed: false,
+        }
+    }
+
+    /// Gets ready to serve `table`: buffers as large as its chunks want them.
+    pub(super) fn adopt(&mut self, table: &Table) {
+        let largest = table.exceptions().iter().map(|ex| ex.chunk().bytes()).max().unwrap_or(4096);
+        let copies_out =
+            |line: &crate::table::Line| matches!(line.target, Target::Origin(_) | Target::Merge(_));
+        let least = if table.lines().iter().any(copies_out) { 64 << 10 } else { 4096 };
+        self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
+        self.commit_stores.clear();
+        self.commit_stores.resize(table.exceptions().len(), false);
+    }
+
+    pub(super) fn admit(&mut self, request: Request) {
+        let index = self.requests.insert(Pending {
+            asker: Asker::Host(request.token),
+            op: request.op,
+            durable: request.op == Op::Flush || (request.durable && request.op != Op::Read),
+            start: request.sector.bytes(),
+            len: request.len,
+            cursor: 0,
+            outstanding: 0,
+            failed: false,
+            waiting: true,
+        });
+        self.ready.push_back(index);
+    }
+
+    /// Everything parked may go on.
+    pub(super) fn look_again(&mut self) {
+        self.freed = true;
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.in_flight == 0
+            && self.actions.is_empty()
+            && self.claims.is_empty()
+            && self.rounds.is_empty()
+            && self.invalidations.is_empty()
+            && self.barriers.is_empty()
+            && self.merge.as_ref().is_none_or(MergeJob::is_quiet)
+            && self.finished.is_empty()
+    }
+
+    pub(super) fn fail_held(&mut self) {
+        self.ready.clear();
+        self.parked.clear();
+        self.to_end.clear();
+        self.to_commit.clear();
+        for pending in self.requests.drain() {
+            if let Asker::Host(token) = pending.asker {
+                self.finished.push_back((token, Status::Error));
+            }
+        }
+    }
+
+    /// One turn: see [`super::Engine::step`].
+    pub(super) fn step(&mut self, table: &Table) {
+        if self.actions.is_empty() {
+            self.segs.clear();
+        }
+        loop {
+            if self.worker.take_wake() || std::mem::take(&mut self.freed) {
+                self.freed = false;
+                self.ready.extend(self.parked.drain(..));
+                self.look_at_commits(table);
+            }
+            while let Some(index) = self.ready.pop_front() {
+                self.dispatch(table, index);
+            }
+            self.step_merge(table);
+            self.write_gathered(table);
+            self.start_barriers(table);
+            if self.ready.is_empty() && !self.freed {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn complete(&mut self, table: &Table, completion: Completion) {
+        self.in_flight -= 1;
+        let Tag(bits) = completion.tag;
+        let kind = KINDS[(bits >> 48) as usize - 1];
+        let detail = (bits >> 32) as u8;
+        let index = bits as u32 as usize;
+        let ok = completion.result.is_ok();
+        match kind {
+            Kind::Request => {
+                if detail != NOT_TRACKED {
+                    self.worker.untrack(TrackId::from_u8(detail));
+                    self.freed = true;
+                }
+                self.part_ended(index, ok);
+            }
+            Kind::Copy => self.copy_read(table, index, ok),
+            Kind::Run => self.run_written(table, index, completion.result),
+            Kind::Slice => self.slice_done(table, index, detail, completion.result),
+            Kind::Barrier => self.barrier_synced(table, index, detail as usize, ok),
+            Kind::Round => self.round_io_done(table, index, ok),
+            Kind::Invalidation => self.invalidation_io_done(table, index, ok),
+            Kind::Merge => self.merge_io_done(table, index, ok),
+        }
+    }
+
+    /// Queues an action whose parts were pushed to `segs` since `first`.
+    #[allow(clippy::too_many_arguments, reason = "an action's fields, one each")]
+    pub(super) fn act(
+        &mut self,
+        op: IoOp,
+        file: FileId,
+        offset: u64,
+        len: u64,
+        first: usize,
+        (kind, detail, index): (Kind, u8, usize),
+    ) {
+        self.in_flight += 1;
+        self.actions.push_back(Action {
+            op,
+            file,
+            offset,
+            len,
+            segs: (first as u32, (self.segs.len() - first) as u32),
+            tag: tag(kind, detail, index),
+        });
+    }
+
+    /// Queues a request's own action.
+    pub(super) fn act_for_request(
+        &mut self,
+        op: IoOp,
+        file: FileId,
+        offset: u64,
+        len: u64,
+        index: usize,
+        track: Option<TrackId>,
+    ) {
+        let first = self.segs.len();
+        let pending = &mut self.requests[index];
+        pending.outstanding += 1;
+        if let (IoOp::Read | IoOp::Write | IoOp::Clear, Asker::Host(token)) = (op, pending.asker) {
+            let at = pending.cursor as u32;
+            self.segs.push(Seg::Guest { token, offset: at, len: len as u32 });
+        }
+        let detail = track.map_or(NOT_TRACKED, TrackId::to_u8);
+        self.act(op, file, offset, len, first, (Kind::Request, detail, index));
+    }
+
+    /// A part of a request ended.
+    pub(super) fn part_ended(&mut self, index: usize, ok: bool) {
+        let pending = &mut self.requests[index];
+        pending.outstanding -= 1;
+        pending.failed |= !ok;
+        self.maybe_ended(index);
+    }
+
+    /// Ends a request of which all parts have ended, or takes its last step.
+    pub(super) fn maybe_ended(&mut self, index: usize) {
+        let pending = &mut self.requests[index];
+        if pending.waiting || pending.outstanding != 0 {
+            return;
+        }
+        if !pending.failed && pending.cursor < pending.len {
+            return;
+        }
+        if pending.durable && !pending.failed {
+            pending.waiting = true;
+            self.to_end.push(index);
+            return;
+        }
+        self.end_request(index);
+    }
+
+    pub(super) fn end_request(&mut self, index: usize) {
+        let pending = self.requests.remove(index);
+        debug_assert_eq!(pending.outstanding, 0);
+        match pending.asker {
+            Asker::Host(token) => {
+                let status = if pending.failed { Status::Error } else { Status::Ok };
+                self.finished.push_back((token, status));
+            }
+            Asker::Merge => self.merge_protected(!pending.failed),
+        }
+    }
+
+    /// Puts a request aside until this worker is woken.
+    pub(super) fn park(&mut self, index: usize) {
+        self.requests[index].waiting = true;
+        self.parked.push(index);
+    }
+
+    pub(super) fn meta(&self, slot: u32) -> &[u8] {
+        let index = (slot >> 1) as usize;
+        if slot & 1 == 0 { self.rounds[index].meta() } else { self.invalidations[index].header() }
+    }
+
+    pub(super) fn merge_progress(&self) -> Option<MergeProgress> {
+        self.merge.as_ref().map(MergeJob::progress)
+    }
+}
+
+/// Whether a failure means that the file system below had no room.
+pub(super) fn is_full(result: Result<(), Errno>) -> bool {
+    result == Err(Errno::ENOSPC)
+}

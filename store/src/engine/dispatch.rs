@@ -1,0 +1,162 @@
+//! The way of a request: piece by piece to where the table says, or aside until it can go on.
+//!
+//! Owns the translation of a [`Decision`] into what is done next. Never knows how a chunk is moved
+//! or a store committed.
+
+use super::core::{Asker, Core};
+use crate::io::{FileId, IoOp};
+use crate::request::Op;
+use crate::table::Table;
+use crate::target::{Decision, Target, Track};
+
+/// The file of actions that mean none.
+const NO_FILE: FileId = FileId(u32::MAX);
+
+/// Whether a request goes on at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// With its next piece, or this one anew.
+    On,
+    /// When its worker is woken: it was put aside.
+    Aside,
+}
+
+impl Core {
+    /// Takes a request as far as it goes now.
+    pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
+        self.requests[index].waiting = false;
+        loop {
+            let pending = &self.requests[index];
+            if pending.failed || pending.cursor == pending.len {
+                break;
+            }
+            if self.next_piece(table, index) == Flow::Aside {
+                return;
+            }
+        }
+        self.maybe_ended(index);
+    }
+
+    fn next_piece(&mut self, table: &Table, index: usize) -> Flow {
+        let pending = &self.requests[index];
+        let (op, at, left) =
+            (pending.op, pending.start + pending.cursor, pending.len - pending.cursor);
+        if self.is_merge(index) {
+            return self.origin_write(table, index, left);
+        }
+        match table.decide(op, at, left) {
+            Decision::Pass { file, offset, len, track } => {
+                self.pass(table, index, (file, offset, len), track)
+            }
+            Decision::Clear { len } => {
+                self.act_for_request(IoOp::Clear, NO_FILE, 0, len, index, None);
+                self.advance(index, len)
+            }
+            Decision::Nothing { len } => self.advance(index, len),
+            Decision::Fail => {
+                self.requests[index].failed = true;
+                Flow::On
+            }
+            Decision::Move { exceptions, chunk, seen, len } => {
+                self.move_chunk(table, index, exceptions, chunk, seen, len)
+            }
+            Decision::OriginWrite { len } => self.origin_write(table, index, len),
+            Decision::WaitChunk { exceptions, chunk, seen } => {
+                let ex = &table.exceptions()[exceptions];
+                if ex.table.wait(chunk, seen, self.worker.bit()) {
+                    self.park(index);
+                    return Flow::Aside;
+                }
+                Flow::On
+            }
+            // Who ends the change wakes every worker.
+            Decision::WaitState => {
+                self.park(index);
+                Flow::Aside
+            }
+        }
+    }
+
+    /// A piece of the request was dealt with.
+    pub(super) fn advance(&mut self, index: usize, len: u64) -> Flow {
+        self.requests[index].cursor += len;
+        Flow::On
+    }
+
+    fn pass(
+        &mut self,
+        table: &Table,
+        index: usize,
+        (file, offset, len): (FileId, u64, u64),
+        track: Option<Track>,
+    ) -> Flow {
+        let pending = &self.requests[index];
+        let (op, at, left) =
+            (pending.op, pending.start + pending.cursor, pending.len - pending.cursor);
+        let mut tracked = None;
+        if let Some(track) = track {
+            let Some(id) = self.worker.track(track.of, track.start, track.len) else {
+                // A range of this worker's own ends first, and that looks at the parked again.
+                self.park(index);
+                return Flow::Aside;
+            };
+            // What allowed the range may have changed before the range could be seen.
+            let same = Decision::Pass { file, offset, len, track: Some(track) };
+            if table.decide(op, at, left) != same {
+                self.worker.untrack(id);
+                return Flow::On;
+            }
+            tracked = Some(id);
+        }
+        self.act_for_request(io_op(table, op, at), file, offset, len, index, tracked);
+        self.advance(index, len)
+    }
+
+    /// Sends `[offset, offset + len)` of an origin below its snapshots, which allowed it.
+    pub(super) fn pass_below(
+        &mut self,
+        table: &Table,
+        index: usize,
+        backing: &crate::target::Backing,
+        offset: u64,
+        len: u64,
+    ) {
+        let (op, at) = (self.requests[index].op, self.requests[index].start);
+        let io = io_op(table, op, at);
+        let mut done = 0;
+        while done < len && !self.requests[index].failed {
+            match backing.decide(op, offset + done, len - done) {
+                Decision::Pass { file, offset, len, .. } => {
+                    self.act_for_request(io, file, offset, len, index, None);
+                    self.requests[index].cursor += len;
+                    done += len;
+                }
+                Decision::Nothing { len } | Decision::Clear { len } => {
+                    self.requests[index].cursor += len;
+                    done += len;
+                }
+                _ => self.requests[index].failed = true,
+            }
+        }
+    }
+
+    /// Whether the request came from the merge that runs here.
+    pub(super) fn is_merge(&self, index: usize) -> bool {
+        self.requests[index].asker == Asker::Merge
+    }
+}
+
+/// What a request that passes asks of the file: a discard in a store must leave zeroes.
+fn io_op(table: &Table, op: Op, at: u64) -> IoOp {
+    match op {
+        Op::Read => IoOp::Read,
+        Op::Write => IoOp::Write,
+        Op::WriteZeroes { unmap: true } => IoOp::Punch,
+        Op::WriteZeroes { unmap: false } => IoOp::Zero,
+        Op::Discard => match table.piece(at, 1).target {
+            Target::Plain(_) | Target::Origin(_) => IoOp::Discard,
+            Target::Snapshot(_) | Target::Merge(_) => IoOp::Punch,
+        },
+        Op::Flush => IoOp::Sync,
+    }
+}

@@ -1,0 +1,190 @@
+//! The engine of one worker: requests and completions in, actions and finished requests out.
+//!
+//! Owns what one worker has in flight. Shares with other workers only what a [`Table`] shares: the
+//! exception tables, the stores' logs and the inboxes. Performs no I/O, takes no lock and blocks
+//! nowhere; its host carries out the actions, with io_uring or in a simulator. Never knows where
+//! requests come from or where their bytes lie. Keeps I10 (every request ends exactly once) and
+//! I13 (a claim waits only for its own I/O or for room).
+//!
+//! ```text
+//! submit ─→ dispatch ─→ Decision ─→ action ──────────────→ complete ─→ finished
+//!              ↑            ├─→ move: read, claim, run ────────┤
+//!              │            ├─→ origin write: copies, commit ──┤
+//!              └── parked ←─┴─→ wait            ↑ woken by who moves the chunk
+//! ```
+
+mod claims;
+mod commit;
+mod core;
+mod dispatch;
+mod invalidate;
+mod merge;
+mod origin;
+mod scratch;
+
+use std::sync::Arc;
+
+use self::core::Core;
+pub use self::core::EngineConfig;
+use crate::io::{Action, Completion, FileId, Seg};
+use crate::request::{Op, Request, Status, Token};
+use crate::table::Table;
+use crate::target::Decision;
+use crate::workers::{Wake, Workers};
+pub use merge::{MergeProgress, MergeState};
+
+/// Where a whole request goes, if it needs nothing of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// To this file.
+    pub file: FileId,
+    /// From this byte of it.
+    pub offset: u64,
+}
+
+/// See the module's description.
+pub struct Engine {
+    table: Option<Arc<Table>>,
+    core: Core,
+}
+
+impl Engine {
+    /// An engine without a table: it holds what is submitted until it has one. `wake` ends the
+    /// host's sleep.
+    ///
+    /// # Panics
+    /// Where the process has no room for another worker ([`crate::workers::MAX_WORKERS`]).
+    pub fn new(workers: Arc<Workers>, wake: Box<dyn Wake>, config: EngineConfig) -> Engine {
+        let worker = workers.register(wake).expect("room for another worker");
+        Engine { table: None, core: Core::new(worker, config) }
+    }
+
+    /// Takes a table, or none. Held requests are looked at again in the next step.
+    ///
+    /// # Panics
+    /// Unless the engine is quiet: what is in flight was decided by the old table (I9).
+    pub fn bind(&mut self, table: Option<Arc<Table>>) {
+        assert!(self.is_quiet(), "I9: a table is swapped while nothing is in flight");
+        if let Some(table) = &table {
+            self.core.adopt(table);
+        }
+        self.table = table;
+        self.core.look_again();
+    }
+
+    /// The table it serves.
+    pub fn table(&self) -> Option<&Arc<Table>> {
+        self.table.as_ref()
+    }
+
+    /// Where all of `[offset, offset + len)` goes, if that is one place in one file and nothing
+    /// has to be waited for or remembered. A read or a write-back write only.
+    #[inline]
+    pub fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct> {
+        match self.table.as_ref()?.decide(op, offset, len) {
+            Decision::Pass { file, offset, len: all, track: None } if all == len => {
+                Some(Direct { file, offset })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes a request. It ends in [`Engine::pop_finished`], once.
+    pub fn submit(&mut self, request: Request) {
+        self.core.admit(request);
+    }
+
+    /// One of the engine's actions ended.
+    pub fn complete(&mut self, completion: Completion) {
+        let table = self.table.as_deref().expect("actions come from a table");
+        self.core.complete(table, completion);
+    }
+
+    /// Goes on with whatever can go on: to be called once a batch, after submissions and
+    /// completions.
+    pub fn step(&mut self) {
+        if let Some(table) = self.table.as_deref() {
+            self.core.step(table);
+        }
+    }
+
+    /// The next thing to do, if any. Its parts are in [`Engine::segs`] until the next step.
+    pub fn pop_action(&mut self) -> Option<Action> {
+        self.core.actions.pop_front()
+    }
+
+    /// The parts of an action that was just popped.
+    pub fn segs(&self, action: &Action) -> &[Seg] {
+        let (first, count) = action.segs;
+        &self.core.segs[first as usize..][..count as usize]
+    }
+
+    /// The bytes of the [`Seg::Meta`] part of an action that was just popped, to be copied when
+    /// the action is carried out; none where it has no such part.
+    pub fn meta_of(&self, action: &Action) -> &[u8] {
+        let slot = self.segs(action).iter().find_map(|seg| match seg {
+            Seg::Meta { slot, .. } => Some(*slot),
+            _ => None,
+        });
+        slot.map_or(&[], |slot| self.core.meta(slot))
+    }
+
+    /// The next request that ended, if any.
+    pub fn pop_finished(&mut self) -> Option<(Token, Status)> {
+        self.core.finished.pop_front()
+    }
+
+    /// Whether nothing is in flight: no action, no claim, no commit that it leads. Requests may be
+    /// held; they hold nothing themselves.
+    pub fn is_quiet(&self) -> bool {
+        self.core.is_quiet()
+    }
+
+    /// Requests that have not ended.
+    pub fn requests(&self) -> usize {
+        self.core.requests.len()
+    }
+
+    /// Ends all held requests with an error. Quiet engines only.
+    pub fn fail_held(&mut self) {
+        assert!(self.is_quiet(), "only what holds nothing can be given up");
+        self.core.fail_held();
+    }
+
+    /// Stops leading commits for others and starting background work; before a suspend.
+    pub fn set_stopping(&mut self, stopping: bool) {
+        self.core.stopping = stopping;
+    }
+
+    /// Announces that the host goes to sleep. False where there is something to do first: call
+    /// [`Engine::step`] and look again. After the sleep call [`Engine::woke`].
+    pub fn may_sleep(&self) -> bool {
+        self.core.actions.is_empty()
+            && self.core.finished.is_empty()
+            && self.core.worker.may_sleep()
+    }
+
+    /// Announces that the host no longer sleeps.
+    pub fn woke(&self) {
+        self.core.worker.woke();
+    }
+
+    /// Every file that the table's requests may go to.
+    pub fn files(&self) -> &[FileId] {
+        self.table.as_deref().map_or(&[], |table| table.files())
+    }
+
+    /// The merge that runs in this engine, if any.
+    pub fn merge(&self) -> Option<MergeProgress> {
+        self.core.merge_progress()
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("requests", &self.requests()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! Relocation: which chunks of a device live elsewhere, and who is moving one right now.
+//!
+//! Owns the table that all workers of a store share and the protocol by which they meet in it.
+//! Never knows why a chunk is moved: a target decides that. Keeps I5 (at most one pending a
+//! chunk; pending and mapped never both) and I17 (register, look again, sleep).
+
+pub mod table;
+pub mod word;
+
+pub use table::{Claim, ExceptionTable};
+pub use word::{Entry, Layer, Place};

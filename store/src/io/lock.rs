@@ -1,0 +1,163 @@
+//! Locks on files that other programs know too: QEMU's lock bytes.
+//!
+//! Owns which bytes of a file stand for which permission, and takes them as open file
+//! description locks: they fall when the last I/O of a dead process is over, and two ways to one
+//! file in one process exclude each other like two processes. Never knows why a file is locked.
+//!
+//! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for
+//! each that it does not share, always as *read* locks; who wants p fails where somebody holds
+//! 200 + p, and who does not share p where somebody holds 100 + p. p is: 0 consistent read,
+//! 1 write, 2 write of what is there already, 3 resize.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::files::FileInfo;
+
+#[cfg(test)]
+mod tests;
+
+const USED: i64 = 100;
+const NOT_SHARED: i64 = 200;
+
+const READ: u8 = 1 << 0;
+const WRITE: u8 = 1 << 1;
+const WRITE_SAME: u8 = 1 << 2;
+const RESIZE: u8 = 1 << 3;
+const ALL: u8 = READ | WRITE | WRITE_SAME | RESIZE;
+
+/// How long to try between two looks at a lock that somebody has: there is nothing to wait on.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Why a file cannot be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else uses the file in a way that does not go together with ours.
+    #[error("{} is in use: another process (or another device of this one) has it open{}; stop that first", path.display(), match reason { Reason::Used => "", Reason::NotShared => " and does not share it" })]
+    Held {
+        /// The file.
+        path: PathBuf,
+        /// What stands against it.
+        reason: Reason,
+    },
+    /// The system refused, for one because the file system knows no such locks.
+    #[error("cannot lock {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What stands against a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody uses what we would not share.
+    Used,
+    /// Somebody does not share what we would use.
+    NotShared,
+}
+
+/// A lock on a file, held until it is dropped and the file's last descriptor is closed or unlocked.
+#[derive(Debug)]
+pub struct Lock {
+    // Of the same open file description as the file's I/O: where the process dies, the lock
+    // outlives it for as long as its last I/O does.
+    file: File,
+}
+
+impl Lock {
+    /// We read, and nobody may write or resize: for an origin that is only read.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] where somebody writes it or does not let it be read.
+    pub fn shared_read(info: &FileInfo, wait: Option<Duration>) -> Result<Lock, LockError> {
+        Lock::take(&info.file, &info.path, READ, WRITE | RESIZE, wait)
+    }
+
+    /// We read and write, and nobody else does either: for a store, a writable origin and the
+    /// target of a merge. With `wait`, tries for that long.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] where somebody has it open.
+    pub fn exclusive(info: &FileInfo, wait: Option<Duration>) -> Result<Lock, LockError> {
+        Lock::take(&info.file, &info.path, ALL, ALL, wait)
+    }
+
+    fn take(
+        file: &File,
+        path: &Path,
+        used: u8,
+        not_shared: u8,
+        wait: Option<Duration>,
+    ) -> Result<Lock, LockError> {
+        let deadline = Instant::now() + wait.unwrap_or_default();
+        let fail = |source| LockError::Io { path: path.to_owned(), source };
+        loop {
+            let lock = Lock { file: file.try_clone().map_err(fail)? };
+            lock.set(used, not_shared).map_err(fail)?;
+            let Some(reason) = lock.against(used, not_shared).map_err(fail)? else {
+                return Ok(lock);
+            };
+            drop(lock);
+            if Instant::now() >= deadline {
+                return Err(LockError::Held { path: path.to_owned(), reason });
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn set(&self, used: u8, not_shared: u8) -> io::Result<()> {
+        for (base, bits) in [(USED, used), (NOT_SHARED, not_shared)] {
+            for byte in bytes(base, bits) {
+                fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What others hold that does not go together with this.
+    fn against(&self, used: u8, not_shared: u8) -> io::Result<Option<Reason>> {
+        for (base, bits, reason) in
+            [(NOT_SHARED, used, Reason::NotShared), (USED, not_shared, Reason::Used)]
+        {
+            for byte in bytes(base, bits) {
+                // A write lock would meet anybody's read lock; our own description is left out.
+                let mut probe = range(libc::F_WRLCK, byte, 1);
+                fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut probe))?;
+                if probe.l_type != libc::F_UNLCK as libc::c_short {
+                    return Ok(Some(reason));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        for base in [USED, NOT_SHARED] {
+            // It falls with the descriptor at the latest: there is nobody to tell.
+            let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, base, 8)));
+        }
+    }
+}
+
+fn bytes(base: i64, bits: u8) -> impl Iterator<Item = i64> {
+    (0..8).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| base + bit)
+}
+
+fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    }
+}

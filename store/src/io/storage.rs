@@ -1,0 +1,251 @@
+//! Blocking access to a file for the control plane: reading a store before it serves, the tools.
+//!
+//! Owns nothing but the way to a file's bytes, and the aligned buffers that direct I/O needs
+//! there. Never knows what the bytes mean, and is never used while a queue is being served: no
+//! worker may block here. It is also where tests put faults in.
+
+use std::io;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::files::FileInfo;
+
+#[cfg(test)]
+mod tests;
+
+/// The largest piece that is read, written or zeroed at once, in bytes.
+pub const SLICE: usize = 1 << 20;
+
+/// A file, a block device or, in tests, memory. All offsets and lengths are in bytes.
+pub trait Storage {
+    /// What to call it in a sentence: its path.
+    fn name(&self) -> String;
+
+    /// Its length in bytes now.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether it holds no bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// What the system says; `UnexpectedEof` where it ends before.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `bytes` to `offset`.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// What the system says. What was written before may then be lost, whatever a later call says.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Lets `len` bytes from `offset` read as zeroes; not durable before [`Storage::sync`].
+    ///
+    /// # Errors
+    /// What the system says.
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        let zeroes = vec![0; SLICE.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let count = (SLICE as u64).min(len - done);
+            self.write_at(&zeroes[..count as usize], offset + done)?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// The first byte from `offset` on that may be other than zero, or the length where there
+    /// is none; only a hint that lets a reader skip holes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset)
+    }
+}
+
+impl<S: Storage + ?Sized> Storage for &S {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(bytes, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).write_zeroes(offset, len)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        (**self).next_data(offset)
+    }
+}
+
+impl Storage for FileInfo {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.current_len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if !self.direct {
+            return read_exact(self, buffer, offset);
+        }
+        let align = u64::from(self.align);
+        let mut bounce = Aligned::new(self.align as usize);
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let start = at / align * align;
+            let skip = (at - start) as usize;
+            let count = (buffer.len() - done).min(SLICE - skip);
+            let hull = (skip + count).next_multiple_of(self.align as usize);
+            let got = read_up_to(self, bounce.slice(hull), start)?;
+            if got < skip + count {
+                return Err(ends_early(at));
+            }
+            buffer[done..done + count].copy_from_slice(&bounce.slice(hull)[skip..skip + count]);
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        if !self.direct {
+            return self.file.write_all_at(bytes, offset);
+        }
+        let align = u64::from(self.align);
+        if let Some(buffered) = &self.buffered
+            && (!offset.is_multiple_of(align) || !(bytes.len() as u64).is_multiple_of(align))
+        {
+            return buffered.write_all_at(bytes, offset);
+        }
+        let mut bounce = Aligned::new(self.align as usize);
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let start = at / align * align;
+            let skip = (at - start) as usize;
+            let count = (bytes.len() - done).min(SLICE - skip);
+            let hull = (skip + count).next_multiple_of(self.align as usize);
+            let piece = bounce.slice(hull);
+            if hull != count && read_up_to(self, piece, start)? < hull {
+                return Err(ends_early(start));
+            }
+            piece[skip..skip + count].copy_from_slice(&bytes[done..done + count]);
+            self.file.write_all_at(piece, start)?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if !self.block_device
+            && offset.checked_add(len).is_some_and(|end| self.current_len().is_ok_and(|l| end <= l))
+            && fallocate(&self.file, punch, offset, len).is_ok()
+        {
+            return Ok(());
+        }
+        let zeroes = vec![0; SLICE.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let count = (SLICE as u64).min(len - done);
+            self.write_at(&zeroes[..count as usize], offset + done)?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        use rustix::fs::{SeekFrom, seek};
+        if self.block_device {
+            return Ok(offset);
+        }
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(at),
+            Err(rustix::io::Errno::NXIO) => self.current_len(),
+            Err(_) => Ok(offset),
+        }
+    }
+}
+
+fn ends_early(offset: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends near byte {offset}"))
+}
+
+fn read_exact(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    match read_up_to(info, buffer, offset)? {
+        got if got == buffer.len() => Ok(()),
+        got => Err(ends_early(offset + got as u64)),
+    }
+}
+
+/// Fills `buffer` as far as the file goes.
+fn read_up_to(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    let mut got = 0;
+    while got < buffer.len() {
+        match info.file.read_at(&mut buffer[got..], offset + got as u64) {
+            Ok(0) => break,
+            Ok(count) => got += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        // What comes after the end of a file is not aligned: there is nothing more to read.
+        if info.direct && !got.is_multiple_of(info.align as usize) {
+            break;
+        }
+    }
+    Ok(got)
+}
+
+/// A buffer of one slice whose first byte is aligned.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new(align: usize) -> Aligned {
+        let bytes = vec![0; SLICE + align];
+        let start = bytes.as_ptr().align_offset(align.max(1));
+        Aligned { bytes, start }
+    }
+
+    fn slice(&mut self, len: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + len]
+    }
+}

@@ -1,0 +1,50 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::io::files::OpenMode;
+
+fn filled(root: &str, len: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+    let dir = tempfile::tempdir_in(root).unwrap();
+    let path = dir.path().join("file");
+    let content: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    (dir, path, content)
+}
+
+const DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target");
+
+#[test]
+fn any_range_can_be_read_and_written_however_the_file_was_opened() {
+    for (root, direct) in [("/dev/shm", false), (DISK, false), (DISK, true)] {
+        let (_dir, path, mut content) = filled(root, (3 << 20) + 512);
+        let info = FileInfo::open(&path, OpenMode::ReadWrite, direct).unwrap();
+        for (offset, len) in
+            [(0, 16), (1, 1), (511, 2), (4096, 4096), (5000, 2 << 20), ((3 << 20) - 5, 517)]
+        {
+            let mut got = vec![0; len];
+            info.read_at(&mut got, offset as u64).unwrap();
+            assert!(got == content[offset..offset + len], "read {offset}+{len} {direct}");
+            let new: Vec<u8> = got.iter().map(|byte| !byte).collect();
+            info.write_at(&new, offset as u64).unwrap();
+            content[offset..offset + len].copy_from_slice(&new);
+            info.sync().unwrap();
+            assert!(std::fs::read(&path).unwrap() == content, "write {offset}+{len} {direct}");
+        }
+        let mut beyond = [0; 8];
+        let error = info.read_at(&mut beyond, (3 << 20) + 508).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[test]
+fn zeroes_are_written_and_holes_skipped() {
+    for (root, direct) in [("/dev/shm", false), (DISK, true)] {
+        let (_dir, path, mut content) = filled(root, 1 << 20);
+        let info = FileInfo::open(&path, OpenMode::ReadWrite, direct).unwrap();
+        info.write_zeroes(100, (1 << 20) - 200).unwrap();
+        content[100..(1 << 20) - 100].fill(0);
+        assert!(std::fs::read(&path).unwrap() == content);
+        let next = info.next_data(8192).unwrap();
+        assert!(next > 8192 && next <= (1 << 20) - 100, "{next}");
+    }
+}

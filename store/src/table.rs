@@ -1,0 +1,203 @@
+//! A table as workers use it: immutable, shared, swapped only while nothing is in flight.
+//!
+//! Owns the mapping from a device's range to targets, and the lists that a flush and a worker need.
+//! Never knows table lines as text, nor who serves the device.
+
+use std::sync::Arc;
+
+use crate::cow::{Persistence, Store};
+use crate::io::FileId;
+use crate::request::Op;
+use crate::target::{Decision, Exceptions, Medium, Target};
+use crate::units::Sector;
+
+/// One line: a range of the device and its target.
+#[derive(Debug)]
+pub struct Line {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What it maps to.
+    pub target: Target,
+}
+
+/// What a flush of the device must make durable.
+#[derive(Debug, Default)]
+pub struct FlushSet {
+    /// Stores whose log must be committed and whose data synced.
+    pub stores: Vec<Arc<Store>>,
+    /// Other files to be synced.
+    pub media: Vec<Arc<Medium>>,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Table {
+    lines: Vec<Line>,
+    exceptions: Vec<Exceptions>,
+    flush: FlushSet,
+    files: Vec<FileId>,
+    read_only: bool,
+    logical_block: u32,
+}
+
+/// A piece of one line of a table: the target with the range relative to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    /// The line's target.
+    pub target: &'a Target,
+    /// First byte, relative to the target.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl Table {
+    /// A table of `lines` that follow each other without a gap from 0; `exceptions` are what the
+    /// targets' numbers refer to.
+    pub fn new(lines: Vec<Line>, exceptions: Vec<Exceptions>) -> Self {
+        let mut end = 0;
+        for line in &lines {
+            assert_eq!(line.start, end, "table lines follow each other");
+            end += line.len;
+        }
+        let flush = FlushSet::of(&lines, &exceptions);
+        let mut files: Vec<FileId> = Vec::new();
+        for line in &lines {
+            let backing = match &line.target {
+                Target::Plain(backing) => backing,
+                Target::Snapshot(_) => continue,
+                Target::Origin(origin) => &origin.backing,
+                Target::Merge(merge) => &merge.origin.backing,
+            };
+            files.extend(backing.media().map(|medium| medium.file));
+        }
+        for ex in &exceptions {
+            files.extend(ex.layers.iter().map(|store| store.file()));
+            files.extend(ex.origin.media().map(|medium| medium.file));
+        }
+        files.sort();
+        files.dedup();
+        Table { lines, exceptions, flush, files, read_only: false, logical_block: 512 }
+    }
+
+    /// Sets whether writes are refused.
+    pub fn with_read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Sets the logical block, in bytes.
+    pub fn with_logical_block(mut self, bytes: u32) -> Self {
+        self.logical_block = bytes;
+        self
+    }
+
+    /// The device's length.
+    pub fn size(&self) -> Sector {
+        Sector::from_bytes(self.lines.last().map_or(0, |last| last.start + last.len))
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The smallest unit of I/O, in bytes.
+    pub fn logical_block(&self) -> u32 {
+        self.logical_block
+    }
+
+    /// Every file that the table's requests may go to.
+    pub fn files(&self) -> &[FileId] {
+        &self.files
+    }
+
+    /// Its lines.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Its exceptions; targets name them by number.
+    #[inline]
+    pub fn exceptions(&self) -> &[Exceptions] {
+        &self.exceptions
+    }
+
+    /// What a flush must make durable.
+    pub fn flush_set(&self) -> &FlushSet {
+        &self.flush
+    }
+
+    /// The piece of `[offset, offset + len)` that lies in one line, from its start. The range lies
+    /// within the device.
+    #[inline]
+    pub fn piece(&self, offset: u64, len: u64) -> Piece<'_> {
+        let line = match &self.lines[..] {
+            [only] => only,
+            lines => {
+                let index = lines.partition_point(|line| line.start + line.len <= offset);
+                &lines[index]
+            }
+        };
+        let within = offset - line.start;
+        debug_assert!(within < line.len, "a request past the device's end");
+        Piece { target: &line.target, offset: within, len: len.min(line.len - within) }
+    }
+
+    /// What is to be done with the first part of `op` on `[offset, offset + len)`.
+    #[inline]
+    pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
+        if self.read_only && op != Op::Read {
+            return Decision::Fail;
+        }
+        let piece = self.piece(offset, len);
+        match piece.target {
+            Target::Plain(backing) => backing.decide(op, piece.offset, piece.len),
+            Target::Snapshot(snapshot) => {
+                let ex = &self.exceptions[snapshot.exceptions];
+                snapshot.decide(ex, op, piece.offset, piece.len)
+            }
+            Target::Origin(origin) => origin.decide(op, piece.offset, piece.len),
+            Target::Merge(merge) => {
+                merge.decide(&self.exceptions[merge.exceptions], op, piece.offset, piece.len)
+            }
+        }
+    }
+}
+
+impl FlushSet {
+    fn of(lines: &[Line], exceptions: &[Exceptions]) -> FlushSet {
+        let mut set = FlushSet::default();
+        for line in lines {
+            match &line.target {
+                Target::Plain(backing) => backing.media().for_each(|m| set.add_medium(m)),
+                Target::Snapshot(snapshot) => {
+                    exceptions[snapshot.exceptions].layers.iter().for_each(|s| set.add_store(s));
+                }
+                Target::Origin(origin) => {
+                    origin.backing.media().for_each(|m| set.add_medium(m));
+                }
+                Target::Merge(merge) => {
+                    set.add_store(exceptions[merge.exceptions].store());
+                    merge.origin.backing.media().for_each(|m| set.add_medium(m));
+                }
+            }
+        }
+        set
+    }
+
+    fn add_medium(&mut self, medium: &Arc<Medium>) {
+        if !self.media.iter().any(|known| known.file == medium.file) {
+            self.media.push(medium.clone());
+        }
+    }
+
+    fn add_store(&mut self, store: &Arc<Store>) {
+        let known = self.stores.iter().any(|known| Arc::ptr_eq(known, store));
+        if !known && store.persistence() != Persistence::Transient {
+            self.stores.push(store.clone());
+        }
+    }
+}

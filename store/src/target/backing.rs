@@ -1,0 +1,186 @@
+//! Plain extents: what `linear`, `zero` and `error` map to, and what origins are made of.
+//!
+//! Owns the list of extents that a stack of linear tables comes down to, and what passes to them.
+//! Never knows of exceptions.
+
+use std::sync::Arc;
+
+use super::Decision;
+use crate::io::FileId;
+use crate::request::Op;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// A file as tables use it: one object a file, however many tables name it.
+#[derive(Debug)]
+pub struct Medium {
+    /// Its name in actions.
+    pub file: FileId,
+    sync_failed: AtomicBool,
+}
+
+impl Medium {
+    /// A medium that was just opened.
+    pub fn new(file: FileId) -> Self {
+        Medium { file, sync_failed: AtomicBool::new(false) }
+    }
+
+    /// A sync failed: what was written may be lost, so later ones must not succeed. Sticky until
+    /// the file is opened again.
+    pub fn set_sync_failed(&self) {
+        self.sync_failed.store(true, Ordering::Release);
+    }
+
+    /// Whether a sync failed.
+    pub fn sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Acquire)
+    }
+}
+
+/// What an extent's bytes are.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Bytes of a file, from `offset`.
+    File {
+        /// Which file.
+        medium: Arc<Medium>,
+        /// First byte in it.
+        offset: u64,
+    },
+    /// Zeroes; writes are dropped.
+    Zero,
+    /// Every request fails.
+    Error,
+}
+
+/// A range of bytes that lies in one place.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// First byte, relative to the backing.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they lie.
+    pub place: Place,
+}
+
+/// Extents that follow each other without a gap, from 0.
+#[derive(Clone, Debug, Default)]
+pub struct Backing {
+    extents: Vec<Extent>,
+}
+
+impl Backing {
+    /// The whole of a file from `offset`, `len` bytes.
+    pub fn file(medium: Arc<Medium>, offset: u64, len: u64) -> Self {
+        let mut backing = Backing::default();
+        backing.push(len, Place::File { medium, offset });
+        backing
+    }
+
+    /// Appends `len` bytes at `place`.
+    pub fn push(&mut self, len: u64, place: Place) {
+        if len != 0 {
+            self.extents.push(Extent { start: self.len(), len, place });
+        }
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> u64 {
+        self.extents.last().map_or(0, |last| last.start + last.len)
+    }
+
+    /// Whether it has no extents.
+    pub fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+
+    /// Its extents.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// The part `[start, start + len)` of it.
+    pub fn slice(&self, start: u64, len: u64) -> Backing {
+        let mut slice = Backing::default();
+        for extent in &self.extents {
+            let from = start.max(extent.start);
+            let to = (start + len).min(extent.start + extent.len);
+            if from < to {
+                let place = match &extent.place {
+                    Place::File { medium, offset } => Place::File {
+                        medium: medium.clone(),
+                        offset: offset + (from - extent.start),
+                    },
+                    other => other.clone(),
+                };
+                slice.push(to - from, place);
+            }
+        }
+        slice
+    }
+
+    /// The media it lies on.
+    pub fn media(&self) -> impl Iterator<Item = &Arc<Medium>> {
+        self.extents.iter().filter_map(|extent| match &extent.place {
+            Place::File { medium, .. } => Some(medium),
+            _ => None,
+        })
+    }
+
+    /// What becomes of `op` on `[offset, offset + len)`, as far as one extent goes.
+    #[inline]
+    pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
+        let Some(extent) = self.at(offset) else { return Decision::Fail };
+        let within = offset - extent.start;
+        let len = len.min(extent.len - within);
+        match &extent.place {
+            Place::File { medium, offset } => {
+                Decision::Pass { file: medium.file, offset: offset + within, len, track: None }
+            }
+            Place::Zero if op == Op::Read => Decision::Clear { len },
+            Place::Zero => Decision::Nothing { len },
+            Place::Error => Decision::Fail,
+        }
+    }
+
+    #[inline]
+    fn at(&self, offset: u64) -> Option<&Extent> {
+        if let [only] = &self.extents[..] {
+            return (offset < only.len).then_some(only);
+        }
+        let index = self.extents.partition_point(|extent| extent.start + extent.len <= offset);
+        self.extents.get(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn medium(id: u32) -> Arc<Medium> {
+        Arc::new(Medium::new(FileId(id)))
+    }
+
+    #[test]
+    fn a_request_goes_as_far_as_its_extent() {
+        let mut backing = Backing::file(medium(1), 512, 1024);
+        backing.push(1024, Place::Zero);
+        backing.push(512, Place::Error);
+        let pass = Decision::Pass { file: FileId(1), offset: 1024, len: 512, track: None };
+        assert_eq!(backing.decide(Op::Read, 512, 4096), pass);
+        assert_eq!(backing.decide(Op::Read, 1024, 4096), Decision::Clear { len: 1024 });
+        assert_eq!(backing.decide(Op::Write, 1024, 512), Decision::Nothing { len: 512 });
+        assert_eq!(backing.decide(Op::Read, 2048, 512), Decision::Fail);
+        assert_eq!(backing.decide(Op::Read, 2560, 512), Decision::Fail);
+    }
+
+    #[test]
+    fn a_slice_keeps_its_places() {
+        let mut backing = Backing::file(medium(1), 0, 1024);
+        backing.push(1024, Place::File { medium: medium(2), offset: 8192 });
+        let slice = backing.slice(512, 1024);
+        assert_eq!(slice.len(), 1024);
+        let pass = Decision::Pass { file: FileId(2), offset: 8192, len: 512, track: None };
+        assert_eq!(slice.decide(Op::Read, 512, 512), pass);
+    }
+}

@@ -1,0 +1,84 @@
+//! `snapshot-merge`: a device that is a snapshot's content while it is copied back into the origin.
+//!
+//! Owns what the merging device does with each kind of request. Never knows how far the merge is:
+//! the table says which chunks are still in the store, which are on their way, and which are home.
+//! Makes no new exceptions in its own store.
+
+use super::snapshot::run_len;
+use super::{Decision, Exceptions, Origin, Track};
+use crate::cow::StoreState;
+use crate::exception::{Entry, Place};
+use crate::request::Op;
+use crate::units::{Chunk, SECTOR_SHIFT};
+use crate::workers::{TrackedId, Worker};
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Merge {
+    /// Which exceptions of the table are being merged.
+    pub exceptions: usize,
+    /// Where to; its other snapshots are protected.
+    pub origin: Origin,
+    /// Under which writes to mapped chunks are tracked.
+    pub writes: TrackedId,
+}
+
+impl Merge {
+    /// What becomes of `op` on `[offset, offset + len)` of the merging device.
+    #[inline]
+    pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
+        match ex.store().state() {
+            StoreState::Invalidating => return Decision::WaitState,
+            StoreState::Invalid | StoreState::Unmarked => {
+                return self.origin.decide(op, offset, len);
+            }
+            _ => {}
+        }
+        let chunk = ex.chunk().chunk_of(offset);
+        let entry = ex.table.get(chunk);
+        match (op, entry) {
+            (Op::Discard, _) => Decision::Nothing { len },
+            (Op::Read, Entry::Mapped(place) | Entry::Busy(place)) => {
+                self.store(ex, op, offset, len, chunk, place)
+            }
+            (_, Entry::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
+            (_, Entry::Busy(_) | Entry::Pending) => {
+                Decision::WaitChunk { exceptions: self.exceptions, chunk, seen: entry }
+            }
+            (_, Entry::Unmapped) => {
+                let size = ex.chunk();
+                let home = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == Entry::Unmapped;
+                let run = run_len(size.bytes(), size.offset_in(offset), len, home);
+                self.origin.decide(op, offset, len.min(run))
+            }
+        }
+    }
+
+    fn store(
+        &self,
+        ex: &Exceptions,
+        op: Op,
+        offset: u64,
+        len: u64,
+        chunk: Chunk,
+        at: Place,
+    ) -> Decision {
+        let size = ex.chunk();
+        let within = size.offset_in(offset);
+        let follows = |n: u64| match (op, ex.table.get(Chunk(chunk.0 + n))) {
+            (_, Entry::Mapped(next)) | (Op::Read, Entry::Busy(next)) => {
+                next.layer == at.layer && next.chunk.0 == at.chunk.0 + n
+            }
+            _ => false,
+        };
+        let len = len.min(run_len(size.bytes(), within, len, follows));
+        let len = len.min(Worker::MAX_TRACKED_LEN << SECTOR_SHIFT);
+        let track = (op != Op::Read).then_some(Track {
+            of: self.writes,
+            start: offset >> SECTOR_SHIFT,
+            len: len >> SECTOR_SHIFT,
+        });
+        let (file, offset) = ex.file_offset(at, within);
+        Decision::Pass { file, offset, len, track }
+    }
+}

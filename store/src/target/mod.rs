@@ -1,0 +1,159 @@
+//! Targets: what a device's range maps to, and what becomes of a request to it.
+//!
+//! Owns policy only: given what the exception table says now, a target decides what is to be done
+//! with the next piece of a request ([`Decision`]). Never knows how that is carried out, who asks,
+//! or how a store commits. Targets do not know each other.
+
+pub mod backing;
+pub mod merge;
+pub mod origin;
+pub mod snapshot;
+
+pub use backing::{Backing, Extent, Medium, Place as ExtentPlace};
+pub use merge::Merge;
+pub use origin::Origin;
+pub use snapshot::{Features, Snapshot};
+
+use std::sync::Arc;
+
+use crate::cow::Store;
+use crate::exception::{Entry, ExceptionTable, Layer, Place};
+use crate::io::FileId;
+use crate::units::{Chunk, ChunkSize};
+use crate::workers::TrackedId;
+
+/// Pieces longer than this many chunks are decided in several turns, so that one request does not
+/// hold up those behind it.
+pub const TURN: u64 = 256;
+
+/// One exception table, the stores that its mappings lie in, and what lies below them.
+#[derive(Debug)]
+pub struct Exceptions {
+    /// Who lies where.
+    pub table: Arc<ExceptionTable>,
+    /// The stores by layer, from the bottom; the last takes new exceptions.
+    pub layers: Vec<Arc<Store>>,
+    /// What unmapped chunks are read from.
+    pub origin: Backing,
+    /// Length in bytes of the device that the table describes.
+    pub len: u64,
+}
+
+impl Exceptions {
+    /// The store that takes new exceptions.
+    #[inline]
+    pub fn store(&self) -> &Arc<Store> {
+        self.layers.last().expect("a snapshot has a store")
+    }
+
+    /// That store's layer.
+    #[inline]
+    pub fn top(&self) -> Layer {
+        Layer(self.layers.len() as u16)
+    }
+
+    /// The size of its chunks.
+    #[inline]
+    pub fn chunk(&self) -> ChunkSize {
+        self.store().geometry().chunk
+    }
+
+    /// Bytes of `chunk` that the device has: less than a chunk for the last of an odd length.
+    #[inline]
+    pub fn valid_len(&self, chunk: Chunk) -> u64 {
+        self.chunk().bytes().min(self.len - self.chunk().start_of(chunk))
+    }
+
+    /// Whether `place` is in the store that takes new exceptions.
+    #[inline]
+    pub fn is_top(&self, place: Place) -> bool {
+        place.layer == self.top()
+    }
+
+    /// The file and the offset in it of byte `within` of the chunk at `place`.
+    #[inline]
+    pub fn file_offset(&self, place: Place, within: u64) -> (FileId, u64) {
+        let store = &self.layers[place.layer.0 as usize - 1];
+        (store.file(), self.chunk().store_offset(place.chunk) + within)
+    }
+}
+
+/// What to do with the next `len` bytes of a request. `len` is at most what was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Do it to this file, there.
+    Pass {
+        /// The file.
+        file: FileId,
+        /// First byte in it.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Where set, the range must be tracked while it is in flight: track it, decide again,
+        /// and go on if the decision is the same.
+        track: Option<Track>,
+    },
+    /// It reads as zeroes.
+    Clear {
+        /// Bytes.
+        len: u64,
+    },
+    /// There is nothing to do.
+    Nothing {
+        /// Bytes.
+        len: u64,
+    },
+    /// It cannot be done.
+    Fail,
+    /// The write needs the chunk moved to the top store: claim it, and write it there.
+    Move {
+        /// Which exceptions of the table.
+        exceptions: usize,
+        /// Which chunk.
+        chunk: Chunk,
+        /// What the table said.
+        seen: Entry,
+        /// Bytes of the request that fall in the chunk.
+        len: u64,
+    },
+    /// A write to an origin: exceptions in its snapshots come first.
+    OriginWrite {
+        /// Bytes.
+        len: u64,
+    },
+    /// Somebody moves the chunk: wait for that.
+    WaitChunk {
+        /// Which exceptions of the table.
+        exceptions: usize,
+        /// Which chunk.
+        chunk: Chunk,
+        /// What the table said.
+        seen: Entry,
+    },
+    /// A store changes its state: wait for that.
+    WaitState,
+}
+
+/// A range to be tracked, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Track {
+    /// What it is a range of.
+    pub of: TrackedId,
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub len: u64,
+}
+
+/// What a line of a table does with its range.
+#[derive(Debug)]
+pub enum Target {
+    /// `linear`, `zero` and `error`: extents, as they are.
+    Plain(Backing),
+    /// `snapshot`.
+    Snapshot(Snapshot),
+    /// `snapshot-origin`.
+    Origin(Origin),
+    /// `snapshot-merge`.
+    Merge(Merge),
+}

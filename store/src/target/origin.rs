@@ -1,0 +1,83 @@
+//! `snapshot-origin`: a disk whose snapshots keep what is overwritten.
+//!
+//! Owns which snapshots an origin has, and the question whether they allow a range of it to be
+//! written. Never knows how their exceptions are made. Keeps I4 and I6.
+
+use super::{Backing, Decision, Exceptions, TURN};
+use crate::cow::StoreState;
+use crate::exception::Entry;
+use crate::request::Op;
+use crate::units::Chunk;
+use crate::workers::TrackedId;
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Origin {
+    /// What lies below.
+    pub backing: Backing,
+    /// Where it begins in what its snapshots call the origin, in bytes.
+    pub start: u64,
+    /// Under which redirected reads of its snapshots are tracked.
+    pub tracked: TrackedId,
+    /// Which exceptions of the table are its snapshots', largest chunk first.
+    pub snapshots: Vec<usize>,
+}
+
+/// What one snapshot says to a write of one of its chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has its copy, durably, or does not need one.
+    Go,
+    /// It needs a copy: claim the chunk.
+    Copy,
+    /// Somebody makes a copy: wait for that.
+    WaitChunk(Entry),
+    /// It has its copy, not durably: commit its store.
+    Commit,
+    /// It changes its state: wait for that.
+    WaitState,
+    /// It could not be marked invalid anywhere: the write must fail.
+    Refuse,
+}
+
+impl Origin {
+    /// What becomes of `op` on `[offset, offset + len)` of the origin.
+    #[inline]
+    pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
+        if op == Op::Read || self.snapshots.is_empty() {
+            return self.backing.decide(op, offset, len);
+        }
+        Decision::OriginWrite { len }
+    }
+
+    /// How far a write at `offset` (of the origin as its snapshots see it) is decided at a time.
+    pub fn window(&self, all: &[Exceptions], offset: u64, len: u64) -> u64 {
+        let smallest = self.snapshots.iter().map(|&index| all[index].chunk());
+        let Some(smallest) = smallest.min_by_key(|chunk| chunk.bytes()) else { return len };
+        len.min(smallest.bytes() * TURN - smallest.offset_in(offset))
+    }
+
+    /// What the snapshot `ex` says to overwriting its `chunk`.
+    pub fn verdict(ex: &Exceptions, chunk: Chunk) -> Verdict {
+        match ex.store().state() {
+            StoreState::Invalid => return Verdict::Go,
+            StoreState::Invalidating => return Verdict::WaitState,
+            StoreState::Unmarked => return Verdict::Refuse,
+            StoreState::Valid | StoreState::Overflow | StoreState::ReadOnly => {}
+        }
+        match ex.table.get(chunk) {
+            Entry::Unmapped => Verdict::Copy,
+            entry @ (Entry::Pending | Entry::Busy(_)) => Verdict::WaitChunk(entry),
+            Entry::Mapped(place) if ex.store().is_durable(place.chunk) => Verdict::Go,
+            Entry::Mapped(_) => Verdict::Commit,
+        }
+    }
+
+    /// The chunks of snapshot `ex` that `[offset, offset + len)` touches; none past its end.
+    pub fn chunks(ex: &Exceptions, offset: u64, len: u64) -> impl Iterator<Item = Chunk> {
+        let first = ex.chunk().chunk_of(offset).0;
+        let end = (offset + len).min(ex.len);
+        let last = if offset < end { ex.chunk().chunk_of(end - 1).0 + 1 } else { first };
+        (first..last).map(Chunk)
+    }
+}

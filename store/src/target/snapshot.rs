@@ -1,0 +1,130 @@
+//! `snapshot`: an origin as it was, with what was changed since in a store; and `snapshot` stacked
+//! on `snapshot`, which is one table whose entries name their layer, so that reads cost the same
+//! however many there are.
+//!
+//! Owns what a snapshot does with each kind of request. Never knows how a chunk is copied.
+
+use super::{Decision, Exceptions, TURN, Track};
+use crate::cow::StoreState;
+use crate::exception::{Entry, Place};
+use crate::request::Op;
+use crate::units::{Chunk, SECTOR_SHIFT};
+use crate::workers::{TrackedId, Worker};
+
+/// What a table line's feature words switch on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Discarding a whole mapped chunk zeroes it in the store.
+    pub discard_zeroes_cow: bool,
+    /// A discard also goes to the origin's file, past all exceptions.
+    pub discard_passdown_origin: bool,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Which exceptions of the table are its.
+    pub exceptions: usize,
+    /// Set where something else may write the origin: unmapped reads are tracked under this id.
+    pub tracked: Option<TrackedId>,
+    /// Feature words.
+    pub features: Features,
+}
+
+impl Snapshot {
+    /// What becomes of `op` on `[offset, offset + len)` of the snapshot.
+    #[inline]
+    pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
+        match ex.store().state() {
+            StoreState::Valid => {}
+            StoreState::Overflow | StoreState::ReadOnly if op == Op::Read => {}
+            StoreState::Invalidating => return Decision::WaitState,
+            _ => return Decision::Fail,
+        }
+        let chunk = ex.chunk().chunk_of(offset);
+        let entry = ex.table.get(chunk);
+        match (op, entry) {
+            (Op::Discard, _) => self.discard(ex, offset, len, chunk, entry),
+            (_, Entry::Pending) => self.wait(chunk, entry),
+            (Op::Read, Entry::Unmapped) => self.read_origin(ex, offset, len, chunk),
+            (Op::Read, Entry::Mapped(place) | Entry::Busy(place)) => {
+                self.pass(ex, offset, len, chunk, place)
+            }
+            (_, Entry::Mapped(place)) if ex.is_top(place) => {
+                self.pass(ex, offset, len, chunk, place)
+            }
+            (_, Entry::Busy(_)) => self.wait(chunk, entry),
+            (_, Entry::Unmapped | Entry::Mapped(_)) => {
+                let len = len.min(ex.chunk().bytes() - ex.chunk().offset_in(offset));
+                Decision::Move { exceptions: self.exceptions, chunk, seen: entry, len }
+            }
+        }
+    }
+
+    fn wait(&self, chunk: Chunk, seen: Entry) -> Decision {
+        Decision::WaitChunk { exceptions: self.exceptions, chunk, seen }
+    }
+
+    /// As many mapped chunks as follow each other in the store too.
+    fn pass(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk, at: Place) -> Decision {
+        let size = ex.chunk();
+        let within = size.offset_in(offset);
+        let follows = |n: u64| match ex.table.get(Chunk(chunk.0 + n)) {
+            Entry::Mapped(next) => next.layer == at.layer && next.chunk.0 == at.chunk.0 + n,
+            _ => false,
+        };
+        let len = len.min(run_len(size.bytes(), within, len, follows));
+        let (file, offset) = ex.file_offset(at, within);
+        Decision::Pass { file, offset, len, track: None }
+    }
+
+    /// As many unmapped chunks as follow each other.
+    fn read_origin(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk) -> Decision {
+        let size = ex.chunk();
+        let unmapped = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == Entry::Unmapped;
+        let mut len = len.min(run_len(size.bytes(), size.offset_in(offset), len, unmapped));
+        if self.tracked.is_some() {
+            len = len.min(Worker::MAX_TRACKED_LEN << SECTOR_SHIFT);
+        }
+        match (ex.origin.decide(Op::Read, offset, len), self.tracked) {
+            (Decision::Pass { file, offset: at, len, .. }, Some(of)) => {
+                let track = Track { of, start: offset >> SECTOR_SHIFT, len: len >> SECTOR_SHIFT };
+                Decision::Pass { file, offset: at, len, track: Some(track) }
+            }
+            (decision, _) => decision,
+        }
+    }
+
+    fn discard(
+        &self,
+        ex: &Exceptions,
+        offset: u64,
+        len: u64,
+        chunk: Chunk,
+        entry: Entry,
+    ) -> Decision {
+        let within = ex.chunk().offset_in(offset);
+        let len = len.min(ex.chunk().bytes() - within);
+        let whole = within == 0 && len == ex.valid_len(chunk);
+        match entry {
+            Entry::Mapped(place)
+                if self.features.discard_zeroes_cow && whole && ex.is_top(place) =>
+            {
+                let (file, offset) = ex.file_offset(place, 0);
+                Decision::Pass { file, offset, len, track: None }
+            }
+            Entry::Pending if self.features.discard_zeroes_cow && whole => self.wait(chunk, entry),
+            _ => Decision::Nothing { len },
+        }
+    }
+}
+
+/// Bytes from `within` the first of a run of chunks to its end: the first chunk and as many behind
+/// it as `joins` says, at most [`TURN`], and no more than `len` needs.
+pub(super) fn run_len(chunk: u64, within: u64, len: u64, joins: impl Fn(u64) -> bool) -> u64 {
+    let mut n = 1;
+    while n * chunk - within < len && n < TURN && joins(n) {
+        n += 1;
+    }
+    n * chunk - within
+}

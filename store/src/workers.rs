@@ -1,0 +1,308 @@
+//! The workers of a process: how one wakes another, and what each has in flight that others must
+//! not overtake.
+//!
+//! Owns an inbox a worker (one word) and its tracked ranges. Never knows what a worker does. Keeps
+//! I17: to sleep, register and look again; to wake, set the cause and then look for a sleeper.
+//!
+//! Workers name each other by one of [`BITS`] bits in a mask; where a process has more workers
+//! than bits, some share one, and a wake for one of them wakes them all, which is harmless: a
+//! woken worker looks again at whatever it waits for.
+
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Bits in a mask of workers.
+pub const BITS: u32 = 62;
+/// Workers a process can have at a time.
+pub const MAX_WORKERS: usize = 512;
+/// Ranges a worker can track at a time.
+pub const TRACKED: usize = 128;
+
+const WOKEN: u64 = 1;
+const SLEEPING: u64 = 1 << 63;
+
+/// How a sleeping worker is woken: its host writes an eventfd, or notes it in a test.
+pub trait Wake: Send + Sync {
+    /// Ends the worker's sleep, or the next one where it does not sleep.
+    fn wake(&self);
+}
+
+/// Identity of an origin, or of anything else whose ranges are tracked. 0 is nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TrackedId(pub u32);
+
+/// One range that a worker has in flight: written by that worker alone, read by all.
+#[derive(Debug)]
+struct Track {
+    /// `start << 20 | length`, in sectors; 0 while free.
+    range: AtomicU64,
+    /// What the range is a range of.
+    of: AtomicU32,
+    /// Who waits until it is free.
+    watchers: AtomicU64,
+}
+
+struct Slot {
+    inbox: AtomicU64,
+    in_flight: AtomicU32,
+    tracks: Box<[Track]>,
+    wake: RwLock<Option<Box<dyn Wake>>>,
+}
+
+/// All workers of a process.
+pub struct Workers {
+    slots: Box<[Slot]>,
+    used: Mutex<Vec<bool>>,
+    /// One past the highest slot ever used, so that scans stay short.
+    high: AtomicU32,
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers").field("high", &self.high).finish()
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self::with_capacity(MAX_WORKERS)
+    }
+}
+
+impl Workers {
+    /// Room for `capacity` workers at a time.
+    pub fn with_capacity(capacity: usize) -> Self {
+        let track = |_| Track {
+            range: AtomicU64::new(0),
+            of: AtomicU32::new(0),
+            watchers: AtomicU64::new(0),
+        };
+        let slot = |_| Slot {
+            inbox: AtomicU64::new(0),
+            in_flight: AtomicU32::new(0),
+            tracks: (0..TRACKED).map(track).collect(),
+            wake: RwLock::new(None),
+        };
+        Workers {
+            slots: (0..capacity).map(slot).collect(),
+            used: Mutex::new(vec![false; capacity]),
+            high: AtomicU32::new(0),
+        }
+    }
+
+    /// Adds a worker; none where there is no room.
+    pub fn register(self: &Arc<Self>, wake: Box<dyn Wake>) -> Option<Worker> {
+        let mut used = self.used.lock().expect("workers lock poisoned");
+        let id = used.iter().position(|used| !used)?;
+        used[id] = true;
+        *self.slots[id].wake.write().expect("wake lock poisoned") = Some(wake);
+        self.slots[id].inbox.store(0, Ordering::SeqCst);
+        self.high.fetch_max(id as u32 + 1, Ordering::SeqCst);
+        Some(Worker { workers: self.clone(), id })
+    }
+
+    /// Wakes all workers whose bits are in `mask`.
+    pub fn wake(&self, mask: u64) {
+        if mask == 0 {
+            return;
+        }
+        let high = self.high.load(Ordering::SeqCst) as usize;
+        for (id, slot) in self.slots[..high].iter().enumerate() {
+            if mask & (1 << (id as u32 % BITS)) != 0
+                && slot.inbox.fetch_or(WOKEN, Ordering::SeqCst) & SLEEPING != 0
+                && let Some(wake) = &*slot.wake.read().expect("wake lock poisoned")
+            {
+                wake.wake();
+            }
+        }
+    }
+
+    /// Looks for a tracked range of `of` that overlaps `[start, start + len)` (sectors), in flight
+    /// in any worker, and registers `bit` to be woken when it is gone. False where there is none.
+    ///
+    /// The caller has published whatever keeps *new* ranges from starting there before it calls;
+    /// the fence below pairs with that in [`Worker::track`].
+    pub fn overlaps(&self, of: TrackedId, start: u64, len: u64, bit: u32) -> bool {
+        fence(Ordering::SeqCst);
+        let high = self.high.load(Ordering::SeqCst) as usize;
+        self.slots[..high]
+            .iter()
+            .filter(|slot| slot.in_flight.load(Ordering::SeqCst) != 0)
+            .flat_map(|slot| slot.tracks.iter())
+            .any(|track| track.overlaps(of, start, len) && track.watch(of, start, len, bit))
+    }
+}
+
+impl Track {
+    fn overlaps(&self, of: TrackedId, start: u64, len: u64) -> bool {
+        let range = self.range.load(Ordering::SeqCst);
+        let (first, count) = (range >> 20, range & 0xf_ffff);
+        range != 0
+            && self.of.load(Ordering::SeqCst) == of.0
+            && first < start + len
+            && start < first + count
+    }
+
+    fn watch(&self, of: TrackedId, start: u64, len: u64, bit: u32) -> bool {
+        self.watchers.fetch_or(1 << bit, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.overlaps(of, start, len)
+    }
+}
+
+/// A worker's own place among the workers. Gives it up when dropped.
+#[derive(Debug)]
+pub struct Worker {
+    workers: Arc<Workers>,
+    id: usize,
+}
+
+/// A range being tracked; give it back to [`Worker::untrack`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrackId(u8);
+
+impl TrackId {
+    /// As part of an action's tag.
+    pub(crate) const fn to_u8(self) -> u8 {
+        self.0
+    }
+
+    /// From an action's tag.
+    pub(crate) const fn from_u8(value: u8) -> Self {
+        TrackId(value)
+    }
+}
+
+impl Worker {
+    /// The longest range that can be tracked, in sectors.
+    pub const MAX_TRACKED_LEN: u64 = 0xf_ffff;
+
+    /// All of them.
+    pub fn all(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// This worker's bit in a mask.
+    #[inline]
+    pub fn bit(&self) -> u32 {
+        self.id as u32 % BITS
+    }
+
+    /// Whether it was woken since it last asked.
+    #[inline]
+    pub fn take_wake(&self) -> bool {
+        let inbox = &self.slot().inbox;
+        inbox.load(Ordering::Relaxed) != 0 && inbox.swap(0, Ordering::SeqCst) & WOKEN != 0
+    }
+
+    /// Announces that it goes to sleep; false where it was woken already, and must look again.
+    pub fn may_sleep(&self) -> bool {
+        self.slot().inbox.compare_exchange(0, SLEEPING, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Announces that it no longer sleeps.
+    pub fn woke(&self) {
+        self.slot().inbox.fetch_and(!SLEEPING, Ordering::SeqCst);
+    }
+
+    /// Tracks `[start, start + len)` (sectors) of `of`; none where all places are taken. After
+    /// this the caller must look *again* at what allowed the range to start.
+    pub fn track(&self, of: TrackedId, start: u64, len: u64) -> Option<TrackId> {
+        debug_assert!(len != 0 && len <= Self::MAX_TRACKED_LEN && start < 1 << 44);
+        let slot = self.slot();
+        if slot.in_flight.load(Ordering::Relaxed) as usize == TRACKED {
+            return None;
+        }
+        let index = slot.tracks.iter().position(|t| t.range.load(Ordering::Relaxed) == 0)?;
+        let track = &slot.tracks[index];
+        track.of.store(of.0, Ordering::SeqCst);
+        slot.in_flight.fetch_add(1, Ordering::SeqCst);
+        track.range.store((start << 20) | len, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        Some(TrackId(index as u8))
+    }
+
+    /// The range is no longer in flight: wakes who waited for that.
+    pub fn untrack(&self, id: TrackId) {
+        let slot = self.slot();
+        let track = &slot.tracks[id.0 as usize];
+        track.range.store(0, Ordering::SeqCst);
+        slot.in_flight.fetch_sub(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if track.watchers.load(Ordering::SeqCst) != 0 {
+            self.workers.wake(track.watchers.swap(0, Ordering::SeqCst));
+        }
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.workers.slots[self.id]
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        debug_assert!(
+            std::thread::panicking() || self.slot().in_flight.load(Ordering::SeqCst) == 0,
+            "a worker ends with ranges in flight"
+        );
+        *self.slot().wake.write().expect("wake lock poisoned") = None;
+        self.workers.used.lock().expect("workers lock poisoned")[self.id] = false;
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[derive(Default)]
+    struct Count(Arc<AtomicUsize>);
+
+    impl Wake for Count {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn only_a_sleeper_costs_a_wake() {
+        let workers = Arc::new(Workers::with_capacity(2));
+        let count = Arc::new(AtomicUsize::new(0));
+        let worker = workers.register(Box::new(Count(count.clone()))).unwrap();
+        workers.wake(1);
+        assert_eq!(count.load(Ordering::SeqCst), 0);
+        assert!(!worker.may_sleep(), "it was woken and must look again");
+        assert!(worker.take_wake());
+        assert!(worker.may_sleep());
+        workers.wake(1);
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        worker.woke();
+        assert!(worker.take_wake());
+    }
+
+    #[test]
+    fn a_tracked_range_is_seen_until_it_ends() {
+        let workers = Arc::new(Workers::with_capacity(2));
+        let reader = workers.register(Box::<Count>::default()).unwrap();
+        let writer = workers.register(Box::<Count>::default()).unwrap();
+        let id = reader.track(TrackedId(7), 100, 8).unwrap();
+        assert!(!workers.overlaps(TrackedId(7), 92, 8, writer.bit()));
+        assert!(!workers.overlaps(TrackedId(7), 108, 8, writer.bit()));
+        assert!(!workers.overlaps(TrackedId(8), 100, 8, writer.bit()));
+        assert!(workers.overlaps(TrackedId(7), 107, 1, writer.bit()));
+        reader.untrack(id);
+        assert!(writer.take_wake());
+        assert!(!workers.overlaps(TrackedId(7), 107, 1, writer.bit()));
+    }
+
+    #[test]
+    fn tracking_is_bounded() {
+        let workers = Arc::new(Workers::with_capacity(1));
+        let reader = workers.register(Box::<Count>::default()).unwrap();
+        let ids: Vec<_> =
+            (0..TRACKED as u64).map(|n| reader.track(TrackedId(1), n, 1).unwrap()).collect();
+        assert_eq!(reader.track(TrackedId(1), 0, 1), None);
+        ids.into_iter().for_each(|id| reader.untrack(id));
+    }
+}
