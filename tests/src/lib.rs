@@ -7,6 +7,8 @@
 
 pub mod bench;
 pub mod client;
+pub mod guest;
+pub mod kernel;
 pub mod rng;
 pub mod server;
 pub mod verify;

@@ -1,0 +1,70 @@
+# The guest's part of the demo: carries out what the host asks for, a word a line, and answers "@done WORD STATUS".
+# /dev/vda has two partitions: the guest's files, and a database that never stops, which the witness plays.
+. /lib/snapblk/functions
+disk=/dev/vda files=${disk}1 database=${disk}2
+mkdir -p /mnt/files
+
+partition() {
+    printf '%s\n' o n p 1 2048 526335 n p 2 526336 559103 w | fdisk -u $disk >/tmp/fdisk 2>&1
+    [ -b $files ] && [ -b $database ] || { echo; cat /tmp/fdisk; echo; return 1; }
+}
+
+# The sums stay in the guest's memory: what proves the rollback is not on the disk that is rolled back.
+install() {
+    partition && mkfs.ext4 -q $files && mount $files /mnt/files || return 1
+    mkdir /mnt/files/bin /mnt/files/etc /mnt/files/data
+    number=0
+    while [ $number -lt 40 ]; do
+        dd if=/dev/urandom of=/mnt/files/bin/program-$number bs=64k count=6 status=none
+        echo "setting $number of version 1" >/mnt/files/etc/setting-$number
+        dd if=/dev/urandom of=/mnt/files/data/record-$number bs=4k count=$((number + 1)) status=none
+        number=$((number + 1))
+    done
+    echo 1 >/mnt/files/version
+    (cd /mnt/files && find . -type f | sort | xargs sha256sum) >/tmp/sums
+    sync
+    echo "files $(wc -l </tmp/sums) kib $(du -sk /mnt/files | cut -f 1)"
+}
+
+# The database is 16 MiB of raw disk that is written and read, one request after the other, until the demo ends.
+start_database() {
+    mkfifo /tmp/orders
+    witness $database 0 16777216 1000 </tmp/orders &
+    exec 4>/tmp/orders
+}
+
+# How many files are what they were, how many are not or are gone.
+check() {
+    right=$(cd /mnt/files && sha256sum -c /tmp/sums 2>/dev/null | grep -c ': OK$')
+    echo "checked $right $(($(wc -l </tmp/sums) - right))"
+}
+
+# It replaces the programs, loses the settings, fills the disk, and its last step writes over the file system itself.
+upgrade() {
+    echo 2 >/mnt/files/version
+    for program in /mnt/files/bin/*; do dd if=/dev/zero of="$program" bs=64k count=6 conv=notrunc status=none; done
+    rm -r /mnt/files/etc
+    dd if=/dev/zero of=/mnt/files/new-version bs=1M count=96 conv=fsync status=none
+    sync
+}
+
+ruin() { dd if=/dev/zero of=$files bs=1M count=24 oflag=direct status=none; }
+
+# What the guest remembers of the disk is no longer true: nothing of it may be left, and fsck sees what is there.
+come_back() {
+    drop_caches
+    blockdev --flushbufs $files
+    e2fsck -fn $files >/tmp/fsck 2>&1 && mount $files /mnt/files
+}
+
+while read -r order argument; do
+    case $order in
+    install | start_database | check | upgrade | ruin | come_back) $order ;;
+    unmount) umount /mnt/files && drop_caches ;;
+    witness) echo "$argument" >&4 ;;
+    kernel_is_happy) no_disk_errors ;;
+    end) exit 0 ;;
+    *) echo "there is no order '$order'"; false ;;
+    esac
+    echo "@done $order $?"
+done

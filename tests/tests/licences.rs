@@ -1,0 +1,89 @@
+//! Every crate that is built in has a licence that a user of snapblk can live with.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Licences that ask for no more than their text and their authors' names.
+const ACCEPTED: [&str; 11] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// Whether an SPDX expression can be met by accepted licences alone. `/` is an old way to write
+/// OR; OR binds less than AND, and parentheses bind most.
+fn acceptable(expression: &str) -> bool {
+    let expression = expression.replace('/', " OR ");
+    let either = split(&expression, " OR ");
+    if either.len() > 1 {
+        return either.into_iter().any(acceptable);
+    }
+    let both = split(&expression, " AND ");
+    if both.len() > 1 {
+        return both.into_iter().all(acceptable);
+    }
+    let one = expression.trim();
+    match one.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
+        Some(inner) => acceptable(inner),
+        None => ACCEPTED.contains(&one),
+    }
+}
+
+/// Splits at an operator that is in no parentheses.
+fn split<'a>(expression: &'a str, operator: &str) -> Vec<&'a str> {
+    let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0);
+    for (at, character) in expression.char_indices() {
+        match character {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ' ' if depth == 0 && expression[at..].starts_with(operator) => {
+                parts.push(&expression[start..at]);
+                start = at + operator.len();
+            }
+            _ => {}
+        }
+    }
+    parts.push(&expression[start..]);
+    parts
+}
+
+#[test]
+fn expressions_are_judged_as_spdx_has_them() {
+    assert!(acceptable("MIT"));
+    assert!(acceptable("GPL-2.0 OR MIT"));
+    assert!(acceptable("(MIT OR GPL-2.0) AND Unicode-3.0"));
+    assert!(acceptable("Apache-2.0/MIT"));
+    assert!(!acceptable("MIT AND GPL-2.0"));
+    assert!(!acceptable("(MIT OR Apache-2.0) AND AGPL-3.0"));
+    assert!(!acceptable(""));
+}
+
+#[test]
+fn every_crate_has_an_acceptable_licence() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 50, "cargo metadata names {} packages", packages.len());
+    let refused: Vec<String> = packages
+        .iter()
+        .filter(|package| !acceptable(package["license"].as_str().unwrap_or_default()))
+        .map(|package| {
+            format!("{} {}: {}", package["name"], package["version"], package["license"])
+        })
+        .collect();
+    assert!(refused.is_empty(), "licences that nobody has accepted:\n{}", refused.join("\n"));
+}
