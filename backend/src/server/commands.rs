@@ -23,7 +23,6 @@ use super::binding::Served;
 use super::{End, Exported, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
-use crate::inherited::inherited;
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -158,7 +157,7 @@ impl Server {
                 let number: i32 = fd.str.parse().map_err(|_| {
                     generic(format!("'{}' is not the number of a descriptor", fd.str))
                 })?;
-                Listen::Fd(inherited(number).map_err(|error| generic(error.to_string()))?)
+                Listen::inherited(number).map_err(|error| generic(error.to_string()))?
             }
         };
         let config = ExportConfig {

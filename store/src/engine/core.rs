@@ -31,7 +31,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { scratch: 8 << 20, requests: 1024, claims: 2048 }
+        EngineConfig { scratch: 8 << 20, requests: 2048, claims: 2048 }
     }
 }
 
