@@ -5,6 +5,7 @@
 //! knows of virtio, vhost-user, guest memory or the monitor's wire format.
 
 pub mod attached;
+pub mod background;
 pub mod cow;
 pub mod engine;
 pub mod exception;
