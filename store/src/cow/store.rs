@@ -10,7 +10,7 @@ use super::layout::{Entry, Geometry};
 use super::log::Log;
 use super::tail::Tail;
 use crate::io::FileId;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::units::{DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
@@ -131,6 +131,8 @@ pub struct StoreParts {
 
 /// The tail, unless a leader has it.
 struct TailSlot {
+    /// Entries on disk.
+    entries: u64,
     tail: Option<Box<Tail>>,
     /// A truncation that came while a leader had it. Such a leader commits nothing: a store that
     /// is merged owes nothing.
@@ -147,8 +149,6 @@ pub struct Store {
     sealed: AtomicBool,
     state: AtomicU8,
     log: Log,
-    /// Entries on disk.
-    entries: AtomicU64,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
     /// The entries that may or may not be on disk; [`MergeMark::InDoubt`].
@@ -174,9 +174,12 @@ impl Store {
             guest_disk: parts.guest_disk,
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
-            entries: AtomicU64::new(parts.tail.position()),
             log: parts.log,
-            tail: Mutex::new(TailSlot { tail: Some(Box::new(parts.tail)), cut: None }),
+            tail: Mutex::new(TailSlot {
+                entries: parts.tail.position(),
+                tail: Some(Box::new(parts.tail)),
+                cut: None,
+            }),
             merge: AtomicU8::new(MergeMark::None as u8),
             doubt: Mutex::new(Vec::new()),
             observer: parts.observer,
@@ -259,7 +262,7 @@ impl Store {
         if let Some((entries, last_block)) = slot.cut.take() {
             tail.truncate(entries, &last_block);
         }
-        self.entries.store(tail.position(), Ordering::Release);
+        slot.entries = tail.position();
         slot.tail = Some(tail);
     }
 
@@ -267,7 +270,7 @@ impl Store {
     /// [`Tail::truncate`].
     pub fn truncate(&self, entries: u64, last_block: &[Entry]) {
         let mut slot = self.lock_tail();
-        self.entries.store(entries, Ordering::Release);
+        slot.entries = entries;
         match &mut slot.tail {
             Some(tail) => tail.truncate(entries, last_block),
             None => slot.cut = Some((entries, last_block.to_vec())),
@@ -378,7 +381,7 @@ impl Store {
         }
         let next = self.log.next();
         let owed = next.0 - self.log.committed().0;
-        let position = self.entries.load(Ordering::Acquire) + owed;
+        let position = self.entries() + owed;
         let areas = position / self.geometry.entries_per_area() + 1;
         let merged = self.merge_mark() != MergeMark::None;
         let given_out = if merged { DataIndex(position) } else { next };
@@ -396,7 +399,7 @@ impl Store {
 
     /// Entries on disk.
     pub fn entries(&self) -> u64 {
-        self.entries.load(Ordering::Acquire)
+        self.lock_tail().entries
     }
 }
 

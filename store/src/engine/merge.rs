@@ -23,9 +23,14 @@
 
 mod copy;
 mod erase;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod protect;
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
+#[cfg(test)]
+#[cfg_attr(feature = "shuttle", allow(dead_code, reason = "the model checker uses parts of it"))]
+mod world;
 
 use self::copy::Copies;
 use super::core::Core;

@@ -1,10 +1,8 @@
 //! The scenarios of a merge, on disks that forget.
 
-mod world;
-
 use std::sync::Arc;
 
-use self::world::{Disk, Fault, Rng, SECTOR, World, entry, open, store_image};
+use super::world::{Disk, Fault, Rng, SECTOR, World, entry, open, store_image};
 use super::{MergeFailure, MergeState};
 use crate::cow::{MergeMark, Persistence, Store};
 use crate::exception::Entry as Word;
