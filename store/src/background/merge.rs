@@ -312,6 +312,7 @@ impl<E: Executor> Job<E> {
         self.host.bind(None);
         let mut control = self.inner.lock();
         if control.stop {
+            drop(table);
             control.at = At::Stopped;
         } else {
             control.table = table;

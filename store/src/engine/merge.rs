@@ -419,7 +419,8 @@ impl Core {
         if let (Stage::Reading(wants), Some(site)) = (&job.stage, Site::of(table, job.line)) {
             let wants = *wants;
             let read = match bytes {
-                Ok(bytes) => parse(&mut job, site, bytes),
+                Ok(bytes) if bytes.len() as u64 == wants.len => parse(&mut job, site, bytes),
+                Ok(_) => Err(MergeFailure::ReadList { offset: wants.offset, errno: Errno::EIO }),
                 Err(errno) => Err(MergeFailure::ReadList { offset: wants.offset, errno }),
             };
             job.stage = Stage::Idle;
@@ -516,7 +517,7 @@ fn parse(job: &mut MergeJob, site: Site<'_>, bytes: &[u8]) -> Result<(), MergeFa
     let geometry = site.store().geometry();
     let entries: Vec<Entry> =
         bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode).collect();
-    let first = job.position - (entries.len() as u64).min(job.position);
+    let first = job.position - entries.len() as u64;
     for (position, entry) in (first..).zip(&entries) {
         let known = !entry.is_end()
             && entry.old.0 < site.ex.table.chunks()

@@ -334,7 +334,7 @@ fn s39_an_idle_merge_makes_the_origin_the_snapshot() {
 /// 37: the power fails at every step; a new merge makes the same of it. And again in the second.
 #[test]
 fn s37_a_merge_cut_at_every_step_is_completed_by_the_next() {
-    for seed in 0..4 {
+    for seed in 0..2 {
         for shape in [PLAIN, SMALLER] {
             let shape = Shape { seed: shape.seed + 10 * seed, ..shape };
             let mut case = build(shape);
@@ -654,6 +654,31 @@ fn s45_a_failed_sync_is_sticky() {
         second.finish();
         second.check_finished();
     }
+}
+
+/// A sync that failed leaves the zeroes in sight and the entries on the disk. Whoever opens the
+/// store then erases them again before anything is written to where their chunks live now.
+#[test]
+fn s45_entries_that_a_failed_sync_left_do_not_come_back() {
+    let mut case = build(PLAIN);
+    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 1, lands: false });
+    case.start_merge().unwrap();
+    case.world.settle();
+    assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncStore(_))));
+    let disks = case.world.disks.iter().map(Disk::after_failed_sync).collect();
+    let (model, versions) = (case.model.clone(), case.versions.clone());
+    let mut second = start(disks, PLAIN, model, versions, Vec::new());
+    assert!(second.store.entries() < PLAIN.entries, "it sees the zeroes");
+    second.start_merge().unwrap();
+    second.world.hosts[MERGE].engine.merge_budget(Some(0));
+    second.world.settle();
+    second.guest_write(0, PLAIN.sectors, 0x5a5a);
+    second.world.settle();
+    second.guest_flush();
+    let mut third = second.crash();
+    assert!(third.image(0) == second.model);
+    third.finish();
+    third.check_finished();
 }
 
 /// 46: an Invalid store: the device is its origin, and there is nothing to be merged.

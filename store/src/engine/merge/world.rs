@@ -69,6 +69,11 @@ impl Disk {
         }
     }
 
+    /// The disk after a sync failed: what was written is in sight, and never becomes durable.
+    pub(super) fn after_failed_sync(&self) -> Disk {
+        Disk { unsynced: Vec::new(), ..self.clone() }
+    }
+
     /// The disk after a power cut: of each sector any version since the last sync.
     pub(super) fn crashed(&self, rng: &mut Rng) -> Disk {
         let mut versions: BTreeMap<usize, Vec<&[u8]>> = BTreeMap::new();
