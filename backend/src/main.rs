@@ -1,2 +1,7 @@
 //! The snapblk program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    snapblk::cli::main()
+}

@@ -1,18 +1,18 @@
 //! Work that a device does without a guest: flushes of a table, and merges.
 //!
-//! Owns the threads that do it, each with an engine and an executor of its own, so that control
-//! never waits for a file longer than it wants to. Never knows why a table is flushed or merged,
-//! nor how I/O is carried out ([`Executor`]).
+//! Owns the engine and the executor that such work has of its own, and how they take turns. Never
+//! knows why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
 
+mod files;
 mod merge;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub use self::files::FileExecutor;
 pub use self::merge::{MergeEnd, MergeHandle};
 use crate::engine::{Engine, EngineConfig};
 use crate::io::{Action, Completion, Errno, FileId, Seg};
@@ -27,8 +27,8 @@ pub trait Executor: Send {
     /// Takes up these files and lets others go; nothing is in flight.
     fn adopt(&mut self, files: &[FileId]);
 
-    /// Takes up an action; `meta` has the bytes of its [`Seg::Meta`] parts, during this call.
-    fn submit<'m>(&mut self, action: &Action, segs: &[Seg], meta: &dyn Fn(u32) -> &'m [u8]);
+    /// Takes up an action; `meta` has the bytes of its [`Seg::Meta`] part, and is copied.
+    fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]);
 
     /// How an action ended.
     fn completed(&mut self) -> Option<Completion>;
@@ -100,7 +100,7 @@ impl<E: Executor> Host<E> {
         }
         while let Some(action) = self.engine.pop_action() {
             let Host { engine, executor } = self;
-            executor.submit(&action, engine.segs(&action), &|slot| engine.meta(slot));
+            executor.submit(&action, engine.segs(&action), engine.meta_of(&action));
         }
     }
 
@@ -115,12 +115,14 @@ impl<E: Executor> Host<E> {
             durable: false,
         });
         let mut status = None;
+        self.engine.set_stopping(false);
         loop {
             self.go_on();
             if let Some((_, ended)) = self.engine.pop_finished() {
                 status = Some(ended);
+                // What it leads for others ends, too, before the table goes, and no more begins.
+                self.engine.set_stopping(true);
             }
-            // What the flush began for others ends, too, before the table goes.
             if status.is_some() && self.engine.is_quiet() {
                 break;
             }
@@ -136,74 +138,23 @@ pub enum FlushError {
     /// A commit or a sync failed.
     #[error("not everything could be made durable; open the files again")]
     Failed,
-    /// It still goes on.
-    #[error("the files did not take what is owed in time")]
-    Deadline,
-    /// The thread that flushes cannot wait for its I/O.
+    /// Its I/O cannot be waited for.
     #[error("cannot wait for the files: {0}")]
     Wait(io::Error),
-    /// That thread is gone, after such an error.
-    #[error("nothing can be flushed: an earlier flush could not be waited for")]
-    Gone,
 }
 
-type Reply = Sender<Result<(), FlushError>>;
-
-/// A thread that flushes tables, one after the other. Ends when it is dropped and done.
-#[derive(Debug)]
-pub struct Flusher {
-    orders: Sender<(Arc<Table>, Reply)>,
-}
-
-impl Flusher {
-    /// Starts the thread. `config.scratch` is the executor's.
-    ///
-    /// # Errors
-    /// No more threads.
-    pub fn start<E: Executor + 'static>(
-        workers: Arc<Workers>,
-        executor: E,
-        config: EngineConfig,
-    ) -> io::Result<Flusher> {
-        let (orders, taken) = mpsc::channel();
-        let name = String::from("flush");
-        std::thread::Builder::new().name(name).spawn(move || {
-            serve(Host::new(workers, executor, config), &taken);
-        })?;
-        Ok(Flusher { orders })
-    }
-
-    /// Makes durable what `table` owes: commits its stores, and syncs its files. Its device may
-    /// be suspended or serve.
-    ///
-    /// # Errors
-    /// [`FlushError`]; after [`FlushError::Deadline`] the flush goes on, and the next one waits for
-    /// it.
-    pub fn flush(&self, table: Arc<Table>, deadline: Instant) -> Result<(), FlushError> {
-        let (reply, answer) = mpsc::channel();
-        self.orders.send((table, reply)).map_err(|_| FlushError::Gone)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        answer.recv_timeout(left).unwrap_or_else(|error| {
-            Err(match error {
-                mpsc::RecvTimeoutError::Timeout => FlushError::Deadline,
-                mpsc::RecvTimeoutError::Disconnected => FlushError::Gone,
-            })
-        })
-    }
-}
-
-fn serve<E: Executor>(mut host: Host<E>, taken: &Receiver<(Arc<Table>, Reply)>) {
-    while let Ok((table, reply)) = taken.recv() {
-        host.bind(Some(table));
-        let result = host.flush();
-        let goes_on = !matches!(result, Err(FlushError::Wait(_)));
-        if goes_on {
-            host.bind(None);
-        }
-        // Whoever asked may have stopped waiting.
-        let _ = reply.send(result);
-        if !goes_on {
-            return;
-        }
-    }
+/// Makes durable what `table` owes, on the calling thread: commits its stores, and syncs its
+/// files. Its device may be suspended or serve. `config.scratch` is the executor's.
+///
+/// # Errors
+/// [`FlushError`].
+pub fn flush<E: Executor>(
+    workers: Arc<Workers>,
+    executor: E,
+    config: EngineConfig,
+    table: Arc<Table>,
+) -> Result<(), FlushError> {
+    let mut host = Host::new(workers, executor, config);
+    host.bind(Some(table));
+    host.flush()
 }

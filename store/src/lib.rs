@@ -4,12 +4,18 @@
 //! files, copy-on-write snapshots in the Linux kernel's own store format. Nothing in this crate
 //! knows of virtio, vhost-user, guest memory or the monitor's wire format.
 
+extern crate self as snapblk_store;
+
 pub mod attached;
 pub mod background;
+pub mod control;
 pub mod cow;
+pub mod device;
 pub mod engine;
 pub mod exception;
+pub mod flusher;
 pub mod io;
+pub mod lines;
 pub mod request;
 pub mod sync;
 pub mod table;

@@ -18,7 +18,7 @@ use crate::cow::words::Words;
 use crate::cow::{self, Entry, Persistence, Store};
 use crate::engine::{MergeFailure, MergeState};
 use crate::exception::{ExceptionTable, Layer, Place};
-use crate::io::{FileInfo, IoOp, OpenMode, Storage};
+use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Storage};
 use crate::table::Line;
 use crate::target::{
     Backing, Exceptions, ExtentPlace, Features, Medium, Merge, Origin, Snapshot, Target,
@@ -106,12 +106,8 @@ impl Executor for Plain {
         assert!(self.queue.is_empty());
     }
 
-    fn submit<'m>(&mut self, action: &Action, segs: &[Seg], meta: &dyn Fn(u32) -> &'m [u8]) {
-        let bytes = match segs {
-            [Seg::Meta { slot, .. }] => meta(*slot).to_vec(),
-            _ => Vec::new(),
-        };
-        self.queue.push_back((*action, segs.to_vec(), bytes));
+    fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]) {
+        self.queue.push_back((*action, segs.to_vec(), meta.to_vec()));
     }
 
     fn completed(&mut self) -> Option<Completion> {
@@ -285,24 +281,39 @@ fn soon() -> Instant {
 #[test]
 fn a_flush_commits_what_is_owed() {
     let case = case(3);
-    let flusher = Flusher::start(case.workers.clone(), case.executor(), case.config()).unwrap();
-    flusher.flush(case.table(false), soon()).unwrap();
+    let flush = || flush(case.workers.clone(), case.executor(), case.config(), case.table(false));
+    flush().unwrap();
     let chunk = case.owe(800);
-    flusher.flush(case.table(false), soon()).unwrap();
+    flush().unwrap();
     assert_eq!(case.entries_on_disk()[3..], [(Chunk(800), chunk)]);
     assert_eq!(case.store.log().committed(), case.store.next());
 }
 
+/// A merge with the executor that serves: io_uring, or plain calls.
 #[test]
-fn a_flush_is_not_waited_for_longer_than_asked() {
-    let case = case(3);
-    let flusher = Flusher::start(case.workers.clone(), case.executor(), case.config()).unwrap();
-    case.gate.set_closed(true);
-    let table = case.table(false);
-    let late = flusher.flush(table.clone(), Instant::now() + TEST_TICK);
-    assert!(matches!(late, Err(FlushError::Deadline)));
-    case.gate.set_closed(false);
-    flusher.flush(table, soon()).unwrap();
+fn a_merge_of_files_runs_to_its_end() {
+    for uring in [true, false] {
+        let case = case(700);
+        let files = Arc::new(Files::default());
+        let open = |name: &str| {
+            files.open(&case.dir.path().join(name), OpenMode::ReadWrite, false).unwrap()
+        };
+        assert_eq!((open("origin"), open("store")), (ORIGIN, STORE));
+        let options = IoOptions { uring, ..Default::default() };
+        let executor = || FileExecutor::new(files.clone(), SCRATCH, options).unwrap();
+        case.owe(705 * 7 % CHUNKS);
+        let (end, ended) = channel();
+        let on_end = move |how| end.send(how).unwrap();
+        let (workers, table) = (case.workers.clone(), case.table(true));
+        let handle = MergeHandle::start(workers, executor(), case.config(), table, on_end).unwrap();
+        handle.stop();
+        handle.stopped(soon()).unwrap();
+        handle.go(case.table(true));
+        let end = ended.recv().unwrap();
+        assert!(matches!(end, MergeEnd::Finished), "{end}");
+        assert_eq!(case.home(), 701);
+        assert_eq!(case.entries_on_disk(), []);
+    }
 }
 
 #[test]

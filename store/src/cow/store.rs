@@ -145,7 +145,7 @@ pub struct Store {
     file: FileId,
     geometry: Geometry,
     persistence: Persistence,
-    guest_disk: bool,
+    guest_disk: AtomicBool,
     sealed: AtomicBool,
     state: AtomicU8,
     log: Log,
@@ -171,7 +171,7 @@ impl Store {
             file: parts.file,
             geometry: parts.geometry,
             persistence: parts.persistence,
-            guest_disk: parts.guest_disk,
+            guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
             log: parts.log,
@@ -210,7 +210,12 @@ impl Store {
 
     /// Whether it is a guest's own disk.
     pub fn is_guest_disk(&self) -> bool {
-        self.guest_disk
+        self.guest_disk.load(Ordering::Acquire)
+    }
+
+    /// Whether something but the guest writes what it is a snapshot of, was found out.
+    pub fn set_guest_disk(&self, guest_disk: bool) {
+        self.guest_disk.store(guest_disk, Ordering::Release);
     }
 
     /// What is given out and what is owed.

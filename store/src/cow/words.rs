@@ -75,7 +75,7 @@ impl Deref for Words {
         match self {
             Words::Private(words) => words,
             #[cfg(not(feature = "shuttle"))]
-            Words::Shared(words) => words,
+            Words::Shared(words) => words.words(),
         }
     }
 }

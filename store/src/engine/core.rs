@@ -226,16 +226,16 @@ impl Core {
             && self.finished.is_empty()
     }
 
-    pub(super) fn drop_held(&mut self) -> Vec<Token> {
+    pub(super) fn fail_held(&mut self) {
         self.ready.clear();
         self.parked.clear();
         self.to_end.clear();
         self.to_commit.clear();
-        let host = |pending: Pending| match pending.asker {
-            Asker::Host(token) => Some(token),
-            Asker::Merge => None,
-        };
-        self.requests.drain().filter_map(host).collect()
+        for pending in self.requests.drain() {
+            if let Asker::Host(token) = pending.asker {
+                self.finished.push_back((token, Status::Error));
+            }
+        }
     }
 
     /// One turn: see [`super::Engine::step`].

@@ -120,9 +120,14 @@ impl Engine {
         &self.core.segs[first as usize..][..count as usize]
     }
 
-    /// The bytes of a [`Seg::Meta`] part, to be copied when the action is carried out.
-    pub fn meta(&self, slot: u32) -> &[u8] {
-        self.core.meta(slot)
+    /// The bytes of the [`Seg::Meta`] part of an action that was just popped, to be copied when
+    /// the action is carried out; none where it has no such part.
+    pub fn meta_of(&self, action: &Action) -> &[u8] {
+        let slot = self.segs(action).iter().find_map(|seg| match seg {
+            Seg::Meta { slot, .. } => Some(*slot),
+            _ => None,
+        });
+        slot.map_or(&[], |slot| self.core.meta(slot))
     }
 
     /// The next request that ended, if any.
@@ -141,11 +146,10 @@ impl Engine {
         self.core.requests.len()
     }
 
-    /// Gives up requests that are held: their tokens, to be forgotten by the host (it may take
-    /// them again later). Quiet engines only.
-    pub fn drop_held(&mut self) -> Vec<Token> {
-        assert!(self.is_quiet(), "only what holds nothing can be dropped");
-        self.core.drop_held()
+    /// Ends all held requests with an error. Quiet engines only.
+    pub fn fail_held(&mut self) {
+        assert!(self.is_quiet(), "only what holds nothing can be given up");
+        self.core.fail_held();
     }
 
     /// Stops leading commits for others and starting background work; before a suspend.

@@ -1,16 +1,24 @@
 //! Input and output as the engine sees it: actions that it asks for, and how they ended.
 //!
 //! The engine performs none itself. It pushes [`Action`]s; an executor carries them out
-//! ([`uring`] or [`sync`](self::sync) on files, `sim` in tests) and hands back one
+//! ([`Io`] on files, a simulator in tests) and hands back one
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
+pub mod buffer;
+pub mod executor;
 pub mod files;
 pub mod lock;
 pub mod shared;
 pub mod storage;
+mod sync;
+mod transfer;
+mod uring;
 
+pub use buffer::{GuestData, ScratchConfig};
+pub use executor::{Io, IoOptions};
 pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};
 pub use lock::{Lock, LockError};
+pub use shared::SharedWords;
 pub use storage::Storage;
 
 use crate::request::Token;

@@ -46,10 +46,7 @@ fn drive(
         }
         while let Some(action) = engine.pop_action() {
             let segs = engine.segs(&action).to_vec();
-            let meta = match segs[..] {
-                [Seg::Meta { slot, .. }] => engine.meta(slot).to_vec(),
-                _ => Vec::new(),
-            };
+            let meta = engine.meta_of(&action).to_vec();
             queue.push((action, segs, meta));
         }
         if over(engine) {

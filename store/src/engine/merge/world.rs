@@ -314,10 +314,7 @@ impl World {
         }
         while let Some(action) = host.engine.pop_action() {
             let segs = host.engine.segs(&action).to_vec();
-            let meta = match segs[..] {
-                [Seg::Meta { slot, .. }] => host.engine.meta(slot).to_vec(),
-                _ => Vec::new(),
-            };
+            let meta = host.engine.meta_of(&action).to_vec();
             host.flights.push(Flight { action, segs, meta, seq: *seq });
             *seq += 1;
         }

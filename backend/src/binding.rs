@@ -1,0 +1,120 @@
+//! The seam between an export and what stands behind it: the engine, its executor, and the
+//! device machine that owns tables.
+//!
+//! Owns the traits by which a worker uses them; the product's types and the tests' doubles both
+//! implement them, and the worker is compiled for each, so that hot calls inline. Never knows
+//! how a request is carried out.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use snapblk_store::engine::Direct;
+pub use snapblk_store::io::GuestData;
+use snapblk_store::io::{Action, Completion, FileId, Seg};
+use snapblk_store::request::{Op, Request, Status, Token};
+use snapblk_store::units::Sector;
+pub use snapblk_store::workers::Wake;
+
+use crate::worker::WorkerHandle;
+
+/// A device's table, as far as the guest's protocol is concerned with it.
+pub trait DeviceTable: Send + Sync + 'static {
+    /// Size of the device.
+    fn size(&self) -> Sector;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+}
+
+/// The engine of one worker: requests in, actions out. Lives and dies on the worker's thread.
+pub trait DeviceEngine: 'static {
+    /// What it serves.
+    type Table: DeviceTable;
+
+    /// Takes a table; only while [`is_quiet`](Self::is_quiet). Requests that are held are looked
+    /// at again at the next [`step`](Self::step).
+    fn bind(&mut self, table: Option<Arc<Self::Table>>);
+    /// Where the range lies, if a read or write of it needs no engine at all. `offset` and `len`
+    /// are bytes.
+    fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct>;
+    /// Takes a request; its range lies within the table.
+    fn submit(&mut self, request: Request);
+    /// One of its actions ended.
+    fn complete(&mut self, completion: Completion);
+    /// Looks again at what was woken and issues what was gathered. Once a batch.
+    fn step(&mut self);
+    /// The next thing it wants done.
+    fn pop_action(&mut self) -> Option<Action>;
+    /// The parts of an action that [`pop_action`](Self::pop_action) returned last.
+    fn segs(&self, action: &Action) -> &[Seg];
+    /// The bytes of its [`Seg::Meta`] part, if it has one.
+    fn meta_of(&self, action: &Action) -> &[u8];
+    /// The next request that ended.
+    fn pop_finished(&mut self) -> Option<(Token, Status)>;
+    /// Nothing in flight, nothing claimed, no commit led. Requests may be held.
+    fn is_quiet(&self) -> bool;
+    /// Ends with [`Status::Error`] the requests that are held because there is no room for them;
+    /// with `all`, those too that wait for other workers. Called while quiet.
+    fn fail_held(&mut self, all: bool);
+    /// Announces that the worker goes to sleep; false where there is something to look at first.
+    fn may_sleep(&mut self) -> bool;
+    /// The worker no longer sleeps.
+    fn woke(&mut self);
+    /// The files of the table that was bound.
+    fn files(&self) -> &[FileId];
+}
+
+/// The executor of one worker: does all its input, output and waiting.
+pub trait DeviceIo: 'static {
+    /// The files that actions will name from now on.
+    fn adopt_files(&mut self, files: &[FileId]);
+    /// Queues an action, or carries it out.
+    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G);
+    /// Hands what is queued to the system, without waiting.
+    fn enter(&mut self) -> io::Result<()>;
+    /// The next action that ended.
+    fn completed(&mut self) -> Option<Completion>;
+    /// Waits for `fd`, an eventfd, too, until [`unwatch`](Self::unwatch).
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64);
+    /// Waits for it no more; after this it never fires again.
+    fn unwatch(&mut self, key: u64);
+    /// The key of a watched eventfd that was signalled; its counter is back at 0.
+    fn fired(&mut self) -> Option<u64>;
+    /// Submits, and waits for a completion or a watched eventfd, in one system call.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Actions that have not ended yet.
+    fn in_flight(&self) -> usize;
+}
+
+/// What a guest is told about its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Its size.
+    pub size: Sector,
+    /// Whether it may be written.
+    pub read_only: bool,
+}
+
+/// What an export is an export *of*: a device of the process.
+pub trait Binding: Send + Sync + 'static {
+    /// The engine of its workers.
+    type Engine: DeviceEngine;
+    /// The executor of its workers.
+    type Io: DeviceIo;
+
+    /// Makes the engine of a worker, on the worker's thread.
+    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Self::Engine>;
+    /// Makes the executor of a worker, on the worker's thread.
+    fn io(&self) -> io::Result<Self::Io>;
+    /// The device as it is now; as it was last where it has no table.
+    fn geometry(&self) -> Geometry;
+    /// An export's workers begin to serve the device. They start suspended and without a table:
+    /// the device machine resumes each of them with its table when the device is active.
+    fn attach(&self, export: &str, workers: Vec<WorkerHandle<TableOf<Self>>>);
+    /// They no longer do.
+    fn detach(&self, export: &str);
+}
+
+/// The table type of a binding.
+pub type TableOf<B> = <<B as Binding>::Engine as DeviceEngine>::Table;

@@ -1,0 +1,134 @@
+//! `snapblk check`: damage in a store.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use snapblk_store::cow::open::{problems, zero_garbage};
+use snapblk_store::io::{FileInfo, OpenMode};
+
+use super::store_file::StoreFile;
+use super::{CliError, output};
+
+/// How many entries are listed; a store with so many is beyond reading.
+const LISTED: usize = 1000;
+
+/// Look for damage in a store.
+///
+/// Exit status 0 only for a store that can be used as it is (or, with --repair, now can).
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The store
+    store: PathBuf,
+    /// The disk that it was made for: entries beyond its end are damage too
+    #[arg(long, value_name = "FILE")]
+    origin: Option<PathBuf>,
+    /// Remove what a torn write left behind the end of the list; changes no content
+    #[arg(long)]
+    repair: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Report<'a> {
+    store: &'a Path,
+    valid: bool,
+    exceptions: u64,
+    problems: Vec<Fault>,
+    /// Bytes behind the end of the list are not zero.
+    garbage: bool,
+    /// They were, and are zero now.
+    repaired: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Fault {
+    /// Byte of the store.
+    offset: u64,
+    problem: String,
+}
+
+impl Check {
+    /// Looks, and repairs what it is asked to.
+    ///
+    /// # Errors
+    /// Damage that is still there, and what cannot be read at all.
+    pub fn run(&self) -> Result<(), CliError> {
+        let origin_len = match &self.origin {
+            Some(path) => Some(FileInfo::open(path, OpenMode::ReadOnly, false)?.len),
+            None => None,
+        };
+        let file = if self.repair {
+            StoreFile::to_write(&self.store)?
+        } else {
+            StoreFile::to_read(&self.store)?
+        };
+        let mut store = file.inspect()?;
+        let faults: Vec<Fault> = problems(&store, origin_len, LISTED)
+            .iter()
+            .map(|problem| Fault { offset: problem.offset, problem: problem.to_string() })
+            .collect();
+        let mut repaired = false;
+        // Where the list itself is wrong, nobody knows where it ends.
+        if self.repair && store.garbage && faults.is_empty() {
+            zero_garbage(&file.file, &mut store)?;
+            repaired = true;
+        }
+        let report = Report {
+            store: &self.store,
+            valid: store.valid,
+            exceptions: store.entries.len() as u64,
+            problems: faults,
+            garbage: store.garbage,
+            repaired,
+        };
+        self.print(&report)?;
+        report.verdict()
+    }
+
+    fn print(&self, report: &Report<'_>) -> Result<(), CliError> {
+        if self.json {
+            return output::json(report);
+        }
+        for fault in &report.problems {
+            output::line(&fault.problem)?;
+        }
+        if report.repaired {
+            output::line("removed what a torn write had left behind the end of the list")?;
+        }
+        let count = report.exceptions;
+        if report.problems.is_empty() {
+            output::line(&format!("{count} exceptions, each in its place"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Report<'_> {
+    fn verdict(&self) -> Result<(), CliError> {
+        let name = self.store.display();
+        if !self.problems.is_empty() {
+            let found = self.problems.len();
+            return Err(CliError::Refused(format!(
+                "{name} has {found}{} entries that cannot be right and will not be opened; \
+                 restore it from a copy",
+                if found == LISTED { " or more" } else { "" }
+            )));
+        }
+        if !self.valid {
+            return Err(CliError::Refused(format!(
+                "{name} is marked Invalid: a snapshot lost its content; make a new store"
+            )));
+        }
+        if self.garbage {
+            return Err(CliError::Refused(format!(
+                "{name} has leftovers of a torn write behind the end of its list; \
+                 'snapblk check --repair {name}' removes them"
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! `snapblk create`: an empty store for the changes to a disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use snapblk_store::cow::{Geometry, open};
+use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
+use snapblk_store::units::ChunkSize;
+
+use super::store_file::claim;
+use super::{CliError, output, size};
+
+/// The smallest store that holds a change: header, area and one chunk.
+const USEFUL_CHUNKS: u64 = 3;
+
+/// How large a store is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// So that every chunk of the origin fits.
+    Full,
+    /// This many bytes.
+    Bytes(u64),
+}
+
+fn extent(text: &str) -> Result<Extent, String> {
+    if text == "full" { Ok(Extent::Full) } else { size::parse(text).map(Extent::Bytes) }
+}
+
+fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes / 512)
+        .ok()
+        .filter(|_| bytes.is_multiple_of(512))
+        .and_then(ChunkSize::from_sectors)
+        .ok_or_else(|| format!("a chunk is a power of two from 512 to 1G, and {text} is not"))
+}
+
+/// Make an empty store for the changes to a disk.
+///
+/// The file takes space only as it fills. A file that is there and not empty is left alone.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The store to make: a new or empty file, or a block device that starts with zeroes
+    store: PathBuf,
+    /// The disk whose changes it will hold
+    #[arg(long, value_name = "FILE")]
+    origin: PathBuf,
+    /// Bytes of a chunk, the unit in which changes are kept (K, M, G)
+    #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = chunk_size)]
+    chunk_size: ChunkSize,
+    /// Bytes of the store (K, M, G, T), or 'full': room for every chunk of the origin
+    #[arg(long, value_name = "SIZE", value_parser = extent)]
+    size: Option<Extent>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Created<'a> {
+    store: &'a Path,
+    origin: &'a Path,
+    chunk_size: u64,
+    size: u64,
+    /// Changed chunks that fit.
+    capacity: u64,
+}
+
+impl Create {
+    /// Makes the store.
+    ///
+    /// # Errors
+    /// Anything that would overwrite something, and what the system refuses.
+    pub fn run(&self) -> Result<(), CliError> {
+        let origin = FileInfo::open(&self.origin, OpenMode::ReadOnly, false)?;
+        if Identity::of_path(&self.store).is_ok_and(|store| store == origin.identity) {
+            return Err(CliError::Refused(format!(
+                "{} and the origin {} are one file; name another for the store",
+                self.store.display(),
+                self.origin.display()
+            )));
+        }
+        self.check_block(&origin)?;
+        let made = !self.store.exists();
+        if made {
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&self.store)
+                .map_err(CliError::io("create", &self.store))?;
+        }
+        let result = self.fill(&origin);
+        if made && result.is_err() {
+            // It is ours and holds nothing.
+            let _ = std::fs::remove_file(&self.store);
+        }
+        let geometry = result?;
+        let created = Created {
+            store: &self.store,
+            origin: &self.origin,
+            chunk_size: self.chunk_size.bytes(),
+            size: geometry.device_chunks * self.chunk_size.bytes(),
+            capacity: geometry.capacity(),
+        };
+        if self.json {
+            return output::json(&created);
+        }
+        output::line(&format!(
+            "{}: a store of {} in chunks of {}, for {} of {}",
+            self.store.display(),
+            size::show(created.size),
+            size::show(created.chunk_size),
+            self.origin.display(),
+            size::show(origin.len)
+        ))
+    }
+
+    /// Chunks must be whole blocks of a device.
+    fn check_block(&self, file: &FileInfo) -> Result<(), CliError> {
+        let block = u64::from(file.logical_block());
+        if self.chunk_size.bytes().is_multiple_of(block) {
+            return Ok(());
+        }
+        Err(CliError::Refused(format!(
+            "chunks of {} bytes are not whole blocks of {}, which has blocks of {block}; \
+             use --chunk-size {block} or more",
+            self.chunk_size.bytes(),
+            file.path.display()
+        )))
+    }
+
+    fn fill(&self, origin: &FileInfo) -> Result<Geometry, CliError> {
+        let mut store = FileInfo::open(&self.store, OpenMode::ReadWrite, false)?;
+        self.check_block(&store)?;
+        let _lock = Lock::exclusive(&store, None)?;
+        let _claim = claim(&store)?;
+        // Looked at only now, under the lock.
+        store.len = store.current_len().map_err(CliError::io("look at", &self.store))?;
+        let bytes = if store.block_device {
+            self.check_device(&store)?;
+            store.len
+        } else {
+            self.check_empty(&store)?;
+            let bytes = self.bytes_for(origin);
+            store.file.set_len(bytes).map_err(CliError::io("give its length to", &self.store))?;
+            bytes
+        };
+        let geometry = Geometry::of_len(self.chunk_size, bytes);
+        if geometry.device_chunks < USEFUL_CHUNKS {
+            return Err(CliError::Refused(format!(
+                "{} would have {bytes} bytes, and a store with chunks of {} bytes needs at least {}",
+                self.store.display(),
+                self.chunk_size.bytes(),
+                USEFUL_CHUNKS * self.chunk_size.bytes()
+            )));
+        }
+        open::create(&store, geometry)?;
+        if !store.block_device {
+            sync_folder_of(&self.store)
+                .map_err(CliError::io("flush the folder of", &self.store))?;
+        }
+        Ok(geometry)
+    }
+
+    fn bytes_for(&self, origin: &FileInfo) -> u64 {
+        match self.size {
+            Some(Extent::Bytes(bytes)) => bytes,
+            Some(Extent::Full) | None => {
+                let empty = Geometry { chunk: self.chunk_size, device_chunks: 0 };
+                let chunks = empty.chunks_needed(self.chunk_size.count_for(origin.len));
+                chunks.max(USEFUL_CHUNKS) * self.chunk_size.bytes()
+            }
+        }
+    }
+
+    fn check_empty(&self, store: &FileInfo) -> Result<(), CliError> {
+        if store.len == 0 {
+            return Ok(());
+        }
+        Err(CliError::Refused(format!(
+            "{} is there already and holds {} bytes; remove it or name another file",
+            self.store.display(),
+            store.len
+        )))
+    }
+
+    fn check_device(&self, store: &FileInfo) -> Result<(), CliError> {
+        if self.size.is_some() {
+            return Err(CliError::Usage(format!(
+                "{} is a block device and has its size: leave out --size",
+                self.store.display()
+            )));
+        }
+        let mut start = vec![0; 4096.min(store.len as usize)];
+        store.read_at(&mut start, 0).map_err(CliError::io("read", &self.store))?;
+        if start.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        Err(CliError::Refused(format!(
+            "{} does not start with zeroes, so something is stored there; \
+             overwrite its first 4096 bytes with zeroes if it is to be lost",
+            self.store.display()
+        )))
+    }
+}
+
+/// Makes the name of a new file durable.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)?.sync_all()
+}

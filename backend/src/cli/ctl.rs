@@ -1,0 +1,172 @@
+//! `snapblk ctl MONITOR <verb> …`: the monitor for people.
+//!
+//! Owns the words of the command line, one verb for each of the monitor's commands, and what is
+//! shown of the answers. Never knows what a command does: it speaks to the monitor as any other
+//! client, and its errors are the monitor's sentences. spec/interface.md "Command line".
+
+mod follow;
+mod render;
+pub mod size;
+mod verb;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use snapblk_qmp::client::{Client, ClientError};
+use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo};
+use snapblk_store::control::job::JobInfo;
+
+pub use verb::Verb;
+
+/// Arguments of `snapblk ctl`.
+#[derive(clap::Args, Debug)]
+pub struct CtlArgs {
+    /// The monitor's socket, as given to `snapblk serve --monitor`
+    pub monitor: PathBuf,
+
+    /// Print what the monitor answers, as JSON, one value a line
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Why a verb was not carried out.
+#[derive(Debug, thiserror::Error)]
+enum CtlError {
+    /// Nobody there, or not allowed.
+    #[error(
+        "monitor {path:?} cannot be reached: {source}; is `snapblk serve --monitor {shown}` running?",
+        shown = path.display()
+    )]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: ClientError,
+    },
+    /// The monitor's own sentence, or what became of the connection.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// A file named on the command line.
+    #[error("table file {path:?} cannot be read: {source}")]
+    TableFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A job that was waited for.
+    #[error("job '{id}' {what}")]
+    Job {
+        /// The job.
+        id: String,
+        /// What became of it.
+        what: String,
+    },
+    /// Standard output.
+    #[error("the answer cannot be printed: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries a verb out. 0: done; 1: not done, and one sentence on standard error says why.
+pub fn run(args: &CtlArgs) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match carry_out(args, &mut out).and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("snapblk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
+    // What is wrong with the arguments shows before anything is connected or changed.
+    let request = args.verb.request()?;
+    let mut client = Client::connect(&args.monitor)
+        .map_err(|source| CtlError::Unreachable { path: args.monitor.clone(), source })?;
+    match &args.verb {
+        Verb::Status => return status(args.json, &mut client, out),
+        Verb::Watch => {
+            let bars = !args.json && io::stderr().is_terminal();
+            return follow::watch(&mut client, args.json, bars, out);
+        }
+        Verb::Wait { job } => return follow::wait(&mut client, job, args.json, out),
+        _ => {}
+    }
+    let answer = client.call(request.command, request.arguments)?;
+    if let Verb::Merge(merge) = &args.verb {
+        let job = merge.job();
+        if merge.wait {
+            return follow::wait(&mut client, &job, args.json, out);
+        }
+        if !args.json {
+            writeln!(out, "job {job} has begun; `wait {job}` follows it")?;
+            return Ok(());
+        }
+    }
+    if args.json {
+        writeln!(out, "{answer}")?;
+        return Ok(());
+    }
+    show(&args.verb, answer, out)
+}
+
+/// An answer, for a person. Nothing where there is nothing to tell.
+fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError> {
+    match verb {
+        Verb::Devices { .. } => render::devices(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
+        Verb::Table { .. } => render::tables(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
+        Verb::Exports => render::exports(&decode::<Vec<BlockExportInfo>>(answer)?, out)?,
+        Verb::Jobs => render::jobs(&decode::<Vec<JobInfo>>(answer)?, out)?,
+        Verb::Version => {
+            let package = answer.get("package").and_then(Value::as_str).unwrap_or_default();
+            writeln!(out, "{package}")?;
+        }
+        Verb::Commands => render::names(&answer, out)?,
+        Verb::Schema => writeln!(out, "{answer:#}")?,
+        Verb::Message { .. } => {
+            if let Some(text) = answer.as_str().filter(|text| !text.is_empty()) {
+                writeln!(out, "{text}")?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Devices, exports and jobs at a glance.
+fn status(json: bool, client: &mut Client, out: &mut impl Write) -> Result<(), CtlError> {
+    let nothing = || json!({});
+    if json {
+        let status = json!({
+            "devices": client.call("query-devices", nothing())?,
+            "exports": client.call("query-block-exports", nothing())?,
+            "jobs": client.call("query-jobs", nothing())?,
+        });
+        writeln!(out, "{status}")?;
+        return Ok(());
+    }
+    render::devices(&client.ask::<Vec<DeviceInfo>>("query-devices", nothing())?, out)?;
+    writeln!(out)?;
+    render::exports(&client.ask::<Vec<BlockExportInfo>>("query-block-exports", nothing())?, out)?;
+    writeln!(out)?;
+    render::jobs(&client.ask::<Vec<JobInfo>>("query-jobs", nothing())?, out)?;
+    Ok(())
+}
+
+fn decode<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, ClientError> {
+    serde_json::from_value(answer).map_err(|error| ClientError::Protocol(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

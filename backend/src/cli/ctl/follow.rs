@@ -1,0 +1,224 @@
+//! What happens while one watches: events, and jobs up to their end.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use snapblk_qmp::client::{Client, ClientError};
+use snapblk_store::control::job::JobInfo;
+
+use super::CtlError;
+
+/// How often progress is asked for: it has no event of its own.
+const REFRESH: Duration = Duration::from_millis(200);
+
+/// Prints events until the server hangs up, which is an orderly end.
+pub(super) fn watch(
+    client: &mut Client,
+    json: bool,
+    bars: bool,
+    out: &mut impl Write,
+) -> Result<(), CtlError> {
+    let mut bars = bars.then(Bars::default);
+    loop {
+        let patience = bars.is_some().then_some(REFRESH);
+        let event = match client.event(patience) {
+            Ok(event) => event,
+            Err(ClientError::HungUp) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(event) = event {
+            let line = if json { event.to_string() } else { sentence(&event) };
+            match &bars {
+                // Above the bars, which are drawn on the same terminal.
+                Some(bars) => bars.group.suspend(|| writeln!(out, "{line}")),
+                None => writeln!(out, "{line}"),
+            }?;
+            out.flush()?;
+        }
+        if let Some(bars) = &mut bars {
+            match client.ask::<Vec<JobInfo>>("query-jobs", json!({})) {
+                Ok(jobs) => bars.show(&jobs),
+                Err(ClientError::HungUp) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Waits for the end of a job; an end that is not a good one is an error.
+pub(super) fn wait(
+    client: &mut Client,
+    id: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CtlError> {
+    let mut bars = (!json && std::io::stderr().is_terminal()).then(Bars::default);
+    let mut seen = false;
+    loop {
+        // Asked first: a job that was over before we listened has no more events.
+        let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
+        let job = jobs.iter().find(|job| job.id == id);
+        seen |= job.is_some();
+        if let Some(bars) = &mut bars {
+            bars.show(job.map(std::slice::from_ref).unwrap_or_default());
+        }
+        let mut patience = REFRESH;
+        while let Some(event) = client.event(Some(patience))? {
+            if let Some(end) = end_of(&event, id) {
+                drop(bars);
+                return ended(id, end, &event, json, out);
+            }
+            // All that is there already, before asking again.
+            patience = Duration::from_millis(1);
+        }
+        match job {
+            Some(JobInfo { status, error, .. }) if status.as_str() == "concluded" => {
+                let end = error.clone().map_or(End::Completed, End::Failed);
+                drop(bars);
+                return ended(id, end, &json!({}), json, out);
+            }
+            Some(_) => {}
+            None if seen => {
+                let what = "is gone, and nobody said how it ended".to_owned();
+                return Err(CtlError::Job { id: id.to_owned(), what });
+            }
+            None => {
+                let what = "is not there: it is over, or was never begun".to_owned();
+                return Err(CtlError::Job { id: id.to_owned(), what });
+            }
+        }
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, PartialEq)]
+enum End {
+    Completed,
+    Cancelled,
+    Failed(String),
+}
+
+/// Whether `event` is the end of the job `id`.
+fn end_of(event: &Value, id: &str) -> Option<End> {
+    let data = &event["data"];
+    if data["device"] != id {
+        return None;
+    }
+    match event["event"].as_str()? {
+        "BLOCK_JOB_CANCELLED" => Some(End::Cancelled),
+        "BLOCK_JOB_COMPLETED" => Some(match data["error"].as_str() {
+            Some(error) => End::Failed(error.to_owned()),
+            None => End::Completed,
+        }),
+        _ => None,
+    }
+}
+
+fn ended(
+    id: &str,
+    end: End,
+    event: &Value,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CtlError> {
+    let failed = |what| Err(CtlError::Job { id: id.to_owned(), what });
+    match end {
+        End::Completed if json => Ok(writeln!(out, "{event}")?),
+        End::Completed => Ok(writeln!(out, "job {id} is done")?),
+        End::Cancelled => failed("was cancelled".to_owned()),
+        End::Failed(error) => failed(format!("failed: {error}")),
+    }
+}
+
+/// An event as a line: time of day (UTC), name, data.
+fn sentence(event: &Value) -> String {
+    let seconds = event["timestamp"]["seconds"].as_i64().unwrap_or(0).rem_euclid(86_400);
+    let millis = event["timestamp"]["microseconds"].as_i64().unwrap_or(0) / 1000;
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    let mut line = format!("{hours:02}:{minutes:02}:{:02}.{millis:03}Z ", seconds % 60);
+    line.push_str(event["event"].as_str().unwrap_or("?"));
+    for (key, value) in event["data"].as_object().into_iter().flatten() {
+        match value.as_str() {
+            Some(text) if text.contains(' ') => line.push_str(&format!(" {key}={text:?}")),
+            Some(text) => line.push_str(&format!(" {key}={text}")),
+            None => line.push_str(&format!(" {key}={value}")),
+        }
+    }
+    line
+}
+
+/// A bar for each job that goes on.
+#[derive(Default)]
+struct Bars {
+    group: MultiProgress,
+    by_job: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn show(&mut self, jobs: &[JobInfo]) {
+        self.by_job.retain(|id, bar| {
+            let stays = jobs.iter().any(|job| job.id == *id);
+            if !stays {
+                bar.finish_and_clear();
+            }
+            stays
+        });
+        for job in jobs {
+            let bar = self.by_job.entry(job.id.clone()).or_insert_with(|| {
+                let bar = self.group.add(ProgressBar::new(job.total_progress));
+                bar.set_style(style());
+                bar.set_prefix(job.id.clone());
+                bar
+            });
+            bar.set_length(job.total_progress);
+            bar.set_position(job.current_progress);
+            bar.set_message(job.status.as_str());
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.show(&[]);
+    }
+}
+
+fn style() -> ProgressStyle {
+    // The template is fixed: where it does not parse, indicatif's own is as good.
+    ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {msg}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{End, end_of, sentence};
+
+    #[test]
+    fn an_event_is_a_line() {
+        let event = json!({"timestamp": {"seconds": 1_267_061_043, "microseconds": 959_568},
+            "event": "SNAPSHOT_OVERFLOW", "data": {"device": "snap0", "reason": "store is full"}});
+        assert_eq!(
+            sentence(&event),
+            "01:24:03.959Z SNAPSHOT_OVERFLOW device=snap0 reason=\"store is full\""
+        );
+    }
+
+    #[test]
+    fn a_job_ends_with_its_own_event() {
+        let event = |name: &str, data| json!({"event": name, "data": data});
+        let of = |event| end_of(&event, "j");
+        assert_eq!(of(event("BLOCK_JOB_COMPLETED", json!({"device": "j"}))), Some(End::Completed));
+        assert_eq!(of(event("BLOCK_JOB_COMPLETED", json!({"device": "k"}))), None);
+        assert_eq!(of(event("BLOCK_JOB_CANCELLED", json!({"device": "j"}))), Some(End::Cancelled));
+        assert_eq!(
+            of(event("BLOCK_JOB_COMPLETED", json!({"device": "j", "error": "x"}))),
+            Some(End::Failed("x".to_owned()))
+        );
+        assert_eq!(of(event("BLOCK_JOB_READY", json!({"device": "j"}))), None);
+    }
+}

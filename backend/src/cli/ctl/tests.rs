@@ -1,0 +1,185 @@
+//! The expected commands and arguments are those of spec/interface.md "The monitor".
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use super::{CtlArgs, CtlError};
+
+#[derive(Parser, Debug)]
+struct Line {
+    #[command(flatten)]
+    ctl: CtlArgs,
+}
+
+/// What the monitor is asked for this command line.
+fn asked(line: &str) -> (&'static str, Value) {
+    let words = ["ctl", "m.sock"].into_iter().chain(line.split(' '));
+    let request = Line::try_parse_from(words).unwrap().ctl.verb.request().unwrap();
+    (request.command, request.arguments)
+}
+
+#[test]
+fn every_verb_is_a_command_of_the_monitor() {
+    for (line, command, arguments) in [
+        ("devices", "query-devices", json!({})),
+        ("devices d --inactive", "query-devices", json!({"name": "d", "inactive": true})),
+        ("table d", "query-devices", json!({"name": "d"})),
+        ("create d --uuid u", "device-create", json!({"name": "d", "uuid": "u"})),
+        ("remove d", "device-remove", json!({"name": "d"})),
+        ("remove d --force", "device-remove", json!({"name": "d", "force": true})),
+        ("clear d", "table-clear", json!({"name": "d"})),
+        ("suspend d", "device-suspend", json!({"name": "d"})),
+        (
+            "suspend d --noflush --skip-lockfs",
+            "device-suspend",
+            json!({"name": "d", "noflush": true, "skip-lockfs": true}),
+        ),
+        ("resume d", "device-resume", json!({"name": "d"})),
+        (
+            "message d one two --sector 8",
+            "device-message",
+            json!({"name": "d", "message": "one two", "sector": 8}),
+        ),
+        (
+            "snapshot d s --cow s.cow",
+            "snapshot-create",
+            json!({"device": "d", "name": "s", "cow": "s.cow"}),
+        ),
+        (
+            "snapshot d s --cow s.cow --chunk-size 16K --size 2G --persistent P --existing",
+            "snapshot-create",
+            json!({"device": "d", "name": "s", "cow": "s.cow", "chunk-size": 16384,
+                "size": 2_147_483_648_u64, "persistent": "P", "mode": "existing"}),
+        ),
+        (
+            "merge d s",
+            "snapshot-merge",
+            json!({"device": "d", "snapshot": "s", "job-id": "merge-d"}),
+        ),
+        (
+            "merge d s --job-id j --speed 1M --wait",
+            "snapshot-merge",
+            json!({"device": "d", "snapshot": "s", "job-id": "j", "speed": 1_048_576}),
+        ),
+        (
+            "delete d s --delete-store",
+            "snapshot-delete",
+            json!({"device": "d", "snapshot": "s", "delete-store": true}),
+        ),
+        (
+            "overlay d new.cow --node-name base",
+            "blockdev-snapshot-sync",
+            json!({"device": "d", "snapshot-file": "new.cow", "snapshot-node-name": "base"}),
+        ),
+        (
+            "export e d /run/e.sock --writable --num-queues 4 --logical-block-size 4K",
+            "block-export-add",
+            json!({"type": "vhost-user-blk", "id": "e", "node-name": "d", "writable": true,
+                "addr": {"type": "unix", "path": "/run/e.sock"}, "num-queues": 4,
+                "logical-block-size": 4096}),
+        ),
+        ("unexport e", "block-export-del", json!({"id": "e"})),
+        ("unexport e --hard", "block-export-del", json!({"id": "e", "mode": "hard"})),
+        ("exports", "query-block-exports", json!({})),
+        ("jobs", "query-jobs", json!({})),
+        ("job-pause j", "job-pause", json!({"id": "j"})),
+        ("job-resume j", "job-resume", json!({"id": "j"})),
+        ("job-cancel j", "job-cancel", json!({"id": "j"})),
+        ("job-complete j", "job-complete", json!({"id": "j"})),
+        ("job-finalize j", "job-finalize", json!({"id": "j"})),
+        ("job-dismiss j", "job-dismiss", json!({"id": "j"})),
+        ("version", "query-version", json!({})),
+        ("commands", "query-commands", json!({})),
+        ("schema", "query-qmp-schema", json!({})),
+        ("quit", "quit", json!({})),
+    ] {
+        assert_eq!(asked(line), (command, arguments), "{line}");
+    }
+}
+
+#[test]
+fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
+    let commands = snapblk_qmp::Commands::default();
+    let lines = [
+        "devices",
+        "create d",
+        "remove d",
+        "load d t",
+        "clear d",
+        "suspend d",
+        "resume d",
+        "message d m",
+        "snapshot d s --cow c",
+        "merge d s",
+        "delete d s",
+        "overlay d f",
+        "exports",
+        "export e d p",
+        "unexport e",
+        "jobs",
+        "job-pause j",
+        "job-resume j",
+        "job-cancel j",
+        "job-complete j",
+        "job-finalize j",
+        "job-dismiss j",
+        "version",
+        "commands",
+        "schema",
+        "quit",
+    ];
+    let mut missing: Vec<&str> = commands.iter().map(|command| command.name).collect();
+    for line in lines {
+        let (command, arguments) = asked(line);
+        commands.get(command).unwrap().decode(arguments).unwrap();
+        missing.retain(|name| *name != command);
+    }
+    assert_eq!(missing, ["qmp_capabilities", "query-status"], "ctl has its own way to these");
+}
+
+#[test]
+fn the_monitor_s_own_names_are_understood() {
+    for (line, command) in [
+        ("device-suspend d", "device-suspend"),
+        ("snapshot-create d s --cow c", "snapshot-create"),
+        ("block-export-del e", "block-export-del"),
+        ("query-devices", "query-devices"),
+    ] {
+        assert_eq!(asked(line).0, command);
+    }
+}
+
+#[test]
+fn a_table_comes_from_lines_and_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("table");
+    std::fs::write(&file, "# two halves\n0 8 linear a 0\n\n 8 8 linear b 0 \n").unwrap();
+    let parse = |table: &[&str]| {
+        let words = ["ctl", "m.sock", "load", "d"].iter().chain(table);
+        Line::try_parse_from(words).unwrap().ctl.verb.request()
+    };
+    let request = parse(&[&format!("@{}", file.display()), "16 8 zero", "--read-only"]).unwrap();
+    assert_eq!(
+        request.arguments,
+        json!({"name": "d", "read-only": true,
+            "table": ["0 8 linear a 0", "8 8 linear b 0", "16 8 zero"]})
+    );
+    let error = parse(&["@/nowhere/table"]).unwrap_err();
+    assert!(matches!(&error, CtlError::TableFile { .. }));
+    assert!(error.to_string().contains("/nowhere/table"));
+}
+
+#[test]
+fn what_is_no_command_line_is_refused() {
+    for line in [
+        "",
+        "nonsense",
+        "snapshot d s",
+        "snapshot d s --cow c --chunk-size 4KB",
+        "load d",
+        "export e d",
+    ] {
+        let words = ["ctl", "m.sock"].into_iter().chain(line.split(' '));
+        assert_eq!(Line::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");
+    }
+}

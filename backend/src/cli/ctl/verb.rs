@@ -1,0 +1,484 @@
+//! The verbs, and the command of the monitor that each stands for.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+use serde_json::{Value, json};
+use snapblk_store::control::command as control;
+
+use super::CtlError;
+use super::size;
+
+/// What a person can ask of a running server.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Show devices, exports and jobs
+    Status,
+    /// Print events as they come, and the progress of jobs, until interrupted
+    Watch,
+
+    /// List devices and their targets
+    #[command(visible_alias = "query-devices")]
+    Devices {
+        /// Only this device
+        device: Option<String>,
+        /// The loaded tables instead of the live ones
+        #[arg(long)]
+        inactive: bool,
+    },
+    /// Print table lines, as dmsetup does
+    Table {
+        /// Only this device
+        device: Option<String>,
+        /// The loaded tables instead of the live ones
+        #[arg(long)]
+        inactive: bool,
+    },
+    /// Make a device without a table
+    #[command(visible_alias = "device-create")]
+    Create {
+        /// Its name
+        device: String,
+        /// An identity that outlives the name
+        #[arg(long)]
+        uuid: Option<String>,
+    },
+    /// Remove a device that nothing uses
+    #[command(visible_alias = "device-remove")]
+    Remove {
+        /// The device
+        device: String,
+        /// Also where requests have to be failed
+        #[arg(long)]
+        force: bool,
+    },
+    /// Load a table beside the live one; `resume` swaps it in
+    #[command(visible_alias = "table-load")]
+    Load {
+        /// The device
+        device: String,
+        /// Lines of the table, or @FILE with one line each
+        #[arg(required = true, value_name = "LINE|@FILE")]
+        table: Vec<String>,
+        /// The device refuses writes under this table
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Drop the table that is loaded
+    #[command(visible_alias = "table-clear")]
+    Clear {
+        /// The device
+        device: String,
+    },
+    /// Hold a device's requests
+    #[command(visible_alias = "device-suspend")]
+    Suspend {
+        /// The device
+        device: String,
+        /// Do not wait for requests in flight: hold and replay them
+        #[arg(long)]
+        noflush: bool,
+        /// Do not ask the guest to freeze its file systems
+        #[arg(long)]
+        skip_lockfs: bool,
+    },
+    /// Swap the loaded table in, if there is one, and serve
+    #[command(visible_alias = "device-resume")]
+    Resume {
+        /// The device
+        device: String,
+    },
+    /// Tell a target something
+    #[command(visible_alias = "device-message")]
+    Message {
+        /// The device
+        device: String,
+        /// What to say
+        #[arg(required = true)]
+        message: Vec<String>,
+        /// A sector of the target that is meant
+        #[arg(long, default_value_t = 0)]
+        sector: u64,
+    },
+
+    /// Take a snapshot of a live disk
+    #[command(visible_alias = "snapshot-create")]
+    Snapshot(SnapshotArgs),
+    /// Roll a disk back to a snapshot, while its guest runs
+    #[command(visible_alias = "snapshot-merge")]
+    Merge(MergeArgs),
+    /// Drop a snapshot
+    #[command(visible_alias = "snapshot-delete")]
+    Delete {
+        /// The disk
+        device: String,
+        /// The snapshot
+        snapshot: String,
+        /// Its file goes too
+        #[arg(long)]
+        delete_store: bool,
+    },
+    /// Put a new overlay on top of a live disk
+    #[command(visible_alias = "blockdev-snapshot-sync")]
+    Overlay {
+        /// The disk
+        device: String,
+        /// The overlay's file
+        file: String,
+        /// The name under which what was there lives on [default: DEVICE.N]
+        #[arg(long, value_name = "NAME")]
+        node_name: Option<String>,
+        /// Take a store that is there instead of making one
+        #[arg(long)]
+        existing: bool,
+    },
+
+    /// List exports
+    #[command(visible_alias = "query-block-exports")]
+    Exports,
+    /// Serve a device as a vhost-user-blk disk
+    #[command(visible_alias = "block-export-add")]
+    Export(ExportArgs),
+    /// Stop serving a device
+    #[command(visible_alias = "block-export-del")]
+    Unexport {
+        /// The export's name
+        id: String,
+        /// Also where a front-end is connected
+        #[arg(long)]
+        hard: bool,
+    },
+
+    /// List jobs
+    #[command(visible_alias = "query-jobs")]
+    Jobs,
+    /// Wait for the end of a job, with a progress bar
+    Wait {
+        /// The job
+        job: String,
+    },
+    /// Hold a job
+    JobPause {
+        /// The job
+        job: String,
+    },
+    /// Let a held job go on
+    JobResume {
+        /// The job
+        job: String,
+    },
+    /// Stop a job
+    JobCancel {
+        /// The job
+        job: String,
+    },
+    /// End a job that is ready
+    JobComplete {
+        /// The job
+        job: String,
+    },
+    /// Make a pending job's work visible
+    JobFinalize {
+        /// The job
+        job: String,
+    },
+    /// Forget a job that is over
+    JobDismiss {
+        /// The job
+        job: String,
+    },
+
+    /// Print the server's version
+    #[command(visible_alias = "query-version")]
+    Version,
+    /// List the monitor's commands
+    #[command(visible_alias = "query-commands")]
+    Commands,
+    /// Print the monitor's description of itself
+    #[command(visible_alias = "query-qmp-schema")]
+    Schema,
+    /// Drain, commit and stop the server
+    Quit,
+}
+
+/// Arguments of `snapshot`.
+#[derive(clap::Args, Debug)]
+pub struct SnapshotArgs {
+    /// The disk
+    pub device: String,
+    /// The snapshot's name
+    pub name: String,
+    /// The file that keeps what the disk overwrites
+    #[arg(long, value_name = "FILE")]
+    pub cow: String,
+    /// Bytes that are kept at a time
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub chunk_size: Option<u64>,
+    /// Length of the file; as much as can be needed where missing
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub size: Option<u64>,
+    /// What a full file means, and whether anything is kept across a restart
+    #[arg(long, value_enum)]
+    pub persistent: Option<Persistent>,
+    /// Take a store that is there instead of making one
+    #[arg(long)]
+    pub existing: bool,
+}
+
+/// Arguments of `merge`.
+#[derive(clap::Args, Debug)]
+pub struct MergeArgs {
+    /// The disk
+    pub device: String,
+    /// The snapshot
+    pub snapshot: String,
+    /// Name of the job [default: merge-DEVICE]
+    #[arg(long)]
+    pub job_id: Option<String>,
+    /// Bytes per second at most
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub speed: Option<u64>,
+    /// Wait for the end, with a progress bar
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Arguments of `export`.
+#[derive(clap::Args, Debug)]
+pub struct ExportArgs {
+    /// The export's name
+    pub id: String,
+    /// The device
+    pub device: String,
+    /// The socket to make
+    pub socket: String,
+    /// Let the guest write
+    #[arg(long)]
+    pub writable: bool,
+    /// Virtqueues
+    #[arg(long, value_name = "N")]
+    pub num_queues: Option<u16>,
+    /// Logical block of the disk, 512 or 4096
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub logical_block_size: Option<u64>,
+}
+
+/// How a store keeps what it keeps, as in a table line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Persistent {
+    /// The snapshot is lost
+    #[value(name = "P")]
+    P,
+    /// The snapshot can be read, not written, until the store grows
+    #[value(name = "PO")]
+    Po,
+    /// Nothing is kept across a restart
+    #[value(name = "N")]
+    N,
+}
+
+/// A command of the monitor, with its arguments.
+#[derive(Debug, PartialEq)]
+pub(super) struct Request {
+    /// Its name.
+    pub(super) command: &'static str,
+    /// A JSON object.
+    pub(super) arguments: Value,
+}
+
+impl Request {
+    fn new(command: &'static str, arguments: &impl Serialize) -> Self {
+        // The arguments are records of strings and numbers: they always serialize.
+        Request { command, arguments: serde_json::to_value(arguments).unwrap_or_default() }
+    }
+
+    fn named(command: &'static str, name: &str) -> Self {
+        Request { command, arguments: json!({ "name": name }) }
+    }
+
+    fn job(command: &'static str, id: &str) -> Self {
+        Request { command, arguments: json!({ "id": id }) }
+    }
+
+    fn bare(command: &'static str) -> Self {
+        Request { command, arguments: json!({}) }
+    }
+}
+
+impl Verb {
+    /// The command that this verb stands for. Reads the table file, where one is named.
+    pub(super) fn request(&self) -> Result<Request, CtlError> {
+        Ok(match self {
+            Verb::Devices { device, inactive } | Verb::Table { device, inactive } => Request::new(
+                "query-devices",
+                &control::QueryDevices { name: device.clone(), inactive: set(*inactive) },
+            ),
+            Verb::Create { device, uuid } => Request::new(
+                "device-create",
+                &control::DeviceCreate { name: device.clone(), uuid: uuid.clone() },
+            ),
+            Verb::Remove { device, force } => Request::new(
+                "device-remove",
+                &control::DeviceRemove { name: device.clone(), force: set(*force) },
+            ),
+            Verb::Load { device, table, read_only } => Request::new(
+                "table-load",
+                &control::TableLoad {
+                    name: device.clone(),
+                    table: lines(table)?,
+                    read_only: set(*read_only),
+                },
+            ),
+            Verb::Clear { device } => Request::named("table-clear", device),
+            Verb::Suspend { device, noflush, skip_lockfs } => Request::new(
+                "device-suspend",
+                &control::DeviceSuspend {
+                    name: device.clone(),
+                    noflush: set(*noflush),
+                    skip_lockfs: set(*skip_lockfs),
+                },
+            ),
+            Verb::Resume { device } => Request::named("device-resume", device),
+            Verb::Message { device, message, sector } => Request::new(
+                "device-message",
+                &control::DeviceMessage {
+                    name: device.clone(),
+                    sector: Some(*sector),
+                    message: message.join(" "),
+                },
+            ),
+            Verb::Snapshot(snapshot) => snapshot.request(),
+            Verb::Merge(merge) => merge.request(),
+            Verb::Delete { device, snapshot, delete_store } => Request::new(
+                "snapshot-delete",
+                &control::SnapshotDelete {
+                    device: device.clone(),
+                    snapshot: snapshot.clone(),
+                    delete_store: set(*delete_store),
+                },
+            ),
+            Verb::Overlay { device, file, node_name, existing } => Request::new(
+                "blockdev-snapshot-sync",
+                &control::BlockdevSnapshotSync {
+                    device: device.clone(),
+                    snapshot_file: file.clone(),
+                    snapshot_node_name: node_name.clone(),
+                    mode: mode(*existing),
+                },
+            ),
+            Verb::Export(export) => export.request(),
+            Verb::Unexport { id, hard } => Request::new(
+                "block-export-del",
+                &control::BlockExportDel {
+                    id: id.clone(),
+                    mode: hard.then_some(control::BlockExportRemoveMode::Hard),
+                },
+            ),
+            Verb::Exports => Request::bare("query-block-exports"),
+            Verb::Status | Verb::Watch | Verb::Wait { .. } | Verb::Jobs => {
+                Request::bare("query-jobs")
+            }
+            Verb::JobPause { job } => Request::job("job-pause", job),
+            Verb::JobResume { job } => Request::job("job-resume", job),
+            Verb::JobCancel { job } => Request::job("job-cancel", job),
+            Verb::JobComplete { job } => Request::job("job-complete", job),
+            Verb::JobFinalize { job } => Request::job("job-finalize", job),
+            Verb::JobDismiss { job } => Request::job("job-dismiss", job),
+            Verb::Version => Request::bare("query-version"),
+            Verb::Commands => Request::bare("query-commands"),
+            Verb::Schema => Request::bare("query-qmp-schema"),
+            Verb::Quit => Request::bare("quit"),
+        })
+    }
+}
+
+impl SnapshotArgs {
+    fn request(&self) -> Request {
+        let arguments = control::SnapshotCreate {
+            device: self.device.clone(),
+            name: self.name.clone(),
+            cow: self.cow.clone(),
+            chunk_size: self.chunk_size,
+            size: self.size,
+            persistent: self.persistent.map(Persistent::on_the_wire),
+            mode: mode(self.existing),
+        };
+        Request::new("snapshot-create", &arguments)
+    }
+}
+
+impl MergeArgs {
+    /// The name of the job.
+    pub(super) fn job(&self) -> String {
+        self.job_id.clone().unwrap_or_else(|| format!("merge-{}", self.device))
+    }
+
+    fn request(&self) -> Request {
+        let arguments = control::SnapshotMerge {
+            device: self.device.clone(),
+            snapshot: self.snapshot.clone(),
+            job_id: self.job(),
+            speed: self.speed,
+            auto_finalize: None,
+            auto_dismiss: None,
+        };
+        Request::new("snapshot-merge", &arguments)
+    }
+}
+
+impl ExportArgs {
+    fn request(&self) -> Request {
+        let socket = control::UnixSocketAddress { path: self.socket.clone() };
+        let options = control::VhostUserBlkOptions {
+            addr: control::SocketAddress::Unix(socket),
+            num_queues: self.num_queues,
+            logical_block_size: self.logical_block_size,
+        };
+        let arguments = control::BlockExportAdd {
+            id: self.id.clone(),
+            node_name: self.device.clone(),
+            writable: set(self.writable),
+            options: control::BlockExportOptions::VhostUserBlk(options),
+        };
+        Request::new("block-export-add", &arguments)
+    }
+}
+
+impl Persistent {
+    fn on_the_wire(self) -> control::Persistence {
+        match self {
+            Persistent::P => control::Persistence::Persistent,
+            Persistent::Po => control::Persistence::PersistentOverflow,
+            Persistent::N => control::Persistence::Transient,
+        }
+    }
+}
+
+/// A flag as an argument: left out where it is not set.
+fn set(flag: bool) -> Option<bool> {
+    flag.then_some(true)
+}
+
+/// What is done about the file of a new store.
+fn mode(existing: bool) -> Option<control::NewImageMode> {
+    existing.then_some(control::NewImageMode::Existing)
+}
+
+/// The lines of a table; `@FILE` stands for those of a file that are neither empty nor begin
+/// with `#`.
+fn lines(table: &[String]) -> Result<Vec<String>, CtlError> {
+    let mut lines = Vec::new();
+    for line in table {
+        match line.strip_prefix('@') {
+            None => lines.push(line.clone()),
+            Some(path) => {
+                let text = std::fs::read_to_string(Path::new(path))
+                    .map_err(|source| CtlError::TableFile { path: PathBuf::from(path), source })?;
+                let useful = |line: &&str| !line.is_empty() && !line.starts_with('#');
+                lines.extend(text.lines().map(str::trim).filter(useful).map(str::to_owned));
+            }
+        }
+    }
+    Ok(lines)
+}

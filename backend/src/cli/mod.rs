@@ -1,0 +1,126 @@
+//! The command line: what a person or a script types.
+//!
+//! Owns words, exit statuses and how answers look. Never knows how a store is laid out or served:
+//! each command is one file that asks the store's crate. Exit status: 0 done, 1 failed, 2 usage.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub mod check;
+pub mod create;
+pub mod ctl;
+pub mod dump;
+pub mod error;
+pub mod help;
+pub mod info;
+pub mod merge;
+pub mod output;
+pub mod serve;
+pub mod size;
+pub mod store_file;
+
+pub use error::CliError;
+
+/// What `--print-capabilities` says (QEMU, docs/interop/vhost-user.json).
+const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+/// The disk under a virtual machine: snapshots, rollback and overlays while the guest runs.
+#[derive(Debug, Parser)]
+#[command(name = "snapblk", version, about, propagate_version = true, subcommand_required = false)]
+pub struct Cli {
+    /// Print what this back end can do, for management software, and exit
+    #[arg(long)]
+    print_capabilities: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve disks to virtual machines
+    Serve(serve::Serve),
+    /// Make an empty store for the changes to a disk
+    Create(create::Create),
+    /// Say what a store is and how full it is
+    Info(info::Info),
+    /// Look for damage in a store
+    Check(check::Check),
+    /// List what a store holds, as runs of bytes
+    Dump(dump::Dump),
+    /// Write what a store holds into the disk it was made for
+    Merge(merge::Merge),
+    /// Control a running server
+    Ctl(ctl::CtlArgs),
+    /// Print a completion script for a shell
+    Completions(help::Completions),
+    /// Print or write the manual pages
+    Man(help::Man),
+}
+
+impl Cli {
+    /// The whole command line, for documentation.
+    pub fn definition() -> clap::Command {
+        Cli::command()
+    }
+
+    fn run(&self) -> Result<(), CliError> {
+        if self.print_capabilities {
+            return output::line(CAPABILITIES);
+        }
+        match &self.command {
+            Some(Command::Serve(command)) => command.run(),
+            Some(Command::Create(command)) => command.run(),
+            Some(Command::Info(command)) => command.run(),
+            Some(Command::Check(command)) => command.run(),
+            Some(Command::Dump(command)) => command.run(),
+            Some(Command::Merge(command)) => command.run(),
+            Some(Command::Ctl(_)) => unreachable!("it has an exit status of its own"),
+            Some(Command::Completions(command)) => command.run(),
+            Some(Command::Man(command)) => command.run(),
+            None => {
+                Err(CliError::Usage("no command was given; 'snapblk --help' lists them".to_owned()))
+            }
+        }
+    }
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    if let Some(Command::Ctl(command)) = &cli.command {
+        return ctl::run(command);
+    }
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("snapblk: {error}");
+            error.status().into()
+        }
+    }
+}
+
+/// Warnings and worse on standard error; `SNAPBLK_LOG` asks for more.
+fn start_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("SNAPBLK_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+    // Only a second start in one process fails, and then the first one serves.
+    drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

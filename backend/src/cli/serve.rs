@@ -1,0 +1,320 @@
+//! `snapblk serve`: what is asked for, disk by disk.
+//!
+//! Owns the words, and which options go together. Each `--name` opens a group: the options behind
+//! it, up to the next `--name`, are that disk's; options before the first are those of a disk
+//! called `disk0`. Never serves anything.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
+
+mod run;
+#[cfg(test)]
+mod tests;
+
+/// What a disk is called where nothing is said.
+const DEFAULT_NAME: &str = "disk0";
+
+/// The arguments of `snapblk serve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serve {
+    /// A file that says what else to serve.
+    pub config: Option<PathBuf>,
+    /// Where the monitor listens.
+    pub monitor: Option<PathBuf>,
+    /// The disks named on the command line, in order; none only with a configuration file or a
+    /// monitor to make them.
+    pub disks: Vec<Disk>,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub source: Source,
+    /// Where its front-end connects; none for a disk that others are made of.
+    pub socket: Option<Socket>,
+    /// Virtqueues offered; none for one a core.
+    pub num_queues: Option<u16>,
+    /// Where its state is kept; none for beside its store.
+    pub state: Option<PathBuf>,
+    /// What happens when a store is full.
+    pub on_full: OnFull,
+    /// The socket of the guest's agent.
+    pub guest_agent: Option<PathBuf>,
+    /// Do it although something speaks against it.
+    pub force: bool,
+}
+
+/// What a disk is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Lines of a device-mapper table, each a line itself or `@` and a file of lines.
+    Table(Vec<String>),
+    /// A file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The guest may only read.
+        read_only: bool,
+        /// The guest's writes go to this store, which is made where it is missing.
+        overlay: Option<PathBuf>,
+    },
+    /// What the configuration file or the state says.
+    Known,
+}
+
+/// Where a front-end connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// A socket that is made at this path.
+    Path(PathBuf),
+    /// A listening socket that this process was started with.
+    Fd(i32),
+}
+
+/// What happens when a store is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// Writes that need room fail.
+    #[default]
+    Fail,
+    /// They wait that long for the store to grow.
+    Wait(Duration),
+}
+
+fn on_full(text: &str) -> Result<OnFull, String> {
+    let wrong = || format!("'{text}' is neither 'fail' nor, say, 'wait=30s'");
+    if text == "fail" {
+        return Ok(OnFull::Fail);
+    }
+    let time = text.strip_prefix("wait=").ok_or_else(wrong)?;
+    let (number, seconds) = match (time.strip_suffix("ms"), time.strip_suffix('s')) {
+        (Some(number), _) => return Ok(OnFull::Wait(Duration::from_millis(parse(number)?))),
+        (None, Some(number)) => (number, 1),
+        (None, None) => match time.strip_suffix('m') {
+            Some(number) => (number, 60),
+            None => (time, 1),
+        },
+    };
+    let seconds = parse(number)?.checked_mul(seconds).ok_or_else(wrong)?;
+    return Ok(OnFull::Wait(Duration::from_secs(seconds)));
+
+    fn parse(number: &str) -> Result<u64, String> {
+        number.parse().map_err(|_| format!("'{number}' is not a number"))
+    }
+}
+
+impl Args for Serve {
+    fn augment_args(command: Command) -> Command {
+        let one = |id: &'static str, value: &'static str, help: &'static str| {
+            Arg::new(id).long(id).value_name(value).help(help)
+        };
+        // What may come once a disk comes any number of times; the groups are told apart later.
+        let each = |id, value, help| one(id, value, help).action(ArgAction::Append);
+        let flag = |id, help| {
+            let arg = Arg::new(id).long(id).help(help).action(ArgAction::Append);
+            arg.num_args(0).default_missing_value("true").value_parser(value_parser!(bool))
+        };
+        let path = || value_parser!(PathBuf);
+        command
+            .next_line_help(true)
+            .arg(one("config", "FILE.toml", "Disks and settings from a file").value_parser(path()))
+            .arg(one("monitor", "PATH", "Listen here for the monitor (QMP)").value_parser(path()))
+            .next_help_heading("Disks (each --name opens a group of the options behind it)")
+            .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
+            .arg(each("table", "LINE|@FILE", "A line of its table, or a file of lines"))
+            .arg(each("blk-file", "FILE", "A plain disk in this file").value_parser(path()))
+            .arg(flag("read-only", "With --blk-file: the guest may only read"))
+            .arg(
+                each(
+                    "overlay",
+                    "STORE",
+                    "With --blk-file: the guest writes this store, which is made where missing, \
+                     and the file stays as it is",
+                )
+                .value_parser(path()),
+            )
+            .arg(each("socket-path", "PATH", "Listen here for the front-end").value_parser(path()))
+            .arg(
+                each("fd", "N", "Listen on this inherited socket for the front-end")
+                    .value_parser(value_parser!(i32).range(0..)),
+            )
+            .arg(
+                each("num-queues", "N", "Virtqueues to offer")
+                    .value_parser(value_parser!(u16).range(1..=1024)),
+            )
+            .arg(
+                each("state", "FILE", "Keep the state here [default: beside the store]")
+                    .value_parser(path()),
+            )
+            .arg(
+                each("on-full", "fail|wait=30s", "What writes do when the store is full")
+                    .value_parser(on_full),
+            )
+            .arg(
+                each("guest-agent", "SOCKET", "Freeze file systems through this agent")
+                    .value_parser(path()),
+            )
+            .arg(flag("force", "Do it although a file's state speaks against it"))
+            .next_help_heading(None::<&str>)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Serve::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Serve {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Serve, Error> {
+        let config: Option<PathBuf> = matches.get_one("config").cloned();
+        let monitor: Option<PathBuf> = matches.get_one("monitor").cloned();
+        let known = config.is_some() || monitor.is_some();
+        let groups = groups(matches);
+        if groups.is_empty() && !known {
+            return Err(usage(
+                ErrorKind::MissingRequiredArgument,
+                "there is nothing to serve: give --blk-file, --table, --config or --monitor",
+            ));
+        }
+        let disks = groups
+            .iter()
+            .map(|group| group.disk(matches, config.is_some()))
+            .collect::<Result<Vec<Disk>, Error>>()?;
+        for (at, disk) in disks.iter().enumerate() {
+            if disks[..at].iter().any(|earlier| earlier.name == disk.name) {
+                let name = &disk.name;
+                return Err(conflict(format!("two disks are called '{name}'; give them names")));
+            }
+        }
+        Ok(Serve { config, monitor, disks })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        *self = Serve::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// The options of one disk: those at these places of the command line.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    from: usize,
+    to: usize,
+}
+
+/// The groups in order. What stands before the first `--name` is a group if it is anything.
+fn groups(matches: &ArgMatches) -> Vec<Group> {
+    const OF_A_DISK: [&str; 11] = [
+        "table",
+        "blk-file",
+        "read-only",
+        "overlay",
+        "socket-path",
+        "fd",
+        "num-queues",
+        "state",
+        "on-full",
+        "guest-agent",
+        "force",
+    ];
+    let names: Vec<&String> = matches.get_many("name").unwrap_or_default().collect();
+    let starts: Vec<usize> = matches.indices_of("name").unwrap_or_default().collect();
+    let first = starts.first().copied().unwrap_or(usize::MAX);
+    let mut groups = Vec::new();
+    let unnamed = |id| matches.indices_of(id).unwrap_or_default().any(|at| at < first);
+    if OF_A_DISK.into_iter().any(unnamed) {
+        groups.push(Group { name: DEFAULT_NAME.to_owned(), from: 0, to: first });
+    }
+    for (at, name) in names.into_iter().enumerate() {
+        let to = starts.get(at + 1).copied().unwrap_or(usize::MAX);
+        groups.push(Group { name: name.clone(), from: starts[at], to });
+    }
+    groups
+}
+
+impl Group {
+    /// All values of an option in this group.
+    fn all<T: Clone + Send + Sync + 'static>(&self, matches: &ArgMatches, id: &str) -> Vec<T> {
+        let places = matches.indices_of(id).unwrap_or_default();
+        let values = matches.get_many::<T>(id).unwrap_or_default();
+        places
+            .zip(values)
+            .filter(|(at, _)| (self.from..self.to).contains(at))
+            .map(|(_, value)| value.clone())
+            .collect()
+    }
+
+    /// The value of an option that may be given once a disk.
+    fn one<T: Clone + Send + Sync + 'static>(
+        &self,
+        matches: &ArgMatches,
+        id: &str,
+    ) -> Result<Option<T>, Error> {
+        let mut all = self.all(matches, id);
+        if all.len() > 1 {
+            let name = &self.name;
+            return Err(conflict(format!("--{id} is given more than once for disk '{name}'")));
+        }
+        Ok(all.pop())
+    }
+
+    fn disk(&self, matches: &ArgMatches, config: bool) -> Result<Disk, Error> {
+        let path: Option<PathBuf> = self.one(matches, "socket-path")?;
+        let fd: Option<i32> = self.one(matches, "fd")?;
+        let socket = match (path, fd) {
+            (Some(_), Some(_)) => {
+                return Err(self.wrong("has both --socket-path and --fd; leave one out"));
+            }
+            (Some(path), None) => Some(Socket::Path(path)),
+            (None, fd) => fd.map(Socket::Fd),
+        };
+        Ok(Disk {
+            name: self.name.clone(),
+            source: self.source(matches, config)?,
+            socket,
+            num_queues: self.one(matches, "num-queues")?,
+            state: self.one(matches, "state")?,
+            on_full: self.one(matches, "on-full")?.unwrap_or_default(),
+            guest_agent: self.one(matches, "guest-agent")?,
+            force: self.one::<bool>(matches, "force")?.is_some(),
+        })
+    }
+
+    fn source(&self, matches: &ArgMatches, config: bool) -> Result<Source, Error> {
+        let table: Vec<String> = self.all(matches, "table");
+        let file: Option<PathBuf> = self.one(matches, "blk-file")?;
+        let read_only = self.one::<bool>(matches, "read-only")?.is_some();
+        let overlay: Option<PathBuf> = self.one(matches, "overlay")?;
+        if file.is_none() && (read_only || overlay.is_some()) {
+            return Err(self.wrong("has --read-only or --overlay without --blk-file"));
+        }
+        match (file, table.is_empty()) {
+            (Some(_), false) => Err(self.wrong("has both --blk-file and --table; leave one out")),
+            (Some(_), true) if read_only && overlay.is_some() => {
+                Err(self.wrong("has both --read-only and --overlay, which is there to be written"))
+            }
+            (Some(path), true) => Ok(Source::File { path, read_only, overlay }),
+            (None, false) => Ok(Source::Table(table)),
+            (None, true) if config => Ok(Source::Known),
+            (None, true) => Err(self.wrong("is made of nothing: give --blk-file or --table")),
+        }
+    }
+
+    fn wrong(&self, what: &str) -> Error {
+        conflict(format!("disk '{}' {what}", self.name))
+    }
+}
+
+fn conflict(message: String) -> Error {
+    usage(ErrorKind::ArgumentConflict, &message)
+}
+
+fn usage(kind: ErrorKind, message: &str) -> Error {
+    Error::raw(kind, format!("{message}\n"))
+}

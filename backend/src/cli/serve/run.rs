@@ -1,0 +1,60 @@
+//! `snapblk serve`, carried out.
+
+use crate::cli::CliError;
+use crate::server::{self, DiskArgs, DiskSocket, DiskSource, ServeArgs};
+
+use super::{Disk, OnFull, Serve, Socket, Source};
+
+impl Serve {
+    /// Serves the disks until a signal or the monitor ends that.
+    ///
+    /// # Errors
+    /// Why they cannot be served.
+    pub fn run(&self) -> Result<(), CliError> {
+        let mut args = ServeArgs { monitor: self.monitor.clone(), ..ServeArgs::default() };
+        for disk in &self.disks {
+            refuse_unbuilt(disk)?;
+            args.disks.push(disk_args(disk)?);
+            args.force |= disk.force;
+            if let Some(state) = &disk.state {
+                if args.state.as_ref().is_some_and(|other| other != state) {
+                    return Err(CliError::Usage(
+                        "the disks of one process keep one state file; give --state once".into(),
+                    ));
+                }
+                args.state = Some(state.clone());
+            }
+        }
+        server::serve(&args).map_err(|error| CliError::Refused(error.to_string()))
+    }
+}
+
+fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
+    let missing = match disk {
+        Disk { on_full: OnFull::Wait(_), .. } => "--on-full wait",
+        Disk { guest_agent: Some(_), .. } => "--guest-agent",
+        _ => return Ok(()),
+    };
+    let name = &disk.name;
+    Err(CliError::Refused(format!("disk '{name}': {missing} is not built yet; leave it out")))
+}
+
+fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
+    let source = match &disk.source {
+        Source::Table(lines) => DiskSource::Lines(lines.clone()),
+        Source::File { path, read_only, overlay } => {
+            DiskSource::File { path: path.clone(), read_only: *read_only, overlay: overlay.clone() }
+        }
+        Source::Known => {
+            let name = &disk.name;
+            return Err(CliError::Usage(format!(
+                "the configuration does not say what '{name}' is"
+            )));
+        }
+    };
+    let socket = disk.socket.as_ref().map(|socket| match socket {
+        Socket::Path(path) => DiskSocket::Path(path.clone()),
+        Socket::Fd(fd) => DiskSocket::Fd(*fd),
+    });
+    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues })
+}

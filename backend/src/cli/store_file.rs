@@ -1,0 +1,82 @@
+//! A store as the offline commands use it: opened, locked, read.
+//!
+//! Owns the order of these steps, so that every command sees the same store. Never serves one.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use snapblk_store::cow::open::{inspect, open};
+use snapblk_store::cow::{OpenOptions, OpenStore};
+use snapblk_store::io::{FileInfo, Lock, OpenMode};
+
+use super::CliError;
+
+/// A store's file, locked for as long as this lives.
+#[derive(Debug)]
+pub struct StoreFile {
+    /// The file.
+    pub file: FileInfo,
+    _lock: Lock,
+    _claim: Option<File>,
+}
+
+/// Claims a block device that is to be changed for this process, as long as what is returned
+/// lives: the kernel's own users (a mounted file system, a device mapper) take no file locks.
+///
+/// # Errors
+/// A device that is in use by the kernel or another claimant.
+pub fn claim(file: &FileInfo) -> Result<Option<File>, CliError> {
+    if !file.block_device {
+        return Ok(None);
+    }
+    match File::options().read(true).custom_flags(libc::O_EXCL).open(&file.path) {
+        Ok(claim) => Ok(Some(claim)),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(CliError::Refused(format!(
+            "{} is in use by the system, perhaps mounted; stop that first",
+            file.path.display()
+        ))),
+        Err(error) => Err(CliError::io("claim", &file.path)(error)),
+    }
+}
+
+impl StoreFile {
+    /// Opens `path` to be read; others may read it too.
+    ///
+    /// # Errors
+    /// What cannot be opened, and a store that is being served.
+    pub fn to_read(path: &Path) -> Result<StoreFile, CliError> {
+        let file = FileInfo::open(path, OpenMode::ReadOnly, false)?;
+        let lock = Lock::shared_read(&file, None)?;
+        Ok(StoreFile { file, _lock: lock, _claim: None })
+    }
+
+    /// Opens `path` to be changed, alone.
+    ///
+    /// # Errors
+    /// What cannot be opened, and a file that anybody else uses.
+    pub fn to_write(path: &Path) -> Result<StoreFile, CliError> {
+        let file = FileInfo::open(path, OpenMode::ReadWrite, false)?;
+        let lock = Lock::exclusive(&file, None)?;
+        let claim = claim(&file)?;
+        Ok(StoreFile { file, _lock: lock, _claim: claim })
+    }
+
+    /// The store, checked; with the length of its origin in bytes, against that too. The place
+    /// where a log of what a killed server still owed is to be taken in, for all commands.
+    ///
+    /// # Errors
+    /// What is no store, or holds an entry that cannot be right.
+    pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
+        let options = OpenOptions { origin_len, ..OpenOptions::default() };
+        Ok(open(&self.file, &options)?)
+    }
+
+    /// The store as it lies there, right or not.
+    ///
+    /// # Errors
+    /// What is no store.
+    pub fn inspect(&self) -> Result<OpenStore, CliError> {
+        Ok(inspect(&self.file)?)
+    }
+}

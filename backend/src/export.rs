@@ -1,0 +1,226 @@
+//! An export: one device served on one socket.
+//!
+//! Owns the session's thread and the workers' threads, from start to stop. Never knows the
+//! device behind its [`Binding`], nor what its guest does.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::binding::{Binding, Geometry, TableOf};
+use crate::config::{LogicalBlock, serial};
+use crate::session::{Disk, ListenError, Session, SessionControl};
+pub use crate::session::{SessionEvent, SocketAddress};
+use crate::worker::{WorkerHandle, spawn};
+
+/// The most queues an export has: a bit each in the engine's wake masks.
+pub const MAX_QUEUES: u16 = 62;
+
+/// What to export, and how.
+#[derive(Debug)]
+pub struct ExportConfig {
+    /// Its name in the monitor.
+    pub id: String,
+    /// Where front-ends connect.
+    pub socket: SocketAddress,
+    /// Queues, 1 to [`MAX_QUEUES`].
+    pub num_queues: u16,
+    /// Whether guests may write, where the device can be written at all.
+    pub writable: bool,
+    /// Logical block.
+    pub logical_block: LogicalBlock,
+    /// What GET_ID answers; cut at 20 bytes.
+    pub serial: String,
+}
+
+/// How an export is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Only if no front-end is connected.
+    Safe,
+    /// Also under a front-end; its requests in flight end first.
+    Hard,
+}
+
+/// Why an export cannot start or stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Not a number of queues.
+    #[error("export {id} cannot have {queues} queues; 1 to {MAX_QUEUES} are possible")]
+    Queues {
+        /// Which export.
+        id: String,
+        /// How many were asked for.
+        queues: u16,
+    },
+    /// There is no socket.
+    #[error("export {id}: {error}")]
+    Listen {
+        /// Which export.
+        id: String,
+        /// Why not.
+        error: ListenError,
+    },
+    /// A thread, or what it needs, could not be had.
+    #[error("export {id}: a worker could not be started: {error}")]
+    Worker {
+        /// Which export.
+        id: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Asked to stop safely.
+    #[error("export {0} is in use by a front-end; disconnect it, or stop the export hard")]
+    InUse(String),
+}
+
+/// A running export. Stops when dropped.
+pub struct Export {
+    id: String,
+    control: Arc<SessionControl>,
+    session: Option<JoinHandle<()>>,
+    /// Ends the workers; runs after the session.
+    end_workers: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Workers that were started, until all of them were.
+struct Started<T> {
+    handles: Vec<WorkerHandle<T>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<T> Started<T> {
+    fn end(self) {
+        for handle in &self.handles {
+            handle.stop();
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended by a panic");
+            }
+        }
+    }
+}
+
+impl Export {
+    /// Starts to serve. `events` is called from the session's thread.
+    pub fn start<B: Binding>(
+        config: ExportConfig,
+        binding: Arc<B>,
+        events: impl Fn(SessionEvent) + Send + 'static,
+    ) -> Result<Export, ExportError> {
+        let ExportConfig { id, socket, num_queues, writable, logical_block, .. } = config;
+        if num_queues == 0 || num_queues > MAX_QUEUES {
+            return Err(ExportError::Queues { id, queues: num_queues });
+        }
+        let worker_error = |error| ExportError::Worker { id: id.clone(), error };
+        let control = Arc::new(SessionControl::new().map_err(worker_error)?);
+        let disk =
+            Arc::new(Disk { geometry: geometry_of(&binding, writable), block: logical_block });
+        let workers =
+            start_workers(num_queues, writable, &config.serial, &binding).map_err(worker_error)?;
+        let session = match Session::listen(
+            socket,
+            control.clone(),
+            disk,
+            workers.handles.clone(),
+            Box::new(events),
+        ) {
+            Ok(session) => session,
+            Err(error) => {
+                workers.end();
+                return Err(ExportError::Listen { id, error });
+            }
+        };
+        binding.attach(&id, workers.handles.clone());
+        let end_workers = {
+            let id = id.clone();
+            Box::new(move || {
+                binding.detach(&id);
+                workers.end();
+            })
+        };
+        let mut export =
+            Export { id: id.clone(), control, session: None, end_workers: Some(end_workers) };
+        let thread = std::thread::Builder::new()
+            .name(format!("session {id}"))
+            .spawn(move || session.run())
+            .map_err(|error| ExportError::Worker { id, error })?;
+        export.session = Some(thread);
+        Ok(export)
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether a front-end is connected.
+    pub fn is_connected(&self) -> bool {
+        self.control.is_connected()
+    }
+
+    /// Ends it: requests in flight end, what they owe is made durable, the socket goes.
+    pub fn stop(&mut self, mode: StopMode) -> Result<(), ExportError> {
+        if mode == StopMode::Safe && self.is_connected() {
+            return Err(ExportError::InUse(self.id.clone()));
+        }
+        self.control.stop();
+        if let Some(session) = self.session.take()
+            && session.join().is_err()
+        {
+            tracing::error!("the session of export {} ended by a panic", self.id);
+        }
+        if let Some(end_workers) = self.end_workers.take() {
+            end_workers();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // Stopping hard is never refused.
+        let _ = self.stop(StopMode::Hard);
+    }
+}
+
+/// The device's geometry as this export shows it.
+fn geometry_of<B: Binding>(
+    binding: &Arc<B>,
+    writable: bool,
+) -> Box<dyn Fn() -> Geometry + Send + Sync> {
+    let binding = binding.clone();
+    Box::new(move || {
+        let geometry = binding.geometry();
+        Geometry { read_only: geometry.read_only || !writable, ..geometry }
+    })
+}
+
+fn start_workers<B: Binding>(
+    queues: u16,
+    writable: bool,
+    id: &str,
+    binding: &Arc<B>,
+) -> io::Result<Started<TableOf<B>>> {
+    let mut started = Started { handles: Vec::new(), threads: Vec::new() };
+    for queue in 0..queues {
+        match spawn(format!("queue {queue}"), serial(id), writable, binding.clone()) {
+            Ok((handle, thread)) => {
+                started.handles.push(handle);
+                started.threads.push(thread);
+            }
+            Err(error) => {
+                started.end();
+                return Err(error);
+            }
+        }
+    }
+    Ok(started)
+}

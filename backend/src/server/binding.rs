@@ -1,0 +1,223 @@
+//! A device of the process, as an export's workers see it.
+//!
+//! Owns the fit between the device machine and the worker: the engine and the executor of each,
+//! and how a worker is stopped and let go.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use snapblk_store::attached::{AttachedWorker, StopError};
+use snapblk_store::device::{Devices, TableKind};
+use snapblk_store::engine::{Direct, Engine, EngineConfig};
+use snapblk_store::io::{Action, Completion, FileId, GuestData, Io, IoOptions, ScratchConfig, Seg};
+use snapblk_store::request::{Op, Request, Status, Token};
+use snapblk_store::table::Table;
+use snapblk_store::units::Sector;
+use snapblk_store::workers::Wake;
+
+use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Geometry};
+use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
+
+/// A device and what its workers are made with.
+pub(super) struct Served {
+    devices: Arc<Devices>,
+    device: String,
+    options: IoOptions,
+    last: Mutex<Geometry>,
+}
+
+impl Served {
+    pub(super) fn new(devices: Arc<Devices>, device: &str, options: IoOptions) -> Arc<Served> {
+        let last = Mutex::new(Geometry { size: Sector(0), read_only: false });
+        Arc::new(Served { devices, device: device.into(), options, last })
+    }
+}
+
+impl Binding for Served {
+    type Engine = Engine;
+    type Io = Io;
+
+    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Engine> {
+        Ok(Engine::new(self.devices.workers().clone(), wake, EngineConfig::default()))
+    }
+
+    fn io(&self) -> io::Result<Io> {
+        let scratch = ScratchConfig { buffers: 1, size: EngineConfig::default().scratch };
+        Io::new(self.devices.files().clone(), scratch, self.options)
+    }
+
+    fn geometry(&self) -> Geometry {
+        let mut last = self.last.lock().expect("geometry lock poisoned");
+        let status = self.devices.query(Some(&self.device), TableKind::Active);
+        if let Some(status) = status.ok().and_then(|mut all| all.pop())
+            && status.size > 0
+        {
+            *last = Geometry { size: Sector::from_bytes(status.size), read_only: status.read_only };
+        }
+        *last
+    }
+
+    fn attach(&self, export: &str, workers: Vec<WorkerHandle<Table>>) {
+        let attached = |handle| -> Arc<dyn AttachedWorker> {
+            Arc::new(Attached { handle, stopping: Mutex::new(None) })
+        };
+        let workers = workers.into_iter().map(attached).collect();
+        if let Err(error) = self.devices.attach(&self.device, export, workers) {
+            tracing::error!("the export {export} has nothing to serve: {error}");
+        }
+    }
+
+    fn detach(&self, export: &str) {
+        self.devices.detach(&self.device, export);
+    }
+}
+
+struct Attached {
+    handle: WorkerHandle<Table>,
+    stopping: Mutex<Option<Ticket<Result<(), WorkerError>>>>,
+}
+
+impl Attached {
+    fn stopping(&self) -> std::sync::MutexGuard<'_, Option<Ticket<Result<(), WorkerError>>>> {
+        self.stopping.lock().expect("ticket lock poisoned")
+    }
+}
+
+impl AttachedWorker for Attached {
+    fn stop(&self) {
+        *self.stopping() = Some(self.handle.suspend(false));
+    }
+
+    fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
+        let Some(ticket) = self.stopping().take() else { return Ok(()) };
+        match ticket.wait(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(())) | Ok(Err(WorkerError::Gone)) | Err(WorkerError::Gone) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                // Undone, also half-way; what it answers does not matter.
+                drop(self.handle.resume(ResumeWith::Same));
+                Err(StopError::Deadline)
+            }
+        }
+    }
+
+    fn go(&self, table: Arc<Table>) {
+        drop(self.handle.resume(ResumeWith::Table(Some(table))));
+    }
+}
+
+impl DeviceTable for Table {
+    fn size(&self) -> Sector {
+        Table::size(self)
+    }
+
+    fn read_only(&self) -> bool {
+        Table::read_only(self)
+    }
+}
+
+impl DeviceEngine for Engine {
+    type Table = Table;
+
+    fn bind(&mut self, table: Option<Arc<Table>>) {
+        Engine::bind(self, table);
+    }
+
+    #[inline]
+    fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct> {
+        Engine::direct(self, op, offset, len)
+    }
+
+    fn submit(&mut self, request: Request) {
+        Engine::submit(self, request);
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        Engine::complete(self, completion);
+    }
+
+    fn step(&mut self) {
+        Engine::step(self);
+    }
+
+    fn pop_action(&mut self) -> Option<Action> {
+        Engine::pop_action(self)
+    }
+
+    fn segs(&self, action: &Action) -> &[Seg] {
+        Engine::segs(self, action)
+    }
+
+    fn meta_of(&self, action: &Action) -> &[u8] {
+        Engine::meta_of(self, action)
+    }
+
+    fn pop_finished(&mut self) -> Option<(Token, Status)> {
+        Engine::pop_finished(self)
+    }
+
+    fn is_quiet(&self) -> bool {
+        Engine::is_quiet(self)
+    }
+
+    fn fail_held(&mut self, all: bool) {
+        // Nothing is held for want of room yet, only for other workers.
+        if all {
+            Engine::fail_held(self);
+        }
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        Engine::may_sleep(self)
+    }
+
+    fn woke(&mut self) {
+        Engine::woke(self);
+    }
+
+    fn files(&self) -> &[FileId] {
+        Engine::files(self)
+    }
+}
+
+impl DeviceIo for Io {
+    fn adopt_files(&mut self, files: &[FileId]) {
+        Io::adopt_files(self, files);
+    }
+
+    #[inline]
+    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G) {
+        Io::submit(self, action, segs, meta, guest);
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        Io::enter(self)
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        Io::completed(self)
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
+        if let Err(error) = Io::watch(self, fd, key) {
+            tracing::error!("a worker cannot be woken: {error}");
+        }
+    }
+
+    fn unwatch(&mut self, key: u64) {
+        Io::unwatch(self, key);
+    }
+
+    fn fired(&mut self) -> Option<u64> {
+        Io::fired(self)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        Io::wait(self, timeout)
+    }
+
+    fn in_flight(&self) -> usize {
+        Io::in_flight(self)
+    }
+}

@@ -1,0 +1,216 @@
+//! The monitor's commands, carried out.
+//!
+//! Owns the translation from a command to a verb, and from what went wrong to the monitor's error
+//! classes. Never knows how a command travels.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use snapblk_qmp::Handler;
+use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
+use snapblk_store::control::command::{
+    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode,
+    BlockdevSnapshotSync, Command, NewImageMode, Persistence, SnapshotCreate, SocketAddress,
+};
+use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
+use snapblk_store::control::{CommandError, ErrorClass};
+use snapblk_store::cow;
+use snapblk_store::device::{CreateSnapshot, DeviceError, OverlaySnapshot, Suspend, TableKind};
+use snapblk_store::lines::parse_table;
+use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
+
+use super::binding::Served;
+use super::{End, Exported, Server, info};
+use crate::config::LogicalBlock;
+use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
+use crate::inherited::inherited;
+
+/// The monitor's hands.
+pub(super) struct Hands(pub(super) Arc<Server>);
+
+impl Handler for Hands {
+    fn execute(&self, command: Command) -> Result<Answer, CommandError> {
+        self.0.execute(command)
+    }
+}
+
+/// What went wrong, in the monitor's words.
+fn told(error: DeviceError) -> CommandError {
+    let class = match &error {
+        DeviceError::NotFound(_) => ErrorClass::DeviceNotFound,
+        DeviceError::NoTable(_) | DeviceError::Suspended(_) => ErrorClass::DeviceNotActive,
+        _ => ErrorClass::GenericError,
+    };
+    CommandError { class, desc: error.to_string() }
+}
+
+fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
+    result.map(|()| Answer::DONE).map_err(told)
+}
+
+impl Server {
+    pub(super) fn execute(self: &Arc<Self>, command: Command) -> Result<Answer, CommandError> {
+        let devices = &self.devices;
+        match command {
+            Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
+            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
+            Command::TableLoad(c) => {
+                let lines = parse_table(c.table.iter().map(String::as_str))
+                    .map_err(|error| CommandError::generic(error.to_string()))?;
+                done(devices.load(&c.name, lines, c.read_only.unwrap_or(false)))
+            }
+            Command::TableClear(c) => done(devices.clear(&c.name)),
+            Command::DeviceSuspend(c) => {
+                let how = Suspend { noflush: c.noflush.unwrap_or(false) };
+                done(devices.suspend(&c.name, how))
+            }
+            Command::DeviceResume(c) => done(devices.resume(&c.name)),
+            Command::DeviceMessage(c) => {
+                devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+                let (name, message) = (&c.name, &c.message);
+                let sentence = format!("no target of '{name}' knows the message '{message}'");
+                Err(CommandError::generic(sentence))
+            }
+            Command::QueryDevices(c) => {
+                let inactive = c.inactive.unwrap_or(false);
+                let kind = if inactive { TableKind::Inactive } else { TableKind::Active };
+                let all = devices.query(c.name.as_deref(), kind).map_err(told)?;
+                Ok(Answer::Devices(all.into_iter().map(info::device).collect()))
+            }
+            Command::SnapshotCreate(c) => self.create_snapshot(c),
+            Command::SnapshotMerge(c) => self.start_merge(c),
+            Command::SnapshotDelete(c) => {
+                let delete = c.delete_store.unwrap_or(false);
+                done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
+            }
+            Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
+            Command::BlockExportAdd(c) => self.add_export(c),
+            Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::QueryBlockExports => Ok(self.query_exports()),
+            Command::Quit => {
+                let reason = ShutdownCause::HostQmpQuit;
+                self.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
+                self.end(End::Quit);
+                Ok(Answer::DONE)
+            }
+            Command::MetadataSnapshotReserve(_)
+            | Command::MetadataSnapshotRelease(_)
+            | Command::BlockResize(_)
+            | Command::BlockCommit(_)
+            | Command::BlockSetWriteThreshold(_)
+            | Command::Transaction(_) => {
+                Err(CommandError::command_not_found("This command is not served"))
+            }
+        }
+    }
+
+    fn create_snapshot(&self, c: SnapshotCreate) -> Result<Answer, CommandError> {
+        let chunk = c.chunk_size.map(chunk_of_bytes).transpose()?;
+        done(self.devices.create_snapshot(&CreateSnapshot {
+            device: c.device,
+            name: c.name,
+            cow: PathBuf::from(c.cow),
+            chunk,
+            size: c.size,
+            persistence: match c.persistent {
+                None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
+                Some(Persistence::Persistent) => cow::Persistence::Persistent,
+                Some(Persistence::Transient) => cow::Persistence::Transient,
+            },
+            existing: c.mode == Some(NewImageMode::Existing),
+        }))
+    }
+
+    fn overlay_snapshot(&self, c: BlockdevSnapshotSync) -> Result<Answer, CommandError> {
+        let request = OverlaySnapshot {
+            device: c.device,
+            cow: PathBuf::from(c.snapshot_file),
+            below: c.snapshot_node_name,
+            existing: c.mode == Some(NewImageMode::Existing),
+        };
+        self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
+    }
+
+    fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
+        let BlockExportOptions::VhostUserBlk(options) = c.options;
+        let generic = |desc: String| CommandError::generic(desc);
+        let mut exports = self.exports();
+        if exports.contains_key(&c.id) {
+            return Err(generic(format!(
+                "there is an export '{}' already; choose another id",
+                c.id
+            )));
+        }
+        let status = self.devices.query(Some(&c.node_name), TableKind::Active).map_err(told)?;
+        if status.iter().all(|device| device.size == 0) {
+            return Err(told(DeviceError::NoTable(c.node_name)));
+        }
+        let block = options.logical_block_size.unwrap_or(512);
+        let logical_block =
+            u32::try_from(block).ok().and_then(LogicalBlock::from_bytes).ok_or_else(|| {
+                generic(format!(
+                    "a logical block of {block} bytes is not possible: use 512 or 4096"
+                ))
+            })?;
+        let socket = match options.addr {
+            SocketAddress::Unix(unix) => Listen::Path(unix.path.into()),
+            SocketAddress::Fd(fd) => {
+                let number: i32 = fd.str.parse().map_err(|_| {
+                    generic(format!("'{}' is not the number of a descriptor", fd.str))
+                })?;
+                Listen::Fd(inherited(number).map_err(|error| generic(error.to_string()))?)
+            }
+        };
+        let config = ExportConfig {
+            id: c.id.clone(),
+            socket,
+            num_queues: options.num_queues.unwrap_or(1),
+            writable: c.writable.unwrap_or(false),
+            logical_block,
+            serial: c.node_name.clone(),
+        };
+        let binding = Served::new(self.devices.clone(), &c.node_name, self.options);
+        let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
+            .map_err(|error| generic(error.to_string()))?;
+        exports.insert(c.id, Exported { export, device: c.node_name });
+        Ok(Answer::DONE)
+    }
+
+    fn delete_export(&self, c: &BlockExportDel) -> Result<Answer, CommandError> {
+        let mode = match c.mode {
+            Some(BlockExportRemoveMode::Hard) => StopMode::Hard,
+            None | Some(BlockExportRemoveMode::Safe) => StopMode::Safe,
+        };
+        let mut exports = self.exports();
+        let exported = exports
+            .get_mut(&c.id)
+            .ok_or_else(|| CommandError::generic(format!("there is no export '{}'", c.id)))?;
+        exported.export.stop(mode).map_err(|error| CommandError::generic(error.to_string()))?;
+        exports.remove(&c.id);
+        drop(exports);
+        self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
+        Ok(Answer::DONE)
+    }
+
+    fn query_exports(&self) -> Answer {
+        let info = |(id, exported): (&String, &Exported)| BlockExportInfo {
+            id: id.clone(),
+            kind: BlockExportType::VhostUserBlk,
+            node_name: exported.device.clone(),
+            shutting_down: false,
+        };
+        Answer::Exports(self.exports().iter().map(info).collect())
+    }
+}
+
+fn chunk_of_bytes(bytes: u64) -> Result<ChunkSize, CommandError> {
+    u32::try_from(bytes / SECTOR_SIZE)
+        .ok()
+        .filter(|_| bytes.is_multiple_of(SECTOR_SIZE))
+        .and_then(ChunkSize::from_sectors)
+        .ok_or_else(|| {
+            CommandError::generic(format!(
+                "a chunk of {bytes} bytes is not possible: use a power of two from 512 to 1 GiB"
+            ))
+        })
+}

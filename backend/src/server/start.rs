@@ -1,0 +1,295 @@
+//! From arguments to a serving process, and to its end.
+//!
+//! Owns the order of both: the state before the devices, the devices before their sockets, the
+//! monitor last; at the end the monitor first, then the sockets, then what is owed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
+use snapblk_store::control::CommandError;
+use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
+use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
+use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
+use snapblk_store::io::FileInfo;
+use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
+use snapblk_store::units::{ChunkSize, Sector};
+
+use super::commands::Hands;
+use super::{End, Server, add_command};
+
+/// How long clients of the monitor may take to read their last lines.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a disk is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskSource {
+    /// Lines of a table.
+    Lines(Vec<String>),
+    /// A file.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The guest may only read.
+        read_only: bool,
+        /// The guest's writes go to this store.
+        overlay: Option<PathBuf>,
+    },
+}
+
+/// Where a disk's front-end connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskSocket {
+    /// A socket that is made.
+    Path(PathBuf),
+    /// A listening socket that was inherited.
+    Fd(i32),
+}
+
+/// One disk of the arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArgs {
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub source: DiskSource,
+    /// Where its front-end connects; none for a disk that others are made of.
+    pub socket: Option<DiskSocket>,
+    /// Virtqueues; none for one a core.
+    pub num_queues: Option<u16>,
+}
+
+/// What to serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeArgs {
+    /// The disks.
+    pub disks: Vec<DiskArgs>,
+    /// Where the monitor listens.
+    pub monitor: Option<PathBuf>,
+    /// Where the state is kept; none for beside the first disk's store.
+    pub state: Option<PathBuf>,
+    /// Do it although a file's state speaks against it.
+    pub force: bool,
+}
+
+/// Why the process cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A device cannot be made.
+    #[error("disk '{disk}': {error}")]
+    Device {
+        /// Which.
+        disk: String,
+        /// Why.
+        error: DeviceError,
+    },
+    /// A table is wrong.
+    #[error("disk '{disk}': {error}")]
+    Line {
+        /// Whose.
+        disk: String,
+        /// Why.
+        error: LineError,
+    },
+    /// An export cannot be started.
+    #[error("disk '{disk}': {}", error.desc)]
+    Export {
+        /// Which.
+        disk: String,
+        /// Why.
+        error: CommandError,
+    },
+    /// The monitor cannot be served.
+    #[error(transparent)]
+    Monitor(#[from] StartError),
+    /// The system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something was written and could not be made durable.
+    #[error("some of what was written could not be made durable; see the messages before this one")]
+    NotDurable,
+}
+
+/// Serves until a signal or `quit`, and ends in order.
+///
+/// # Errors
+/// Why it cannot start; or that not everything could be made durable at the end.
+pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
+    // Blocked before the first thread, which inherits it: signals are waited for, not handled.
+    let signals = crate::signals::block().map_err(io("cannot block signals"))?;
+    let first = first_tables(&args.disks)?;
+    let state = args.state.clone().or_else(|| default_state(args, &first));
+    let (server, ends) = Server::new(state, args.force);
+    start_devices(&server, args, &first)?;
+    for disk in &args.disks {
+        start_export(&server, disk)?;
+    }
+    let mut monitor = None;
+    if let Some(path) = &args.monitor {
+        let hands = Arc::new(Hands(server.clone()));
+        let shared = Monitor::new(Commands::default(), hands, server.jobs.clone());
+        monitor = Some((QmpServer::start(path, shared.clone())?, shared));
+    }
+    let asker = server.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || wait_for_signals(&signals, &asker))
+        .map_err(io("cannot wait for signals"))?;
+    let end = ends.recv().unwrap_or(End::Signal);
+    if end == End::Signal {
+        let reason = ShutdownCause::HostSignal;
+        server.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
+    }
+    if let Some((qmp, shared)) = monitor {
+        shared.announce_stop();
+        qmp.stop(PATIENCE);
+    }
+    if server.stop() { Ok(()) } else { Err(ServeError::NotDurable) }
+}
+
+fn io(what: &str) -> impl FnOnce(std::io::Error) -> ServeError {
+    let what = what.to_owned();
+    move |source| ServeError::Io { what, source }
+}
+
+/// The first signal ends the process in order, the second at once.
+fn wait_for_signals(signals: &crate::signals::Blocked, server: &Server) {
+    let mut asked = false;
+    loop {
+        let signal = signals.wait();
+        if asked {
+            let status = 128 + signal.map_or(0, Signal::as_raw);
+            std::process::exit(status);
+        }
+        asked = true;
+        server.end(End::Signal);
+    }
+}
+
+fn start_devices(
+    server: &Arc<Server>,
+    args: &ServeArgs,
+    first: &[FirstTable],
+) -> Result<(), ServeError> {
+    let mut at = String::new();
+    let make = |table: &FirstTable| {
+        at.clone_from(&table.name);
+        let overlay = args.disks.iter().find_map(|disk| match &disk.source {
+            DiskSource::File { overlay: Some(store), .. } if disk.name == table.name => Some(store),
+            _ => None,
+        });
+        match overlay {
+            Some(store) => {
+                let len = table.lines.iter().map(|line| line.len.bytes()).sum();
+                make_overlay_store(store, len)
+            }
+            None => Ok(()),
+        }
+    };
+    server.devices.start(first, make).map_err(|error| ServeError::Device {
+        disk: if at.is_empty() { names(first) } else { at.clone() },
+        error,
+    })
+}
+
+fn names(first: &[FirstTable]) -> String {
+    first.iter().map(|table| table.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError> {
+    let addr = match &disk.socket {
+        None => return Ok(()),
+        Some(DiskSocket::Path(path)) => {
+            SocketAddress::Unix(UnixSocketAddress { path: path.to_string_lossy().into_owned() })
+        }
+        Some(DiskSocket::Fd(fd)) => SocketAddress::Fd(FdSocketAddress { str: fd.to_string() }),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
+    let command = add_command(&disk.name, &disk.name, addr, queues);
+    let failed = |error| ServeError::Export { disk: disk.name.clone(), error };
+    server.execute(command).map(|_| ()).map_err(failed)
+}
+
+/// The tables that the arguments give their disks.
+fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
+    let table = |disk: &DiskArgs| {
+        let name = disk.name.clone();
+        match &disk.source {
+            DiskSource::Lines(lines) => {
+                let lines = table_lines(&name, lines)?;
+                Ok(FirstTable { name, lines, read_only: false })
+            }
+            DiskSource::File { path, read_only, overlay } => {
+                let len = length(path)?;
+                let base = Param::from_path(path);
+                let target = match overlay {
+                    None => TargetSpec::Linear { dev: base, offset: Sector(0) },
+                    Some(store) => TargetSpec::Snapshot(snapblk_store::lines::SnapshotSpec {
+                        origin: base,
+                        cow: Param::from_path(store),
+                        persistence: snapblk_store::cow::Persistence::Overflow,
+                        chunk: Some(ChunkSize::TOOLS),
+                        features: Default::default(),
+                    }),
+                };
+                let lines = vec![TableLine { start: Sector(0), len, target }];
+                Ok(FirstTable { name, lines, read_only: *read_only })
+            }
+        }
+    };
+    disks.iter().map(table).collect()
+}
+
+fn table_lines(disk: &str, lines: &[String]) -> Result<Vec<TableLine>, ServeError> {
+    let mut all = Vec::new();
+    for line in lines {
+        match line.strip_prefix('@') {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(io(&format!("disk '{disk}': cannot read the table file {path}")))?;
+                all.extend(text.lines().map(str::to_owned));
+            }
+            None => all.push(line.clone()),
+        }
+    }
+    let wrong = |error| ServeError::Line { disk: disk.into(), error };
+    parse_table(all.iter().map(String::as_str)).map_err(wrong)
+}
+
+fn length(path: &Path) -> Result<Sector, ServeError> {
+    let mode = snapblk_store::io::OpenMode::ReadOnly;
+    let info = FileInfo::open(path, mode, false).map_err(|error| ServeError::Io {
+        what: "cannot serve a disk".into(),
+        source: std::io::Error::other(error),
+    })?;
+    let sectors = Sector::from_bytes(info.len);
+    if sectors.0 == 0 {
+        return Err(ServeError::Io {
+            what: format!("cannot serve {}", path.display()),
+            source: std::io::Error::other("it is empty; a disk has at least one sector"),
+        });
+    }
+    Ok(sectors)
+}
+
+/// Beside the store of the first disk, or the file it is made of.
+fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Option<PathBuf> {
+    let lines = first.iter().flat_map(|table| &table.lines);
+    let stores = lines.clone().filter_map(|line| line.target.snapshot()?.cow.path());
+    let files = lines.flat_map(|line| line.target.params()).filter_map(|param| param.path());
+    let beside = stores
+        .chain(files)
+        .find(|path| std::fs::metadata(path).map_or(true, |meta| meta.is_file()));
+    let beside = beside.or(args.monitor.as_deref())?;
+    let mut name = beside.as_os_str().to_owned();
+    name.push(".state");
+    Some(name.into())
+}

@@ -1,0 +1,269 @@
+//! The vhost-user session of one export: one front-end at a time, one after another.
+//!
+//! Owns the listening socket, the connection and the thread that serves both. Never touches a
+//! ring: see [`worker`](crate::worker). Keeps: the socket is there from start to stop; a second
+//! front-end is refused at once and the first notices nothing; who comes while the first is gone
+//! or being torn down is served; no message ends more than its connection.
+//!
+//! Messages are taken apart here rather than by the `vhost` crate's handler: see
+//! `docs/adr/0001-session.md`.
+
+mod connection;
+mod listener;
+mod message;
+mod setup;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::binding::Geometry;
+use crate::config::LogicalBlock;
+use crate::worker::{Ticket, WorkerError, WorkerHandle};
+
+use connection::{Connection, Ended, Envelope};
+use listener::Listener;
+pub use listener::{ListenError, SocketAddress};
+use message::{Refusal, decode, refused_reply};
+use setup::{Answer, Setup};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a newcomer waits for the tear-down of who was there before.
+const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at newcomers once that has passed.
+const REFUSE_EVERY: Duration = Duration::from_millis(50);
+
+/// What a session says about the disk.
+pub(crate) struct Disk {
+    /// Looks the size up.
+    pub geometry: Box<dyn Fn() -> Geometry + Send + Sync>,
+    /// Logical block.
+    pub block: LogicalBlock,
+}
+
+impl Disk {
+    fn geometry(&self) -> Geometry {
+        (self.geometry)()
+    }
+}
+
+/// What becomes known of front-ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// One has connected.
+    Connected,
+    /// It is gone, and what it left in flight has ended.
+    Disconnected,
+}
+
+/// What a session shares with who started it.
+pub(crate) struct SessionControl {
+    stop: AtomicBool,
+    connected: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl SessionControl {
+    pub(crate) fn new() -> std::io::Result<SessionControl> {
+        Ok(SessionControl {
+            stop: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            wake: crate::worker::new_eventfd()?,
+        })
+    }
+
+    /// Ends the session: drains its rings and returns from [`Session::run`].
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        crate::worker::signal(&self.wake);
+    }
+
+    /// Whether a front-end is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A session.
+pub(crate) struct Session<T> {
+    pub(crate) control: Arc<SessionControl>,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) workers: Vec<WorkerHandle<T>>,
+    pub(crate) events: Box<dyn Fn(SessionEvent) + Send>,
+    listener: Listener,
+}
+
+/// What happened while waiting.
+struct Ready {
+    connection: bool,
+    listener: bool,
+}
+
+impl<T> Session<T> {
+    pub(crate) fn listen(
+        address: SocketAddress,
+        control: Arc<SessionControl>,
+        disk: Arc<Disk>,
+        workers: Vec<WorkerHandle<T>>,
+        events: Box<dyn Fn(SessionEvent) + Send>,
+    ) -> Result<Session<T>, ListenError> {
+        Ok(Session { control, disk, workers, events, listener: Listener::open(address)? })
+    }
+
+    /// Serves until stopped.
+    pub(crate) fn run(self) {
+        while !self.control.is_stopped() {
+            if !self.wait(None).listener {
+                continue;
+            }
+            if let Some(connection) = self.accept().and_then(|socket| Connection::new(socket).ok())
+            {
+                self.host(connection);
+            }
+        }
+    }
+
+    /// Serves one front-end from its first message to the end of what it left in flight.
+    fn host(&self, connection: Connection) {
+        self.control.connected.store(true, Ordering::Release);
+        (self.events)(SessionEvent::Connected);
+        let mut setup = Setup::new(self.disk.clone(), self.workers.clone());
+        match self.serve(connection, &mut setup) {
+            None => {}
+            Some(Ended::HungUp) => tracing::debug!("the front-end hung up"),
+            Some(why) => tracing::warn!("connection ended: {why}"),
+        }
+        self.await_tear_down(&setup.tear_down());
+        self.control.connected.store(false, Ordering::Release);
+        (self.events)(SessionEvent::Disconnected);
+    }
+
+    /// Follows messages until the front-end goes, or none where the session is stopped.
+    fn serve(&self, mut connection: Connection, setup: &mut Setup<T>) -> Option<Ended> {
+        while !self.control.is_stopped() {
+            let ready = self.wait(Some(&connection));
+            if ready.listener {
+                // Who reconnects does so before its old connection was seen to end.
+                if connection.has_hung_up() {
+                    return Some(Ended::HungUp);
+                }
+                self.refuse();
+            }
+            if ready.connection
+                && let Err(ended) = follow_all(&mut connection, setup)
+            {
+                return Some(ended);
+            }
+        }
+        None
+    }
+
+    fn accept(&self) -> Option<UnixStream> {
+        self.listener.accept().unwrap_or_else(|e| {
+            tracing::warn!("a front-end could not be accepted: {e}");
+            // It is still in the queue; do not spin while the process is out of descriptors.
+            std::thread::sleep(REFUSE_EVERY);
+            None
+        })
+    }
+
+    fn refuse(&self) {
+        if self.accept().is_some() {
+            tracing::warn!("a second front-end was refused: one is connected already");
+        }
+    }
+
+    /// Waits until something can be read, or the session is stopped.
+    fn wait(&self, connection: Option<&Connection>) -> Ready {
+        let mut fds = vec![
+            PollFd::new(&self.control.wake, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        if let Some(connection) = connection {
+            fds.push(PollFd::from_borrowed_fd(
+                connection.as_fd(),
+                PollFlags::IN | PollFlags::RDHUP,
+            ));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => tracing::error!("waiting for front-ends failed: {e}"),
+        }
+        let ready = |at: usize| fds.get(at).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
+        Ready { connection: ready(2), listener: ready(1) }
+    }
+
+    /// Waits for the rings of a front-end that is gone. Newcomers wait in the socket's queue, but
+    /// not for ever.
+    fn await_tear_down(&self, tickets: &[Ticket<Option<u16>>]) {
+        let begin = Instant::now();
+        let mut complained = false;
+        for ticket in tickets {
+            while ticket.wait(REFUSE_EVERY) == Err(WorkerError::TimedOut) {
+                if begin.elapsed() < TEAR_DOWN_LIMIT {
+                    continue;
+                }
+                if !complained {
+                    complained = true;
+                    tracing::error!("requests of a front-end that is gone do not end");
+                }
+                while let Ok(Some(_)) = self.listener.accept() {}
+            }
+        }
+    }
+}
+
+/// Follows every message that has arrived.
+fn follow_all<T>(connection: &mut Connection, setup: &mut Setup<T>) -> Result<(), Ended> {
+    while let Some(envelope) = connection.receive()? {
+        let Envelope { header, payload, fds } = envelope;
+        let followed = decode(header, &payload, fds, setup.protocol())
+            .and_then(|message| setup.follow(message));
+        match followed {
+            Ok(Answer::Done) => {
+                if header.need_reply && setup.acknowledges() {
+                    connection.reply(&header, &0u64.to_ne_bytes())?;
+                }
+            }
+            Ok(Answer::U64(value)) => connection.reply(&header, &value.to_ne_bytes())?,
+            Ok(Answer::Vring(state)) => {
+                let words = [state.index, state.value].map(u32::to_ne_bytes);
+                connection.reply(&header, words.as_flattened())?;
+            }
+            Ok(Answer::Config { offset, flags, data }) => {
+                let head = [offset, data.len() as u32, flags].map(u32::to_ne_bytes);
+                connection.reply(&header, &[head.as_flattened(), &data].concat())?;
+            }
+            Err(refusal) => refuse_message(connection, setup, &header, &refusal)?,
+        }
+    }
+    Ok(())
+}
+
+/// A refused message costs nothing but itself: whoever waits for an answer gets one.
+fn refuse_message<T>(
+    connection: &Connection,
+    setup: &Setup<T>,
+    header: &message::Header,
+    refusal: &Refusal,
+) -> Result<(), Ended> {
+    tracing::warn!("a message of the front-end was refused: {refusal}");
+    if let Some(reply) = refused_reply(header.code) {
+        return connection.reply(header, &reply);
+    }
+    if header.need_reply && setup.acknowledges() {
+        return connection.reply(header, &1u64.to_ne_bytes());
+    }
+    Ok(())
+}

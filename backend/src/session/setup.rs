@@ -1,0 +1,392 @@
+//! What a front-end has set up: features, memory, rings; and what each message changes in it.
+//!
+//! Owns the state of one connection and the meaning of every message. Never touches a socket or a
+//! ring: workers are told by message, and answer before the front-end is answered. Whatever a
+//! front-end says, the worst that comes of it is that the message is refused.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
+
+use super::Disk;
+use super::message::{Message, Refusal, VringFd, VringState};
+use crate::config::{self, ConfigSpace};
+use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
+use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
+use crate::worker::{Kick, RingStart, Ticket, WorkerHandle};
+
+/// What this back-end can do beyond the basic protocol.
+pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
+    .union(Protocol::REPLY_ACK)
+    .union(Protocol::CONFIG)
+    .union(Protocol::RESET_DEVICE)
+    .union(Protocol::CONFIGURE_MEM_SLOTS)
+    .union(Protocol::STATUS);
+
+/// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
+/// may have to wait for those.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a front-end is answered, where its message was followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Nothing but that it was done.
+    Done,
+    U64(u64),
+    Vring(VringState),
+    Config {
+        offset: u32,
+        flags: u32,
+        data: Vec<u8>,
+    },
+}
+
+/// Where a ring lies in the front-end's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Addresses {
+    descriptor: u64,
+    available: u64,
+    used: u64,
+}
+
+/// One ring as it was described so far.
+#[derive(Debug, Default)]
+struct Vring {
+    size: u16,
+    base: u16,
+    addresses: Option<Addresses>,
+    kick: Option<VringKick>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    enabled: bool,
+    /// Its worker has it.
+    running: bool,
+}
+
+#[derive(Debug)]
+enum VringKick {
+    Event(OwnedFd),
+    Poll,
+}
+
+/// The state of a connection.
+pub(super) struct Setup<T> {
+    disk: Arc<Disk>,
+    workers: Vec<WorkerHandle<T>>,
+    features: u64,
+    protocol: u64,
+    status: u64,
+    writeback: bool,
+    memory: Arc<GuestMemory>,
+    vrings: Vec<Vring>,
+}
+
+fn nonsense(what: impl ToString) -> Refusal {
+    Refusal::Nonsense(what.to_string())
+}
+
+impl<T> Setup<T> {
+    pub(super) fn new(disk: Arc<Disk>, workers: Vec<WorkerHandle<T>>) -> Self {
+        let vrings = workers.iter().map(|_| Vring::default()).collect();
+        Setup {
+            disk,
+            workers,
+            features: 0,
+            protocol: 0,
+            status: 0,
+            writeback: true,
+            memory: Arc::default(),
+            vrings,
+        }
+    }
+
+    /// The protocol features that were negotiated.
+    pub(super) fn protocol(&self) -> u64 {
+        self.protocol
+    }
+
+    /// Whether the front-end may ask for an acknowledgement.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.protocol & Protocol::REPLY_ACK.bits() != 0
+    }
+
+    /// Follows a message.
+    pub(super) fn follow(&mut self, message: Message) -> Result<Answer, Refusal> {
+        match message {
+            Message::GetFeatures => return Ok(Answer::U64(self.offered())),
+            Message::GetProtocolFeatures => return Ok(Answer::U64(PROTOCOL_FEATURES.bits())),
+            Message::GetQueueNum => return Ok(Answer::U64(self.vrings.len() as u64)),
+            Message::GetMaxMemSlots => return Ok(Answer::U64(MAX_REGIONS as u64)),
+            Message::GetStatus => return Ok(Answer::U64(self.status)),
+            Message::GetVringBase(index) => return self.stop_ring(index).map(Answer::Vring),
+            Message::GetConfig { offset, size, flags } => {
+                let data = self.config_space().read(offset, size);
+                return Ok(Answer::Config { offset, flags, data });
+            }
+            // Nothing to own, and the protocol has a back-end ignore the second.
+            Message::SetOwner | Message::ResetOwner => {}
+            Message::SetFeatures(features) => self.set_features(features)?,
+            Message::SetProtocolFeatures(features) => {
+                let unknown = features & !PROTOCOL_FEATURES.bits();
+                if unknown != 0 {
+                    return Err(nonsense(format!(
+                        "protocol features {unknown:#x} were not offered"
+                    )));
+                }
+                self.protocol = features;
+            }
+            Message::SetConfig { offset, data } => self.set_config(offset, &data)?,
+            Message::ResetDevice | Message::SetStatus(0) => self.reset(),
+            Message::SetStatus(status) => self.status = status,
+            Message::SetMemTable(table) => self.set_memory(GuestMemory::from_table(table))?,
+            Message::AddMemReg(region, fd) => {
+                self.set_memory(self.memory.with_region(region, fd))?;
+            }
+            Message::RemMemReg(region) => self.set_memory(self.memory.without_region(region))?,
+            Message::SetVringNum(state) => self.set_size(state)?,
+            Message::SetVringBase(state) => self.set_base(state)?,
+            Message::SetVringAddr { index, descriptor, used, available } => {
+                self.set_addresses(index, Addresses { descriptor, available, used })?;
+            }
+            Message::SetVringKick(kick) => self.set_kick(kick)?,
+            Message::SetVringCall(call) => self.set_call(call)?,
+            Message::SetVringErr(err) => self.set_err(err)?,
+            Message::SetVringEnable(state) => self.set_enabled(state)?,
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Begins to stop all rings: what is in flight ends, what is owed is made durable.
+    pub(super) fn tear_down(&mut self) -> Vec<Ticket<Option<u16>>> {
+        let running = self.vrings.iter_mut().zip(&self.workers).filter(|(vring, _)| vring.running);
+        let tickets = running
+            .map(|(vring, worker)| {
+                vring.running = false;
+                vring.kick = None;
+                worker.stop_ring()
+            })
+            .collect();
+        for worker in &self.workers {
+            // Nobody waits for it: it is followed when the ring has stopped.
+            drop(worker.set_memory(Arc::default()));
+        }
+        tickets
+    }
+
+    fn offered(&self) -> u64 {
+        config::features(self.disk.geometry())
+    }
+
+    fn config_space(&self) -> ConfigSpace {
+        ConfigSpace {
+            geometry: self.disk.geometry(),
+            block: self.disk.block,
+            num_queues: self.vrings.len() as u16,
+            writeback: self.writeback,
+        }
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
+        let unknown = features & !self.offered();
+        if unknown != 0 {
+            return Err(nonsense(format!("features {unknown:#x} were not offered")));
+        }
+        self.features = features;
+        Ok(())
+    }
+
+    /// Only the `writeback` field may be written. Off: what was written so far is durable before
+    /// this is answered, and every write from then on before *it* is.
+    fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), Refusal> {
+        let (config::WRITEBACK_OFFSET, &[value]) = (offset, data) else {
+            return Err(nonsense(format!(
+                "{} bytes of the configuration at {offset} cannot be written",
+                data.len()
+            )));
+        };
+        let writeback = value != 0;
+        let write_through = config::is_write_through(self.features, writeback);
+        let running = self.vrings.iter().zip(&self.workers).filter(|(vring, _)| vring.running);
+        let tickets: Vec<_> =
+            running.map(|(_, worker)| worker.set_write_through(write_through)).collect();
+        for ticket in tickets {
+            ticket.wait(DRAIN_LIMIT).and_then(|outcome| outcome).map_err(nonsense)?;
+        }
+        self.writeback = writeback;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        for index in 0..self.vrings.len() {
+            // It cannot be refused: the index is one there is.
+            let _ = self.stop_ring(index as u32);
+            self.vrings[index].enabled = false;
+        }
+        self.status = 0;
+        self.writeback = true;
+    }
+
+    /// All workers go over to a new memory before the front-end is answered: a request may lie
+    /// in it as soon as the guest knows of it.
+    fn set_memory(&mut self, memory: Result<GuestMemory, MemoryError>) -> Result<(), Refusal> {
+        self.memory = Arc::new(memory.map_err(nonsense)?);
+        let tickets: Vec<_> =
+            self.workers.iter().map(|worker| worker.set_memory(self.memory.clone())).collect();
+        tickets.iter().try_for_each(|ticket| ticket.wait(DRAIN_LIMIT).map_err(nonsense))
+    }
+
+    fn vring(&mut self, index: u32) -> Result<(&mut Vring, &WorkerHandle<T>), Refusal> {
+        let at = index as usize;
+        match (self.vrings.get_mut(at), self.workers.get(at)) {
+            (Some(vring), Some(worker)) => Ok((vring, worker)),
+            _ => Err(nonsense(format!("there is no vring {index}"))),
+        }
+    }
+
+    fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, Refusal> {
+        let (vring, _) = self.vring(index)?;
+        if vring.running {
+            return Err(nonsense(format!("vring {index} is running")));
+        }
+        Ok(vring)
+    }
+
+    fn set_size(&mut self, VringState { index, value }: VringState) -> Result<(), Refusal> {
+        let size = u16::try_from(value)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE)
+            .ok_or_else(|| {
+                nonsense(format!(
+                    "a queue of {value} descriptors is not a power of two up to {MAX_QUEUE_SIZE}"
+                ))
+            })?;
+        self.stopped_vring(index)?.size = size;
+        Ok(())
+    }
+
+    fn set_base(&mut self, VringState { index, value }: VringState) -> Result<(), Refusal> {
+        let base = u16::try_from(value)
+            .map_err(|_| nonsense(format!("{value} is no position in a split ring")))?;
+        self.stopped_vring(index)?.base = base;
+        Ok(())
+    }
+
+    fn set_addresses(&mut self, index: u32, addresses: Addresses) -> Result<(), Refusal> {
+        let (vring, _) = self.vring(index)?;
+        // A front-end repeats them to say that the ring shall be logged.
+        if vring.running && vring.addresses != Some(addresses) {
+            return Err(nonsense(format!("vring {index} is running")));
+        }
+        vring.addresses = Some(addresses);
+        self.start_if_ready(index)
+    }
+
+    fn set_kick(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
+        let (vring, worker) = self.vring(index)?;
+        let kick = fd.map_or(VringKick::Poll, VringKick::Event);
+        if vring.running {
+            worker.set_kick(kick.share()?);
+        }
+        vring.kick = Some(kick);
+        self.start_if_ready(index)
+    }
+
+    fn set_call(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
+        let (vring, worker) = self.vring(index)?;
+        if vring.running {
+            worker.set_call(share(&fd)?);
+        }
+        vring.call = fd;
+        Ok(())
+    }
+
+    fn set_err(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
+        let (vring, worker) = self.vring(index)?;
+        if vring.running {
+            worker.set_err(share(&fd)?);
+        }
+        vring.err = fd;
+        Ok(())
+    }
+
+    fn set_enabled(&mut self, VringState { index, value }: VringState) -> Result<(), Refusal> {
+        if self.features & config::PROTOCOL_FEATURES == 0 {
+            return Err(nonsense("rings are enabled by messages only with protocol features"));
+        }
+        let enabled = match value {
+            0 => false,
+            1 => true,
+            _ => {
+                return Err(nonsense(format!(
+                    "a ring is enabled by 1 or disabled by 0, not {value}"
+                )));
+            }
+        };
+        let (vring, worker) = self.vring(index)?;
+        vring.enabled = enabled;
+        if vring.running {
+            worker.enable(enabled);
+        }
+        Ok(())
+    }
+
+    /// A ring runs once it was kicked for the first time, or could be. Its worker looks at it at
+    /// once: a kick before that is not missed.
+    fn start_if_ready(&mut self, index: u32) -> Result<(), Refusal> {
+        let protocol_features = self.features & config::PROTOCOL_FEATURES != 0;
+        let event_idx = self.features & config::EVENT_IDX != 0;
+        let write_through = config::is_write_through(self.features, self.writeback);
+        let (vring, worker) = self.vring(index)?;
+        let (false, Some(at), Some(kick)) = (vring.running, vring.addresses, &vring.kick) else {
+            return Ok(());
+        };
+        let start = RingStart {
+            setup: VringSetup {
+                size: vring.size,
+                descriptor: at.descriptor,
+                available: at.available,
+                used: at.used,
+                base: vring.base,
+                event_idx,
+            },
+            kick: kick.share()?,
+            call: share(&vring.call)?,
+            err: share(&vring.err)?,
+            enabled: vring.enabled || !protocol_features,
+            write_through,
+        };
+        let started = worker.start_ring(start).wait(DRAIN_LIMIT).map_err(nonsense)?;
+        started.map_err(|e| nonsense(format!("vring {index} cannot be started: {e}")))?;
+        vring.running = true;
+        Ok(())
+    }
+
+    /// Stops a ring; where it, or the next start of it, goes on.
+    fn stop_ring(&mut self, index: u32) -> Result<VringState, Refusal> {
+        let (vring, worker) = self.vring(index)?;
+        if std::mem::take(&mut vring.running) {
+            match worker.stop_ring().wait(DRAIN_LIMIT) {
+                Ok(Some(base)) => vring.base = base,
+                Ok(None) => {}
+                Err(e) => tracing::error!("vring {index} did not stop: {e}"),
+            }
+        }
+        vring.kick = None;
+        Ok(VringState { index, value: vring.base.into() })
+    }
+}
+
+impl VringKick {
+    fn share(&self) -> Result<Kick, Refusal> {
+        Ok(match self {
+            VringKick::Event(fd) => Kick::Event(fd.as_fd().try_clone_to_owned().map_err(nonsense)?),
+            VringKick::Poll => Kick::Poll,
+        })
+    }
+}
+
+fn share(fd: &Option<OwnedFd>) -> Result<Option<OwnedFd>, Refusal> {
+    fd.as_ref().map(OwnedFd::try_clone).transpose().map_err(nonsense)
+}

@@ -1,0 +1,406 @@
+//! Doubles for what lies behind a worker, and a driver for what lies before it.
+//!
+//! The engine here is linear: the device is one file. Its executor carries everything out at
+//! once and can hold completions back. Nothing of the product's engine is repeated.
+
+mod driver;
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
+use snapblk_store::request::{Op, Request, Status, Token};
+use snapblk_store::units::Sector;
+
+use crate::binding::{
+    Binding, DeviceEngine, DeviceIo, DeviceTable, Direct, Geometry, GuestData, Wake,
+};
+use crate::memory::{gather, scatter};
+use crate::worker::{ResumeWith, WorkerHandle, new_eventfd, signal};
+
+pub(crate) use driver::{Driver, MEMORY_SIZE, USER_BASE, shared_memory};
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A disk in memory, and what tests do to it.
+pub(crate) struct TestDisk {
+    pub file: File,
+    pub size: Sector,
+    /// Completions are held back.
+    held: AtomicBool,
+    /// Writes find no room.
+    full: AtomicBool,
+    /// Everything fails.
+    pub fails: AtomicBool,
+    /// Everything that was carried out.
+    pub done: Mutex<Vec<IoOp>>,
+    /// How often any worker went to sleep.
+    pub sleeps: AtomicUsize,
+    /// Reads and writes need the engine.
+    pub indirect: AtomicBool,
+    events: Mutex<Vec<OwnedFd>>,
+}
+
+impl TestDisk {
+    pub(crate) fn new(sectors: u64) -> Arc<TestDisk> {
+        let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, sectors * 512).unwrap();
+        Arc::new(TestDisk {
+            file: file.into(),
+            size: Sector(sectors),
+            held: AtomicBool::default(),
+            full: AtomicBool::default(),
+            fails: AtomicBool::default(),
+            done: Mutex::default(),
+            sleeps: AtomicUsize::default(),
+            indirect: AtomicBool::default(),
+            events: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn hold(&self, on: bool) {
+        self.held.store(on, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    pub(crate) fn fill(&self, on: bool) {
+        self.full.store(on, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        self.events.lock().unwrap().iter().for_each(signal);
+    }
+
+    pub(crate) fn bytes(&self, sector: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, sector * 512).unwrap();
+        bytes
+    }
+
+    pub(crate) fn count(&self, op: IoOp) -> usize {
+        self.done.lock().unwrap().iter().filter(|done| **done == op).count()
+    }
+
+    /// Waits until `op` was carried out `times` times.
+    pub(crate) fn await_count(&self, op: IoOp, times: usize) {
+        eventually(&format!("{times} times {op:?}"), || self.count(op) >= times);
+    }
+
+    fn carry_out(&self, action: &Action, pieces: &[libc::iovec]) -> Result<(), Errno> {
+        let outcome = if self.fails.load(Ordering::SeqCst) {
+            Err(Errno::EIO)
+        } else {
+            match action.op {
+                IoOp::Read => {
+                    let mut bytes = vec![0; action.len as usize];
+                    self.file.read_exact_at(&mut bytes, action.offset).unwrap();
+                    scatter(pieces, &bytes);
+                }
+                IoOp::Write => self.file.write_all_at(&gather(pieces), action.offset).unwrap(),
+                IoOp::Zero | IoOp::Punch | IoOp::Discard => {
+                    let zeroes = vec![0; action.len as usize];
+                    self.file.write_all_at(&zeroes, action.offset).unwrap();
+                }
+                IoOp::Sync | IoOp::Clear => {}
+            }
+            Ok(())
+        };
+        self.done.lock().unwrap().push(action.op);
+        outcome
+    }
+}
+
+/// Waits for something another thread does that says nothing when it did.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = std::time::Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < PATIENCE, "still not so: {what}");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) struct TestTable {
+    pub disk: Arc<TestDisk>,
+    pub read_only: bool,
+}
+
+impl DeviceTable for TestTable {
+    fn size(&self) -> Sector {
+        self.disk.size
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+/// A request that the engine has in flight; where it is write-through, whether its data is down.
+struct Pending {
+    request: Request,
+    written: bool,
+}
+
+pub(crate) struct TestEngine {
+    disk: Arc<TestDisk>,
+    table: Option<Arc<TestTable>>,
+    in_flight: HashMap<u64, Pending>,
+    next_tag: u64,
+    held: VecDeque<Request>,
+    actions: VecDeque<(Action, Seg)>,
+    seg: [Seg; 1],
+    finished: VecDeque<(Token, Status)>,
+}
+
+impl TestEngine {
+    fn issue(&mut self, request: Request, written: bool) {
+        let op = match request.op {
+            _ if written => IoOp::Sync,
+            Op::Read => IoOp::Read,
+            Op::Write => IoOp::Write,
+            Op::Flush => IoOp::Sync,
+            Op::Discard => IoOp::Discard,
+            Op::WriteZeroes { unmap: false } => IoOp::Zero,
+            Op::WriteZeroes { unmap: true } => IoOp::Punch,
+        };
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let action = Action {
+            op,
+            file: FileId(0),
+            offset: request.sector.bytes(),
+            len: request.len,
+            segs: (0, u32::from(matches!(op, IoOp::Read | IoOp::Write))),
+            tag: Tag(tag),
+        };
+        let seg = Seg::Guest { token: request.token, offset: 0, len: request.len as u32 };
+        self.in_flight.insert(tag, Pending { request, written });
+        self.actions.push_back((action, seg));
+    }
+}
+
+impl DeviceEngine for TestEngine {
+    type Table = TestTable;
+
+    fn bind(&mut self, table: Option<Arc<TestTable>>) {
+        assert!(self.is_quiet(), "a table is bound while something is in flight");
+        self.table = table;
+    }
+
+    fn direct(&self, _op: Op, offset: u64, _len: u64) -> Option<Direct> {
+        let direct = !self.disk.indirect.load(Ordering::SeqCst);
+        direct.then_some(Direct { file: FileId(0), offset })
+    }
+
+    fn submit(&mut self, request: Request) {
+        let table = self.table.as_ref().expect("a request without a table");
+        assert!(request.sector.bytes() + request.len <= table.size().bytes());
+        self.held.push_back(request);
+    }
+
+    fn complete(&mut self, Completion { tag, result }: Completion) {
+        let Pending { request, written } = self.in_flight.remove(&tag.0).unwrap();
+        match result {
+            Err(_) => self.finished.push_back((request.token, Status::Error)),
+            Ok(()) if request.durable && !written => self.issue(request, true),
+            Ok(()) => self.finished.push_back((request.token, Status::Ok)),
+        }
+    }
+
+    fn step(&mut self) {
+        let full = self.disk.full.load(Ordering::SeqCst);
+        for request in std::mem::take(&mut self.held) {
+            if full && request.op != Op::Read && request.op != Op::Flush {
+                self.held.push_back(request);
+            } else {
+                self.issue(request, false);
+            }
+        }
+    }
+
+    fn pop_action(&mut self) -> Option<Action> {
+        let (action, seg) = self.actions.pop_front()?;
+        self.seg = [seg];
+        Some(action)
+    }
+
+    fn segs(&self, action: &Action) -> &[Seg] {
+        &self.seg[..action.segs.1 as usize]
+    }
+
+    fn meta_of(&self, _: &Action) -> &[u8] {
+        &[]
+    }
+
+    fn pop_finished(&mut self) -> Option<(Token, Status)> {
+        self.finished.pop_front()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    fn fail_held(&mut self, _all: bool) {
+        assert!(self.is_quiet());
+        let failed = self.held.drain(..).map(|request| (request.token, Status::Error));
+        self.finished.extend(failed);
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        self.held.is_empty() || self.disk.full.load(Ordering::SeqCst)
+    }
+
+    fn woke(&mut self) {}
+
+    fn files(&self) -> &[FileId] {
+        &[FileId(0)]
+    }
+}
+
+pub(crate) struct TestIo {
+    disk: Arc<TestDisk>,
+    event: OwnedFd,
+    watches: Vec<(u64, OwnedFd)>,
+    fired: VecDeque<u64>,
+    done: VecDeque<Completion>,
+}
+
+const TEST_KEY: u64 = u64::MAX;
+
+impl DeviceIo for TestIo {
+    fn adopt_files(&mut self, _files: &[FileId]) {}
+
+    fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], _: &[u8], guest: &G) {
+        let mut pieces = Vec::new();
+        for seg in segs {
+            if let Seg::Guest { token, offset, len } = *seg {
+                guest.push_iovecs(token, offset, len, &mut pieces);
+            }
+        }
+        let result = self.disk.carry_out(action, &pieces);
+        self.done.push_back(Completion { tag: action.tag, result });
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        if self.disk.held.load(Ordering::SeqCst) { None } else { self.done.pop_front() }
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
+        self.watches.push((key, fd.try_clone_to_owned().unwrap()));
+    }
+
+    fn unwatch(&mut self, key: u64) {
+        self.watches.retain(|(watched, _)| *watched != key);
+        self.fired.retain(|fired| *fired != key);
+    }
+
+    fn fired(&mut self) -> Option<u64> {
+        self.fired.pop_front()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.disk.sleeps.fetch_add(1, Ordering::SeqCst);
+        let own = (TEST_KEY, &self.event);
+        let watched: Vec<_> =
+            self.watches.iter().map(|(key, fd)| (*key, fd)).chain([own]).collect();
+        let mut fds: Vec<_> =
+            watched.iter().map(|(_, fd)| PollFd::new(*fd, PollFlags::IN)).collect();
+        let timeout = timeout.map(|t| Timespec::try_from(t).unwrap());
+        poll(&mut fds, timeout.as_ref())?;
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut fired = Vec::new();
+        for ((key, fd), ready) in watched.iter().zip(ready) {
+            if ready {
+                let _ = rustix::io::read(fd, &mut [0; 8]);
+                fired.push(*key);
+            }
+        }
+        self.fired.extend(fired.into_iter().filter(|key| *key != TEST_KEY));
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.done.len()
+    }
+}
+
+/// A device machine with one device that is active from the start.
+pub(crate) struct TestBinding {
+    pub disk: Arc<TestDisk>,
+    pub read_only: bool,
+    pub workers: Mutex<Vec<WorkerHandle<TestTable>>>,
+}
+
+impl TestBinding {
+    pub(crate) fn new(disk: &Arc<TestDisk>) -> Arc<TestBinding> {
+        let workers = Mutex::default();
+        Arc::new(TestBinding { disk: disk.clone(), read_only: false, workers })
+    }
+
+    pub(crate) fn table(&self) -> Arc<TestTable> {
+        Arc::new(TestTable { disk: self.disk.clone(), read_only: self.read_only })
+    }
+}
+
+impl Binding for TestBinding {
+    type Engine = TestEngine;
+    type Io = TestIo;
+
+    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<TestEngine> {
+        // The disk wakes its executors by an eventfd of their own.
+        drop(wake);
+        Ok(TestEngine {
+            disk: self.disk.clone(),
+            table: None,
+            in_flight: HashMap::new(),
+            next_tag: 0,
+            held: VecDeque::new(),
+            actions: VecDeque::new(),
+            seg: [Seg::Zero { len: 0 }],
+            finished: VecDeque::new(),
+        })
+    }
+
+    fn io(&self) -> io::Result<TestIo> {
+        let event = new_eventfd()?;
+        self.disk.events.lock().unwrap().push(event.try_clone()?);
+        Ok(TestIo {
+            disk: self.disk.clone(),
+            event,
+            watches: Vec::new(),
+            fired: VecDeque::new(),
+            done: VecDeque::new(),
+        })
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { size: self.disk.size, read_only: self.read_only }
+    }
+
+    fn attach(&self, _export: &str, workers: Vec<WorkerHandle<TestTable>>) {
+        for worker in &workers {
+            let resumed = worker.resume(ResumeWith::Table(Some(self.table())));
+            resumed.wait(PATIENCE).unwrap().unwrap();
+        }
+        *self.workers.lock().unwrap() = workers;
+    }
+
+    fn detach(&self, _export: &str) {
+        self.workers.lock().unwrap().clear();
+    }
+}

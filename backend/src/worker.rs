@@ -1,0 +1,577 @@
+//! The loop of one virtqueue: takes a batch, has it carried out, answers, sleeps.
+//!
+//! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how
+//! a request is carried out, nor the vhost-user protocol. Runs to completion on a thread of its
+//! own; nothing on the way of a request locks, allocates or logs, and one system call submits a
+//! batch and waits for the next.
+//!
+//! Keeps I9: a worker that acknowledged a suspend has nothing in flight and takes nothing; the
+//! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before
+//! it sleeps it arms everything that can wake it, and then looks again.
+
+mod flights;
+mod mailbox;
+mod poll;
+mod quiesce;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use snapblk_store::io::{Action, Completion, IoOp, Seg, Tag};
+use snapblk_store::request::{Op, Request, Status, Token};
+use snapblk_store::units::Sector;
+
+use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, TableOf};
+use crate::config::SERIAL_LEN;
+use crate::request::{Asked, BlkStatus, Limits, Parser};
+use crate::vring::Vring;
+
+use flights::{Flights, Memories};
+pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
+use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
+pub(crate) use mailbox::{new_eventfd, signal};
+use poll::AdaptivePoll;
+use quiesce::Quiesce;
+
+#[cfg(test)]
+mod tests;
+
+/// Chains taken from the ring before anything else has its turn.
+const BATCH: u32 = 64;
+/// Chains taken before completions are looked for and the driver is told of them: while the
+/// driver works on these, the next ones are carried out.
+const REAP_EVERY: u32 = 4;
+/// Between two looks at a ring that is not kicked.
+const UNKICKED_POLL: Duration = Duration::from_micros(200);
+/// Looks at the ring between two looks at the clock.
+const SPINS: u32 = 32;
+
+/// Marks the tags of I/O that the worker asks for itself.
+const OWN_TAG: u64 = 1 << 63;
+/// The flush that the worker asks for itself.
+const OWN_FLUSH: Token = Token(u32::MAX);
+
+const WAKE_KEY: u64 = 0;
+const KICK_KEY: u64 = 1;
+
+/// Starts a worker: suspended, without a table, without a ring.
+pub(crate) fn spawn<B: Binding>(
+    name: String,
+    serial: [u8; SERIAL_LEN],
+    writable: bool,
+    binding: Arc<B>,
+) -> io::Result<(WorkerHandle<TableOf<B>>, JoinHandle<()>)> {
+    let mailbox = Arc::new(Mailbox::new()?);
+    let handle = WorkerHandle::new(mailbox.clone());
+    let (send, started) = sync_channel(1);
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let parts = binding
+            .engine(Box::new(WakeMailbox(mailbox.clone())))
+            .and_then(|engine| Ok((engine, binding.io()?)));
+        match parts {
+            Ok((engine, io)) => {
+                let _ = send.send(Ok(()));
+                Worker::new(engine, io, mailbox, serial, writable).run();
+            }
+            Err(e) => {
+                let _ = send.send(Err(e));
+            }
+        }
+    })?;
+    started.recv().map_err(|_| io::Error::other("the worker's thread ended at once"))??;
+    Ok((handle, thread))
+}
+
+/// Whether the device lets requests in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Closed,
+}
+
+/// A ring that was started.
+struct Ring {
+    vring: Vring,
+    kick: Kick,
+    call: Option<std::os::fd::OwnedFd>,
+    err: Option<std::os::fd::OwnedFd>,
+    enabled: bool,
+    write_through: bool,
+    /// Chains were completed that the driver was not told of.
+    owes_interrupt: bool,
+    told_broken: bool,
+}
+
+struct Worker<E: DeviceEngine, I: DeviceIo> {
+    // Before whatever its watches borrow.
+    io: I,
+    engine: E,
+    ring: Option<Ring>,
+    flights: Flights,
+    memories: Memories,
+    /// Whether the export lets guests write.
+    writable: bool,
+    parser: Parser,
+    table: Option<Arc<E::Table>>,
+    gate: Gate,
+    /// I/O of its own in flight.
+    direct: usize,
+    /// I/O was queued that the system has not been given.
+    unsubmitted: bool,
+    poll: AdaptivePoll,
+    mailbox: Arc<Mailbox<E::Table>>,
+    mail: VecDeque<Mail<E::Table>>,
+    quiesce: Option<Quiesce>,
+    /// [`OWN_FLUSH`] has not ended yet.
+    own_flush: bool,
+    stopping: bool,
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Drop for Worker<E, I> {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    fn new(
+        engine: E,
+        mut io: I,
+        mailbox: Arc<Mailbox<E::Table>>,
+        serial: [u8; SERIAL_LEN],
+        writable: bool,
+    ) -> Self {
+        io.watch(mailbox.event(), WAKE_KEY);
+        Worker {
+            io,
+            engine,
+            ring: None,
+            flights: Flights::default(),
+            memories: Memories::default(),
+            writable,
+            parser: Parser::new(Limits { capacity: Sector(0), read_only: true, serial }),
+            table: None,
+            gate: Gate::Closed,
+            direct: 0,
+            unsubmitted: false,
+            poll: AdaptivePoll::default(),
+            mailbox,
+            mail: VecDeque::new(),
+            quiesce: None,
+            own_flush: false,
+            stopping: false,
+        }
+    }
+
+    fn run(mut self) {
+        while !(self.stopping && self.is_drained()) {
+            if !self.turn() {
+                self.idle();
+            }
+        }
+        self.engine.fail_held(true);
+        self.io.unwatch(KICK_KEY);
+        self.io.unwatch(WAKE_KEY);
+    }
+
+    /// One turn; false where there was nothing to do.
+    fn turn(&mut self) -> bool {
+        let mut busy = self.read_mail();
+        let was_unsubmitted = self.unsubmitted;
+        busy |= self.take_batch();
+        busy |= self.drive();
+        // A worker that is about to sleep submits by the system call in which it waits.
+        if was_unsubmitted || (self.unsubmitted && self.has_work()) {
+            self.unsubmitted = false;
+            self.note(|io| io.enter());
+        }
+        busy |= self.reap();
+        self.interrupt();
+        busy |= self.progress_quiesce();
+        busy
+    }
+
+    /// Whether the ring's requests are taken.
+    fn is_serving(&self) -> bool {
+        self.gate == Gate::Open
+            && self.quiesce.is_none()
+            && !self.stopping
+            && self.table.is_some()
+            && self.ring.as_ref().is_some_and(|ring| ring.enabled)
+    }
+
+    fn has_work(&self) -> bool {
+        let memory = self.memories.current();
+        self.is_serving() && self.ring.as_ref().is_some_and(|ring| ring.vring.has_work(memory))
+    }
+
+    /// Takes what the guest made available, a batch at most.
+    fn take_batch(&mut self) -> bool {
+        if !self.is_serving() {
+            return false;
+        }
+        let mut taken = 0;
+        while taken < BATCH {
+            let Some((head, asked)) = self.take_one() else { break };
+            self.begin(head, asked);
+            taken += 1;
+            if taken % REAP_EVERY == 0 {
+                self.reap();
+                self.interrupt();
+            }
+        }
+        self.report_broken_ring();
+        taken > 0
+    }
+
+    /// The next chain, taken apart; nothing asked where its head cannot be a request's.
+    #[inline]
+    fn take_one(&mut self) -> Option<(u16, Option<Asked>)> {
+        let memory = self.memories.current();
+        let mut chain = self.ring.as_mut()?.vring.take(memory)?;
+        let head = chain.head();
+        let slot = self.flights.open(head, self.memories.generation());
+        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot))))
+    }
+
+    fn begin(&mut self, head: u16, asked: Option<Asked>) {
+        match asked {
+            None => self.give_back(head),
+            Some(Asked::Data { op, sector, len }) => self.begin_data(head, op, sector, len),
+            Some(Asked::Flush) => self.submit(Token(head.into()), Op::Flush, Sector(0), 0),
+            Some(Asked::Ranges) => self.next_range(head),
+            Some(Asked::Answer(status)) => self.finish(head, status),
+        }
+    }
+
+    #[inline]
+    fn begin_data(&mut self, head: u16, op: Op, sector: Sector, len: u32) {
+        let token = Token(head.into());
+        let durable = op == Op::Write && self.is_write_through();
+        let direct =
+            if durable { None } else { self.engine.direct(op, sector.bytes(), len.into()) };
+        let Some(direct) = direct else {
+            return self.submit(token, op, sector, len.into());
+        };
+        let action = Action {
+            op: if op == Op::Read { IoOp::Read } else { IoOp::Write },
+            file: direct.file,
+            offset: direct.offset,
+            len: len.into(),
+            segs: (0, 1),
+            tag: Tag(OWN_TAG | u64::from(head)),
+        };
+        let data = [Seg::Guest { token, offset: 0, len }];
+        self.io.submit(&action, &data, &[], &self.flights);
+        self.direct += 1;
+        self.unsubmitted = true;
+    }
+
+    fn submit(&mut self, token: Token, op: Op, sector: Sector, len: u64) {
+        let durable = !matches!(op, Op::Read | Op::Flush) && self.is_write_through();
+        self.engine.submit(Request { token, op, sector, len, durable });
+    }
+
+    fn is_write_through(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.write_through)
+    }
+
+    /// Goes on with the next range of a request, or answers it.
+    fn next_range(&mut self, head: u16) {
+        match self.flights.next_range(head) {
+            Some(range) => {
+                let len = Sector(range.sectors.into()).bytes();
+                self.submit(Token(head.into()), range.op, range.sector, len);
+            }
+            None => self.finish(head, BlkStatus::Ok),
+        }
+    }
+
+    /// Lets the engine go on, and carries out what it asks for.
+    fn drive(&mut self) -> bool {
+        let mut busy = false;
+        if self.gate == Gate::Open {
+            self.engine.step();
+        }
+        while let Some(action) = self.engine.pop_action() {
+            let (segs, meta) = (self.engine.segs(&action), self.engine.meta_of(&action));
+            self.io.submit(&action, segs, meta, &self.flights);
+            self.unsubmitted = true;
+            busy = true;
+        }
+        while let Some((token, status)) = self.engine.pop_finished() {
+            self.ended(token, status);
+            busy = true;
+        }
+        busy
+    }
+
+    /// Takes what ended.
+    fn reap(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(Completion { tag, result }) = self.io.completed() {
+            busy = true;
+            if tag.0 & OWN_TAG == 0 {
+                self.engine.complete(Completion { tag, result });
+                continue;
+            }
+            self.direct -= 1;
+            let status = if result.is_ok() { BlkStatus::Ok } else { BlkStatus::IoError };
+            self.finish((tag.0 & 0xffff) as u16, status);
+        }
+        busy
+    }
+
+    /// A request that the engine took ended.
+    fn ended(&mut self, token: Token, status: Status) {
+        if token == OWN_FLUSH {
+            return self.own_flush_ended(status);
+        }
+        let head = token.0 as u16;
+        match status {
+            Status::Ok => self.next_range(head),
+            Status::Error => self.finish(head, BlkStatus::IoError),
+            Status::Unsupported => self.finish(head, BlkStatus::Unsupported),
+        }
+    }
+
+    /// Answers a request.
+    #[inline]
+    fn finish(&mut self, head: u16, status: BlkStatus) {
+        let (slot, generation) = self.flights.close(head);
+        let memory = self.memories.of(generation);
+        let told = slot.status.is_some_and(|at| memory.write(at, &[status as u8]).is_ok());
+        let len = if told { slot.writable_len } else { 0 };
+        self.memories.left(generation);
+        if let Some(ring) = &mut self.ring {
+            ring.vring.complete(self.memories.current(), head, len);
+            ring.owes_interrupt = true;
+        }
+    }
+
+    /// Returns a chain that is no request.
+    fn give_back(&mut self, head: u16) {
+        if let Some(ring) = &mut self.ring {
+            ring.vring.complete(self.memories.current(), head, 0);
+            ring.owes_interrupt = true;
+        }
+    }
+
+    /// Tells the driver of what was completed, if it wants to know.
+    #[inline]
+    fn interrupt(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && std::mem::take(&mut ring.owes_interrupt)
+            && ring.vring.wants_interrupt(self.memories.current())
+            && let Some(call) = &ring.call
+        {
+            signal(call);
+        }
+    }
+
+    fn report_broken_ring(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && ring.vring.is_broken()
+            && !ring.told_broken
+        {
+            ring.told_broken = true;
+            tracing::warn!("a guest broke its virtqueue; it is not served until it is set up anew");
+            if let Some(err) = &ring.err {
+                signal(err);
+            }
+        }
+    }
+
+    /// Nothing to do: looks a little longer where that pays, then sleeps.
+    fn idle(&mut self) {
+        let polling = self.is_serving()
+            && self.direct == 0
+            && self.io.in_flight() == 0
+            && self.engine.is_quiet();
+        if polling && self.poll_ring() {
+            self.poll.hit();
+            return;
+        }
+        let armed = self.is_serving();
+        let mut timeout = None;
+        if armed && let Some(ring) = &mut self.ring {
+            match ring.kick {
+                Kick::Event(_) if ring.vring.arm(self.memories.current()) => return,
+                Kick::Event(_) => {}
+                Kick::Poll => timeout = Some(UNKICKED_POLL),
+            }
+        }
+        let registered = self.gate == Gate::Open;
+        if registered && !self.engine.may_sleep() {
+            return;
+        }
+        let before = Instant::now();
+        self.unsubmitted = false;
+        self.note(|io| io.wait(timeout));
+        if registered {
+            self.engine.woke();
+        }
+        while self.io.fired().is_some() {}
+        if polling {
+            self.poll.slept(before.elapsed());
+        }
+        if armed && let Some(ring) = &mut self.ring {
+            ring.vring.disarm(self.memories.current());
+        }
+    }
+
+    /// Looks at the ring for as long as it seems worth; true where something came.
+    fn poll_ring(&self) -> bool {
+        let window = self.poll.window();
+        if window == Duration::ZERO {
+            return false;
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < window {
+            for _ in 0..SPINS {
+                if self.has_work() || self.mailbox.is_pending() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
+    }
+
+    /// Does something with the executor that can only fail where the system is broken.
+    fn note(&mut self, act: impl FnOnce(&mut I) -> io::Result<()>) {
+        if let Err(e) = act(&mut self.io) {
+            tracing::error!("waiting for input and output failed: {e}");
+            // Whatever is wrong, it shall not take a whole core as well.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Messages.
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Reads messages. Those that cannot be followed now wait, in their order.
+    fn read_mail(&mut self) -> bool {
+        if self.mailbox.is_pending() {
+            self.mailbox.take(&mut self.mail);
+        }
+        let mut busy = false;
+        while let Some(at) = self.mail.iter().position(|mail| self.may_follow(mail)) {
+            if let Some(mail) = self.mail.remove(at) {
+                self.follow(mail);
+                busy = true;
+            }
+        }
+        busy
+    }
+
+    /// While the worker comes to rest, only a message that undoes that is followed.
+    fn may_follow(&self, mail: &Mail<E::Table>) -> bool {
+        match &self.quiesce {
+            None => true,
+            Some(quiesce) => quiesce.is_suspend() && matches!(mail, Mail::Resume { .. }),
+        }
+    }
+
+    fn follow(&mut self, mail: Mail<E::Table>) {
+        match mail {
+            Mail::Suspend { reply, .. } if self.gate == Gate::Closed => reply.send(Ok(())),
+            Mail::Suspend { flush, reply } => self.quiesce = Some(Quiesce::suspend(flush, reply)),
+            Mail::Resume { with, reply } => reply.send(self.resume(with)),
+            Mail::Memory { memory, reply } => {
+                self.memories.replace(memory, &self.flights);
+                self.relocate_ring();
+                reply.send(());
+            }
+            Mail::StartRing { start, reply } => reply.send(self.start_ring(*start)),
+            Mail::StopRing { reply } if self.ring.is_none() => reply.send(None),
+            Mail::StopRing { reply } => self.quiesce = Some(Quiesce::stop_ring(reply)),
+            Mail::WriteThrough { on, reply } => self.set_write_through(on, reply),
+            Mail::Stop => self.stopping = true,
+            Mail::Enable(on) => self.change_ring(|ring| ring.enabled = on),
+            Mail::Call(call) => self.change_ring(|ring| {
+                ring.call = call;
+                // The driver may have been told by the eventfd that is gone now.
+                if let Some(call) = &ring.call {
+                    signal(call);
+                }
+            }),
+            Mail::Err(err) => self.change_ring(|ring| ring.err = err),
+            Mail::Kick(kick) => {
+                if self.ring.is_some() {
+                    self.watch_kick(&kick);
+                    self.change_ring(|ring| ring.kick = kick);
+                }
+            }
+        }
+    }
+
+    fn change_ring(&mut self, change: impl FnOnce(&mut Ring)) {
+        if let Some(ring) = &mut self.ring {
+            change(ring);
+        }
+    }
+
+    fn resume(&mut self, with: ResumeWith<E::Table>) -> Outcome {
+        match with {
+            ResumeWith::Same => {
+                if let Some(quiesce) = self.quiesce.take() {
+                    quiesce.undo();
+                }
+            }
+            ResumeWith::Table(_) if self.gate != Gate::Closed || self.quiesce.is_some() => {
+                return Err(WorkerError::NotSuspended);
+            }
+            ResumeWith::Table(table) => {
+                self.engine.bind(table.clone());
+                self.io.adopt_files(self.engine.files());
+                if let Some(table) = &table {
+                    self.parser.limits.capacity = table.size();
+                    self.parser.limits.read_only = table.read_only() || !self.writable;
+                }
+                self.table = table;
+            }
+        }
+        self.gate = Gate::Open;
+        Ok(())
+    }
+
+    fn start_ring(&mut self, start: RingStart) -> Result<(), crate::vring::VringError> {
+        debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
+        let vring = Vring::start(start.setup, self.memories.current())?;
+        self.flights.resize(vring.size());
+        self.watch_kick(&start.kick);
+        self.ring = Some(Ring {
+            vring,
+            kick: start.kick,
+            call: start.call,
+            err: start.err,
+            enabled: start.enabled,
+            write_through: start.write_through,
+            owes_interrupt: false,
+            told_broken: false,
+        });
+        Ok(())
+    }
+
+    fn watch_kick(&mut self, kick: &Kick) {
+        self.io.unwatch(KICK_KEY);
+        if let Kick::Event(fd) = kick {
+            self.io.watch(fd.as_fd(), KICK_KEY);
+        }
+    }
+
+    fn relocate_ring(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && let Err(e) = ring.vring.relocate(self.memories.current())
+        {
+            tracing::warn!("a virtqueue lost its memory and is not served: {e}");
+            ring.enabled = false;
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! How control speaks to a worker.
+//!
+//! Owns the queue of messages of one worker and the eventfd that ends its sleep. The worker looks
+//! at one flag between batches and takes the lock only where that is set. Never knows what a
+//! message does.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::binding::Wake;
+use crate::memory::GuestMemory;
+use crate::vring::VringSetup;
+
+/// An eventfd to ring: ends a sleep, kicks, calls.
+pub(crate) fn signal(fd: impl AsFd) {
+    // The only failure of an eventfd that is there is a counter that is full: it is signalled.
+    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
+}
+
+/// A new eventfd.
+pub(crate) fn new_eventfd() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Which table a worker goes on with.
+#[derive(Debug)]
+pub enum ResumeWith<T> {
+    /// The one it has: an undone suspend.
+    Same,
+    /// This one, or none.
+    Table(Option<Arc<T>>),
+}
+
+/// What a worker could not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WorkerError {
+    /// Something that needs a suspended worker was asked of one that serves.
+    #[error("the worker is not suspended")]
+    NotSuspended,
+    /// What was owed could not be made durable.
+    #[error("what was written could not be made durable")]
+    FlushFailed,
+    /// It did not get there in time.
+    #[error("the worker did not answer in time")]
+    TimedOut,
+    /// There is no worker any more.
+    #[error("the worker has ended")]
+    Gone,
+}
+
+/// How a kick reaches a ring.
+#[derive(Debug)]
+pub enum Kick {
+    /// By an eventfd.
+    Event(OwnedFd),
+    /// Not at all: the ring is to be polled.
+    Poll,
+}
+
+/// What a worker needs to serve a ring.
+#[derive(Debug)]
+pub struct RingStart {
+    /// Where the ring is.
+    pub setup: VringSetup,
+    /// How it is kicked.
+    pub kick: Kick,
+    /// Whom to interrupt.
+    pub call: Option<OwnedFd>,
+    /// Whom to tell that the ring is out of order.
+    pub err: Option<OwnedFd>,
+    /// Whether it may be served yet.
+    pub enabled: bool,
+    /// Whether a write ends only when it is durable.
+    pub write_through: bool,
+}
+
+/// Where the answer to a message goes.
+#[derive(Debug)]
+pub struct Reply<R>(SyncSender<R>);
+
+impl<R> Reply<R> {
+    pub(crate) fn send(self, answer: R) {
+        // Who asked may have given up waiting.
+        let _ = self.0.try_send(answer);
+    }
+}
+
+/// The answer to a message, to be waited for.
+#[derive(Debug)]
+pub struct Ticket<R>(Receiver<R>);
+
+impl<R> Ticket<R> {
+    /// Waits for at most `limit`.
+    pub fn wait(&self, limit: Duration) -> Result<R, WorkerError> {
+        self.0.recv_timeout(limit).map_err(|e| match e {
+            RecvTimeoutError::Timeout => WorkerError::TimedOut,
+            RecvTimeoutError::Disconnected => WorkerError::Gone,
+        })
+    }
+}
+
+pub(crate) type Outcome = Result<(), WorkerError>;
+
+/// A message to a worker.
+#[derive(Debug)]
+pub(crate) enum Mail<T> {
+    Suspend { flush: bool, reply: Reply<Outcome> },
+    Resume { with: ResumeWith<T>, reply: Reply<Outcome> },
+    Memory { memory: Arc<GuestMemory>, reply: Reply<()> },
+    StartRing { start: Box<RingStart>, reply: Reply<Result<(), crate::vring::VringError>> },
+    StopRing { reply: Reply<Option<u16>> },
+    Enable(bool),
+    Kick(Kick),
+    Call(Option<OwnedFd>),
+    Err(Option<OwnedFd>),
+    WriteThrough { on: bool, reply: Reply<Outcome> },
+    Stop,
+}
+
+/// The messages of one worker.
+#[derive(Debug)]
+pub(crate) struct Mailbox<T> {
+    queue: Mutex<Option<VecDeque<Mail<T>>>>,
+    pending: AtomicBool,
+    event: OwnedFd,
+}
+
+impl<T> Mailbox<T> {
+    pub(crate) fn new() -> io::Result<Mailbox<T>> {
+        Ok(Mailbox {
+            queue: Mutex::new(Some(VecDeque::new())),
+            pending: AtomicBool::new(false),
+            event: new_eventfd()?,
+        })
+    }
+
+    /// Leaves a message. Lost, and its reply with it, where the worker has ended.
+    fn post(&self, mail: Mail<T>) {
+        let mut queue = self.queue.lock().expect("mailbox lock poisoned");
+        if let Some(queue) = queue.as_mut() {
+            queue.push_back(mail);
+            self.pending.store(true, Ordering::Release);
+            signal(&self.event);
+        }
+    }
+
+    /// Whether there may be a message: one load.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Moves all messages behind those in `into`.
+    pub(crate) fn take(&self, into: &mut VecDeque<Mail<T>>) {
+        let mut queue = self.queue.lock().expect("mailbox lock poisoned");
+        self.pending.store(false, Ordering::Relaxed);
+        if let Some(queue) = queue.as_mut() {
+            into.append(queue);
+        }
+    }
+
+    /// The worker ends: later messages, and those never read, find nobody.
+    pub(crate) fn close(&self) {
+        drop(self.queue.lock().expect("mailbox lock poisoned").take());
+    }
+
+    /// What ends the worker's sleep.
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// Wakes the worker of a mailbox, for the engine.
+pub(crate) struct WakeMailbox<T>(pub(crate) Arc<Mailbox<T>>);
+
+impl<T: Send + Sync> Wake for WakeMailbox<T> {
+    fn wake(&self) {
+        signal(&self.0.event);
+    }
+}
+
+/// A running worker, as control sees it. Any thread may hold one, also after the worker ended.
+#[derive(Debug)]
+pub struct WorkerHandle<T> {
+    mailbox: Arc<Mailbox<T>>,
+}
+
+impl<T> Clone for WorkerHandle<T> {
+    fn clone(&self) -> Self {
+        WorkerHandle { mailbox: self.mailbox.clone() }
+    }
+}
+
+impl<T> WorkerHandle<T> {
+    pub(crate) fn new(mailbox: Arc<Mailbox<T>>) -> Self {
+        WorkerHandle { mailbox }
+    }
+
+    fn ask<R>(&self, mail: impl FnOnce(Reply<R>) -> Mail<T>) -> Ticket<R> {
+        let (send, receive) = sync_channel(1);
+        self.mailbox.post(mail(Reply(send)));
+        Ticket(receive)
+    }
+
+    /// Takes no more requests and lets those in flight end; with `flush`, makes durable what is
+    /// owed. The ticket answers when nothing is in flight. Requests that the engine holds stay
+    /// held. Undone by [`resume`](Self::resume) with [`ResumeWith::Same`], also half-way.
+    pub fn suspend(&self, flush: bool) -> Ticket<Result<(), WorkerError>> {
+        self.ask(|reply| Mail::Suspend { flush, reply })
+    }
+
+    /// Serves again.
+    pub fn resume(&self, with: ResumeWith<T>) -> Ticket<Result<(), WorkerError>> {
+        self.ask(|reply| Mail::Resume { with, reply })
+    }
+
+    pub(crate) fn set_memory(&self, memory: Arc<GuestMemory>) -> Ticket<()> {
+        self.ask(|reply| Mail::Memory { memory, reply })
+    }
+
+    pub(crate) fn start_ring(
+        &self,
+        start: RingStart,
+    ) -> Ticket<Result<(), crate::vring::VringError>> {
+        self.ask(|reply| Mail::StartRing { start: Box::new(start), reply })
+    }
+
+    /// Ends what is in flight, fails what is held, flushes; answers where the ring stopped, or
+    /// none where there was no ring.
+    pub(crate) fn stop_ring(&self) -> Ticket<Option<u16>> {
+        self.ask(|reply| Mail::StopRing { reply })
+    }
+
+    pub(crate) fn set_write_through(&self, on: bool) -> Ticket<Outcome> {
+        self.ask(|reply| Mail::WriteThrough { on, reply })
+    }
+
+    pub(crate) fn enable(&self, on: bool) {
+        self.mailbox.post(Mail::Enable(on));
+    }
+
+    pub(crate) fn set_kick(&self, kick: Kick) {
+        self.mailbox.post(Mail::Kick(kick));
+    }
+
+    pub(crate) fn set_call(&self, call: Option<OwnedFd>) {
+        self.mailbox.post(Mail::Call(call));
+    }
+
+    pub(crate) fn set_err(&self, err: Option<OwnedFd>) {
+        self.mailbox.post(Mail::Err(err));
+    }
+
+    pub(crate) fn stop(&self) {
+        self.mailbox.post(Mail::Stop);
+    }
+}

@@ -1,0 +1,106 @@
+//! How long to look at a ring before going to sleep.
+//!
+//! Owns the one number, and how it follows what happened: a sleep that ends soon would have been
+//! better polled away (two wake-ups between idle cores cost about 65 µs, a poll 17), a long one
+//! shows that polling was for nothing. Never knows the time: it is told.
+
+use std::time::Duration;
+
+/// The longest poll.
+const LONGEST: Duration = Duration::from_micros(50);
+/// Where growing starts.
+const FIRST: Duration = Duration::from_micros(6);
+/// Sleeps that pass without polling after polling was found to be in the way.
+const FIRST_PAUSE: u32 = 64;
+/// The longest such pause.
+const LONGEST_PAUSE: u32 = 1 << 14;
+
+/// The length of a poll, adapted to what it brings.
+#[derive(Debug)]
+pub(crate) struct AdaptivePoll {
+    window: Duration,
+    pause: u32,
+    next_pause: u32,
+}
+
+impl Default for AdaptivePoll {
+    fn default() -> Self {
+        AdaptivePoll { window: Duration::ZERO, pause: 0, next_pause: FIRST_PAUSE }
+    }
+}
+
+impl AdaptivePoll {
+    /// How long to poll now.
+    pub(crate) fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// Work came while polling.
+    pub(crate) fn hit(&mut self) {
+        self.next_pause = FIRST_PAUSE;
+    }
+
+    /// Nothing came during the window, and then the worker slept for `slept`.
+    pub(crate) fn slept(&mut self, slept: Duration) {
+        if self.pause > 0 {
+            self.pause -= 1;
+            return;
+        }
+        if slept >= LONGEST {
+            self.window /= 2;
+            if self.window < FIRST {
+                self.window = Duration::ZERO;
+            }
+        } else if self.window == LONGEST {
+            // The longest poll brought nothing and then work came at once: the other end waited
+            // for this core. Polling is in its way.
+            self.window = Duration::ZERO;
+            self.pause = self.next_pause;
+            self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
+        } else {
+            self.window = (self.window * 2).clamp(FIRST, LONGEST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_micros(20);
+    const LONG: Duration = Duration::from_millis(5);
+
+    #[test]
+    fn short_sleeps_lengthen_the_poll_and_one_idle_spell_ends_it() {
+        let mut poll = AdaptivePoll::default();
+        assert_eq!(poll.window(), Duration::ZERO);
+        for _ in 0..4 {
+            poll.slept(SHORT);
+        }
+        assert_eq!(poll.window(), Duration::from_micros(48));
+        for _ in 0..4 {
+            poll.slept(LONG);
+        }
+        assert_eq!(poll.window(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_poll_that_is_in_the_way_pauses_for_longer_each_time() {
+        let mut poll = AdaptivePoll::default();
+        let pauses: Vec<u32> = (0..3)
+            .map(|_| {
+                while poll.window() < LONGEST {
+                    poll.slept(SHORT);
+                }
+                poll.slept(SHORT);
+                let mut paused = 0;
+                while poll.window() == Duration::ZERO {
+                    poll.slept(SHORT);
+                    paused += 1;
+                }
+                paused
+            })
+            .collect();
+        assert_eq!(pauses, [65, 129, 257]);
+    }
+}

@@ -1,0 +1,180 @@
+//! How a worker comes to rest: for a suspend, to stop its ring, or to become write-through.
+//!
+//! Owns the stages: requests are no longer taken; what is in flight ends; what is owed is made
+//! durable; whoever asked is told. Never knows why it is asked. One at a time; what is asked
+//! meanwhile waits in the mail.
+
+use snapblk_store::request::{Op, Request, Status};
+use snapblk_store::units::Sector;
+
+use super::mailbox::{Outcome, Reply, WorkerError};
+use super::{Gate, KICK_KEY, OWN_FLUSH, Worker};
+use crate::binding::{DeviceEngine, DeviceIo};
+
+/// What the rest is for.
+#[derive(Debug)]
+enum Purpose {
+    Suspend { flush: bool, reply: Reply<Outcome> },
+    StopRing { reply: Reply<Option<u16>> },
+    WriteThrough { reply: Reply<Outcome> },
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// Something is in flight.
+    Draining,
+    /// The worker's own flush is.
+    Flushing,
+    /// That ended.
+    Flushed(Status),
+}
+
+/// A worker on its way to rest.
+#[derive(Debug)]
+pub(super) struct Quiesce {
+    purpose: Purpose,
+    stage: Stage,
+}
+
+impl Quiesce {
+    pub(super) fn suspend(flush: bool, reply: Reply<Outcome>) -> Quiesce {
+        Quiesce { purpose: Purpose::Suspend { flush, reply }, stage: Stage::Draining }
+    }
+
+    pub(super) fn stop_ring(reply: Reply<Option<u16>>) -> Quiesce {
+        Quiesce { purpose: Purpose::StopRing { reply }, stage: Stage::Draining }
+    }
+
+    fn write_through(reply: Reply<Outcome>) -> Quiesce {
+        Quiesce { purpose: Purpose::WriteThrough { reply }, stage: Stage::Draining }
+    }
+
+    pub(super) fn is_suspend(&self) -> bool {
+        matches!(self.purpose, Purpose::Suspend { .. })
+    }
+
+    /// Whoever asked no longer waits.
+    pub(super) fn undo(self) {
+        if let Purpose::Suspend { reply, .. } = self.purpose {
+            reply.send(Err(WorkerError::TimedOut));
+        }
+    }
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Nothing is in flight. Requests may be held.
+    pub(super) fn is_drained(&self) -> bool {
+        self.direct == 0 && self.engine.is_quiet()
+    }
+
+    pub(super) fn set_write_through(&mut self, on: bool, reply: Reply<Outcome>) {
+        if on && self.can_flush() && self.ring.is_some() {
+            self.quiesce = Some(Quiesce::write_through(reply));
+            return;
+        }
+        self.change_ring(|ring| ring.write_through = on);
+        reply.send(Ok(()));
+    }
+
+    /// A suspended device has flushed, or was told not to.
+    fn can_flush(&self) -> bool {
+        self.gate == Gate::Open && self.table.is_some()
+    }
+
+    /// Goes on towards rest; true where that changed anything.
+    pub(super) fn progress_quiesce(&mut self) -> bool {
+        let Some(Quiesce { purpose, stage }) = &self.quiesce else { return false };
+        let flush = !matches!(purpose, Purpose::Suspend { flush: false, .. });
+        match *stage {
+            Stage::Flushing => false,
+            _ if !self.is_drained() => false,
+            Stage::Draining if self.must_empty() => self.drop_held(),
+            // That of a suspend that was undone.
+            Stage::Draining if self.own_flush => false,
+            Stage::Draining => {
+                if flush && self.can_flush() {
+                    self.begin_own_flush();
+                } else {
+                    self.come_to_rest(Status::Ok);
+                }
+                true
+            }
+            Stage::Flushed(status) => {
+                self.come_to_rest(status);
+                true
+            }
+        }
+    }
+
+    /// A ring that stops cannot leave requests behind.
+    fn must_empty(&self) -> bool {
+        let stops =
+            matches!(&self.quiesce, Some(q) if matches!(q.purpose, Purpose::StopRing { .. }));
+        stops && !self.flights.is_empty()
+    }
+
+    /// Fails the requests that would wait for longer than a front-end can; true if there were any.
+    fn drop_held(&mut self) -> bool {
+        self.engine.fail_held(self.gate == Gate::Closed);
+        let mut any = false;
+        while let Some((token, status)) = self.engine.pop_finished() {
+            self.ended(token, status);
+            any = true;
+        }
+        any
+    }
+
+    fn begin_own_flush(&mut self) {
+        if let Some(quiesce) = &mut self.quiesce {
+            quiesce.stage = Stage::Flushing;
+        }
+        self.own_flush = true;
+        self.engine.submit(Request {
+            token: OWN_FLUSH,
+            op: Op::Flush,
+            sector: Sector(0),
+            len: 0,
+            durable: false,
+        });
+    }
+
+    pub(super) fn own_flush_ended(&mut self, status: Status) {
+        self.own_flush = false;
+        // A suspend that was undone meanwhile no longer cares.
+        if let Some(quiesce) = &mut self.quiesce
+            && matches!(quiesce.stage, Stage::Flushing)
+        {
+            quiesce.stage = Stage::Flushed(status);
+        }
+    }
+
+    /// It rests.
+    fn come_to_rest(&mut self, flushed: Status) {
+        let Some(quiesce) = self.quiesce.take() else { return };
+        let outcome = if flushed == Status::Ok { Ok(()) } else { Err(WorkerError::FlushFailed) };
+        match quiesce.purpose {
+            Purpose::Suspend { reply, .. } => {
+                if outcome.is_ok() {
+                    self.gate = Gate::Closed;
+                }
+                reply.send(outcome);
+            }
+            Purpose::StopRing { reply } => {
+                if outcome.is_err() {
+                    tracing::error!(
+                        "a virtqueue stopped and its last writes could not be made durable"
+                    );
+                }
+                self.io.unwatch(KICK_KEY);
+                reply.send(self.ring.take().map(|ring| ring.vring.base()));
+            }
+            Purpose::WriteThrough { reply } => {
+                if outcome.is_ok() {
+                    self.change_ring(|ring| ring.write_through = true);
+                }
+                reply.send(outcome);
+            }
+        }
+    }
+}

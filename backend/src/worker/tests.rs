@@ -1,0 +1,379 @@
+use super::*;
+use crate::testing::{
+    Driver, PATIENCE, TestBinding, TestDisk, TestTable, eventually, shared_memory,
+};
+use crate::vring::VringError;
+use std::sync::atomic::Ordering;
+
+struct Bench {
+    disk: Arc<TestDisk>,
+    binding: Arc<TestBinding>,
+    driver: Driver,
+    worker: WorkerHandle<TestTable>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Bench {
+    fn new(event_idx: bool) -> Bench {
+        let disk = TestDisk::new(2048);
+        let binding = TestBinding::new(&disk);
+        let (_, memory) = shared_memory();
+        let (worker, thread) =
+            spawn("worker".into(), *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", true, binding.clone())
+                .unwrap();
+        binding.attach("test", vec![worker.clone()]);
+        worker.set_memory(Arc::new(memory.clone())).wait(PATIENCE).unwrap();
+        let driver = Driver::new(&memory, 0, event_idx);
+        Bench { disk, binding, driver, worker, thread: Some(thread) }
+    }
+
+    fn start(&self) {
+        self.start_with(|_| {});
+    }
+
+    fn start_with(&self, change: impl FnOnce(&mut RingStart)) {
+        self.try_start(change).unwrap();
+    }
+
+    fn try_start(&self, change: impl FnOnce(&mut RingStart)) -> Result<(), VringError> {
+        let mut start = RingStart {
+            setup: self.driver.setup(0),
+            kick: Kick::Event(self.driver.kick.try_clone().unwrap()),
+            call: Some(self.driver.call.try_clone().unwrap()),
+            err: None,
+            enabled: true,
+            write_through: false,
+        };
+        change(&mut start);
+        self.worker.start_ring(start).wait(PATIENCE).unwrap()
+    }
+
+    /// Lets the worker have a whole turn.
+    fn pass_turns(&self) {
+        for _ in 0..2 {
+            let memory = Arc::new(self.driver.memory.clone());
+            self.worker.set_memory(memory).wait(PATIENCE).unwrap();
+        }
+    }
+
+    fn suspend(&self, flush: bool) {
+        self.worker.suspend(flush).wait(PATIENCE).unwrap().unwrap();
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.disk.hold(false);
+        self.worker.stop();
+        let ended = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || ended.is_ok());
+    }
+}
+
+fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+#[test]
+fn requests_are_served_with_and_without_event_idx() {
+    for event_idx in [false, true] {
+        let mut bench = Bench::new(event_idx);
+        bench.start();
+        for round in 0..200u8 {
+            let data = pattern(round, 4096);
+            let sector = u64::from(round) * 8;
+            assert_eq!(bench.driver.run(1, sector, &data).0, 0);
+            assert_eq!(bench.disk.bytes(sector, 4096), data);
+            assert_eq!(bench.driver.run(0, sector, &[0; 4096]), (0, data));
+        }
+    }
+}
+
+/// Known bug 17's other half: an error of the file is the request's error, and nothing else.
+#[test]
+fn an_error_costs_the_request_alone() {
+    for indirect in [false, true] {
+        let mut bench = Bench::new(true);
+        bench.disk.indirect.store(indirect, Ordering::SeqCst);
+        bench.start();
+        bench.disk.fails.store(true, Ordering::SeqCst);
+        assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 1);
+        assert_eq!(bench.driver.run(4, 0, &[]).0, 1);
+        bench.disk.fails.store(false, Ordering::SeqCst);
+        assert_eq!(bench.driver.run(1, 0, &[2; 512]).0, 0);
+    }
+}
+
+#[test]
+fn a_batch_of_all_kinds_is_answered_once_each() {
+    let mut bench = Bench::new(true);
+    bench.disk.indirect.store(true, Ordering::SeqCst);
+    bench.start();
+    let range = |sector: u64, sectors: u32| {
+        [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &[0; 4]].concat()
+    };
+    bench.driver.ask(0, 1, 0, &[0xaa; 4096]);
+    bench.driver.ask(1, 1, 64, &[0xbb; 4096]);
+    bench.driver.ask(2, 8, 0, &[0; 20]);
+    bench.driver.ask(3, 4711, 0, &[0; 512]);
+    bench.driver.ask(4, 1, 5000, &[0; 512]);
+    bench.driver.ask(5, 11, 0, &[range(512, 8), range(1024, 8)].concat());
+    bench.driver.ask(6, 4, 0, &[]);
+    bench.driver.kick();
+    let mut used: Vec<u32> = (0..7).map(|_| bench.driver.await_used().0).collect();
+    used.sort_unstable();
+    assert_eq!(used, [0, 3, 6, 9, 12, 15, 18]);
+    let statuses: Vec<u8> = (0..7).map(|slot| bench.driver.status(slot)).collect();
+    assert_eq!(statuses, [0, 0, 0, 2, 1, 0, 0]);
+    assert_eq!(bench.disk.bytes(64, 4096), [0xbb; 4096]);
+    assert_eq!(&bench.driver.data(2, 20)[..6], b"serial");
+    assert_eq!(bench.disk.count(IoOp::Discard), 2, "one for each range");
+    assert_eq!(bench.driver.next_used(), None);
+}
+
+#[test]
+fn write_zeroes_gives_space_back_only_where_the_guest_lets_it() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.driver.run(1, 0, &[0xaa; 4096]);
+    let range = |flags: u32| [&[0; 8][..], &8u32.to_le_bytes(), &flags.to_le_bytes()].concat();
+    assert_eq!(bench.driver.run(13, 0, &range(0)).0, 0);
+    assert_eq!((bench.disk.count(IoOp::Zero), bench.disk.count(IoOp::Punch)), (1, 0));
+    assert_eq!(bench.driver.run(13, 0, &range(1)).0, 0);
+    assert_eq!((bench.disk.count(IoOp::Zero), bench.disk.count(IoOp::Punch)), (1, 1));
+    assert_eq!(bench.disk.bytes(0, 4096), [0; 4096]);
+}
+
+/// Known bug 22.
+#[test]
+fn what_was_made_available_before_the_start_is_served_without_a_kick() {
+    let mut bench = Bench::new(true);
+    bench.driver.ask(0, 1, 0, &[7; 512]);
+    bench.start();
+    assert_eq!(bench.driver.await_used(), (0, 1));
+    // And what came while the ring was disabled: its kick was for nobody.
+    bench.worker.enable(false);
+    bench.suspend(false);
+    bench.worker.resume(ResumeWith::Same).wait(PATIENCE).unwrap().unwrap();
+    bench.driver.ask(1, 1, 8, &[8; 512]);
+    bench.driver.kick();
+    bench.pass_turns();
+    assert_eq!(bench.driver.next_used(), None, "a disabled ring is not served");
+    bench.worker.enable(true);
+    assert_eq!(bench.driver.await_used(), (3, 1));
+}
+
+#[test]
+fn a_ring_without_a_kick_is_polled() {
+    let mut bench = Bench::new(false);
+    bench.start_with(|start| start.kick = Kick::Poll);
+    for n in 0..5 {
+        bench.driver.ask(n, 1, u64::from(n), &[n as u8; 512]);
+        assert_eq!(bench.driver.await_used(), (u32::from(n) * 3, 1));
+    }
+}
+
+/// I9.
+#[test]
+fn a_suspend_waits_for_what_is_in_flight_and_the_rest_waits_in_the_ring() {
+    for (indirect, flush) in [(false, true), (true, true), (false, false), (true, false)] {
+        let mut bench = Bench::new(true);
+        bench.disk.indirect.store(indirect, Ordering::SeqCst);
+        bench.start();
+        bench.disk.hold(true);
+        bench.driver.ask(0, 1, 0, &[1; 512]);
+        bench.driver.kick();
+        bench.disk.await_count(IoOp::Write, 1);
+        let suspended = bench.worker.suspend(flush);
+        bench.driver.ask(1, 1, 8, &[2; 512]);
+        bench.driver.kick();
+        assert_eq!(suspended.wait(Duration::from_millis(50)), Err(WorkerError::TimedOut));
+        bench.disk.hold(false);
+        assert_eq!(suspended.wait(PATIENCE), Ok(Ok(())));
+        assert_eq!(bench.driver.await_used(), (0, 1));
+        assert_eq!(bench.disk.count(IoOp::Sync), usize::from(flush));
+        assert_eq!(bench.disk.count(IoOp::Write), 1, "nothing is taken while suspended");
+        let other = TestDisk::new(16);
+        let table = Arc::new(TestTable { disk: other, read_only: false });
+        let resumed = bench.worker.resume(ResumeWith::Table(Some(table)));
+        assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
+        assert_eq!(bench.driver.await_used(), (3, 1));
+        // The limits are the new table's.
+        assert_eq!(bench.driver.run(0, 16, &[0; 512]).0, 1);
+        assert_eq!(bench.driver.run(0, 15, &[0; 512]).0, 0);
+    }
+}
+
+#[test]
+fn a_suspend_that_takes_too_long_is_undone() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.hold(true);
+    bench.driver.ask(0, 1, 0, &[1; 512]);
+    bench.driver.kick();
+    bench.disk.await_count(IoOp::Write, 1);
+    let suspended = bench.worker.suspend(true);
+    let early = bench.worker.resume(ResumeWith::Table(None));
+    assert_eq!(early.wait(PATIENCE), Ok(Err(WorkerError::NotSuspended)));
+    let undone = bench.worker.resume(ResumeWith::Same);
+    assert_eq!(undone.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(suspended.wait(PATIENCE), Ok(Err(WorkerError::TimedOut)));
+    bench.disk.hold(false);
+    assert_eq!(bench.driver.await_used(), (0, 1));
+    assert_eq!(bench.driver.run(1, 8, &[2; 512]).0, 0);
+    bench.suspend(true);
+    bench.suspend(true);
+}
+
+#[test]
+fn held_requests_outlive_a_suspend_and_fail_when_the_ring_stops() {
+    let mut bench = Bench::new(true);
+    bench.disk.indirect.store(true, Ordering::SeqCst);
+    bench.start();
+    bench.disk.fill(true);
+    bench.driver.ask(0, 1, 0, &[1; 512]);
+    bench.driver.ask(1, 0, 0, &[0; 512]);
+    bench.driver.kick();
+    assert_eq!(bench.driver.await_used().0, 3, "a read passes a write that found no room");
+    bench.suspend(false);
+    assert_eq!(bench.driver.next_used(), None);
+    bench.disk.fill(false);
+    bench.pass_turns();
+    assert_eq!(bench.disk.count(IoOp::Write), 0, "suspended, although there is room now");
+    let table = bench.binding.table();
+    let resumed = bench.worker.resume(ResumeWith::Table(Some(table)));
+    assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!((bench.driver.await_used().0, bench.driver.status(0)), (0, 0));
+    bench.disk.fill(true);
+    bench.driver.ask(2, 1, 0, &[3; 512]);
+    bench.driver.ask(3, 0, 0, &[0; 512]);
+    bench.driver.kick();
+    assert_eq!(bench.driver.await_used().0, 9, "the write before it was taken, too");
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(4)));
+    assert_eq!((bench.driver.await_used().0, bench.driver.status(2)), (6, 1));
+}
+
+#[test]
+fn a_ring_stops_where_it_is_and_what_it_owes_is_flushed() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.hold(true);
+    bench.driver.ask(0, 1, 0, &[1; 512]);
+    bench.driver.ask(1, 1, 8, &[1; 512]);
+    bench.driver.kick();
+    bench.disk.await_count(IoOp::Write, 2);
+    let stopped = bench.worker.stop_ring();
+    bench.driver.ask(2, 1, 16, &[1; 512]);
+    assert_eq!(stopped.wait(Duration::from_millis(50)), Err(WorkerError::TimedOut));
+    bench.disk.hold(false);
+    assert_eq!(stopped.wait(PATIENCE), Ok(Some(2)));
+    assert_eq!(bench.disk.count(IoOp::Sync), 1);
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(None));
+    // The next start goes on there.
+    bench.start_with(|start| start.setup.base = 2);
+    assert_eq!([(); 3].map(|()| bench.driver.await_used().0), [0, 3, 6]);
+}
+
+/// Known bug 21.
+#[test]
+fn write_through_is_honoured() {
+    let mut bench = Bench::new(true);
+    bench.start_with(|start| start.write_through = true);
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(*bench.disk.done.lock().unwrap(), [IoOp::Write, IoOp::Sync]);
+    let cached = bench.worker.set_write_through(false);
+    assert_eq!(cached.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(bench.disk.count(IoOp::Sync), 1);
+    // Back again: what was written so far is durable before the answer.
+    let through = bench.worker.set_write_through(true);
+    assert_eq!(through.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(bench.disk.count(IoOp::Sync), 2);
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(bench.disk.count(IoOp::Sync), 3);
+}
+
+#[test]
+fn a_flush_that_fails_is_told() {
+    let bench = Bench::new(true);
+    bench.start();
+    bench.disk.fails.store(true, Ordering::SeqCst);
+    let suspended = bench.worker.suspend(true);
+    assert_eq!(suspended.wait(PATIENCE), Ok(Err(WorkerError::FlushFailed)));
+    let through = bench.worker.set_write_through(true);
+    assert_eq!(through.wait(PATIENCE), Ok(Err(WorkerError::FlushFailed)));
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(0)));
+}
+
+/// A request in flight pins the memory that it points into.
+#[test]
+fn memory_may_go_under_a_request() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.hold(true);
+    bench.driver.ask(0, 0, 0, &[1; 512]);
+    bench.driver.kick();
+    bench.disk.await_count(IoOp::Read, 1);
+    bench.worker.set_memory(Arc::default()).wait(PATIENCE).unwrap();
+    bench.disk.hold(false);
+    eventually("the request ended", || bench.driver.status(0) == 0);
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(1)));
+    // Memory that comes back, and a ring set up anew.
+    let memory = Arc::new(bench.driver.memory.clone());
+    bench.worker.set_memory(memory).wait(PATIENCE).unwrap();
+    bench.driver.restart();
+    bench.start();
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+}
+
+#[test]
+fn a_ring_that_is_nowhere_is_refused() {
+    let bench = Bench::new(true);
+    let bad = bench.try_start(|start| start.setup.used += 1 << 40);
+    assert!(matches!(bad, Err(VringError::Address { part: "used ring", .. })));
+    let bad = bench.try_start(|start| start.setup.available += 1);
+    assert!(matches!(bad, Err(VringError::Address { part: "available ring", .. })));
+    let bad = bench.try_start(|start| start.setup.size = 63);
+    assert_eq!(bad, Err(VringError::Size(63)));
+    bench.start();
+}
+
+/// Known bug 19: the same head twice, and heads that are none; the device serves on.
+#[test]
+fn heads_that_cannot_be() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.hold(true);
+    bench.driver.ask(0, 1, 0, &[1; 512]);
+    bench.driver.publish(0);
+    bench.driver.publish(64);
+    bench.driver.publish(u16::MAX);
+    bench.driver.kick();
+    assert_eq!(bench.driver.await_used(), (0, 0), "the second is given back untouched");
+    bench.disk.hold(false);
+    assert_eq!(bench.driver.await_used(), (0, 1));
+    assert_eq!(bench.driver.run(1, 8, &[1; 512]).0, 0);
+}
+
+#[test]
+fn an_idle_worker_sleeps() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    for n in 0..50 {
+        assert_eq!(bench.driver.run(1, n, &[1; 512]).0, 0);
+    }
+    // Long enough for the poll to find that nothing comes; then a sleep has no end of its own.
+    std::thread::sleep(Duration::from_millis(20));
+    let before = bench.disk.sleeps.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(bench.disk.sleeps.load(Ordering::SeqCst) - before <= 1);
+    assert_eq!(bench.driver.run(0, 0, &[0; 512]), (0, vec![1; 512]));
+}
+
+#[test]
+fn a_worker_that_ended_answers_nobody() {
+    let bench = Bench::new(true);
+    let worker = bench.worker.clone();
+    drop(bench);
+    assert_eq!(worker.suspend(true).wait(PATIENCE), Err(WorkerError::Gone));
+}

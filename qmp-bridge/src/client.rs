@@ -1,0 +1,150 @@
+//! The other end of a monitor: what a command-line tool or a test needs of a QMP client.
+//!
+//! Owns one connection, from the negotiation to the replies and events that come over it. Waits
+//! for whatever it asks; never knows which commands there are.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use snapblk_store::control::{CommandError, ErrorClass};
+
+use crate::wire::{self, Parser};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The connection cannot be made, or broke.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The other end hung up.
+    #[error("the monitor closed the connection")]
+    HungUp,
+    /// What came does not fit.
+    #[error("the monitor's answer cannot be understood: {0}")]
+    Protocol(String),
+    /// The command was refused.
+    #[error("{0}")]
+    Command(#[from] CommandError),
+}
+
+/// A connection to a monitor, negotiated.
+pub struct Client {
+    stream: UnixStream,
+    parser: Parser,
+    /// What came and was not yet asked for.
+    messages: VecDeque<Value>,
+    events: VecDeque<Value>,
+    requests: u64,
+}
+
+impl Client {
+    /// Connects to the socket `path` and negotiates.
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let mut client = Client {
+            stream: UnixStream::connect(path)?,
+            parser: Parser::default(),
+            messages: VecDeque::new(),
+            events: VecDeque::new(),
+            requests: 0,
+        };
+        let greeting = client.message(None)?.unwrap_or_default();
+        if greeting.get("QMP").is_none() {
+            return Err(ClientError::Protocol(format!("no QMP greeting, but {greeting}")));
+        }
+        client.call("qmp_capabilities", json!({}))?;
+        Ok(client)
+    }
+
+    /// Carries a command out and returns what it returned.
+    pub fn call(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
+        self.requests += 1;
+        let request = json!({"execute": command, "arguments": arguments, "id": self.requests});
+        let line = wire::line(&request).map_err(io::Error::from)?;
+        self.stream.write_all(line.as_bytes())?;
+        loop {
+            let Some(mut message) = self.message(None)? else { return Err(ClientError::HungUp) };
+            if message.get("event").is_some() {
+                self.events.push_back(message);
+                continue;
+            }
+            if message.get("id").is_some_and(|id| *id != self.requests) {
+                continue;
+            }
+            if let Some(error) = message.get("error") {
+                return Err(ClientError::Command(command_error(error)));
+            }
+            return match message.get_mut("return") {
+                Some(value) => Ok(value.take()),
+                None => Err(ClientError::Protocol(message.to_string())),
+            };
+        }
+    }
+
+    /// [`call`](Self::call), decoded.
+    pub fn ask<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<T, ClientError> {
+        let value = self.call(command, arguments)?;
+        serde_json::from_value(value).map_err(|error| ClientError::Protocol(error.to_string()))
+    }
+
+    /// The next event, as it came; `None` when there was none within `patience`, for which no
+    /// limit is `None`.
+    pub fn event(&mut self, patience: Option<Duration>) -> Result<Option<Value>, ClientError> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        self.message(patience)
+    }
+
+    /// The next message; `None` when there was none within `patience`.
+    fn message(&mut self, patience: Option<Duration>) -> Result<Option<Value>, ClientError> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut buffer = [0; 16 << 10];
+        loop {
+            if let Some(message) = self.messages.pop_front() {
+                return Ok(Some(message));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(left)?;
+            let count = match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(ClientError::HungUp),
+                Ok(count) => count,
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => continue,
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(None),
+                    _ => return Err(error.into()),
+                },
+            };
+            let mut wrong = None;
+            let messages = &mut self.messages;
+            self.parser.feed(&buffer[..count], |message| match message {
+                Ok(message) => messages.push_back(message),
+                Err(error) => wrong = Some(error),
+            });
+            if let Some(error) = wrong {
+                return Err(ClientError::Protocol(error.to_string()));
+            }
+        }
+    }
+}
+
+/// An error as it is on the wire.
+fn command_error(error: &Value) -> CommandError {
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    let class = ErrorClass::ALL.iter().find(|class| class.as_str() == text("class"));
+    CommandError {
+        class: class.copied().unwrap_or(ErrorClass::GenericError),
+        desc: text("desc").to_owned(),
+    }
+}

@@ -1,0 +1,449 @@
+//! Jobs: work that goes on after the command that began it has been answered.
+//!
+//! Owns each job's state, with QEMU's transitions, verbs and events (qapi/job.json), and what
+//! is left of it afterwards. Never knows what a job does: its [`JobDriver`] is told what the
+//! user wants, and its [`JobHandle`] is told how the work goes. Drivers are called without any
+//! lock held, so that they may call the handle.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use snapblk_store::control::event::{
+    BlockJobCompleted, BlockJobError, BlockJobPending, BlockJobProgress, ErrorAction, IoOperation,
+    JobStatusChange,
+};
+use snapblk_store::control::job::{JobCommand, JobInfo, JobStatus, JobType, JobVerb};
+use snapblk_store::control::{Answer, CommandError, Event};
+
+use crate::events::Events;
+
+/// The work behind a job, as the user steers it. No method waits for the work.
+pub trait JobDriver: Send + Sync {
+    /// Stop working for now; when nothing is in flight any more, [`JobHandle::paused`] is due.
+    fn pause(&self);
+
+    /// Go on.
+    fn resume(&self);
+
+    /// Stop for good; [`JobHandle::finish`] is due when that is done, with
+    /// [`Outcome::Cancelled`], or with what happened instead. On a job that has not started, or
+    /// whose work is done but not finalized, nothing is due: the job is over.
+    /// The error is why this cannot be, as one sentence.
+    fn cancel(&self) -> Result<(), String>;
+
+    /// The job is ready: end now. [`JobHandle::finish`] is due.
+    /// The error is why this cannot be, as one sentence.
+    fn complete(&self) -> Result<(), String>;
+
+    /// The work is done: make it visible. The job is over afterwards, either way.
+    fn finalize(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// How the work of a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is done.
+    Completed,
+    /// It was stopped because of [`JobDriver::cancel`].
+    Cancelled,
+    /// It cannot go on; the sentence says why.
+    Failed(String),
+}
+
+/// What a new job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobSpec {
+    /// Its name: a letter, then letters, digits, `-`, `.`, `_`.
+    pub id: String,
+    /// What it does.
+    pub kind: JobType,
+    /// Bytes per second; 0 for no limit. Only shown.
+    pub speed: u64,
+    /// Made visible as soon as its work is done, else by `job-finalize`.
+    pub auto_finalize: bool,
+    /// Forgotten as soon as it is over, else by `job-dismiss`.
+    pub auto_dismiss: bool,
+}
+
+/// All jobs of the process.
+pub struct Jobs {
+    events: Arc<Events>,
+    list: Mutex<List>,
+    /// Jobs made so far.
+    made: AtomicU64,
+}
+
+#[derive(Default)]
+struct List {
+    /// Oldest first.
+    jobs: Vec<Job>,
+}
+
+struct Job {
+    /// Tells it from another of the same name.
+    serial: u64,
+    spec: JobSpec,
+    driver: Arc<dyn JobDriver>,
+    status: JobStatus,
+    done: u64,
+    total: u64,
+    error: Option<String>,
+    /// The user wants it paused.
+    pause_wanted: bool,
+    /// Somebody is in `JobDriver::finalize`.
+    finalizing: bool,
+}
+
+/// A job, for whoever does its work. What it says about a job that is over is ignored.
+#[derive(Clone)]
+pub struct JobHandle {
+    jobs: Arc<Jobs>,
+    serial: u64,
+}
+
+impl Jobs {
+    /// No jobs; what happens to them is told to `events`.
+    pub fn new(events: Arc<Events>) -> Arc<Self> {
+        Arc::new(Jobs { events, list: Mutex::default(), made: AtomicU64::new(0) })
+    }
+
+    /// Where it is told what happens to jobs.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    /// Makes a job, not yet started. `driver` is handed the job that its work is for; it is
+    /// dropped again where there can be no such job.
+    pub fn create(
+        self: &Arc<Self>,
+        spec: JobSpec,
+        driver: impl FnOnce(JobHandle) -> Arc<dyn JobDriver>,
+    ) -> Result<JobHandle, CommandError> {
+        if !is_well_formed(&spec.id) {
+            return Err(CommandError::generic(format!("Invalid job ID '{}'", spec.id)));
+        }
+        let serial = self.made.fetch_add(1, Ordering::Relaxed);
+        let handle = JobHandle { jobs: self.clone(), serial };
+        let driver = driver(handle.clone());
+        let mut list = self.lock();
+        if list.jobs.iter().any(|job| job.spec.id == spec.id) {
+            return Err(CommandError::generic(format!("Job ID '{}' already in use", spec.id)));
+        }
+        let mut job = Job {
+            serial,
+            spec,
+            driver,
+            status: JobStatus::Created,
+            done: 0,
+            total: 0,
+            error: None,
+            pause_wanted: false,
+            finalizing: false,
+        };
+        self.change(&mut job, JobStatus::Created);
+        list.jobs.push(job);
+        Ok(handle)
+    }
+
+    /// Carries out a command about jobs.
+    pub fn execute(self: &Arc<Self>, command: &JobCommand) -> Result<Answer, CommandError> {
+        match command {
+            JobCommand::Query => Ok(Answer::Jobs(self.query())),
+            JobCommand::Tell { verb, id } => self.tell(*verb, id).map(|()| Answer::DONE),
+        }
+    }
+
+    /// The jobs, the newest first.
+    pub fn query(&self) -> Vec<JobInfo> {
+        self.lock()
+            .jobs
+            .iter()
+            .rev()
+            .map(|job| JobInfo {
+                id: job.spec.id.clone(),
+                kind: job.spec.kind,
+                status: job.status,
+                current_progress: job.done,
+                total_progress: job.total,
+                error: job.error.clone(),
+            })
+            .collect()
+    }
+
+    /// Tells the job called `id` what the user wants.
+    pub fn tell(self: &Arc<Self>, verb: JobVerb, id: &str) -> Result<(), CommandError> {
+        let mut list = self.lock();
+        let job = list
+            .jobs
+            .iter_mut()
+            .find(|job| job.spec.id == id)
+            .ok_or_else(|| CommandError::generic("Job not found"))?;
+        if verb == JobVerb::Resume && !job.pause_wanted {
+            return Err(CommandError::generic("Can't resume a job that was not paused"));
+        }
+        if !accepts(job.status, verb) || job.finalizing {
+            return Err(CommandError::generic(format!(
+                "Job '{id}' in state '{}' cannot accept command verb '{verb}'",
+                job.status
+            )));
+        }
+        let handle = JobHandle { jobs: self.clone(), serial: job.serial };
+        let driver = job.driver.clone();
+        match verb {
+            JobVerb::Pause if job.pause_wanted => {
+                return Err(CommandError::generic("Job is already paused"));
+            }
+            JobVerb::Pause => {
+                job.pause_wanted = true;
+                drop(list);
+                driver.pause();
+            }
+            JobVerb::Resume => {
+                self.unpause(job);
+                drop(list);
+                driver.resume();
+            }
+            JobVerb::Cancel => {
+                drop(list);
+                driver.cancel().map_err(CommandError::generic)?;
+                handle.cancelled();
+            }
+            JobVerb::Complete => {
+                drop(list);
+                driver.complete().map_err(CommandError::generic)?;
+            }
+            JobVerb::Finalize => {
+                job.finalizing = true;
+                drop(list);
+                handle.finalize();
+            }
+            JobVerb::Dismiss => {
+                let serial = job.serial;
+                self.forget(&mut list, serial);
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().expect("jobs lock poisoned")
+    }
+
+    /// Puts a job into a state and says so.
+    fn change(&self, job: &mut Job, status: JobStatus) {
+        job.status = status;
+        let id = job.spec.id.clone();
+        self.events.emit(&Event::JobStatusChange(JobStatusChange { id, status }));
+    }
+
+    /// Whatever the user wanted, the job is to go on.
+    fn unpause(&self, job: &mut Job) {
+        job.pause_wanted = false;
+        match job.status {
+            JobStatus::Paused => self.change(job, JobStatus::Running),
+            JobStatus::Standby => self.change(job, JobStatus::Ready),
+            _ => {}
+        }
+    }
+
+    /// The job is over: its last events, and where it stays until it is dismissed.
+    fn conclude(&self, list: &mut List, serial: u64, outcome: Outcome) {
+        let Some(job) = list.get(serial) else { return };
+        job.finalizing = false;
+        self.unpause(job);
+        let started = job.status != JobStatus::Created;
+        let progress = job.progress();
+        match &outcome {
+            Outcome::Completed => {}
+            Outcome::Cancelled => job.error = Some("Operation canceled".to_owned()),
+            Outcome::Failed(why) => job.error = Some(why.clone()),
+        }
+        if outcome != Outcome::Completed {
+            self.change(job, JobStatus::Aborting);
+        }
+        if started {
+            self.events.emit(&match outcome {
+                Outcome::Cancelled => Event::BlockJobCancelled(progress),
+                Outcome::Completed | Outcome::Failed(_) => {
+                    let BlockJobProgress { kind, device, len, offset, speed } = progress;
+                    let error = job.error.clone();
+                    Event::BlockJobCompleted(BlockJobCompleted {
+                        kind,
+                        device,
+                        len,
+                        offset,
+                        speed,
+                        error,
+                    })
+                }
+            });
+        }
+        self.change(job, JobStatus::Concluded);
+        if job.spec.auto_dismiss || !started {
+            self.forget(list, serial);
+        }
+    }
+
+    fn forget(&self, list: &mut List, serial: u64) {
+        if let Some(job) = list.get(serial) {
+            self.change(job, JobStatus::Null);
+        }
+        list.jobs.retain(|job| job.serial != serial);
+    }
+}
+
+impl List {
+    fn get(&mut self, serial: u64) -> Option<&mut Job> {
+        self.jobs.iter_mut().find(|job| job.serial == serial)
+    }
+}
+
+impl Job {
+    fn progress(&self) -> BlockJobProgress {
+        BlockJobProgress {
+            kind: self.spec.kind,
+            device: self.spec.id.clone(),
+            len: self.total,
+            offset: self.done,
+            speed: self.spec.speed,
+        }
+    }
+
+    /// Whether its work is still going on, or has not begun.
+    fn is_unfinished(&self) -> bool {
+        use JobStatus::{Created, Paused, Ready, Running, Standby};
+        matches!(self.status, Created | Running | Paused | Ready | Standby)
+    }
+}
+
+impl JobHandle {
+    /// The work begins. False: the job was cancelled before that, and there is nothing to do.
+    pub fn start(&self) -> bool {
+        self.with(|jobs, job| {
+            let created = job.status == JobStatus::Created;
+            if created {
+                jobs.change(job, JobStatus::Running);
+            }
+            created
+        })
+        .unwrap_or(false)
+    }
+
+    /// `done` of `total` is done, in any unit; `done` never goes back.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.with(|_, job| {
+            job.done = job.done.max(done);
+            job.total = total;
+        });
+    }
+
+    /// Nothing is in flight any more, as [`JobDriver::pause`] wanted.
+    pub fn paused(&self) {
+        self.with(|jobs, job| match job.status {
+            JobStatus::Running if job.pause_wanted => jobs.change(job, JobStatus::Paused),
+            JobStatus::Ready if job.pause_wanted => jobs.change(job, JobStatus::Standby),
+            // Resumed in the meantime, or over.
+            _ => {}
+        });
+    }
+
+    /// The job could end now, and goes on until `job-complete`. Only a running job becomes
+    /// ready: one that is paused says so when it has been resumed.
+    pub fn ready(&self) {
+        self.with(|jobs, job| {
+            if job.status == JobStatus::Running {
+                jobs.change(job, JobStatus::Ready);
+                jobs.events.emit(&Event::BlockJobReady(job.progress()));
+            }
+        });
+    }
+
+    /// The work met an I/O error.
+    pub fn io_error(&self, operation: IoOperation, action: ErrorAction) {
+        self.with(|jobs, job| {
+            let device = job.spec.id.clone();
+            jobs.events.emit(&Event::BlockJobError(BlockJobError { device, operation, action }));
+        });
+    }
+
+    /// The work is over. Where it is all done, and the job finalizes by itself, the driver's
+    /// `finalize` is called from here.
+    pub fn finish(&self, outcome: Outcome) {
+        let mut list = self.jobs.lock();
+        let Some(job) = list.get(self.serial).filter(|job| job.is_unfinished()) else { return };
+        if outcome != Outcome::Completed {
+            return self.jobs.conclude(&mut list, self.serial, outcome);
+        }
+        self.jobs.unpause(job);
+        self.jobs.change(job, JobStatus::Waiting);
+        self.jobs.change(job, JobStatus::Pending);
+        if job.spec.auto_finalize {
+            job.finalizing = true;
+            drop(list);
+            return self.finalize();
+        }
+        let BlockJobProgress { kind, device: id, .. } = job.progress();
+        self.jobs.events.emit(&Event::BlockJobPending(BlockJobPending { kind, id }));
+    }
+
+    /// Makes the work of a job that is marked as finalizing visible, and ends it.
+    fn finalize(&self) {
+        let Some(driver) = self.with(|_, job| job.driver.clone()) else { return };
+        let outcome = match driver.finalize() {
+            Ok(()) => Outcome::Completed,
+            Err(why) => Outcome::Failed(why),
+        };
+        self.jobs.conclude(&mut self.jobs.lock(), self.serial, outcome);
+    }
+
+    /// The driver has taken the user's cancel.
+    fn cancelled(&self) {
+        let mut list = self.jobs.lock();
+        let Some(job) = list.get(self.serial) else { return };
+        match job.status {
+            JobStatus::Created | JobStatus::Pending if !job.finalizing => {
+                self.jobs.conclude(&mut list, self.serial, Outcome::Cancelled);
+            }
+            _ if job.pause_wanted && job.is_unfinished() => {
+                self.jobs.unpause(job);
+                let driver = job.driver.clone();
+                drop(list);
+                driver.resume();
+            }
+            _ => {}
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&Jobs, &mut Job) -> T) -> Option<T> {
+        let mut list = self.jobs.lock();
+        list.get(self.serial).map(|job| change(&self.jobs, job))
+    }
+}
+
+/// Whether a job in this state can be told this (QEMU's table of verbs).
+fn accepts(status: JobStatus, verb: JobVerb) -> bool {
+    use JobStatus::{Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting};
+    match verb {
+        JobVerb::Cancel => {
+            matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending)
+        }
+        JobVerb::Pause | JobVerb::Resume => {
+            matches!(status, Created | Running | Paused | Ready | Standby)
+        }
+        JobVerb::Complete => matches!(status, Ready | Standby),
+        JobVerb::Finalize => status == Pending,
+        JobVerb::Dismiss => status == Concluded,
+    }
+}
+
+/// QEMU's rule for identifiers.
+fn is_well_formed(id: &str) -> bool {
+    let mut bytes = id.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+#[cfg(test)]
+mod tests;

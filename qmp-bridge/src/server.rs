@@ -1,0 +1,387 @@
+//! The monitor's socket, and a thread or two for each client.
+//!
+//! Owns the socket's file from start to stop, who is connected, and which thread reads, carries
+//! out and writes. A client has a thread that reads and carries out, one that writes, and, once
+//! it has switched out-of-band execution on, one more that carries out in order while the first
+//! goes on reading. So no client ever waits for another, but inside the
+//! [`Handler`](crate::Handler). Never knows what a message says.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use serde_json::Value;
+
+use crate::events::Listener;
+use crate::outbox::{Closed, Outbox};
+use crate::session::{Monitor, Session};
+use crate::wire::{self, ParseError, Parser};
+
+/// Clients at once; who comes when so many are there is disconnected.
+pub const MAX_CLIENTS: usize = 64;
+/// In-band commands of one client that wait for their turn (QEMU's number).
+const MAX_QUEUED: usize = 8;
+/// How long the acceptor leaves a system without descriptors or memory alone.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Why there is no monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process is there.
+    #[error("monitor socket {path:?} is served by another process; stop it or choose another path")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something is there that a socket must not replace.
+    #[error("{path:?} is there and is no socket; remove it or choose another monitor socket")]
+    NotASocket {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The system does not let us.
+    #[error("monitor socket {path:?} cannot be made: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A monitor that is served on a socket. Dropping it disconnects everybody at once.
+pub struct Server {
+    clients: Arc<Clients>,
+    acceptor: Option<JoinHandle<()>>,
+    wake: Arc<OwnedFd>,
+}
+
+/// Who is connected.
+struct Clients {
+    monitor: Arc<Monitor>,
+    list: Mutex<List>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct List {
+    outboxes: HashMap<u64, Arc<Outbox>>,
+    /// Clients that have ever come.
+    came: u64,
+}
+
+impl Server {
+    /// Makes the socket `path` and serves `monitor` on it. A socket that nobody serves any more
+    /// is replaced; nothing else is.
+    pub fn start(path: &Path, monitor: Arc<Monitor>) -> Result<Server, StartError> {
+        let failed = |source| StartError::Io { path: path.to_owned(), source };
+        let listener = bind(path)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| failed(errno.into()))?;
+        let wake = Arc::new(wake);
+        let clients = Arc::new(Clients { monitor, list: Mutex::default(), left: Condvar::new() });
+        let acceptor = Acceptor {
+            listener,
+            path: path.to_owned(),
+            identity: (metadata.dev(), metadata.ino()),
+            wake: wake.clone(),
+            clients: clients.clone(),
+        };
+        let acceptor = thread::Builder::new()
+            .name("monitor".to_owned())
+            .spawn(move || acceptor.run())
+            .map_err(failed)?;
+        Ok(Server { clients, acceptor: Some(acceptor), wake })
+    }
+
+    /// Takes no more clients or commands, lets replies and events out that are on their way for
+    /// at most `patience`, disconnects everybody and removes the socket. Not to be called by a
+    /// handler: its own reply would be waited for.
+    pub fn stop(mut self, patience: Duration) {
+        self.stop_accepting();
+        let list = self.clients.lock();
+        for outbox in list.outboxes.values() {
+            outbox.stop_reading();
+        }
+        let waited =
+            self.clients.left.wait_timeout_while(list, patience, |list| !list.outboxes.is_empty());
+        drop(waited);
+        // `drop` disconnects who is still there.
+    }
+
+    fn stop_accepting(&mut self) {
+        // The counter cannot overflow by being set once or twice.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        if let Some(acceptor) = self.acceptor.take()
+            && acceptor.join().is_err()
+        {
+            tracing::error!("the monitor's acceptor panicked");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_accepting();
+        for outbox in self.clients.lock().outboxes.values() {
+            outbox.close();
+        }
+    }
+}
+
+/// Makes the socket, in place of one that is dead.
+fn bind(path: &Path) -> Result<UnixListener, StartError> {
+    let failed = |source| StartError::Io { path: path.to_owned(), source };
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other.map_err(failed),
+    }
+    if !fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
+        return Err(StartError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(error) => return Err(failed(error)),
+        Ok(_) => return Err(StartError::InUse { path: path.to_owned() }),
+    }
+    tracing::info!(?path, "replacing a monitor socket that nobody serves");
+    fs::remove_file(path).map_err(failed)?;
+    UnixListener::bind(path).map_err(failed)
+}
+
+/// Takes clients in until it is woken.
+struct Acceptor {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket's file: another's is not removed.
+    identity: (u64, u64),
+    wake: Arc<OwnedFd>,
+    clients: Arc<Clients>,
+}
+
+impl Acceptor {
+    fn run(self) {
+        while self.wait(None) {
+            match self.listener.accept() {
+                Ok((stream, _)) => Clients::welcome(&self.clients, stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a monitor client cannot be taken in");
+                    if !self.wait(Some(BACK_OFF)) {
+                        break;
+                    }
+                }
+            }
+        }
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = ?self.path, %error, "the monitor socket cannot be removed");
+        }
+    }
+
+    /// Waits for a client, or for as long as `pause`; false when it is time to stop.
+    fn wait(&self, pause: Option<Duration>) -> bool {
+        let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+        if pause.is_none() {
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        match poll(&mut fds, pause.as_ref()) {
+            Ok(_) => fds[0].revents().is_empty(),
+            Err(errno) => errno == rustix::io::Errno::INTR,
+        }
+    }
+}
+
+impl Clients {
+    fn lock(&self) -> std::sync::MutexGuard<'_, List> {
+        self.list.lock().expect("clients lock poisoned")
+    }
+
+    /// Gives a new client its threads, if there is room for it.
+    fn welcome(self: &Arc<Self>, stream: UnixStream) {
+        let mut list = self.lock();
+        if list.outboxes.len() >= MAX_CLIENTS {
+            tracing::warn!("a monitor client is turned away: {MAX_CLIENTS} are connected");
+            return;
+        }
+        list.came += 1;
+        let number = list.came;
+        let begun = stream.set_nonblocking(false).and_then(|()| {
+            let outbox = Arc::new(Outbox::new(stream.try_clone()?));
+            let client = Client {
+                stream,
+                outbox: outbox.clone(),
+                session: Arc::new(Session::new(self.monitor.clone())),
+                monitor: self.monitor.clone(),
+            };
+            let clients = self.clone();
+            thread::Builder::new().name(format!("monitor-{number}")).spawn(move || {
+                client.converse();
+                clients.lock().outboxes.remove(&number);
+                clients.left.notify_all();
+            })?;
+            Ok(outbox)
+        });
+        match begun {
+            Ok(outbox) => {
+                list.outboxes.insert(number, outbox);
+            }
+            Err(error) => tracing::warn!(%error, "a monitor client cannot be served"),
+        }
+    }
+}
+
+/// A client, as its reading thread sees it.
+struct Client {
+    stream: UnixStream,
+    outbox: Arc<Outbox>,
+    session: Arc<Session>,
+    monitor: Arc<Monitor>,
+}
+
+/// Input whose turn has not come.
+type Message = Result<Value, ParseError>;
+
+impl Client {
+    /// Serves the client until it hangs up, and writes what it still has coming.
+    fn converse(self) {
+        let writer = self.stream.try_clone().and_then(|stream| {
+            let outbox = self.outbox.clone();
+            thread::Builder::new()
+                .name("monitor-write".to_owned())
+                .spawn(move || write_all(stream, &outbox))
+        });
+        let writer = match writer {
+            Ok(writer) => writer,
+            Err(error) => {
+                tracing::warn!(%error, "a monitor client cannot be served");
+                return self.outbox.close();
+            }
+        };
+        // The client has hung up, or is to be: there is nobody to tell.
+        let _: Result<(), Closed> = self.listen();
+        self.outbox.finish();
+        if writer.join().is_err() {
+            tracing::error!("a monitor client's writer panicked");
+        }
+    }
+
+    /// Reads and answers until the client hangs up.
+    fn listen(&self) -> Result<(), Closed> {
+        reply(&self.outbox, &self.session.greeting())?;
+        let mut parser = Parser::default();
+        let mut executor: Option<Executor> = None;
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let count = match (&self.stream).read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
+            let mut messages = Vec::new();
+            parser.feed(&buffer[..count], |message| messages.push(message));
+            for message in messages {
+                self.take(message, &mut executor)?;
+            }
+        }
+        // What came before the client stopped sending is still carried out.
+        if let Some(Executor { queue, thread }) = executor {
+            drop(queue);
+            if thread.join().is_err() {
+                tracing::error!("a monitor client's executor panicked");
+            }
+        }
+        Ok(())
+    }
+
+    /// One message: answered here, or put into the queue.
+    fn take(&self, message: Message, executor: &mut Option<Executor>) -> Result<(), Closed> {
+        let overtakes = matches!(&message, Ok(value) if self.session.overtakes(value));
+        if let (Some(executor), false) = (&*executor, overtakes) {
+            return executor.queue.send(message).map_err(|_| Closed);
+        }
+        let was_negotiated = self.session.is_negotiated();
+        answer(&self.session, &self.outbox, message)?;
+        if !was_negotiated && self.session.is_negotiated() {
+            // Events only behind the reply to the negotiation: clients read that first.
+            let listener: Arc<dyn Listener> = self.outbox.clone();
+            self.monitor.events().listen(Arc::downgrade(&listener));
+            if self.session.is_out_of_band() {
+                *executor = Some(self.start_executor()?);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_executor(&self) -> Result<Executor, Closed> {
+        let (queue, messages) = sync_channel(MAX_QUEUED);
+        let (session, outbox) = (self.session.clone(), self.outbox.clone());
+        let thread = thread::Builder::new()
+            .name("monitor-exec".to_owned())
+            .spawn(move || execute_all(&session, &outbox, &messages))
+            .map_err(|error| {
+                tracing::warn!(%error, "a monitor client cannot be served");
+                Closed
+            })?;
+        Ok(Executor { queue, thread })
+    }
+}
+
+/// The thread that carries in-band commands out while the client's other thread reads.
+struct Executor {
+    queue: SyncSender<Message>,
+    thread: JoinHandle<()>,
+}
+
+fn execute_all(session: &Session, outbox: &Outbox, messages: &Receiver<Message>) {
+    for message in messages {
+        // Nobody wants what a client asked for that is gone.
+        if outbox.is_closed() || answer(session, outbox, message).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(session: &Session, outbox: &Outbox, message: Message) -> Result<(), Closed> {
+    match message {
+        Ok(value) => reply(outbox, &session.answer(value)),
+        Err(error) => reply(outbox, &session.refuse(&error)),
+    }
+}
+
+fn reply(outbox: &Outbox, reply: &impl serde::Serialize) -> Result<(), Closed> {
+    match wire::line(reply) {
+        Ok(line) => outbox.reply(line),
+        Err(error) => {
+            tracing::error!(%error, "a reply cannot be printed");
+            outbox.close();
+            Err(Closed)
+        }
+    }
+}
+
+fn write_all(mut stream: UnixStream, outbox: &Outbox) {
+    while let Some(line) = outbox.next() {
+        if stream.write_all(line.as_bytes()).is_err() {
+            break;
+        }
+    }
+    outbox.close();
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! The bytes of a QMP connection: JSON values in, lines out.
+//!
+//! Owns where one value ends and the next begins in a stream that need not have a line break
+//! anywhere, how input that is no JSON is reported and where reading goes on behind it, and how
+//! values are printed. Never knows what a value means. Keeps memory bounded: a message longer
+//! than [`MAX_MESSAGE`] or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
+//!
+//! docs/interop/qmp-spec of QEMU: output is ASCII and ends with CRLF; an ASCII control
+//! character (or the byte 0xFF) brings the parser into a known state.
+
+use std::io;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::ser::Formatter;
+
+/// Bytes of one message at most.
+pub const MAX_MESSAGE: usize = 4 << 20;
+/// Arrays and objects within each other at most.
+pub const MAX_NESTING: i32 = 100;
+
+/// Input that is no JSON value, or too much of one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("JSON parse error, {0}")]
+pub struct ParseError(String);
+
+/// Where the parser stands between two bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Between two tokens.
+    Start,
+    /// Within a number or a name.
+    Bare,
+    /// Within a string.
+    Text,
+    /// Within a string, behind a backslash.
+    Escape,
+    /// Behind an error, up to a byte that is likely to begin something new.
+    Recovery,
+}
+
+/// Cuts a stream of bytes into JSON values.
+#[derive(Debug)]
+pub struct Parser {
+    state: State,
+    /// Bytes of the message so far.
+    message: Vec<u8>,
+    /// Objects that are open; below 0 when one was closed too many.
+    braces: i32,
+    /// Arrays that are open.
+    brackets: i32,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Parser { state: State::Start, message: Vec::new(), braces: 0, brackets: 0 }
+    }
+}
+
+impl Parser {
+    /// Takes more bytes and hands each value, or error, to `found` as soon as it is complete.
+    /// A value that is a number or a name by itself is complete only with the byte behind it.
+    pub fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(Result<Value, ParseError>)) {
+        for &byte in bytes {
+            while !self.step(byte, &mut found) {}
+        }
+    }
+
+    /// Takes `byte` into account; false if it ended something and is to be looked at again.
+    fn step(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) -> bool {
+        match self.state {
+            State::Start => self.start(byte, found),
+            State::Bare => match byte {
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.' => {
+                    self.push(byte, found);
+                }
+                _ => {
+                    self.state = State::Start;
+                    self.token_ended(found);
+                    return false;
+                }
+            },
+            State::Text => match byte {
+                b'"' => {
+                    self.state = State::Start;
+                    self.push(byte, found);
+                    self.token_ended(found);
+                }
+                b'\\' => {
+                    self.state = State::Escape;
+                    self.push(byte, found);
+                }
+                0x20..=0xfd => self.push(byte, found),
+                _ => self.stray(byte, found),
+            },
+            State::Escape => match byte {
+                0x20..=0xfd => {
+                    self.state = State::Text;
+                    self.push(byte, found);
+                }
+                _ => self.stray(byte, found),
+            },
+            State::Recovery => match byte {
+                b'{' | b'}' | b'[' | b']' | b':' | b',' | b'\r' | b'\n' => {
+                    self.state = State::Start;
+                    return false;
+                }
+                0x20..=0xfd | b'\t' => {}
+                // The client's own way out of whatever it was in the middle of.
+                _ => self.state = State::Start,
+            },
+        }
+        true
+    }
+
+    /// A byte between two tokens.
+    fn start(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => {
+                // Behind a name or number inside a message it separates; before one it is noise.
+                if !self.message.is_empty() {
+                    self.push(b' ', found);
+                }
+                return;
+            }
+            b'"' => self.state = State::Text,
+            b'-' | b'0'..=b'9' | b'a'..=b'z' => self.state = State::Bare,
+            b'{' => self.braces += 1,
+            b'}' => self.braces -= 1,
+            b'[' => self.brackets += 1,
+            b']' => self.brackets -= 1,
+            b':' | b',' => {}
+            _ => return self.stray(byte, found),
+        }
+        self.push(byte, found);
+        if self.braces + self.brackets > MAX_NESTING {
+            let what = format!("nested deeper than {MAX_NESTING} levels");
+            return self.fail(what, found);
+        }
+        if self.state == State::Start {
+            self.token_ended(found);
+        }
+    }
+
+    /// One more byte of the message.
+    fn push(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        if self.message.len() >= MAX_MESSAGE {
+            return self.fail(format!("a message of more than {MAX_MESSAGE} bytes"), found);
+        }
+        self.message.push(byte);
+    }
+
+    /// A byte that cannot stand where it stands.
+    fn stray(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        let shown = if byte.is_ascii_graphic() {
+            (byte as char).to_string()
+        } else {
+            format!("\\x{byte:02x}")
+        };
+        self.fail(format!("stray '{shown}'"), found);
+        if !(0x20..0xfe).contains(&byte) {
+            self.state = State::Start;
+        }
+    }
+
+    /// Reports an error and forgets the message.
+    fn fail(&mut self, what: String, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        *self = Parser { state: State::Recovery, ..Parser::default() };
+        found(Err(ParseError(what)));
+    }
+
+    /// Behind a token: the message is complete when nothing is open any more.
+    fn token_ended(&mut self, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        let open = self.braces > 0 || self.brackets > 0;
+        if self.message.is_empty() || (open && self.braces >= 0 && self.brackets >= 0) {
+            return;
+        }
+        let message = std::mem::take(self).message;
+        found(serde_json::from_slice(&message).map_err(|error| describe(&error)));
+    }
+}
+
+/// What the parser of values says, without the position: a stream has none that would help.
+fn describe(error: &serde_json::Error) -> ParseError {
+    let text = error.to_string();
+    let text = text.split(" at line ").next().unwrap_or(&text);
+    ParseError(match text {
+        "expected value" => "expecting value".to_owned(),
+        other => other.to_owned(),
+    })
+}
+
+/// A value as one line: ASCII, `{"key": value, …}` as QEMU spaces it, CRLF at the end.
+pub fn line(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut out = Vec::with_capacity(128);
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Ascii))?;
+    out.extend_from_slice(b"\r\n");
+    // Everything that the formatter lets through is ASCII.
+    Ok(out.into_iter().map(char::from).collect())
+}
+
+/// Prints what is not ASCII as `\uXXXX`.
+struct Ascii;
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        if fragment.is_ascii() && !fragment.contains('\x7f') {
+            return writer.write_all(fragment.as_bytes());
+        }
+        for c in fragment.chars() {
+            match c {
+                ' '..='~' => writer.write_all(&[c as u8])?,
+                _ => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        write!(writer, "\\u{unit:04X}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_array_value<W>(&mut self, writer: &mut W, first: bool) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W>(&mut self, writer: &mut W, first: bool) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W>(&mut self, writer: &mut W) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests;

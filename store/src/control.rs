@@ -1,0 +1,67 @@
+//! What can be asked of a running process, and what it answers: commands, answers, errors and
+//! events as plain data.
+//!
+//! Owns the vocabulary of spec/interface.md "The monitor": every argument with its type, unit
+//! and wire name, written once; [`shape`] tells the rest (checks, introspection) from it. Never
+//! knows how a command travels or is written, which commands are served, or how one is
+//! carried out. Sizes and offsets are bytes, paths are relative to the server's working
+//! directory.
+
+pub mod answer;
+pub mod command;
+pub mod event;
+pub mod job;
+pub mod shape;
+
+pub use answer::Answer;
+pub use command::Command;
+pub use event::Event;
+
+crate::choice! {
+    /// What kind of error it is; everything else is told by the sentence beside it.
+    pub enum ErrorClass {
+        /// There is no such command, or not now.
+        CommandNotFound = "CommandNotFound",
+        /// No device has that name.
+        DeviceNotFound = "DeviceNotFound",
+        /// The device is there, but has no table, or is suspended where it must not be.
+        DeviceNotActive = "DeviceNotActive",
+        /// Anything else.
+        GenericError = "GenericError",
+    }
+}
+
+/// Why a command was not carried out. Nothing has been changed by it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{desc}")]
+pub struct CommandError {
+    /// The kind, for programs.
+    pub class: ErrorClass,
+    /// One sentence for a person: what was wrong, and what to do.
+    pub desc: String,
+}
+
+impl CommandError {
+    /// An error of class `GenericError`.
+    pub fn generic(desc: impl Into<String>) -> Self {
+        CommandError { class: ErrorClass::GenericError, desc: desc.into() }
+    }
+
+    /// No device is called `name`.
+    pub fn device_not_found(name: &str) -> Self {
+        CommandError {
+            class: ErrorClass::DeviceNotFound,
+            desc: format!("Device '{name}' not found"),
+        }
+    }
+
+    /// The device `name` cannot do this now; `why` completes "Device 'x' …".
+    pub fn device_not_active(name: &str, why: &str) -> Self {
+        CommandError { class: ErrorClass::DeviceNotActive, desc: format!("Device '{name}' {why}") }
+    }
+
+    /// There is no such command.
+    pub fn command_not_found(desc: impl Into<String>) -> Self {
+        CommandError { class: ErrorClass::CommandNotFound, desc: desc.into() }
+    }
+}

@@ -1,0 +1,215 @@
+//! What a killed process owed a store, entered into it before it serves again.
+//!
+//! Owns the file beside a store that holds its log while it serves: where it lies, whose it is,
+//! and its end. Never knows tables. Keeps I11: a mapping that was acknowledged is in that file
+//! before anyone can know of it, so entering what the file owes loses nothing; and a process's
+//! death is not a power cut, so what a file of another boot says is not believed.
+//!
+//! Entering is idempotent: the process may be killed in the middle of it, and of the commit it
+//! was killed in before, part may have landed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{StoreError, StoreErrorKind};
+use super::layout::Entry;
+use super::log::{LOG_WORDS, Log};
+use super::open::{OpenStore, zero_garbage};
+use super::tail::Tail;
+use super::words::{Words, WordsHeader};
+use crate::io::shared::SharedWords;
+use crate::io::storage::Storage;
+use crate::io::{FileInfo, Identity};
+use crate::units::{Chunk, DataIndex, StoreChunk};
+
+/// Why what is owed could not be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum OwedError {
+    /// The file cannot be used.
+    #[error("cannot use {}, which keeps what the store owes: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store was changed by somebody else since.
+    #[error(
+        "{} was changed by another program since the process that served it was killed: data \
+         chunk {} holds chunk {} there, but {} says chunk {}; acknowledged writes would be lost. \
+         Remove that file to go on without them",
+        store.display(), index.0, found.0, path.display(), owed.0
+    )]
+    Changed {
+        /// The store.
+        store: PathBuf,
+        /// The file.
+        path: PathBuf,
+        /// Where they differ.
+        index: DataIndex,
+        /// What the store says.
+        found: Chunk,
+        /// What is owed.
+        owed: Chunk,
+    },
+    /// The store could not be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The file that keeps a store's log.
+#[derive(Debug)]
+pub struct Owed {
+    path: PathBuf,
+    header: WordsHeader,
+    /// The file that was made, told from one that a later owner made under the same name.
+    made: Option<Identity>,
+}
+
+impl Owed {
+    /// The file for the store `info`: beside it; for a block device in the system's directory for
+    /// what lasts as long as the boot.
+    ///
+    /// # Errors
+    /// Where the boot's identity cannot be read.
+    pub fn of(info: &FileInfo, chunk_sectors: u32) -> Result<Owed, OwedError> {
+        let path = path_of(&info.path, info.identity, info.block_device);
+        let boot = boot_id().map_err(|source| OwedError::Io { path: path.clone(), source })?;
+        Ok(Owed {
+            path,
+            header: WordsHeader { boot, store: info.identity, chunk_sectors },
+            made: None,
+        })
+    }
+
+    /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
+    /// was any.
+    ///
+    /// # Errors
+    /// See [`OwedError`]; the file is as it was then.
+    pub fn enter<S: Storage>(&self, storage: &S, store: &mut OpenStore) -> Result<bool, OwedError> {
+        let Some(words) = self.find()? else { return Ok(false) };
+        let (owed, _) = Log::owed(&words);
+        let mut rest = Vec::new();
+        for (index, old) in owed {
+            if index >= store.next {
+                rest.push((index, old));
+                continue;
+            }
+            let chunk = store.geometry.chunk_of_index(index);
+            match store.entries.iter().rev().find(|(_, new)| *new == chunk) {
+                Some((found, _)) if *found == old => {}
+                found => {
+                    return Err(OwedError::Changed {
+                        store: storage.name().into(),
+                        path: self.path.clone(),
+                        index,
+                        found: found.map_or(Chunk(u64::MAX), |(old, _)| *old),
+                        owed: old,
+                    });
+                }
+            }
+        }
+        if !rest.is_empty() {
+            append(storage, store, &rest)?;
+        }
+        Ok(!rest.is_empty())
+    }
+
+    fn find(&self) -> Result<Option<Words>, OwedError> {
+        match SharedWords::open(&self.path) {
+            Ok(words) => {
+                let words = Words::Shared(words);
+                let ours = words.len() >= LOG_WORDS && words.header() == Some(self.header);
+                Ok(ours.then_some(words))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+            Err(source) => Err(OwedError::Io { path: self.path.clone(), source }),
+        }
+    }
+
+    /// Makes the file anew, for a log that begins with nothing owed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create(&mut self) -> Result<Words, OwedError> {
+        let _ = std::fs::remove_file(&self.path);
+        let words = SharedWords::create(&self.path, LOG_WORDS)
+            .map_err(|source| OwedError::Io { path: self.path.clone(), source })?;
+        let words = Words::Shared(words);
+        words.set_header(self.header);
+        self.made = Identity::of_path(&self.path).ok();
+        Ok(words)
+    }
+
+    /// Removes the file that was made here: nothing is owed any more.
+    pub fn remove(&self) {
+        if self.made.is_some() && Identity::of_path(&self.path).ok() == self.made {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Enters `owed`, durably, as the commit that did not happen would have.
+fn append<S: Storage>(
+    storage: &S,
+    store: &mut OpenStore,
+    owed: &[(DataIndex, Chunk)],
+) -> Result<(), StoreError> {
+    zero_garbage(storage, store)?;
+    let failed =
+        |source| StoreErrorKind::Io { what: "write", offset: 0, source }.of(storage.name());
+    let mut tail = tail_of(store);
+    let count = owed.len() as u64;
+    while let Some(area) = tail.area_to_zero(count) {
+        let chunk = store.geometry.chunk;
+        storage.write_zeroes(chunk.store_offset(area), chunk.bytes()).map_err(failed)?;
+        tail.zeroed();
+    }
+    storage.sync().map_err(failed)?;
+    let place = |&(index, old): &(DataIndex, Chunk)| (old, store.geometry.chunk_of_index(index));
+    let entries: Vec<(Chunk, StoreChunk)> = owed.iter().map(place).collect();
+    let mut left = entries.iter().map(|&(old, new)| Entry { old, new });
+    let mut bytes = Vec::new();
+    while let Some(offset) = tail.write(&mut left, &mut bytes) {
+        storage.write_at(&bytes, offset).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)?;
+    store.entries.extend(entries);
+    store.next = DataIndex(owed.last().map_or(store.next.0, |(last, _)| last.0 + 1));
+    Ok(())
+}
+
+/// The tail behind a store's entries, which must have zeroes behind them.
+pub fn tail_of(store: &OpenStore) -> Tail {
+    let count = store.entries.len() as u64;
+    let in_block = (count % Tail::block_entries(&store.geometry)) as usize;
+    let last: Vec<Entry> = store.entries[store.entries.len() - in_block..]
+        .iter()
+        .map(|&(old, new)| Entry { old, new })
+        .collect();
+    Tail::new(store.geometry, count, &last)
+}
+
+fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
+    if block_device {
+        let name = format!("snapblk-{:x}-{:x}.owed", identity.dev, identity.ino);
+        return Path::new("/dev/shm").join(name);
+    }
+    let mut path = store.as_os_str().to_owned();
+    path.push(".owed");
+    path.into()
+}
+
+fn boot_id() -> io::Result<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    uuid::Uuid::parse_str(text.trim())
+        .map(|uuid| uuid.as_u128())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

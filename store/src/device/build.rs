@@ -1,0 +1,633 @@
+//! From lines to a table: a plan of which devices change together, built beside what serves.
+//!
+//! Owns the resolution of what lines name: files, devices, stores. Nothing is changed for workers
+//! until a plan is applied; a plan that is dropped leaves everything as it was.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::core::{Devices, Inner, Loaded};
+use super::disks::Disk;
+use super::error::DeviceError;
+use super::live::{self, Live};
+use super::origins::OriginKey;
+use crate::cow::open::{OpenOptions, open};
+use crate::cow::{Persistence, StoreState};
+use crate::exception::{ExceptionTable, Layer};
+use crate::io::{FileId, OpenMode};
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::table::{Line, Table};
+use crate::target::{Backing, Exceptions, ExtentPlace, Merge, Origin, Snapshot, Target};
+use crate::units::ChunkSize;
+
+/// One snapshot line of an active table, live.
+#[derive(Clone, Debug)]
+pub(super) struct Snap {
+    pub(super) live: Arc<Live>,
+    pub(super) table: Arc<ExceptionTable>,
+    /// By layer, from the bottom; the last is `live`.
+    pub(super) layers: Vec<Arc<Live>>,
+    pub(super) key: OriginKey,
+    pub(super) origin: Backing,
+    pub(super) len: u64,
+    /// Whether `table` is that of a layer above.
+    pub(super) shared: bool,
+}
+
+impl Snap {
+    pub(super) fn exceptions(&self) -> Exceptions {
+        Exceptions {
+            table: self.table.clone(),
+            layers: self.layers.iter().map(|live| live.store.clone()).collect(),
+            origin: self.origin.clone(),
+            len: self.len,
+        }
+    }
+}
+
+/// An active table and what it keeps alive.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) lines: Vec<TableLine>,
+    pub(super) read_only: bool,
+    pub(super) table: Arc<Table>,
+    /// By line.
+    pub(super) snaps: BTreeMap<usize, Snap>,
+    /// By line: of `snapshot-origin` and `snapshot-merge`.
+    pub(super) origin_keys: BTreeMap<usize, OriginKey>,
+    pub(super) disks: Vec<Arc<Disk>>,
+}
+
+impl Active {
+    pub(super) fn loaded(&self) -> Loaded {
+        Loaded { lines: self.lines.clone(), read_only: self.read_only }
+    }
+
+    /// Whether a line of it names the device `name`.
+    pub(super) fn names(&self, name: &str) -> bool {
+        lines_name(&self.lines, name)
+    }
+
+    /// The only line's snapshot, if that is all there is: what others can be stacked on.
+    pub(super) fn whole_snapshot(&self) -> Option<&Snap> {
+        match &self.lines[..] {
+            [TableLine { target: TargetSpec::Snapshot(_), .. }] => self.snaps.get(&0),
+            _ => None,
+        }
+    }
+
+    /// Whether its exception table is that of a layer above, which says more than this device
+    /// is: it must not serve so.
+    pub(super) fn shares_table(&self) -> bool {
+        self.snaps.values().any(|snap| snap.shared)
+    }
+}
+
+pub(super) fn lines_name(lines: &[TableLine], name: &str) -> bool {
+    lines.iter().flat_map(|line| line.target.params()).any(|p| p.device() == Some(name))
+}
+
+/// What a parameter comes down to.
+enum Base {
+    Plain(Backing),
+    Stacked { snap: Snap, name: String },
+}
+
+/// Devices that change together: `None` where one goes.
+pub(super) struct Plan<'a> {
+    pub(super) devices: &'a Devices,
+    pub(super) inner: &'a mut Inner,
+    pub(super) next: BTreeMap<String, Option<Active>>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(devices: &'a Devices, inner: &'a mut Inner) -> Self {
+        Plan { devices, inner, next: BTreeMap::new() }
+    }
+
+    /// The device's table as it will be.
+    pub(super) fn active(&self, name: &str) -> Option<&Active> {
+        match self.next.get(name) {
+            Some(next) => next.as_ref(),
+            None => self.inner.devices.get(name)?.active.as_ref(),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.inner.devices.keys().chain(self.next.keys()).cloned().collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Gives a device a table; `reuse` are live snapshots that may move into it.
+    pub(super) fn set(
+        &mut self,
+        name: &str,
+        loaded: &Loaded,
+        reuse: &[Snap],
+    ) -> Result<(), DeviceError> {
+        let active = self.build(name, loaded, reuse)?;
+        self.next.insert(name.into(), Some(active));
+        Ok(())
+    }
+
+    /// Builds a device's table once more, with what has joined the plan since.
+    pub(super) fn renew(&mut self, name: &str) -> Result<(), DeviceError> {
+        let Some(active) = self.active(name) else { return Ok(()) };
+        let loaded = active.loaded();
+        let snaps: Vec<Snap> = active.snaps.values().cloned().collect();
+        self.set(name, &loaded, &snaps)
+    }
+
+    /// Gives a layer that others lie on a table of its own, read from its stores, so that it can
+    /// serve.
+    pub(super) fn thaw(&mut self, name: &str) -> Result<(), DeviceError> {
+        let Some(active) = self.active(name) else { return Ok(()) };
+        let (loaded, old) = (active.loaded(), active.table.clone());
+        if !self.devices.config.flusher.flush(&old) {
+            return Err(DeviceError::FlushFailed(name.into()));
+        }
+        let mut snaps = Vec::new();
+        for snap in active.snaps.values() {
+            let chunk = snap.live.store.geometry().chunk;
+            let table = Arc::new(read_layers(&snap.layers, chunk, snap.len)?);
+            snaps.push(Snap { table, shared: false, ..snap.clone() });
+        }
+        self.set(name, &loaded, &snaps)
+    }
+
+    /// Gives a device a table that is one overlay over the layers of `below`, whose exception
+    /// table it shares: nothing is read again, and the entries say which layer they are of.
+    pub(super) fn set_on_top(
+        &mut self,
+        name: &str,
+        loaded: &Loaded,
+        below: &Snap,
+    ) -> Result<(), DeviceError> {
+        let TargetSpec::Snapshot(spec) = &loaded.lines[0].target else {
+            return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
+        };
+        self.refuse_owned(name, spec)?;
+        let observer = self.devices.observer(name);
+        let (live, opened) = Live::open(&mut self.inner.disks, spec, below.len, true, observer)?;
+        if opened.geometry.chunk != below.live.store.geometry().chunk {
+            return Err(DeviceError::refused(format!(
+                "the store {} has chunks of {}, but the layers below have {}: give it theirs",
+                spec.cow,
+                opened.geometry.chunk,
+                below.live.store.geometry().chunk
+            )));
+        }
+        let live = Arc::new(live);
+        let layers: Vec<_> = below.layers.iter().cloned().chain([live.clone()]).collect();
+        if layers.len() > usize::from(Layer::MAX.0) {
+            return Err(DeviceError::refused("a chain has at most 4095 layers; commit some first"));
+        }
+        if !opened.entries.is_empty() {
+            return Err(DeviceError::refused(format!(
+                "the store {} holds exceptions already; a new overlay begins empty",
+                spec.cow
+            )));
+        }
+        let snap = Snap { live, layers, shared: false, ..below.clone() };
+        self.set(name, loaded, &[snap])
+    }
+
+    /// Builds anew what depends on the devices that change: tables that name them, and origins
+    /// whose snapshots change.
+    pub(super) fn follow(&mut self) -> Result<(), DeviceError> {
+        let mut done: Vec<String> = self.next.keys().cloned().collect();
+        while let Some(name) = self.names().into_iter().find(|name| self.is_stale(name, &done)) {
+            let active = self.active(&name).expect("a stale device has a table");
+            let loaded = active.loaded();
+            let snaps: Vec<Snap> = active.snaps.values().cloned().collect();
+            self.set(&name, &loaded, &snaps)?;
+            done.push(name);
+        }
+        Ok(())
+    }
+
+    fn is_stale(&self, name: &str, done: &[String]) -> bool {
+        if done.iter().any(|done| done == name) {
+            return false;
+        }
+        let Some(active) = self.active(name) else { return false };
+        let names_one = done.iter().any(|changed| active.names(changed));
+        let before = |changed: &String| {
+            self.inner.devices.get(changed).and_then(|device| device.active.as_ref())
+        };
+        let after = |changed: &String| self.next.get(changed).and_then(|next| next.as_ref());
+        let keys = |of: &Active| of.snaps.values().map(|s| s.key.clone()).collect::<Vec<_>>();
+        let loses_or_gains = active.origin_keys.values().any(|key| {
+            done.iter().any(|changed| {
+                before(changed).is_some_and(|a| keys(a).contains(key))
+                    || after(changed).is_some_and(|a| keys(a).contains(key))
+            })
+        });
+        let snapshot_of_changed_origin = active.snaps.values().any(|snap| {
+            done.iter().any(|changed| {
+                let origin = |a: &Active| a.origin_keys.values().any(|key| *key == snap.key);
+                before(changed).is_some_and(origin) != after(changed).is_some_and(origin)
+            })
+        });
+        names_one || loses_or_gains || snapshot_of_changed_origin
+    }
+
+    fn build(
+        &mut self,
+        name: &str,
+        loaded: &Loaded,
+        reuse: &[Snap],
+    ) -> Result<Active, DeviceError> {
+        self.refuse_loop(name, &loaded.lines)?;
+        let mut made = Made::default();
+        let mut lines = Vec::new();
+        for (number, line) in loaded.lines.iter().enumerate() {
+            let target = self.target(name, number, line, loaded.read_only, reuse, &mut made)?;
+            let (start, len) = (line.start.bytes(), line.len.bytes());
+            lines.push(Line { start, len, target });
+        }
+        let block = made.disks.iter().map(|disk| disk.info.logical_block()).max().unwrap_or(512);
+        let table = Table::new(lines, made.exceptions)
+            .with_read_only(loaded.read_only)
+            .with_logical_block(block);
+        Ok(Active {
+            lines: loaded.lines.clone(),
+            read_only: loaded.read_only,
+            table: Arc::new(table),
+            snaps: made.snaps,
+            origin_keys: made.origin_keys,
+            disks: made.disks,
+        })
+    }
+
+    /// A device cannot lie on itself, directly or through others.
+    fn refuse_loop(&self, name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
+        let mut below: Vec<String> = devices_of(lines);
+        let mut seen = Vec::new();
+        while let Some(next) = below.pop() {
+            if next == name {
+                let sentence = format!("the table of '{name}' would map the device onto itself");
+                return Err(DeviceError::refused(sentence));
+            }
+            if !seen.contains(&next) {
+                if let Some(active) = self.active(&next) {
+                    below.extend(devices_of(&active.lines));
+                }
+                seen.push(next);
+            }
+        }
+        Ok(())
+    }
+
+    fn target(
+        &mut self,
+        name: &str,
+        number: usize,
+        line: &TableLine,
+        read_only: bool,
+        reuse: &[Snap],
+        made: &mut Made,
+    ) -> Result<Target, DeviceError> {
+        let len = line.len.bytes();
+        let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        match &line.target {
+            TargetSpec::Zero => Ok(Target::Plain(plain(len, ExtentPlace::Zero))),
+            TargetSpec::Error => Ok(Target::Plain(plain(len, ExtentPlace::Error))),
+            TargetSpec::Linear { dev, offset } => match self.resolve(dev, mode, made)? {
+                Base::Plain(backing) => {
+                    let start = offset.bytes();
+                    long_enough(line, dev, backing.len(), start.saturating_add(len))?;
+                    Ok(Target::Plain(backing.slice(start, len)))
+                }
+                Base::Stacked { snap, .. } if offset.0 == 0 && len == snap.len => {
+                    Ok(self.snapshot_target(&snap, Default::default(), made))
+                }
+                Base::Stacked { .. } => Err(DeviceError::refused(format!(
+                    "the line '{line}' takes a part of the snapshot '{dev}'; take all of it"
+                ))),
+            },
+            TargetSpec::Origin { origin } => {
+                let Base::Plain(backing) = self.resolve(origin, mode, made)? else {
+                    return Err(DeviceError::refused(format!(
+                        "'{origin}' is a snapshot: snapshots of a snapshot are layers; use \
+                         'blockdev-snapshot-sync'"
+                    )));
+                };
+                long_enough(line, origin, backing.len(), len)?;
+                let key = self.key(&backing);
+                let origin = self.origin(name, backing.slice(0, len), &key, made);
+                made.origin_keys.insert(number, key);
+                Ok(Target::Origin(origin))
+            }
+            TargetSpec::Snapshot(spec) => {
+                let snap = self.snap(name, line, spec, reuse, made)?;
+                let target = self.snapshot_target(&snap, spec.features, made);
+                made.snaps.insert(number, snap);
+                Ok(target)
+            }
+            TargetSpec::Merge(spec) => {
+                let snap = self.snap(name, line, spec, reuse, made)?;
+                self.merge_target(name, number, line, spec, snap, made)
+            }
+        }
+    }
+
+    fn snapshot_target(
+        &mut self,
+        snap: &Snap,
+        features: crate::target::Features,
+        made: &mut Made,
+    ) -> Target {
+        made.exceptions.push(snap.exceptions());
+        // An overlay's base is read-only; anything else may be written by an origin.
+        let tracked = (!snap.live.store.is_guest_disk()).then(|| self.inner.origins.id(&snap.key));
+        Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
+    }
+
+    fn merge_target(
+        &mut self,
+        name: &str,
+        number: usize,
+        line: &TableLine,
+        spec: &SnapshotSpec,
+        snap: Snap,
+        made: &mut Made,
+    ) -> Result<Target, DeviceError> {
+        if spec.persistence == Persistence::Transient {
+            let sentence = format!("the line '{line}' merges a transient store, which cannot be");
+            return Err(DeviceError::refused(sentence));
+        }
+        if let Some(other) = self.merging(&snap.key, name) {
+            let sentence =
+                format!("'{other}' merges into this origin already; one merge at a time");
+            return Err(DeviceError::refused(sentence));
+        }
+        let Base::Plain(backing) = self.resolve(&spec.origin, OpenMode::ReadWrite, made)? else {
+            let sentence = format!("'{}' is a layer; commit it with 'block-commit'", spec.origin);
+            return Err(DeviceError::refused(sentence));
+        };
+        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made);
+        made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
+        let merge = Merge {
+            exceptions: made.exceptions.len() - 1,
+            origin,
+            writes: self.inner.origins.fresh(),
+        };
+        made.origin_keys.insert(number, snap.key.clone());
+        made.snaps.insert(number, snap);
+        Ok(Target::Merge(merge))
+    }
+
+    fn merging(&self, key: &OriginKey, but: &str) -> Option<String> {
+        self.names().into_iter().filter(|name| name != but).find(|name| {
+            self.active(name).is_some_and(|active| {
+                active.lines.iter().enumerate().any(|(number, line)| {
+                    matches!(line.target, TargetSpec::Merge(_))
+                        && active.snaps.get(&number).is_some_and(|snap| snap.key == *key)
+                })
+            })
+        })
+    }
+
+    /// The origin `key` with all snapshots of it, but those that `name` itself merges.
+    fn origin(&mut self, name: &str, backing: Backing, key: &OriginKey, made: &mut Made) -> Origin {
+        let mut snapshots: Vec<Snap> = Vec::new();
+        for other in self.names().iter().filter(|other| *other != name) {
+            let Some(active) = self.active(other) else { continue };
+            for (number, snap) in &active.snaps {
+                let merges = matches!(active.lines[*number].target, TargetSpec::Merge(_));
+                if snap.key == *key && !merges && snap.layers.len() == 1 {
+                    snapshots.push(snap.clone());
+                }
+            }
+        }
+        snapshots.sort_by_key(|snap| std::cmp::Reverse(snap.live.store.geometry().chunk.bytes()));
+        let mut numbers = Vec::new();
+        for snap in &snapshots {
+            snap.live.store.set_guest_disk(false);
+            made.exceptions.push(snap.exceptions());
+            numbers.push(made.exceptions.len() - 1);
+        }
+        let tracked = self.inner.origins.id(key);
+        Origin { backing, start: 0, tracked, snapshots: numbers }
+    }
+
+    /// The live snapshot of a line: one that moves, or a store that is opened.
+    fn snap(
+        &mut self,
+        name: &str,
+        line: &TableLine,
+        spec: &SnapshotSpec,
+        reuse: &[Snap],
+        made: &mut Made,
+    ) -> Result<Snap, DeviceError> {
+        let base = self.resolve(&spec.origin, OpenMode::ReadOnly, made)?;
+        let len = line.len.bytes();
+        let has = match &base {
+            Base::Plain(backing) => backing.len(),
+            Base::Stacked { snap, .. } => snap.len,
+        };
+        long_enough(line, &spec.origin, has, len)?;
+        if let Some(snap) = self.reused(spec, reuse) {
+            let mut snap = snap.clone();
+            snap.live.grow()?;
+            if let Base::Plain(backing) = base {
+                snap.key = self.key(&backing);
+                snap.origin = backing;
+            }
+            return Ok(snap);
+        }
+        self.refuse_owned(name, spec)?;
+        let (layers, key, origin) = match base {
+            Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
+            Base::Stacked { snap, name } => {
+                self.refuse_children(&name)?;
+                (snap.layers, snap.key, snap.origin)
+            }
+        };
+        refuse_own_origin(spec, &origin, |file| self.identity(file))?;
+        let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
+        let observer = self.devices.observer(name);
+        let (live, opened) = Live::open(&mut self.inner.disks, spec, len, guest_disk, observer)?;
+        let chunk = opened.geometry.chunk;
+        if let Some(lower) = layers.last()
+            && lower.store.geometry().chunk != chunk
+        {
+            return Err(DeviceError::refused(format!(
+                "the store {} has chunks of {chunk}, but the layers below have {}: give it theirs",
+                spec.cow,
+                lower.store.geometry().chunk
+            )));
+        }
+        let table = read_layers(&layers, chunk, len)?;
+        live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        let live = Arc::new(live);
+        let layers = layers.into_iter().chain([live.clone()]).collect();
+        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared: false })
+    }
+
+    fn reused<'s>(&self, spec: &SnapshotSpec, reuse: &'s [Snap]) -> Option<&'s Snap> {
+        let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
+        // A store that is not as it was is opened again: that is what reactivation means.
+        reuse.iter().find(|snap| {
+            snap.live.disk.info.identity == identity
+                && snap.live.store.state() == StoreState::Valid
+                && snap.live.store.persistence() == spec.persistence
+        })
+    }
+
+    fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+        let Some(path) = spec.cow.path() else { return Ok(()) };
+        let Ok(identity) = crate::io::Identity::of_path(path) else { return Ok(()) };
+        for other in self.names() {
+            let Some(active) = self.active(&other) else { continue };
+            let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
+            if other != name && active.snaps.values().any(owns) {
+                return Err(DeviceError::Owned { store: path.into(), owner: other });
+            }
+        }
+        Ok(())
+    }
+
+    /// A layer that others are stacked on can be neither written nor stacked on again.
+    fn refuse_children(&self, name: &str) -> Result<(), DeviceError> {
+        match self.active(name) {
+            Some(active) if !active.read_only => Err(DeviceError::refused(format!(
+                "'{name}' may be written, so nothing can be stacked on it; use \
+                 'blockdev-snapshot-sync' to put a new overlay on top of it"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_served_origin(&self, key: &OriginKey) -> bool {
+        self.names()
+            .iter()
+            .filter_map(|name| self.active(name))
+            .any(|active| active.origin_keys.values().any(|known| known == key))
+    }
+
+    fn resolve(
+        &mut self,
+        param: &Param,
+        mode: OpenMode,
+        made: &mut Made,
+    ) -> Result<Base, DeviceError> {
+        match param {
+            Param::Path(path) => {
+                let disk = self.inner.disks.open(path, mode)?;
+                let len = disk.len()? & !511;
+                let backing = Backing::file(disk.medium.clone(), 0, len);
+                made.disks.push(disk);
+                Ok(Base::Plain(backing))
+            }
+            Param::Device(name) => {
+                if !self.inner.devices.contains_key(name) && !self.next.contains_key(name) {
+                    return Err(DeviceError::NotFound(name.clone()));
+                }
+                let active = self.active(name).ok_or_else(|| DeviceError::NoTable(name.clone()))?;
+                if let Some(snap) = active.whole_snapshot() {
+                    return Ok(Base::Stacked { snap: snap.clone(), name: name.clone() });
+                }
+                made.disks.extend(active.disks.iter().cloned());
+                below(active.table.lines()).map(Base::Plain).ok_or_else(|| {
+                    DeviceError::refused(format!(
+                        "the device '{name}' is not made of linear, zero, error and \
+                         snapshot-origin alone, so nothing can lie on it"
+                    ))
+                })
+            }
+        }
+    }
+
+    fn key(&self, backing: &Backing) -> OriginKey {
+        OriginKey::of(backing, |file| self.identity(file))
+    }
+
+    fn identity(&self, file: FileId) -> (u64, u64) {
+        let info = self.devices.files.get(file);
+        info.map_or((0, u64::from(file.0)), |info| (info.identity.dev, info.identity.ino))
+    }
+}
+
+#[derive(Default)]
+struct Made {
+    exceptions: Vec<Exceptions>,
+    snaps: BTreeMap<usize, Snap>,
+    origin_keys: BTreeMap<usize, OriginKey>,
+    disks: Vec<Arc<Disk>>,
+}
+
+fn plain(len: u64, place: ExtentPlace) -> Backing {
+    let mut backing = Backing::default();
+    backing.push(len, place);
+    backing
+}
+
+/// An exception table with what the stores of `layers` say on disk.
+fn read_layers(
+    layers: &[Arc<Live>],
+    chunk: ChunkSize,
+    len: u64,
+) -> Result<ExceptionTable, DeviceError> {
+    let table = ExceptionTable::new(chunk.count_for(len));
+    for (below, lower) in layers.iter().enumerate() {
+        let options = OpenOptions { chunk: None, create: false, origin_len: Some(len) };
+        let opened = open(&*lower.disk.info, &options)?;
+        live::load(&table, &opened, Layer(below as u16 + 1));
+    }
+    Ok(table)
+}
+
+/// The extents that lines come down to, if they are plain; an origin means what it maps.
+fn below(lines: &[Line]) -> Option<Backing> {
+    let mut all = Backing::default();
+    for line in lines {
+        let backing = match &line.target {
+            Target::Plain(backing) => backing,
+            Target::Origin(origin) => &origin.backing,
+            Target::Snapshot(_) | Target::Merge(_) => return None,
+        };
+        for extent in backing.extents() {
+            all.push(extent.len, extent.place.clone());
+        }
+    }
+    Some(all)
+}
+
+fn devices_of(lines: &[TableLine]) -> Vec<String> {
+    let params = lines.iter().flat_map(|line| line.target.params());
+    params.filter_map(|param| param.device().map(str::to_owned)).collect()
+}
+
+fn long_enough(line: &TableLine, what: &Param, has: u64, needed: u64) -> Result<(), DeviceError> {
+    if needed <= has {
+        return Ok(());
+    }
+    Err(DeviceError::TooShort {
+        line: line.to_string(),
+        what: what.to_string(),
+        has: has >> 9,
+        needed: needed >> 9,
+    })
+}
+
+/// C = O: a store cannot keep what is overwritten in itself.
+fn refuse_own_origin(
+    spec: &SnapshotSpec,
+    origin: &Backing,
+    identity: impl Fn(FileId) -> (u64, u64),
+) -> Result<(), DeviceError> {
+    let Some(path) = spec.cow.path() else { return Ok(()) };
+    let Ok(cow) = crate::io::Identity::of_path(path) else { return Ok(()) };
+    if origin.media().any(|medium| identity(medium.file) == (cow.dev, cow.ino)) {
+        return Err(DeviceError::refused(format!(
+            "the store {} is the origin itself; give the snapshot a file of its own",
+            spec.cow
+        )));
+    }
+    Ok(())
+}

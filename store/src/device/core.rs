@@ -1,0 +1,172 @@
+//! The devices of a process and what they are made of.
+//!
+//! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
+//! do not change.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::build::Active;
+use super::disks::Disks;
+use super::error::DeviceError;
+use super::origins::Origins;
+use super::state::StateFile;
+use crate::attached::AttachedWorker;
+use crate::cow::store::{StoreEvent, StoreObserver};
+use crate::io::Files;
+use crate::lines::TableLine;
+use crate::table::Table;
+use crate::workers::Workers;
+
+/// What happened, for those who watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// A store changed its state.
+    Store {
+        /// The device that it was opened for.
+        device: String,
+        /// Its name, as the table has it.
+        store: String,
+        /// How.
+        event: StoreEvent,
+    },
+    /// A device was suspended.
+    Suspended(String),
+    /// A device was resumed.
+    Resumed(String),
+    /// A device's size changed: guests must be told.
+    Resized {
+        /// The device.
+        device: String,
+        /// Its size now, in bytes.
+        bytes: u64,
+    },
+}
+
+/// Who is told of events. Must not block.
+pub type EventSink = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
+
+/// Makes durable what a table's stores and files owe; carried out by whoever has an executor.
+pub trait Flusher: Send + Sync {
+    /// Flushes everything that `table` maps to. False where something could not be made durable.
+    fn flush(&self, table: &Arc<Table>) -> bool;
+}
+
+/// How devices behave.
+pub struct DevicesConfig {
+    /// Whether files are opened with O_DIRECT where they can be.
+    pub direct: bool,
+    /// How long requests in flight may take to end before a verb that needs that is given up.
+    pub deadline: Duration,
+    /// Where to keep what must be known again after a restart; none keeps nothing.
+    pub state: Option<PathBuf>,
+    /// Whether an origin that changed since is accepted, and a base may be written.
+    pub force: bool,
+    /// Who is told of events.
+    pub events: EventSink,
+    /// Who flushes.
+    pub flusher: Arc<dyn Flusher>,
+}
+
+/// A table that was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Loaded {
+    pub(super) lines: Vec<TableLine>,
+    pub(super) read_only: bool,
+}
+
+/// One device.
+#[derive(Default)]
+pub(super) struct Device {
+    pub(super) uuid: Option<String>,
+    pub(super) active: Option<Active>,
+    pub(super) inactive: Option<Loaded>,
+    pub(super) suspended: bool,
+    /// By export, or other user.
+    pub(super) users: BTreeMap<String, Vec<Arc<dyn AttachedWorker>>>,
+}
+
+impl Device {
+    pub(super) fn workers(&self) -> impl Iterator<Item = &Arc<dyn AttachedWorker>> {
+        self.users.values().flatten()
+    }
+}
+
+/// What verbs change.
+pub(super) struct Inner {
+    pub(super) disks: Disks,
+    pub(super) origins: Origins,
+    pub(super) devices: BTreeMap<String, Device>,
+    pub(super) state: StateFile,
+}
+
+impl Inner {
+    pub(super) fn device(&self, name: &str) -> Result<&Device, DeviceError> {
+        self.devices.get(name).ok_or_else(|| DeviceError::NotFound(name.into()))
+    }
+
+    pub(super) fn device_mut(&mut self, name: &str) -> Result<&mut Device, DeviceError> {
+        self.devices.get_mut(name).ok_or_else(|| DeviceError::NotFound(name.into()))
+    }
+
+    pub(super) fn active(&self, name: &str) -> Result<&Active, DeviceError> {
+        self.device(name)?.active.as_ref().ok_or_else(|| DeviceError::NoTable(name.into()))
+    }
+}
+
+/// See the module's description.
+pub struct Devices {
+    pub(super) files: Arc<Files>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) config: DevicesConfig,
+    inner: Mutex<Inner>,
+}
+
+impl Devices {
+    /// No devices yet.
+    pub fn new(files: Arc<Files>, workers: Arc<Workers>, config: DevicesConfig) -> Self {
+        let inner = Inner {
+            disks: Disks::new(files.clone(), config.direct),
+            origins: Origins::default(),
+            devices: BTreeMap::new(),
+            state: StateFile::new(config.state.clone()),
+        };
+        Devices { files, workers, config, inner: Mutex::new(inner) }
+    }
+
+    /// The process's files.
+    pub fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// The process's workers.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("devices lock poisoned")
+    }
+
+    pub(super) fn event(&self, event: DeviceEvent) {
+        (self.config.events)(event);
+    }
+
+    pub(super) fn observer(&self, device: &str) -> Box<dyn StoreObserver> {
+        Box::new(Observer { device: device.into(), events: self.config.events.clone() })
+    }
+}
+
+struct Observer {
+    device: String,
+    events: EventSink,
+}
+
+impl StoreObserver for Observer {
+    fn store_event(&self, name: &str, event: StoreEvent) {
+        let (device, store) = (self.device.clone(), name.into());
+        (self.events)(DeviceEvent::Store { device, store, event });
+    }
+}

@@ -1,0 +1,110 @@
+//! The files that tables name: each opened once, locked, shared by all tables that name it.
+//!
+//! Owns the process's open files and their locks. Never knows what is in them.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use super::error::DeviceError;
+use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode};
+use crate::target::Medium;
+
+/// How long a lock of a process that was killed is waited for: its last I/O still holds it.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+
+/// An open file, locked as long as somebody uses it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) medium: Arc<Medium>,
+    pub(super) info: Arc<FileInfo>,
+    /// Taken away where the file is opened again, for writing: that lock covers both.
+    lock: Mutex<Option<Lock>>,
+    files: Arc<Files>,
+}
+
+impl Disk {
+    pub(super) fn file(&self) -> FileId {
+        self.medium.file
+    }
+
+    /// Bytes it has now.
+    pub(super) fn len(&self) -> Result<u64, DeviceError> {
+        let what = || format!("cannot tell the length of {}", self.info.path.display());
+        self.info.current_len().map_err(DeviceError::io(what()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.files.remove(self.medium.file);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Opened {
+    reading: Weak<Disk>,
+    writing: Weak<Disk>,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Disks {
+    files: Arc<Files>,
+    direct: bool,
+    opened: HashMap<Identity, Opened>,
+}
+
+impl Disks {
+    pub(super) fn new(files: Arc<Files>, direct: bool) -> Self {
+        Disks { files, direct, opened: HashMap::new() }
+    }
+
+    /// The file at `path`, open in a mode that allows at least `mode`.
+    pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> Result<Arc<Disk>, DeviceError> {
+        self.opened.retain(|_, o| o.reading.strong_count() + o.writing.strong_count() > 0);
+        let identity = Identity::of_path(path).ok();
+        let known = identity.and_then(|identity| self.opened.get(&identity));
+        if let Some(known) = known {
+            if let Some(disk) = known.writing.upgrade() {
+                return Ok(disk);
+            }
+            if let (OpenMode::ReadOnly, Some(disk)) = (mode, known.reading.upgrade()) {
+                return Ok(disk);
+            }
+        }
+        let reader = known.and_then(|known| known.reading.upgrade());
+        let info = FileInfo::open(path, mode, self.direct)?;
+        let lock = match (mode, &reader) {
+            (OpenMode::ReadOnly, _) => Lock::shared_read(&info, Some(LOCK_WAIT))?,
+            (OpenMode::ReadWrite, None) => Lock::exclusive(&info, Some(LOCK_WAIT))?,
+            (OpenMode::ReadWrite, Some(reader)) => take_over(reader, &info)?,
+        };
+        let identity = info.identity;
+        let file = self.files.add(info);
+        let info = self.files.get(file).expect("it was just added");
+        let disk = Arc::new(Disk {
+            medium: Arc::new(Medium::new(file)),
+            info,
+            lock: Mutex::new(Some(lock)),
+            files: self.files.clone(),
+        });
+        let opened = self.opened.entry(identity).or_default();
+        match mode {
+            OpenMode::ReadOnly => opened.reading = Arc::downgrade(&disk),
+            OpenMode::ReadWrite => opened.writing = Arc::downgrade(&disk),
+        }
+        Ok(disk)
+    }
+}
+
+/// An exclusive lock for `info` in place of `reader`'s, which would stand against it.
+fn take_over(reader: &Disk, info: &FileInfo) -> Result<Lock, DeviceError> {
+    let mut held = reader.lock.lock().expect("lock of a lock poisoned");
+    drop(held.take());
+    Lock::exclusive(info, None).map_err(|error| {
+        *held = Lock::shared_read(&reader.info, None).ok();
+        error.into()
+    })
+}

@@ -1,0 +1,120 @@
+//! Live stores: opened, locked, with what a killed process owed entered, ready for workers.
+//!
+//! Owns a store's file, its lock and the file of what it owes for as long as the store lives.
+//! Never knows which device serves it. Keeps I8.
+
+use std::sync::Arc;
+
+use super::disks::{Disk, Disks};
+use super::error::DeviceError;
+use crate::cow::log::Log;
+use crate::cow::open::{self, OpenOptions, OpenStore};
+use crate::cow::owed::{Owed, tail_of};
+use crate::cow::store::{StoreObserver, StoreParts};
+use crate::cow::{Geometry, Persistence, Store};
+use crate::exception::{ExceptionTable, Layer, Place};
+use crate::io::OpenMode;
+use crate::lines::SnapshotSpec;
+use crate::units::ChunkSize;
+
+/// A store that lives.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) store: Arc<Store>,
+    pub(super) disk: Arc<Disk>,
+    owed: Option<Owed>,
+}
+
+impl Live {
+    /// Opens the store of `spec`, or makes it where its file is empty. `len` is the length in
+    /// bytes of the device that it is for.
+    pub(super) fn open(
+        disks: &mut Disks,
+        spec: &SnapshotSpec,
+        len: u64,
+        guest_disk: bool,
+        observer: Box<dyn StoreObserver>,
+    ) -> Result<(Live, OpenStore), DeviceError> {
+        let path = spec.cow.path().ok_or_else(|| {
+            DeviceError::refused(format!(
+                "the store '{}' is no file: write its path with a '/'",
+                spec.cow
+            ))
+        })?;
+        let disk = disks.open(path, OpenMode::ReadWrite)?;
+        let transient = spec.persistence == Persistence::Transient;
+        let mut opened = if transient {
+            let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
+            let geometry = Geometry::of_len(chunk, disk.len()?);
+            let next = crate::units::DataIndex(0);
+            OpenStore { geometry, valid: true, entries: Vec::new(), next, garbage: false }
+        } else {
+            let options = OpenOptions { chunk: spec.chunk, create: true, origin_len: Some(len) };
+            open::open(&*disk.info, &options)?
+        };
+        if let Some(asked) = spec.chunk
+            && asked != opened.geometry.chunk
+        {
+            let (has, name) = (opened.geometry.chunk, path.display());
+            tracing::warn!("the store {name} has chunks of {has}, not the {asked} of its table");
+        }
+        let mut owed = None;
+        let log = if transient {
+            Log::transient(opened.geometry.device_chunks)
+        } else {
+            let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors())?;
+            if opened.valid {
+                if file.enter(&*disk.info, &mut opened)? {
+                    tracing::info!("entered what a killed process owed to {}", path.display());
+                }
+                open::zero_garbage(&*disk.info, &mut opened)?;
+            }
+            let words = file.create()?;
+            owed = Some(file);
+            Log::new(words, opened.next, opened.geometry.capacity())
+        };
+        let store = Arc::new(Store::new(StoreParts {
+            name: spec.cow.to_string(),
+            file: disk.file(),
+            geometry: opened.geometry,
+            persistence: spec.persistence,
+            guest_disk,
+            valid: opened.valid,
+            log,
+            tail: tail_of(&opened),
+            observer,
+        }));
+        Ok((Live { store, disk, owed }, opened))
+    }
+
+    /// Looks at the file's length again: a store that grew has room again.
+    pub(super) fn grow(&self) -> Result<(), DeviceError> {
+        let chunk = self.store.geometry().chunk;
+        let geometry = Geometry::of_len(chunk, self.disk.len()?);
+        let capacity = match self.store.persistence() {
+            Persistence::Transient => geometry.device_chunks,
+            _ => geometry.capacity(),
+        };
+        self.store.log().set_capacity(capacity);
+        Ok(())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let log = self.store.log();
+        if let Some(owed) = &self.owed
+            && (log.next() == log.committed()
+                || self.store.state() >= crate::cow::StoreState::Invalid)
+        {
+            owed.remove();
+        }
+    }
+}
+
+/// Enters a store's exceptions into a table, as those of `layer`.
+pub(super) fn load(table: &ExceptionTable, opened: &OpenStore, layer: Layer) {
+    for &(old, chunk) in &opened.entries {
+        table.load(old, Place { layer, chunk });
+    }
+}

@@ -1,0 +1,25 @@
+//! Devices: names with tables, made of files and of each other, served while they change.
+//!
+//! Owns the open files, the live stores, the origins and the devices of a process, and the verbs
+//! that change them. Never knows how a table is served, nor how a command arrived. Keeps I8 (one
+//! live owner a store) and I9 (tables are swapped while nothing is in flight).
+
+mod build;
+mod core;
+mod disks;
+mod error;
+mod files;
+mod live;
+mod origins;
+mod query;
+mod snapshots;
+mod state;
+mod verbs;
+
+pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher};
+pub use error::DeviceError;
+pub use files::make_overlay_store;
+pub use query::{DeviceStatus, TargetStatus};
+pub use snapshots::{CreateSnapshot, OverlaySnapshot};
+pub use state::{FirstTable, State, StateError};
+pub use verbs::{Suspend, TableKind};

@@ -1,0 +1,381 @@
+//! Snapshots in one call: of a live origin, on top of a live overlay, deleted, merged back.
+//!
+//! Owns what these commands do to tables. Each changes several devices in one plan, so that it
+//! happens wholly or not at all, with one pause for the guest.
+
+use std::path::{Path, PathBuf};
+
+use super::build::{Plan, Snap};
+use super::core::{Devices, Inner, Loaded};
+use super::error::DeviceError;
+use super::files::{Existing, full_size, make_store};
+use crate::cow::{Persistence, StoreState};
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::target::Features;
+use crate::units::{ChunkSize, Sector};
+
+/// `snapshot-create`.
+#[derive(Clone, Debug)]
+pub struct CreateSnapshot {
+    /// The device to take a snapshot of.
+    pub device: String,
+    /// The snapshot's name.
+    pub name: String,
+    /// Where its store is to be made.
+    pub cow: PathBuf,
+    /// The store's chunk; 4 KiB where none is asked for.
+    pub chunk: Option<ChunkSize>,
+    /// The store's size in bytes; as much as could be needed where none is asked for.
+    pub size: Option<u64>,
+    /// How the store keeps exceptions.
+    pub persistence: Persistence,
+    /// Whether a store that is there is used.
+    pub existing: bool,
+}
+
+/// `blockdev-snapshot-sync`.
+#[derive(Clone, Debug)]
+pub struct OverlaySnapshot {
+    /// The device to put an overlay on.
+    pub device: String,
+    /// Where the overlay's store is to be made.
+    pub cow: PathBuf,
+    /// The name under which the old table lives on; `<device>.N` where none is asked for.
+    pub below: Option<String>,
+    /// Whether a store that is there is used.
+    pub existing: bool,
+}
+
+fn line(len: Sector, target: TargetSpec) -> Vec<TableLine> {
+    vec![TableLine { start: Sector(0), len, target }]
+}
+
+fn cow_param(path: &Path) -> Param {
+    Param::from_path(path)
+}
+
+impl Devices {
+    /// Takes a point in time of a live device, which goes on as an origin.
+    ///
+    /// # Errors
+    /// Everything is as it was then; a store that was made is removed.
+    pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let active = inner.active(&request.device)?;
+        if inner.device(&request.device)?.suspended {
+            return Err(DeviceError::Suspended(request.device.clone()));
+        }
+        if inner.devices.contains_key(&request.name) {
+            return Err(DeviceError::Exists(request.name.clone()));
+        }
+        let len = active.table.size();
+        let origin = match self.origin_of(inner, &request.device)? {
+            OriginOf::Served(param) => Conversion { real: None, origin: param },
+            OriginOf::Covered(real) => Conversion { real: None, origin: Param::Device(real) },
+            OriginOf::Plain => {
+                let real = format!("{}-real", request.device);
+                if inner.devices.contains_key(&real) {
+                    return Err(DeviceError::Exists(real));
+                }
+                Conversion { real: Some(real.clone()), origin: Param::Device(real) }
+            }
+        };
+        let chunk = request.chunk.unwrap_or(ChunkSize::TOOLS);
+        let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
+        let existing = if request.existing { Existing::Used } else { Existing::Refused };
+        let made = match request.persistence {
+            Persistence::Transient => make_plain(&request.cow, size)?,
+            _ => make_store(&request.cow, chunk, size, existing)?,
+        };
+        let taken = self.take(inner, request, len, &origin);
+        if taken.is_err() && made {
+            let _ = std::fs::remove_file(&request.cow);
+        }
+        taken
+    }
+
+    fn take(
+        &self,
+        inner: &mut Inner,
+        request: &CreateSnapshot,
+        len: Sector,
+        how: &Conversion,
+    ) -> Result<(), DeviceError> {
+        let before = inner.active(&request.device)?.loaded();
+        let mut plan = Plan::new(self, inner);
+        if let Some(real) = &how.real {
+            plan.set(real, &before, &[])?;
+        }
+        let origin = line(len, TargetSpec::Origin { origin: how.origin.clone() });
+        let loaded = Loaded { lines: origin, read_only: before.read_only };
+        plan.set(&request.device, &loaded, &[])?;
+        let spec = SnapshotSpec {
+            origin: Param::Device(request.device.clone()),
+            cow: cow_param(&request.cow),
+            persistence: request.persistence,
+            chunk: request.chunk.or(Some(ChunkSize::TOOLS)),
+            features: Features::default(),
+        };
+        let snapshot = Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: false };
+        plan.set(&request.name, &snapshot, &[])?;
+        plan.renew(&request.device)?;
+        plan.follow()?;
+        self.apply(plan, |_| ())
+    }
+
+    /// Puts a fresh overlay on top of a live device: its old table lives on below, read-only.
+    /// Returns the name of what lives below.
+    ///
+    /// # Errors
+    /// Everything is as it was then; a store that was made is removed.
+    pub fn overlay_snapshot(&self, request: &OverlaySnapshot) -> Result<String, DeviceError> {
+        let inner = &mut *self.lock();
+        let active = inner.active(&request.device)?;
+        let snap = active.whole_snapshot().filter(|s| s.live.store.is_guest_disk()).cloned();
+        let len = active.table.size();
+        let chunk = snap.as_ref().map_or(ChunkSize::TOOLS, |s| s.live.store.geometry().chunk);
+        let below = match &request.below {
+            Some(name) if inner.devices.contains_key(name) => {
+                return Err(DeviceError::Exists(name.clone()));
+            }
+            Some(name) => name.clone(),
+            None => free_name(inner, &request.device),
+        };
+        if !active.origin_keys.is_empty() {
+            return Err(DeviceError::refused(format!(
+                "'{0}' is an origin; 'snapshot-create' takes a snapshot of it",
+                request.device
+            )));
+        }
+        let existing = if request.existing { Existing::Used } else { Existing::Refused };
+        let made = make_store(&request.cow, chunk, full_size(chunk, len.bytes()), existing)?;
+        let taken = self.stack(inner, request, &below, len, chunk, snap);
+        if taken.is_err() && made {
+            let _ = std::fs::remove_file(&request.cow);
+        }
+        taken.map(|()| below)
+    }
+
+    fn stack(
+        &self,
+        inner: &mut Inner,
+        request: &OverlaySnapshot,
+        below: &str,
+        len: Sector,
+        chunk: ChunkSize,
+        snap: Option<Snap>,
+    ) -> Result<(), DeviceError> {
+        let before = inner.active(&request.device)?.loaded();
+        let spec = SnapshotSpec {
+            origin: Param::Device(below.into()),
+            cow: cow_param(&request.cow),
+            persistence: Persistence::Overflow,
+            chunk: Some(chunk),
+            features: Features::default(),
+        };
+        let mut plan = Plan::new(self, inner);
+        let frozen = Loaded { read_only: true, ..before.clone() };
+        let shared: Vec<Snap> = snap.iter().map(|s| Snap { shared: true, ..s.clone() }).collect();
+        plan.set(below, &frozen, &shared)?;
+        plan.next.insert(request.device.clone(), None);
+        let top =
+            Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: before.read_only };
+        match &snap {
+            Some(snap) => plan.set_on_top(&request.device, &top, snap)?,
+            None => plan.set(&request.device, &top, &[])?,
+        }
+        plan.follow()?;
+        self.apply(plan, |_| ())?;
+        // What was written to the layer below is made durable behind the guest's back; until then
+        // a flush covers it too.
+        let table = inner.active(&request.device)?.table.clone();
+        if let (Some(snap), true) = (snap, self.config.flusher.flush(&table)) {
+            snap.live.store.set_sealed();
+        }
+        Ok(())
+    }
+
+    /// Deletes a snapshot: its device goes, its store file too where `delete_store` says so.
+    ///
+    /// # Errors
+    /// Where it is no snapshot of `device`, or is used.
+    pub fn delete_snapshot(
+        &self,
+        device: &str,
+        snapshot: &str,
+        delete_store: bool,
+    ) -> Result<(), DeviceError> {
+        let cow = {
+            let inner = self.lock();
+            self.snapshot_of(&inner, device, snapshot)?.live.disk.info.path.clone()
+        };
+        self.remove(snapshot, false)?;
+        if delete_store {
+            let what = format!("the snapshot is gone, but its store {} is not", cow.display());
+            std::fs::remove_file(&cow).map_err(DeviceError::io(what))?;
+        }
+        Ok(())
+    }
+
+    /// The live snapshot `snapshot` of the origin that `device` serves.
+    pub(super) fn snapshot_of(
+        &self,
+        inner: &Inner,
+        device: &str,
+        snapshot: &str,
+    ) -> Result<Snap, DeviceError> {
+        let origin = inner.active(device)?;
+        let snap = inner.active(snapshot)?.whole_snapshot().cloned();
+        let of = |snap: &Snap| origin.origin_keys.values().any(|key| *key == snap.key);
+        snap.filter(of).ok_or_else(|| {
+            DeviceError::refused(format!("'{snapshot}' is not a snapshot of the device '{device}'"))
+        })
+    }
+
+    /// Turns `device` into its `snapshot`, to be merged back: the snapshot's device goes, its
+    /// store moves. The merge itself is run by whoever has an executor, on the table returned by
+    /// [`Devices::table`].
+    ///
+    /// # Errors
+    /// Everything is as it was then.
+    pub fn begin_merge(&self, device: &str, snapshot: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let snap = self.snapshot_of(inner, device, snapshot)?;
+        if let Some(user) = inner.device(snapshot)?.users.keys().next() {
+            let by = format!("the export '{user}'");
+            return Err(DeviceError::InUse { name: snapshot.into(), by });
+        }
+        if snap.live.store.state() != StoreState::Valid {
+            return Err(DeviceError::refused(format!(
+                "the snapshot '{snapshot}' is not valid, so there is nothing to roll back to"
+            )));
+        }
+        let OriginOf::Served(origin) = self.origin_of(inner, device)? else {
+            return Err(DeviceError::refused(format!("'{device}' is not an origin")));
+        };
+        let len = inner.active(device)?.table.size();
+        if len.bytes() != snap.len {
+            return Err(DeviceError::refused(format!(
+                "'{device}' has another size than '{snapshot}' had when it was taken; it cannot \
+                 become it"
+            )));
+        }
+        let read_only = inner.active(device)?.read_only;
+        let table = inner.active(snapshot)?.table.clone();
+        if !self.config.flusher.flush(&table) {
+            return Err(DeviceError::FlushFailed(snapshot.into()));
+        }
+        let cow = match &inner.active(snapshot)?.lines[0].target {
+            TargetSpec::Snapshot(spec) => spec.clone(),
+            _ => unreachable!("it is a whole snapshot"),
+        };
+        let mut plan = Plan::new(self, inner);
+        plan.next.insert(snapshot.into(), None);
+        let spec = SnapshotSpec { origin, ..cow };
+        let lines = line(len, TargetSpec::Merge(spec));
+        plan.set(device, &Loaded { lines, read_only }, &[snap])?;
+        plan.follow()?;
+        self.apply(plan, |inner| {
+            inner.devices.remove(snapshot);
+        })
+    }
+
+    /// The merge on `device` has finished: it is its origin again, or linear where no snapshot is
+    /// left.
+    ///
+    /// # Errors
+    /// The merged table stays then; it serves the same content.
+    pub fn end_merge(&self, device: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let active = inner.active(device)?;
+        let (len, read_only) = (active.table.size(), active.read_only);
+        let origin = match &active.lines[..] {
+            [TableLine { target: TargetSpec::Merge(spec), .. }] => spec.origin.clone(),
+            _ => return Err(DeviceError::refused(format!("'{device}' does not merge"))),
+        };
+        let key = active.origin_keys.values().next().cloned();
+        let others = inner.devices.iter().filter(|(name, _)| *name != device).any(|(_, other)| {
+            let active = other.active.as_ref();
+            active.is_some_and(|a| a.snaps.values().any(|s| Some(&s.key) == key.as_ref()))
+        });
+        let target = if others {
+            TargetSpec::Origin { origin }
+        } else {
+            TargetSpec::Linear { dev: origin, offset: Sector(0) }
+        };
+        let mut plan = Plan::new(self, inner);
+        plan.set(device, &Loaded { lines: line(len, target), read_only }, &[])?;
+        plan.follow()?;
+        self.apply(plan, |_| ())
+    }
+
+    fn origin_of(&self, inner: &Inner, device: &str) -> Result<OriginOf, DeviceError> {
+        let active = inner.active(device)?;
+        match &active.lines[..] {
+            [TableLine { target: TargetSpec::Origin { origin }, .. }] => {
+                Ok(OriginOf::Served(origin.clone()))
+            }
+            [TableLine { target: TargetSpec::Linear { dev, offset: Sector(0) }, .. }]
+                if dev.device() == Some(&format!("{device}-real")) =>
+            {
+                Ok(OriginOf::Covered(format!("{device}-real")))
+            }
+            lines => match lines.iter().find(|line| line.target.snapshot().is_some()) {
+                Some(line) if matches!(line.target, TargetSpec::Merge(_)) => {
+                    Err(DeviceError::refused(format!(
+                        "'{device}' merges a snapshot; wait until that has ended"
+                    )))
+                }
+                Some(_) => Err(DeviceError::refused(format!(
+                    "'{device}' is an overlay; 'blockdev-snapshot-sync' takes a snapshot of it"
+                ))),
+                None if active.origin_keys.is_empty() => Ok(OriginOf::Plain),
+                None => Err(DeviceError::refused(format!(
+                    "only a part of '{device}' is an origin; take the snapshot with 'table-load'"
+                ))),
+            },
+        }
+    }
+}
+
+/// What a device is to its snapshots.
+enum OriginOf {
+    /// It is an origin, over this.
+    Served(Param),
+    /// It is linear over its `-real` device, as a finished merge leaves it.
+    Covered(String),
+    /// It is neither.
+    Plain,
+}
+
+struct Conversion {
+    /// The device that the old table moves to.
+    real: Option<String>,
+    origin: Param,
+}
+
+fn free_name(inner: &Inner, device: &str) -> String {
+    let mut number = 1;
+    loop {
+        let name = format!("{device}.{number}");
+        if !inner.devices.contains_key(&name) {
+            return name;
+        }
+        number += 1;
+    }
+}
+
+/// A file for a transient store: only its size matters.
+fn make_plain(path: &Path, size: u64) -> Result<bool, DeviceError> {
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() || meta.len() > 0) {
+        return Err(DeviceError::refused(format!(
+            "{} is there and not empty; choose another file",
+            path.display()
+        )));
+    }
+    let what = format!("cannot make the store {}", path.display());
+    std::fs::File::create(path)
+        .and_then(|file| file.set_len(size))
+        .map_err(DeviceError::io(what))?;
+    Ok(true)
+}

@@ -1,0 +1,407 @@
+//! What must be known again after a restart.
+//!
+//! Owns the state file: its format (TOML), and that it is replaced durably. Never knows what a
+//! table does. A device is kept with the table it was first given, so that a start with the old
+//! arguments is recognised and resumes what has become of it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::build::Active;
+use super::core::{Devices, Inner, Loaded};
+use super::error::DeviceError;
+use super::files::sync_name;
+use crate::lines::{TableLine, parse_table};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// Why a state file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The system refused.
+    #[error("cannot {what} the state file {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is none.
+    #[error("{} is not a state file of this version: {why}; move it away to start anew", path.display())]
+    Bad {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It is about something else.
+    #[error(
+        "the state file knows the device '{device}' with the first table '{knows}', not '{given}'; \
+         start with the old arguments, or give another --state"
+    )]
+    Other {
+        /// The device.
+        device: String,
+        /// The table it was first given.
+        knows: String,
+        /// The table it is given now.
+        given: String,
+    },
+    /// A base changed while nobody looked.
+    #[error(
+        "{} changed since the store {} was used with it last (it had {had}, it has {has}): what \
+         the store holds does not fit it any more; restore it, or use --force to go on", 
+        base.display(), store
+    )]
+    BaseChanged {
+        /// The base.
+        base: PathBuf,
+        /// A store over it.
+        store: String,
+        /// What it was.
+        had: String,
+        /// What it is.
+        has: String,
+    },
+    /// A store that should be there is not.
+    #[error("the store {} is gone; the device '{device}' cannot be what it was without it. Restore it, or move the state file away to start anew", store.display())]
+    StoreGone {
+        /// The store.
+        store: PathBuf,
+        /// The device.
+        device: String,
+    },
+}
+
+/// A file that is only read, as it was when it was used last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct BaseState {
+    /// Where.
+    path: PathBuf,
+    /// The store over it.
+    store: String,
+    /// Bytes.
+    size: u64,
+    /// Last change, in nanoseconds since 1970.
+    modified: i64,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct DeviceState {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    #[serde(default)]
+    suspended: bool,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    table: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inactive: Option<Vec<String>>,
+    #[serde(default)]
+    inactive_read_only: bool,
+}
+
+/// Everything that is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct State {
+    version: u32,
+    /// Counts the times it was written.
+    generation: u64,
+    /// The tables that devices were first given, by the arguments of the program.
+    #[serde(default)]
+    first: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    devices: BTreeMap<String, DeviceState>,
+    #[serde(default)]
+    bases: Vec<BaseState>,
+}
+
+fn texts(lines: &[TableLine]) -> Vec<String> {
+    lines.iter().map(TableLine::to_string).collect()
+}
+
+impl State {
+    /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
+    pub(super) fn of(inner: &Inner, next: &BTreeMap<String, Option<Active>>) -> State {
+        let mut state = State { version: VERSION, ..State::default() };
+        let names = inner.devices.keys().chain(next.keys());
+        for name in names {
+            let active = match next.get(name) {
+                Some(None) => continue,
+                Some(next) => next.as_ref(),
+                None => inner.devices.get(name).and_then(|device| device.active.as_ref()),
+            };
+            let device = inner.devices.get(name);
+            let inactive = device.and_then(|device| device.inactive.as_ref());
+            state.devices.insert(
+                name.clone(),
+                DeviceState {
+                    uuid: device.and_then(|device| device.uuid.clone()),
+                    suspended: device.is_some_and(|device| device.suspended),
+                    read_only: active.is_some_and(|active| active.read_only),
+                    table: active.map(|active| texts(&active.lines)).unwrap_or_default(),
+                    inactive: inactive.map(|loaded| texts(&loaded.lines)),
+                    inactive_read_only: inactive.is_some_and(|loaded| loaded.read_only),
+                },
+            );
+            state.bases.extend(active.into_iter().flat_map(bases));
+        }
+        state.first = inner.state.first.clone();
+        state
+    }
+
+    fn loaded(&self, name: &str) -> Result<Option<Loaded>, DeviceError> {
+        let Some(device) = self.devices.get(name).filter(|d| !d.table.is_empty()) else {
+            return Ok(None);
+        };
+        let lines = parse_table(device.table.iter().map(String::as_str))?;
+        Ok(Some(Loaded { lines, read_only: device.read_only }))
+    }
+}
+
+/// The files below snapshots that nothing of this process writes.
+fn bases(active: &Active) -> Vec<BaseState> {
+    let mut bases = Vec::new();
+    for snap in active.snaps.values() {
+        for disk in active.disks.iter().filter(|disk| !disk.info.writable) {
+            if let Ok(meta) = std::fs::metadata(&disk.info.path) {
+                bases.push(BaseState {
+                    path: disk.info.path.clone(),
+                    store: snap.live.store.name().to_owned(),
+                    size: disk.info.len,
+                    modified: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+                });
+            }
+        }
+    }
+    bases
+}
+
+/// Where the state is kept.
+#[derive(Debug, Default)]
+pub(super) struct StateFile {
+    path: Option<PathBuf>,
+    first: BTreeMap<String, Vec<String>>,
+    generation: u64,
+}
+
+impl StateFile {
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        StateFile { path, ..StateFile::default() }
+    }
+
+    /// Replaces the file, durably.
+    pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let generation = self.generation + 1;
+        let text = toml::to_string_pretty(&State { generation, ..state })
+            .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
+        let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
+        file.write_all(text.as_bytes()).map_err(fail("write"))?;
+        file.sync_all().map_err(fail("flush"))?;
+        std::fs::rename(&new, path).map_err(fail("replace"))?;
+        sync_name(path).map_err(|error| fail("flush")(std::io::Error::other(error.to_string())))?;
+        self.generation = generation;
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<State>, StateError> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StateError::Io { what: "read", path: path.clone(), source });
+            }
+        };
+        let bad = |why: String| StateError::Bad { path: path.clone(), why };
+        let state: State = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        if state.version != VERSION {
+            return Err(bad(format!("it is of version {}", state.version)));
+        }
+        Ok(Some(state))
+    }
+
+    fn same_first(state: &State, device: &str, given: &[String]) -> Result<bool, StateError> {
+        match state.first.get(device) {
+            Some(knows) if knows == given => Ok(true),
+            Some(knows) => Err(StateError::Other {
+                device: device.into(),
+                knows: knows.join("; "),
+                given: given.join("; "),
+            }),
+            None => Ok(false),
+        }
+    }
+}
+
+/// A device as the program's arguments give it.
+#[derive(Clone, Debug)]
+pub struct FirstTable {
+    /// Its name.
+    pub name: String,
+    /// Its lines.
+    pub lines: Vec<TableLine>,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+}
+
+impl Devices {
+    /// Starts with the devices of the program's arguments: as the state file says they have
+    /// become, or as they are given where it does not know them. `make_stores` is called for a
+    /// device that is new, before its table is built.
+    ///
+    /// # Errors
+    /// A state that is about something else, a base that changed, and whatever a table can be
+    /// refused for.
+    pub fn start(
+        &self,
+        first: &[FirstTable],
+        mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let kept = self.lock().state.read()?;
+        let path = self.lock().state.path.take();
+        let started = self.start_from(kept, first, &mut make_stores);
+        let inner = &mut *self.lock();
+        inner.state.path = path;
+        let known = started?;
+        // A plain disk leaves no trace until a command changes something.
+        let has_stores = |device: &super::core::Device| {
+            device.active.as_ref().is_some_and(|active| !active.snaps.is_empty())
+        };
+        if known || inner.devices.values().any(has_stores) {
+            self.keep(inner)?;
+        }
+        Ok(())
+    }
+
+    /// True where a state was found.
+    fn start_from(
+        &self,
+        kept: Option<State>,
+        first: &[FirstTable],
+        make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        let known = kept.is_some();
+        let mut resumed = Vec::new();
+        if let Some(state) = kept {
+            for table in first {
+                if StateFile::same_first(&state, &table.name, &texts(&table.lines))? {
+                    resumed.push(table.name.clone());
+                }
+            }
+            self.check_bases(&state)?;
+            self.restore(&state)?;
+        }
+        for table in first.iter().filter(|table| !resumed.contains(&table.name)) {
+            make_stores(table)?;
+            self.lock().state.first.insert(table.name.clone(), texts(&table.lines));
+            self.create(&table.name, None)?;
+            self.load(&table.name, table.lines.clone(), table.read_only)?;
+            self.resume(&table.name)?;
+        }
+        Ok(known)
+    }
+
+    fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
+        if self.config.force {
+            return Ok(());
+        }
+        for base in &state.bases {
+            let what = format!("cannot use {}", base.path.display());
+            let meta = std::fs::metadata(&base.path).map_err(DeviceError::io(what))?;
+            let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+            let is_file = meta.is_file();
+            if is_file && (meta.len() != base.size || modified != base.modified) {
+                let say = |size: u64, at: i64| format!("{size} bytes, changed at {at} ns");
+                return Err(StateError::BaseChanged {
+                    base: base.path.clone(),
+                    store: base.store.clone(),
+                    had: say(base.size, base.modified),
+                    has: say(meta.len(), modified),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the devices of `state` again, those below first.
+    fn restore(&self, state: &State) -> Result<(), DeviceError> {
+        {
+            let inner = &mut *self.lock();
+            inner.state.first = state.first.clone();
+            inner.state.generation = state.generation;
+        }
+        self.restore_all(state)
+    }
+
+    fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
+        for (name, device) in &state.devices {
+            self.create(name, device.uuid.as_deref())?;
+        }
+        let mut left: Vec<&String> = state.devices.keys().collect();
+        while !left.is_empty() {
+            let ready = |name: &&&String| {
+                let lines = &state.devices[**name].table;
+                let below = parse_table(lines.iter().map(String::as_str)).unwrap_or_default();
+                !left.iter().any(|other| super::build::lines_name(&below, other))
+            };
+            let Some(&name) = left.iter().find(ready) else {
+                return Err(DeviceError::refused("the state file's tables lie on each other"));
+            };
+            left.retain(|other| *other != name);
+            if let Some(loaded) = state.loaded(name)? {
+                self.refuse_lost_stores(name, &loaded)?;
+                self.load(name, loaded.lines, loaded.read_only)?;
+                self.resume(name)?;
+            }
+        }
+        for (name, device) in &state.devices {
+            if let Some(lines) = &device.inactive {
+                let lines = parse_table(lines.iter().map(String::as_str))?;
+                self.load(name, lines, device.inactive_read_only)?;
+            }
+            if device.suspended && !device.table.is_empty() {
+                self.suspend(name, super::verbs::Suspend { noflush: true })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A store that the state knows is never made anew.
+    fn refuse_lost_stores(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+        for spec in loaded.lines.iter().filter_map(|line| line.target.snapshot()) {
+            let Some(path) = spec.cow.path() else { continue };
+            if spec.persistence != crate::cow::Persistence::Transient && is_empty(path) {
+                let store = path.to_owned();
+                return Err(StateError::StoreGone { store, device: name.into() }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is no header at `path`.
+fn is_empty(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_err() || magic == [0; 4]
+}

@@ -1,0 +1,331 @@
+//! The memory that I/O goes to and comes from.
+//!
+//! Owns a worker's scratch buffers, the bounce buffers that direct I/O needs for memory that is
+//! not aligned, a region of zeroes, and `IoVecs`: the list of pieces of one transfer, the only
+//! place where an address becomes something that the system writes to. Never knows which file
+//! or request the bytes belong to. Keeps: every piece of a list describes memory that stays
+//! mapped until the transfer is over, since guest memory does by [`GuestData`]'s contract, and
+//! what lies here does as long as the executor lives.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use super::BufId;
+use crate::request::Token;
+
+#[cfg(test)]
+mod tests;
+
+/// What all memory here is aligned to; no device asks for more.
+const PAGE: usize = 4096;
+/// Bytes of a bounce buffer; longer transfers go through it piece by piece.
+pub(crate) const BOUNCE: usize = 256 << 10;
+/// Bytes of the region of zeroes; longer runs of zero name it more than once.
+pub(crate) const ZEROES: usize = 1 << 20;
+/// Bounce buffers that are kept for the next transfer that needs one.
+const BOUNCES_KEPT: usize = 32;
+/// The most pieces that one system call takes (IOV_MAX).
+pub(crate) const IOV_MAX: usize = 1024;
+
+/// Where a request's bytes lie.
+///
+/// What is pushed must stay mapped, and writable where the request is a read, until the
+/// action that names it is handed back by [`Io::completed`](super::Io::completed) or the
+/// executor is gone: the kernel reads and writes there in the meantime. Another process may
+/// change the bytes at any time; nothing here forms a reference to them.
+pub trait GuestData {
+    /// Appends the pieces of memory that hold bytes `offset..offset + len` of the data of the
+    /// request called `token`, in order.
+    fn push_iovecs(&self, token: Token, offset: u32, len: u32, out: &mut Vec<libc::iovec>);
+}
+
+/// How much scratch memory a worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScratchConfig {
+    /// How many buffers.
+    pub buffers: u32,
+    /// Bytes of each; rounded up to whole pages.
+    pub size: u32,
+}
+
+/// Memory from the system, given back on drop.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone, whichever thread holds it.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Mapping> {
+        if len == 0 {
+            return Ok(Mapping { base: NonNull::dangling(), len: 0 });
+        }
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing else.
+        let base =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE | flags)? };
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { base, len })
+    }
+
+    fn writable(len: usize) -> io::Result<Mapping> {
+        Mapping::new(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::POPULATE)
+    }
+
+    /// `len` bytes from `offset`, if they are within it.
+    fn piece(&self, offset: usize, len: usize) -> Option<libc::iovec> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `offset` is at most `self.len`, so the address is within the mapping or one
+        // past it.
+        let base = unsafe { self.base.as_ptr().add(offset) };
+        Some(libc::iovec { iov_base: base.cast(), iov_len: len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: mapped by `new` with this length, and nobody holds a reference into it:
+            // none is ever handed out beyond a borrow of `self`.
+            let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+/// The memory of one executor.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    scratch: Mapping,
+    size: usize,
+    zeroes: Mapping,
+    bounces: Vec<Mapping>,
+}
+
+impl Memory {
+    /// Maps it, and faults the scratch buffers in.
+    pub(crate) fn new(config: ScratchConfig) -> io::Result<Memory> {
+        let size = (config.size as usize).next_multiple_of(PAGE);
+        let len = size.checked_mul(config.buffers as usize).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Memory {
+            scratch: Mapping::writable(len)?,
+            size,
+            // Never written, so it is the kernel's one page of zeroes all over.
+            zeroes: Mapping::new(ZEROES, ProtFlags::READ, MapFlags::empty())?,
+            bounces: Vec::with_capacity(BOUNCES_KEPT),
+        })
+    }
+
+    fn scratch(&self, buf: BufId, offset: usize, len: usize) -> Option<libc::iovec> {
+        if offset.checked_add(len)? > self.size {
+            return None;
+        }
+        self.scratch.piece((buf.0 as usize).checked_mul(self.size)?.checked_add(offset)?, len)
+    }
+
+    /// Copies `bytes` into a scratch buffer; false where they do not fit.
+    pub(crate) fn put(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
+        let Some(to) = self.scratch(buf, offset, bytes.len()) else { return false };
+        // SAFETY: `to` lies within the mapping, which no slice of ours can overlap; I/O that is
+        // in flight there is only ever the kernel's, through addresses.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.iov_base.cast(), bytes.len()) };
+        true
+    }
+
+    /// Copies a part of a scratch buffer out; false where it does not reach so far.
+    pub(crate) fn get(&self, buf: BufId, offset: usize, bytes: &mut [u8]) -> bool {
+        let Some(from) = self.scratch(buf, offset, bytes.len()) else { return false };
+        // SAFETY: as in `put`, the other way round.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                from.iov_base.cast::<u8>().cast_const(),
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
+        }
+        true
+    }
+
+    /// Keeps the mappings for good: something may still write to them.
+    pub(crate) fn leak(&mut self) {
+        for mapping in [&mut self.scratch, &mut self.zeroes] {
+            std::mem::forget(std::mem::replace(
+                mapping,
+                Mapping { base: NonNull::dangling(), len: 0 },
+            ));
+        }
+    }
+
+    /// A bounce buffer; allocates only where none was given back before.
+    pub(crate) fn bounce(&mut self) -> io::Result<Bounce> {
+        match self.bounces.pop() {
+            Some(mapping) => Ok(Bounce(mapping)),
+            None => Mapping::writable(BOUNCE).map(Bounce),
+        }
+    }
+
+    /// Takes a bounce buffer back.
+    pub(crate) fn give_back(&mut self, bounce: Bounce) {
+        if self.bounces.len() < BOUNCES_KEPT {
+            self.bounces.push(bounce.0);
+        }
+    }
+}
+
+/// Aligned memory that stands in for memory that is not.
+#[derive(Debug)]
+pub(crate) struct Bounce(Mapping);
+
+/// The pieces of memory of one transfer, from its first byte to its last.
+#[derive(Debug, Default)]
+pub(crate) struct IoVecs {
+    list: Vec<libc::iovec>,
+    /// The first piece that is not done; done parts of it are cut off.
+    at: usize,
+}
+
+// SAFETY: it holds addresses, not references; whether the memory behind them is still there
+// does not depend on the thread.
+unsafe impl Send for IoVecs {}
+
+impl IoVecs {
+    /// Forgets all pieces and keeps the room for them.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.at = 0;
+    }
+
+    /// Appends bytes of a request.
+    pub(crate) fn push_guest<G: GuestData>(&mut self, guest: &G, token: Token, at: u32, len: u32) {
+        guest.push_iovecs(token, at, len, &mut self.list);
+    }
+
+    /// Appends bytes of a scratch buffer; false where it does not reach so far.
+    pub(crate) fn push_scratch(&mut self, memory: &Memory, buf: BufId, at: u32, len: u32) -> bool {
+        let piece = memory.scratch(buf, at as usize, len as usize);
+        self.list.extend(piece);
+        piece.is_some()
+    }
+
+    /// Appends zeroes.
+    pub(crate) fn push_zeroes(&mut self, memory: &Memory, mut len: usize) {
+        while len > 0 {
+            let count = len.min(ZEROES);
+            self.list.extend(memory.zeroes.piece(0, count));
+            len -= count;
+        }
+    }
+
+    /// Appends the first `len` bytes of a bounce buffer.
+    pub(crate) fn push_bounce(&mut self, bounce: &Bounce, len: usize) {
+        self.list.extend(bounce.0.piece(0, len));
+    }
+
+    /// Appends a copy of `bytes`, which `bounce` holds; false where they do not fit.
+    pub(crate) fn push_copy(&mut self, bounce: &Bounce, bytes: &[u8]) -> bool {
+        let Some(piece) = bounce.0.piece(0, bytes.len()) else { return false };
+        // SAFETY: `piece` lies within the bounce buffer, which is handed to nobody else and which
+        // no slice of ours can overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast(), bytes.len())
+        };
+        self.list.push(piece);
+        true
+    }
+
+    /// Fills the pieces with zeroes.
+    pub(crate) fn fill_with_zeroes(&self) {
+        for piece in &self.list[self.at..] {
+            // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
+            unsafe { std::ptr::write_bytes(piece.iov_base.cast::<u8>(), 0, piece.iov_len) };
+        }
+    }
+
+    /// Bytes in all pieces that are not done.
+    pub(crate) fn total(&self) -> u64 {
+        self.list[self.at..].iter().map(|piece| piece.iov_len as u64).sum()
+    }
+
+    /// Whether every piece starts and ends at a multiple of `align`, a power of two.
+    pub(crate) fn aligned(&self, align: u32) -> bool {
+        let or = self.list.iter().fold(0, |or, v| or | v.iov_base as usize | v.iov_len);
+        or & (align as usize - 1) == 0
+    }
+
+    /// The pieces for the next system call.
+    pub(crate) fn window(&self) -> &[libc::iovec] {
+        let rest = &self.list[self.at..];
+        &rest[..rest.len().min(IOV_MAX)]
+    }
+
+    /// Cuts `done` bytes off the front.
+    pub(crate) fn advance(&mut self, mut done: usize) {
+        while let Some(piece) = self.list.get_mut(self.at) {
+            if done < piece.iov_len {
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(done).cast();
+                piece.iov_len -= done;
+                return;
+            }
+            done -= piece.iov_len;
+            self.at += 1;
+        }
+    }
+
+    /// Copies the first `len` bytes that are not done into `bounce`.
+    pub(crate) fn gather(&self, bounce: &Bounce, len: usize) {
+        self.each_part(bounce, len, |mine, theirs, count| {
+            // SAFETY: `each_part` gives `count` bytes within the bounce buffer and within a piece
+            // of this list; the two never overlap, as bounce buffers are handed to nobody.
+            unsafe { std::ptr::copy_nonoverlapping(mine, theirs, count) }
+        });
+    }
+
+    /// Copies `len` bytes of `bounce` to where the first bytes that are not done belong.
+    pub(crate) fn scatter(&self, bounce: &Bounce, len: usize) {
+        self.each_part(bounce, len, |mine, theirs, count| {
+            // SAFETY: as in `gather`.
+            unsafe { std::ptr::copy_nonoverlapping(theirs.cast_const(), mine, count) }
+        });
+    }
+
+    fn each_part(&self, bounce: &Bounce, len: usize, copy: impl Fn(*mut u8, *mut u8, usize)) {
+        let mut done = 0;
+        for piece in &self.list[self.at..] {
+            let count = piece.iov_len.min(len - done);
+            let Some(part) = bounce.0.piece(done, count) else { return };
+            copy(piece.iov_base.cast(), part.iov_base.cast(), count);
+            done += count;
+        }
+    }
+
+    /// `preadv` into the next pieces.
+    pub(crate) fn read_from(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let window = self.window();
+        // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
+        let got = unsafe {
+            libc::preadv(fd.as_raw_fd(), window.as_ptr(), window.len() as i32, offset as i64)
+        };
+        result(got)
+    }
+
+    /// `pwritev` of the next pieces.
+    pub(crate) fn write_to(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let window = self.window();
+        // SAFETY: the pieces are readable memory that stays mapped (this module's invariant).
+        let put = unsafe {
+            libc::pwritev(fd.as_raw_fd(), window.as_ptr(), window.len() as i32, offset as i64)
+        };
+        result(put)
+    }
+}
+
+fn result(count: isize) -> io::Result<usize> {
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}

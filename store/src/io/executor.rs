@@ -1,0 +1,409 @@
+//! The executor of one worker: does its I/O, and all its waiting.
+//!
+//! Owns the worker's ring (or, without one, its epoll), its transfers in flight and its memory
+//! for I/O. Never knows what an action is for. Keeps: every action that was submitted comes back
+//! exactly once; nothing is allocated for an action once the lists have grown to the load; the
+//! memory that the kernel was given outlives its use there.
+//!
+//! One thread uses it: which may be another than the one that made it, and is the same from the
+//! first call on.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::buffer::{GuestData, Memory, ScratchConfig};
+use super::sync::{Poller, carry_out};
+use super::transfer::{Outcome, Step, Target, Through, Transfer};
+use super::uring::{Event, Handle, Ring, Wait};
+use super::{Action, BufId, Completion, Errno, FileId, Files, IoOp, Seg};
+
+#[cfg(test)]
+mod tests;
+
+/// How an executor is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoOptions {
+    /// Whether to use io_uring; without it, or where the system forbids it, plain system calls.
+    pub uring: bool,
+    /// Steps that are handed to the kernel at once; more wait for the next system call.
+    pub entries: u32,
+}
+
+impl Default for IoOptions {
+    fn default() -> IoOptions {
+        IoOptions { uring: true, entries: 256 }
+    }
+}
+
+/// What waits, and carries out what plain calls would make the worker wait for.
+enum Driver {
+    Ring(Box<Ring>),
+    Poll(Poller),
+}
+
+/// The executor of one worker.
+pub struct Io {
+    files: Arc<Files>,
+    /// By number of file.
+    targets: Vec<Option<Box<Target>>>,
+    transfers: Vec<Transfer>,
+    /// Places in `transfers` that are free.
+    free: Vec<u32>,
+    /// Transfers that found the ring's queue full, first come first served.
+    overflow: VecDeque<u32>,
+    done: VecDeque<Completion>,
+    fired: VecDeque<u64>,
+    driver: Driver,
+    syscalls: u64,
+    in_flight: usize,
+    // Last, so that it goes last: see `Drop`.
+    memory: Memory,
+}
+
+impl Io {
+    /// An executor over the files of `files`, none of which it has adopted yet.
+    ///
+    /// # Errors
+    /// No memory. Where io_uring is forbidden it works without, and says so once a process.
+    pub fn new(files: Arc<Files>, scratch: ScratchConfig, options: IoOptions) -> io::Result<Io> {
+        let driver = match options.uring.then(|| Ring::new(options.entries)) {
+            Some(Ok(ring)) => Driver::Ring(Box::new(ring)),
+            Some(Err(error)) => {
+                warn_once(&error);
+                Driver::Poll(Poller::new()?)
+            }
+            None => Driver::Poll(Poller::new()?),
+        };
+        Ok(Io {
+            files,
+            targets: Vec::new(),
+            transfers: Vec::new(),
+            free: Vec::new(),
+            overflow: VecDeque::new(),
+            done: VecDeque::new(),
+            fired: VecDeque::new(),
+            driver,
+            syscalls: 0,
+            in_flight: 0,
+            memory: Memory::new(scratch)?,
+        })
+    }
+
+    /// Takes up exactly these files, with what is known about them now, and lets others go. An
+    /// action on any other file ends with `EBADF`. Nothing may be in flight on a file that goes.
+    pub fn adopt_files(&mut self, ids: &[FileId]) {
+        for at in 0..self.targets.len() {
+            if ids.iter().any(|id| id.0 as usize == at) {
+                continue;
+            }
+            let fixed = self.targets[at].take().and_then(|target| target.fixed);
+            if let (Driver::Ring(ring), Some(place)) = (&mut self.driver, fixed) {
+                ring.unregister(place);
+            }
+        }
+        for id in ids {
+            let at = id.0 as usize;
+            if self.targets.len() <= at {
+                self.targets.resize_with(at + 1, || None);
+            }
+            let Some(info) = self.files.get(*id) else { continue };
+            let fixed = match (&self.targets[at], &mut self.driver) {
+                (Some(known), _) => known.fixed,
+                (None, Driver::Ring(ring)) if info.uring => {
+                    use std::os::fd::AsFd;
+                    ring.register(info.file.as_fd()).unwrap_or_default()
+                }
+                _ => None,
+            };
+            self.targets[at] = Some(Box::new(Target::new(info, fixed)));
+        }
+    }
+
+    /// Takes up an action: queues it, or carries it out where plain calls serve its file better.
+    /// `segs` are its parts; `meta` the bytes of a [`Seg::Meta`] among them, which are copied;
+    /// `guest` knows where requests' bytes lie. Never waits for room.
+    pub fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G) {
+        self.in_flight += 1;
+        let slot = self.take_slot(*action);
+        let transfer = &mut self.transfers[slot as usize];
+        for seg in segs {
+            let known = match *seg {
+                Seg::Guest { token, offset, len } => {
+                    transfer.pieces.push_guest(guest, token, offset, len);
+                    true
+                }
+                Seg::Scratch { buf, offset, len } => {
+                    transfer.pieces.push_scratch(&self.memory, buf, offset, len)
+                }
+                Seg::Zero { len } => {
+                    transfer.pieces.push_zeroes(&self.memory, len as usize);
+                    true
+                }
+                Seg::Meta { .. } => transfer.push_meta(&mut self.memory, meta),
+            };
+            if !known {
+                return self.finish(slot, Err(Errno(libc::EFAULT)));
+            }
+        }
+        if action.op == IoOp::Clear {
+            self.transfers[slot as usize].pieces.fill_with_zeroes();
+            return self.finish(slot, Ok(()));
+        }
+        let target = self.targets.get_mut(action.file.0 as usize);
+        let transfer = &mut self.transfers[slot as usize];
+        let Some(target) = target.and_then(Option::as_deref_mut) else {
+            return self.finish(slot, Err(Errno(libc::EBADF)));
+        };
+        match transfer.start(target, &mut self.memory) {
+            Outcome::Done(result) => self.finish(slot, result),
+            Outcome::Again if target.info.uring && matches!(self.driver, Driver::Ring(_)) => {
+                if !self.overflow.is_empty() || !self.push(slot) {
+                    self.overflow.push_back(slot);
+                }
+            }
+            Outcome::Again => self.carry_through(slot),
+        }
+    }
+
+    /// Hands over what is queued and fetches answers that the kernel holds back, without waiting;
+    /// at most one system call, and none where there is nothing to do.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn enter(&mut self) -> io::Result<()> {
+        self.fill_queue();
+        if let Driver::Ring(ring) = &mut self.driver
+            && ring.wants_to_enter()
+        {
+            self.syscalls += 1;
+            ring.enter(Wait::No)?;
+        }
+        self.reap();
+        Ok(())
+    }
+
+    /// How an action ended that has not been handed back yet; no system call.
+    pub fn completed(&mut self) -> Option<Completion> {
+        if self.done.is_empty() {
+            self.reap();
+        }
+        let completion = self.done.pop_front()?;
+        self.in_flight -= 1;
+        Some(completion)
+    }
+
+    /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: each time it
+    /// is signalled, its counter is consumed and `key` comes out of [`Io::fired`]. The descriptor
+    /// is duplicated, and may be closed by the caller. Without a ring only `wait` looks at it.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        let fd = fd.try_clone_to_owned()?;
+        match &mut self.driver {
+            Driver::Ring(ring) => {
+                ring.watch(fd, key);
+                Ok(())
+            }
+            Driver::Poll(poller) => poller.watch(fd, key),
+        }
+    }
+
+    /// Stops watching what was watched under `key`: it does not fire any more. A signal that was
+    /// consumed and not yet handed out is dropped with it, so whoever goes on looks once by himself.
+    pub fn unwatch(&mut self, key: u64) {
+        match &mut self.driver {
+            Driver::Ring(ring) => {
+                if let Err(error) = ring.unwatch(key) {
+                    tracing::warn!(%error, "cannot cancel the watch of a descriptor");
+                }
+            }
+            Driver::Poll(poller) => poller.unwatch(key),
+        }
+        self.fired.retain(|&fired| fired != key);
+    }
+
+    /// A key whose descriptor was signalled; no system call.
+    pub fn fired(&mut self) -> Option<u64> {
+        if self.fired.is_empty() {
+            self.reap();
+        }
+        self.fired.pop_front()
+    }
+
+    /// Hands over what is queued and waits, in the same system call, for a completion or a
+    /// watched descriptor, at most for `timeout`. Does not wait where one of them is there
+    /// already. May return early.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.reap();
+        if !self.done.is_empty() || !self.fired.is_empty() {
+            return self.enter();
+        }
+        self.fill_queue();
+        match &mut self.driver {
+            Driver::Ring(ring) => {
+                self.syscalls += 1;
+                ring.enter(timeout.map_or(Wait::Forever, Wait::For))?;
+            }
+            Driver::Poll(poller) => {
+                let fired = &mut self.fired;
+                self.syscalls += poller.wait(timeout, |key| fired.push_back(key))?;
+            }
+        }
+        self.reap();
+        Ok(())
+    }
+
+    /// Actions that were submitted and have not been handed back by [`Io::completed`].
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// System calls made so far for I/O and waiting.
+    pub fn syscalls(&self) -> u64 {
+        self.syscalls
+    }
+
+    /// Whether io_uring is in use.
+    pub fn uses_uring(&self) -> bool {
+        matches!(self.driver, Driver::Ring(_))
+    }
+
+    /// Puts `bytes` into a scratch buffer, at `offset`; false where they do not fit.
+    pub fn put_scratch(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
+        self.memory.put(buf, offset, bytes)
+    }
+
+    /// Copies a part of a scratch buffer out; false where the buffer does not reach so far.
+    pub fn get_scratch(&self, buf: BufId, offset: usize, bytes: &mut [u8]) -> bool {
+        self.memory.get(buf, offset, bytes)
+    }
+
+    fn take_slot(&mut self, action: Action) -> u32 {
+        match self.free.pop() {
+            Some(slot) => {
+                self.transfers[slot as usize].reset(action);
+                slot
+            }
+            None => {
+                self.transfers.push(Transfer::new(action));
+                self.transfers.len() as u32 - 1
+            }
+        }
+    }
+
+    fn finish(&mut self, slot: u32, result: Result<(), Errno>) {
+        let tag = self.transfers[slot as usize].action.tag;
+        self.transfers[slot as usize].drop_meta(&mut self.memory);
+        self.done.push_back(Completion { tag, result });
+        self.free.push(slot);
+    }
+
+    /// Does all steps of a transfer by plain calls.
+    fn carry_through(&mut self, slot: u32) {
+        let transfer = &mut self.transfers[slot as usize];
+        let at = transfer.action.file.0 as usize;
+        let Some(target) = self.targets[at].as_deref_mut() else { return };
+        let result = loop {
+            let answer = carry_out(transfer.step(), target.fd(transfer.through));
+            self.syscalls += 1;
+            match transfer.answer(answer, target, &mut self.memory) {
+                Outcome::Again => {}
+                Outcome::Done(result) => break result,
+            }
+        };
+        self.finish(slot, result);
+    }
+
+    /// Queues a transfer's next step; false where the queue is full.
+    fn push(&mut self, slot: u32) -> bool {
+        let transfer = &self.transfers[slot as usize];
+        let target = self.targets[transfer.action.file.0 as usize].as_deref();
+        let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target) else { return false };
+        let handle = match target.fixed {
+            Some(place) if transfer.through == Through::Main => Handle::Fixed(place),
+            _ => Handle::Fd(target.fd(transfer.through)),
+        };
+        let step: Step<'_> = transfer.step();
+        ring.push(slot, step, handle)
+    }
+
+    /// Queues what had found no room, and the watches that are to be armed.
+    fn fill_queue(&mut self) {
+        // Watches first: a full queue of transfers must not keep a kick from being seen.
+        if let Driver::Ring(ring) = &mut self.driver {
+            ring.arm();
+        }
+        while let Some(&slot) = self.overflow.front() {
+            if !self.push(slot) {
+                return;
+            }
+            self.overflow.pop_front();
+        }
+    }
+
+    /// Takes the kernel's answers.
+    fn reap(&mut self) {
+        loop {
+            let Driver::Ring(ring) = &mut self.driver else { return };
+            match ring.next() {
+                None => return,
+                Some(Event::Fired(key)) => self.fired.push_back(key),
+                Some(Event::Answer(slot, result)) => self.answered(slot, result),
+            }
+        }
+    }
+
+    fn answered(&mut self, slot: u32, result: i32) {
+        let transfer = &mut self.transfers[slot as usize];
+        let target = self.targets[transfer.action.file.0 as usize].as_deref_mut();
+        let Some(target) = target else { return self.finish(slot, Err(Errno(libc::EBADF))) };
+        match transfer.answer(result, target, &mut self.memory) {
+            Outcome::Done(result) => self.finish(slot, result),
+            Outcome::Again => {
+                if !self.push(slot) {
+                    self.overflow.push_front(slot);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        let Driver::Ring(ring) = &mut self.driver else { return };
+        if !ring.settle(|_, _| {}) {
+            // The kernel may still write there: better lost than reused.
+            tracing::warn!("I/O is still in flight at the end of a worker; its memory is kept");
+            std::mem::forget(std::mem::take(&mut self.transfers));
+            self.memory.leak();
+            ring.leak();
+        }
+    }
+}
+
+impl std::fmt::Debug for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io")
+            .field("uring", &self.uses_uring())
+            .field("in_flight", &self.in_flight)
+            .field("syscalls", &self.syscalls)
+            .finish_non_exhaustive()
+    }
+}
+
+fn warn_once(error: &io::Error) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            "io_uring cannot be used here ({error}): plain system calls serve instead, slower"
+        );
+    }
+}

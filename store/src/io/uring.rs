@@ -1,0 +1,363 @@
+//! The io_uring of one worker: steps of transfers go in, answers come out, and eventfds are
+//! waited for in the same call.
+//!
+//! Owns the ring, its table of files and the memory that a watched eventfd is read into. Never
+//! knows what a transfer is for. Keeps: a piece of memory that the kernel was given stays where
+//! it is until the kernel's answer has been taken; a watch that was taken away never fires.
+//!
+//! A watch is a pair of linked entries, a poll and then a read. A read alone would do for a
+//! blocking eventfd, but front-ends make theirs non-blocking, and such a read answers EAGAIN at
+//! once instead of waiting. The pair gives exactly one answer: the read's, or the poll's error.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+
+use super::transfer::Step;
+
+/// How many files a worker's ring keeps registered; more go by their descriptors.
+const FILES: u32 = 256;
+
+/// What an entry was, in the top byte of its user data.
+const KIND: u32 = 56;
+const TRANSFER: u64 = 0;
+const WATCH: u64 = 1;
+const CANCEL: u64 = 2;
+
+/// Whose file a step goes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Handle<'a> {
+    /// A place in the table of registered files.
+    Fixed(u32),
+    /// A descriptor.
+    Fd(BorrowedFd<'a>),
+}
+
+/// What the ring has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A step of the transfer in this slot was answered: a count, or a negative error number.
+    Answer(u32, i32),
+    /// The descriptor watched under this key was signalled.
+    Fired(u64),
+}
+
+#[derive(Debug)]
+struct Watch {
+    /// None: taken away, and only kept until the kernel's answer has come.
+    key: Option<u64>,
+    fd: OwnedFd,
+    /// Where the kernel puts the counter; boxed, so that it stays where it is.
+    counter: Box<u64>,
+    /// Whether an answer is still to come.
+    armed: bool,
+}
+
+/// A ring, used from one thread at a time; from the first use on, from that thread only.
+pub(crate) struct Ring {
+    ring: IoUring,
+    enabled: bool,
+    /// Places in the table of files that are free; empty where the kernel has no such table.
+    places: Vec<u32>,
+    watches: Vec<Option<Watch>>,
+    /// Answers that are still to come for transfers.
+    pub(crate) in_flight: usize,
+}
+
+impl Ring {
+    /// A ring for `entries` steps at a time.
+    ///
+    /// # Errors
+    /// What the system says; `Unsupported` where its io_uring is too old (before Linux 5.17).
+    pub(crate) fn new(entries: u32) -> io::Result<Ring> {
+        let ring = build(entries)?;
+        let has = ring.params();
+        if !(has.is_feature_ext_arg()
+            && has.is_feature_nodrop()
+            && has.is_feature_skip_cqe_on_success())
+        {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Ring { ring, enabled: false, places: Vec::new(), watches: Vec::new(), in_flight: 0 })
+    }
+
+    /// Binds the ring to this thread; it cannot be done earlier, as a worker's executor is made
+    /// by another.
+    fn enable(&mut self) -> io::Result<()> {
+        if self.enabled {
+            return Ok(());
+        }
+        self.ring.submitter().register_enable_rings()?;
+        self.enabled = true;
+        if self.ring.submitter().register_files_sparse(FILES).is_ok() {
+            self.places = (0..FILES).rev().collect();
+        }
+        Ok(())
+    }
+
+    /// Registers a file; none where the table is full or there is no such table.
+    pub(crate) fn register(&mut self, fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+        self.enable()?;
+        let Some(place) = self.places.pop() else { return Ok(None) };
+        match self.ring.submitter().register_files_update(place, &[fd.as_raw_fd()]) {
+            Ok(_) => Ok(Some(place)),
+            Err(_) => {
+                self.places.push(place);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Lets a registered file go.
+    pub(crate) fn unregister(&mut self, place: u32) {
+        if self.ring.submitter().register_files_update(place, &[-1]).is_ok() {
+            self.places.push(place);
+        }
+    }
+
+    /// Queues a step for the transfer in `slot`; false where the queue is full.
+    ///
+    /// The pieces that `step` names, and the list of them, stay as they are until the answer.
+    pub(crate) fn push(&mut self, slot: u32, step: Step<'_>, file: Handle<'_>) -> bool {
+        // More answers than there is room for would have to be fetched again and again.
+        if self.in_flight >= self.ring.params().cq_entries() as usize / 2 {
+            return false;
+        }
+        let entry = entry_for(step, file).user_data(TRANSFER << KIND | u64::from(slot));
+        let pushed = self.push_entries(&[entry]);
+        self.in_flight += usize::from(pushed);
+        pushed
+    }
+
+    fn push_entries(&mut self, entries: &[squeue::Entry]) -> bool {
+        // SAFETY: what the entries point to (pieces of transfers, counters of watches) stays
+        // mapped and in its place until the answer: transfers and watches are only used again
+        // after it, and `Drop` of the executor waits for it.
+        unsafe { self.ring.submission().push_multiple(entries).is_ok() }
+    }
+
+    /// Whether a system call has anything to do: steps to hand over, or answers held back.
+    pub(crate) fn wants_to_enter(&mut self) -> bool {
+        let queue = self.ring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// Hands queued steps over and lets the kernel post its answers; waits for at least one
+    /// where `wait` says so, at most that long. One system call.
+    pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.enable()?;
+        let submitter = self.ring.submitter();
+        let result = match wait {
+            // Fetches deferred answers too, where the ring's flags say that there are any.
+            Wait::No => submitter.submit(),
+            Wait::Forever => submitter.submit_and_wait(1),
+            Wait::For(limit) => {
+                let limit = Timespec::from(limit);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes one answer.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        loop {
+            let answer = self.ring.completion().next()?;
+            let (kind, number) = (answer.user_data() >> KIND, answer.user_data() as u32);
+            match kind {
+                TRANSFER => {
+                    self.in_flight -= 1;
+                    return Some(Event::Answer(number, answer.result()));
+                }
+                WATCH => {
+                    if let Some(key) = self.watch_answered(number as usize, answer.result()) {
+                        return Some(Event::Fired(key));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn watch_answered(&mut self, at: usize, result: i32) -> Option<u64> {
+        let watch = self.watches.get_mut(at)?.as_mut()?;
+        watch.armed = false;
+        let Some(key) = watch.key else {
+            self.watches[at] = None;
+            return None;
+        };
+        match result {
+            0.. => Some(key),
+            // Somebody else was faster.
+            _ if matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) => None,
+            _ => {
+                tracing::warn!(key, errno = -result, "a watched descriptor cannot be read");
+                watch.key = None;
+                None
+            }
+        }
+    }
+
+    /// Watches `fd`; it fires when it can be read, and what it holds is consumed.
+    pub(crate) fn watch(&mut self, fd: OwnedFd, key: u64) {
+        let watch = Watch { key: Some(key), fd, counter: Box::new(0), armed: false };
+        match self.watches.iter().position(Option::is_none) {
+            Some(at) => self.watches[at] = Some(watch),
+            None => self.watches.push(Some(watch)),
+        }
+    }
+
+    /// Queues what watches need to fire (again); what finds no room comes with the next call.
+    pub(crate) fn arm(&mut self) {
+        for at in 0..self.watches.len() {
+            let Some(watch) = self.watches[at].as_mut() else { continue };
+            if watch.armed || watch.key.is_none() {
+                continue;
+            }
+            let (fd, data) = (Fd(watch.fd.as_raw_fd()), WATCH << KIND | at as u64);
+            let counter: *mut u64 = &mut *watch.counter;
+            let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+                .build()
+                .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
+                .user_data(data);
+            let read = opcode::Read::new(fd, counter.cast(), 8).build().user_data(data);
+            if !self.push_entries(&[poll, read]) {
+                return;
+            }
+            if let Some(watch) = self.watches[at].as_mut() {
+                watch.armed = true;
+            }
+        }
+    }
+
+    /// Stops watching; it does not fire any more.
+    pub(crate) fn unwatch(&mut self, key: u64) -> io::Result<()> {
+        for at in 0..self.watches.len() {
+            let Some(watch) = self.watches[at].as_mut().filter(|w| w.key == Some(key)) else {
+                continue;
+            };
+            watch.key = None;
+            if !watch.armed {
+                self.watches[at] = None;
+                continue;
+            }
+            let cancel = opcode::AsyncCancel::new(WATCH << KIND | at as u64)
+                .build()
+                .user_data(CANCEL << KIND);
+            if !self.push_entries(std::slice::from_ref(&cancel)) {
+                self.enter(Wait::No)?;
+                self.push_entries(&[cancel]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops watching everything, and waits until the kernel uses none of our memory any more;
+    /// false where that cannot be had.
+    pub(crate) fn settle(&mut self, mut answered: impl FnMut(u32, i32)) -> bool {
+        let keys: Vec<u64> = self.watches.iter().flatten().filter_map(|w| w.key).collect();
+        if keys.into_iter().any(|key| self.unwatch(key).is_err()) {
+            return false;
+        }
+        loop {
+            while let Some(event) = self.next() {
+                if let Event::Answer(slot, result) = event {
+                    answered(slot, result);
+                }
+            }
+            let busy = self.in_flight > 0 || self.watches.iter().flatten().any(|w| w.armed);
+            if !busy {
+                return true;
+            }
+            if self.enter(Wait::Forever).is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Keeps, for good, what the kernel may still write to.
+    pub(crate) fn leak(&mut self) {
+        for watch in self.watches.drain(..).flatten() {
+            Box::leak(watch.counter);
+        }
+    }
+}
+
+/// How long to stay in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// Until there is an answer.
+    Forever,
+    /// Until there is an answer, at most that long.
+    For(Duration),
+}
+
+/// With all that makes it cheap where the kernel has it (6.1), and without otherwise.
+fn build(entries: u32) -> io::Result<IoUring> {
+    let answers = entries.saturating_mul(4);
+    let newest = IoUring::builder()
+        .setup_cqsize(answers)
+        .setup_clamp()
+        .setup_r_disabled()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_defer_taskrun()
+        .build(entries);
+    match newest {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            IoUring::builder().setup_cqsize(answers).setup_clamp().setup_r_disabled().build(entries)
+        }
+        result => result,
+    }
+}
+
+/// Builds an entry for a registered file or for a descriptor.
+macro_rules! on {
+    ($file:expr, $fd:ident => $entry:expr) => {
+        match $file {
+            Handle::Fixed(place) => {
+                let $fd = Fixed(place);
+                $entry.build()
+            }
+            Handle::Fd(borrowed) => {
+                let $fd = Fd(borrowed.as_raw_fd());
+                $entry.build()
+            }
+        }
+    };
+}
+
+fn entry_for(step: Step<'_>, file: Handle<'_>) -> squeue::Entry {
+    match step {
+        Step::Read(pieces, offset) => match pieces.window() {
+            [one] if one.iov_len <= i32::MAX as usize => on!(file, fd =>
+                opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(offset)),
+            many => on!(file, fd =>
+                opcode::Readv::new(fd, many.as_ptr(), many.len() as u32).offset(offset)),
+        },
+        Step::Write(pieces, offset) => match pieces.window() {
+            [one] if one.iov_len <= i32::MAX as usize => on!(file, fd =>
+                opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(offset)),
+            many => on!(file, fd =>
+                opcode::Writev::new(fd, many.as_ptr(), many.len() as u32).offset(offset)),
+        },
+        Step::Allocate { mode, offset, len } => {
+            on!(file, fd => opcode::Fallocate::new(fd, len).offset(offset).mode(mode))
+        }
+        Step::Sync => on!(file, fd => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC)),
+    }
+}

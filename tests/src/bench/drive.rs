@@ -1,0 +1,262 @@
+//! Carrying out a job on a queue, and timing it.
+//!
+//! Owns the loop that keeps the queue at its depth. Never knows which server it drives. The loop
+//! takes all completions that are there, submits as many requests, and tells the server once; with
+//! nothing there it waits.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::cost::Meter;
+use super::job::{CLUSTER, Job, Offsets, Scale, Walk};
+use crate::client::{Buffer, Client, ConnectError, Pool, Queue, RequestError, SubmitError};
+use crate::rng::Rng;
+use crate::server::ServerError;
+
+/// How long the server may go without completing anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a job runs before it is measured.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Requests in flight while an overlay is prepared.
+const PREPARE_DEPTH: usize = 8;
+
+/// Why there is no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A request failed.
+    #[error("{doing}: {error}")]
+    Request {
+        /// What was going on.
+        doing: &'static str,
+        /// The device's word.
+        error: RequestError,
+    },
+    /// The server is stuck.
+    #[error("no completion in {PATIENCE:?} with {0} requests in flight")]
+    Stalled(usize),
+    /// The disk is smaller than the job needs.
+    #[error("the server's disk has {found} bytes, and the jobs need {needed}")]
+    Small {
+        /// What it has.
+        found: u64,
+        /// What it should have.
+        needed: u64,
+    },
+    /// The server does not run.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// There is no session with it.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A file, a program or the machine is in the way.
+    #[error("cannot {step}: {source}")]
+    Io {
+        /// What was being done.
+        step: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+impl BenchError {
+    /// For `map_err`: the error of the step `step`.
+    pub(super) fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let step = step.into();
+        move |source| Self::Io { step, source }
+    }
+}
+
+impl From<io::Error> for BenchError {
+    fn from(source: io::Error) -> Self {
+        Self::Io { step: "drive the queue".to_owned(), source }
+    }
+}
+
+impl From<SubmitError> for BenchError {
+    fn from(error: SubmitError) -> Self {
+        Self::Io { step: "submit a request".to_owned(), source: error.source }
+    }
+}
+
+/// What one repetition came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Requests completed in the time; flushes are not counted.
+    pub ios: u64,
+    /// The time.
+    pub elapsed: Duration,
+}
+
+impl Sample {
+    /// Requests a second.
+    pub fn iops(&self) -> f64 {
+        self.ios as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
+/// A session for one repetition of one job.
+pub(super) struct Driver {
+    queue: Queue,
+    job: Job,
+    disk: u64,
+    idle: Vec<Buffer>,
+    spare: Vec<Buffer>,
+}
+
+/// When a stretch of work ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// When the offsets do.
+    WithOffsets,
+    /// After this time.
+    After(Duration),
+}
+
+impl Driver {
+    /// Takes the first queue of `client` for `job` on a disk of `disk` bytes.
+    pub(super) fn new(client: Client, job: Job, disk: u64) -> Result<Self, BenchError> {
+        let found = client.info().capacity;
+        if found < disk {
+            return Err(BenchError::Small { found, needed: disk });
+        }
+        let (queues, mut pool) = client.into_parts();
+        let queue =
+            queues.into_iter().next().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let idle = filled_buffers(&mut pool, job.depth, job.block)?;
+        let spare = if job.half_written {
+            filled_buffers(&mut pool, PREPARE_DEPTH, CLUSTER)?
+        } else {
+            Vec::new()
+        };
+        Ok(Self { queue, job, disk, idle, spare })
+    }
+
+    /// Brings disk and server into the state in which they are measured.
+    pub(super) fn prepare(&mut self, seed: u64) -> Result<(), BenchError> {
+        if self.job.half_written {
+            self.write_every_other_cluster()?;
+        }
+        // First writes cannot be rehearsed: reads wake the server and the client instead.
+        let rehearsal = match self.job.walk.is_fixed() {
+            true => Job { write: false, flush_every: None, walk: Walk::Random, ..self.job },
+            false => self.job,
+        };
+        let offsets = rehearsal.offsets(self.disk, seed ^ u64::MAX);
+        self.stretch(&rehearsal, offsets, End::After(WARM_UP)).map(drop)?;
+        self.drain()
+    }
+
+    /// Measures one repetition, from the first request to the last completion or the end of the
+    /// time; `meter` runs just as long.
+    pub(super) fn measure(
+        &mut self,
+        scale: &Scale,
+        seed: u64,
+        meter: &mut dyn Meter,
+    ) -> Result<Sample, BenchError> {
+        let job = self.job;
+        let offsets = job.offsets(self.disk, seed);
+        let end = match job.walk.is_fixed() {
+            true => End::WithOffsets,
+            false => End::After(Duration::from_secs_f64(scale.seconds)),
+        };
+        meter.start();
+        let sample = self.stretch(&job, offsets, end)?;
+        meter.stop();
+        self.drain()?;
+        Ok(sample)
+    }
+
+    fn stretch(&mut self, job: &Job, mut offsets: Offsets, end: End) -> Result<Sample, BenchError> {
+        let (mut ios, mut until_flush) = (0, job.flush_every);
+        let mut more = true;
+        let start = Instant::now();
+        loop {
+            while more && self.queue.in_flight() < job.depth {
+                if until_flush == Some(0) {
+                    until_flush = job.flush_every;
+                    self.queue.flush(0)?;
+                    continue;
+                }
+                let Some(buffer) = self.idle.pop() else { break };
+                let Some(offset) = offsets.next() else {
+                    self.idle.push(buffer);
+                    more = false;
+                    break;
+                };
+                match job.write {
+                    true => self.queue.write(offset, buffer, 1)?,
+                    false => self.queue.read(offset, buffer, 1)?,
+                }
+                until_flush = until_flush.map(|left| left - 1);
+            }
+            if self.queue.in_flight() == 0 {
+                return Ok(Sample { ios, elapsed: start.elapsed() });
+            }
+            self.queue.kick()?;
+            ios += self.reap_some(job.write)?;
+            if let End::After(time) = end {
+                let elapsed = start.elapsed();
+                if elapsed >= time {
+                    return Ok(Sample { ios, elapsed });
+                }
+            }
+        }
+    }
+
+    /// Waits where nothing is there, and takes all that is. Gives the number of reads and writes.
+    fn reap_some(&mut self, write: bool) -> Result<u64, BenchError> {
+        let doing = if write { "write" } else { "read" };
+        let mut ios = 0;
+        let mut seen = false;
+        loop {
+            while let Some(completion) = self.queue.reap() {
+                completion.result.map_err(|error| BenchError::Request { doing, error })?;
+                seen = true;
+                ios += completion.user;
+                self.idle.extend(completion.buffer);
+            }
+            if seen {
+                return Ok(ios);
+            }
+            if !self.queue.wait(PATIENCE)? {
+                return Err(BenchError::Stalled(self.queue.in_flight()));
+            }
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), BenchError> {
+        self.queue.kick()?;
+        while self.queue.in_flight() > 0 {
+            self.reap_some(self.job.write)?;
+        }
+        Ok(())
+    }
+
+    fn write_every_other_cluster(&mut self) -> Result<(), BenchError> {
+        std::mem::swap(&mut self.idle, &mut self.spare);
+        let fill = Job { write: true, depth: PREPARE_DEPTH, block: CLUSTER, ..self.job };
+        let clusters: Vec<u64> = (0..self.disk / CLUSTER).step_by(2).map(|c| c * CLUSTER).collect();
+        self.stretch(&fill, Offsets::List(clusters.into_iter()), End::WithOffsets)?;
+        self.queue.flush(0)?;
+        self.drain()?;
+        std::mem::swap(&mut self.idle, &mut self.spare);
+        Ok(())
+    }
+}
+
+/// Buffers full of bytes that no server can take for zeroes.
+fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
+    let mut rng = Rng::new(block);
+    let mut bytes = vec![0; block as usize];
+    (0..count)
+        .map(|_| {
+            for word in bytes.chunks_exact_mut(8) {
+                word.copy_from_slice(&rng.next_u64().to_le_bytes());
+            }
+            let mut buffer = pool.buffer(block as usize)?;
+            buffer.store(&bytes);
+            Ok(buffer)
+        })
+        .collect()
+}

@@ -1,0 +1,284 @@
+//! What the client does in each row of the benchmark.
+//!
+//! Owns the list of jobs, their block sizes, depths and the order of their offsets. Never knows a
+//! server. A job that must write each place for the first time visits a fixed list of offsets
+//! once; every other job runs for a time.
+
+use crate::rng::Rng;
+
+/// The grain of "each into its own 64 KiB": the default cluster of qcow2.
+pub(super) const CLUSTER: u64 = 64 << 10;
+
+/// What the server serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A raw file, written in place.
+    Plain,
+    /// A fresh overlay over a raw file that stays as it is.
+    Overlay,
+}
+
+/// In what order a job visits the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// Random blocks of the whole disk, for a time.
+    Random,
+    /// One block after the other, from the start again at the end, for a time.
+    Loop,
+    /// The first block of each cluster in the first `1/part` of the disk, once each, in random
+    /// order.
+    OnePerCluster {
+        /// One over the share of the disk.
+        part: u64,
+    },
+    /// Each block of the first `1/part` of the disk, once each, in random order.
+    Dense {
+        /// One over the share of the disk.
+        part: u64,
+    },
+    /// Each block of the first `1/part` of the disk, once each, in order.
+    Once {
+        /// One over the share of the disk.
+        part: u64,
+    },
+}
+
+impl Walk {
+    /// Whether the work is a number of requests and not a time.
+    pub fn is_fixed(self) -> bool {
+        !matches!(self, Self::Random | Self::Loop)
+    }
+}
+
+/// One row of the benchmark.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// The name to choose it by.
+    pub name: &'static str,
+    /// What it is, for people.
+    pub title: &'static str,
+    /// What the server serves.
+    pub layout: Layout,
+    /// Whether it writes.
+    pub write: bool,
+    /// Bytes in a request.
+    pub block: u64,
+    /// Requests in flight.
+    pub depth: usize,
+    /// Where the requests go.
+    pub walk: Walk,
+    /// A flush follows every so many writes; nothing waits for it.
+    pub flush_every: Option<u64>,
+    /// Before the measurement every other cluster is written.
+    pub half_written: bool,
+}
+
+const PLAIN: Job = Job {
+    name: "",
+    title: "",
+    layout: Layout::Plain,
+    write: false,
+    block: 4096,
+    depth: 1,
+    walk: Walk::Random,
+    flush_every: None,
+    half_written: false,
+};
+
+const FIRST_WRITES: Job = Job { layout: Layout::Overlay, write: true, depth: 32, ..PLAIN };
+
+/// All jobs, in the order of the report.
+pub(super) const JOBS: [Job; 11] = [
+    Job { name: "randread-qd1", title: "4 KiB random read, QD1", ..PLAIN },
+    Job { name: "randread-qd32", title: "4 KiB random read, QD32", depth: 32, ..PLAIN },
+    Job { name: "randwrite-qd1", title: "4 KiB random write, QD1", write: true, ..PLAIN },
+    Job {
+        name: "randwrite-qd32",
+        title: "4 KiB random write, QD32",
+        write: true,
+        depth: 32,
+        ..PLAIN
+    },
+    Job {
+        name: "seqread-qd8",
+        title: "128 KiB sequential read, QD8",
+        block: 128 << 10,
+        depth: 8,
+        walk: Walk::Loop,
+        ..PLAIN
+    },
+    Job {
+        name: "seqwrite-qd8",
+        title: "128 KiB sequential write, QD8",
+        write: true,
+        block: 128 << 10,
+        depth: 8,
+        walk: Walk::Loop,
+        ..PLAIN
+    },
+    Job {
+        name: "first-sparse-qd32",
+        title: "overlay: first 4 KiB writes, one per 64 KiB, QD32",
+        walk: Walk::OnePerCluster { part: 1 },
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "first-dense-qd32",
+        title: "overlay: first 4 KiB writes, dense, QD32",
+        walk: Walk::Dense { part: 4 },
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "first-flush16-qd32",
+        title: "overlay: one per 64 KiB, a flush every 16, QD32",
+        walk: Walk::OnePerCluster { part: 2 },
+        flush_every: Some(16),
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "first-seq64k-qd8",
+        title: "overlay: first 64 KiB writes, sequential, QD8",
+        block: CLUSTER,
+        depth: 8,
+        walk: Walk::Once { part: 2 },
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "mixedread-qd32",
+        title: "overlay: 4 KiB random read, half written, QD32",
+        write: false,
+        half_written: true,
+        walk: Walk::Random,
+        ..FIRST_WRITES
+    },
+];
+
+/// How large the work is.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Scale {
+    /// Bytes on the disk; a multiple of 1 MiB.
+    pub disk: u64,
+    /// Seconds that a job without a fixed amount runs.
+    pub seconds: f64,
+}
+
+/// Where the requests of one repetition go, one after the other.
+pub(super) enum Offsets {
+    /// Random blocks, without end.
+    Random { rng: Rng, blocks: u64, block: u64 },
+    /// Blocks in order, without end.
+    Loop { next: u64, block: u64, disk: u64 },
+    /// These, once.
+    List(std::vec::IntoIter<u64>),
+}
+
+impl Iterator for Offsets {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        match self {
+            Self::Random { rng, blocks, block } => Some(rng.below(*blocks) * *block),
+            Self::Loop { next, block, disk } => {
+                let offset = *next;
+                *next = if offset + 2 * *block > *disk { 0 } else { offset + *block };
+                Some(offset)
+            }
+            Self::List(list) => list.next(),
+        }
+    }
+}
+
+impl Job {
+    /// The jobs whose names match one of `patterns` (`*` stands for anything); all where there
+    /// are none.
+    pub fn matching(patterns: &[String]) -> Vec<Self> {
+        let wanted =
+            |job: &Job| patterns.is_empty() || patterns.iter().any(|p| matches_glob(p, job.name));
+        JOBS.into_iter().filter(wanted).collect()
+    }
+
+    /// The offsets of one repetition on a disk of `disk` bytes; the same for the same `seed`.
+    pub(super) fn offsets(&self, disk: u64, seed: u64) -> Offsets {
+        let mut rng = Rng::new(seed);
+        let list = |part: u64, step: u64| (0..disk / part / step).map(|i| i * step).collect();
+        let mut list: Vec<u64> = match self.walk {
+            Walk::Random => {
+                return Offsets::Random { rng, blocks: disk / self.block, block: self.block };
+            }
+            Walk::Loop => return Offsets::Loop { next: 0, block: self.block, disk },
+            Walk::OnePerCluster { part } => list(part, CLUSTER),
+            Walk::Dense { part } | Walk::Once { part } => list(part, self.block),
+        };
+        if !matches!(self.walk, Walk::Once { .. }) {
+            rng.shuffle(&mut list);
+        }
+        Offsets::List(list.into_iter())
+    }
+}
+
+/// Whether `name` is what `pattern` says, where `*` stands for any characters.
+fn matches_glob(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len()).any(|at| tail.get(at..).is_some_and(|t| matches_glob(rest, t)))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const DISK: u64 = 16 << 20;
+
+    fn job(name: &str) -> Job {
+        *JOBS.iter().find(|job| job.name == name).unwrap()
+    }
+
+    #[test]
+    fn first_writes_visit_each_place_once() {
+        let sparse: Vec<u64> = job("first-sparse-qd32").offsets(DISK, 1).collect();
+        assert_eq!(sparse.len(), 256);
+        assert_eq!(sparse.iter().map(|o| o / CLUSTER).collect::<HashSet<_>>().len(), 256);
+        assert!(!sparse.is_sorted());
+
+        let dense: Vec<u64> = job("first-dense-qd32").offsets(DISK, 1).collect();
+        assert_eq!(dense.iter().collect::<HashSet<_>>().len(), 1024);
+        assert_eq!(dense.iter().max(), Some(&((4 << 20) - 4096)));
+
+        let sequential: Vec<u64> = job("first-seq64k-qd8").offsets(DISK, 1).collect();
+        assert_eq!(sequential.len(), 128);
+        assert!(sequential.is_sorted());
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_work_again() {
+        let work = |seed| job("first-dense-qd32").offsets(DISK, seed).collect::<Vec<_>>();
+        assert_eq!(work(3), work(3));
+        assert_ne!(work(3), work(4));
+    }
+
+    #[test]
+    fn endless_walks_stay_on_the_disk() {
+        for name in ["randread-qd1", "seqwrite-qd8"] {
+            let job = job(name);
+            let mut visited = job.offsets(DISK, 9).take(100_000);
+            assert!(visited.all(|o| o % job.block == 0 && o + job.block <= DISK), "{name}");
+        }
+    }
+
+    #[test]
+    fn jobs_are_chosen_by_glob() {
+        let names = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(|&p| p.to_owned()).collect();
+            Job::matching(&patterns).iter().map(|j| j.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]).len(), JOBS.len());
+        assert_eq!(names(&["seq*"]), ["seqread-qd8", "seqwrite-qd8"]);
+        assert_eq!(names(&["*dense*", "randread-qd1"]), ["randread-qd1", "first-dense-qd32"]);
+        assert!(names(&["dense"]).is_empty());
+    }
+}

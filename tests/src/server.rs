@@ -1,0 +1,333 @@
+//! Running a server: a program with a vhost-user socket, a process id and an end.
+//!
+//! Owns the process, where its files lie, and finding the program. Never knows what the server
+//! does: [`ServerCommand::snapblk`] and [`ServerCommand::qemu_storage_daemon`] differ only in the
+//! program that they run.
+//!
+//! A [`ServerCommand`] can be started any number of times, which is how tests restart a server
+//! with the same arguments; a [`Server`] is dead and reaped when it is dropped.
+
+mod scratch;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+pub use scratch::{Place, Scratch, disk_dir};
+
+/// How long a server may take to listen, or to end when asked.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why a server does not run, or did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The program is not there.
+    #[error("{program} was not found{looked}; {remedy}")]
+    Missing {
+        /// Which program.
+        program: &'static str,
+        /// Where it was looked for.
+        looked: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The program could not be started, watched or signalled.
+    #[error("cannot run {program}: {source}", program = .program.display())]
+    Run {
+        /// Which.
+        program: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The server ended before it listened.
+    #[error("{command} ended with {status} before it listened on its socket; it said:\n{stderr}")]
+    Ended {
+        /// What was run.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it wrote on standard error.
+        stderr: String,
+    },
+    /// The server takes too long.
+    #[error("{command} did not {act} within {PATIENCE:?}; it said:\n{stderr}")]
+    Slow {
+        /// What was run.
+        command: String,
+        /// What it should have done.
+        act: &'static str,
+        /// What it wrote on standard error.
+        stderr: String,
+    },
+}
+
+/// The `snapblk` to test: `$SNAPBLK`, or the one built beside the running test.
+pub fn find_snapblk() -> Result<PathBuf, ServerError> {
+    if let Some(path) = named_in("SNAPBLK") {
+        return Ok(path);
+    }
+    let built = scratch::build_dir().map(|dir| dir.join("snapblk"));
+    match built {
+        Some(path) if path.is_file() => Ok(path),
+        other => Err(ServerError::Missing {
+            program: "snapblk",
+            looked: other.map(|path| format!(" at {}", path.display())).unwrap_or_default(),
+            remedy: "build it with `cargo build -p snapblk` (with --release for the benchmark), or \
+                     name it in the environment variable SNAPBLK",
+        }),
+    }
+}
+
+/// The `qemu-storage-daemon` to compare with: `$QEMU_STORAGE_DAEMON`, or the one in `PATH`.
+pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
+    if let Some(path) = named_in("QEMU_STORAGE_DAEMON") {
+        return Ok(path);
+    }
+    find_in_path("qemu-storage-daemon").ok_or(ServerError::Missing {
+        program: "qemu-storage-daemon",
+        looked: " in PATH".to_owned(),
+        remedy: "install Debian's package qemu-utils or qemu-system-common, or name it in the \
+                 environment variable QEMU_STORAGE_DAEMON",
+    })
+}
+
+/// The program that the environment variable `variable` names. Servers run in directories of their
+/// own, so a relative path is made absolute here.
+fn named_in(variable: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os(variable)?);
+    Some(std::path::absolute(&path).unwrap_or(path))
+}
+
+/// The program `name` in the directories of `PATH`.
+pub fn find_in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// How a server is started.
+#[derive(Clone, Debug)]
+pub struct ServerCommand {
+    program: PathBuf,
+    args: Vec<OsString>,
+    dir: PathBuf,
+    socket: PathBuf,
+    monitor: PathBuf,
+    cpu: Option<usize>,
+}
+
+impl ServerCommand {
+    /// `program` without arguments, in `scratch`'s directory and with its socket paths.
+    pub fn new(program: PathBuf, scratch: &Scratch) -> Self {
+        Self {
+            program,
+            args: Vec::new(),
+            dir: scratch.dir().to_owned(),
+            socket: scratch.socket("vhost.sock"),
+            monitor: scratch.socket("monitor.sock"),
+            cpu: None,
+        }
+    }
+
+    /// `snapblk serve` with its socket and its monitor; what it serves is the caller's to add.
+    pub fn snapblk(scratch: &Scratch) -> Result<Self, ServerError> {
+        let command = Self::new(find_snapblk()?, scratch);
+        let (socket, monitor) = (command.socket.clone(), command.monitor.clone());
+        Ok(command.arg("serve").arg("--socket-path").arg(socket).arg("--monitor").arg(monitor))
+    }
+
+    /// `qemu-storage-daemon`; its exports must name [`ServerCommand::socket`].
+    pub fn qemu_storage_daemon(scratch: &Scratch) -> Result<Self, ServerError> {
+        Ok(Self::new(find_qemu_storage_daemon()?, scratch))
+    }
+
+    /// The same with one more argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// The same on one processor only.
+    pub fn on_cpu(mut self, cpu: usize) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// The socket that the front end connects to.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Starts the program and waits until it listens.
+    pub fn start(&self) -> Result<Server, ServerError> {
+        let failed = |source| ServerError::Run { program: self.program.clone(), source };
+        let stderr = self.dir.join("stderr.log");
+        let log = File::create(&stderr).map_err(failed)?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = spawn_on(&mut command, self.cpu).map_err(failed)?;
+        let mut server = Server { child, command: self.clone(), stderr };
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    fn line(&self) -> String {
+        let mut line = self.program.display().to_string();
+        for arg in &self.args {
+            line.push(' ');
+            line.push_str(&arg.to_string_lossy());
+        }
+        line
+    }
+}
+
+/// Spawns `command` with this thread's processors, or only `cpu`: a child inherits the processors
+/// of the thread that made it.
+fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
+    let Some(cpu) = cpu else { return command.spawn() };
+    let before = sched_getaffinity(None)?;
+    pin_thread(cpu)?;
+    let child = command.spawn();
+    sched_setaffinity(None, &before)?;
+    child
+}
+
+/// Keeps the calling thread on processor `cpu`.
+pub fn pin_thread(cpu: usize) -> io::Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    Ok(sched_setaffinity(None, &only)?)
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    command: ServerCommand,
+    stderr: PathBuf,
+}
+
+impl Server {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The socket that the front end connects to.
+    pub fn socket(&self) -> &Path {
+        &self.command.socket
+    }
+
+    /// The monitor's socket.
+    pub fn monitor(&self) -> &Path {
+        &self.command.monitor
+    }
+
+    /// What it wrote on standard error so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap_or_else(|error| format!("(unreadable: {error})"))
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(mut self) -> Result<(), ServerError> {
+        let dead = self.child.kill().and_then(|()| self.child.wait());
+        dead.map(drop).map_err(|source| self.failed(source))
+    }
+
+    /// SIGTERM, and waits for its exit status.
+    pub fn terminate(mut self) -> Result<ExitStatus, ServerError> {
+        self.signal(Signal::TERM)?;
+        self.wait("end after SIGTERM")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<(), ServerError> {
+        let pid = self.raw_pid()?;
+        kill_process(pid, signal).map_err(|error| self.failed(error.into()))
+    }
+
+    /// Waits for its end; `act` says what is waited for.
+    pub fn wait(&mut self, act: &'static str) -> Result<ExitStatus, ServerError> {
+        let ended = self.raw_pid().and_then(|pid| {
+            let pidfd = pidfd_open(pid, PidfdFlags::empty());
+            let pidfd = pidfd.map_err(|error| self.failed(error.into()))?;
+            let timeout = Timespec::try_from(PATIENCE)
+                .map_err(|error| self.failed(io::Error::other(error)))?;
+            poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&timeout))
+                .map_err(|error| self.failed(error.into()))
+        })?;
+        if ended == 0 {
+            return Err(self.slow(act));
+        }
+        self.child.wait().map_err(|source| self.failed(source))
+    }
+
+    /// The kernel lists a UNIX socket's path with the flag "accepts connections" once it listens.
+    /// Asking it, and not the server, leaves the server's first connection to the test.
+    fn wait_until_it_listens(&mut self) -> Result<(), ServerError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_listening(&self.command.socket).map_err(|source| self.failed(source))? {
+            let ended = self.child.try_wait().map_err(|source| self.failed(source))?;
+            if let Some(status) = ended {
+                let (command, stderr) = (self.command.line(), self.stderr());
+                return Err(ServerError::Ended { command, status, stderr });
+            }
+            if Instant::now() > deadline {
+                return Err(self.slow("listen on its socket"));
+            }
+            // There is no event for another process's listen().
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn raw_pid(&self) -> Result<Pid, ServerError> {
+        i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| self.failed(io::ErrorKind::InvalidInput.into()))
+    }
+
+    fn failed(&self, source: io::Error) -> ServerError {
+        ServerError::Run { program: self.command.program.clone(), source }
+    }
+
+    fn slow(&self, act: &'static str) -> ServerError {
+        ServerError::Slow { command: self.command.line(), act, stderr: self.stderr() }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails where it is dead and reaped already, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a socket bound to `path` accepts connections, by the kernel's list (proc(5)).
+fn is_listening(path: &Path) -> io::Result<bool> {
+    const FLAGS: usize = 3;
+    const STREAM: usize = 4;
+    const PATH: usize = 7;
+    const ACCEPTS: &str = "00010000";
+    let path = path.to_string_lossy();
+    Ok(fs::read_to_string("/proc/net/unix")?.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(PATH) == Some(&path.as_ref())
+            && fields[FLAGS] == ACCEPTS
+            && fields[STREAM] == "0001"
+    }))
+}

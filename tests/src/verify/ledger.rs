@@ -1,0 +1,264 @@
+//! What each sector of a disk may hold.
+//!
+//! Owns the model of the disk and the requests in flight. Never does I/O. A sector has one
+//! permitted content, or several where virtio permits several: after a discard, and where a request
+//! was in flight when the server died. A read that finds one of them settles it.
+//!
+//! Invariant: of two requests in flight whose ranges overlap, both are reads. The second of any
+//! other pair is refused by [`Ledger::claim`], so what a read must find does not depend on timing.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::stamp::{Found, Generation, SECTOR, is_stamp, stamp_run};
+
+/// What a request does to the sectors in its range, once it has ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: a read.
+    Observe,
+    /// They hold this generation: a write.
+    Store(Generation),
+    /// They read as zeroes.
+    Zero,
+    /// They read as they did, or as zeroes: a discard.
+    Forget,
+}
+
+/// Names a request in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+#[derive(Debug)]
+struct Claim {
+    ticket: Ticket,
+    sectors: Range<u64>,
+    effect: Effect,
+}
+
+/// A sector that does not hold what it must.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sector {sector} (byte {}) holds {found}, and must hold {}", .sector * SECTOR as u64, list(.permitted))]
+pub struct Mismatch {
+    /// Which.
+    pub sector: u64,
+    /// What is there.
+    pub found: Found,
+    /// What may be there.
+    pub permitted: Vec<Generation>,
+}
+
+fn list(permitted: &[Generation]) -> String {
+    let names: Vec<String> = permitted
+        .iter()
+        .map(|&generation| match generation {
+            Generation::ZEROES => "zeroes".to_owned(),
+            Generation(g) => format!("generation {g}"),
+        })
+        .collect();
+    names.join(" or ")
+}
+
+/// The model of one disk.
+#[derive(Debug)]
+pub struct Ledger {
+    certain: Vec<Generation>,
+    uncertain: BTreeMap<u64, Vec<Generation>>,
+    claims: Vec<Claim>,
+    newest: u32,
+    tickets: u64,
+}
+
+impl Ledger {
+    /// A disk of `sectors` sectors, all zeroes.
+    pub fn zeroed(sectors: u64) -> Self {
+        Self::filled(sectors, Generation::ZEROES)
+    }
+
+    /// A disk of `sectors` sectors stamped with generation 1, as [`Ledger::image`] gives it.
+    pub fn stamped(sectors: u64) -> Self {
+        Self::filled(sectors, Generation(1))
+    }
+
+    fn filled(sectors: u64, generation: Generation) -> Self {
+        let certain = vec![generation; sectors as usize];
+        Self { certain, uncertain: BTreeMap::new(), claims: Vec::new(), newest: 1, tickets: 0 }
+    }
+
+    /// The bytes of a whole disk stamped with generation 1.
+    pub fn image(sectors: u64) -> Vec<u8> {
+        let mut bytes = vec![0; sectors as usize * SECTOR];
+        stamp_run(0, Generation(1), &mut bytes);
+        bytes
+    }
+
+    /// Sectors on the disk.
+    pub fn sectors(&self) -> u64 {
+        self.certain.len() as u64
+    }
+
+    /// Sectors with more than one permitted content.
+    pub fn uncertain(&self) -> usize {
+        self.uncertain.len()
+    }
+
+    /// A generation that no write has had.
+    pub fn next_generation(&mut self) -> Generation {
+        self.newest += 1;
+        Generation(self.newest)
+    }
+
+    /// Enters a request that is about to be submitted; none where it would race another one.
+    pub fn claim(&mut self, sectors: Range<u64>, effect: Effect) -> Option<Ticket> {
+        let races = |claim: &Claim| {
+            claim.sectors.start < sectors.end
+                && sectors.start < claim.sectors.end
+                && !(claim.effect == Effect::Observe && effect == Effect::Observe)
+        };
+        if sectors.end > self.sectors() || self.claims.iter().any(races) {
+            return None;
+        }
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.claims.push(Claim { ticket, sectors, effect });
+        Some(ticket)
+    }
+
+    /// The request ended well: its effect is there.
+    pub fn acknowledge(&mut self, ticket: Ticket) {
+        let Some(claim) = self.take(ticket) else { return };
+        for sector in claim.sectors {
+            match claim.effect {
+                Effect::Observe => {}
+                Effect::Store(generation) => self.set(sector, generation),
+                Effect::Zero => self.set(sector, Generation::ZEROES),
+                Effect::Forget => self.permit(sector, Generation::ZEROES),
+            }
+        }
+    }
+
+    /// The request was never submitted: it has no effect.
+    pub fn withdraw(&mut self, ticket: Ticket) {
+        self.take(ticket);
+    }
+
+    /// The server died: each request in flight has its effect on any of its sectors, or none.
+    pub fn lose_in_flight(&mut self) {
+        for claim in std::mem::take(&mut self.claims) {
+            for sector in claim.sectors {
+                match claim.effect {
+                    Effect::Observe => {}
+                    Effect::Store(generation) => self.permit(sector, generation),
+                    Effect::Zero | Effect::Forget => self.permit(sector, Generation::ZEROES),
+                }
+            }
+        }
+    }
+
+    /// Compares bytes that were read at sector `first`, and settles what was uncertain of them.
+    pub fn check(&mut self, first: u64, bytes: &[u8]) -> Result<(), Mismatch> {
+        for (sector, bytes) in (first..).zip(bytes.chunks_exact(SECTOR)) {
+            let expected = self.certain[sector as usize];
+            let Some(permitted) = self.uncertain.get(&sector) else {
+                if is_stamp(sector, expected, bytes) {
+                    continue;
+                }
+                let found = Found::new(bytes);
+                return Err(Mismatch { sector, found, permitted: vec![expected] });
+            };
+            let held = permitted.iter().copied().find(|&g| is_stamp(sector, g, bytes));
+            let Some(generation) = held else {
+                let permitted = permitted.clone();
+                return Err(Mismatch { sector, found: Found::new(bytes), permitted });
+            };
+            self.set(sector, generation);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Option<Claim> {
+        let at = self.claims.iter().position(|claim| claim.ticket == ticket)?;
+        Some(self.claims.swap_remove(at))
+    }
+
+    fn set(&mut self, sector: u64, generation: Generation) {
+        self.uncertain.remove(&sector);
+        self.certain[sector as usize] = generation;
+    }
+
+    fn permit(&mut self, sector: u64, generation: Generation) {
+        let certain = self.certain[sector as usize];
+        let permitted = self.uncertain.entry(sector).or_insert_with(|| vec![certain]);
+        if !permitted.contains(&generation) {
+            permitted.push(generation);
+        }
+        if permitted.len() == 1 {
+            self.uncertain.remove(&sector);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(sector: u64, generation: u32) -> Vec<u8> {
+        let mut bytes = vec![0; SECTOR];
+        stamp_run(sector, Generation(generation), &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_write_counts_from_its_acknowledgement() {
+        let mut ledger = Ledger::stamped(8);
+        let generation = ledger.next_generation();
+        let ticket = ledger.claim(2..4, Effect::Store(generation)).unwrap();
+        assert!(ledger.check(2, &bytes(2, 1)).is_ok());
+        ledger.acknowledge(ticket);
+        let mismatch = ledger.check(2, &bytes(2, 1)).unwrap_err();
+        assert_eq!(
+            mismatch.to_string(),
+            "sector 2 (byte 1024) holds sector 2 of generation 1, and must hold generation 2"
+        );
+        assert!(ledger.check(2, &bytes(2, 2)).is_ok());
+        assert!(ledger.check(4, &bytes(4, 1)).is_ok());
+    }
+
+    #[test]
+    fn only_reads_may_overlap() {
+        let mut ledger = Ledger::zeroed(16);
+        let read = ledger.claim(0..4, Effect::Observe).unwrap();
+        assert!(ledger.claim(2..6, Effect::Observe).is_some());
+        assert!(ledger.claim(3..4, Effect::Zero).is_none());
+        assert!(ledger.claim(6..8, Effect::Zero).is_some());
+        assert!(ledger.claim(7..9, Effect::Observe).is_none());
+        assert!(ledger.claim(15..17, Effect::Observe).is_none(), "past the end");
+        ledger.acknowledge(read);
+        assert!(ledger.claim(0..2, Effect::Forget).is_some());
+    }
+
+    #[test]
+    fn a_lost_write_may_be_there_or_not_but_not_both() {
+        let mut ledger = Ledger::stamped(4);
+        let generation = ledger.next_generation();
+        ledger.claim(0..2, Effect::Store(generation)).unwrap();
+        ledger.lose_in_flight();
+        assert_eq!(ledger.uncertain(), 2);
+        assert!(ledger.check(0, &bytes(0, 3)).is_err());
+        assert!(ledger.check(0, &bytes(0, 2)).is_ok());
+        assert!(ledger.check(0, &bytes(0, 1)).is_err(), "it was seen to be there");
+        assert!(ledger.check(1, &bytes(1, 1)).is_ok());
+        assert!(ledger.check(1, &bytes(1, 2)).is_err(), "it was seen not to be there");
+    }
+
+    #[test]
+    fn a_discarded_sector_reads_old_or_zeroes() {
+        for found in [0, 1] {
+            let mut ledger = Ledger::stamped(1);
+            let ticket = ledger.claim(0..1, Effect::Forget).unwrap();
+            ledger.acknowledge(ticket);
+            assert!(ledger.check(0, &bytes(0, found)).is_ok());
+            assert!(ledger.check(0, &bytes(0, 1 - found)).is_err());
+        }
+    }
+}
