@@ -34,7 +34,7 @@ impl Handler for Hands {
 }
 
 /// What went wrong, in the monitor's words.
-fn told(error: DeviceError) -> CommandError {
+pub(super) fn told(error: DeviceError) -> CommandError {
     let class = match &error {
         DeviceError::NotFound(_) => ErrorClass::DeviceNotFound,
         DeviceError::NoTable(_) | DeviceError::Suspended(_) => ErrorClass::DeviceNotActive,
