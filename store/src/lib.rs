@@ -10,9 +10,11 @@ pub mod attached;
 pub mod background;
 pub mod control;
 pub mod cow;
+#[cfg(not(feature = "shuttle"))]
 pub mod device;
 pub mod engine;
 pub mod exception;
+#[cfg(not(feature = "shuttle"))]
 pub mod flusher;
 pub mod io;
 pub mod lines;
