@@ -57,6 +57,9 @@ pub trait DeviceEngine: 'static {
     /// Ends with [`Status::Error`] the requests that are held because there is no room for them;
     /// with `all`, those too that wait for other workers. Called while quiet.
     fn fail_held(&mut self, all: bool);
+    /// Begins nothing of its own accord (a merge's next run, a commit for others) while the worker
+    /// comes to rest, or does so again.
+    fn set_stopping(&mut self, stopping: bool);
     /// Announces that the worker goes to sleep; false where there is something to look at first.
     fn may_sleep(&mut self) -> bool;
     /// The worker no longer sleeps.

@@ -7,7 +7,6 @@ pub mod binding;
 pub mod cli;
 pub mod config;
 pub mod export;
-pub mod inherited;
 pub mod memory;
 pub mod request;
 pub mod server;

@@ -46,6 +46,8 @@ pub(crate) struct TestDisk {
     pub sleeps: AtomicUsize,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
+    /// The engine works on its own accord, without end, until it is told to stop.
+    pub merges: AtomicBool,
     events: Mutex<Vec<OwnedFd>>,
 }
 
@@ -62,6 +64,7 @@ impl TestDisk {
             done: Mutex::default(),
             sleeps: AtomicUsize::default(),
             indirect: AtomicBool::default(),
+            merges: AtomicBool::default(),
             events: Mutex::default(),
         })
     }
@@ -155,6 +158,7 @@ pub(crate) struct TestEngine {
     in_flight: HashMap<u64, Pending>,
     next_tag: u64,
     held: VecDeque<Request>,
+    stopping: bool,
     actions: VecDeque<(Action, Seg)>,
     seg: [Seg; 1],
     finished: VecDeque<(Token, Status)>,
@@ -245,13 +249,20 @@ impl DeviceEngine for TestEngine {
     }
 
     fn is_quiet(&self) -> bool {
-        self.in_flight.is_empty()
+        let may_merge = self.table.is_some() && !self.stopping;
+        let merging = may_merge && self.disk.merges.load(Ordering::SeqCst);
+        self.in_flight.is_empty() && !merging
     }
 
     fn fail_held(&mut self, _all: bool) {
         assert!(self.is_quiet());
         let failed = self.held.drain(..).map(|request| (request.token, Status::Error));
         self.finished.extend(failed);
+    }
+
+    fn set_stopping(&mut self, stopping: bool) {
+        assert_ne!(self.stopping, stopping, "told twice");
+        self.stopping = stopping;
     }
 
     fn may_sleep(&mut self) -> bool {
@@ -370,6 +381,7 @@ impl Binding for TestBinding {
             in_flight: HashMap::new(),
             next_tag: 0,
             held: VecDeque::new(),
+            stopping: false,
             actions: VecDeque::new(),
             seg: [Seg::Zero { len: 0 }],
             finished: VecDeque::new(),

@@ -17,8 +17,8 @@ mod quiesce;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     writable: bool,
     parser: Parser,
     table: Option<Arc<E::Table>>,
+    /// The one that it let go of last.
+    last: Weak<E::Table>,
     gate: Gate,
     /// I/O of its own in flight.
     direct: usize,
@@ -156,6 +158,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             writable,
             parser: Parser::new(Limits { capacity: Sector(0), read_only: true, serial }),
             table: None,
+            last: Weak::new(),
             gate: Gate::Closed,
             direct: 0,
             unsubmitted: false,
@@ -169,7 +172,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     fn run(mut self) {
-        while !(self.stopping && self.is_drained()) {
+        while !self.has_ended() {
             if !self.turn() {
                 self.idle();
             }
@@ -481,7 +484,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     fn follow(&mut self, mail: Mail<E::Table>) {
         match mail {
             Mail::Suspend { reply, .. } if self.gate == Gate::Closed => reply.send(Ok(())),
-            Mail::Suspend { flush, reply } => self.quiesce = Some(Quiesce::suspend(flush, reply)),
+            Mail::Suspend { flush, reply } => self.begin_quiesce(Quiesce::suspend(flush, reply)),
             Mail::Resume { with, reply } => reply.send(self.resume(with)),
             Mail::Memory { memory, reply } => {
                 self.memories.replace(memory, &self.flights);
@@ -490,9 +493,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             }
             Mail::StartRing { start, reply } => reply.send(self.start_ring(*start)),
             Mail::StopRing { reply } if self.ring.is_none() => reply.send(None),
-            Mail::StopRing { reply } => self.quiesce = Some(Quiesce::stop_ring(reply)),
+            Mail::StopRing { reply } => self.begin_quiesce(Quiesce::stop_ring(reply)),
             Mail::WriteThrough { on, reply } => self.set_write_through(on, reply),
-            Mail::Stop => self.stopping = true,
+            Mail::Stop => {
+                self.stopping = true;
+                self.engine.set_stopping(true);
+            }
             Mail::Enable(on) => self.change_ring(|ring| ring.enabled = on),
             Mail::Call(call) => self.change_ring(|ring| {
                 ring.call = call;
@@ -519,26 +525,37 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     fn resume(&mut self, with: ResumeWith<E::Table>) -> Outcome {
         match with {
+            ResumeWith::Same if self.gate == Gate::Open => self.undo_quiesce(),
             ResumeWith::Same => {
-                if let Some(quiesce) = self.quiesce.take() {
-                    quiesce.undo();
-                }
+                let table = self.last.upgrade().ok_or(WorkerError::NoTable)?;
+                self.take_up(Some(table));
             }
-            ResumeWith::Table(_) if self.gate != Gate::Closed || self.quiesce.is_some() => {
+            ResumeWith::Table(_) if self.gate == Gate::Open => {
                 return Err(WorkerError::NotSuspended);
             }
-            ResumeWith::Table(table) => {
-                self.engine.bind(table.clone());
-                self.io.adopt_files(self.engine.files());
-                if let Some(table) = &table {
-                    self.parser.limits.capacity = table.size();
-                    self.parser.limits.read_only = table.read_only() || !self.writable;
-                }
-                self.table = table;
-            }
+            ResumeWith::Table(table) => self.take_up(table),
         }
-        self.gate = Gate::Open;
         Ok(())
+    }
+
+    /// Serves a table from now on.
+    fn take_up(&mut self, table: Option<Arc<E::Table>>) {
+        if let Some(table) = &table {
+            self.parser.limits.capacity = table.size();
+            self.parser.limits.read_only = table.read_only() || !self.writable;
+            self.last = Arc::downgrade(table);
+        }
+        self.engine.bind(table.clone());
+        self.io.adopt_files(self.engine.files());
+        self.table = table;
+        self.gate = Gate::Open;
+    }
+
+    /// Keeps nothing of the table that it served.
+    fn let_go(&mut self) {
+        self.engine.bind(None);
+        self.io.adopt_files(self.engine.files());
+        self.table = None;
     }
 
     fn start_ring(&mut self, start: RingStart) -> Result<(), crate::vring::VringError> {

@@ -114,6 +114,21 @@ impl Jobs {
         &self.events
     }
 
+    /// Whether there can be a job called `id` now: for whoever must know before it does the work
+    /// that makes the job possible.
+    ///
+    /// # Errors
+    /// Why there cannot.
+    pub fn check_id(&self, id: &str) -> Result<(), CommandError> {
+        if !is_well_formed(id) {
+            return Err(CommandError::generic(format!("Invalid job ID '{id}'")));
+        }
+        if self.lock().jobs.iter().any(|job| job.spec.id == id) {
+            return Err(CommandError::generic(format!("Job ID '{id}' already in use")));
+        }
+        Ok(())
+    }
+
     /// Makes a job, not yet started. `driver` is handed the job that its work is for; it is
     /// dropped again where there can be no such job.
     pub fn create(

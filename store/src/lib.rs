@@ -7,6 +7,7 @@
 extern crate self as snapblk_store;
 
 pub mod attached;
+pub mod background;
 pub mod control;
 pub mod cow;
 pub mod device;

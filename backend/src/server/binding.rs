@@ -168,6 +168,10 @@ impl DeviceEngine for Engine {
         }
     }
 
+    fn set_stopping(&mut self, stopping: bool) {
+        Engine::set_stopping(self, stopping);
+    }
+
     fn may_sleep(&mut self) -> bool {
         Engine::may_sleep(self)
     }

@@ -23,7 +23,6 @@ use super::binding::Served;
 use super::{End, Exported, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
-use crate::inherited::inherited;
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -35,7 +34,7 @@ impl Handler for Hands {
 }
 
 /// What went wrong, in the monitor's words.
-fn told(error: DeviceError) -> CommandError {
+pub(super) fn told(error: DeviceError) -> CommandError {
     let class = match &error {
         DeviceError::NotFound(_) => ErrorClass::DeviceNotFound,
         DeviceError::NoTable(_) | DeviceError::Suspended(_) => ErrorClass::DeviceNotActive,
@@ -158,7 +157,7 @@ impl Server {
                 let number: i32 = fd.str.parse().map_err(|_| {
                     generic(format!("'{}' is not the number of a descriptor", fd.str))
                 })?;
-                Listen::Fd(inherited(number).map_err(|error| generic(error.to_string()))?)
+                Listen::inherited(number).map_err(|error| generic(error.to_string()))?
             }
         };
         let config = ExportConfig {

@@ -1,16 +1,186 @@
 //! `snapshot-merge`: a rollback as a job.
+//!
+//! Owns the fit between the merge's thread and the monitor's job: progress, pause, cancel, and
+//! what becomes of the device at the end. Never knows how a chunk is copied back.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
+use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
+use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::SnapshotMerge;
+use snapblk_store::control::event::{Event, MergeCompleted};
+use snapblk_store::control::job::JobType;
+use snapblk_store::device::{DeviceError, MergeJob};
+use snapblk_store::engine::{EngineConfig, MergeState};
 
 use super::Server;
+use super::commands::told;
+
+/// How often a job's progress is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Memory of a merge: fewer requests than a guest has, larger copies.
+const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
 
 impl Server {
     pub(super) fn start_merge(self: &Arc<Self>, c: SnapshotMerge) -> Result<Answer, CommandError> {
-        let _ = c;
-        Err(CommandError::command_not_found("merging is not wired yet"))
+        self.jobs.check_id(&c.job_id)?;
+        let job = MergeJob {
+            device: c.device,
+            snapshot: c.snapshot,
+            cow: String::new(),
+            speed: c.speed.unwrap_or(0),
+            auto_finalize: c.auto_finalize.unwrap_or(true),
+            auto_dismiss: c.auto_dismiss.unwrap_or(true),
+        };
+        self.devices.begin_merge(&c.job_id, &job).map_err(told)?;
+        self.run_merge(&c.job_id)?;
+        Ok(Answer::DONE)
+    }
+
+    /// Starts again the merges that ran when the process ended.
+    pub(super) fn resume_merges(self: &Arc<Self>) -> Result<(), CommandError> {
+        self.devices.merge_jobs().keys().try_for_each(|id| self.run_merge(id))
+    }
+
+    /// Runs the merge of the job `id`, which the devices know.
+    fn run_merge(self: &Arc<Self>, id: &str) -> Result<(), CommandError> {
+        let Some(job) = self.devices.merge_jobs().remove(id) else { return Ok(()) };
+        let spec = JobSpec {
+            id: id.into(),
+            kind: JobType::SnapshotMerge,
+            speed: job.speed,
+            auto_finalize: job.auto_finalize,
+            auto_dismiss: job.auto_dismiss,
+        };
+        let rollback = Arc::new(Rollback {
+            server: Arc::downgrade(self),
+            id: id.into(),
+            job,
+            merge: OnceLock::new(),
+        });
+        let driver = rollback.clone();
+        let handle = self.jobs.create(spec, |_| driver)?;
+        let failed = |error: String| {
+            handle.finish(Outcome::Failed(error.clone()));
+            CommandError::generic(error)
+        };
+        handle.start();
+        let merge = rollback.start(self, handle.clone()).map_err(failed)?;
+        let user = user_name(id);
+        let attached = self.devices.attach(&rollback.job.device, &user, vec![Arc::new(merge)]);
+        attached.map_err(|error| failed(error.to_string()))
+    }
+}
+
+fn user_name(id: &str) -> String {
+    format!("job {id}")
+}
+
+/// The work of one job.
+struct Rollback {
+    server: Weak<Server>,
+    id: String,
+    job: MergeJob,
+    merge: OnceLock<MergeHandle>,
+}
+
+impl Rollback {
+    fn start(self: &Arc<Self>, server: &Server, handle: JobHandle) -> Result<MergeHandle, String> {
+        let (files, workers) = (server.devices.files(), server.devices.workers());
+        let say = |error: std::io::Error| format!("the merge cannot start: {error}");
+        let table =
+            server.devices.table(&self.job.device).map_err(|e: DeviceError| e.to_string())?;
+        let executor =
+            FileExecutor::new(files.clone(), CONFIG.scratch, server.options).map_err(say)?;
+        let (ended, rest) = std::sync::mpsc::channel();
+        let on_end = move |end| {
+            // The watcher has gone only where the process ends.
+            let _ = ended.send(end);
+        };
+        let merge =
+            MergeHandle::start(workers.clone(), executor, CONFIG, table, on_end).map_err(say)?;
+        if self.job.speed != 0 {
+            merge.set_speed(Some(self.job.speed));
+        }
+        // The only setter; the merge that is returned is the same one.
+        let _ = self.merge.set(merge.clone());
+        let (watched, rollback) = (merge.clone(), self.clone());
+        std::thread::Builder::new()
+            .name("job".into())
+            .spawn(move || {
+                let end = loop {
+                    match rest.recv_timeout(TICK) {
+                        Ok(end) => break end,
+                        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => tell(&watched, &handle),
+                        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+                    }
+                };
+                tell(&watched, &handle);
+                rollback.ended(&end, &handle);
+            })
+            .map_err(say)?;
+        Ok(merge)
+    }
+
+    fn ended(&self, end: &MergeEnd, handle: &JobHandle) {
+        let Some(server) = self.server.upgrade() else { return };
+        server.devices.detach(&self.job.device, &user_name(&self.id));
+        let outcome = match end {
+            MergeEnd::Finished => Outcome::Completed,
+            MergeEnd::Cancelled => Outcome::Cancelled,
+            failed => Outcome::Failed(failed.to_string()),
+        };
+        if outcome != Outcome::Completed
+            && let Err(error) = server.devices.forget_merge(&self.id)
+        {
+            tracing::error!("the end of the job '{}' could not be kept: {error}", self.id);
+        }
+        handle.finish(outcome);
+    }
+}
+
+fn tell(merge: &MergeHandle, handle: &JobHandle) {
+    let progress = merge.progress();
+    handle.progress(progress.done * progress.chunk, progress.total * progress.chunk);
+    if progress.state == MergeState::Paused {
+        handle.paused();
+    }
+}
+
+impl JobDriver for Rollback {
+    fn pause(&self) {
+        if let Some(merge) = self.merge.get() {
+            merge.pause();
+        }
+    }
+
+    fn resume(&self) {
+        if let Some(merge) = self.merge.get() {
+            merge.resume();
+        }
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        if let Some(merge) = self.merge.get() {
+            merge.cancel();
+        }
+        Ok(())
+    }
+
+    fn complete(&self) -> Result<(), String> {
+        Err("a rollback completes by itself".into())
+    }
+
+    fn finalize(&self) -> Result<(), String> {
+        let Some(server) = self.server.upgrade() else { return Ok(()) };
+        server.devices.end_merge(&self.id, &self.job.device).map_err(|error| error.to_string())?;
+        let MergeJob { device, snapshot, cow, .. } = self.job.clone();
+        let cow = if cow.is_empty() { snapshot.clone() } else { cow };
+        server.events.emit(&Event::MergeCompleted(MergeCompleted { device, snapshot, cow }));
+        Ok(())
     }
 }

@@ -4,13 +4,14 @@
 //! knows what is spoken over it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Where front-ends connect.
 #[derive(Debug)]
@@ -19,6 +20,23 @@ pub enum SocketAddress {
     Path(PathBuf),
     /// A listening socket that this process was given.
     Fd(OwnedFd),
+}
+
+impl SocketAddress {
+    /// The socket that this process was given as descriptor `number`. It is duplicated; the
+    /// descriptor itself stays open.
+    ///
+    /// # Errors
+    /// There is no such descriptor.
+    pub fn inherited(number: RawFd) -> io::Result<SocketAddress> {
+        // To own a descriptor that is only known by its number takes `unsafe`; to send it to
+        // oneself does not.
+        let (here, there) = UnixStream::pair()?;
+        here.send_with_fd(&[0u8][..], number)?;
+        let (_, file) = there.recv_with_fd(&mut [0u8])?;
+        let file = file.ok_or_else(|| io::Error::other("the descriptor did not arrive"))?;
+        Ok(SocketAddress::Fd(file.into()))
+    }
 }
 
 /// Why there is no socket.
@@ -174,6 +192,8 @@ mod tests {
         let (connected, _peer) = UnixStream::pair().unwrap();
         let refused = Listener::open(SocketAddress::Fd(connected.into()));
         assert!(matches!(refused, Err(ListenError::NotListening)));
+        assert!(SocketAddress::inherited(-1).is_err());
+        assert!(SocketAddress::inherited(i32::MAX).is_err());
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(
             Listener::open(SocketAddress::Fd(file.into())),

@@ -494,7 +494,8 @@ fn features_that_were_not_offered_are_refused() {
 fn an_inherited_socket_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("disk.sock")).unwrap();
-    let server = Server::on(dir, SocketAddress::Fd(listener.into()), 1);
+    let address = SocketAddress::inherited(listener.as_raw_fd()).unwrap();
+    let server = Server::on(dir, address, 1);
     let mut front = server.connect();
     front.negotiate();
     front.start(1);

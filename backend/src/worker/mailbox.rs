@@ -32,7 +32,7 @@ pub(crate) fn new_eventfd() -> io::Result<OwnedFd> {
 /// Which table a worker goes on with.
 #[derive(Debug)]
 pub enum ResumeWith<T> {
-    /// The one it has: an undone suspend.
+    /// The one it has, or had last if that is still somewhere: an undone suspend.
     Same,
     /// This one, or none.
     Table(Option<Arc<T>>),
@@ -44,6 +44,9 @@ pub enum WorkerError {
     /// Something that needs a suspended worker was asked of one that serves.
     #[error("the worker is not suspended")]
     NotSuspended,
+    /// The table to go on with is gone.
+    #[error("the table that the worker had is gone")]
+    NoTable,
     /// What was owed could not be made durable.
     #[error("what was written could not be made durable")]
     FlushFailed,
@@ -210,8 +213,8 @@ impl<T> WorkerHandle<T> {
     }
 
     /// Takes no more requests and lets those in flight end; with `flush`, makes durable what is
-    /// owed. The ticket answers when nothing is in flight. Requests that the engine holds stay
-    /// held. Undone by [`resume`](Self::resume) with [`ResumeWith::Same`], also half-way.
+    /// owed. The ticket answers when nothing is in flight and the table was let go of. Requests
+    /// that the engine holds stay held. Undone by [`resume`](Self::resume) with [`ResumeWith::Same`], also half-way.
     pub fn suspend(&self, flush: bool) -> Ticket<Result<(), WorkerError>> {
         self.ask(|reply| Mail::Suspend { flush, reply })
     }

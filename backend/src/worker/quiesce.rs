@@ -53,24 +53,38 @@ impl Quiesce {
     pub(super) fn is_suspend(&self) -> bool {
         matches!(self.purpose, Purpose::Suspend { .. })
     }
-
-    /// Whoever asked no longer waits.
-    pub(super) fn undo(self) {
-        if let Purpose::Suspend { reply, .. } = self.purpose {
-            reply.send(Err(WorkerError::TimedOut));
-        }
-    }
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Begins to come to rest.
+    pub(super) fn begin_quiesce(&mut self, quiesce: Quiesce) {
+        self.engine.set_stopping(true);
+        self.quiesce = Some(quiesce);
+    }
+
+    /// The suspend that is under way, if one is, no longer is.
+    pub(super) fn undo_quiesce(&mut self) {
+        if let Some(quiesce) = self.quiesce.take() {
+            self.engine.set_stopping(false);
+            if let Purpose::Suspend { reply, .. } = quiesce.purpose {
+                reply.send(Err(WorkerError::TimedOut));
+            }
+        }
+    }
+
     /// Nothing is in flight. Requests may be held.
     pub(super) fn is_drained(&self) -> bool {
         self.direct == 0 && self.engine.is_quiet()
     }
 
+    /// It was told to end, and nothing is left that it would have to wait for.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stopping && self.is_drained()
+    }
+
     pub(super) fn set_write_through(&mut self, on: bool, reply: Reply<Outcome>) {
         if on && self.can_flush() && self.ring.is_some() {
-            self.quiesce = Some(Quiesce::write_through(reply));
+            self.begin_quiesce(Quiesce::write_through(reply));
             return;
         }
         self.change_ring(|ring| ring.write_through = on);
@@ -157,6 +171,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Purpose::Suspend { reply, .. } => {
                 if outcome.is_ok() {
                     self.gate = Gate::Closed;
+                    self.let_go();
                 }
                 reply.send(outcome);
             }
@@ -176,5 +191,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 reply.send(outcome);
             }
         }
+        // Not before a table was let go of: until then it could begin something.
+        self.engine.set_stopping(false);
     }
 }

@@ -153,8 +153,7 @@ fn what_was_made_available_before_the_start_is_served_without_a_kick() {
     assert_eq!(bench.driver.await_used(), (0, 1));
     // And what came while the ring was disabled: its kick was for nobody.
     bench.worker.enable(false);
-    bench.suspend(false);
-    bench.worker.resume(ResumeWith::Same).wait(PATIENCE).unwrap().unwrap();
+    bench.pass_turns();
     bench.driver.ask(1, 1, 8, &[8; 512]);
     bench.driver.kick();
     bench.pass_turns();
@@ -223,6 +222,30 @@ fn a_suspend_that_takes_too_long_is_undone() {
     assert_eq!(bench.driver.run(1, 8, &[2; 512]).0, 0);
     bench.suspend(true);
     bench.suspend(true);
+    // Undone too late: it goes on with the table it had, if that is still somewhere.
+    assert_eq!(bench.worker.resume(ResumeWith::Same).wait(PATIENCE), Ok(Err(WorkerError::NoTable)));
+    let table = bench.binding.table();
+    let resumed = bench.worker.resume(ResumeWith::Table(Some(table.clone())));
+    assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
+    bench.suspend(true);
+    assert_eq!(Arc::strong_count(&table), 1, "a suspended worker has let go of its table");
+    assert_eq!(bench.worker.resume(ResumeWith::Same).wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(bench.driver.run(1, 8, &[3; 512]).0, 0);
+}
+
+/// A merge goes on for as long as it is let; whatever needs rest has it stop.
+#[test]
+fn what_the_engine_does_of_its_own_accord_stops_for_a_rest() {
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.merges.store(true, Ordering::SeqCst);
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+    let through = bench.worker.set_write_through(true);
+    assert_eq!(through.wait(PATIENCE), Ok(Ok(())));
+    bench.suspend(true);
+    let resumed = bench.worker.resume(ResumeWith::Table(Some(bench.binding.table())));
+    assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(1)));
 }
 
 #[test]

@@ -16,4 +16,4 @@ pub use error::{Problem, ProblemKind, StoreError, StoreErrorKind};
 pub use layout::{Entry, Geometry, Header};
 pub use log::{Allocation, Join, Log, Ticket};
 pub use open::{OpenOptions, OpenStore};
-pub use store::{Persistence, Store, StoreState};
+pub use store::{MergeMark, Persistence, Store, StoreState};

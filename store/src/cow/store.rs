@@ -4,13 +4,13 @@
 //! representable: a `Store` is made by opening the file under an exclusive lock, and shared only
 //! within the tables that serve it. Never knows what maps to it. Keeps I8 and I14.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
-use super::layout::Geometry;
+use super::layout::{Entry, Geometry};
 use super::log::Log;
 use super::tail::Tail;
 use crate::io::FileId;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::units::{DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
@@ -66,6 +66,27 @@ impl StoreState {
     }
 }
 
+/// What a merge has made of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum MergeMark {
+    /// It is not being merged.
+    None = 0,
+    /// It is being merged: it grows shorter, and takes no new exceptions.
+    Merging = 1,
+    /// Its merge failed and waits to be started anew; everything is where the table says.
+    Failed = 2,
+    /// As `Failed`, and it is not known whether the entries of the last batch are still on disk:
+    /// its chunks stay busy, and writes to them fail until the merge was started anew.
+    InDoubt = 3,
+}
+
+impl MergeMark {
+    fn from_u8(value: u8) -> MergeMark {
+        [MergeMark::None, MergeMark::Merging, MergeMark::Failed, MergeMark::InDoubt][value as usize]
+    }
+}
+
 /// What happened to a store, for those who look after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreEvent {
@@ -108,6 +129,16 @@ pub struct StoreParts {
     pub observer: Box<dyn StoreObserver>,
 }
 
+/// The tail, unless a leader has it.
+struct TailSlot {
+    /// Entries on disk.
+    entries: u64,
+    tail: Option<Box<Tail>>,
+    /// A truncation that came while a leader had it. Such a leader commits nothing: a store that
+    /// is merged owes nothing.
+    cut: Option<(u64, Vec<Entry>)>,
+}
+
 /// See the module's description.
 pub struct Store {
     name: String,
@@ -118,9 +149,10 @@ pub struct Store {
     sealed: AtomicBool,
     state: AtomicU8,
     log: Log,
-    /// Entries on disk.
-    entries: AtomicU64,
-    tail: Mutex<Option<Box<Tail>>>,
+    tail: Mutex<TailSlot>,
+    merge: AtomicU8,
+    /// The entries that may or may not be on disk; [`MergeMark::InDoubt`].
+    doubt: Mutex<Vec<Entry>>,
     observer: Box<dyn StoreObserver>,
 }
 
@@ -142,9 +174,14 @@ impl Store {
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
-            entries: AtomicU64::new(parts.tail.position()),
             log: parts.log,
-            tail: Mutex::new(Some(Box::new(parts.tail))),
+            tail: Mutex::new(TailSlot {
+                entries: parts.tail.position(),
+                tail: Some(Box::new(parts.tail)),
+                cut: None,
+            }),
+            merge: AtomicU8::new(MergeMark::None as u8),
+            doubt: Mutex::new(Vec::new()),
             observer: parts.observer,
         }
     }
@@ -221,17 +258,67 @@ impl Store {
 
     /// Takes the tail, to commit. The log's leader alone may ask.
     pub fn take_tail(&self) -> Box<Tail> {
-        self.lock_tail().take().expect("one leader at a time")
+        self.lock_tail().tail.take().expect("one leader at a time")
     }
 
     /// Gives the tail back.
-    pub fn return_tail(&self, tail: Box<Tail>) {
-        self.entries.store(tail.position(), Ordering::Release);
-        *self.lock_tail() = Some(tail);
+    pub fn return_tail(&self, mut tail: Box<Tail>) {
+        let mut slot = self.lock_tail();
+        if let Some((entries, last_block)) = slot.cut.take() {
+            tail.truncate(entries, &last_block);
+        }
+        slot.entries = tail.position();
+        slot.tail = Some(tail);
     }
 
-    fn lock_tail(&self) -> std::sync::MutexGuard<'_, Option<Box<Tail>>> {
+    /// The newest entries were removed from the store, durably, by its merge: see
+    /// [`Tail::truncate`].
+    pub fn truncate(&self, entries: u64, last_block: &[Entry]) {
+        let mut slot = self.lock_tail();
+        slot.entries = entries;
+        match &mut slot.tail {
+            Some(tail) => tail.truncate(entries, last_block),
+            None => slot.cut = Some((entries, last_block.to_vec())),
+        }
+    }
+
+    fn lock_tail(&self) -> MutexGuard<'_, TailSlot> {
         self.tail.lock().expect("tail lock poisoned")
+    }
+
+    /// What a merge has made of it.
+    #[inline]
+    pub fn merge_mark(&self) -> MergeMark {
+        MergeMark::from_u8(self.merge.load(Ordering::Acquire))
+    }
+
+    /// Its merge starts, goes on, failed, or was left for another use. [`MergeMark::InDoubt`] is
+    /// set by [`Store::doubt`] alone, and left only by a merge: until then the store cannot be
+    /// handed to a table that does not merge it.
+    pub fn set_merge_mark(&self, mark: MergeMark) {
+        debug_assert!(mark == MergeMark::Merging || self.merge_mark() != MergeMark::InDoubt);
+        self.merge.store(mark as u8, Ordering::Release);
+    }
+
+    /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
+    /// caller wakes the workers.
+    pub fn doubt(&self, entries: Vec<Entry>) {
+        *self.lock_doubt() = entries;
+        self.merge.store(MergeMark::InDoubt as u8, Ordering::Release);
+    }
+
+    /// The entries that may or may not be on disk, oldest first; the newest of the store.
+    pub fn doubtful(&self) -> Vec<Entry> {
+        self.lock_doubt().clone()
+    }
+
+    /// They are not: their removal was repeated.
+    pub fn no_doubt(&self) {
+        self.lock_doubt().clear();
+    }
+
+    fn lock_doubt(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.doubt.lock().expect("doubt lock poisoned")
     }
 
     /// Starts invalidating: true for the one caller who must write the header and then call
@@ -284,7 +371,10 @@ impl Store {
         StoreState::from_u8(was) < to
     }
 
-    /// Sectors given out, in all, and taken by metadata: the three numbers of a status line.
+    /// Sectors given out, in all, and taken by metadata: the three numbers of a status line. While
+    /// the store is merged, what is given out follows the entries that are left (as in the
+    /// kernel): finished means that only metadata is left. Where allocation goes on is another
+    /// thing: see [`Store::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
         if self.persistence == Persistence::Transient {
@@ -296,10 +386,12 @@ impl Store {
         }
         let next = self.log.next();
         let owed = next.0 - self.log.committed().0;
-        let position = self.entries.load(Ordering::Acquire) + owed;
+        let position = self.entries() + owed;
         let areas = position / self.geometry.entries_per_area() + 1;
+        let merged = self.merge_mark() != MergeMark::None;
+        let given_out = if merged { DataIndex(position) } else { next };
         Usage {
-            allocated: self.geometry.next_free(next).0 * chunk,
+            allocated: self.geometry.next_free(given_out).0 * chunk,
             total: self.geometry.device_chunks * chunk,
             metadata: (areas + 1) * chunk,
         }
@@ -312,7 +404,7 @@ impl Store {
 
     /// Entries on disk.
     pub fn entries(&self) -> u64 {
-        self.entries.load(Ordering::Acquire)
+        self.lock_tail().entries
     }
 }
 

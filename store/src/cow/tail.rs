@@ -40,6 +40,13 @@ impl Tail {
         tail
     }
 
+    /// The newest entries were removed from the store: it has `entries` now, of which those in the
+    /// last block are `last_block`, with zeroes behind them in that area.
+    pub fn truncate(&mut self, entries: u64, last_block: &[Entry]) {
+        debug_assert!(entries <= self.position);
+        *self = Tail::new(self.geometry, entries, last_block);
+    }
+
     /// Bytes of a block: what is written at least when an entry is.
     pub fn block_bytes(geometry: &Geometry) -> u64 {
         geometry.chunk.bytes().min(4096)
@@ -89,7 +96,7 @@ impl Tail {
             let Some(entry) = entries.next() else { break };
             self.put((self.position % per_block) as usize, entry);
             self.position += 1;
-            if self.position % per_block == 0 {
+            if self.position.is_multiple_of(per_block) {
                 out.extend_from_slice(&self.block);
                 self.block.fill(0);
             }
@@ -97,7 +104,7 @@ impl Tail {
         if self.position == before {
             return None;
         }
-        if self.position % per_block != 0 {
+        if !self.position.is_multiple_of(per_block) {
             out.extend_from_slice(&self.block);
         }
         Some(offset)
@@ -136,6 +143,16 @@ mod tests {
         assert_eq!((out.len(), out[16], out[32]), (512, 65, 0));
         assert_eq!(tail.write(&mut entries, &mut out), None);
         assert_eq!(tail.position(), 66);
+    }
+
+    #[test]
+    fn entries_go_on_behind_those_that_were_left() {
+        let mut tail = Tail::new(geometry(), 40, &(32..40).map(entry).collect::<Vec<_>>());
+        tail.truncate(33, &[entry(32)]);
+        let mut out = Vec::new();
+        assert_eq!(tail.write(&mut [entry(99)].into_iter(), &mut out), Some(34 * 512));
+        assert_eq!((out[0], out[16], out[32]), (32, 99, 0));
+        assert_eq!(tail.area_to_zero(1), Some(StoreChunk(67)), "nothing is known of the next area");
     }
 
     #[test]

@@ -21,5 +21,5 @@ pub use error::DeviceError;
 pub use files::make_overlay_store;
 pub use query::{DeviceStatus, TargetStatus};
 pub use snapshots::{CreateSnapshot, OverlaySnapshot};
-pub use state::{FirstTable, State, StateError};
+pub use state::{FirstTable, MergeJob, State, StateError};
 pub use verbs::{Suspend, TableKind};

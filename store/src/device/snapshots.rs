@@ -9,6 +9,7 @@ use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, full_size, make_store};
+use super::state::MergeJob;
 use crate::cow::{Persistence, StoreState};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::target::Features;
@@ -232,13 +233,14 @@ impl Devices {
         })
     }
 
-    /// Turns `device` into its `snapshot`, to be merged back: the snapshot's device goes, its
-    /// store moves. The merge itself is run by whoever has an executor, on the table returned by
-    /// [`Devices::table`].
+    /// Turns `job.device` into its snapshot `job.snapshot`, to be merged back: the snapshot's
+    /// device goes, its store moves, and the job is kept under `id`. The merge itself is run by
+    /// whoever has an executor, on the table returned by [`Devices::table`].
     ///
     /// # Errors
     /// Everything is as it was then.
-    pub fn begin_merge(&self, device: &str, snapshot: &str) -> Result<(), DeviceError> {
+    pub fn begin_merge(&self, id: &str, job: &MergeJob) -> Result<(), DeviceError> {
+        let (device, snapshot) = (job.device.as_str(), job.snapshot.as_str());
         let inner = &mut *self.lock();
         let snap = self.snapshot_of(inner, device, snapshot)?;
         if let Some(user) = inner.device(snapshot)?.users.keys().next() {
@@ -275,17 +277,36 @@ impl Devices {
         let lines = line(len, TargetSpec::Merge(spec));
         plan.set(device, &Loaded { lines, read_only }, &[snap])?;
         plan.follow()?;
-        self.apply(plan, |inner| {
-            inner.devices.remove(snapshot);
-        })
+        let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
+        let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
+        plan.inner.state.jobs.insert(id.into(), MergeJob { cow, ..job.clone() });
+        let gone = plan.inner.devices.remove(snapshot);
+        plan.next.remove(snapshot);
+        let applied = self.apply(plan, |_| ());
+        if applied.is_err() {
+            inner.state.jobs.remove(id);
+            inner.devices.extend(gone.map(|gone| (snapshot.to_owned(), gone)));
+            self.keep(inner)?;
+        }
+        applied
     }
 
-    /// The merge on `device` has finished: it is its origin again, or linear where no snapshot is
-    /// left.
+    /// The merge of the job `id` is over without being finished: it is not started again.
+    ///
+    /// # Errors
+    /// Where that cannot be kept.
+    pub fn forget_merge(&self, id: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        inner.state.jobs.remove(id);
+        self.keep(inner)
+    }
+
+    /// The merge of the job `id` on `device` has finished: it is its origin again, or linear where
+    /// no snapshot is left.
     ///
     /// # Errors
     /// The merged table stays then; it serves the same content.
-    pub fn end_merge(&self, device: &str) -> Result<(), DeviceError> {
+    pub fn end_merge(&self, id: &str, device: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let active = inner.active(device)?;
         let (len, read_only) = (active.table.size(), active.read_only);
@@ -306,6 +327,7 @@ impl Devices {
         let mut plan = Plan::new(self, inner);
         plan.set(device, &Loaded { lines: line(len, target), read_only }, &[])?;
         plan.follow()?;
+        plan.inner.state.jobs.remove(id);
         self.apply(plan, |_| ())
     }
 

@@ -125,7 +125,27 @@ pub struct State {
     #[serde(default)]
     devices: BTreeMap<String, DeviceState>,
     #[serde(default)]
+    jobs: BTreeMap<String, MergeJob>,
+    #[serde(default)]
     bases: Vec<BaseState>,
+}
+
+/// A merge that runs as a job, to be started again after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MergeJob {
+    /// The device that merges.
+    pub device: String,
+    /// What the snapshot's device was called.
+    pub snapshot: String,
+    /// Path of its store.
+    pub cow: String,
+    /// Bytes a second at most; 0 for no limit.
+    pub speed: u64,
+    /// Whether the job ends by itself.
+    pub auto_finalize: bool,
+    /// Whether the job is forgotten when it has ended.
+    pub auto_dismiss: bool,
 }
 
 fn texts(lines: &[TableLine]) -> Vec<String> {
@@ -159,6 +179,7 @@ impl State {
             state.bases.extend(active.into_iter().flat_map(bases));
         }
         state.first = inner.state.first.clone();
+        state.jobs = inner.state.jobs.clone();
         state
     }
 
@@ -194,6 +215,7 @@ fn bases(active: &Active) -> Vec<BaseState> {
 pub(super) struct StateFile {
     path: Option<PathBuf>,
     first: BTreeMap<String, Vec<String>>,
+    pub(super) jobs: BTreeMap<String, MergeJob>,
     generation: u64,
 }
 
@@ -319,6 +341,11 @@ impl Devices {
         Ok(known)
     }
 
+    /// The merges that run as jobs, by the jobs' names: after a start those to be started again.
+    pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
+        self.lock().state.jobs.clone()
+    }
+
     fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
         if self.config.force {
             return Ok(());
@@ -347,6 +374,7 @@ impl Devices {
         {
             let inner = &mut *self.lock();
             inner.state.first = state.first.clone();
+            inner.state.jobs = state.jobs.clone();
             inner.state.generation = state.generation;
         }
         self.restore_all(state)

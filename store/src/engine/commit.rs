@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Kind};
+use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Entry;
 use crate::cow::log::{Join, Ticket};
 use crate::cow::tail::Tail;
-use crate::cow::{Store, StoreState};
+use crate::cow::{MergeMark, Store, StoreState};
 use crate::io::{IoOp, Seg};
 use crate::table::Table;
 use crate::target::Medium;
@@ -297,7 +297,7 @@ impl Core {
         round.wrote = true;
         let (file, len) = (round.store.file(), round.meta.len());
         let first = self.segs.len();
-        self.segs.push(Seg::Meta { slot: (index as u32) << 1, len: len as u32 });
+        self.segs.push(MetaOf::Round.seg(index, len));
         self.act(IoOp::Write, file, offset, len as u64, first, (Kind::Round, 0, index));
     }
 
@@ -336,7 +336,9 @@ impl Core {
         store.return_tail(tail);
         if ok {
             store.log().set_committed(upto);
-        } else if store.is_guest_disk() {
+        } else if store.is_guest_disk() || store.merge_mark() != MergeMark::None {
+            // A store that is merged owes nothing: what failed is a sync of its data. Invalid, its
+            // device would be an origin with half of the snapshot in it.
             store.commit_failed();
         } else {
             self.invalidate(&store);

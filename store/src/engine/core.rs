@@ -31,7 +31,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { scratch: 8 << 20, requests: 1024, claims: 2048 }
+        EngineConfig { scratch: 8 << 20, requests: 2048, claims: 2048 }
     }
 }
 
@@ -59,6 +59,23 @@ const KINDS: [Kind; 8] = [
     Kind::Invalidation,
     Kind::Merge,
 ];
+
+/// Whose metadata a [`Seg::Meta`] is: the two lowest bits of its slot, below the owner's index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum MetaOf {
+    Round,
+    Invalidation,
+    Merge,
+}
+
+impl MetaOf {
+    const BITS: u32 = 2;
+
+    pub(super) fn seg(self, index: usize, len: usize) -> Seg {
+        Seg::Meta { slot: (index as u32) << Self::BITS | self as u32, len: len as u32 }
+    }
+}
 
 const NOT_TRACKED: u8 = 0xff;
 
@@ -106,7 +123,7 @@ pub(super) struct Core {
     pub(super) barriers: Slab<Barrier>,
     pub(super) rounds: Slab<Round>,
     pub(super) invalidations: Slab<Invalidation>,
-    pub(super) merge: Option<MergeJob>,
+    pub(super) merge: Option<Box<MergeJob>>,
     pub(super) scratch: Scratch,
     /// Requests to be dispatched.
     pub(super) ready: VecDeque<usize>,
@@ -205,7 +222,7 @@ impl Core {
             && self.rounds.is_empty()
             && self.invalidations.is_empty()
             && self.barriers.is_empty()
-            && self.merge.as_ref().is_none_or(MergeJob::is_quiet)
+            && self.merge.as_ref().is_none_or(|job| job.is_quiet())
             && self.finished.is_empty()
     }
 
@@ -265,7 +282,7 @@ impl Core {
             Kind::Barrier => self.barrier_synced(table, index, detail as usize, ok),
             Kind::Round => self.round_io_done(table, index, ok),
             Kind::Invalidation => self.invalidation_io_done(table, index, ok),
-            Kind::Merge => self.merge_io_done(table, index, ok),
+            Kind::Merge => self.merge_io_done(table, index, detail, completion.result),
         }
     }
 
@@ -356,12 +373,16 @@ impl Core {
     }
 
     pub(super) fn meta(&self, slot: u32) -> &[u8] {
-        let index = (slot >> 1) as usize;
-        if slot & 1 == 0 { self.rounds[index].meta() } else { self.invalidations[index].header() }
+        let index = (slot >> MetaOf::BITS) as usize;
+        match slot & ((1 << MetaOf::BITS) - 1) {
+            of if of == MetaOf::Round as u32 => self.rounds[index].meta(),
+            of if of == MetaOf::Invalidation as u32 => self.invalidations[index].header(),
+            _ => self.merge.as_ref().map_or(&[], |job| job.meta()),
+        }
     }
 
     pub(super) fn merge_progress(&self) -> Option<MergeProgress> {
-        self.merge.as_ref().map(MergeJob::progress)
+        self.merge.as_ref().map(|job| job.progress())
     }
 }
 

@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Kind};
+use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Header;
 use crate::cow::{Persistence, Store};
-use crate::io::{IoOp, Seg};
+use crate::io::IoOp;
 use crate::table::Table;
 
 /// A store on its way to Invalid.
@@ -43,7 +43,7 @@ impl Core {
         let store = store.clone();
         let index = self.invalidations.insert(Invalidation { store, header, written: false });
         let first = self.segs.len();
-        self.segs.push(Seg::Meta { slot: (index as u32) << 1 | 1, len: len as u32 });
+        self.segs.push(MetaOf::Invalidation.seg(index, len));
         self.act(IoOp::Write, file, 0, len as u64, first, (Kind::Invalidation, 0, index));
     }
 

@@ -1,23 +1,534 @@
-//! Merging: not yet.
+//! Merging a snapshot back into its origin, while the device that is its content serves.
+//!
+//! Owns the order of a merge's steps, batch after batch. A batch is the newest entries of the
+//! store's last area, whatever their scatter, so that the barriers are shared:
+//!
+//! ```text
+//! protect ─→ busy ─→ drain ─→ copy ─→ sync origin ─→ erase entries ─→ sync store ─→ release
+//! ```
+//!
+//! 1. *protect*: every other snapshot of the origin has its copy of what will be overwritten,
+//!    durably, and no read that it redirected is in flight (I4, I6). Later steps cannot undo that:
+//!    a mapping stays for as long as its table serves, a mapped chunk is not read from the origin,
+//!    and a new snapshot of the origin takes a new table, before which this engine stops.
+//! 2. *busy*, then *drain*, in that order: a write that looks at the table after the chunk became
+//!    busy waits; one that looked before is tracked by then, and is seen. The other way round, a
+//!    write could start between the two and land in the store behind the copy.
+//! 3. *sync origin* before *erase*: an entry is gone only when its chunk's content is home. *Sync
+//!    store* before *release*: no write goes to a chunk's home while its entry can come back and be
+//!    merged over it (I7).
+//!
+//! Never knows time, nor reads the list of entries itself: its host does ([`MergeWants`]). Relies
+//! on a merged store taking no new exceptions: the list only grows shorter.
+
+mod copy;
+mod erase;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
+mod protect;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+#[cfg(test)]
+#[cfg_attr(feature = "shuttle", allow(dead_code, reason = "the model checker uses parts of it"))]
+mod world;
+
+use self::copy::Copies;
 use super::core::Core;
+use crate::cow::layout::ENTRY_BYTES;
+use crate::cow::tail::Tail;
+use crate::cow::{Entry, MergeMark, Persistence, Store, StoreState};
+use crate::exception::{Entry as Word, Place};
+use crate::io::{Errno, FileId};
 use crate::table::Table;
-/// x
-#[derive(Clone, Copy, Debug)]
-pub struct MergeProgress;
-/// x
-#[derive(Clone, Copy, Debug)]
-pub enum MergeState {}
-pub(super) struct MergeJob;
-impl MergeJob {
-    pub(super) fn is_quiet(&self) -> bool {
-        true
+use crate::target::{Exceptions, Merge, Target};
+
+/// Entries of a batch, and their bytes, which bound how long a write to one of them waits.
+const BATCH_ENTRIES: u64 = 256;
+const BATCH_BYTES: u64 = 4 << 20;
+/// Entries that are asked for at a time: whole blocks, 64 KiB.
+const WINDOW_ENTRIES: u64 = 4096;
+
+/// How far a merge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeProgress {
+    /// What it does.
+    pub state: MergeState,
+    /// Chunks copied back since it was started.
+    pub done: u64,
+    /// Chunks there were then.
+    pub total: u64,
+    /// Bytes of a chunk.
+    pub chunk: u64,
+}
+
+/// What a merge does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeState {
+    /// It copies, or waits for what it was allowed or given.
+    Running,
+    /// It was told to pause.
+    Paused,
+    /// Nothing is left in the store.
+    Finished,
+    /// It stopped, and goes on when it is started anew.
+    Failed(MergeFailure),
+}
+
+/// Why a merge failed, or cannot start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeFailure {
+    /// Nothing to be merged here.
+    #[error("the device's table has no snapshot-merge line")]
+    NoMerge,
+    /// A store in memory, or one above another.
+    #[error("only a persistent store that lies directly on its origin can be merged")]
+    Store,
+    /// Not everything is on disk.
+    #[error("the store owes a commit: flush the device before its store is merged")]
+    Owed,
+    /// There is nothing to be trusted.
+    #[error("the store is Invalid: there is nothing in it that can be merged")]
+    Invalid,
+    /// A sync of the store failed earlier.
+    #[error("an earlier sync of the store failed: open it again before it is merged")]
+    NotSynced,
+    /// Another snapshot stands in the way.
+    #[error(
+        "a snapshot of the origin can neither keep its data nor be marked invalid; remove it, and \
+         resume the device"
+    )]
+    Protect,
+    /// The list of entries could not be read.
+    #[error("the store's list of exceptions cannot be read at byte {offset}: {errno}")]
+    ReadList {
+        /// Where in the store.
+        offset: u64,
+        /// Why.
+        errno: Errno,
+    },
+    /// The list of entries is not what it was when the store was opened.
+    #[error(
+        "entry {position} at byte {offset} of the store is not the one that was read when it was \
+         opened: something else writes to the store"
+    )]
+    Entry {
+        /// Its place in the list.
+        position: u64,
+        /// Where it lies in the store.
+        offset: u64,
+    },
+    /// A chunk could not be read.
+    #[error("the store cannot be read: {0}")]
+    ReadStore(Errno),
+    /// A chunk could not be copied back.
+    #[error("the origin cannot be written: {0}")]
+    WriteOrigin(Errno),
+    /// What was copied could not be made durable.
+    #[error("the origin cannot be synced: {0}; open it again before it is merged to")]
+    SyncOrigin(Errno),
+    /// Entries could not be removed.
+    #[error("the store's list of exceptions cannot be written: {0}")]
+    WriteList(Errno),
+    /// The removal of entries could not be made durable.
+    #[error("the store cannot be synced: {0}; open it again before it is merged")]
+    SyncStore(Errno),
+}
+
+/// Bytes of the store that a merge needs: a part of its list of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeWants {
+    /// The store's file.
+    pub file: FileId,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, at most 64 KiB.
+    pub len: u64,
+}
+
+/// What of a batch ended; the detail in the tag of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    ReadStore,
+    WriteOrigin,
+    SyncOrigin,
+    WriteList,
+    SyncStore,
+}
+
+const STEPS: [Step; 5] =
+    [Step::ReadStore, Step::WriteOrigin, Step::SyncOrigin, Step::WriteList, Step::SyncStore];
+
+/// Where a merge is. `left` counts what is in flight.
+#[derive(Debug)]
+enum Stage {
+    /// Between batches.
+    Idle,
+    /// The host reads a part of the list.
+    Reading(MergeWants),
+    /// Other snapshots make their copies; `next` is the first run not yet asked for.
+    Protect { next: usize, left: u32, refused: bool },
+    /// Writes to the batch's chunks end; those of runs before `next` have.
+    Drain { next: usize },
+    /// Chunks go home.
+    Copy { failed: Option<MergeFailure> },
+    /// The origin's media are synced.
+    SyncOrigin { left: u32, failed: Option<MergeFailure> },
+    /// Entries are written over with zeroes, and the store is synced.
+    Erase { what: Erased },
+    /// It ended, one way or the other.
+    Ended(MergeState),
+}
+
+/// What entries are erased for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Erased {
+    /// What may lie behind the list: of an earlier, failed attempt.
+    Behind,
+    /// The batch.
+    Batch,
+}
+
+/// Neighbours in both the device and the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Neighbours {
+    first: Entry,
+    count: u64,
+}
+
+/// A batch: the newest entries, and the same as runs in order of the device.
+#[derive(Debug, Default)]
+struct Batch {
+    entries: Vec<Entry>,
+    runs: Vec<Neighbours>,
+}
+
+/// A merge in this engine.
+#[derive(Debug)]
+pub(super) struct MergeJob {
+    /// Which line of the table.
+    line: usize,
+    stage: Stage,
+    /// Entries that are left.
+    position: u64,
+    total: u64,
+    chunk: u64,
+    paused: bool,
+    /// What is behind the list is known to be zero.
+    clean: bool,
+    /// Bytes that may be copied; none: as many as can be.
+    budget: Option<i64>,
+    /// The entries from position `window_start` on, those of `position` and behind among them
+    /// only until they are removed.
+    window: Vec<Entry>,
+    window_start: u64,
+    batch: Batch,
+    copies: Copies,
+    /// The block or blocks being written to the list.
+    meta: Vec<u8>,
+}
+
+/// What a job works on.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    /// First byte of the line on the device.
+    start: u64,
+    merge: &'a Merge,
+    ex: &'a Exceptions,
+    /// Bytes of the line that origin and snapshot both have.
+    len: u64,
+}
+
+impl<'a> Site<'a> {
+    fn of(table: &'a Table, line: usize) -> Option<Site<'a>> {
+        let line = table.lines().get(line)?;
+        let Target::Merge(merge) = &line.target else { return None };
+        let ex = &table.exceptions()[merge.exceptions];
+        let len = line.len.min(ex.len).min(merge.origin.backing.len());
+        Some(Site { start: line.start, merge, ex, len })
     }
-    pub(super) fn progress(&self) -> MergeProgress {
-        MergeProgress
+
+    fn store(&self) -> &'a std::sync::Arc<Store> {
+        self.ex.store()
+    }
+
+    /// The first byte of a run in its line, and how many of its bytes the origin has.
+    fn span(&self, run: &Neighbours) -> (u64, u64) {
+        let start = self.ex.chunk().start_of(run.first.old);
+        (start, (run.count * self.ex.chunk().bytes()).min(self.len.saturating_sub(start)))
+    }
+
+    fn place(&self, entry: &Entry) -> Place {
+        Place { layer: self.ex.top(), chunk: entry.new }
     }
 }
+
+impl MergeJob {
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.stage, Stage::Idle | Stage::Reading(_) | Stage::Ended(_))
+    }
+
+    pub(super) fn progress(&self) -> MergeProgress {
+        let state = match self.stage {
+            Stage::Ended(state) => state,
+            Stage::Idle | Stage::Reading(_) if self.paused => MergeState::Paused,
+            _ => MergeState::Running,
+        };
+        MergeProgress {
+            state,
+            done: self.total - self.position.min(self.total),
+            total: self.total,
+            chunk: self.chunk,
+        }
+    }
+
+    pub(super) fn wants(&self) -> Option<MergeWants> {
+        match self.stage {
+            Stage::Reading(wants) => Some(wants),
+            _ => None,
+        }
+    }
+
+    pub(super) fn meta(&self) -> &[u8] {
+        &self.meta
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    pub(super) fn allow(&mut self, bytes: Option<u64>) {
+        self.budget = bytes.map(|bytes| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.budget.unwrap_or(0).min(0).saturating_add(bytes)
+        });
+    }
+
+    /// Whether the entries in `from..self.position`, or none, are at hand.
+    fn has(&self, from: u64) -> bool {
+        from >= self.position
+            || (self.window_start <= from
+                && self.position <= self.window_start + self.window.len() as u64)
+    }
+}
+
 impl Core {
-    pub(super) fn step_merge(&mut self, _t: &Table) {}
-    pub(super) fn merge_io_done(&mut self, _t: &Table, _i: usize, _ok: bool) {}
-    pub(super) fn merge_protected(&mut self, _ok: bool) {}
+    pub(super) fn start_merge(&mut self, table: &Table) -> Result<(), MergeFailure> {
+        if self.merge.as_ref().is_some_and(|job| !job.is_quiet()) {
+            return Ok(());
+        }
+        let is_merge = |line: &crate::table::Line| matches!(line.target, Target::Merge(_));
+        let line = table.lines().iter().position(is_merge).ok_or(MergeFailure::NoMerge)?;
+        let site = Site::of(table, line).ok_or(MergeFailure::NoMerge)?;
+        let store = site.store();
+        if store.persistence() == Persistence::Transient || site.ex.layers.len() != 1 {
+            return Err(MergeFailure::Store);
+        }
+        match store.state() {
+            StoreState::Valid | StoreState::Overflow => {}
+            StoreState::ReadOnly => return Err(MergeFailure::NotSynced),
+            StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
+                return Err(MergeFailure::Invalid);
+            }
+        }
+        if store.log().next() != store.log().committed() {
+            return Err(MergeFailure::Owed);
+        }
+        let doubtful = store.doubtful();
+        if doubtful.is_empty() {
+            store.set_merge_mark(MergeMark::Merging);
+        }
+        self.merge = Some(Box::new(MergeJob {
+            line,
+            stage: Stage::Idle,
+            position: store.entries() - doubtful.len() as u64,
+            total: store.entries(),
+            chunk: site.ex.chunk().bytes(),
+            paused: false,
+            clean: false,
+            budget: None,
+            window: Vec::new(),
+            window_start: 0,
+            batch: Batch { entries: doubtful, runs: Vec::new() },
+            copies: Copies::default(),
+            meta: Vec::new(),
+        }));
+        Ok(())
+    }
+
+    /// Takes the merge as far as it goes now.
+    pub(super) fn step_merge(&mut self, table: &Table) {
+        let Some(mut job) = self.merge.take() else { return };
+        if let Some(site) = Site::of(table, job.line) {
+            while self.advance_merge(&mut job, site) {}
+        }
+        self.merge = Some(job);
+    }
+
+    /// One step; false where it waits for something.
+    fn advance_merge(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+        match job.stage {
+            Stage::Idle => !self.stopping && !job.paused && self.next_batch(job, site),
+            Stage::Protect { .. } => self.protect(job, site),
+            Stage::Drain { .. } => self.drain(job, site),
+            Stage::Copy { .. } => self.copy_home(job, site),
+            Stage::Reading(_)
+            | Stage::SyncOrigin { .. }
+            | Stage::Erase { .. }
+            | Stage::Ended(_) => false,
+        }
+    }
+
+    /// Between batches: what comes next.
+    fn next_batch(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+        if site.store().state() >= StoreState::Invalidating {
+            self.end_merge(job, site, MergeFailure::Invalid);
+            return false;
+        }
+        let block = Tail::block_entries(site.store().geometry());
+        if !job.clean {
+            if !job.has(job.position - job.position % block) {
+                job.stage = Stage::Reading(wants(job, site));
+                return false;
+            }
+            self.erase_behind(job, site);
+            return false;
+        }
+        if job.position == 0 {
+            job.stage = Stage::Ended(MergeState::Finished);
+            return false;
+        }
+        if !job.has(job.position - 1) {
+            job.stage = Stage::Reading(wants(job, site));
+            return false;
+        }
+        if job.budget.is_some_and(|budget| budget <= 0) {
+            return false;
+        }
+        let count = job.batch_len();
+        job.take_batch(count);
+        if let Some(budget) = &mut job.budget {
+            *budget -= (count * job.chunk) as i64;
+        }
+        job.stage = Stage::Protect { next: 0, left: 0, refused: false };
+        true
+    }
+
+    pub(super) fn merge_supply(&mut self, table: &Table, bytes: Result<&[u8], Errno>) {
+        let Some(mut job) = self.merge.take() else { return };
+        if let (Stage::Reading(wants), Some(site)) = (&job.stage, Site::of(table, job.line)) {
+            let wants = *wants;
+            let read = match bytes {
+                Ok(bytes) if bytes.len() as u64 == wants.len => parse(&mut job, site, bytes),
+                Ok(_) => Err(MergeFailure::ReadList { offset: wants.offset, errno: Errno::EIO }),
+                Err(errno) => Err(MergeFailure::ReadList { offset: wants.offset, errno }),
+            };
+            job.stage = Stage::Idle;
+            if let Err(failure) = read {
+                self.end_merge(&mut job, site, failure);
+            }
+        }
+        self.merge = Some(job);
+    }
+
+    pub(super) fn merge_io_done(
+        &mut self,
+        table: &Table,
+        index: usize,
+        detail: u8,
+        result: Result<(), Errno>,
+    ) {
+        let mut job = self.merge.take().expect("a merge's actions end before it does");
+        let site = Site::of(table, job.line).expect("a table does not change under its actions");
+        match STEPS[detail as usize] {
+            Step::ReadStore => self.store_read(&mut job, site, index, result),
+            Step::WriteOrigin => self.origin_written(&mut job, site, index, result),
+            Step::SyncOrigin => self.origin_synced(&mut job, site, index, result),
+            Step::WriteList => self.list_written(&mut job, site, result),
+            Step::SyncStore => self.store_synced(&mut job, site, result),
+        }
+        self.merge = Some(job);
+    }
+
+    /// The merge fails before entries were removed: the batch stays in the store, and writes go
+    /// there again.
+    fn end_merge(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
+        let in_doubt = site.store().merge_mark() == MergeMark::InDoubt;
+        if !in_doubt {
+            for entry in job.batch.entries.drain(..) {
+                let place = site.place(&entry);
+                if site.ex.table.get(entry.old) == Word::Busy(place) {
+                    let waiting = site.ex.table.keep_busy_mapped(entry.old, place);
+                    self.worker.all().wake(waiting);
+                }
+            }
+            site.store().set_merge_mark(MergeMark::Failed);
+        }
+        tracing::error!(store = site.store().name(), "the merge stopped: {failure}");
+        job.stage = Stage::Ended(MergeState::Failed(failure));
+    }
+}
+
+impl MergeJob {
+    /// How many of the newest entries the next batch takes.
+    fn batch_len(&self) -> u64 {
+        let at_hand = self.position - self.window_start;
+        at_hand.min(BATCH_ENTRIES).min((BATCH_BYTES / self.chunk).max(1))
+    }
+
+    /// Makes the newest `count` entries the batch.
+    fn take_batch(&mut self, count: u64) {
+        let end = (self.position - self.window_start) as usize;
+        let entries = &self.window[end - count as usize..end];
+        let mut sorted = entries.to_vec();
+        sorted.sort_by_key(|entry| entry.old);
+        let mut runs: Vec<Neighbours> = Vec::new();
+        for entry in sorted {
+            match runs.last_mut() {
+                Some(run)
+                    if run.first.old.0 + run.count == entry.old.0
+                        && run.first.new.0 + run.count == entry.new.0 =>
+                {
+                    run.count += 1;
+                }
+                _ => runs.push(Neighbours { first: entry, count: 1 }),
+            }
+        }
+        self.batch = Batch { entries: entries.to_vec(), runs };
+    }
+}
+
+/// The part of the list that ends with the newest entry: whole blocks from a window's start, so
+/// that a block is always at hand as a whole; never of two areas.
+fn wants(job: &MergeJob, site: Site<'_>) -> MergeWants {
+    let geometry = site.store().geometry();
+    let newest = job.position - 1;
+    let within = newest % geometry.entries_per_area();
+    let first = newest - within % WINDOW_ENTRIES;
+    MergeWants {
+        file: site.store().file(),
+        offset: geometry.entry_offset(first),
+        len: (job.position - first) * ENTRY_BYTES as u64,
+    }
+}
+
+/// Takes the part of the list that was asked for; every entry must be what the table says.
+fn parse(job: &mut MergeJob, site: Site<'_>, bytes: &[u8]) -> Result<(), MergeFailure> {
+    let geometry = site.store().geometry();
+    let entries: Vec<Entry> =
+        bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode).collect();
+    let first = job.position - entries.len() as u64;
+    for (position, entry) in (first..).zip(&entries) {
+        let known = !entry.is_end()
+            && entry.old.0 < site.ex.table.chunks()
+            && entry.new.0 < geometry.device_chunks
+            && site.ex.table.get(entry.old) == Word::Mapped(site.place(entry));
+        if !known {
+            let offset = geometry.entry_offset(position);
+            return Err(MergeFailure::Entry { position, offset });
+        }
+    }
+    job.window = entries;
+    job.window_start = first;
+    Ok(())
 }

@@ -26,12 +26,12 @@ use std::sync::Arc;
 
 use self::core::Core;
 pub use self::core::EngineConfig;
-use crate::io::{Action, Completion, FileId, Seg};
+use crate::io::{Action, Completion, Errno, FileId, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Decision;
 use crate::workers::{Wake, Workers};
-pub use merge::{MergeProgress, MergeState};
+pub use merge::{MergeFailure, MergeProgress, MergeState, MergeWants};
 
 /// Where a whole request goes, if it needs nothing of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,7 @@ impl Engine {
         if let Some(table) = &table {
             self.core.adopt(table);
         }
+        self.core.merge = None;
         self.table = table;
         self.core.look_again();
     }
@@ -172,6 +173,45 @@ impl Engine {
     /// Every file that the table's requests may go to.
     pub fn files(&self) -> &[FileId] {
         self.table.as_deref().map_or(&[], |table| table.files())
+    }
+
+    /// Starts the merge of the table's `snapshot-merge` line, or starts it anew after a failure.
+    /// It runs in the steps that follow, until the engine is told to stop or is bound anew. The
+    /// caller has made durable what the store owes, and starts it in one engine only.
+    ///
+    /// # Errors
+    /// Why it cannot start.
+    pub fn start_merge(&mut self) -> Result<(), MergeFailure> {
+        let table = self.table.clone().ok_or(MergeFailure::NoMerge)?;
+        self.core.start_merge(&table)
+    }
+
+    /// Bytes of the store that the merge needs to go on; to be read and handed to
+    /// [`Engine::merge_supply`].
+    pub fn merge_wants(&self) -> Option<MergeWants> {
+        self.core.merge.as_ref()?.wants()
+    }
+
+    /// The bytes that [`Engine::merge_wants`] asked for, or why they cannot be read.
+    pub fn merge_supply(&mut self, bytes: Result<&[u8], Errno>) {
+        if let Some(table) = self.table.as_deref() {
+            self.core.merge_supply(table, bytes);
+        }
+    }
+
+    /// Pauses the merge after the batch in hand, or lets it go on.
+    pub fn merge_pause(&mut self, pause: bool) {
+        if let Some(job) = &mut self.core.merge {
+            job.set_paused(pause);
+        }
+    }
+
+    /// Lets the merge copy another `bytes`, or as much as it can. A batch is begun while anything
+    /// is left, and what it takes too much is taken from what comes; what is not used is lost.
+    pub fn merge_budget(&mut self, bytes: Option<u64>) {
+        if let Some(job) = &mut self.core.merge {
+            job.allow(bytes);
+        }
     }
 
     /// The merge that runs in this engine, if any.

@@ -6,7 +6,7 @@
 
 use super::snapshot::run_len;
 use super::{Decision, Exceptions, Origin, Track};
-use crate::cow::StoreState;
+use crate::cow::{MergeMark, StoreState};
 use crate::exception::{Entry, Place};
 use crate::request::Op;
 use crate::units::{Chunk, SECTOR_SHIFT};
@@ -42,6 +42,8 @@ impl Merge {
                 self.store(ex, op, offset, len, chunk, place)
             }
             (_, Entry::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
+            // Whether it is still in the store is not known: a write would go to the wrong place.
+            (_, Entry::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => Decision::Fail,
             (_, Entry::Busy(_) | Entry::Pending) => {
                 Decision::WaitChunk { exceptions: self.exceptions, chunk, seen: entry }
             }

@@ -1,0 +1,160 @@
+//! Work that a device does without a guest: flushes of a table, and merges.
+//!
+//! Owns the engine and the executor that such work has of its own, and how they take turns. Never
+//! knows why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
+
+mod files;
+mod merge;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::files::FileExecutor;
+pub use self::merge::{MergeEnd, MergeHandle};
+use crate::engine::{Engine, EngineConfig};
+use crate::io::{Action, Completion, Errno, FileId, Seg};
+use crate::request::{Op, Request, Status, Token};
+use crate::table::Table;
+use crate::units::Sector;
+use crate::workers::{Wake, Workers};
+
+/// Carries out the actions of one engine, and does all the waiting of its thread. There are no
+/// guest's bytes in them.
+pub trait Executor: Send {
+    /// Takes up these files and lets others go; nothing is in flight.
+    fn adopt(&mut self, files: &[FileId]);
+
+    /// Takes up an action; `meta` has the bytes of its [`Seg::Meta`] part, and is copied.
+    fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]);
+
+    /// How an action ended.
+    fn completed(&mut self) -> Option<Completion>;
+
+    /// Waits for a completion or for the waker, at most for `timeout`.
+    ///
+    /// # Errors
+    /// What the system says; nothing can be waited for any more.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// What ends [`Executor::wait`], or the next one where it does not wait.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// Reads `bytes` from `offset` of a file that was adopted, and waits for that.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno>;
+}
+
+/// A waker that is also somebody else's.
+struct Shared(Arc<dyn Wake>);
+
+impl Wake for Shared {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// An engine with its executor.
+struct Host<E> {
+    engine: Engine,
+    executor: E,
+}
+
+impl<E: Executor> Host<E> {
+    fn new(workers: Arc<Workers>, executor: E, config: EngineConfig) -> Host<E> {
+        let wake = Box::new(Shared(executor.waker()));
+        Host { engine: Engine::new(workers, wake, config), executor }
+    }
+
+    fn bind(&mut self, table: Option<Arc<Table>>) {
+        self.executor.adopt(table.as_ref().map_or(&[], |table| table.files()));
+        self.engine.bind(table);
+    }
+
+    /// Waits until there is something to go on with, at most for `timeout`. To be called after
+    /// [`Host::go_on`] and after everything that it brought was looked at.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.engine.may_sleep() {
+            let waited = self.executor.wait(timeout);
+            self.engine.woke();
+            return waited;
+        }
+        self.executor.wait(Some(Duration::ZERO))
+    }
+
+    /// Goes on with what ended, and begins what comes next.
+    fn go_on(&mut self) {
+        while let Some(completion) = self.executor.completed() {
+            self.engine.complete(completion);
+        }
+        self.engine.step();
+        while let Some(wants) = self.engine.merge_wants() {
+            let mut bytes = vec![0; wants.len as usize];
+            let read = self.executor.read(wants.file, wants.offset, &mut bytes);
+            self.engine.merge_supply(read.map(|()| &bytes[..]));
+            self.engine.step();
+        }
+        while let Some(action) = self.engine.pop_action() {
+            let Host { engine, executor } = self;
+            executor.submit(&action, engine.segs(&action), engine.meta_of(&action));
+        }
+    }
+
+    /// Makes everything durable that `table`, which the engine serves, owes.
+    fn flush(&mut self) -> Result<(), FlushError> {
+        let token = Token(0);
+        self.engine.submit(Request {
+            token,
+            op: Op::Flush,
+            sector: Sector(0),
+            len: 0,
+            durable: false,
+        });
+        let mut status = None;
+        self.engine.set_stopping(false);
+        loop {
+            self.go_on();
+            if let Some((_, ended)) = self.engine.pop_finished() {
+                status = Some(ended);
+                // What it leads for others ends, too, before the table goes, and no more begins.
+                self.engine.set_stopping(true);
+            }
+            if status.is_some() && self.engine.is_quiet() {
+                break;
+            }
+            self.wait(None).map_err(FlushError::Wait)?;
+        }
+        if status == Some(Status::Ok) { Ok(()) } else { Err(FlushError::Failed) }
+    }
+}
+
+/// Why a table is not flushed.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    /// A commit or a sync failed.
+    #[error("not everything could be made durable; open the files again")]
+    Failed,
+    /// Its I/O cannot be waited for.
+    #[error("cannot wait for the files: {0}")]
+    Wait(io::Error),
+}
+
+/// Makes durable what `table` owes, on the calling thread: commits its stores, and syncs its
+/// files. Its device may be suspended or serve. `config.scratch` is the executor's.
+///
+/// # Errors
+/// [`FlushError`].
+pub fn flush<E: Executor>(
+    workers: Arc<Workers>,
+    executor: E,
+    config: EngineConfig,
+    table: Arc<Table>,
+) -> Result<(), FlushError> {
+    let mut host = Host::new(workers, executor, config);
+    host.bind(Some(table));
+    host.flush()
+}

@@ -1,0 +1,131 @@
+//! Removing entries for good, and what that sets free.
+//!
+//! Owns the bytes that are written over the end of the list, and what becomes of a batch when they
+//! are durable, or may be. The list loses its end only, so however much of a write lands, what is
+//! left is a shorter list without a gap.
+
+use super::super::core::{Core, Kind, MetaOf};
+use super::{BATCH_ENTRIES, Erased, MergeFailure, MergeJob, Site, Stage, Step};
+use crate::cow::layout::ENTRY_BYTES;
+use crate::cow::tail::Tail;
+use crate::cow::{Entry, MergeMark};
+use crate::exception::Entry as Word;
+use crate::io::{Errno, IoOp};
+
+impl Core {
+    /// Once a merge was started: erases what lies behind the list. An earlier removal that failed,
+    /// or was torn, left entries there that a later crash could bring back.
+    pub(super) fn erase_behind(&mut self, job: &mut MergeJob, site: Site<'_>) {
+        let geometry = site.store().geometry();
+        let area = job.position / geometry.entries_per_area();
+        if geometry.area_chunk(area).0 >= geometry.device_chunks {
+            return self.erased(job, site, Erased::Behind);
+        }
+        let end = (area + 1) * geometry.entries_per_area();
+        let upto = end.min(job.position + BATCH_ENTRIES);
+        self.erase(job, site, (job.position, upto), Erased::Behind);
+    }
+
+    /// Writes zeroes over the entries `from..upto`, of one area, and over what is left of their
+    /// last block.
+    pub(super) fn erase(
+        &mut self,
+        job: &mut MergeJob,
+        site: Site<'_>,
+        (from, upto): (u64, u64),
+        what: Erased,
+    ) {
+        let store = site.store();
+        let block = Tail::block_entries(store.geometry());
+        let first = from - from % block;
+        let len = (upto.next_multiple_of(block) - first) as usize * ENTRY_BYTES;
+        let mut bytes = std::mem::take(&mut job.meta);
+        bytes.clear();
+        bytes.extend(job.kept(first, from).iter().flat_map(Entry::encode));
+        bytes.resize(len, 0);
+        job.meta = bytes;
+        let offset = store.geometry().entry_offset(first);
+        let segs = self.segs.len();
+        self.segs.push(MetaOf::Merge.seg(0, len));
+        let tag = (Kind::Merge, Step::WriteList as u8, 0);
+        self.act(IoOp::Write, store.file(), offset, len as u64, segs, tag);
+        job.stage = Stage::Erase { what };
+    }
+
+    pub(super) fn list_written(
+        &mut self,
+        job: &mut MergeJob,
+        site: Site<'_>,
+        result: Result<(), Errno>,
+    ) {
+        if let Err(errno) = result {
+            return self.not_erased(job, site, MergeFailure::WriteList(errno));
+        }
+        let first = self.segs.len();
+        let tag = (Kind::Merge, Step::SyncStore as u8, 0);
+        self.act(IoOp::Sync, site.store().file(), 0, 0, first, tag);
+    }
+
+    pub(super) fn store_synced(
+        &mut self,
+        job: &mut MergeJob,
+        site: Site<'_>,
+        result: Result<(), Errno>,
+    ) {
+        if let Err(errno) = result {
+            // A guest's flush must not succeed on what was lost here.
+            site.store().commit_failed();
+            return self.not_erased(job, site, MergeFailure::SyncStore(errno));
+        }
+        let Stage::Erase { what } = job.stage else {
+            unreachable!("nothing else syncs the store for the merge")
+        };
+        self.erased(job, site, what);
+    }
+
+    /// The entries are gone for good: their chunks are home, and whoever waits goes there.
+    fn erased(&mut self, job: &mut MergeJob, site: Site<'_>, what: Erased) {
+        let store = site.store();
+        if what == Erased::Batch {
+            job.position -= job.batch.entries.len() as u64;
+        }
+        let block = Tail::block_entries(store.geometry());
+        let first = job.position - job.position % block;
+        store.truncate(job.position, job.kept(first, job.position));
+        let mut waiting = 0;
+        for entry in job.batch.entries.drain(..) {
+            let place = site.place(&entry);
+            debug_assert_eq!(site.ex.table.get(entry.old), Word::Busy(place));
+            waiting |= site.ex.table.clear_busy(entry.old, place);
+        }
+        self.worker.all().wake(waiting);
+        job.clean = true;
+        store.no_doubt();
+        if store.merge_mark() != MergeMark::Merging {
+            store.set_merge_mark(MergeMark::Merging);
+        }
+        job.stage = Stage::Idle;
+    }
+
+    /// They may be gone or not: nothing may be written to their chunks, here or there, until it
+    /// was tried again.
+    fn not_erased(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
+        let store = site.store();
+        if !job.batch.entries.is_empty() {
+            store.doubt(std::mem::take(&mut job.batch.entries));
+        }
+        self.end_merge(job, site, failure);
+        self.worker.all().wake(u64::MAX);
+    }
+}
+
+impl MergeJob {
+    /// The entries `from..upto` of the list; they are at hand, or none.
+    fn kept(&self, from: u64, upto: u64) -> &[Entry] {
+        if from == upto {
+            return &[];
+        }
+        let at = |position: u64| (position - self.window_start) as usize;
+        &self.window[at(from)..at(upto)]
+    }
+}

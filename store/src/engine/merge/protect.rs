@@ -1,0 +1,94 @@
+//! The first steps of a batch: other snapshots keep their data, and nobody writes any more.
+//!
+//! Owns the requests by which a merge asks for its part of the origin, and the busy marks. Never
+//! knows how a snapshot's copy is made: that is an origin write's.
+
+use super::super::core::{Asker, Core, Pending};
+use super::{Copies, MergeFailure, MergeJob, Site, Stage};
+use crate::request::Op;
+use crate::units::SECTOR_SHIFT;
+
+/// Runs that are asked for at a time.
+const ASKED: u32 = 32;
+
+impl Core {
+    /// Asks for the origin's part of each run; goes on when all are allowed.
+    pub(super) fn protect(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+        let Stage::Protect { next, left, refused } = &mut job.stage else { return false };
+        while *left < ASKED && *next < job.batch.runs.len() && !*refused {
+            let (start, len) = site.span(&job.batch.runs[*next]);
+            *next += 1;
+            if len != 0 {
+                *left += 1;
+                self.ask_for(site.start + start, len);
+            }
+        }
+        match (*left, *refused) {
+            (0, true) => {
+                self.end_merge(job, site, MergeFailure::Protect);
+                false
+            }
+            (0, false) => self.make_busy(job, site),
+            _ => false,
+        }
+    }
+
+    /// A request of the merge itself: `[start, start + len)` of the device shall be overwritten
+    /// below. It is an origin's write that writes nothing.
+    fn ask_for(&mut self, start: u64, len: u64) {
+        let index = self.requests.insert(Pending {
+            asker: Asker::Merge,
+            op: Op::Write,
+            durable: false,
+            start,
+            len,
+            cursor: 0,
+            outstanding: 0,
+            failed: false,
+            waiting: true,
+        });
+        self.ready.push_back(index);
+    }
+
+    /// One of those ended.
+    pub(in crate::engine) fn merge_protected(&mut self, ok: bool) {
+        let stage = self.merge.as_mut().map(|job| &mut job.stage);
+        let Some(Stage::Protect { left, refused, .. }) = stage else {
+            unreachable!("only a batch that is being protected asks")
+        };
+        *left -= 1;
+        *refused |= !ok;
+    }
+
+    fn make_busy(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+        for (n, entry) in job.batch.entries.iter().enumerate() {
+            if !site.ex.table.mark_busy(entry.old, site.place(entry)) {
+                let position = job.position - job.batch.entries.len() as u64 + n as u64;
+                let offset = site.store().geometry().entry_offset(position);
+                self.end_merge(job, site, MergeFailure::Entry { position, offset });
+                return false;
+            }
+        }
+        job.stage = Stage::Drain { next: 0 };
+        true
+    }
+
+    /// Goes on when no write that began before the chunks were busy is in flight; otherwise this
+    /// worker is woken when one ends.
+    pub(super) fn drain(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+        let Stage::Drain { next } = &mut job.stage else { return false };
+        for run in &job.batch.runs[*next..] {
+            // All of the run, what the origin has not among it: that is written too.
+            let start = site.ex.chunk().start_of(run.first.old) >> SECTOR_SHIFT;
+            let sectors = run.count * u64::from(site.ex.chunk().sectors());
+            let (of, bit) = (site.merge.writes, self.worker.bit());
+            if self.worker.all().overlaps(of, start, sectors, bit) {
+                return false;
+            }
+            *next += 1;
+        }
+        job.copies = Copies::default();
+        job.stage = Stage::Copy { failed: None };
+        true
+    }
+}

@@ -1,0 +1,779 @@
+//! The scenarios of a merge, on disks that forget.
+
+use std::sync::Arc;
+
+use super::world::{Disk, Fault, Rng, SECTOR, World, entry, open, store_image};
+use super::{MergeFailure, MergeState};
+use crate::cow::{MergeMark, Persistence, Store};
+use crate::exception::Entry as Word;
+use crate::io::{FileId, IoOp};
+use crate::request::{Op, Status};
+use crate::table::{Line, Table};
+use crate::target::{Backing, Exceptions, ExtentPlace, Medium, Merge, Origin, Snapshot, Target};
+use crate::units::{Chunk, ChunkSize, DataIndex};
+use crate::workers::TrackedId;
+
+const ORIGIN: FileId = FileId(0);
+const STORE: FileId = FileId(1);
+const OTHER: FileId = FileId(2);
+/// The origin's second part.
+const ORIGIN2: FileId = FileId(3);
+/// Hosts: the merge's, and a guest's.
+const MERGE: usize = 0;
+const GUEST: usize = 1;
+/// Kinds of actions, as their tags have them.
+const REQUEST: u64 = 1;
+const ROUND: u64 = 6;
+
+/// What a world is made of.
+#[derive(Clone, Copy)]
+struct Shape {
+    seed: u64,
+    /// Sectors of a chunk of the merged store, and of the other snapshot's if there is one.
+    chunk: u32,
+    other: Option<u32>,
+    /// Sectors of the origin.
+    sectors: u64,
+    /// Exceptions.
+    entries: u64,
+    /// Whether the log has holes.
+    holes: bool,
+}
+
+const PLAIN: Shape =
+    Shape { seed: 1, chunk: 1, other: None, sectors: 201, entries: 110, holes: true };
+const SMALLER: Shape =
+    Shape { seed: 2, chunk: 8, other: Some(2), sectors: 1003, entries: 90, holes: true };
+
+/// A world, and what must come of it.
+struct Case {
+    world: World,
+    shape: Shape,
+    table: Arc<Table>,
+    store: Arc<Store>,
+    /// The device's content.
+    model: Vec<u8>,
+    /// Per sector the versions that a crash may leave, the last one `model`'s.
+    versions: Vec<Vec<Vec<u8>>>,
+    /// The other snapshot's.
+    other: Vec<u8>,
+}
+
+fn chunk_size(sectors: u32) -> ChunkSize {
+    ChunkSize::from_sectors(sectors).unwrap()
+}
+
+/// Bytes that name their sector and who wrote them.
+fn stamp(sector: u64, sectors: u64, of: u64) -> Vec<u8> {
+    let words = |sector: u64| {
+        let word = (sector << 32 | of).to_le_bytes();
+        std::iter::repeat_n(word, SECTOR / 8).flatten()
+    };
+    (sector..sector + sectors).flat_map(words).collect()
+}
+
+fn build(shape: Shape) -> Case {
+    let mut rng = Rng(shape.seed * 7919 + 1);
+    let chunk = chunk_size(shape.chunk);
+    let per = u64::from(shape.chunk);
+    let len = shape.sectors * SECTOR as u64;
+    let origin = stamp(0, shape.sectors, 0x0eee);
+    let mut olds: Vec<u64> = (0..chunk.count_for(len)).collect();
+    // Some neighbours, the rest scattered.
+    let cut = olds.len() / 3;
+    rng.shuffle(&mut olds[cut..]);
+    let mut model = origin.clone();
+    let mut index = 0;
+    let mut entries = Vec::new();
+    for &old in &olds[..shape.entries.min(olds.len() as u64) as usize] {
+        index += if shape.holes && rng.below(9) == 0 { 2 } else { 1 };
+        let data = stamp(old * per, per, 0xc0c);
+        let at = (old * chunk.bytes()) as usize;
+        let valid = data.len().min(model.len() - at);
+        model[at..at + valid].copy_from_slice(&data[..valid]);
+        entries.push((entry(chunk, old, DataIndex(index)), data));
+    }
+    let image = store_image(chunk, 2 * index + index / 16 + 40, &entries);
+    let other = shape.other.map_or(Vec::new(), |other| {
+        let chunk = chunk_size(other);
+        let count = chunk.count_for(len);
+        store_image(chunk, count + count / 16 + 8, &[])
+    });
+    let split = 77 * SECTOR;
+    let disks = vec![
+        Disk::new(origin[..split].to_vec()),
+        Disk::new(image),
+        Disk::new(other),
+        Disk::new(origin[split..].to_vec()),
+    ];
+    let versions = model.chunks(SECTOR).map(|sector| vec![sector.to_vec()]).collect();
+    start(disks, shape, model, versions, origin)
+}
+
+/// A process that starts on these disks.
+fn start(
+    disks: Vec<Disk>,
+    shape: Shape,
+    model: Vec<u8>,
+    versions: Vec<Vec<Vec<u8>>>,
+    other: Vec<u8>,
+) -> Case {
+    let mut world = World::new(disks, shape.seed);
+    let (table, store) = load(&mut world.disks, shape);
+    world.add_host(256 << 10);
+    world.add_host(256 << 10);
+    for host in &mut world.hosts {
+        host.engine.bind(Some(table.clone()));
+    }
+    Case { world, shape, table, store, model, versions, other }
+}
+
+fn load(disks: &mut [Disk], shape: Shape) -> (Arc<Table>, Arc<Store>) {
+    let len = shape.sectors * SECTOR as u64;
+    let mut backing = Backing::default();
+    for file in [ORIGIN, ORIGIN2] {
+        let medium = Arc::new(Medium::new(file));
+        let bytes = disks[file.0 as usize].now.len() as u64;
+        backing.push(bytes, ExtentPlace::File { medium, offset: 0 });
+    }
+    let mut exceptions = Vec::new();
+    let mut of = |file: FileId| {
+        let (table, store) = open(&mut disks[file.0 as usize], file, len);
+        let layers = vec![store.clone()];
+        exceptions.push(Exceptions { table, layers, origin: backing.clone(), len });
+        store
+    };
+    let store = of(STORE);
+    if shape.other.is_some() {
+        of(OTHER);
+    }
+    let snapshots = if shape.other.is_some() { vec![1] } else { vec![] };
+    let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots };
+    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2) };
+    let line = Line { start: 0, len, target: Target::Merge(merge) };
+    (Arc::new(Table::new(vec![line], exceptions)), store)
+}
+
+impl Case {
+    fn start_merge(&mut self) -> Result<(), MergeFailure> {
+        self.world.hosts[MERGE].engine.start_merge()
+    }
+
+    fn state(&self) -> MergeState {
+        self.world.hosts[MERGE].engine.merge().unwrap().state
+    }
+
+    fn finish(&mut self) {
+        self.start_merge().unwrap();
+        self.world.settle();
+        assert_eq!(self.state(), MergeState::Finished);
+    }
+
+    fn origin(&self) -> Vec<u8> {
+        let disks = &self.world.disks;
+        [&disks[ORIGIN.0 as usize].now[..], &disks[ORIGIN2.0 as usize].now].concat()
+    }
+
+    /// What a device over exceptions `which` shows, straight from the disks.
+    fn image(&self, which: usize) -> Vec<u8> {
+        let ex = &self.table.exceptions()[which];
+        let mut image = self.origin();
+        let chunks = ex.table.chunks();
+        for chunk in (0..chunks).map(Chunk) {
+            if let Word::Mapped(place) | Word::Busy(place) = ex.table.get(chunk) {
+                let (file, at) = ex.file_offset(place, 0);
+                let len = ex.valid_len(chunk) as usize;
+                let bytes = &self.world.disks[file.0 as usize].now[at as usize..][..len];
+                image[ex.chunk().start_of(chunk) as usize..][..len].copy_from_slice(bytes);
+            }
+        }
+        image
+    }
+
+    /// After a merge finished: everything is where it should be.
+    fn check_finished(&self) {
+        let origin = self.origin();
+        for (sector, versions) in self.versions.iter().enumerate() {
+            let found = &origin[sector * SECTOR..][..SECTOR];
+            let right = versions.iter().any(|version| version == found);
+            assert!(right, "sector {sector} holds {:x?}", &found[..8]);
+        }
+        assert_eq!(self.store.entries(), 0);
+        let usage = self.store.usage();
+        assert_eq!(usage.allocated, usage.metadata);
+        self.check_other();
+    }
+
+    fn check_other(&self) {
+        if self.shape.other.is_some() && self.image(1) != self.other {
+            let image = self.image(1);
+            let sector = (0..).find(|s| {
+                image[s * SECTOR] != self.other[s * SECTOR]
+                    || image[s * SECTOR + 4] != self.other[s * SECTOR + 4]
+            });
+            panic!("the other snapshot changed in sector {sector:?}");
+        }
+    }
+
+    /// The power fails; a new process starts.
+    fn crash(&mut self) -> Case {
+        let World { disks, rng, .. } = &mut self.world;
+        let disks = disks.iter().map(|disk| disk.crashed(rng)).collect();
+        let shape = Shape { seed: self.shape.seed + 1 + self.world.rng.below(1000), ..self.shape };
+        start(disks, shape, self.model.clone(), self.versions.clone(), self.other.clone())
+    }
+
+    fn guest_write(&mut self, sector: u64, sectors: u64, of: u64) -> crate::request::Token {
+        let data = stamp(sector, sectors, of);
+        for (n, bytes) in data.chunks(SECTOR).enumerate() {
+            let at = sector as usize + n;
+            self.model[at * SECTOR..][..SECTOR].copy_from_slice(bytes);
+            self.versions[at].push(bytes.to_vec());
+        }
+        let (offset, len) = (sector * SECTOR as u64, sectors * SECTOR as u64);
+        self.world.hosts[GUEST].submit(Op::Write, offset, len, data)
+    }
+
+    fn guest_flush(&mut self) {
+        let token = self.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+        self.world.settle();
+        self.ended_ok(token);
+        for versions in &mut self.versions {
+            versions.drain(..versions.len() - 1);
+        }
+    }
+
+    fn ended_ok(&self, token: crate::request::Token) {
+        assert!(self.world.hosts[GUEST].finished.contains(&(token, Status::Ok)));
+    }
+
+    /// Reads all of the device through the guest's engine.
+    fn guest_reads_model(&mut self) {
+        let len = self.model.len() as u64;
+        let token = self.world.hosts[GUEST].submit(Op::Read, 0, len, vec![0; len as usize]);
+        self.world.settle();
+        self.ended_ok(token);
+        assert!(self.world.hosts[GUEST].data[&token] == self.model);
+    }
+
+    /// Up to `requests` random requests, carried out among the merge's own.
+    fn random_io(&mut self, requests: u32, crash_at: Option<u32>) {
+        let mut busy: Vec<(crate::request::Token, Op, u64, u64)> = Vec::new();
+        let sectors = self.shape.sectors;
+        let mut turns = 0;
+        let mut left = requests;
+        // How many versions of each sector there were when the flush in flight began.
+        let mut flushing: Option<Vec<usize>> = None;
+        loop {
+            if left > 0 && busy.len() < 6 && self.world.rng.below(3) == 0 {
+                let sector = self.world.rng.below(sectors);
+                let count = 1 + self.world.rng.below(24.min(sectors - sector));
+                let meets =
+                    |&(_, _, at, n): &(_, Op, u64, u64)| at < sector + count && sector < at + n;
+                if !busy.iter().any(meets) {
+                    left -= 1;
+                    let writing = busy.iter().any(|b| b.1 == Op::Write);
+                    if flushing.is_none() && !writing && self.world.rng.below(3) == 0 {
+                        let token = self.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+                        flushing = Some(self.versions.iter().map(Vec::len).collect());
+                        busy.push((token, Op::Flush, 0, 0));
+                    } else if self.world.rng.below(2) == 0 {
+                        let token = self.guest_write(sector, count, 0x1_0000 + u64::from(left));
+                        busy.push((token, Op::Write, sector, count));
+                    } else {
+                        let (at, len) = (sector * SECTOR as u64, count * SECTOR as u64);
+                        let host = &mut self.world.hosts[GUEST];
+                        let token = host.submit(Op::Read, at, len, vec![0xdd; len as usize]);
+                        busy.push((token, Op::Read, sector, count));
+                    }
+                }
+            }
+            let moved = self.world.turn();
+            for (token, status) in std::mem::take(&mut self.world.hosts[GUEST].finished) {
+                assert_eq!(status, Status::Ok);
+                let at = busy.iter().position(|b| b.0 == token).unwrap();
+                let (_, op, sector, count) = busy.swap_remove(at);
+                if op == Op::Flush {
+                    for (versions, had) in self.versions.iter_mut().zip(flushing.take().unwrap()) {
+                        versions.drain(..had - 1);
+                    }
+                }
+                if op == Op::Read {
+                    let (at, len) = (sector as usize * SECTOR, count as usize * SECTOR);
+                    let read = &self.world.hosts[GUEST].data[&token];
+                    assert!(read[..] == self.model[at..at + len], "sector {sector}");
+                }
+            }
+            turns += 1;
+            if crash_at.is_some_and(|at| turns >= at) || (!moved && left == 0) {
+                assert!(crash_at.is_some() || busy.is_empty(), "a request hangs");
+                return;
+            }
+        }
+    }
+}
+
+/// 39: an idle merge; the origin is the snapshot, and nothing but metadata is left.
+#[test]
+fn s39_an_idle_merge_makes_the_origin_the_snapshot() {
+    let large = Shape { chunk: 1024, sectors: 5000, entries: 5, ..PLAIN };
+    let page = Shape { chunk: 8, sectors: 8005, entries: 900, ..PLAIN };
+    for shape in [PLAIN, SMALLER, large, page] {
+        let mut case = build(shape);
+        assert_ne!(case.store.usage().allocated, case.store.usage().metadata);
+        case.finish();
+        assert!(case.origin() == case.model);
+        case.check_finished();
+        let mut again = case.crash();
+        assert_eq!(again.store.entries(), 0, "durably");
+        again.finish();
+        again.check_finished();
+    }
+}
+
+/// 37: the power fails at every step; a new merge makes the same of it. And again in the second.
+#[test]
+fn s37_a_merge_cut_at_every_step_is_completed_by_the_next() {
+    for seed in 0..2 {
+        for shape in [PLAIN, SMALLER] {
+            let shape = Shape { seed: shape.seed + 10 * seed, ..shape };
+            let mut case = build(shape);
+            case.start_merge().unwrap();
+            while case.world.turn() {
+                let mut second = case.crash();
+                second.check_other();
+                assert!(second.image(0) == second.model, "what is left is still the snapshot");
+                second.start_merge().unwrap();
+                for _ in 0..case.world.rng.below(60) {
+                    second.world.turn();
+                }
+                let mut third = second.crash();
+                third.finish();
+                third.check_finished();
+            }
+            case.check_finished();
+        }
+    }
+}
+
+/// 38: what was written to a chunk that is home already, and flushed, is newer than the merge.
+#[test]
+fn s38_a_write_to_a_merged_chunk_wins() {
+    for seed in 0..30 {
+        let mut case = build(Shape { seed, ..PLAIN });
+        case.start_merge().unwrap();
+        for _ in 0..(80 + seed * 3) {
+            case.world.turn();
+        }
+        case.world.hosts[MERGE].engine.merge_pause(true);
+        case.world.settle();
+        assert!(case.store.entries() < PLAIN.entries, "some chunks are home");
+        case.guest_write(0, PLAIN.sectors, 0x9e1);
+        case.world.settle();
+        case.guest_flush();
+        case.world.hosts[MERGE].engine.merge_pause(false);
+        for _ in 0..seed * 5 {
+            case.world.turn();
+        }
+        let mut second = case.crash();
+        second.guest_reads_model();
+        second.finish();
+        second.check_finished();
+        assert!(second.origin() == case.model);
+    }
+}
+
+/// 40, and 42 with it: a merge under random I/O, to its end or to a power cut.
+#[test]
+fn s40_a_merge_under_random_io_equals_the_model() {
+    for seed in 0..60 {
+        for shape in [PLAIN, SMALLER] {
+            let mut case = build(Shape { seed: seed * 2 + 5, ..shape });
+            case.start_merge().unwrap();
+            let cut = (seed % 2 == 1).then_some(20 + seed as u32 * 13);
+            case.random_io(120, cut);
+            if cut.is_some() {
+                let mut second = case.crash();
+                second.check_other();
+                second.finish();
+                second.check_finished();
+            } else {
+                case.guest_reads_model();
+                assert_eq!(case.state(), MergeState::Finished);
+                assert!(case.origin() == case.model);
+                case.check_finished();
+                case.guest_flush();
+                assert!(case.crash().origin() == case.model);
+            }
+        }
+    }
+}
+
+/// 41: a write into the batch in hand waits for its end, then goes to the origin.
+#[test]
+fn s41_a_write_into_the_batch_in_hand_waits() {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    // The batch is copied, and its origin's sync is held back.
+    case.world.hold = Some(|action| action.op != IoOp::Sync || action.file == STORE);
+    case.world.settle();
+    let busy: Vec<u64> = (0..PLAIN.sectors)
+        .filter(|&chunk| {
+            matches!(case.table.exceptions()[0].table.get(Chunk(chunk)), Word::Busy(_))
+        })
+        .collect();
+    assert!(!busy.is_empty());
+    let token = case.guest_write(busy[0], 1, 0x41);
+    case.world.settle();
+    assert!(case.world.hosts[GUEST].finished.is_empty());
+    case.guest_reads_held(busy[0]);
+    case.world.hold = None;
+    case.world.settle();
+    case.ended_ok(token);
+    assert_eq!(case.state(), MergeState::Finished);
+    assert!(case.origin() == case.model);
+}
+
+impl Case {
+    /// A read of a busy chunk is served, and from the store: what it held before the write.
+    fn guest_reads_held(&mut self, sector: u64) {
+        let at = sector * SECTOR as u64;
+        let token = self.world.hosts[GUEST].submit(Op::Read, at, 512, vec![0; 512]);
+        self.world.settle();
+        self.ended_ok(token);
+        let before = stamp(sector, 1, 0xc0c);
+        assert_eq!(self.world.hosts[GUEST].data[&token], before);
+    }
+}
+
+/// A write that was in flight when its chunk's batch began is in the copy.
+#[test]
+fn a_batch_waits_for_writes_that_began_before_it() {
+    for seed in 0..20 {
+        let mut case = build(Shape { seed, ..PLAIN });
+        let token = case.guest_write(0, 100, 0x77);
+        // The guest's writes to the store go out and stay in flight while the merge goes on.
+        case.world.hold = Some(|action| action.op != IoOp::Write || action.tag.0 >> 48 != REQUEST);
+        case.world.turn();
+        assert!(case.world.hosts[GUEST].in_flight() > 0);
+        case.start_merge().unwrap();
+        case.world.settle();
+        case.world.hold = None;
+        case.world.settle();
+        case.ended_ok(token);
+        assert_eq!(case.state(), MergeState::Finished);
+        assert!(case.origin() == case.model, "seed {seed}");
+    }
+}
+
+/// 44: stopped after the batch in hand, and gone on with under a new table; half-way the status
+/// says what is left, and allocation is where it was.
+#[test]
+fn s44_a_merge_that_was_stopped_goes_on() {
+    let shape = Shape { other: Some(1), entries: 190, ..PLAIN };
+    let mut case = build(shape);
+    let next = case.store.next();
+    case.start_merge().unwrap();
+    let mut rounds = 0;
+    while case.state() != MergeState::Finished {
+        for _ in 0..30 {
+            case.world.turn();
+        }
+        let engine = &mut case.world.hosts[MERGE].engine;
+        engine.set_stopping(true);
+        case.world.settle();
+        let engine = &mut case.world.hosts[MERGE].engine;
+        assert!(engine.is_quiet());
+        let left = case.store.entries();
+        assert_eq!(engine.merge().unwrap().total - engine.merge().unwrap().done, left);
+        assert_eq!(case.store.usage().allocated, left + left / 32 + 2);
+        engine.bind(None);
+        engine.set_stopping(false);
+        engine.bind(Some(case.table.clone()));
+        assert!(engine.merge().is_none());
+        case.guest_reads_model();
+        case.start_merge().unwrap();
+        rounds += 1;
+        for _ in 0..5 {
+            case.world.turn();
+        }
+    }
+    assert!(rounds > 1);
+    case.world.settle();
+    case.check_finished();
+    assert_eq!(case.store.next(), next);
+}
+
+/// 76: half a merge, back to a snapshot: new exceptions overwrite nothing that is live.
+#[test]
+fn s76_after_half_a_merge_a_snapshot_goes_on() {
+    for seed in 0..10 {
+        let mut case = build(Shape { seed, ..PLAIN });
+        if seed % 2 == 0 {
+            // A guest's flush has the tail while entries go.
+            case.world.hold = Some(|action| action.op != IoOp::Sync || action.tag.0 >> 48 != ROUND);
+            case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+            case.world.settle();
+        }
+        case.start_merge().unwrap();
+        for _ in 0..90 {
+            case.world.turn();
+        }
+        for host in &mut case.world.hosts {
+            host.engine.set_stopping(true);
+        }
+        case.world.settle();
+        case.world.hold = None;
+        case.world.settle();
+        assert!(case.store.entries() > 0 && case.store.entries() < PLAIN.entries);
+        case.store.set_merge_mark(MergeMark::None);
+        let ex = &case.table.exceptions()[0];
+        let len = ex.len;
+        let ex = Exceptions {
+            table: ex.table.clone(),
+            layers: ex.layers.clone(),
+            origin: ex.origin.clone(),
+            len,
+        };
+        let snapshot = Snapshot { exceptions: 0, tracked: None, features: Default::default() };
+        let line = Line { start: 0, len, target: Target::Snapshot(snapshot) };
+        let table = Arc::new(Table::new(vec![line], vec![ex]));
+        for host in &mut case.world.hosts {
+            host.engine.bind(None);
+            host.engine.set_stopping(false);
+            host.engine.bind(Some(table.clone()));
+        }
+        for sector in (0..PLAIN.sectors).step_by(7) {
+            case.guest_write(sector, 1, 0x76);
+        }
+        case.world.settle();
+        case.guest_flush();
+        case.guest_reads_model();
+        let second = case.crash();
+        assert!(second.image(0) == case.model);
+    }
+}
+
+/// 45: an error at each kind of step; everything serves on, and a new start completes it.
+#[test]
+fn s45_a_merge_that_failed_is_completed_by_the_next_start() {
+    let faults =
+        [(IoOp::Read, STORE), (IoOp::Write, ORIGIN), (IoOp::Write, STORE), (IoOp::Write, ORIGIN2)];
+    for (op, file) in faults {
+        for lands in [false, true] {
+            for skip in [0, 1, 3] {
+                let mut case = build(Shape { seed: 45 + u64::from(skip), ..PLAIN });
+                case.world.faults.push(Fault { op, file, skip, lands });
+                case.start_merge().unwrap();
+                while !matches!(case.state(), MergeState::Failed(_)) {
+                    assert!(case.world.turn(), "{op:?} {file:?} {skip}");
+                }
+                // A write that lands later would be of the old merge.
+                assert_eq!(case.world.hosts[MERGE].in_flight(), 0);
+                case.world.settle();
+                assert!(case.store.merge_mark() >= MergeMark::Failed);
+                case.guest_reads_model();
+                let mut second = case.crash();
+                second.finish();
+                second.check_finished();
+                case.finish();
+                assert_eq!(case.store.merge_mark(), MergeMark::Merging);
+                let token = case.guest_write(0, PLAIN.sectors, 0x45);
+                case.world.settle();
+                case.ended_ok(token);
+                assert!(case.origin() == case.model);
+                case.check_finished();
+            }
+        }
+    }
+}
+
+/// 45, after a batch that was copied: where entries could not be removed, writes to their chunks
+/// fail, others go on, and nothing hangs.
+#[test]
+fn s45_in_doubt_writes_to_the_batch_fail() {
+    for lands in [false, true] {
+        let mut case = build(PLAIN);
+        // The first write of the list is of what lies behind it.
+        case.world.faults.push(Fault { op: IoOp::Write, file: STORE, skip: 1, lands });
+        case.start_merge().unwrap();
+        case.world.hold = Some(|action| action.op != IoOp::Sync || action.file == STORE);
+        case.world.settle();
+        let ex = &case.table.exceptions()[0];
+        let of = |busy: bool| {
+            (0..ex.table.chunks())
+                .find(|&chunk| matches!(ex.table.get(Chunk(chunk)), Word::Busy(_)) == busy)
+                .unwrap()
+        };
+        let (busy, other) = (of(true), of(false));
+        let at = busy * 512;
+        let queued = case.world.hosts[GUEST].submit(Op::Write, at, 512, stamp(busy, 1, 0xbad));
+        case.world.settle();
+        assert!(case.world.hosts[GUEST].finished.is_empty());
+        case.world.hold = None;
+        case.world.settle();
+        assert!(matches!(case.state(), MergeState::Failed(MergeFailure::WriteList(_))));
+        assert_eq!(case.world.hosts[GUEST].finished, [(queued, Status::Error)]);
+        let later = case.world.hosts[GUEST].submit(Op::Write, at, 512, stamp(busy, 1, 0xbad));
+        case.world.settle();
+        assert!(case.world.hosts[GUEST].finished.contains(&(later, Status::Error)));
+        let token = case.guest_write(other, 1, 0x600d);
+        case.world.settle();
+        case.ended_ok(token);
+        case.guest_reads_model();
+        case.guest_flush();
+        let mut second = case.crash();
+        assert!(second.image(0) == second.model);
+        second.finish();
+        second.check_finished();
+        case.finish();
+        case.check_finished();
+    }
+}
+
+/// A sync that failed is not tried again: flushes fail, and only a new opening merges on.
+#[test]
+fn s45_a_failed_sync_is_sticky() {
+    for (file, skip) in [(ORIGIN, 0), (STORE, 0), (STORE, 1)] {
+        let mut case = build(PLAIN);
+        case.world.faults.push(Fault { op: IoOp::Sync, file, skip, lands: false });
+        case.start_merge().unwrap();
+        case.world.settle();
+        assert!(matches!(case.state(), MergeState::Failed(_)));
+        let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+        case.guest_reads_model();
+        assert!(case.world.hosts[GUEST].finished.contains(&(flush, Status::Error)));
+        if file == STORE {
+            assert_eq!(case.start_merge(), Err(MergeFailure::NotSynced));
+        } else {
+            case.start_merge().unwrap();
+            case.world.settle();
+            assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncOrigin(_))));
+        }
+        let mut second = case.crash();
+        second.finish();
+        second.check_finished();
+    }
+}
+
+/// A sync that failed leaves the zeroes in sight and the entries on the disk. Whoever opens the
+/// store then erases them again before anything is written to where their chunks live now.
+#[test]
+fn s45_entries_that_a_failed_sync_left_do_not_come_back() {
+    let mut case = build(PLAIN);
+    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 1, lands: false });
+    case.start_merge().unwrap();
+    case.world.settle();
+    assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncStore(_))));
+    let disks = case.world.disks.iter().map(Disk::after_failed_sync).collect();
+    let (model, versions) = (case.model.clone(), case.versions.clone());
+    let mut second = start(disks, PLAIN, model, versions, Vec::new());
+    assert!(second.store.entries() < PLAIN.entries, "it sees the zeroes");
+    second.start_merge().unwrap();
+    second.world.hosts[MERGE].engine.merge_budget(Some(0));
+    second.world.settle();
+    second.guest_write(0, PLAIN.sectors, 0x5a5a);
+    second.world.settle();
+    second.guest_flush();
+    let mut third = second.crash();
+    assert!(third.image(0) == second.model);
+    third.finish();
+    third.check_finished();
+}
+
+/// 46: an Invalid store: the device is its origin, and there is nothing to be merged.
+#[test]
+fn s46_with_an_invalid_store_the_device_is_its_origin() {
+    let mut case = build(PLAIN);
+    let before = case.origin();
+    assert!(case.store.begin_invalidate());
+    case.store.invalidated(true);
+    assert_eq!(case.start_merge(), Err(MergeFailure::Invalid));
+    case.model = before;
+    case.guest_reads_model();
+    let token = case.guest_write(3, 150, 0x46);
+    case.world.settle();
+    case.ended_ok(token);
+    assert!(case.origin() == case.model);
+}
+
+/// 48: a discard succeeds, and does nothing.
+#[test]
+fn s48_a_discard_does_nothing() {
+    let mut case = build(PLAIN);
+    let len = PLAIN.sectors * 512;
+    let token = case.world.hosts[GUEST].submit(Op::Discard, 0, len, Vec::new());
+    case.world.settle();
+    case.ended_ok(token);
+    assert!(case.world.done.is_empty());
+    case.guest_reads_model();
+}
+
+/// Zeroes are a write: into the store, or as an origin's write that other snapshots survive.
+#[test]
+fn zeroes_are_written_where_a_write_goes() {
+    let mut case = build(SMALLER);
+    case.start_merge().unwrap();
+    for _ in 0..60 {
+        case.world.turn();
+    }
+    let (from, to) = (100 * SECTOR, 900 * SECTOR);
+    let op = Op::WriteZeroes { unmap: true };
+    case.model[from..to].fill(0);
+    let token = case.world.hosts[GUEST].submit(op, from as u64, (to - from) as u64, Vec::new());
+    case.world.settle();
+    case.ended_ok(token);
+    case.guest_reads_model();
+    assert!(case.origin() == case.model);
+    case.check_other();
+}
+
+/// A snapshot that can keep nothing is invalidated, and the merge goes on.
+#[test]
+fn a_snapshot_that_fails_does_not_stop_the_merge() {
+    let mut case = build(SMALLER);
+    case.world.faults.push(Fault { op: IoOp::Write, file: OTHER, skip: 2, lands: false });
+    case.finish();
+    assert_eq!(case.table.exceptions()[1].store().state(), crate::cow::StoreState::Invalid);
+    assert!(case.origin() == case.model);
+}
+
+#[test]
+fn the_budget_bounds_what_is_copied() {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    case.world.hosts[MERGE].engine.merge_budget(Some(1));
+    case.world.settle();
+    let first = case.world.hosts[MERGE].engine.merge().unwrap();
+    assert!(first.done > 0 && first.done <= 32, "one batch: {}", first.done);
+    // What the batch took too much is taken from what comes.
+    case.world.hosts[MERGE].engine.merge_budget(Some(first.done * 512 - 1));
+    case.world.settle();
+    assert_eq!(case.world.hosts[MERGE].engine.merge().unwrap().done, first.done);
+    case.world.hosts[MERGE].engine.merge_budget(None);
+    case.world.settle();
+    assert_eq!(case.state(), MergeState::Finished);
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused() {
+    let mut case = build(PLAIN);
+    assert_eq!(case.store.persistence(), Persistence::Persistent);
+    assert!(matches!(case.store.log().allocate(1), crate::cow::Allocation::Run { .. }));
+    assert_eq!(case.start_merge(), Err(MergeFailure::Owed));
+    case.world.hosts[MERGE].engine.bind(None);
+    assert_eq!(case.start_merge(), Err(MergeFailure::NoMerge));
+}
+
+/// An entry on disk that is not the table's: something else wrote there.
+#[test]
+fn a_list_that_changed_is_not_merged() {
+    let mut case = build(PLAIN);
+    let at = case.store.geometry().entry_offset(PLAIN.entries - 2) as usize;
+    case.world.disks[STORE.0 as usize].now[at] ^= 1;
+    case.start_merge().unwrap();
+    case.world.settle();
+    let position = PLAIN.entries - 2;
+    let failure = MergeFailure::Entry { position, offset: at as u64 };
+    assert_eq!(case.state(), MergeState::Failed(failure));
+}
