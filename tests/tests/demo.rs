@@ -15,7 +15,6 @@ fn demo(arguments: &[&str]) -> (Output, String) {
 }
 
 #[test]
-#[ignore = "waits for `snapblk serve`"]
 fn the_demo_ends_with_everything_back() {
     let (output, said) = demo(&[]);
     assert!(output.status.success(), "{}\n{said}", output.status);
@@ -24,7 +23,6 @@ fn the_demo_ends_with_everything_back() {
 }
 
 #[test]
-#[ignore = "waits for `snapblk serve`"]
 fn without_the_rollback_the_demo_fails_for_the_checksums() {
     let (output, said) = demo(&["--break"]);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use serde_json::Value;
+use snapblk_tests::client::{Client, Connect};
 use snapblk_tests::kernel::{self, Store, Verdict};
-use snapblk_tests::server::{Place, Scratch};
+use snapblk_tests::server::{Place, Scratch, ServerCommand, find_snapblk};
+use snapblk_tests::verify::{self, Ledger, Load, Watch};
 
 /// The golden fixtures: stores that another kernel wrote, with what it read from them.
 fn fixtures() -> Vec<(String, PathBuf, Value)> {
@@ -71,5 +74,73 @@ fn scenario_17_the_kernel_judges_the_golden_fixtures_as_their_notes_say() {
         assert_eq!(reloaded, content, "{name}: the emptied store on the merged origin");
         let expected = fs::read(unpack(folder, "snap", &scratch, "expected")).unwrap();
         assert!(fs::read(&store.origin).unwrap() == expected, "{name}: the file after the merge");
+    }
+}
+
+/// The sum of a file by coreutils, which is what the guest uses too.
+fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().expect("sha256sum is installed");
+    assert!(output.status.success(), "sha256sum could not read {}", path.display());
+    String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap().to_owned()
+}
+
+/// Serves a disk, takes a snapshot of it, writes it at random and ends the server. What the
+/// snapshot must hold is the image that the disk began with, whose sum is returned.
+fn write_behind_a_snapshot(
+    scratch: &Scratch,
+    chunk_sectors: u32,
+    persistence: &str,
+) -> (Store, String) {
+    const SECTORS: u64 = (8 << 20) / 512;
+    let name = format!("{persistence}{chunk_sectors}");
+    let origin = scratch.file(&format!("{name}.origin"), &Ledger::image(SECTORS)).unwrap();
+    let cow = scratch.path(&format!("{name}.cow"));
+    let content = sha256(&origin);
+    let server = ServerCommand::snapblk(scratch).unwrap();
+    let server = server.arg("--blk-file").arg(&origin).start().unwrap_or_else(|e| panic!("{e}"));
+    let taken = Command::new(find_snapblk().unwrap())
+        .arg("ctl")
+        .arg(server.monitor())
+        .args(["snapshot", "disk0", "before", "--persistent", persistence])
+        .args(["--chunk-size", &(chunk_sectors * 512).to_string()])
+        .arg("--cow")
+        .arg(&cow)
+        .output()
+        .unwrap();
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    let ledger = Mutex::new(Ledger::stamped(SECTORS));
+    let load = Load::new(u64::from(std::process::id())).requests(400);
+    let client = Client::connect(&Connect::to(server.socket()).pool(load.pool(1)));
+    let client = client.unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
+    verify::run(client, &ledger, &load, &Watch::default())
+        .unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
+    let status = server.terminate().unwrap_or_else(|error| panic!("{error}"));
+    assert!(status.success(), "SIGTERM ended it with {status}");
+    assert_ne!(sha256(&origin), content, "the load has written nothing");
+    (Store { name, origin, cow, persistence: persistence.to_owned(), chunk_sectors }, content)
+}
+
+/// What snapblk kept of a disk that was written loads, reads and merges in the kernel.
+#[test]
+fn scenario_22_a_store_written_here_loads_and_merges_in_a_real_kernel() {
+    let scratch = Scratch::new(Place::Memory).unwrap();
+    let (stores, contents): (Vec<_>, Vec<_>) = [(8, "PO"), (8, "P"), (1, "P"), (128, "PO")]
+        .map(|(chunk, persistence)| write_behind_a_snapshot(&scratch, chunk, persistence))
+        .into_iter()
+        .unzip();
+    let origins: Vec<String> = stores.iter().map(|store| sha256(&store.origin)).collect();
+    let verdicts = kernel::judge(&stores).unwrap_or_else(|error| panic!("{error}"));
+    for (((store, content), written), verdict) in
+        stores.iter().zip(&contents).zip(&origins).zip(verdicts)
+    {
+        let name = &store.name;
+        let Verdict::Merged { snapshot, origin, merged, reloaded, .. } = verdict else {
+            panic!("{name}: {verdict:?}");
+        };
+        assert_eq!(snapshot, *content, "{name}: the snapshot's content");
+        assert_eq!(origin, *written, "{name}: the origin's content");
+        assert_eq!(merged, *content, "{name}: the origin after the merge");
+        assert_eq!(reloaded, *content, "{name}: the emptied store on the merged origin");
+        assert_eq!(sha256(&store.origin), *content, "{name}: the file after the merge");
     }
 }

@@ -53,7 +53,6 @@ fn a_guest_lives_on_qemu_storage_daemon() {
 }
 
 #[test]
-#[ignore = "waits for `snapblk serve`"]
 fn a_guest_lives_on_snapblk() {
     let scratch = Scratch::new(Place::Memory).unwrap();
     let image = scratch.sparse("disk.raw", DISK).unwrap();
