@@ -11,9 +11,13 @@ use crate::workers::TrackedId;
 
 /// Where an origin's bytes lie.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct OriginKey(Vec<(u64, u64, Option<(FileOf, u64)>)>);
+pub(super) struct OriginKey(Vec<Piece>);
 
+/// A file's device and inode.
 type FileOf = (u64, u64);
+
+/// First byte, bytes, and the file they lie in with the offset there.
+type Piece = (u64, u64, Option<(FileOf, u64)>);
 
 impl OriginKey {
     /// The key of `backing`; `identity` tells a file's device and inode.

@@ -5,6 +5,7 @@ use super::core::Devices;
 use super::error::DeviceError;
 use super::verbs::TableKind;
 use crate::cow::StoreState;
+use crate::cow::store::MergeMark;
 use crate::lines::{TableLine, TargetSpec};
 
 /// One line of a table, structured.
@@ -20,6 +21,8 @@ pub struct TargetStatus {
     pub usage: Option<(u64, u64, u64)>,
     /// For `snapshot` and `snapshot-merge`: whether its store can be used.
     pub state: Option<StoreState>,
+    /// For `snapshot-merge`: it has stopped over an error.
+    pub merge_failed: bool,
 }
 
 /// One device.
@@ -66,7 +69,7 @@ impl Devices {
             let targets = match (kind, &device.active, &device.inactive) {
                 (TableKind::Active, Some(active), _) => live_targets(active),
                 (TableKind::Inactive, _, Some(loaded)) => {
-                    loaded.lines.iter().map(|line| idle_target(line)).collect()
+                    loaded.lines.iter().map(idle_target).collect()
                 }
                 _ => Vec::new(),
             };
@@ -92,7 +95,7 @@ fn params_of(line: &TableLine) -> String {
 
 fn idle_target(line: &TableLine) -> TargetStatus {
     let (params, status) = (params_of(line), String::new());
-    TargetStatus { line: line.clone(), params, status, usage: None, state: None }
+    TargetStatus { line: line.clone(), params, status, usage: None, state: None, merge_failed: false }
 }
 
 fn live_targets(active: &Active) -> Vec<TargetStatus> {
@@ -111,10 +114,13 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
             let usage = snap.live.store.usage();
             target.state = Some(snap.live.store.state());
             target.usage = Some((usage.allocated, usage.total, usage.metadata));
+            let failed = snap.live.store.merge_mark() >= MergeMark::Failed;
+            target.merge_failed = failed;
             target.status = match snap.live.store.state() {
                 StoreState::Invalid | StoreState::Invalidating | StoreState::Unmarked => {
                     "Invalid".into()
                 }
+                _ if failed => "Merge failed".into(),
                 StoreState::Overflow => "Overflow".into(),
                 StoreState::Valid | StoreState::ReadOnly => {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
