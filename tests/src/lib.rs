@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod disk;
 pub mod guest;
 pub mod kernel;
 pub mod rng;

@@ -120,17 +120,21 @@ pub struct ServerCommand {
     dir: PathBuf,
     socket: PathBuf,
     monitor: PathBuf,
+    /// Sockets that must listen before the server counts as started.
+    awaited: Vec<PathBuf>,
     cpu: Option<usize>,
 }
 
 impl ServerCommand {
     /// `program` without arguments, in `scratch`'s directory and with its socket paths.
     pub fn new(program: PathBuf, scratch: &Scratch) -> Self {
+        let socket = scratch.socket("vhost.sock");
         Self {
             program,
             args: Vec::new(),
             dir: scratch.dir().to_owned(),
-            socket: scratch.socket("vhost.sock"),
+            awaited: vec![socket.clone()],
+            socket,
             monitor: scratch.socket("monitor.sock"),
             cpu: None,
         }
@@ -138,9 +142,18 @@ impl ServerCommand {
 
     /// `snapblk serve` with its socket and its monitor; what it serves is the caller's to add.
     pub fn snapblk(scratch: &Scratch) -> Result<Self, ServerError> {
-        let command = Self::new(find_snapblk()?, scratch);
+        let mut command = Self::new(find_snapblk()?, scratch);
         let (socket, monitor) = (command.socket.clone(), command.monitor.clone());
+        command.awaited.push(monitor.clone());
         Ok(command.arg("serve").arg("--socket-path").arg(socket).arg("--monitor").arg(monitor))
+    }
+
+    /// `snapblk serve` with its monitor alone; disks and their sockets are the caller's to add.
+    pub fn snapblk_monitor(scratch: &Scratch) -> Result<Self, ServerError> {
+        let mut command = Self::new(find_snapblk()?, scratch);
+        command.awaited = vec![command.monitor.clone()];
+        let monitor = command.monitor.clone();
+        Ok(command.arg("serve").arg("--monitor").arg(monitor))
     }
 
     /// `qemu-storage-daemon`; its exports must name [`ServerCommand::socket`].
@@ -278,7 +291,7 @@ impl Server {
     /// Asking it, and not the server, leaves the server's first connection to the test.
     fn wait_until_it_listens(&mut self) -> Result<(), ServerError> {
         let deadline = Instant::now() + PATIENCE;
-        while !is_listening(&self.command.socket).map_err(|source| self.failed(source))? {
+        while !self.all_listen()? {
             let ended = self.child.try_wait().map_err(|source| self.failed(source))?;
             if let Some(status) = ended {
                 let (command, stderr) = (self.command.line(), self.stderr());
@@ -291,6 +304,15 @@ impl Server {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    fn all_listen(&self) -> Result<bool, ServerError> {
+        for socket in &self.command.awaited {
+            if !is_listening(socket).map_err(|source| self.failed(source))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn raw_pid(&self) -> Result<Pid, ServerError> {

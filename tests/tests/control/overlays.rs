@@ -1,0 +1,251 @@
+//! `blockdev-snapshot-sync`: a fresh overlay on top of a live disk.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use snapblk_tests::client::Connect;
+use snapblk_tests::rng::Rng;
+use snapblk_tests::server::Scratch;
+
+use crate::common::*;
+use crate::history::{Clock, History};
+
+const SECTORS: u64 = 8192 + 3;
+
+fn golden(scratch: &Scratch) -> std::path::PathBuf {
+    scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap()
+}
+
+fn sync(cow: &str) -> serde_json::Value {
+    json!({"device": "disk0", "snapshot-file": cow})
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    let store = scratch.path("store.cow");
+    let below = world.table("disk0");
+    disk.write(0, &stamped(0, 100, 2)).unwrap();
+    world.call("blockdev-snapshot-sync", sync("one.cow"));
+    let tables = [
+        ("disk0".to_owned(), vec![format!("0 {SECTORS} snapshot disk0.1 ./one.cow PO 8")]),
+        ("disk0.1".to_owned(), below),
+    ];
+    assert_eq!(world.tables(), tables);
+    let sealed = bytes(&store);
+    let mut wanted = stamped(0, SECTORS, 1);
+    wanted[..100 * 512].copy_from_slice(&stamped(0, 100, 2));
+    assert_same("disk0", &disk.read_all().unwrap(), &wanted);
+    let frozen = wanted.clone();
+    // Part of a chunk that the layer below has, one that the image has, and a whole one.
+    for (first, sectors) in [(3, 2), (4001, 3), (160, 8)] {
+        disk.write(first * 512, &stamped(first, sectors, 3)).unwrap();
+        wanted[first as usize * 512..(first + sectors) as usize * 512]
+            .copy_from_slice(&stamped(first, sectors, 3));
+    }
+    disk.flush().unwrap();
+    assert_same("disk0", &disk.read_all().unwrap(), &wanted);
+    assert!(bytes(&store) == sealed, "the store below was written");
+    assert_eq!(world.status("disk0"), [status(5)]);
+    // The layer below can be looked at, and is what the disk was.
+    assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &frozen);
+    disk.write(0, &stamped(0, 50, 4)).unwrap();
+    wanted[..50 * 512].copy_from_slice(&stamped(0, 50, 4));
+    assert_same("disk0", &disk.read_all().unwrap(), &wanted);
+    assert_same("disk0.1 again", &world.content(&scratch, "disk0.1"), &frozen);
+    assert!(bytes(&base) == stamped(0, SECTORS, 1), "the golden image was written");
+    drop(disk);
+    world.stop();
+
+    let mut world = World::start(&overlay(&scratch, &base));
+    assert_same("disk0 later", &world.disk().read_all().unwrap(), &wanted);
+    assert_same("disk0.1 later", &world.content(&scratch, "disk0.1"), &frozen);
+    world.stop();
+
+    /// Chunks of 8 sectors: header, area and so many exceptions, in a store for 1025 chunks.
+    fn status(next: u64) -> String {
+        // 1025 chunks need 5 areas and the header; one to spare.
+        format!("0 {SECTORS} snapshot {}/{} 16", next * 8, (1025 + 5 + 1 + 1) * 8)
+    }
+}
+
+#[test]
+fn layers_under_load_are_each_of_one_moment() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    let mut moments = Vec::new();
+    let mut sealed = Vec::new();
+    let history = std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        for layer in 1..=3 {
+            clock.wait_for(200);
+            let from = clock.tick();
+            world.call("blockdev-snapshot-sync", sync(&format!("{layer}.cow")));
+            moments.push((format!("disk0.{layer}"), from, clock.tick()));
+            let below = if layer == 1 { "store.cow".into() } else { format!("{}.cow", layer - 1) };
+            sealed.push((scratch.path(&below), bytes(&scratch.path(&below))));
+        }
+        clock.wait_for(200);
+        let early = world.content(&scratch, "disk0.2");
+        clock.wait_for(100);
+        clock.end();
+        let history = load.join().expect("the load does not panic");
+        history.assert_is_a_moment(&early, moments[1].1, moments[1].2);
+        history
+    });
+    let last = history.last_content();
+    assert_same("disk0", &world.disk().read_all().unwrap(), &last);
+    let check = |world: &mut World| {
+        for (name, from, to) in &moments {
+            history.assert_is_a_moment(&world.content(&scratch, name), *from, *to);
+        }
+        for (path, held) in &sealed {
+            assert!(bytes(path) == *held, "{} was written after it was sealed", path.display());
+        }
+        assert_same("disk0", &world.disk().read_all().unwrap(), &last);
+    };
+    check(&mut world);
+    world.kill();
+    let mut world = World::start(&overlay(&scratch, &base));
+    check(&mut world);
+    world.stop();
+    assert!(bytes(&base) == stamped(0, SECTORS, 1), "the golden image was written");
+}
+
+#[test]
+fn scenario_72_killed_right_after_the_command_and_started_with_the_first_arguments() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut wanted = stamped(0, SECTORS, 1);
+    let mut tables = Vec::new();
+    for layer in 1..=3u32 {
+        let mut world = World::start(&overlay(&scratch, &base));
+        if layer > 1 {
+            assert_eq!(world.tables(), tables, "as it was left");
+        }
+        let mut disk = world.disk();
+        let first = u64::from(layer) * 20;
+        disk.write(first * 512, &stamped(first, 31, layer + 1)).unwrap();
+        wanted[first as usize * 512..][..31 * 512].copy_from_slice(&stamped(first, 31, layer + 1));
+        world.call("blockdev-snapshot-sync", sync(&format!("{layer}.cow")));
+        tables = world.tables();
+        world.kill();
+        let mut world = World::start(&overlay(&scratch, &base));
+        assert_eq!(world.tables(), tables);
+        assert_same("disk0", &world.disk().read_all().unwrap(), &wanted);
+        world.stop();
+    }
+    let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["disk0", "disk0.1", "disk0.2", "disk0.3"]);
+}
+
+/// Write, live snapshot, FLUSH, and the process dies: the write is there, in the lower layer.
+#[test]
+fn scenario_71_a_write_before_the_snapshot_is_in_the_lower_layer() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    disk.write(8 * 512, &stamped(8, 16, 2)).unwrap();
+    world.call("blockdev-snapshot-sync", sync("one.cow"));
+    disk.flush().unwrap();
+    world.kill();
+    // What only the killed process's memory knew does not help: the file of what it owed goes.
+    for store in ["store.cow", "one.cow"] {
+        let _ = fs::remove_file(scratch.path(&format!("{store}.owed")));
+    }
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut wanted = stamped(0, SECTORS, 1);
+    wanted[8 * 512..24 * 512].copy_from_slice(&stamped(8, 16, 2));
+    assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &wanted);
+    assert_same("disk0", &world.disk().read_all().unwrap(), &wanted);
+    world.stop();
+}
+
+/// A plain disk becomes the frozen base of a chain.
+#[test]
+fn an_overlay_on_a_plain_disk_freezes_its_file() {
+    let scratch = scratch();
+    let file = golden(&scratch);
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut disk = world.disk();
+    disk.write(0, &stamped(0, 8, 2)).unwrap();
+    world.call("blockdev-snapshot-sync", sync("one.cow"));
+    let frozen = bytes(&file);
+    disk.write(0, &stamped(0, 80, 3)).unwrap();
+    disk.flush().unwrap();
+    assert!(bytes(&file) == frozen, "the file below was written");
+    let mut wanted = stamped(0, SECTORS, 1);
+    wanted[..80 * 512].copy_from_slice(&stamped(0, 80, 3));
+    assert_same("disk0", &disk.read_all().unwrap(), &wanted);
+    world.kill();
+    let mut world = World::start(&plain(&scratch, &file));
+    assert_same("disk0 later", &world.disk().read_all().unwrap(), &wanted);
+    assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &frozen);
+    world.stop();
+    // The base is known from the first moment: changed, it is refused.
+    let mut changed = frozen;
+    changed[0] ^= 1;
+    fs::write(&file, changed).unwrap();
+    let said = does_not_start(&plain(&scratch, &file));
+    assert!(said.contains("golden.raw changed"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    scratch.file("full.cow", b"something").unwrap();
+    let tables = world.tables();
+    let said = world.refused("blockdev-snapshot-sync", sync("full.cow"));
+    assert!(said.contains("full.cow is there and not empty"), "{said}");
+    let mut named = sync("new.cow");
+    named["snapshot-node-name"] = json!("disk0");
+    let said = world.refused("blockdev-snapshot-sync", named.clone());
+    assert!(said.contains("'disk0' already"), "{said}");
+    named["snapshot-node-name"] = json!("a b");
+    world.refused("blockdev-snapshot-sync", named.clone());
+    let said = world.refused(
+        "snapshot-create",
+        json!({"device": "disk0", "name": "snap", "cow": "new.cow"}),
+    );
+    assert!(said.contains("'blockdev-snapshot-sync'"), "{said}");
+    assert!(!scratch.path("new.cow").exists());
+    assert_eq!(world.tables(), tables);
+    disk.write(0, &stamped(0, 8, 2)).unwrap();
+
+    named["snapshot-node-name"] = json!("before-upgrade");
+    world.call("blockdev-snapshot-sync", named);
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} snapshot before-upgrade ./new.cow PO 8")]);
+    // A frozen layer serves nobody who writes.
+    let socket = world.export(&scratch, "before-upgrade", true);
+    let mut frozen = crate::common::disk(&socket);
+    assert!(frozen.info().read_only);
+    assert!(frozen.write(0, &[0; 512]).is_err_and(|error| error.is_refused()));
+    drop(frozen);
+    let said = world.refused("device-remove", json!({"name": "before-upgrade"}));
+    assert!(said.contains("in use"), "{said}");
+    world.stop();
+
+    // An origin has snapshots, not layers.
+    let scratch = crate::common::scratch();
+    let mut world = World::start(&plain(&scratch, &golden(&scratch)));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    let said = world.refused("blockdev-snapshot-sync", sync("new.cow"));
+    assert!(said.contains("'snapshot-create'"), "{said}");
+    assert!(!scratch.path("new.cow").exists());
+    world.stop();
+}
