@@ -162,6 +162,22 @@ impl Log {
         self.words[NEXT].store(next.0, Ordering::Release);
     }
 
+    /// A copy of the words, as a file that outlives the process would have them.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn copy_words(&self) -> Words {
+        let copy = Words::private(self.words.len());
+        for (to, from) in copy.iter().zip(self.words.iter()) {
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        copy
+    }
+
+    /// Whether data chunk `index`, which is owed, holds data.
+    pub fn is_done(&self, index: DataIndex) -> bool {
+        let word = self.words[Self::position(index.0)].load(Ordering::Acquire);
+        matches!(Slot::from_word(word), Slot::Done(_))
+    }
+
     /// Data chunks given out so far.
     pub fn next(&self) -> DataIndex {
         DataIndex(self.words[NEXT].load(Ordering::Acquire))
