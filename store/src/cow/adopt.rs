@@ -109,4 +109,3 @@ pub fn tail_of(store: &OpenStore) -> Tail {
         .collect();
     Tail::new(store.geometry, count, &last)
 }
-

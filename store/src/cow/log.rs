@@ -205,7 +205,8 @@ impl Log {
         let mut first = next.load(Ordering::Acquire);
         loop {
             let room = self.capacity().saturating_sub(first);
-            let owed = first - self.committed().0;
+            // `first` may be older than what is committed by now; the exchange below fails then.
+            let owed = first.saturating_sub(self.committed().0);
             let ring = if self.commits { RING - owed.min(RING) } else { u64::MAX };
             let count = wanted.min(room).min(ring);
             if room == 0 {
@@ -223,7 +224,7 @@ impl Log {
 
     /// Whether so much is owed that a commit should start now, before allocation has to wait.
     pub fn wants_commit(&self) -> bool {
-        self.commits && self.next().0 - self.committed().0 > RING / 2
+        self.commits && self.next().0.saturating_sub(self.committed().0) > RING / 2
     }
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the
