@@ -104,6 +104,8 @@ struct InFlight {
     at: u64,
     /// It does nothing before this turn.
     asleep_until: u64,
+    /// It makes no progress at all.
+    held: bool,
     /// Once it took effect: how, and the sequence number of the write.
     performed: Option<(Result<(), Errno>, Option<u64>)>,
 }
@@ -183,9 +185,15 @@ impl Sim {
         self.holds.push((file, op));
     }
 
+    /// Lets the actions that are in flight now make no progress.
+    pub fn hold_submitted(&mut self) {
+        self.in_flight.iter_mut().for_each(|io| io.held = true);
+    }
+
     /// Ends all holds.
     pub fn release(&mut self) {
         self.holds.clear();
+        self.in_flight.iter_mut().for_each(|io| io.held = false);
     }
 
     /// How often an operation was carried out on a file.
@@ -204,7 +212,11 @@ impl Sim {
             assert!(action.offset.is_multiple_of(512) && action.len.is_multiple_of(512));
         }
         self.tick += 1;
-        let nap = if self.rng.chance(1, 6) { self.rng.below(60) } else { 0 };
+        let nap = match self.rng.below(60) {
+            0..10 => self.rng.below(60),
+            10 => self.rng.below(3000),
+            _ => 0,
+        };
         self.in_flight.push(InFlight {
             host,
             action,
@@ -212,6 +224,7 @@ impl Sim {
             meta: meta.to_vec(),
             at: self.tick,
             asleep_until: self.turn + nap,
+            held: false,
             performed: None,
         });
     }
@@ -221,13 +234,23 @@ impl Sim {
         self.in_flight.len()
     }
 
+    /// The writes to a file that a power cut would tear, as (offset, length): in flight, or done
+    /// and not durable.
+    pub fn at_risk(&self, file: FileId) -> impl Iterator<Item = (u64, u64)> {
+        let writes = self.in_flight.iter().filter(move |io| {
+            io.action.file == file && io.action.op == IoOp::Write && io.performed.is_none()
+        });
+        let writes = writes.map(|io| (io.action.offset, io.action.len));
+        writes.chain(self.disk(file).unflushed())
+    }
+
     /// Whether anything in flight is not held.
     pub fn can_advance(&self) -> bool {
         self.in_flight.iter().any(|io| !self.is_held(io))
     }
 
     fn is_held(&self, io: &InFlight) -> bool {
-        self.holds.contains(&(io.action.file, io.action.op))
+        io.held || self.holds.contains(&(io.action.file, io.action.op))
     }
 
     /// Lets one action take effect, or complete, or both. Returns whose completed.

@@ -24,7 +24,7 @@ use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
 use snapblk_store::target::{Backing, Exceptions, Medium, Origin, Snapshot, Target};
-use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector};
+use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
 use snapblk_store::workers::{TrackedId, Wake, Workers};
 
 use model::{ANY, Model, SECTOR, ZERO, describe, pattern};
@@ -52,7 +52,10 @@ pub enum Shape {
     /// Device 0 is the origin, the others its snapshots.
     Origin(Vec<Snap>),
     /// One device: a guest's disk over a base that nobody writes.
-    Overlay { chunk: u32, store: u64 },
+    Overlay {
+        chunk: u32,
+        store: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +75,8 @@ pub struct Config {
     pub failures: bool,
     /// Whether requests to the origin may fail.
     pub origin_failures: bool,
+    /// From this sector on, the base fails always (an `error` target).
+    pub bad_base_from: Option<u64>,
 }
 
 impl Config {
@@ -85,12 +90,13 @@ impl Config {
             scratch: 256 << 10,
             failures: false,
             origin_failures: false,
+            bad_base_from: None,
         }
     }
 }
 
 /// A request to a device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Req {
     pub device: usize,
     pub op: Op,
@@ -220,7 +226,8 @@ impl World {
             lost: false,
         };
         let mut store = |chunk, sectors: u64, persistence, guest_disk| {
-            let file = sim.add_disk(&format!("store{}", specs.len()), vec![0; sectors as usize * SECTOR]);
+            let file =
+                sim.add_disk(&format!("store{}", specs.len()), vec![0; sectors as usize * SECTOR]);
             specs.push(StoreSpec { file, chunk, persistence, guest_disk, recorded_invalid: false });
             specs.len() - 1
         };
@@ -342,7 +349,10 @@ impl World {
     }
 
     fn base_backing(&self) -> Backing {
-        Backing::file(self.medium.clone(), 0, self.config.sectors * 512)
+        let good = self.config.bad_base_from.unwrap_or(self.config.sectors);
+        let mut backing = Backing::file(self.medium.clone(), 0, good * 512);
+        backing.push((self.config.sectors - good) * 512, snapblk_store::target::ExtentPlace::Error);
+        backing
     }
 
     fn exceptions(&self, device: usize) -> Exceptions {
@@ -359,7 +369,8 @@ impl World {
         for number in 0..self.devices.len() {
             let tracked = matches!(self.config.shape, Shape::Origin(_)).then_some(ORIGIN);
             let (target, exceptions) = if !self.devices[number].stores.is_empty() {
-                let features = Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
+                let features =
+                    Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
                 let snapshot = Snapshot { exceptions: 0, tracked, features };
                 (Target::Snapshot(snapshot), vec![self.exceptions(number)])
             } else if tracked.is_some() {
@@ -410,6 +421,19 @@ impl World {
         for req in reqs {
             self.devices[req.device].waiting.push_back(req);
         }
+    }
+
+    /// Asks for one request and goes on until nothing is left to do; how it ended, if it did.
+    pub fn one(&mut self, req: Req) -> Result<Option<Status>, String> {
+        self.ended.clear();
+        self.ask([req]);
+        self.run()?;
+        Ok(self.ended.iter().find(|(of, _)| *of == req).map(|&(_, status)| status))
+    }
+
+    /// The file of a store.
+    pub fn store_file(&self, store: usize) -> FileId {
+        self.specs[store].file
     }
 
     /// Drops the requests that were not submitted yet.
@@ -488,7 +512,11 @@ impl World {
             let log = store.log();
             text += &format!(
                 "\n  {}: {:?}, {:?} committed of {:?}, a round runs: {}",
-                store.name(), store.state(), log.committed(), log.next(), log.is_committing()
+                store.name(),
+                store.state(),
+                log.committed(),
+                log.next(),
+                log.is_committing()
             );
         }
         text
@@ -765,7 +793,13 @@ impl World {
         let number = self.specs.len();
         let file = self.sim.add_disk(&format!("store{number}"), vec![0; store as usize * SECTOR]);
         let (persistence, guest_disk) = (Persistence::Overflow, true);
-        self.specs.push(StoreSpec { file, chunk, persistence, guest_disk, recorded_invalid: false });
+        self.specs.push(StoreSpec {
+            file,
+            chunk,
+            persistence,
+            guest_disk,
+            recorded_invalid: false,
+        });
         let (store, _) = self.open_store(number, None)?;
         self.stores.push(store);
         self.devices[0].stores.push(number);
@@ -785,7 +819,11 @@ impl World {
             let log = store.log();
             let ended = |index| log.is_done(DataIndex(index));
             if (log.committed().0..log.next().0).any(ended) {
-                self.coverage.met(if power { "cut between data and commit" } else { "killed owing" });
+                self.coverage.met(if power {
+                    "cut between data and commit"
+                } else {
+                    "killed owing"
+                });
             }
             if store.state() >= StoreState::Invalid {
                 self.coverage.met("crash after Invalid");
@@ -825,6 +863,18 @@ impl World {
         self.settle(power)
     }
 
+    /// Whether entries are being written that a power cut would tear.
+    pub fn writes_entries(&self) -> bool {
+        self.stores.iter().any(|store| {
+            let geometry = store.geometry();
+            store.persistence() != Persistence::Transient
+                && self.sim.at_risk(store.file()).any(|(offset, len)| {
+                    let chunk = StoreChunk(geometry.chunk.chunk_of(offset).0);
+                    len > 512 && geometry.is_area(chunk) && store.log().is_committing()
+                })
+        })
+    }
+
     fn note_cuts(&mut self, cuts: &[Cut]) {
         for cut in cuts {
             let torn = cut.kept != 0 && cut.kept != cut.sectors;
@@ -835,7 +885,7 @@ impl World {
                 continue;
             }
             let chunk = store.geometry().chunk.chunk_of(cut.offset).0;
-            if store.geometry().is_area(snapblk_store::units::StoreChunk(chunk)) && torn {
+            if store.geometry().is_area(StoreChunk(chunk)) && torn {
                 self.coverage.met("torn area");
             }
         }
@@ -883,8 +933,7 @@ impl World {
         Ok(())
     }
 
-    /// The images of the snapshots as the disks have them, read without the engine, must be what
-    /// the models say. To be called when everything was flushed.
+    /// Whether a store can be used.
     pub fn state(&self, store: usize) -> StoreState {
         self.stores[store].state()
     }

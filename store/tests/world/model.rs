@@ -77,7 +77,15 @@ impl Model {
         }
     }
 
-    pub fn write_ends(&mut self, sector: u64, count: u64, stamp: u64, now: u64, ok: bool, durable: bool) {
+    pub fn write_ends(
+        &mut self,
+        sector: u64,
+        count: u64,
+        stamp: u64,
+        now: u64,
+        ok: bool,
+        durable: bool,
+    ) {
         for history in &mut self.sectors[sector as usize..][..count as usize] {
             let at = history.iter().rposition(|write| write.stamp == stamp).expect("it began");
             history[at].state = if ok { State::Acked(now) } else { State::Failed };

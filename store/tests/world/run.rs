@@ -12,8 +12,13 @@ use super::{Config, Coverage, Req, Shape, Snap, World};
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
     Ask(Req),
-    /// After so many turns the process is killed, or the power fails.
-    Crash { turns: u64, power: bool },
+    /// After so many turns the process is killed, or the power fails; with `aim`, when the next
+    /// entries are being written.
+    Crash {
+        turns: u64,
+        power: bool,
+        aim: bool,
+    },
     /// A live snapshot of an overlay.
     Layer,
 }
@@ -43,45 +48,127 @@ fn snap(rng: &mut Rng, sectors: u64) -> Snap {
     }
 }
 
+/// What a case is about: each makes something likely that is rare otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Profile {
+    Anything,
+    /// Many flushes from several workers of one overlay.
+    Flushes,
+    /// Writes that fill areas of more than one sector, cut while those are written.
+    Areas,
+    /// One snapshot and its origin write the same few chunks.
+    Contended,
+    /// Chunks larger than a buffer.
+    Large,
+}
+
+const PROFILES: [Profile; 8] = [
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Flushes,
+    Profile::Areas,
+    Profile::Contended,
+    Profile::Large,
+];
+
+fn overlay(chunk: u64, sectors: u64) -> Shape {
+    let chunks = sectors.div_ceil(chunk);
+    Shape::Overlay { chunk: chunk as u32, store: (chunks + chunks / (chunk * 32) + 5) * chunk }
+}
+
+impl Profile {
+    /// Sectors of the base, and the devices.
+    fn shape(self, rng: &mut Rng) -> (u64, Shape) {
+        let sectors = 40 + rng.below(160);
+        match self {
+            Profile::Anything => match rng.below(8) {
+                0 => (sectors, Shape::Plain),
+                1..=4 => {
+                    let snaps = (0..1 + rng.below(4)).map(|_| snap(rng, sectors)).collect();
+                    (sectors, Shape::Origin(snaps))
+                }
+                _ => (sectors, overlay(1 << rng.below(5), sectors)),
+            },
+            Profile::Flushes => (sectors, overlay(1 << rng.below(3), sectors)),
+            Profile::Areas => {
+                let chunk = 2 << rng.below(2);
+                let sectors = chunk * (30 + rng.below(100));
+                (sectors, overlay(chunk, sectors))
+            }
+            Profile::Contended => {
+                let sectors = 8 + rng.below(16);
+                let chunk = 1 << rng.below(3);
+                let persistence = Persistence::Persistent;
+                let store = 40 * chunk;
+                let snap = Snap { chunk: chunk as u32, persistence, store, sectors };
+                (sectors, Shape::Origin(vec![snap]))
+            }
+            Profile::Large => {
+                let sectors = 500 + rng.below(400);
+                let chunk = 256;
+                let persistence = Persistence::Overflow;
+                let snap = Snap { chunk: chunk as u32, persistence, store: chunk * 7, sectors };
+                let small = Snap { chunk: 32, persistence, store: 32 * 32, sectors };
+                match rng.below(3) {
+                    0 => (sectors, overlay(chunk, sectors)),
+                    1 => (sectors, Shape::Origin(vec![snap])),
+                    _ => (sectors, Shape::Origin(vec![small, snap])),
+                }
+            }
+        }
+    }
+
+    fn crashes(self) -> (u64, u64) {
+        match self {
+            Profile::Anything | Profile::Large => (1, 25),
+            Profile::Flushes | Profile::Areas => (1, 10),
+            Profile::Contended => (1, 6),
+        }
+    }
+}
+
+/// Whether a snapshot's store may be too small for what is written.
+fn is_small(shape: &Shape) -> bool {
+    let Shape::Origin(snaps) = shape else { return false };
+    snaps.iter().any(|snap| {
+        let chunk = u64::from(snap.chunk);
+        let chunks = snap.sectors.div_ceil(chunk);
+        snap.store < (chunks + chunks / (chunk * 32) + 3) * chunk
+    })
+}
+
 impl Case {
     pub fn random(seed: u64, crashes: bool) -> Case {
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
-        let sectors = 40 + rng.below(160);
-        let shape = match rng.below(8) {
-            0 => Shape::Plain,
-            1..=4 => Shape::Origin((0..1 + rng.below(4)).map(|_| snap(&mut rng, sectors)).collect()),
-            _ => {
-                let chunk = 1 << rng.below(5);
-                let chunks = sectors.div_ceil(chunk);
-                Shape::Overlay { chunk: chunk as u32, store: (chunks + chunks / (chunk * 32) + 5) * chunk }
-            }
-        };
-        let small = match &shape {
-            Shape::Origin(snaps) => snaps.iter().any(|snap| {
-                let chunks = snap.sectors.div_ceil(u64::from(snap.chunk));
-                snap.store < (chunks + chunks / (u64::from(snap.chunk) * 32) + 5) * u64::from(snap.chunk)
-            }),
-            _ => false,
-        };
+        let profile = *rng.pick(&PROFILES);
+        let (sectors, shape) = profile.shape(&mut rng);
         let mut config = Config::new(shape, sectors);
         config.queues = 1 + rng.below(3) as usize;
         config.depth = 1 + rng.below(24) as usize;
         config.claims = 1 + rng.below(20) as usize;
         config.scratch = *rng.pick(&[64 << 10, 128 << 10, 1 << 20]);
-        config.failures = small;
+        if profile == Profile::Large {
+            config.scratch = 64 << 10;
+        }
+        config.failures = is_small(&config.shape);
         let count = 10 + rng.below(80);
         let mut events = Vec::new();
         for _ in 0..count {
-            events.push(Event::Ask(request(&mut rng, &config)));
-            if crashes && rng.chance(1, 25) {
-                events.push(Event::Crash { turns: rng.below(200), power: rng.chance(1, 2) });
+            events.push(Event::Ask(request(&mut rng, &config, profile)));
+            let (of, in_all) = profile.crashes();
+            if crashes && rng.chance(of, in_all) {
+                let (power, aim) = (rng.chance(1, 2), rng.chance(1, 2));
+                events.push(Event::Crash { turns: rng.below(250), power, aim });
             }
             if crashes && matches!(config.shape, Shape::Overlay { .. }) && rng.chance(1, 40) {
                 events.push(Event::Layer);
             }
         }
         if crashes {
-            events.push(Event::Crash { turns: rng.below(500), power: rng.chance(2, 3) });
+            let (power, aim) = (rng.chance(2, 3), rng.chance(1, 2));
+            events.push(Event::Crash { turns: rng.below(500), power, aim });
         }
         Case { seed, config, events }
     }
@@ -116,9 +203,20 @@ impl Case {
         for event in &self.events {
             match *event {
                 Event::Ask(req) => world.ask([req]),
-                Event::Crash { turns, power } => {
-                    for _ in 0..turns {
-                        if !world.turn()? {
+                Event::Crash { turns, power, aim } => {
+                    let more = if aim { 500 } else { 0 };
+                    if aim {
+                        let flush = |device| Req {
+                            device,
+                            op: Op::Flush,
+                            sector: 0,
+                            count: 0,
+                            durable: false,
+                        };
+                        world.ask((0..world.devices.len()).map(flush));
+                    }
+                    for turn in 0..turns + more {
+                        if (turn >= turns && world.writes_entries()) || !world.turn()? {
                             break;
                         }
                     }
@@ -164,7 +262,7 @@ impl Case {
     }
 }
 
-fn request(rng: &mut Rng, config: &Config) -> Req {
+fn request(rng: &mut Rng, config: &Config, profile: Profile) -> Req {
     let devices = match &config.shape {
         Shape::Origin(snaps) => snaps.len() as u64 + 1,
         _ => 1,
@@ -176,6 +274,7 @@ fn request(rng: &mut Rng, config: &Config) -> Req {
     };
     let op = match rng.below(20) {
         0..=9 => Op::Write,
+        10 | 11 if profile == Profile::Flushes => Op::Flush,
         10..=14 => Op::Read,
         15 | 16 => Op::Flush,
         17 => Op::WriteZeroes { unmap: rng.chance(1, 2) },
@@ -186,7 +285,12 @@ fn request(rng: &mut Rng, config: &Config) -> Req {
         Op::Flush => (0, 0),
         _ => {
             let sector = rng.below(sectors);
-            let most = if rng.chance(1, 6) { 60 } else { 12 };
+            let most = match profile {
+                Profile::Flushes => 3,
+                Profile::Areas | Profile::Large => 200,
+                _ if rng.chance(1, 6) => 60,
+                _ => 12,
+            };
             (sector, (1 + rng.below(most)).min(sectors - sector))
         }
     };

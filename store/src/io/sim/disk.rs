@@ -80,6 +80,11 @@ impl Disk {
         &self.content[offset as usize..][..len as usize]
     }
 
+    /// The writes that are not durable, as (offset, length).
+    pub(super) fn unflushed(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.unflushed.iter().map(|write| (write.offset, write.bytes.len() as u64))
+    }
+
     pub(super) fn write(&mut self, offset: u64, bytes: Vec<u8>) -> u64 {
         self.seq += 1;
         self.content[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -141,7 +146,7 @@ impl Disk {
         // Now and then everything, or nothing, so that the rare order is not the rare case.
         let mood = rng.below(4);
         for write in std::mem::take(&mut self.unflushed) {
-            let each = rng.below(3);
+            let each = rng.below(4);
             let kept = self.land(&write, |_| match (mood, each) {
                 (0, _) => false,
                 (1, _) => true,
