@@ -244,6 +244,58 @@ fn s29_a_store_that_ends_at_an_area_boundary_is_full_there() {
     });
 }
 
+/// Goes on until entries are being written, or nothing is left to do.
+fn run_until_entries_are_written(world: &mut World) {
+    while !world.writes_entries() && world.turn().unwrap() {}
+}
+
+#[test]
+fn s33_what_a_torn_area_write_left_never_becomes_live() {
+    let mut met = 0;
+    for seed in 0..12 {
+        // Areas of two blocks: 256 entries fill the first, and nothing rewrites the second then.
+        let sectors = 16 * 600;
+        let config = Config::new(Shape::Overlay { chunk: 16, store: 16 * 1000 }, sectors);
+        let mut world = World::new(Config { claims: 400, ..config }, seed);
+        world.ask([req(0, Op::Write, 0, 16 * 300)]);
+        world.run().unwrap();
+        world.ask([flush(0)]);
+        run_until_entries_are_written(&mut world);
+        world.crash(true).unwrap();
+        met += world.coverage.0.get("garbage behind the end").copied().unwrap_or(0);
+        let rest = 256 - world.stores[0].entries().min(255);
+        world.ask([req(0, Op::Write, 16 * 300, 16 * rest)]);
+        world.run().unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    }
+    assert!(met > 0, "no area was torn such that its end came before more entries");
+}
+
+#[test]
+fn s36_entries_that_a_killed_process_wrote_and_did_not_sync_are_synced_before_they_count() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
+        world.ask([flush(1)]);
+        run_until_entries_are_written(world);
+        world.crash(false).unwrap();
+        assert_eq!(world.one(Req { durable: true, ..req(0, Op::Write, 0, 8) }), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s21_a_transient_snapshot_is_empty_after_a_restart() {
+    each(origin(vec![snap(8, Persistence::Transient, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
+        world.crash(false).unwrap();
+        assert_eq!(world.stores[0].next().0, 0);
+        world.judge_all().unwrap();
+    });
+}
+
 fn overlay() -> Config {
     Config { failures: true, ..Config::new(Shape::Overlay { chunk: 8, store: 400 }, 64) }
 }

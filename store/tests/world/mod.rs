@@ -867,10 +867,11 @@ impl World {
     pub fn writes_entries(&self) -> bool {
         self.stores.iter().any(|store| {
             let geometry = store.geometry();
+            let area = geometry.area_chunk(store.entries() / geometry.entries_per_area());
             store.persistence() != Persistence::Transient
+                && store.log().is_committing()
                 && self.sim.at_risk(store.file()).any(|(offset, len)| {
-                    let chunk = StoreChunk(geometry.chunk.chunk_of(offset).0);
-                    len > 512 && geometry.is_area(chunk) && store.log().is_committing()
+                    len > 512 && StoreChunk(geometry.chunk.chunk_of(offset).0) == area
                 })
         })
     }
