@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use snapblk_store::attached::{AttachedWorker, StopError};
-use snapblk_store::device::{Devices, TableKind};
+use snapblk_store::device::{Devices, TableKind, User};
 use snapblk_store::engine::{Direct, Engine, EngineConfig};
 use snapblk_store::io::{Action, Completion, FileId, GuestData, Io, IoOptions, ScratchConfig, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
@@ -24,14 +24,20 @@ use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
 pub(super) struct Served {
     devices: Arc<Devices>,
     device: String,
+    writable: bool,
     options: IoOptions,
     last: Mutex<Geometry>,
 }
 
 impl Served {
-    pub(super) fn new(devices: Arc<Devices>, device: &str, options: IoOptions) -> Arc<Served> {
+    pub(super) fn new(
+        devices: Arc<Devices>,
+        device: &str,
+        writable: bool,
+        options: IoOptions,
+    ) -> Arc<Served> {
         let last = Mutex::new(Geometry { size: Sector(0), read_only: false });
-        Arc::new(Served { devices, device: device.into(), options, last })
+        Arc::new(Served { devices, device: device.into(), writable, options, last })
     }
 }
 
@@ -64,7 +70,8 @@ impl Binding for Served {
             Arc::new(Attached { handle, stopping: Mutex::new(None) })
         };
         let workers = workers.into_iter().map(attached).collect();
-        if let Err(error) = self.devices.attach(&self.device, export, workers) {
+        let user = User { writable: self.writable, workers };
+        if let Err(error) = self.devices.attach(&self.device, export, user) {
             tracing::error!("the export {export} has nothing to serve: {error}");
         }
     }

@@ -140,10 +140,8 @@ impl Server {
                 c.id
             )));
         }
-        let status = self.devices.query(Some(&c.node_name), TableKind::Active).map_err(told)?;
-        if status.iter().all(|device| device.size == 0) {
-            return Err(told(DeviceError::NoTable(c.node_name)));
-        }
+        let writable = c.writable.unwrap_or(false);
+        self.devices.prepare(&c.node_name, writable).map_err(told)?;
         let block = options.logical_block_size.unwrap_or(512);
         let logical_block =
             u32::try_from(block).ok().and_then(LogicalBlock::from_bytes).ok_or_else(|| {
@@ -164,11 +162,11 @@ impl Server {
             id: c.id.clone(),
             socket,
             num_queues: options.num_queues.unwrap_or(1),
-            writable: c.writable.unwrap_or(false),
+            writable,
             logical_block,
             serial: c.node_name.clone(),
         };
-        let binding = Served::new(self.devices.clone(), &c.node_name, self.options);
+        let binding = Served::new(self.devices.clone(), &c.node_name, writable, self.options);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
         exports.insert(c.id, Exported { export, device: c.node_name });

@@ -13,7 +13,7 @@ use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::SnapshotMerge;
 use snapblk_store::control::event::{Event, MergeCompleted};
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{DeviceError, MergeJob};
+use snapblk_store::device::{DeviceError, MergeJob, User};
 use snapblk_store::engine::{EngineConfig, MergeState};
 
 use super::Server;
@@ -71,7 +71,9 @@ impl Server {
         handle.start();
         let merge = rollback.start(self, handle.clone()).map_err(failed)?;
         let user = user_name(id);
-        let attached = self.devices.attach(&rollback.job.device, &user, vec![Arc::new(merge)]);
+        // It writes the origin by its own rules, not as a guest does.
+        let work = User { writable: false, workers: vec![Arc::new(merge)] };
+        let attached = self.devices.attach(&rollback.job.device, &user, work);
         attached.map_err(|error| failed(error.to_string()))
     }
 }

@@ -11,7 +11,7 @@ mod start;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use snapblk_qmp::{Events, Jobs};
@@ -61,17 +61,23 @@ impl Server {
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
         let events = Events::new();
+        let (happened, happens) = channel::<DeviceEvent>();
+        let happened = Mutex::new(happened);
         let config = DevicesConfig {
             direct: true,
             deadline: DEADLINE,
             state,
             force,
-            events: Arc::new(device_events(events.clone())),
+            events: Arc::new(move |event| {
+                let _ = happened.lock().expect("events lock poisoned").send(event);
+            }),
             flusher: Arc::new(CallerFlusher::new(files.clone(), workers.clone(), options)),
         };
         let (ends, end) = channel();
+        let devices = Arc::new(Devices::new(files, workers, config));
+        pass_on(happens, events.clone(), Arc::downgrade(&devices));
         let server = Server {
-            devices: Arc::new(Devices::new(files, workers, config)),
+            devices,
             exports: Mutex::default(),
             jobs: Jobs::new(events.clone()),
             events,
@@ -98,17 +104,21 @@ impl Server {
             // Stopping hard is never refused.
             let _ = exported.export.stop(crate::export::StopMode::Hard);
         }
-        self.devices.flush_all()
+        self.devices.close()
     }
 }
 
 /// Turns what happens to devices into the monitor's events. Events may come from a worker, which
-/// must not wait for a client: a thread of their own passes them on.
-fn device_events(events: Arc<Events>) -> impl Fn(DeviceEvent) + Send + Sync {
-    let (send, receive) = channel::<DeviceEvent>();
-    let send = Mutex::new(send);
+/// must not wait for a client, nor for the state file: a thread of their own passes them on.
+fn pass_on(happens: Receiver<DeviceEvent>, events: Arc<Events>, devices: Weak<Devices>) {
     let spawned = std::thread::Builder::new().name("events".into()).spawn(move || {
-        for event in receive {
+        for event in happens {
+            if let DeviceEvent::Store { device, store, event: StoreEvent::InvalidNotWritten } =
+                &event
+                && let Some(devices) = devices.upgrade()
+            {
+                devices.record_invalid(device, store);
+            }
             if let Some(event) = monitor_event(event) {
                 events.emit(&event);
             }
@@ -116,9 +126,6 @@ fn device_events(events: Arc<Events>) -> impl Fn(DeviceEvent) + Send + Sync {
     });
     if let Err(error) = spawned {
         tracing::error!("events of devices are lost: {error}");
-    }
-    move |event| {
-        let _ = send.lock().expect("events lock poisoned").send(event);
     }
 }
 

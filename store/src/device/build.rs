@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::core::{Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::live::{self, Live};
-use super::origins::OriginKey;
-use crate::cow::open::{OpenOptions, open};
-use crate::cow::{Persistence, StoreState};
+use super::live::{self, Live, LiveFor};
+use super::origins::{FileOf, OriginKey};
+use crate::cow::Persistence;
+use crate::cow::open::{OpenOptions, OpenStore, open};
 use crate::exception::{ExceptionTable, Layer};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> =
             self.inner.devices.keys().chain(self.next.keys()).cloned().collect();
         names.sort();
@@ -145,17 +145,27 @@ impl<'a> Plan<'a> {
     /// serve.
     pub(super) fn thaw(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(active) = self.active(name) else { return Ok(()) };
-        let (loaded, old) = (active.loaded(), active.table.clone());
-        if !self.devices.config.flusher.flush(&old) {
-            return Err(DeviceError::FlushFailed(name.into()));
-        }
+        let loaded = active.loaded();
         let mut snaps = Vec::new();
         for snap in active.snaps.values() {
-            let chunk = snap.live.store.geometry().chunk;
-            let table = Arc::new(read_layers(&snap.layers, chunk, snap.len)?);
-            snaps.push(Snap { table, shared: false, ..snap.clone() });
+            snaps.push(self.own_table(name, snap)?);
         }
         self.set(name, &loaded, &snaps)
+    }
+
+    /// The snapshot `snap` of the device `name` with an exception table of its own.
+    fn own_table(&self, name: &str, snap: &Snap) -> Result<Snap, DeviceError> {
+        if !snap.shared {
+            return Ok(snap.clone());
+        }
+        // What the stores say is all there is only once nothing is owed to them.
+        let flushed = self.active(name).is_none_or(|a| self.devices.config.flusher.flush(&a.table));
+        if !flushed {
+            return Err(DeviceError::FlushFailed(name.into()));
+        }
+        let chunk = snap.live.store.geometry().chunk;
+        let table = Arc::new(read_layers(&snap.layers, chunk, snap.len)?);
+        Ok(Snap { table, shared: false, ..snap.clone() })
     }
 
     /// Gives a device a table that is one overlay over the layers of `below`, whose exception
@@ -170,8 +180,7 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
-        let observer = self.devices.observer(name);
-        let (live, opened) = Live::open(&mut self.inner.disks, spec, below.len, true, observer)?;
+        let (live, opened) = self.open_store(name, spec, below.len, true)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",
@@ -200,11 +209,14 @@ impl<'a> Plan<'a> {
     pub(super) fn follow(&mut self) -> Result<(), DeviceError> {
         let mut done: Vec<String> = self.next.keys().cloned().collect();
         while let Some(name) = self.names().into_iter().find(|name| self.is_stale(name, &done)) {
-            let active = self.active(&name).expect("a stale device has a table");
-            let loaded = active.loaded();
-            let snaps: Vec<Snap> = active.snaps.values().cloned().collect();
-            self.set(&name, &loaded, &snaps)?;
+            self.renew(&name)?;
             done.push(name);
+        }
+        // Last, when every snapshot is what it will be: origins know their snapshots.
+        let origin = |active: &Active| !active.origin_keys.is_empty();
+        let origins = self.next.iter().filter(|(_, next)| next.as_ref().is_some_and(origin));
+        for name in origins.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.renew(&name)?;
         }
         Ok(())
     }
@@ -263,25 +275,6 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// A device cannot lie on itself, directly or through others.
-    fn refuse_loop(&self, name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
-        let mut below: Vec<String> = devices_of(lines);
-        let mut seen = Vec::new();
-        while let Some(next) = below.pop() {
-            if next == name {
-                let sentence = format!("the table of '{name}' would map the device onto itself");
-                return Err(DeviceError::refused(sentence));
-            }
-            if !seen.contains(&next) {
-                if let Some(active) = self.active(&next) {
-                    below.extend(devices_of(&active.lines));
-                }
-                seen.push(next);
-            }
-        }
-        Ok(())
-    }
-
     fn target(
         &mut self,
         name: &str,
@@ -302,7 +295,8 @@ impl<'a> Plan<'a> {
                     long_enough(line, dev, backing.len(), start.saturating_add(len))?;
                     Ok(Target::Plain(backing.slice(start, len)))
                 }
-                Base::Stacked { snap, .. } if offset.0 == 0 && len == snap.len => {
+                Base::Stacked { snap, name } if offset.0 == 0 && len == snap.len => {
+                    let snap = self.own_table(&name, &snap)?;
                     Ok(self.snapshot_target(&snap, Default::default(), made))
                 }
                 Base::Stacked { .. } => Err(DeviceError::refused(format!(
@@ -318,6 +312,7 @@ impl<'a> Plan<'a> {
                 };
                 long_enough(line, origin, backing.len(), len)?;
                 let key = self.key(&backing);
+                self.refuse_layers_over(name, &key)?;
                 let origin = self.origin(name, backing.slice(0, len), &key, made);
                 made.origin_keys.insert(number, key);
                 Ok(Target::Origin(origin))
@@ -431,7 +426,8 @@ impl<'a> Plan<'a> {
             Base::Stacked { snap, .. } => snap.len,
         };
         long_enough(line, &spec.origin, has, len)?;
-        if let Some(snap) = self.reused(spec, reuse) {
+        made.refuse_twice(spec)?;
+        if let Some(snap) = reused(spec, reuse) {
             let mut snap = snap.clone();
             snap.live.grow()?;
             if let Base::Plain(backing) = base {
@@ -448,11 +444,11 @@ impl<'a> Plan<'a> {
                 (snap.layers, snap.key, snap.origin)
             }
         };
-        refuse_own_origin(spec, &origin, |file| self.identity(file))?;
+        self.refuse_own_origin(spec, &origin)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
-        let observer = self.devices.observer(name);
-        let (live, opened) = Live::open(&mut self.inner.disks, spec, len, guest_disk, observer)?;
+        let (live, opened) = self.open_store(name, spec, len, guest_disk)?;
         let chunk = opened.geometry.chunk;
+        self.refuse_unaligned(line, chunk, &live, &origin)?;
         if let Some(lower) = layers.last()
             && lower.store.geometry().chunk != chunk
         {
@@ -469,41 +465,20 @@ impl<'a> Plan<'a> {
         Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared: false })
     }
 
-    fn reused<'s>(&self, spec: &SnapshotSpec, reuse: &'s [Snap]) -> Option<&'s Snap> {
-        let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
-        // A store that is not as it was is opened again: that is what reactivation means.
-        reuse.iter().find(|snap| {
-            snap.live.disk.info.identity == identity
-                && snap.live.store.state() == StoreState::Valid
-                && snap.live.store.persistence() == spec.persistence
-        })
+    /// Opens a store; one that is known to be invalid is, whatever its header says.
+    fn open_store(
+        &mut self,
+        name: &str,
+        spec: &SnapshotSpec,
+        len: u64,
+        guest_disk: bool,
+    ) -> Result<(Live, OpenStore), DeviceError> {
+        let observer = self.devices.observer(name);
+        let Inner { disks, state, .. } = &mut *self.inner;
+        Live::open(disks, spec, LiveFor { len, guest_disk }, state, observer)
     }
 
-    fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
-        let Some(path) = spec.cow.path() else { return Ok(()) };
-        let Ok(identity) = crate::io::Identity::of_path(path) else { return Ok(()) };
-        for other in self.names() {
-            let Some(active) = self.active(&other) else { continue };
-            let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
-            if other != name && active.snaps.values().any(owns) {
-                return Err(DeviceError::Owned { store: path.into(), owner: other });
-            }
-        }
-        Ok(())
-    }
-
-    /// A layer that others are stacked on can be neither written nor stacked on again.
-    fn refuse_children(&self, name: &str) -> Result<(), DeviceError> {
-        match self.active(name) {
-            Some(active) if !active.read_only => Err(DeviceError::refused(format!(
-                "'{name}' may be written, so nothing can be stacked on it; use \
-                 'blockdev-snapshot-sync' to put a new overlay on top of it"
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_served_origin(&self, key: &OriginKey) -> bool {
+    pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {
         self.names()
             .iter()
             .filter_map(|name| self.active(name))
@@ -543,14 +518,23 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn key(&self, backing: &Backing) -> OriginKey {
+    pub(super) fn key(&self, backing: &Backing) -> OriginKey {
         OriginKey::of(backing, |file| self.identity(file))
     }
 
-    fn identity(&self, file: FileId) -> (u64, u64) {
-        let info = self.devices.files.get(file);
-        info.map_or((0, u64::from(file.0)), |info| (info.identity.dev, info.identity.ino))
+    pub(super) fn identity(&self, file: FileId) -> FileOf {
+        self.devices.identity(file)
     }
+}
+
+/// The one of `reuse` that has the store of `spec`. Whatever its state is: only a table that is
+/// loaded for the device itself opens a store again, never one that changes beside it.
+fn reused<'s>(spec: &SnapshotSpec, reuse: &'s [Snap]) -> Option<&'s Snap> {
+    let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
+    reuse.iter().find(|snap| {
+        snap.live.disk.info.identity == identity
+            && snap.live.store.persistence() == spec.persistence
+    })
 }
 
 #[derive(Default)]
@@ -559,6 +543,20 @@ struct Made {
     snaps: BTreeMap<usize, Snap>,
     origin_keys: BTreeMap<usize, OriginKey>,
     disks: Vec<Arc<Disk>>,
+}
+
+impl Made {
+    fn refuse_twice(&self, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+        let identity = spec.cow.path().and_then(|path| crate::io::Identity::of_path(path).ok());
+        let same = |snap: &Snap| Some(snap.live.disk.info.identity) == identity;
+        if self.snaps.values().any(same) {
+            return Err(DeviceError::refused(format!(
+                "the store {} is named by two lines of the table; a store has one owner",
+                spec.cow
+            )));
+        }
+        Ok(())
+    }
 }
 
 fn plain(len: u64, place: ExtentPlace) -> Backing {
@@ -598,11 +596,6 @@ fn below(lines: &[Line]) -> Option<Backing> {
     Some(all)
 }
 
-fn devices_of(lines: &[TableLine]) -> Vec<String> {
-    let params = lines.iter().flat_map(|line| line.target.params());
-    params.filter_map(|param| param.device().map(str::to_owned)).collect()
-}
-
 fn long_enough(line: &TableLine, what: &Param, has: u64, needed: u64) -> Result<(), DeviceError> {
     if needed <= has {
         return Ok(());
@@ -613,21 +606,4 @@ fn long_enough(line: &TableLine, what: &Param, has: u64, needed: u64) -> Result<
         has: has >> 9,
         needed: needed >> 9,
     })
-}
-
-/// C = O: a store cannot keep what is overwritten in itself.
-fn refuse_own_origin(
-    spec: &SnapshotSpec,
-    origin: &Backing,
-    identity: impl Fn(FileId) -> (u64, u64),
-) -> Result<(), DeviceError> {
-    let Some(path) = spec.cow.path() else { return Ok(()) };
-    let Ok(cow) = crate::io::Identity::of_path(path) else { return Ok(()) };
-    if origin.media().any(|medium| identity(medium.file) == (cow.dev, cow.ino)) {
-        return Err(DeviceError::refused(format!(
-            "the store {} is the origin itself; give the snapshot a file of its own",
-            spec.cow
-        )));
-    }
-    Ok(())
 }

@@ -85,12 +85,20 @@ pub(super) struct Device {
     pub(super) inactive: Option<Loaded>,
     pub(super) suspended: bool,
     /// By export, or other user.
-    pub(super) users: BTreeMap<String, Vec<Arc<dyn AttachedWorker>>>,
+    pub(super) users: BTreeMap<String, User>,
+}
+
+/// Who serves a device.
+pub struct User {
+    /// Whether guests may write through it.
+    pub writable: bool,
+    /// The threads that do it.
+    pub workers: Vec<Arc<dyn AttachedWorker>>,
 }
 
 impl Device {
     pub(super) fn workers(&self) -> impl Iterator<Item = &Arc<dyn AttachedWorker>> {
-        self.users.values().flatten()
+        self.users.values().flat_map(|user| &user.workers)
     }
 }
 

@@ -98,6 +98,15 @@ impl DeviceError {
         move |source| DeviceError::Io { what, source }
     }
 
+    /// Refuses what cannot name a device.
+    pub(super) fn check_name(name: &str) -> Result<(), DeviceError> {
+        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.len() > 127 || name.contains(bad) {
+            return Err(DeviceError::BadName(name.into()));
+        }
+        Ok(())
+    }
+
     pub(super) fn refused(sentence: impl Into<String>) -> DeviceError {
         DeviceError::Refused(sentence.into())
     }

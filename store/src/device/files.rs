@@ -28,18 +28,43 @@ pub(super) fn full_size(chunk: ChunkSize, len: u64) -> u64 {
     (geometry.chunks_needed(chunk.count_for(len)) + 1) * chunk.bytes()
 }
 
-/// Makes a store of `size` bytes at `path`, sparse. True where it was made.
+/// What was made of a file, so that it can be undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    /// Nothing: it is used as it was.
+    Nothing,
+    /// The file.
+    File,
+    /// What is in it: the file was there, and empty.
+    Content,
+}
+
+impl Made {
+    /// Leaves `path` as it was before.
+    pub(super) fn undo(self, path: &Path) {
+        // What cannot be undone is in the way of the next try, which says so.
+        let _ = match self {
+            Made::Nothing => Ok(()),
+            Made::File => std::fs::remove_file(path),
+            Made::Content => OpenOptions::new().write(true).truncate(true).open(path).map(drop),
+        };
+    }
+}
+
+/// Makes a store of `size` bytes at `path`, sparse.
 pub(super) fn make_store(
     path: &Path,
     chunk: ChunkSize,
     size: u64,
     existing: Existing,
-) -> Result<bool, DeviceError> {
+) -> Result<Made, DeviceError> {
     let what = |verb: &str| format!("cannot {verb} the store {}", path.display());
+    let mut makes = Made::File;
     if let Ok(meta) = std::fs::metadata(path) {
+        makes = Made::Content;
         let device = !meta.is_file();
         match existing {
-            Existing::Used if device || meta.len() > 0 => return Ok(false),
+            Existing::Used if device || meta.len() > 0 => return Ok(Made::Nothing),
             Existing::Refused if device || meta.len() > 0 => {
                 return Err(DeviceError::refused(format!(
                     "{} is there and not empty; choose another file, or 'mode': 'existing' to use \
@@ -59,10 +84,29 @@ pub(super) fn make_store(
         sync_name(path)
     });
     if made.is_err() {
-        // Ours: it was empty, or not there.
-        let _ = std::fs::remove_file(path);
+        makes.undo(path);
     }
-    made.map(|()| true)
+    made.map(|()| makes)
+}
+
+/// Makes a file of `size` bytes for a transient store, of which only the size matters.
+pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError> {
+    let makes = match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() || meta.len() > 0 => {
+            return Err(DeviceError::refused(format!(
+                "{} is there and not empty; choose another file",
+                path.display()
+            )));
+        }
+        Ok(_) => Made::Content,
+        Err(_) => Made::File,
+    };
+    let what = format!("cannot make the store {}", path.display());
+    std::fs::File::create(path)
+        .and_then(|file| file.set_len(size))
+        .map_err(DeviceError::io(what))
+        .inspect_err(|_| makes.undo(path))?;
+    Ok(makes)
 }
 
 /// Makes the store of an overlay over `len` bytes where there is none yet, as large as could be

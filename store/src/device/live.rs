@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::disks::{Disk, Disks};
 use super::error::DeviceError;
+use super::state::StateFile;
 use crate::cow::log::Log;
 use crate::cow::open::{self, OpenOptions, OpenStore};
 use crate::cow::owed::{Owed, tail_of};
@@ -17,6 +18,15 @@ use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
 use crate::units::ChunkSize;
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LiveFor {
+    /// Bytes of the device.
+    pub(super) len: u64,
+    /// Whether it is a guest's own disk.
+    pub(super) guest_disk: bool,
+}
+
 /// A store that lives.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -26,13 +36,13 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Opens the store of `spec`, or makes it where its file is empty. `len` is the length in
-    /// bytes of the device that it is for.
+    /// Opens the store of `spec`, or makes it where its file is empty. One that `state` knows to
+    /// be invalid is, whatever its header says.
     pub(super) fn open(
         disks: &mut Disks,
         spec: &SnapshotSpec,
-        len: u64,
-        guest_disk: bool,
+        LiveFor { len, guest_disk }: LiveFor,
+        state: &StateFile,
         observer: Box<dyn StoreObserver>,
     ) -> Result<(Live, OpenStore), DeviceError> {
         let path = spec.cow.path().ok_or_else(|| {
@@ -52,6 +62,7 @@ impl Live {
             let options = OpenOptions { chunk: spec.chunk, create: true, origin_len: Some(len) };
             open::open(&*disk.info, &options)?
         };
+        opened.valid &= transient || !state.is_invalid(path);
         if let Some(asked) = spec.chunk
             && asked != opened.geometry.chunk
         {

@@ -9,6 +9,7 @@ mod core;
 mod disks;
 mod error;
 mod files;
+mod guards;
 mod live;
 mod origins;
 mod query;
@@ -16,7 +17,7 @@ mod snapshots;
 mod state;
 mod verbs;
 
-pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher};
+pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
 pub use error::DeviceError;
 pub use files::make_overlay_store;
 pub use query::{DeviceStatus, TargetStatus};

@@ -9,31 +9,28 @@ use crate::io::FileId;
 use crate::target::{Backing, ExtentPlace};
 use crate::workers::TrackedId;
 
-/// Where an origin's bytes lie.
+/// Where an origin's bytes begin: what stays the same when it grows, and when a snapshot is shorter
+/// than its origin. Origins that begin alike and go on differently count as one, which costs
+/// exceptions that nobody needs and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct OriginKey(Vec<Piece>);
+pub(super) struct OriginKey(Option<Begin>);
 
 /// A file's device and inode.
-type FileOf = (u64, u64);
+pub(super) type FileOf = (u64, u64);
 
-/// First byte, bytes, and the file they lie in with the offset there.
-type Piece = (u64, u64, Option<(FileOf, u64)>);
+/// The first byte that lies in a file: its place on the origin, the file, and its place there.
+type Begin = (u64, FileOf, u64);
 
 impl OriginKey {
     /// The key of `backing`; `identity` tells a file's device and inode.
     pub(super) fn of(backing: &Backing, identity: impl Fn(FileId) -> FileOf) -> OriginKey {
-        let extent = |e: &crate::target::Extent| match &e.place {
+        let begin = backing.extents().iter().find_map(|extent| match &extent.place {
             ExtentPlace::File { medium, offset } => {
-                (e.start, e.len, Some((identity(medium.file), *offset)))
+                Some((extent.start, identity(medium.file), *offset))
             }
-            ExtentPlace::Zero | ExtentPlace::Error => (e.start, e.len, None),
-        };
-        // The length is left out of the last: a snapshot may be shorter than its origin.
-        let mut extents: Vec<_> = backing.extents().iter().map(extent).collect();
-        if let Some(last) = extents.last_mut() {
-            last.1 = 0;
-        }
-        OriginKey(extents)
+            ExtentPlace::Zero | ExtentPlace::Error => None,
+        });
+        OriginKey(begin)
     }
 }
 

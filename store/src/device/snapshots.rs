@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
-use super::files::{Existing, full_size, make_store};
+use super::files::{Existing, Made, full_size, make_store, make_transient};
 use super::state::MergeJob;
 use crate::cow::{Persistence, StoreState};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
@@ -61,6 +61,7 @@ impl Devices {
     /// # Errors
     /// Everything is as it was then; a store that was made is removed.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<(), DeviceError> {
+        DeviceError::check_name(&request.name)?;
         let inner = &mut *self.lock();
         let active = inner.active(&request.device)?;
         if inner.device(&request.device)?.suspended {
@@ -85,14 +86,13 @@ impl Devices {
         let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
         let existing = if request.existing { Existing::Used } else { Existing::Refused };
         let made = match request.persistence {
-            Persistence::Transient => make_plain(&request.cow, size)?,
+            Persistence::Transient => make_transient(&request.cow, size)?,
             _ => make_store(&request.cow, chunk, size, existing)?,
         };
-        let taken = self.take(inner, request, len, &origin);
-        if taken.is_err() && made {
-            let _ = std::fs::remove_file(&request.cow);
+        if made != Made::Nothing {
+            inner.state.forget_invalid(&request.cow);
         }
-        taken
+        self.take(inner, request, len, &origin).inspect_err(|_| made.undo(&request.cow))
     }
 
     fn take(
@@ -119,7 +119,6 @@ impl Devices {
         };
         let snapshot = Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: false };
         plan.set(&request.name, &snapshot, &[])?;
-        plan.renew(&request.device)?;
         plan.follow()?;
         self.apply(plan, |_| ())
     }
@@ -132,14 +131,24 @@ impl Devices {
     pub fn overlay_snapshot(&self, request: &OverlaySnapshot) -> Result<String, DeviceError> {
         let inner = &mut *self.lock();
         let active = inner.active(&request.device)?;
-        let snap = active.whole_snapshot().filter(|s| s.live.store.is_guest_disk()).cloned();
+        let snap = active.whole_snapshot().cloned();
+        if snap.as_ref().is_some_and(|snap| !snap.live.store.is_guest_disk()) {
+            return Err(DeviceError::refused(format!(
+                "'{}' is a snapshot of a live origin, whose writes go on into its store, so nothing \
+                 can be stacked on it",
+                request.device
+            )));
+        }
         let len = active.table.size();
         let chunk = snap.as_ref().map_or(ChunkSize::TOOLS, |s| s.live.store.geometry().chunk);
         let below = match &request.below {
             Some(name) if inner.devices.contains_key(name) => {
                 return Err(DeviceError::Exists(name.clone()));
             }
-            Some(name) => name.clone(),
+            Some(name) => {
+                DeviceError::check_name(name)?;
+                name.clone()
+            }
             None => free_name(inner, &request.device),
         };
         if !active.origin_keys.is_empty() {
@@ -150,11 +159,11 @@ impl Devices {
         }
         let existing = if request.existing { Existing::Used } else { Existing::Refused };
         let made = make_store(&request.cow, chunk, full_size(chunk, len.bytes()), existing)?;
-        let taken = self.stack(inner, request, &below, len, chunk, snap);
-        if taken.is_err() && made {
-            let _ = std::fs::remove_file(&request.cow);
+        if made != Made::Nothing {
+            inner.state.forget_invalid(&request.cow);
         }
-        taken.map(|()| below)
+        let stacked = self.stack(inner, request, &below, len, chunk, snap);
+        stacked.inspect_err(|_| made.undo(&request.cow)).map(|()| below)
     }
 
     fn stack(
@@ -174,9 +183,12 @@ impl Devices {
             chunk: Some(chunk),
             features: Features::default(),
         };
-        let mut plan = Plan::new(self, inner);
         let frozen = Loaded { read_only: true, ..before.clone() };
-        let shared: Vec<Snap> = snap.iter().map(|s| Snap { shared: true, ..s.clone() }).collect();
+        let shared: Vec<Snap> = match &snap {
+            Some(snap) => vec![Snap { shared: true, ..snap.clone() }],
+            None => inner.active(&request.device)?.snaps.values().cloned().collect(),
+        };
+        let mut plan = Plan::new(self, inner);
         plan.set(below, &frozen, &shared)?;
         plan.next.insert(request.device.clone(), None);
         let top =
@@ -186,7 +198,19 @@ impl Devices {
             None => plan.set(&request.device, &top, &[])?,
         }
         plan.follow()?;
-        self.apply(plan, |_| ())?;
+        if snap.is_none() {
+            // A flush of the new table does not cover files that are only read.
+            self.pause_flushed(plan.inner, &request.device)?;
+        }
+        if let Err(error) = self.apply(plan, |_| ()) {
+            self.unpause(inner, &request.device);
+            return Err(error);
+        }
+        if snap.is_none() {
+            // A file that was written until now is a base from now on: what it is like is kept,
+            // to be told from what it may be made to be.
+            self.keep(inner)?;
+        }
         // What was written to the layer below is made durable behind the guest's back; until then
         // a flush covers it too.
         let table = inner.active(&request.device)?.table.clone();
@@ -385,19 +409,4 @@ fn free_name(inner: &Inner, device: &str) -> String {
         }
         number += 1;
     }
-}
-
-/// A file for a transient store: only its size matters.
-fn make_plain(path: &Path, size: u64) -> Result<bool, DeviceError> {
-    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() || meta.len() > 0) {
-        return Err(DeviceError::refused(format!(
-            "{} is there and not empty; choose another file",
-            path.display()
-        )));
-    }
-    let what = format!("cannot make the store {}", path.display());
-    std::fs::File::create(path)
-        .and_then(|file| file.set_len(size))
-        .map_err(DeviceError::io(what))?;
-    Ok(true)
 }

@@ -4,10 +4,11 @@
 //! table does. A device is kept with the table it was first given, so that a start with the old
 //! arguments is recognised and resumes what has become of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use super::build::Active;
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
+use crate::io::{FileInfo, Files};
 use crate::lines::{TableLine, parse_table};
 
 /// The version of the format.
@@ -121,7 +123,10 @@ pub struct State {
     generation: u64,
     /// The tables that devices were first given, by the arguments of the program.
     #[serde(default)]
-    first: BTreeMap<String, Vec<String>>,
+    first: BTreeMap<String, First>,
+    /// Stores that are invalid although their headers, which could not be written, do not say so.
+    #[serde(default)]
+    invalid: BTreeSet<PathBuf>,
     #[serde(default)]
     devices: BTreeMap<String, DeviceState>,
     #[serde(default)]
@@ -148,13 +153,39 @@ pub struct MergeJob {
     pub auto_dismiss: bool,
 }
 
+/// What the program's arguments made of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct First {
+    table: Vec<String>,
+    #[serde(default)]
+    read_only: bool,
+}
+
+impl First {
+    fn of(table: &FirstTable) -> First {
+        First { table: texts(&table.lines), read_only: table.read_only }
+    }
+}
+
+impl std::fmt::Display for First {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.table.join("; "))?;
+        f.write_str(if self.read_only { " (read-only)" } else { "" })
+    }
+}
+
 fn texts(lines: &[TableLine]) -> Vec<String> {
     lines.iter().map(TableLine::to_string).collect()
 }
 
 impl State {
     /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
-    pub(super) fn of(inner: &Inner, next: &BTreeMap<String, Option<Active>>) -> State {
+    pub(super) fn of(
+        files: &Files,
+        inner: &Inner,
+        next: &BTreeMap<String, Option<Active>>,
+    ) -> State {
         let mut state = State { version: VERSION, ..State::default() };
         let names = inner.devices.keys().chain(next.keys());
         for name in names {
@@ -176,10 +207,13 @@ impl State {
                     inactive_read_only: inactive.is_some_and(|loaded| loaded.read_only),
                 },
             );
-            state.bases.extend(active.into_iter().flat_map(bases));
+            // Tables that are about to be replaced may be written until they are.
+            let settled = next.is_empty();
+            state.bases.extend(active.into_iter().flat_map(|a| bases(files, a, settled)));
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
+        state.invalid = inner.state.invalid.clone();
         state
     }
 
@@ -192,16 +226,20 @@ impl State {
     }
 }
 
-/// The files below snapshots that nothing of this process writes.
-fn bases(active: &Active) -> Vec<BaseState> {
+/// The files below a guest's own disk that nothing of this process writes. With `settled`, also
+/// those that were opened for writing, and are not written any more.
+fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
     let mut bases = Vec::new();
     for snap in active.snaps.values() {
-        for disk in active.disks.iter().filter(|disk| !disk.info.writable) {
-            if let Ok(meta) = std::fs::metadata(&disk.info.path) {
+        let files = snap.origin.media().filter_map(|medium| files.get(medium.file));
+        let frozen =
+            |info: &Arc<FileInfo>| !info.writable || (settled && snap.live.store.is_guest_disk());
+        for info in files.filter(frozen) {
+            if let Ok(meta) = std::fs::metadata(&info.path) {
                 bases.push(BaseState {
-                    path: disk.info.path.clone(),
+                    path: info.path.clone(),
                     store: snap.live.store.name().to_owned(),
-                    size: disk.info.len,
+                    size: meta.len(),
                     modified: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
                 });
             }
@@ -214,8 +252,9 @@ fn bases(active: &Active) -> Vec<BaseState> {
 #[derive(Debug, Default)]
 pub(super) struct StateFile {
     path: Option<PathBuf>,
-    first: BTreeMap<String, Vec<String>>,
+    first: BTreeMap<String, First>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
+    invalid: BTreeSet<PathBuf>,
     generation: u64,
 }
 
@@ -260,16 +299,27 @@ impl StateFile {
         Ok(Some(state))
     }
 
-    fn same_first(state: &State, device: &str, given: &[String]) -> Result<bool, StateError> {
-        match state.first.get(device) {
-            Some(knows) if knows == given => Ok(true),
+    fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
+        let given = First::of(table);
+        match state.first.get(&table.name) {
+            Some(knows) if *knows == given => Ok(true),
             Some(knows) => Err(StateError::Other {
-                device: device.into(),
-                knows: knows.join("; "),
-                given: given.join("; "),
+                device: table.name.clone(),
+                knows: knows.to_string(),
+                given: given.to_string(),
             }),
             None => Ok(false),
         }
+    }
+
+    /// Whether the store at `path` is known to be invalid.
+    pub(super) fn is_invalid(&self, path: &Path) -> bool {
+        !self.invalid.is_empty() && self.invalid.contains(&absolute(path))
+    }
+
+    /// The store at `path` is made anew.
+    pub(super) fn forget_invalid(&mut self, path: &Path) {
+        self.invalid.remove(&absolute(path));
     }
 }
 
@@ -324,7 +374,7 @@ impl Devices {
         let mut resumed = Vec::new();
         if let Some(state) = kept {
             for table in first {
-                if StateFile::same_first(&state, &table.name, &texts(&table.lines))? {
+                if StateFile::same_first(&state, table)? {
                     resumed.push(table.name.clone());
                 }
             }
@@ -333,7 +383,7 @@ impl Devices {
         }
         for table in first.iter().filter(|table| !resumed.contains(&table.name)) {
             make_stores(table)?;
-            self.lock().state.first.insert(table.name.clone(), texts(&table.lines));
+            self.lock().state.first.insert(table.name.clone(), First::of(table));
             self.create(&table.name, None)?;
             self.load(&table.name, table.lines.clone(), table.read_only)?;
             self.resume(&table.name)?;
@@ -344,6 +394,22 @@ impl Devices {
     /// The merges that run as jobs, by the jobs' names: after a start those to be started again.
     pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
         self.lock().state.jobs.clone()
+    }
+
+    /// A store of `device` is invalid and its header, which could not be written, does not say so:
+    /// keeps that here instead. Until then nobody acts on it.
+    pub fn record_invalid(&self, device: &str, store: &str) {
+        let inner = &mut *self.lock();
+        let active = inner.devices.get(device).and_then(|device| device.active.as_ref());
+        let mut snaps = active.into_iter().flat_map(|active| active.snaps.values());
+        let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
+        let live = snap.live.clone();
+        inner.state.invalid.insert(absolute(&live.disk.info.path));
+        let recorded = self.keep(inner).inspect_err(|error| {
+            tracing::error!("{error}; writes to the origin of {store} fail from now on");
+        });
+        live.store.recorded(recorded.is_ok() && inner.state.path.is_some());
+        self.workers.wake(u64::MAX);
     }
 
     fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
@@ -375,6 +441,7 @@ impl Devices {
             let inner = &mut *self.lock();
             inner.state.first = state.first.clone();
             inner.state.jobs = state.jobs.clone();
+            inner.state.invalid = state.invalid.clone();
             inner.state.generation = state.generation;
         }
         self.restore_all(state)
@@ -424,6 +491,10 @@ impl Devices {
         }
         Ok(())
     }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Whether there is no header at `path`.

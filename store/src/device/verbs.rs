@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::build::{Active, Plan, lines_name};
-use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
+use super::build::{Active, Plan, Snap, lines_name};
+use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
-use crate::attached::AttachedWorker;
+use super::state::State;
+use crate::cow::StoreState;
 use crate::lines::TableLine;
 use crate::table::Table;
 
@@ -36,10 +37,7 @@ impl Devices {
     /// # Errors
     /// A name that is taken, or cannot be one.
     pub fn create(&self, name: &str, uuid: Option<&str>) -> Result<(), DeviceError> {
-        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
-        if name.is_empty() || name.len() > 127 || name.contains(bad) {
-            return Err(DeviceError::BadName(name.into()));
-        }
+        DeviceError::check_name(name)?;
         let inner = &mut *self.lock();
         if inner.devices.contains_key(name) {
             return Err(DeviceError::Exists(name.into()));
@@ -72,7 +70,7 @@ impl Devices {
             return self.replace_by_errors(inner, name);
         }
         if let Some(active) = &device.active
-            && !self.config.flusher.flush(&active.table)
+            && !self.flush(active)
         {
             return Err(DeviceError::FlushFailed(name.into()));
         }
@@ -131,8 +129,12 @@ impl Devices {
     /// No such device.
     pub fn clear(&self, name: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        inner.device_mut(name)?.inactive = None;
-        self.keep(inner)
+        let before = inner.device_mut(name)?.inactive.take();
+        self.keep(inner).inspect_err(|_| {
+            if let Ok(device) = inner.device_mut(name) {
+                device.inactive = before;
+            }
+        })
     }
 
     /// Stops serving: new requests wait with the front-end, those in flight end or are held.
@@ -149,7 +151,7 @@ impl Devices {
         let names = with_uppers(inner, name);
         self.stop(inner, &names)?;
         let flushed = match &inner.device(name)?.active {
-            Some(active) if !how.noflush => self.config.flusher.flush(&active.table),
+            Some(active) if !how.noflush => self.flush(active),
             _ => true,
         };
         inner.device_mut(name)?.suspended = true;
@@ -179,7 +181,11 @@ impl Devices {
                 return Err(DeviceError::NoTable(name.into()));
             }
             device.suspended = false;
-            if let Err(error) = self.keep(inner) {
+            let next = BTreeMap::new();
+            let kept = self
+                .refuse_second_writers(inner, &next, |writer| writes(inner, writer))
+                .and_then(|()| self.keep(inner));
+            if let Err(error) = kept {
                 inner.device_mut(name)?.suspended = was_suspended;
                 return Err(error);
             }
@@ -193,14 +199,8 @@ impl Devices {
         let device = inner.device_mut(name)?;
         device.suspended = false;
         let before = device.active.as_ref().map(|active| active.table.size());
-        let swapped = self.swap_in(inner, name, &loaded);
-        if let Err(error) = swapped {
-            let device = inner.device_mut(name)?;
-            device.inactive = Some(loaded);
-            device.suspended = was_suspended || device.active.is_some();
-            let names = with_uppers(inner, name);
-            let _ = self.stop(inner, &names);
-            return Err(error);
+        if let Err(error) = self.swap_in(inner, name, &loaded) {
+            return Err(self.failed_resume(inner, name, loaded, was_suspended, error));
         }
         let size = inner.active(name)?.table.size();
         if before.is_some_and(|before| before != size) {
@@ -210,19 +210,68 @@ impl Devices {
         Ok(())
     }
 
+    /// The old table is bound still; the new one goes back to its slot, and the device is
+    /// suspended.
+    fn failed_resume(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        loaded: Loaded,
+        was_suspended: bool,
+        error: DeviceError,
+    ) -> DeviceError {
+        // Where workers cannot be stopped they serve on, and the device says so.
+        let stopped = self.stop(inner, &with_uppers(inner, name)).is_ok();
+        if let Ok(device) = inner.device_mut(name) {
+            device.inactive = Some(loaded);
+            device.suspended = was_suspended || (stopped && device.active.is_some());
+            if device.suspended && !was_suspended {
+                self.event(DeviceEvent::Suspended(name.into()));
+            }
+        }
+        if let Err(error) = self.keep(inner) {
+            tracing::error!("{error}");
+        }
+        error
+    }
+
+    /// Stops a device that serves and makes durable what was written to it.
+    pub(super) fn pause_flushed(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
+        self.stop(inner, &with_uppers(inner, name))?;
+        if self.flush(inner.active(name)?) {
+            return Ok(());
+        }
+        self.unpause(inner, name);
+        Err(DeviceError::FlushFailed(name.into()))
+    }
+
+    /// A device that was paused serves on.
+    pub(super) fn unpause(&self, inner: &Inner, name: &str) {
+        go(inner, &with_uppers(inner, name));
+    }
+
     /// Stops a device that serves and commits what it owes, so that its stores can be opened again.
     fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
         self.stop(inner, &with_uppers(inner, name))?;
         if let Ok(active) = inner.active(name) {
             // A store that is full or failed says so to whoever opens it again.
-            self.config.flusher.flush(&active.table);
+            self.flush(active);
         }
         Ok(())
     }
 
     fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         let old = inner.device(name)?.active.as_ref();
-        let reuse: Vec<_> = old.map(|a| a.snaps.values().cloned().collect()).unwrap_or_default();
+        // A store that is not as it was is opened again: that is what reactivation means. But not
+        // one of which it could not be written down that it is invalid.
+        let moves = |snap: &&Snap| {
+            matches!(
+                snap.live.store.state(),
+                StoreState::Valid | StoreState::Invalidating | StoreState::Unmarked
+            )
+        };
+        let reuse: Vec<_> =
+            old.map(|a| a.snaps.values().filter(moves).cloned().collect()).unwrap_or_default();
         let mut plan = Plan::new(self, inner);
         plan.set(name, loaded, &reuse)?;
         plan.follow()?;
@@ -237,6 +286,7 @@ impl Devices {
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
         let Plan { inner, next, .. } = plan;
+        self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
         for name in next.keys() {
             let more = with_uppers(inner, name);
@@ -244,7 +294,7 @@ impl Devices {
         }
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
-        inner.state.keep(inner_state(inner, &next))?;
+        inner.state.keep(State::of(&self.files, inner, &next))?;
         if let Err(error) = self.stop(inner, &names) {
             let _ = self.keep(inner);
             return Err(error);
@@ -281,29 +331,39 @@ impl Devices {
         Ok(())
     }
 
-    /// Workers begin to serve a device, on behalf of `user`; the device cannot be removed while
-    /// they do. They are stopped, and are let go when the device serves.
+    /// Gets a device ready to be served, `writable` or not.
     ///
     /// # Errors
-    /// No such device.
-    pub fn attach(
-        &self,
-        name: &str,
-        user: &str,
-        workers: Vec<Arc<dyn AttachedWorker>>,
-    ) -> Result<(), DeviceError> {
+    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
+    /// write what it maps to.
+    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
+        inner.active(name)?;
+        if writable {
+            let next = BTreeMap::new();
+            self.refuse_second_writers(inner, &next, |writer| writer == name)?;
+        }
         if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
             let mut plan = Plan::new(self, inner);
             plan.thaw(name)?;
             self.apply(plan, |_| ())?;
         }
+        Ok(())
+    }
+
+    /// Workers begin to serve a device that was prepared, on behalf of `user`; the device cannot
+    /// be removed while they do. They are stopped, and are let go when the device serves.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn attach(&self, name: &str, user: &str, export: User) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
         let stopped = blocked(inner, name);
         let device = inner.device_mut(name)?;
         if let (Some(active), false) = (&device.active, stopped) {
-            workers.iter().for_each(|worker| worker.go(active.table.clone()));
+            export.workers.iter().for_each(|worker| worker.go(active.table.clone()));
         }
-        device.users.insert(user.into(), workers);
+        device.users.insert(user.into(), export);
         Ok(())
     }
 
@@ -322,28 +382,38 @@ impl Devices {
         Ok(self.lock().active(name)?.table.clone())
     }
 
-    /// Makes durable what every device owes; before an orderly end. False where some could not be.
-    pub fn flush_all(&self) -> bool {
-        let inner = self.lock();
-        let tables: Vec<_> = inner
-            .devices
-            .values()
-            .filter_map(|d| d.active.as_ref().map(|a| a.table.clone()))
-            .collect();
-        drop(inner);
-        tables.iter().all(|table| self.config.flusher.flush(table))
+    /// Makes durable what a table owes. A store that is invalid owes nothing any more.
+    pub(super) fn flush(&self, active: &Active) -> bool {
+        let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
+        self.config.flusher.flush(&active.table) || active.snaps.values().any(invalid)
+    }
+
+    /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go
+    /// of all files. What is kept for the next start stays as it is. False where something could
+    /// not be made durable.
+    pub fn close(&self) -> bool {
+        let inner = &mut *self.lock();
+        let names: Vec<String> = inner.devices.keys().cloned().collect();
+        let stopped = self.stop(inner, &names);
+        if let Err(error) = &stopped {
+            tracing::error!("{error}");
+        }
+        let all = inner.devices.values().filter_map(|device| device.active.as_ref());
+        // Each, also behind one that fails.
+        let failed = all.filter(|active| !self.flush(active)).count();
+        // Where something is still at work its files stay open, and locked, until the process ends.
+        if stopped.is_ok() {
+            inner.devices.clear();
+        }
+        stopped.is_ok() && failed == 0
     }
 
     /// Keeps the state as it is now.
     pub(super) fn keep(&self, inner: &mut Inner) -> Result<(), DeviceError> {
-        let state = inner_state(inner, &BTreeMap::new());
+        let state = State::of(&self.files, inner, &BTreeMap::new());
         inner.state.keep(state)?;
         Ok(())
     }
-}
-
-fn inner_state(inner: &Inner, next: &BTreeMap<String, Option<Active>>) -> super::state::State {
-    super::state::State::of(inner, next)
 }
 
 /// The device and those that lie on it, directly or through others.
@@ -368,6 +438,12 @@ fn blocked(inner: &Inner, name: &str) -> bool {
     let Some(active) = &device.active else { return true };
     let below = active.lines.iter().flat_map(|line| line.target.params());
     device.suspended || below.filter_map(|p| p.device()).any(|below| blocked(inner, below))
+}
+
+/// Whether guests write to the device now.
+fn writes(inner: &Inner, name: &str) -> bool {
+    let device = inner.devices.get(name).filter(|device| !device.suspended);
+    device.is_some_and(|device| device.users.values().any(|user| user.writable))
 }
 
 /// Lets the workers of `names` serve the tables they have now.

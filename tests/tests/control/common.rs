@@ -53,7 +53,12 @@ impl World {
     }
 
     /// Carries a command out that is refused with `class`; returns the sentence.
-    pub(crate) fn refused_as(&mut self, class: ErrorClass, command: &str, arguments: Value) -> String {
+    pub(crate) fn refused_as(
+        &mut self,
+        class: ErrorClass,
+        command: &str,
+        arguments: Value,
+    ) -> String {
         match self.qmp.call(command, arguments.clone()) {
             Err(ClientError::Command(error)) => {
                 assert_eq!(error.class, class, "{command} {arguments}: {}", error.desc);

@@ -87,7 +87,8 @@ fn what_cannot_be_a_device_is_refused() {
     world.refused_as(none, "block-export-add", export_args("d", "d", &socket, true));
     assert!(!socket.exists());
 
-    let mut load = |table: &[&str]| world.refused("table-load", json!({"name": "d", "table": table}));
+    let mut load =
+        |table: &[&str]| world.refused("table-load", json!({"name": "d", "table": table}));
     assert!(load(&[]).contains("empty"));
     assert!(load(&["0 8 zero", "9 8 zero"]).contains("line 2 starts at sector 9"));
     assert!(load(&["0 8 zero", "7 8 zero"]).contains("line 2"));

@@ -99,7 +99,9 @@ impl History {
                 let sent = clock.tick();
                 writes.push(Write { first, sectors: len, sent, acknowledged: None });
                 in_flight.push(number);
-                queue.write(first * SECTOR as u64, buffer, number as u64).expect("room on the ring");
+                queue
+                    .write(first * SECTOR as u64, buffer, number as u64)
+                    .expect("room on the ring");
             }
             queue.kick().expect("the server hears");
             if in_flight.is_empty() && clock.ended.load(Ordering::SeqCst) {

@@ -218,10 +218,8 @@ fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
     assert!(said.contains("'disk0' already"), "{said}");
     named["snapshot-node-name"] = json!("a b");
     world.refused("blockdev-snapshot-sync", named.clone());
-    let said = world.refused(
-        "snapshot-create",
-        json!({"device": "disk0", "name": "snap", "cow": "new.cow"}),
-    );
+    let said = world
+        .refused("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "new.cow"}));
     assert!(said.contains("'blockdev-snapshot-sync'"), "{said}");
     assert!(!scratch.path("new.cow").exists());
     assert_eq!(world.tables(), tables);
@@ -229,7 +227,10 @@ fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
 
     named["snapshot-node-name"] = json!("before-upgrade");
     world.call("blockdev-snapshot-sync", named);
-    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} snapshot before-upgrade ./new.cow PO 8")]);
+    assert_eq!(
+        world.table("disk0"),
+        [format!("0 {SECTORS} snapshot before-upgrade ./new.cow PO 8")]
+    );
     // A frozen layer serves nobody who writes.
     let socket = world.export(&scratch, "before-upgrade", true);
     let mut frozen = crate::common::disk(&socket);

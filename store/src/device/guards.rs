@@ -1,0 +1,224 @@
+//! What tables must not do: to themselves, to each other, to what lies below them.
+//!
+//! Owns the refusals that need more than one device to be seen. Changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::build::{Active, Plan, Snap};
+use super::core::{Devices, Inner};
+use super::error::DeviceError;
+use super::live::Live;
+use super::origins::{FileOf, OriginKey};
+use crate::io::{FileId, Identity};
+use crate::lines::{SnapshotSpec, TableLine};
+use crate::target::{Backing, ExtentPlace, Target};
+use crate::units::ChunkSize;
+
+/// Bytes of a file.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    file: FileOf,
+    start: u64,
+    end: u64,
+}
+
+impl Range {
+    fn overlaps(&self, other: &Range) -> bool {
+        self.file == other.file && self.start < other.end && other.start < self.end
+    }
+}
+
+impl Devices {
+    /// A file's device and inode.
+    pub(super) fn identity(&self, file: FileId) -> FileOf {
+        let info = self.files.get(file);
+        info.map_or((0, u64::from(file.0)), |info| (info.identity.dev, info.identity.ino))
+    }
+
+    fn ranges(&self, backing: &Backing) -> Vec<Range> {
+        let range = |extent: &crate::target::Extent| match &extent.place {
+            ExtentPlace::File { medium, offset } => {
+                let file = self.identity(medium.file);
+                Some(Range { file, start: *offset, end: offset + extent.len })
+            }
+            ExtentPlace::Zero | ExtentPlace::Error => None,
+        };
+        backing.extents().iter().filter_map(range).collect()
+    }
+
+    /// Refuses a world in which a guest writes the bytes of an origin past that origin: `writes`
+    /// says of which devices that is asked, by what they will be in `next`.
+    pub(super) fn refuse_second_writers(
+        &self,
+        inner: &Inner,
+        next: &BTreeMap<String, Option<Active>>,
+        writes: impl Fn(&str) -> bool,
+    ) -> Result<(), DeviceError> {
+        let now = |name: &String| match next.get(name) {
+            Some(next) => next.as_ref(),
+            None => inner.devices.get(name)?.active.as_ref(),
+        };
+        let names =
+            || inner.devices.keys().chain(next.keys().filter(|n| !inner.devices.contains_key(*n)));
+        for writer in inner.devices.keys() {
+            let Some(active) = now(writer).filter(|a| !a.read_only && writes(writer)) else {
+                continue;
+            };
+            for owner in names().filter(|owner| *owner != writer) {
+                let Some(origin) = now(owner) else { continue };
+                if self.passes_by(active, origin) {
+                    return Err(DeviceError::refused(format!(
+                        "'{writer}' would be a second way to write what '{owner}' is the origin of, \
+                         past its snapshots; write to '{owner}', or export '{writer}' read-only"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a write to `writer` can reach bytes of `owner`'s origins that `owner` does not
+    /// hear of.
+    fn passes_by(&self, writer: &Active, owner: &Active) -> bool {
+        let origins = |active: &Active| -> Vec<(OriginKey, Vec<Range>)> {
+            let lines = active.table.lines().iter().enumerate();
+            let origin = |(number, line): (usize, &crate::table::Line)| {
+                let backing = match &line.target {
+                    Target::Origin(origin) => &origin.backing,
+                    Target::Merge(merge) => &merge.origin.backing,
+                    Target::Plain(_) | Target::Snapshot(_) => return None,
+                };
+                Some((active.origin_keys.get(&number)?.clone(), self.ranges(backing)))
+            };
+            lines.filter_map(origin).collect()
+        };
+        let owned = origins(owner);
+        if owned.is_empty() {
+            return false;
+        }
+        let reaches = |ranges: &[Range], but: Option<&OriginKey>| {
+            owned
+                .iter()
+                .filter(|(key, _)| Some(key) != but)
+                .any(|(_, of)| of.iter().any(|one| ranges.iter().any(|other| one.overlaps(other))))
+        };
+        let plain = writer.table.lines().iter().any(|line| match &line.target {
+            Target::Plain(backing) => reaches(&self.ranges(backing), None),
+            _ => false,
+        });
+        plain || origins(writer).iter().any(|(key, ranges)| reaches(ranges, Some(key)))
+    }
+}
+
+impl Plan<'_> {
+    /// A device cannot lie on itself, directly or through others.
+    pub(super) fn refuse_loop(&self, name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
+        let mut below: Vec<String> = devices_of(lines);
+        let mut seen = Vec::new();
+        while let Some(next) = below.pop() {
+            if next == name {
+                let sentence = format!("the table of '{name}' would map the device onto itself");
+                return Err(DeviceError::refused(sentence));
+            }
+            if !seen.contains(&next) {
+                if let Some(active) = self.active(&next) {
+                    below.extend(devices_of(&active.lines));
+                }
+                seen.push(next);
+            }
+        }
+        Ok(())
+    }
+
+    /// I8: a store has one owner.
+    pub(super) fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+        let Some(path) = spec.cow.path() else { return Ok(()) };
+        let Ok(identity) = Identity::of_path(path) else { return Ok(()) };
+        for other in self.names() {
+            let Some(active) = self.active(&other) else { continue };
+            let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
+            if other != name && active.snaps.values().any(owns) {
+                return Err(DeviceError::Owned { store: path.into(), owner: other });
+            }
+        }
+        Ok(())
+    }
+
+    /// A layer that others are stacked on can be neither written nor stacked on again, and nothing
+    /// else may write into its store.
+    pub(super) fn refuse_children(&self, name: &str) -> Result<(), DeviceError> {
+        let Some(active) = self.active(name) else { return Ok(()) };
+        if !active.read_only {
+            return Err(DeviceError::refused(format!(
+                "'{name}' may be written, so nothing can be stacked on it; use \
+                 'blockdev-snapshot-sync' to put a new overlay on top of it"
+            )));
+        }
+        if active.snaps.values().any(|snap| self.is_served_origin(&snap.key)) {
+            return Err(DeviceError::refused(format!(
+                "'{name}' is a snapshot of a live origin, whose writes go on into its store, so \
+                 nothing can be stacked on it"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What layers lie on is never written.
+    pub(super) fn refuse_layers_over(
+        &self,
+        name: &str,
+        key: &OriginKey,
+    ) -> Result<(), DeviceError> {
+        let layered = |snap: &Snap| snap.key == *key && snap.layers.len() > 1;
+        let names = self.names();
+        let mut others = names.iter().filter(|other| *other != name);
+        match others.find(|n| self.active(n).is_some_and(|a| a.snaps.values().any(layered))) {
+            Some(other) => Err(DeviceError::refused(format!(
+                "'{other}' is a chain of overlays over this origin, which must not be written then"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// C = O: a store cannot keep what is overwritten in itself.
+    pub(super) fn refuse_own_origin(
+        &self,
+        spec: &SnapshotSpec,
+        origin: &Backing,
+    ) -> Result<(), DeviceError> {
+        let Some(path) = spec.cow.path() else { return Ok(()) };
+        let Ok(cow) = Identity::of_path(path) else { return Ok(()) };
+        if origin.media().any(|medium| self.identity(medium.file) == (cow.dev, cow.ino)) {
+            return Err(DeviceError::refused(format!(
+                "the store {} is the origin itself; give the snapshot a file of its own",
+                spec.cow
+            )));
+        }
+        Ok(())
+    }
+
+    /// A chunk is a multiple of the logical blocks of what it lies on.
+    pub(super) fn refuse_unaligned(
+        &self,
+        line: &TableLine,
+        chunk: ChunkSize,
+        live: &Live,
+        origin: &Backing,
+    ) -> Result<(), DeviceError> {
+        let block = |file: FileId| self.devices.files.get(file).map_or(512, |i| i.logical_block());
+        let most = origin.media().map(|medium| block(medium.file)).max().unwrap_or(512);
+        let most = most.max(live.disk.info.logical_block());
+        if chunk.bytes().is_multiple_of(u64::from(most)) {
+            return Ok(());
+        }
+        Err(DeviceError::refused(format!(
+            "the line '{line}' has chunks of {chunk}, which are not a multiple of the logical block \
+             of {most} bytes below them"
+        )))
+    }
+}
+
+fn devices_of(lines: &[TableLine]) -> Vec<String> {
+    let params = lines.iter().flat_map(|line| line.target.params());
+    params.filter_map(|param| param.device().map(str::to_owned)).collect()
+}
