@@ -9,7 +9,16 @@ use crate::{none, none_but, read};
 const NEVER: [(&str, &[&str]); 2] = [
     (
         "store",
-        &["snapblk", "snapblk-qmp", "serde_json", "vhost", "virtio-queue", "virtio-bindings", "vm-memory", "clap"],
+        &[
+            "snapblk",
+            "snapblk-qmp",
+            "serde_json",
+            "vhost",
+            "virtio-queue",
+            "virtio-bindings",
+            "vm-memory",
+            "clap",
+        ],
     ),
     ("qmp-bridge", &["snapblk", "vhost", "virtio-queue", "vm-memory", "clap"]),
 ];
@@ -95,7 +104,9 @@ fn what_is_behind_one_file_is_named_nowhere_else() {
     let mut broken = Vec::new();
     for source in shipped() {
         for (name, files) in ONLY_IN {
-            if files.iter().any(|file| source.path.starts_with(file)) || source.path.contains("testing") {
+            if files.iter().any(|file| source.path.starts_with(file))
+                || source.path.contains("testing")
+            {
                 continue;
             }
             let used = format!("{name}::");
@@ -105,7 +116,11 @@ fn what_is_behind_one_file_is_named_nowhere_else() {
                     !before.is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':')
                 });
                 if names {
-                    broken.push(format!("{}:{n}: {name} belongs to {}", source.path, files.join(", ")));
+                    broken.push(format!(
+                        "{}:{n}: {name} belongs to {}",
+                        source.path,
+                        files.join(", ")
+                    ));
                 }
             }
         }

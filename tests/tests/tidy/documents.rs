@@ -52,7 +52,10 @@ fn decisions_are_numbered_one_after_the_other_and_listed() {
         assert!(name.starts_with(&format!("{:04}-", n + 1)), "{name} should be number {}", n + 1);
         assert!(index.contains(&format!("(adr/{name})")), "docs/README.md does not list {name}");
         let text = read(&format!("docs/adr/{name}"));
-        assert!(text.starts_with(&format!("# {}. ", n + 1)), "{name}: its title has another number");
+        assert!(
+            text.starts_with(&format!("# {}. ", n + 1)),
+            "{name}: its title has another number"
+        );
     }
     assert!(names.len() > 5, "only {names:?} were found");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::{shipped, words};
+use crate::source::{Source, shipped, words};
 use crate::{none, none_but, read};
 
 /// The rooms of a crate, each with the rooms that it may name.
@@ -36,24 +36,72 @@ fn room(path: &str) -> Option<(&str, &str)> {
     (!matches!(room, "lib" | "main")).then_some((of, room))
 }
 
-/// The names behind each `prefix::` of a line, braces opened.
-fn named<'a>(line: &'a str, prefix: &str) -> Vec<&'a str> {
-    let mut found = Vec::new();
-    let mut rest = line;
-    while let Some(at) = rest.find(prefix) {
-        let before = rest[..at].bytes().next_back();
-        let behind = &rest[at + prefix.len()..];
-        if !before.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            match behind.strip_prefix('{') {
-                Some(list) => found.extend(
-                    list.split(',').filter_map(|part| words(part.split("::").next()?).next()),
-                ),
-                None => found.extend(words(behind).next()),
-            }
+/// The lines that ship, each `use` that goes over several joined to one.
+fn statements(source: &Source) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    for (n, line) in source.shipped() {
+        match found.last_mut().filter(|_| open) {
+            Some((_, statement)) => statement.push_str(line.trim()),
+            None => found.push((n, line.to_owned())),
         }
-        rest = behind;
+        let begins = words(line).find(|word| *word != "pub" && *word != "crate") == Some("use");
+        open = (open || begins) && !line.contains(';');
     }
     found
+}
+
+/// What a statement names at the root of its crate. `depth` is how many modules deep it stands:
+/// as many `super::` lead to the root, too.
+fn named(statement: &str, depth: usize) -> Vec<&str> {
+    let up = "super::".repeat(depth);
+    let mut found = behind(statement, "crate::");
+    if depth > 0 {
+        found.extend(behind(statement, &up));
+    }
+    found
+}
+
+/// The names behind each `prefix` that begins a path; all that are in its braces.
+fn behind<'a>(statement: &'a str, prefix: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for (at, _) in statement.match_indices(prefix) {
+        let before = statement[..at].bytes().next_back();
+        if before.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte)) {
+            continue;
+        }
+        let rest = &statement[at + prefix.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            found.extend(words(rest).next());
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (end, byte) in list.bytes().enumerate() {
+            match byte {
+                b'{' => depth += 1,
+                b',' | b'}' if depth == 0 => {
+                    found.extend(words(&list[start..end]).next());
+                    start = end + 1;
+                    if byte == b'}' {
+                        break;
+                    }
+                }
+                b'}' => depth -= 1,
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn names_are_found_in_every_kind_of_path() {
+    assert_eq!(named("use crate::a::B;", 1), ["a"]);
+    assert_eq!(named("pub use crate::{a::{b, c}, d, e::F};", 1), ["a", "d", "e"]);
+    assert_eq!(named("let x = crate::a::f(crate::b::G);", 1), ["a", "b"]);
+    assert_eq!(named("use super::a;", 1), ["a"]);
+    assert_eq!(named("use super::a; use super::super::b;", 2), ["b"]);
+    assert_eq!(named("use other_crate::a; $crate::b", 1), ["b"]);
 }
 
 fn check(of: &str) {
@@ -70,10 +118,12 @@ fn check(of: &str) {
             broken.push(format!("{}: '{room}' has no row in the table of {of}", source.path));
             continue;
         };
-        for (n, line) in source.shipped() {
+        let depth =
+            source.path.split('/').count() - 2 - usize::from(source.path.ends_with("/mod.rs"));
+        for (n, statement) in statements(&source) {
             // What is not a room is a macro or an item of the crate's root.
             let is_room = |name: &&str| rooms.contains_key(*name) && *name != room;
-            for name in named(line, "crate::").into_iter().filter(is_room) {
+            for name in named(&statement, depth).into_iter().filter(is_room) {
                 if !may.contains(name) {
                     let path = &source.path;
                     broken.push(format!("{path}:{n}: '{room}' may not know '{name}'"));
@@ -82,7 +132,10 @@ fn check(of: &str) {
         }
     }
     broken.extend(
-        rooms.keys().filter(|room| !seen.contains(*room)).map(|room| format!("there is no '{room}' in {of}/src")),
+        rooms
+            .keys()
+            .filter(|room| !seen.contains(*room))
+            .map(|room| format!("there is no '{room}' in {of}/src")),
     );
     none("A room knows only those that ARCHITECTURE.md lists beside it.", &broken);
 }
@@ -109,8 +162,11 @@ fn what_rooms_may_know_has_no_circle() {
             rooms.get_mut(from).map(|may| may.remove(to));
         }
         loop {
-            let free: Vec<String> =
-                rooms.iter().filter(|(_, may)| may.is_empty()).map(|(room, _)| room.clone()).collect();
+            let free: Vec<String> = rooms
+                .iter()
+                .filter(|(_, may)| may.is_empty())
+                .map(|(room, _)| room.clone())
+                .collect();
             if free.is_empty() {
                 break;
             }
@@ -142,7 +198,10 @@ fn the_exception_table_has_no_word_for_what_uses_it() {
             }
         }
     }
-    none("exception/ never says snapshot, merge, origin or overlay: it is for any target.", &broken);
+    none(
+        "exception/ never says snapshot, merge, origin or overlay: it is for any target.",
+        &broken,
+    );
 }
 
 /// A target may know these others. A merging device has an origin inside it, whose other
@@ -171,7 +230,8 @@ fn targets_do_not_know_each_other() {
         let types = ["Backing", "Snapshot", "Origin", "Merge"];
         for (n, line) in source.shipped().filter(|(_, line)| line.contains("super::")) {
             for word in words(line) {
-                let module = if types.contains(&word) { word.to_ascii_lowercase() } else { word.into() };
+                let module =
+                    if types.contains(&word) { word.to_ascii_lowercase() } else { word.into() };
                 let other = TARGETS.iter().any(|(name, _)| *name == module) && module != own;
                 if other && !may.contains(&module.as_str()) {
                     let who = format!("{}: {module}", source.path);

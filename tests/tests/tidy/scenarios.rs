@@ -26,7 +26,8 @@ fn tests(source: &Source) -> Vec<(String, BTreeSet<u32>)> {
             continue;
         }
         let mut numbers = of_name(name);
-        let comment: Vec<&str> = above.iter().rev().copied().filter(|l| l.starts_with("//")).collect();
+        let comment: Vec<&str> =
+            above.iter().rev().copied().filter(|l| l.starts_with("//")).collect();
         numbers.extend(of_text(&comment.join(" ")));
         found.push((name.to_owned(), numbers));
     }

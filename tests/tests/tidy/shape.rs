@@ -65,7 +65,11 @@ fn functions_are_measured_from_their_first_line_to_their_brace() {
     assert!(!functions.is_empty());
     for (n, name, length) in functions {
         assert!(lines[n - 1].contains(&name), "{name}");
-        assert!(lines[n + length - 2].trim_end().ends_with('}'), "{name}: {}", lines[n + length - 2]);
+        assert!(
+            lines[n + length - 2].trim_end().ends_with('}'),
+            "{name}: {}",
+            lines[n + length - 2]
+        );
     }
 }
 

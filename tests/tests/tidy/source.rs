@@ -262,7 +262,8 @@ pub(crate) fn words(line: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn code_comments_and_strings_are_told_apart() {
-    let text = "let a = \"// no \\\" comment\"; // yes 'x' \"\nlet b = r#\"{\"#; /* one /* two */ { */ c";
+    let text =
+        "let a = \"// no \\\" comment\"; // yes 'x' \"\nlet b = r#\"{\"#; /* one /* two */ { */ c";
     let (code, comments) = tell_apart(text);
     let code: Vec<&str> = code.lines().map(str::trim_end).collect();
     assert_eq!(code[0].split_whitespace().collect::<Vec<_>>(), ["let", "a", "=", ";"]);
