@@ -98,7 +98,7 @@ fn page(old: &str) -> (String, BTreeSet<u32>) {
         match number.filter(|_| line.starts_with("| ")) {
             Some(number) => {
                 rows.insert(number);
-                let tests = proofs.get(&number).map(|files| cell(files)).unwrap_or_default();
+                let tests = proofs.get(&number).map(cell).unwrap_or_default();
                 page += &format!("| {number} | {} | {tests} |\n", cells[1].trim());
             }
             None => page += &format!("{line}\n"),
