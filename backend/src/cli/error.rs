@@ -18,6 +18,9 @@ pub enum CliError {
     /// The store is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What a killed server owed it cannot be entered.
+    #[error(transparent)]
+    Owed(#[from] snapblk_store::cow::owed::OwedError),
     /// A file cannot be opened.
     #[error(transparent)]
     File(#[from] FileError),

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use snapblk_store::cow::open::{inspect, open};
+use snapblk_store::cow::owed::Owed;
 use snapblk_store::cow::{OpenOptions, OpenStore};
 use snapblk_store::io::{FileInfo, Lock, OpenMode};
 
@@ -62,14 +63,29 @@ impl StoreFile {
         Ok(StoreFile { file, _lock: lock, _claim: claim })
     }
 
-    /// The store, checked; with the length of its origin in bytes, against that too. The place
-    /// where a log of what a killed server still owed is to be taken in, for all commands.
+    /// The store, checked; with the length of its origin in bytes, against that too. What a killed
+    /// server still owed it is entered, or shown where the store may not be written.
     ///
     /// # Errors
     /// What is no store, or holds an entry that cannot be right.
     pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
         let options = OpenOptions { origin_len, ..OpenOptions::default() };
-        Ok(open(&self.file, &options)?)
+        let mut store = open(&self.file, &options)?;
+        if store.valid {
+            self.settle(&mut store)?;
+        }
+        Ok(store)
+    }
+
+    fn settle(&self, store: &mut OpenStore) -> Result<(), CliError> {
+        let owed = Owed::of(&self.file, store.geometry.chunk.sectors())?;
+        if self.file.writable {
+            owed.enter(&self.file, store)?;
+            owed.settle();
+        } else {
+            owed.show(self.file.path.display().to_string(), store)?;
+        }
+        Ok(())
     }
 
     /// The store as it lies there, right or not.

@@ -162,6 +162,22 @@ impl Log {
         self.words[NEXT].store(next.0, Ordering::Release);
     }
 
+    /// A copy of the words, as a file that outlives the process would have them.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn copy_words(&self) -> Words {
+        let copy = Words::private(self.words.len());
+        for (to, from) in copy.iter().zip(self.words.iter()) {
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+        copy
+    }
+
+    /// Whether data chunk `index`, which is owed, holds data.
+    pub fn is_done(&self, index: DataIndex) -> bool {
+        let word = self.words[Self::position(index.0)].load(Ordering::Acquire);
+        matches!(Slot::from_word(word), Slot::Done(_))
+    }
+
     /// Data chunks given out so far.
     pub fn next(&self) -> DataIndex {
         DataIndex(self.words[NEXT].load(Ordering::Acquire))
@@ -189,7 +205,8 @@ impl Log {
         let mut first = next.load(Ordering::Acquire);
         loop {
             let room = self.capacity().saturating_sub(first);
-            let owed = first - self.committed().0;
+            // `first` may be older than what is committed by now; the exchange below fails then.
+            let owed = first.saturating_sub(self.committed().0);
             let ring = if self.commits { RING - owed.min(RING) } else { u64::MAX };
             let count = wanted.min(room).min(ring);
             if room == 0 {
@@ -207,7 +224,7 @@ impl Log {
 
     /// Whether so much is owed that a commit should start now, before allocation has to wait.
     pub fn wants_commit(&self) -> bool {
-        self.commits && self.next().0 - self.committed().0 > RING / 2
+        self.commits && self.next().0.saturating_sub(self.committed().0) > RING / 2
     }
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the

@@ -3,6 +3,7 @@
 //! Owns everything that is written to a store but the chunks' own bytes. Never knows a target, an
 //! origin or a copy. Keeps I1, I2, I3, I11, I13 and I16.
 
+pub mod adopt;
 pub mod error;
 pub mod layout;
 pub mod log;

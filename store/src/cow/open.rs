@@ -94,8 +94,6 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
             header.chunk
         );
     }
-    // What a killed server still owed (mappings whose data is in the store and whose entries are
-    // not) is taken in between reading and judging, so that whoever opens a store sees it.
     let store = scan(storage, header).map_err(named)?;
     match problems(&store, options.origin_len, 1).first() {
         Some(&problem) => Err(named(StoreErrorKind::Entry(problem))),

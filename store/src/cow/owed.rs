@@ -11,16 +11,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::{StoreError, StoreErrorKind};
-use super::layout::Entry;
-use super::log::{LOG_WORDS, Log};
-use super::open::{OpenStore, zero_garbage};
-use super::tail::Tail;
+pub use super::adopt::tail_of;
+use super::adopt::{AdoptError, adopt, view};
+use super::error::StoreError;
+use super::log::LOG_WORDS;
+use super::open::OpenStore;
 use super::words::{Words, WordsHeader};
 use crate::io::shared::SharedWords;
 use crate::io::storage::Storage;
 use crate::io::{FileInfo, Identity};
-use crate::units::{Chunk, DataIndex, StoreChunk};
+use crate::units::{Chunk, DataIndex};
 
 /// Why what is owed could not be entered.
 #[derive(Debug, thiserror::Error)]
@@ -89,31 +89,29 @@ impl Owed {
     /// See [`OwedError`]; the file is as it was then.
     pub fn enter<S: Storage>(&self, storage: &S, store: &mut OpenStore) -> Result<bool, OwedError> {
         let Some(words) = self.find()? else { return Ok(false) };
-        let (owed, _) = Log::owed(&words);
-        let mut rest = Vec::new();
-        for (index, old) in owed {
-            if index >= store.next {
-                rest.push((index, old));
-                continue;
-            }
-            let chunk = store.geometry.chunk_of_index(index);
-            match store.entries.iter().rev().find(|(_, new)| *new == chunk) {
-                Some((found, _)) if *found == old => {}
-                found => {
-                    return Err(OwedError::Changed {
-                        store: storage.name().into(),
-                        path: self.path.clone(),
-                        index,
-                        found: found.map_or(Chunk(u64::MAX), |(old, _)| *old),
-                        owed: old,
-                    });
-                }
-            }
+        adopt(storage, store, &words).map_err(|error| self.named(storage.name(), error))
+    }
+
+    /// Shows in `store`, called `name`, what the file says is owed, without writing anything.
+    ///
+    /// # Errors
+    /// See [`OwedError`].
+    pub fn show(&self, name: String, store: &mut OpenStore) -> Result<(), OwedError> {
+        let Some(words) = self.find()? else { return Ok(()) };
+        view(store, &words).map_err(|error| self.named(name, error))
+    }
+
+    fn named(&self, store: String, error: AdoptError) -> OwedError {
+        match error {
+            AdoptError::Store(error) => OwedError::Store(error),
+            AdoptError::Changed { index, found, owed } => OwedError::Changed {
+                store: store.into(),
+                path: self.path.clone(),
+                index,
+                found: found.unwrap_or(Chunk(u64::MAX)),
+                owed,
+            },
         }
-        if !rest.is_empty() {
-            append(storage, store, &rest)?;
-        }
-        Ok(!rest.is_empty())
     }
 
     fn find(&self) -> Result<Option<Words>, OwedError> {
@@ -143,6 +141,11 @@ impl Owed {
         Ok(words)
     }
 
+    /// Removes the file, whoever made it: what it said was entered.
+    pub fn settle(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+
     /// Removes the file that was made here: nothing is owed any more.
     pub fn remove(&self) {
         if self.made.is_some() && Identity::of_path(&self.path).ok() == self.made {
@@ -154,47 +157,6 @@ impl Owed {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-/// Enters `owed`, durably, as the commit that did not happen would have.
-fn append<S: Storage>(
-    storage: &S,
-    store: &mut OpenStore,
-    owed: &[(DataIndex, Chunk)],
-) -> Result<(), StoreError> {
-    zero_garbage(storage, store)?;
-    let failed =
-        |source| StoreErrorKind::Io { what: "write", offset: 0, source }.of(storage.name());
-    let mut tail = tail_of(store);
-    let count = owed.len() as u64;
-    while let Some(area) = tail.area_to_zero(count) {
-        let chunk = store.geometry.chunk;
-        storage.write_zeroes(chunk.store_offset(area), chunk.bytes()).map_err(failed)?;
-        tail.zeroed();
-    }
-    storage.sync().map_err(failed)?;
-    let place = |&(index, old): &(DataIndex, Chunk)| (old, store.geometry.chunk_of_index(index));
-    let entries: Vec<(Chunk, StoreChunk)> = owed.iter().map(place).collect();
-    let mut left = entries.iter().map(|&(old, new)| Entry { old, new });
-    let mut bytes = Vec::new();
-    while let Some(offset) = tail.write(&mut left, &mut bytes) {
-        storage.write_at(&bytes, offset).map_err(failed)?;
-    }
-    storage.sync().map_err(failed)?;
-    store.entries.extend(entries);
-    store.next = DataIndex(owed.last().map_or(store.next.0, |(last, _)| last.0 + 1));
-    Ok(())
-}
-
-/// The tail behind a store's entries, which must have zeroes behind them.
-pub fn tail_of(store: &OpenStore) -> Tail {
-    let count = store.entries.len() as u64;
-    let in_block = (count % Tail::block_entries(&store.geometry)) as usize;
-    let last: Vec<Entry> = store.entries[store.entries.len() - in_block..]
-        .iter()
-        .map(|&(old, new)| Entry { old, new })
-        .collect();
-    Tail::new(store.geometry, count, &last)
 }
 
 fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {

@@ -385,7 +385,7 @@ impl Store {
             };
         }
         let next = self.log.next();
-        let owed = next.0 - self.log.committed().0;
+        let owed = next.0.saturating_sub(self.log.committed().0);
         let position = self.entries() + owed;
         let areas = position / self.geometry.entries_per_area() + 1;
         let merged = self.merge_mark() != MergeMark::None;

@@ -95,7 +95,14 @@ fn params_of(line: &TableLine) -> String {
 
 fn idle_target(line: &TableLine) -> TargetStatus {
     let (params, status) = (params_of(line), String::new());
-    TargetStatus { line: line.clone(), params, status, usage: None, state: None, merge_failed: false }
+    TargetStatus {
+        line: line.clone(),
+        params,
+        status,
+        usage: None,
+        state: None,
+        merge_failed: false,
+    }
 }
 
 fn live_targets(active: &Active) -> Vec<TargetStatus> {

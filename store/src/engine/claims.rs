@@ -9,7 +9,7 @@
 use super::core::{Asker, Core, Kind, is_full};
 use super::dispatch::Flow;
 use super::scratch::Buf;
-use crate::cow::{Allocation, Persistence};
+use crate::cow::{Allocation, Persistence, StoreState};
 use crate::exception::{Claim, Entry, Place};
 use crate::io::{Errno, IoOp, Seg};
 use crate::request::Op;
@@ -105,7 +105,7 @@ impl Core {
         let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
         let claimed = self.claims.insert(claimed);
         if fill.covers(0, valid) || self.is_large(ex) {
-            self.gathered.push_back(claimed);
+            self.gathered[exceptions].push_back(claimed);
         } else {
             self.fresh.push(claimed);
             self.start_copies(table);
@@ -131,7 +131,7 @@ impl Core {
         let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
         let claimed = self.claims.insert(claimed);
         if self.is_large(ex) {
-            self.gathered.push_back(claimed);
+            self.gathered[exceptions].push_back(claimed);
         } else {
             self.fresh.push(claimed);
         }
@@ -153,8 +153,9 @@ impl Core {
     /// by one read into one buffer.
     pub(super) fn start_copies(&mut self, table: &Table) {
         let mut fresh = std::mem::take(&mut self.fresh);
-        fresh.sort_by_key(|&claimed| {
-            (self.claims[claimed].claim.before() != Entry::Unmapped, self.span(table, claimed))
+        fresh.sort_unstable_by_key(|&claimed| {
+            let elsewhere = self.claims[claimed].claim.before() != Entry::Unmapped;
+            (elsewhere, self.span(table, claimed), self.claims[claimed].exceptions)
         });
         let mut rest = &fresh[..];
         while let Some(&first) = rest.first() {
@@ -170,8 +171,9 @@ impl Core {
         self.fresh = fresh;
     }
 
-    /// How many of `claims`, sorted by where they start, fit one read.
+    /// How many of `claims`, sorted by where they start, fit one read of one origin.
     fn joined(&self, table: &Table, claims: &[usize]) -> usize {
+        let origin = |claimed: usize| &table.exceptions()[self.claims[claimed].exceptions].origin;
         let (start, mut end) = self.span(table, claims[0]);
         if self.claims[claims[0]].claim.before() != Entry::Unmapped {
             return 1;
@@ -180,7 +182,9 @@ impl Core {
         for &claimed in &claims[1..] {
             let (from, to) = self.span(table, claimed);
             let plain = self.claims[claimed].claim.before() == Entry::Unmapped;
-            if !plain || from > end || to.max(end) - start > u64::from(self.scratch.size()) {
+            let same = origin(claimed).is_same(origin(claims[0]));
+            if !plain || !same || from > end || to.max(end) - start > u64::from(self.scratch.size())
+            {
                 break;
             }
             end = end.max(to);
@@ -199,8 +203,9 @@ impl Core {
             let offset = self.span(table, claimed).0 - start;
             self.claims[claimed].buf = Some((buf, offset as u32));
         }
-        let copy = Copy { claims: group.to_vec(), outstanding: 0, failed: false };
-        let copy = self.copies.insert(copy);
+        let mut claims = self.spare_lists.pop().unwrap_or_default();
+        claims.extend_from_slice(group);
+        let copy = self.copies.insert(Copy { claims, outstanding: 0, failed: false });
         let issued = self.read_old(table, first, (0, end - start), (buf, 0), (Kind::Copy, 0, copy));
         match issued {
             Some(0) => self.copy_ended(table, copy, true),
@@ -217,7 +222,7 @@ impl Core {
         claimed: usize,
         (from, len): (u64, u64),
         (buf, to): (Buf, u32),
-        tag: (Kind, u8, usize),
+        tag: (Kind, u16, usize),
     ) -> Option<u32> {
         let claimed = &self.claims[claimed];
         let ex = &table.exceptions()[claimed.exceptions];
@@ -257,55 +262,72 @@ impl Core {
     }
 
     fn copy_ended(&mut self, table: &Table, index: usize, ok: bool) {
-        let copy = self.copies.remove(index);
-        for claimed in copy.claims {
+        let mut copy = self.copies.remove(index);
+        for claimed in copy.claims.drain(..) {
             if ok {
-                self.gathered.push_back(claimed);
+                self.gathered[self.claims[claimed].exceptions].push_back(claimed);
             } else {
                 self.claim_failed(table, claimed, Err(Errno::EIO));
             }
         }
+        self.spare_lists.push(copy.claims);
     }
 
-    /// Gives places to the claims whose bytes are at hand, and writes them side by side.
+    /// Gives places to the claims whose bytes are at hand, and writes them side by side. A store
+    /// that has to be committed first holds up its own claims only.
     pub(super) fn write_gathered(&mut self, table: &Table) {
-        while let Some(&first) = self.gathered.front() {
-            let exceptions = self.claims[first].exceptions;
-            let ex = &table.exceptions()[exceptions];
-            let large = self.is_large(ex);
-            let most = (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CLAIMS as u64) as usize;
-            let same = |&&claimed: &&usize| self.claims[claimed].exceptions == exceptions;
-            let wanted =
-                if large { 1 } else { self.gathered.iter().take(most).take_while(same).count() };
-            match ex.store().log().allocate(wanted as u64) {
-                Allocation::Run { first, count } if large => {
-                    debug_assert_eq!(count, 1);
-                    let claimed = self.gathered.pop_front().expect("it was looked at");
-                    self.claims[claimed].slices = Some((first, 0));
-                    self.next_slice(table, claimed);
+        for exceptions in 0..self.gathered.len() {
+            while !self.gathered[exceptions].is_empty() {
+                if !self.write_some_gathered(table, exceptions) {
+                    break;
                 }
-                Allocation::Run { first, count } => self.write_runs(ex, first, count),
-                Allocation::Owed => {
-                    self.commit_soon(table, exceptions);
-                    return;
-                }
-                Allocation::Full => {
-                    let claimed = self.gathered.pop_front().expect("it was looked at");
-                    self.claim_failed(table, claimed, Err(Errno::ENOSPC));
-                }
-            }
-            if ex.store().log().wants_commit() {
-                self.commit_soon(table, exceptions);
             }
         }
     }
 
-    fn write_runs(&mut self, ex: &Exceptions, first: DataIndex, count: u64) {
+    /// False where a commit has to make room first.
+    fn write_some_gathered(&mut self, table: &Table, exceptions: usize) -> bool {
+        let ex = &table.exceptions()[exceptions];
+        let log = ex.store().log();
+        if ex.store().state() > StoreState::Overflow {
+            // No commit will make room any more, and nobody may read what is written.
+            self.first_gathered_failed(table, exceptions, Errno::EIO);
+            return true;
+        }
+        let large = self.is_large(ex);
+        let most = (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CLAIMS as u64);
+        let wanted = if large { 1 } else { most.min(self.gathered[exceptions].len() as u64) };
+        match log.allocate(wanted) {
+            Allocation::Run { first, .. } if large => {
+                let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
+                self.claims[claimed].slices = Some((first, 0));
+                self.next_slice(table, claimed);
+            }
+            Allocation::Run { first, count } => self.write_runs(ex, exceptions, first, count),
+            Allocation::Owed => {
+                self.commit_soon(table, exceptions);
+                return false;
+            }
+            Allocation::Full => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
+        }
+        if log.wants_commit() {
+            self.commit_soon(table, exceptions);
+        }
+        true
+    }
+
+    fn first_gathered_failed(&mut self, table: &Table, exceptions: usize, errno: Errno) {
+        let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
+        self.claim_failed(table, claimed, Err(errno));
+    }
+
+    fn write_runs(&mut self, ex: &Exceptions, exceptions: usize, first: DataIndex, count: u64) {
         let mut done = 0;
         while done < count {
             let index = DataIndex(first.0 + done);
             let (place, together) = ex.store().place_of(index, count - done);
-            let claims: Vec<usize> = self.gathered.drain(..together as usize).collect();
+            let mut claims = self.spare_lists.pop().unwrap_or_default();
+            claims.extend(self.gathered[exceptions].drain(..together as usize));
             let from = self.segs.len();
             for &claimed in &claims {
                 let valid = ex.valid_len(self.claims[claimed].claim.chunk());
@@ -355,11 +377,12 @@ impl Core {
     }
 
     pub(super) fn run_written(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
-        let run = self.runs.remove(index);
-        for (n, claimed) in run.claims.into_iter().enumerate() {
+        let mut run = self.runs.remove(index);
+        for (n, claimed) in run.claims.drain(..).enumerate() {
             let data = DataIndex(run.first.0 + n as u64);
             self.written(table, claimed, data, result);
         }
+        self.spare_lists.push(run.claims);
     }
 
     /// A claim's bytes are in the store, or could not be written.
@@ -462,7 +485,7 @@ impl Core {
         &mut self,
         table: &Table,
         claimed: usize,
-        detail: u8,
+        detail: u16,
         result: Result<(), Errno>,
     ) {
         let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");

@@ -102,8 +102,9 @@ impl Core {
             let mut parts = Vec::new();
             for (exceptions, wanted) in self.commit_stores.iter_mut().enumerate() {
                 if std::mem::take(wanted) {
-                    let store = table.exceptions()[exceptions].store().clone();
-                    parts.push(Part::Store { store, ticket: None });
+                    let layers = table.exceptions()[exceptions].layers.iter();
+                    let owing = layers.filter(|store| !store.is_sealed()).cloned();
+                    parts.extend(owing.map(|store| Part::Store { store, ticket: None }));
                 }
             }
             let requests = std::mem::take(&mut self.to_commit);
@@ -127,7 +128,7 @@ impl Core {
             if let Part::Medium(medium) = &self.barriers[index].parts[part] {
                 let file = medium.file;
                 let first = self.segs.len();
-                self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u8, index));
+                self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u16, index));
             }
         }
         self.look_at_barrier(index);

@@ -77,10 +77,10 @@ impl MetaOf {
     }
 }
 
-const NOT_TRACKED: u8 = 0xff;
+const NOT_TRACKED: u16 = 0xffff;
 
 /// `kind << 48 | detail << 32 | index`: the host's own tags have bit 63 set, ours never.
-fn tag(kind: Kind, detail: u8, index: usize) -> Tag {
+fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
     Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
 }
 
@@ -108,7 +108,8 @@ pub(super) struct Pending {
     /// Actions and claims that have not ended.
     pub(super) outstanding: u32,
     pub(super) failed: bool,
-    /// It is in the parked list, or waits for a barrier: completions do not end it.
+    /// It is being dispatched, is in the parked list or waits for a barrier: completions do not end
+    /// it.
     pub(super) waiting: bool,
 }
 
@@ -141,8 +142,10 @@ pub(super) struct Core {
     pub(super) slices_waiting: VecDeque<usize>,
     /// Large claims of which a slice is being read: how many reads are left, and none failed.
     pub(super) slice_reads: Vec<(usize, u32, bool)>,
-    /// Claims whose bytes are at hand, to be written in runs.
-    pub(super) gathered: VecDeque<usize>,
+    /// Claims whose bytes are at hand, to be written in runs: for each of the table's exceptions.
+    pub(super) gathered: Vec<VecDeque<usize>>,
+    /// Lists of claims that are not in use, so that none is allocated a copy or a run.
+    pub(super) spare_lists: Vec<Vec<usize>>,
     pub(super) actions: VecDeque<Action>,
     pub(super) segs: Vec<Seg>,
     pub(super) finished: VecDeque<(Token, Status)>,
@@ -174,7 +177,8 @@ impl Core {
             fresh: Vec::with_capacity(config.claims),
             slices_waiting: VecDeque::new(),
             slice_reads: Vec::new(),
-            gathered: VecDeque::with_capacity(config.claims),
+            gathered: Vec::new(),
+            spare_lists: Vec::new(),
             actions: VecDeque::with_capacity(config.requests),
             segs: Vec::with_capacity(config.requests * 4),
             finished: VecDeque::with_capacity(config.requests),
@@ -193,6 +197,8 @@ impl Core {
         self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
         self.commit_stores.clear();
         self.commit_stores.resize(table.exceptions().len(), false);
+        debug_assert!(self.gathered.iter().all(VecDeque::is_empty));
+        self.gathered.resize_with(table.exceptions().len(), || VecDeque::with_capacity(64));
     }
 
     pub(super) fn admit(&mut self, request: Request) {
@@ -265,13 +271,13 @@ impl Core {
         self.in_flight -= 1;
         let Tag(bits) = completion.tag;
         let kind = KINDS[(bits >> 48) as usize - 1];
-        let detail = (bits >> 32) as u8;
+        let detail = (bits >> 32) as u16;
         let index = bits as u32 as usize;
         let ok = completion.result.is_ok();
         match kind {
             Kind::Request => {
                 if detail != NOT_TRACKED {
-                    self.worker.untrack(TrackId::from_u8(detail));
+                    self.worker.untrack(TrackId::from_u8(detail as u8));
                     self.freed = true;
                 }
                 self.part_ended(index, ok);
@@ -295,7 +301,7 @@ impl Core {
         offset: u64,
         len: u64,
         first: usize,
-        (kind, detail, index): (Kind, u8, usize),
+        (kind, detail, index): (Kind, u16, usize),
     ) {
         self.in_flight += 1;
         self.actions.push_back(Action {
@@ -325,7 +331,7 @@ impl Core {
             let at = pending.cursor as u32;
             self.segs.push(Seg::Guest { token, offset: at, len: len as u32 });
         }
-        let detail = track.map_or(NOT_TRACKED, TrackId::to_u8);
+        let detail = track.map_or(NOT_TRACKED, |track| u16::from(track.to_u8()));
         self.act(op, file, offset, len, first, (Kind::Request, detail, index));
     }
 

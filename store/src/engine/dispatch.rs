@@ -22,9 +22,9 @@ pub(super) enum Flow {
 }
 
 impl Core {
-    /// Takes a request as far as it goes now.
+    /// Takes a request as far as it goes now. It counts as waiting meanwhile: a part of it that
+    /// fails on the spot does not end it under its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
-        self.requests[index].waiting = false;
         loop {
             let pending = &self.requests[index];
             if pending.failed || pending.cursor == pending.len {
@@ -34,6 +34,7 @@ impl Core {
                 return;
             }
         }
+        self.requests[index].waiting = false;
         self.maybe_ended(index);
     }
 

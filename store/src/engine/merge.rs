@@ -147,7 +147,7 @@ pub struct MergeWants {
 
 /// What of a batch ended; the detail in the tag of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u16)]
 enum Step {
     ReadStore,
     WriteOrigin,
@@ -435,7 +435,7 @@ impl Core {
         &mut self,
         table: &Table,
         index: usize,
-        detail: u8,
+        detail: u16,
         result: Result<(), Errno>,
     ) {
         let mut job = self.merge.take().expect("a merge's actions end before it does");

@@ -100,6 +100,11 @@ impl Core {
                 self.invalidate(ex.store());
                 found.waits = true;
             }
+            // A commit of it failed: what it holds can be made durable no more.
+            Verdict::Commit if ex.store().state() == StoreState::ReadOnly => {
+                self.invalidate(ex.store());
+                found.waits = true;
+            }
             Verdict::Copy => {
                 let claimed = self.claim_copy(table, index, exceptions, chunk);
                 found.waits |= claimed;

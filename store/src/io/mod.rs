@@ -9,6 +9,8 @@ pub mod executor;
 pub mod files;
 pub mod lock;
 pub mod shared;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod storage;
 mod sync;
 mod transfer;

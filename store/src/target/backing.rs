@@ -99,6 +99,22 @@ impl Backing {
         &self.extents
     }
 
+    /// Whether both map every byte to the same place.
+    pub fn is_same(&self, other: &Backing) -> bool {
+        let same = |(a, b): (&Extent, &Extent)| {
+            let place = match (&a.place, &b.place) {
+                (Place::File { medium: a, offset: x }, Place::File { medium: b, offset: y }) => {
+                    a.file == b.file && x == y
+                }
+                (Place::Zero, Place::Zero) | (Place::Error, Place::Error) => true,
+                _ => false,
+            };
+            place && a.start == b.start && a.len == b.len
+        };
+        self.extents.len() == other.extents.len()
+            && self.extents.iter().zip(&other.extents).all(same)
+    }
+
     /// The part `[start, start + len)` of it.
     pub fn slice(&self, start: u64, len: u64) -> Backing {
         let mut slice = Backing::default();

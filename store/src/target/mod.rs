@@ -70,6 +70,12 @@ impl Exceptions {
         place.layer == self.top()
     }
 
+    /// Whether the mapping to `place` survives a power cut.
+    #[inline]
+    pub fn is_durable(&self, place: Place) -> bool {
+        self.layers[place.layer.0 as usize - 1].is_durable(place.chunk)
+    }
+
     /// The file and the offset in it of byte `within` of the chunk at `place`.
     #[inline]
     pub fn file_offset(&self, place: Place, within: u64) -> (FileId, u64) {

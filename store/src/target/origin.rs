@@ -68,7 +68,7 @@ impl Origin {
         match ex.table.get(chunk) {
             Entry::Unmapped => Verdict::Copy,
             entry @ (Entry::Pending | Entry::Busy(_)) => Verdict::WaitChunk(entry),
-            Entry::Mapped(place) if ex.store().is_durable(place.chunk) => Verdict::Go,
+            Entry::Mapped(place) if ex.is_durable(place) => Verdict::Go,
             Entry::Mapped(_) => Verdict::Commit,
         }
     }

@@ -56,7 +56,7 @@ impl Core {
             let first = self.segs.len();
             self.segs.push(self.scratch.seg(buf, 0, len as u32));
             let (file, offset) = site.ex.file_offset(site.place(&run.first), from);
-            let tag = (Kind::Merge, Step::ReadStore as u8, index);
+            let tag = (Kind::Merge, Step::ReadStore as u16, index);
             self.act(IoOp::Read, file, offset, len, first, tag);
         }
         let all_begun = job.copies.run == job.batch.runs.len();
@@ -98,7 +98,7 @@ impl Core {
                 };
             let first = self.segs.len();
             self.segs.push(self.scratch.seg(buf, done as u32, part as u32));
-            let tag = (Kind::Merge, Step::WriteOrigin as u8, index);
+            let tag = (Kind::Merge, Step::WriteOrigin as u16, index);
             self.act(IoOp::Write, file, offset, part, first, tag);
             job.copies.pieces[index].left += 1;
             done += part;
@@ -149,7 +149,7 @@ impl Core {
                 continue;
             }
             let first = self.segs.len();
-            let tag = (Kind::Merge, Step::SyncOrigin as u8, n);
+            let tag = (Kind::Merge, Step::SyncOrigin as u16, n);
             self.act(IoOp::Sync, medium.file, 0, 0, first, tag);
             left += 1;
         }

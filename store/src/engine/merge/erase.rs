@@ -47,7 +47,7 @@ impl Core {
         let offset = store.geometry().entry_offset(first);
         let segs = self.segs.len();
         self.segs.push(MetaOf::Merge.seg(0, len));
-        let tag = (Kind::Merge, Step::WriteList as u8, 0);
+        let tag = (Kind::Merge, Step::WriteList as u16, 0);
         self.act(IoOp::Write, store.file(), offset, len as u64, segs, tag);
         job.stage = Stage::Erase { what };
     }
@@ -62,7 +62,7 @@ impl Core {
             return self.not_erased(job, site, MergeFailure::WriteList(errno));
         }
         let first = self.segs.len();
-        let tag = (Kind::Merge, Step::SyncStore as u8, 0);
+        let tag = (Kind::Merge, Step::SyncStore as u16, 0);
         self.act(IoOp::Sync, site.store().file(), 0, 0, first, tag);
     }
 

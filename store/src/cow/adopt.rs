@@ -1,0 +1,129 @@
+//! Entering into a store what a process that died owed it.
+//!
+//! Owns the comparison of what a log's words say is owed with what is on disk, and the commit of
+//! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11.
+//!
+//! It is idempotent: the process may be killed in the middle of it, and of the commit that it was
+//! killed in before, any part may have landed. Entries that landed but were never synced lie in
+//! the system's cache only, so all is synced before any of it counts as durable (I4).
+
+use super::error::{StoreError, StoreErrorKind};
+use super::layout::Entry;
+use super::log::Log;
+use super::open::{OpenStore, zero_garbage};
+use super::tail::Tail;
+use super::words::Words;
+use crate::io::storage::Storage;
+use crate::units::{Chunk, DataIndex, StoreChunk};
+
+/// Why what is owed could not be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The store was changed by somebody else since.
+    #[error("data chunk {} holds chunk {found:?}, but chunk {} is owed there", index.0, owed.0)]
+    Changed {
+        /// Where they differ.
+        index: DataIndex,
+        /// What the store says, if anything.
+        found: Option<Chunk>,
+        /// What is owed.
+        owed: Chunk,
+    },
+    /// The store could not be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Enters into `store`, which lies in `storage`, what `words` say is owed; everything in the store
+/// is durable then. True where there was something that the store did not have.
+///
+/// # Errors
+/// See [`AdoptError`]; nothing that the store had is lost then.
+pub fn adopt<S: Storage>(
+    storage: &S,
+    store: &mut OpenStore,
+    words: &Words,
+) -> Result<bool, AdoptError> {
+    let rest = missing(store, words)?;
+    storage.sync().map_err(|source| failed(storage, source))?;
+    if !rest.is_empty() {
+        append(storage, store, &rest)?;
+    }
+    Ok(!rest.is_empty())
+}
+
+/// Adds to `store`, in memory only, what `words` say is owed: for who may not write it.
+///
+/// # Errors
+/// [`AdoptError::Changed`].
+pub fn view(store: &mut OpenStore, words: &Words) -> Result<(), AdoptError> {
+    for (index, old) in missing(store, words)? {
+        store.entries.push((old, store.geometry.chunk_of_index(index)));
+        store.next = DataIndex(index.0 + 1);
+    }
+    Ok(())
+}
+
+/// What is owed and not in `store` yet, in allocation order.
+fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
+    let (owed, _) = Log::owed(words);
+    let mut rest = Vec::new();
+    for (index, old) in owed {
+        if index >= store.next {
+            rest.push((index, old));
+            continue;
+        }
+        let chunk = store.geometry.chunk_of_index(index);
+        let found = store.entries.iter().rev().find(|(_, new)| *new == chunk);
+        let found = found.map(|&(old, _)| old);
+        if found != Some(old) {
+            return Err(AdoptError::Changed { index, found, owed: old });
+        }
+    }
+    Ok(rest)
+}
+
+fn failed<S: Storage>(storage: &S, source: std::io::Error) -> StoreError {
+    StoreErrorKind::Io { what: "enter what is owed", offset: 0, source }.of(storage.name())
+}
+
+/// Enters `owed`, durably, as the commit that did not happen would have.
+fn append<S: Storage>(
+    storage: &S,
+    store: &mut OpenStore,
+    owed: &[(DataIndex, Chunk)],
+) -> Result<(), StoreError> {
+    zero_garbage(storage, store)?;
+    let failed =
+        |source| StoreErrorKind::Io { what: "write", offset: 0, source }.of(storage.name());
+    let mut tail = tail_of(store);
+    let count = owed.len() as u64;
+    while let Some(area) = tail.area_to_zero(count) {
+        let chunk = store.geometry.chunk;
+        storage.write_zeroes(chunk.store_offset(area), chunk.bytes()).map_err(failed)?;
+        tail.zeroed();
+    }
+    storage.sync().map_err(failed)?;
+    let place = |&(index, old): &(DataIndex, Chunk)| (old, store.geometry.chunk_of_index(index));
+    let entries: Vec<(Chunk, StoreChunk)> = owed.iter().map(place).collect();
+    let mut left = entries.iter().map(|&(old, new)| Entry { old, new });
+    let mut bytes = Vec::new();
+    while let Some(offset) = tail.write(&mut left, &mut bytes) {
+        storage.write_at(&bytes, offset).map_err(failed)?;
+    }
+    storage.sync().map_err(failed)?;
+    store.entries.extend(entries);
+    store.next = DataIndex(owed.last().map_or(store.next.0, |(last, _)| last.0 + 1));
+    Ok(())
+}
+
+/// The tail behind a store's entries, which must have zeroes behind them.
+pub fn tail_of(store: &OpenStore) -> Tail {
+    let count = store.entries.len() as u64;
+    let in_block = (count % Tail::block_entries(&store.geometry)) as usize;
+    let last: Vec<Entry> = store.entries[store.entries.len() - in_block..]
+        .iter()
+        .map(|&(old, new)| Entry { old, new })
+        .collect();
+    Tail::new(store.geometry, count, &last)
+}

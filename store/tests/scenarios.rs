@@ -1,0 +1,409 @@
+//! Single scenarios of the specification, each under several orders of events.
+#![cfg(not(feature = "shuttle"))]
+
+mod world;
+
+use snapblk_store::cow::store::StoreEvent;
+use snapblk_store::cow::{Persistence, StoreState};
+use snapblk_store::io::sim::Fault;
+use snapblk_store::io::{Errno, FileId, IoOp};
+use snapblk_store::request::{Op, Status};
+use world::{Config, Req, Shape, Snap, World};
+
+const OK: Option<Status> = Some(Status::Ok);
+const ERROR: Option<Status> = Some(Status::Error);
+const PERSISTENT: Persistence = Persistence::Persistent;
+const OVERFLOW: Persistence = Persistence::Overflow;
+
+fn req(device: usize, op: Op, sector: u64, count: u64) -> Req {
+    Req { device, op, sector, count, durable: false }
+}
+
+fn flush(device: usize) -> Req {
+    req(device, Op::Flush, 0, 0)
+}
+
+fn snap(chunk: u32, persistence: Persistence, store: u64, sectors: u64) -> Snap {
+    Snap { chunk, persistence, store, sectors }
+}
+
+fn origin(snaps: Vec<Snap>, sectors: u64) -> Config {
+    Config { failures: true, ..Config::new(Shape::Origin(snaps), sectors) }
+}
+
+fn fault(file: FileId, op: IoOp, count: u32) -> Fault {
+    let errno = Errno::EIO;
+    Fault { file: Some(file), op: Some(op), range: None, after: 0, count, errno }
+}
+
+fn each(config: Config, test: impl Fn(&mut World)) {
+    for seed in 0..30 {
+        let mut world = World::new(config.clone(), seed);
+        test(&mut world);
+        world.check_quiet().unwrap();
+    }
+}
+
+#[test]
+fn s4_a_write_of_whole_chunks_reads_nothing() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 8, 16)), Ok(OK));
+        assert_eq!(world.sim.performed(world.base, IoOp::Read), 0);
+        assert_eq!(world.one(req(1, Op::Write, 25, 2)), Ok(OK));
+        assert_eq!(world.sim.performed(world.base, IoOp::Read), 1);
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s5_sixteen_snapshots_of_mixed_chunk_sizes() {
+    let kinds = [PERSISTENT, OVERFLOW, Persistence::Transient];
+    let snaps: Vec<Snap> =
+        (0..16).map(|n| snap(1 << (n % 5), kinds[n % 3], 600, 128 - n as u64)).collect();
+    for seed in 0..6 {
+        let mut config = Config::new(Shape::Origin(snaps.clone()), 128);
+        config.depth = 24;
+        let mut world = World::new(config, seed);
+        for _ in 0..40 {
+            let sector = world.rng.below(120);
+            let count = 1 + world.rng.below(8);
+            let device = world.rng.below(17) as usize;
+            world.ask([req(0, Op::Write, sector, count)]);
+            if device > 0 && sector + count <= 112 {
+                world.ask([req(device, Op::Write, sector, count)]);
+            }
+        }
+        world.run().unwrap();
+        world.judge_all().unwrap();
+        world.check_quiet().unwrap();
+    }
+}
+
+#[test]
+fn s6_a_read_of_the_origin_across_chunks_is_one_read() {
+    each(origin(vec![snap(1, PERSISTENT, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(0, Op::Read, 3, 40)), Ok(OK));
+        assert_eq!(world.sim.performed(world.base, IoOp::Read), 1);
+    });
+}
+
+#[test]
+fn s10_what_lies_past_a_snapshots_end_makes_no_exception() {
+    each(origin(vec![snap(4, PERSISTENT, 400, 30)], 64), |world| {
+        assert_eq!(world.one(req(0, Op::Write, 32, 32)), Ok(OK));
+        assert_eq!(world.stores[0].next().0, 0);
+        assert_eq!(world.one(req(0, Op::Write, 20, 30)), Ok(OK));
+        assert_eq!(world.stores[0].next().0, 3);
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s12_a_slow_read_of_a_snapshot_sees_old_data_and_the_origin_waits() {
+    let mut config = origin(vec![snap(8, PERSISTENT, 400, 64)], 64);
+    config.scratch = 64 << 10;
+    each(config, |world| {
+        world.ask([req(1, Op::Read, 0, 8)]);
+        // Until the read is with the disk, but has not got anywhere.
+        while world.sim.in_flight() == 0 {
+            world.turn().unwrap();
+        }
+        world.sim.hold_submitted();
+        let write = req(0, Op::Write, 0, 8);
+        assert_eq!(world.one(write), Ok(None), "the write waits for the read");
+        world.sim.release();
+        world.run().unwrap();
+        assert!(world.ended.contains(&(write, Status::Ok)));
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s13_reads_of_a_snapshot_without_end_do_not_starve_an_origin_write() {
+    let mut config = origin(vec![snap(8, PERSISTENT, 400, 64)], 64);
+    config.queues = 2;
+    each(config, |world| {
+        let write = req(0, Op::Write, 0, 8);
+        world.ask([write]);
+        let mut turns = 0;
+        while !world.ended.contains(&(write, Status::Ok)) {
+            world.ask([req(1, Op::Read, 0, 8), req(1, Op::Read, 3, 4)]);
+            for _ in 0..20 {
+                world.turn().unwrap();
+            }
+            turns += 1;
+            assert!(turns < 2000, "starved");
+        }
+        world.run().unwrap();
+    });
+}
+
+/// A store of a header, an area and two chunks for data, of which the last is never given out
+/// where chunks are larger than its area needs.
+fn tiny(persistence: Persistence) -> Config {
+    origin(vec![snap(8, persistence, 4 * 8, 64)], 64)
+}
+
+#[test]
+fn s23_a_persistent_snapshot_filled_by_its_own_write_is_invalid_for_good() {
+    each(tiny(PERSISTENT), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 16)), Ok(OK));
+        assert_eq!(world.one(req(1, Op::Write, 16, 8)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::Invalid);
+        assert!(world.events.list().contains(&("store0".into(), StoreEvent::Invalidated)));
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid);
+        assert_eq!(world.one(req(1, Op::Read, 0, 8)), Ok(ERROR));
+    });
+}
+
+#[test]
+fn s24_an_overflow_snapshot_reads_on_until_the_origin_needs_it() {
+    each(tiny(OVERFLOW), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 16)), Ok(OK));
+        assert_eq!(world.one(req(1, Op::Write, 16, 8)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::Overflow);
+        assert_eq!(world.one(req(1, Op::Read, 0, 24)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::Write, 0, 8)), Ok(OK));
+        assert_eq!(world.state(0), StoreState::Overflow, "that chunk had its copy");
+        assert_eq!(world.one(req(1, Op::Read, 0, 24)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::Write, 32, 8)), Ok(OK));
+        assert_eq!(world.state(0), StoreState::Invalid);
+        assert_eq!(world.one(req(1, Op::Read, 0, 8)), Ok(ERROR));
+    });
+}
+
+#[test]
+fn s26_s27_a_copy_that_fails_costs_the_snapshot_and_not_the_origin() {
+    for (file, op) in [(1, IoOp::Write), (0, IoOp::Read)] {
+        each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+            assert_eq!(world.one(req(1, Op::Write, 40, 8)), Ok(OK));
+            assert_eq!(world.one(flush(1)), Ok(OK));
+            world.sim.add_fault(fault(FileId(file), op, 1));
+            assert_eq!(world.one(req(0, Op::Write, 0, 8)), Ok(OK));
+            assert_eq!(world.state(0), StoreState::Invalid);
+            assert_eq!(world.one(req(1, Op::Read, 40, 8)), Ok(ERROR));
+            world.crash(true).unwrap();
+            assert_eq!(world.state(0), StoreState::Invalid);
+        });
+    }
+}
+
+#[test]
+fn s26_an_invalidation_that_cannot_be_written_is_recorded_elsewhere_first() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        world.sim.add_fault(fault(FileId(1), IoOp::Write, u32::MAX));
+        assert_eq!(world.one(req(0, Op::Write, 0, 8)), Ok(OK));
+        assert!(world.events.list().contains(&("store0".into(), StoreEvent::InvalidNotWritten)));
+        assert_eq!(world.state(0), StoreState::Invalid);
+    });
+}
+
+#[test]
+fn s26_a_commit_that_fails_costs_the_snapshot_and_not_the_origin() {
+    for after in 0..3 {
+        each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+            world.sim.add_fault(Fault { after, ..fault(FileId(1), IoOp::Sync, 1) });
+            for chunk in 0..4 {
+                assert_eq!(world.one(req(0, Op::Write, chunk * 8, 8)), Ok(OK));
+            }
+            assert_eq!(world.state(0), StoreState::Invalid);
+        });
+    }
+}
+
+#[test]
+fn s28_an_error_among_many_pending_leaves_none_hanging() {
+    for (file, op) in [(1, IoOp::Write), (0, IoOp::Read), (1, IoOp::Sync)] {
+        let mut config =
+            origin(vec![snap(2, PERSISTENT, 800, 256), snap(8, OVERFLOW, 800, 256)], 256);
+        (config.depth, config.queues) = (100, 2);
+        each(config, |world| {
+            world.sim.add_fault(Fault { after: 20, ..fault(FileId(file), op, 1) });
+            world.ask((0..100).map(|n| req((n % 3) as usize, Op::Write, n * 2, 2)));
+            world.ask([flush(1), flush(2)]);
+            world.run().unwrap();
+            assert_eq!(world.ended.len(), 102);
+            let failed = |&&(req, status): &&(Req, Status)| req.device == 0 && status != Status::Ok;
+            assert_eq!(world.ended.iter().find(failed), None);
+            world.judge_all().unwrap();
+        });
+    }
+}
+
+#[test]
+fn s29_a_store_that_ends_at_an_area_boundary_is_full_there() {
+    // 32 entries an area: a header, an area, 32 chunks; area 1 would be the chunk behind the end.
+    let mut config = origin(vec![snap(1, PERSISTENT, 34, 64)], 64);
+    config.depth = 1;
+    each(config, |world| {
+        for sector in 0..31 {
+            assert_eq!(world.one(req(1, Op::Write, sector, 1)), Ok(OK));
+        }
+        assert_eq!(world.one(flush(1)), Ok(OK));
+        assert_eq!(world.one(req(1, Op::Write, 31, 1)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::Invalid);
+    });
+}
+
+/// Goes on until entries are being written, or nothing is left to do.
+fn run_until_entries_are_written(world: &mut World) {
+    while !world.writes_entries() && world.turn().unwrap() {}
+}
+
+#[test]
+fn s33_what_a_torn_area_write_left_never_becomes_live() {
+    let mut met = 0;
+    for seed in 0..12 {
+        // Areas of two blocks: 256 entries fill the first, and nothing rewrites the second then.
+        let sectors = 16 * 600;
+        let config = Config::new(Shape::Overlay { chunk: 16, store: 16 * 1000 }, sectors);
+        let mut world = World::new(Config { claims: 400, ..config }, seed);
+        world.ask([req(0, Op::Write, 0, 16 * 300)]);
+        world.run().unwrap();
+        world.ask([flush(0)]);
+        run_until_entries_are_written(&mut world);
+        world.crash(true).unwrap();
+        met += world.coverage.0.get("garbage behind the end").copied().unwrap_or(0);
+        let rest = 256 - world.stores[0].entries().min(255);
+        world.ask([req(0, Op::Write, 16 * 300, 16 * rest)]);
+        world.run().unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    }
+    assert!(met > 0, "no area was torn such that its end came before more entries");
+}
+
+#[test]
+fn s36_entries_that_a_killed_process_wrote_and_did_not_sync_are_synced_before_they_count() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
+        world.ask([flush(1)]);
+        run_until_entries_are_written(world);
+        world.crash(false).unwrap();
+        assert_eq!(world.one(Req { durable: true, ..req(0, Op::Write, 0, 8) }), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s21_a_transient_snapshot_is_empty_after_a_restart() {
+    each(origin(vec![snap(8, Persistence::Transient, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
+        world.crash(false).unwrap();
+        assert_eq!(world.stores[0].next().0, 0);
+        world.judge_all().unwrap();
+    });
+}
+
+fn overlay() -> Config {
+    Config { failures: true, ..Config::new(Shape::Overlay { chunk: 8, store: 400 }, 64) }
+}
+
+#[test]
+fn s73_an_error_of_the_base_fails_that_request_and_the_disk_stays_valid() {
+    each(overlay(), |world| {
+        world.sim.add_fault(fault(world.base, IoOp::Read, 1));
+        assert_eq!(world.one(req(0, Op::Write, 1, 2)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::Valid);
+        assert_eq!(world.one(req(0, Op::Write, 1, 2)), Ok(OK));
+        world.sim.add_fault(fault(world.base, IoOp::Read, 1));
+        assert_eq!(world.one(req(0, Op::Read, 32, 2)), Ok(ERROR));
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s73_a_store_write_that_fails_fails_that_request_and_the_disk_stays_valid() {
+    each(overlay(), |world| {
+        world.sim.add_fault(fault(FileId(1), IoOp::Write, 1));
+        assert_eq!(world.one(req(0, Op::Write, 1, 2)), Ok(ERROR));
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Valid);
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
+fn s73_a_base_that_always_fails_costs_the_requests_that_need_it() {
+    let config = Config { bad_base_from: Some(32), ..overlay() };
+    each(config, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 30, 8)), Ok(ERROR));
+        assert_eq!(world.one(req(0, Op::Write, 33, 20)), Ok(ERROR));
+        assert_eq!(world.one(req(0, Op::Read, 40, 8)), Ok(ERROR));
+        assert_eq!(world.one(req(0, Op::Write, 40, 16)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::Read, 40, 16)), Ok(OK));
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        assert_eq!(world.state(0), StoreState::Valid);
+    });
+}
+
+#[test]
+fn s74_writes_that_wait_for_a_commit_end_when_it_fails() {
+    let config = Config::new(Shape::Overlay { chunk: 1, store: 9600 }, 9000);
+    let mut world = World::new(Config { failures: true, claims: 2048, ..config }, 1);
+    world.sim.hold(FileId(1), IoOp::Sync);
+    world.ask((0..9).map(|n| req(0, Op::Write, n * 1000, 1000)));
+    world.run().unwrap();
+    assert!(world.ended.len() < 9, "more than the ring holds is owed");
+    world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
+    world.sim.release();
+    world.run().unwrap();
+    assert_eq!(world.ended.len(), 9);
+    assert_eq!(world.state(0), StoreState::ReadOnly);
+    world.check_quiet().unwrap();
+}
+
+#[test]
+fn s73_a_chunk_written_in_slices_survives_errors() {
+    let config = Config::new(Shape::Overlay { chunk: 512, store: 512 * 8 }, 1100);
+    each(Config { failures: true, scratch: 64 << 10, ..config }, |world| {
+        let after = world.rng.below(6) as u32;
+        let op = *world.rng.pick(&[IoOp::Read, IoOp::Write]);
+        world.sim.add_fault(Fault { file: None, after, ..fault(FileId(0), op, 1) });
+        world.ask([req(0, Op::Write, 100, 600), req(0, Op::Write, 1090, 10)]);
+        world.run().unwrap();
+        world.sim.clear_faults();
+        world.judge_all().unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+    });
+}
+
+#[test]
+fn s74_after_a_failed_sync_flushes_fail_until_the_file_is_opened_again() {
+    each(overlay(), |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::ReadOnly);
+        assert_eq!(world.one(req(0, Op::Read, 8, 8)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(ERROR));
+        world.crash(false).unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::Write, 16, 8)), Ok(OK));
+    });
+    let config = Config { origin_failures: true, ..Config::new(Shape::Plain, 64) };
+    each(config, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.add_fault(fault(world.base, IoOp::Sync, 1));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.crash(false).unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+    });
+}
+
+#[test]
+fn s75_discard_and_write_zeroes_leave_snapshots_their_data() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64), snap(2, OVERFLOW, 400, 64)], 64), |world| {
+        assert_eq!(world.one(req(0, Op::Discard, 3, 20)), Ok(OK));
+        assert_eq!(world.one(req(0, Op::WriteZeroes { unmap: true }, 30, 20)), Ok(OK));
+        world.judge_all().unwrap();
+    });
+}

@@ -1,0 +1,939 @@
+//! A world for the engine: simulated disks, stores on them, devices with tables over those, and
+//! workers that serve the devices. Everything follows from one seed.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(unreachable_pub, reason = "several test programs share it, each a part")]
+
+pub mod model;
+pub mod run;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use snapblk_store::cow::adopt::{adopt, tail_of};
+use snapblk_store::cow::log::{LOG_WORDS, Log};
+use snapblk_store::cow::open::{self, OpenOptions, OpenStore};
+use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
+use snapblk_store::cow::words::Words;
+use snapblk_store::cow::{Geometry, Persistence, Store, StoreState};
+use snapblk_store::engine::{Engine, EngineConfig};
+use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
+use snapblk_store::io::FileId;
+use snapblk_store::io::sim::{Cut, Rng, Sim};
+use snapblk_store::request::{Op, Request, Status, Token};
+use snapblk_store::table::{Line, Table};
+use snapblk_store::target::snapshot::Features;
+use snapblk_store::target::{Backing, Exceptions, Medium, Origin, Snapshot, Target};
+use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
+use snapblk_store::workers::{TrackedId, Wake, Workers};
+
+use model::{ANY, Model, SECTOR, ZERO, describe, pattern};
+
+/// The identity of the one origin.
+const ORIGIN: TrackedId = TrackedId(1);
+/// The stamp of what the base disk holds at first.
+const BASE: u64 = 1;
+
+/// One snapshot of the origin.
+#[derive(Clone, Copy, Debug)]
+pub struct Snap {
+    pub chunk: u32,
+    pub persistence: Persistence,
+    /// Sectors of its store.
+    pub store: u64,
+    /// Sectors of the snapshot, at most the origin's.
+    pub sectors: u64,
+}
+
+/// What the devices are.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    Plain,
+    /// Device 0 is the origin, the others its snapshots.
+    Origin(Vec<Snap>),
+    /// One device: a guest's disk over a base that nobody writes.
+    Overlay {
+        chunk: u32,
+        store: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub shape: Shape,
+    /// Sectors of the base disk.
+    pub sectors: u64,
+    /// Workers a device.
+    pub queues: usize,
+    /// Requests in flight, of all devices.
+    pub depth: usize,
+    /// Claims an engine.
+    pub claims: usize,
+    /// Bytes of scratch an engine.
+    pub scratch: u32,
+    /// Whether requests to snapshots may fail, and stores become Invalid.
+    pub failures: bool,
+    /// Whether requests to the origin may fail.
+    pub origin_failures: bool,
+    /// From this sector on, the base fails always (an `error` target).
+    pub bad_base_from: Option<u64>,
+}
+
+impl Config {
+    pub fn new(shape: Shape, sectors: u64) -> Config {
+        Config {
+            shape,
+            sectors,
+            queues: 1,
+            depth: 12,
+            claims: 16,
+            scratch: 256 << 10,
+            failures: false,
+            origin_failures: false,
+            bad_base_from: None,
+        }
+    }
+}
+
+/// A request to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Req {
+    pub device: usize,
+    pub op: Op,
+    pub sector: u64,
+    pub count: u64,
+    pub durable: bool,
+}
+
+#[derive(Debug)]
+struct Flag(Arc<AtomicBool>);
+
+impl Wake for Flag {
+    fn wake(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Notes what happens to stores.
+#[derive(Clone, Debug, Default)]
+pub struct Events(Arc<std::sync::Mutex<Vec<(String, StoreEvent)>>>);
+
+impl Events {
+    pub fn list(&self) -> Vec<(String, StoreEvent)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl StoreObserver for Events {
+    fn store_event(&self, name: &str, event: StoreEvent) {
+        self.0.lock().unwrap().push((name.to_owned(), event));
+    }
+}
+
+struct Host {
+    engine: Engine,
+    device: usize,
+    woken: Arc<AtomicBool>,
+    asleep: bool,
+    /// Whether the engine is to be stepped, though nobody woke it.
+    touched: bool,
+    requests: BTreeMap<u32, Live>,
+    next_token: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    req: Req,
+    stamp: u64,
+    /// For reads that are not judged.
+    keep: bool,
+}
+
+struct StoreSpec {
+    file: FileId,
+    chunk: u32,
+    persistence: Persistence,
+    guest_disk: bool,
+    /// Recorded as Invalid elsewhere than on disk.
+    recorded_invalid: bool,
+}
+
+pub struct Device {
+    pub model: Model,
+    /// Its stores by layer, as numbers of the world's.
+    pub stores: Vec<usize>,
+    sectors: u64,
+    exceptions: Option<Arc<ExceptionTable>>,
+    table: Option<Arc<Table>>,
+    waiting: VecDeque<Req>,
+    /// Its content is not judged any more.
+    pub lost: bool,
+}
+
+/// What was met; a crash test that never met one of these proved less than it says.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage(pub BTreeMap<&'static str, u64>);
+
+impl Coverage {
+    pub fn met(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    pub fn add(&mut self, other: &Coverage) {
+        for (what, count) in &other.0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+}
+
+pub struct World {
+    pub config: Config,
+    pub sim: Sim,
+    pub rng: Rng,
+    pub devices: Vec<Device>,
+    pub events: Events,
+    pub coverage: Coverage,
+    pub stores: Vec<Arc<Store>>,
+    pub base: FileId,
+    /// How the requests that were asked for by number ended.
+    pub ended: Vec<(Req, Status)>,
+    specs: Vec<StoreSpec>,
+    medium: Arc<Medium>,
+    workers: Arc<Workers>,
+    hosts: Vec<Host>,
+    kept: Option<Vec<u8>>,
+    now: u64,
+    stamp: u64,
+    trace: bool,
+}
+
+type Outcome = Result<(), String>;
+
+impl World {
+    pub fn new(config: Config, seed: u64) -> World {
+        let mut sim = Sim::new(seed);
+        let content = (0..config.sectors).flat_map(|sector| pattern(BASE, sector)).collect();
+        let base = sim.add_disk("base", content);
+        let mut specs = Vec::new();
+        let mut devices = Vec::new();
+        let device = |sectors: u64, stores: Vec<usize>| Device {
+            model: Model::new(sectors, BASE),
+            stores,
+            sectors,
+            exceptions: None,
+            table: None,
+            waiting: VecDeque::new(),
+            lost: false,
+        };
+        let mut store = |chunk, sectors: u64, persistence, guest_disk| {
+            let file =
+                sim.add_disk(&format!("store{}", specs.len()), vec![0; sectors as usize * SECTOR]);
+            specs.push(StoreSpec { file, chunk, persistence, guest_disk, recorded_invalid: false });
+            specs.len() - 1
+        };
+        match &config.shape {
+            Shape::Plain => devices.push(device(config.sectors, vec![])),
+            Shape::Origin(snaps) => {
+                devices.push(device(config.sectors, vec![]));
+                for snap in snaps {
+                    let number = store(snap.chunk, snap.store, snap.persistence, false);
+                    devices.push(device(snap.sectors, vec![number]));
+                }
+            }
+            Shape::Overlay { chunk, store: sectors } => {
+                let number = store(*chunk, *sectors, Persistence::Overflow, true);
+                devices.push(device(config.sectors, vec![number]));
+            }
+        }
+        let mut world = World {
+            config,
+            sim,
+            rng: Rng::new(seed ^ 0xabcd),
+            devices,
+            events: Events::default(),
+            coverage: Coverage::default(),
+            stores: Vec::new(),
+            base,
+            ended: Vec::new(),
+            specs,
+            medium: Arc::new(Medium::new(base)),
+            workers: Arc::new(Workers::with_capacity(64)),
+            hosts: Vec::new(),
+            kept: None,
+            now: 1,
+            stamp: BASE,
+            trace: std::env::var_os("SNAPBLK_TRACE").is_some(),
+        };
+        world.open(Vec::new()).expect("a new world opens");
+        world
+    }
+
+    /// Opens all stores, builds the tables and starts the workers.
+    fn open(&mut self, mut words: Vec<Option<Words>>) -> Outcome {
+        words.resize_with(self.specs.len(), || None);
+        self.stores.clear();
+        self.medium = Arc::new(Medium::new(self.base));
+        self.workers = Arc::new(Workers::with_capacity(64));
+        let mut loads = Vec::new();
+        for (number, words) in words.iter().enumerate() {
+            let (store, opened) = self.open_store(number, words.as_ref())?;
+            self.stores.push(store);
+            loads.push(opened);
+        }
+        for device in &mut self.devices {
+            let Some(&top) = device.stores.last() else { continue };
+            let chunk = self.stores[top].geometry().chunk;
+            let table = ExceptionTable::new(chunk.count_for(device.sectors * 512));
+            for (layer, &number) in device.stores.iter().enumerate() {
+                for &(old, new) in &loads[number].entries {
+                    table.load(old, Place { layer: Layer(layer as u16 + 1), chunk: new });
+                }
+            }
+            device.exceptions = Some(Arc::new(table));
+        }
+        self.build_tables();
+        self.start_hosts();
+        Ok(())
+    }
+
+    fn open_store(
+        &mut self,
+        number: usize,
+        words: Option<&Words>,
+    ) -> Result<(Arc<Store>, OpenStore), String> {
+        let spec = &self.specs[number];
+        let chunk = ChunkSize::from_sectors(spec.chunk).unwrap();
+        let storage = self.sim.storage(spec.file);
+        let transient = spec.persistence == Persistence::Transient;
+        let geometry = Geometry::of_len(chunk, snapblk_store::io::Storage::len(&storage).unwrap());
+        let mut opened = if transient {
+            let (entries, next) = (Vec::new(), DataIndex(0));
+            OpenStore { geometry, valid: true, entries, next, garbage: false }
+        } else {
+            let origin_len = Some(self.config.sectors * 512);
+            let options = OpenOptions { chunk: Some(chunk), create: true, origin_len };
+            open::open(&storage, &options).map_err(|error| error.to_string())?
+        };
+        if opened.garbage {
+            self.coverage.met("garbage behind the end");
+        }
+        if opened.entries.len() as u64 >= geometry.entries_per_area() {
+            self.coverage.met("area boundary");
+        }
+        let log = if transient {
+            Log::transient(geometry.device_chunks)
+        } else {
+            if let Some(words) = words
+                && opened.valid
+                && adopt(&storage, &mut opened, words).map_err(|error| error.to_string())?
+            {
+                self.coverage.met("adopted what was owed");
+            }
+            if opened.garbage {
+                open::zero_garbage(&storage, &mut opened).map_err(|error| error.to_string())?;
+            }
+            Log::new(Words::private(LOG_WORDS), opened.next, opened.geometry.capacity())
+        };
+        let store = Store::new(StoreParts {
+            name: format!("store{number}"),
+            file: spec.file,
+            geometry,
+            persistence: spec.persistence,
+            guest_disk: spec.guest_disk,
+            valid: opened.valid && !spec.recorded_invalid,
+            log,
+            tail: tail_of(&opened),
+            observer: Box::new(self.events.clone()),
+        });
+        Ok((Arc::new(store), opened))
+    }
+
+    fn base_backing(&self) -> Backing {
+        let good = self.config.bad_base_from.unwrap_or(self.config.sectors);
+        let mut backing = Backing::file(self.medium.clone(), 0, good * 512);
+        backing.push((self.config.sectors - good) * 512, snapblk_store::target::ExtentPlace::Error);
+        backing
+    }
+
+    fn exceptions(&self, device: usize) -> Exceptions {
+        let device = &self.devices[device];
+        Exceptions {
+            table: device.exceptions.clone().expect("a snapshot"),
+            layers: device.stores.iter().map(|&number| self.stores[number].clone()).collect(),
+            origin: self.base_backing(),
+            len: device.sectors * 512,
+        }
+    }
+
+    fn build_tables(&mut self) {
+        for number in 0..self.devices.len() {
+            let tracked = matches!(self.config.shape, Shape::Origin(_)).then_some(ORIGIN);
+            let (target, exceptions) = if !self.devices[number].stores.is_empty() {
+                let features =
+                    Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
+                let snapshot = Snapshot { exceptions: 0, tracked, features };
+                (Target::Snapshot(snapshot), vec![self.exceptions(number)])
+            } else if tracked.is_some() {
+                let mut all: Vec<Exceptions> =
+                    (1..self.devices.len()).map(|device| self.exceptions(device)).collect();
+                all.sort_by_key(|ex| std::cmp::Reverse(ex.chunk().bytes()));
+                let snapshots = (0..all.len()).collect();
+                let origin =
+                    Origin { backing: self.base_backing(), start: 0, tracked: ORIGIN, snapshots };
+                (Target::Origin(origin), all)
+            } else {
+                (Target::Plain(self.base_backing()), vec![])
+            };
+            let len = self.devices[number].sectors * 512;
+            let table = Table::new(vec![Line { start: 0, len, target }], exceptions);
+            self.devices[number].table = Some(Arc::new(table));
+        }
+    }
+
+    fn start_hosts(&mut self) {
+        for (number, device) in self.devices.iter().enumerate() {
+            for _ in 0..self.config.queues {
+                let woken = Arc::new(AtomicBool::new(false));
+                let config = EngineConfig {
+                    scratch: self.config.scratch,
+                    requests: self.config.depth,
+                    claims: self.config.claims,
+                };
+                let wake = Box::new(Flag(woken.clone()));
+                let mut engine = Engine::new(self.workers.clone(), wake, config);
+                engine.bind(device.table.clone());
+                self.sim.add_host(self.config.scratch as usize);
+                self.hosts.push(Host {
+                    engine,
+                    device: number,
+                    woken,
+                    asleep: false,
+                    touched: true,
+                    requests: BTreeMap::new(),
+                    next_token: 0,
+                });
+            }
+        }
+    }
+
+    /// Queues requests.
+    pub fn ask(&mut self, reqs: impl IntoIterator<Item = Req>) {
+        for req in reqs {
+            self.devices[req.device].waiting.push_back(req);
+        }
+    }
+
+    /// Asks for one request and goes on until nothing is left to do; how it ended, if it did.
+    pub fn one(&mut self, req: Req) -> Result<Option<Status>, String> {
+        self.ended.clear();
+        self.ask([req]);
+        self.run()?;
+        Ok(self.ended.iter().find(|(of, _)| *of == req).map(|&(_, status)| status))
+    }
+
+    /// The file of a store.
+    pub fn store_file(&self, store: usize) -> FileId {
+        self.specs[store].file
+    }
+
+    /// Drops the requests that were not submitted yet.
+    pub fn drop_waiting(&mut self) {
+        self.devices.iter_mut().for_each(|device| device.waiting.clear());
+    }
+
+    fn outstanding(&self) -> usize {
+        self.hosts.iter().map(|host| host.requests.len()).sum()
+    }
+
+    /// Lets something happen; false where nothing is left to do.
+    pub fn turn(&mut self) -> Result<bool, String> {
+        self.now += 1;
+        let submittable: Vec<usize> = if self.outstanding() < self.config.depth {
+            (0..self.devices.len()).filter(|&device| self.may_submit(device)).collect()
+        } else {
+            Vec::new()
+        };
+        let runnable: Vec<usize> =
+            (0..self.hosts.len()).filter(|&host| self.is_runnable(host)).collect();
+        let io = self.sim.can_advance();
+        let mut choices = Vec::new();
+        choices.extend((!submittable.is_empty()).then_some(0));
+        choices.extend((!runnable.is_empty()).then_some(1));
+        choices.extend(io.then_some(2));
+        if choices.is_empty() {
+            if self.outstanding() > 0 && self.sim.in_flight() == 0 {
+                return Err(format!("nothing goes on, and these have not ended: {}", self.stuck()));
+            }
+            return Ok(false);
+        }
+        match *self.rng.pick(&choices) {
+            0 => {
+                let device = *self.rng.pick(&submittable);
+                let req = self.devices[device].waiting.pop_front().expect("it was looked at");
+                self.submit(req, false);
+            }
+            1 => {
+                let host = *self.rng.pick(&runnable);
+                self.step(host)?;
+            }
+            _ => {
+                if let Some((host, completion)) = self.sim.advance() {
+                    if self.trace {
+                        eprintln!("{}: host {host} completes {completion:x?}", self.now);
+                    }
+                    self.rouse(host);
+                    self.hosts[host].engine.complete(completion);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Goes on until nothing is left to do, or everything left is held.
+    pub fn run(&mut self) -> Outcome {
+        let mut turns = 0u64;
+        while self.turn()? {
+            turns += 1;
+            if turns > 2_000_000 {
+                return Err(format!("no end in sight: {}", self.stuck()));
+            }
+        }
+        Ok(())
+    }
+
+    fn stuck(&self) -> String {
+        let mut text = String::new();
+        for (number, host) in self.hosts.iter().enumerate() {
+            for live in host.requests.values() {
+                text += &format!("\n  host {number}: {:?}", live.req);
+            }
+        }
+        for store in &self.stores {
+            let log = store.log();
+            text += &format!(
+                "\n  {}: {:?}, {:?} committed of {:?}, a round runs: {}",
+                store.name(),
+                store.state(),
+                log.committed(),
+                log.next(),
+                log.is_committing()
+            );
+        }
+        text
+    }
+
+    fn is_runnable(&self, host: usize) -> bool {
+        let host = &self.hosts[host];
+        host.touched || !host.asleep || host.woken.load(Ordering::SeqCst)
+    }
+
+    fn rouse(&mut self, host: usize) {
+        let host = &mut self.hosts[host];
+        host.touched = true;
+        if std::mem::take(&mut host.asleep) {
+            host.engine.woke();
+        }
+    }
+
+    fn may_submit(&self, device: usize) -> bool {
+        let Some(req) = self.devices[device].waiting.front() else { return false };
+        let writes = |req: &Req| req.op != Op::Read && req.op != Op::Flush;
+        !self.hosts.iter().filter(|host| host.device == device).any(|host| {
+            host.requests.values().any(|live| {
+                (writes(&live.req) || writes(req))
+                    && live.req.sector < req.sector + req.count
+                    && req.sector < live.req.sector + live.req.count
+            })
+        })
+    }
+
+    fn submit(&mut self, req: Req, keep: bool) {
+        let queues: Vec<usize> =
+            (0..self.hosts.len()).filter(|&host| self.hosts[host].device == req.device).collect();
+        let number = *self.rng.pick(&queues);
+        self.stamp += 1;
+        let stamp = match req.op {
+            Op::WriteZeroes { .. } => ZERO,
+            Op::Discard => ANY,
+            _ => self.stamp,
+        };
+        let data = match req.op {
+            Op::Write => {
+                (req.sector..req.sector + req.count).flat_map(|at| pattern(stamp, at)).collect()
+            }
+            Op::Read => vec![0xee; req.count as usize * SECTOR],
+            _ => Vec::new(),
+        };
+        self.note_coverage(&req);
+        self.rouse(number);
+        let host = &mut self.hosts[number];
+        host.next_token += 1;
+        let token = Token(host.next_token);
+        if self.trace {
+            eprintln!("{}: host {number} takes {req:?} as {token:?} writing {stamp}", self.now);
+        }
+        self.sim.host(number).guest.insert(token, data);
+        host.requests.insert(token.0, Live { req, stamp, keep });
+        let device = &mut self.devices[req.device];
+        match req.op {
+            Op::Read => {}
+            Op::Flush => device.model.flush_begins(self.stamp, self.now),
+            _ if self.changes_nothing(&req) => {}
+            _ => self.devices[req.device].model.write_begins(req.sector, req.count, stamp),
+        }
+        self.hosts[number].engine.submit(Request {
+            token,
+            op: req.op,
+            sector: Sector(req.sector),
+            len: req.count * SECTOR as u64,
+            durable: req.durable,
+        });
+    }
+
+    /// A discard of a snapshot without the feature.
+    fn changes_nothing(&self, req: &Req) -> bool {
+        req.op == Op::Discard
+            && !self.devices[req.device].stores.is_empty()
+            && req.device.is_multiple_of(2)
+    }
+
+    fn note_coverage(&mut self, req: &Req) {
+        if req.device != 0 || matches!(req.op, Op::Read | Op::Flush) {
+            return;
+        }
+        let range = (req.sector * 512, req.count * 512);
+        for device in 1..self.devices.len() {
+            let ex = self.exceptions(device);
+            let volatile = Origin::chunks(&ex, range.0, range.1).any(|chunk| {
+                matches!(ex.table.get(chunk), Entry::Mapped(place)
+                    if !ex.store().is_durable(place.chunk))
+            });
+            if volatile {
+                self.coverage.met("origin write on a volatile exception");
+            }
+            let reading = self.hosts.iter().filter(|host| host.device == device).any(|host| {
+                host.requests.values().any(|live| {
+                    live.req.op == Op::Read
+                        && live.req.sector < req.sector + req.count
+                        && req.sector < live.req.sector + live.req.count
+                })
+            });
+            if reading {
+                self.coverage.met("origin write against a snapshot's read");
+            }
+        }
+    }
+
+    fn step(&mut self, number: usize) -> Outcome {
+        let host = &mut self.hosts[number];
+        host.woken.store(false, Ordering::SeqCst);
+        host.touched = false;
+        if std::mem::take(&mut host.asleep) {
+            host.engine.woke();
+        }
+        host.engine.step();
+        while let Some(action) = host.engine.pop_action() {
+            let segs = host.engine.segs(&action);
+            let meta = host.engine.meta_of(&action);
+            if self.trace {
+                eprintln!("{}: host {number} does {action:x?} {segs:x?}", self.now);
+            }
+            self.sim.submit(number, action, segs, meta);
+        }
+        let mut finished = Vec::new();
+        while let Some(end) = host.engine.pop_finished() {
+            finished.push(end);
+        }
+        host.asleep = host.engine.may_sleep();
+        for (token, status) in finished {
+            self.finish(number, token, status)?;
+        }
+        self.answer_observer();
+        Ok(())
+    }
+
+    /// Records elsewhere what could not be written to a store.
+    fn answer_observer(&mut self) {
+        for (number, store) in self.stores.iter().enumerate() {
+            let lost = (store.name().to_owned(), StoreEvent::InvalidNotWritten);
+            if store.state() == StoreState::Invalidating && self.events.list().contains(&lost) {
+                self.specs[number].recorded_invalid = true;
+                store.recorded(true);
+                self.workers.wake(u64::MAX);
+            }
+        }
+    }
+
+    fn finish(&mut self, number: usize, token: Token, status: Status) -> Outcome {
+        let Some(live) = self.hosts[number].requests.remove(&token.0) else {
+            return Err(format!("host {number} ended {token:?}, which is not in flight"));
+        };
+        let data = self.sim.host(number).guest.remove(&token).expect("a request's bytes");
+        let Live { req, stamp, keep } = live;
+        if self.trace {
+            eprintln!("{}: host {number} ends {token:?} {req:?}: {status:?}", self.now);
+        }
+        self.ended.push((req, status));
+        let ok = status == Status::Ok;
+        if !ok && !self.may_fail(req.device) {
+            return Err(format!("{req:?} failed: {}", self.stuck()));
+        }
+        if keep {
+            self.kept = ok.then_some(data);
+            return Ok(());
+        }
+        if self.changes_nothing(&req) {
+            return Ok(());
+        }
+        match req.op {
+            Op::Read if ok && !self.devices[req.device].lost => self.judge(&req, &data),
+            Op::Read => Ok(()),
+            Op::Flush => {
+                // A flush's stamp is that of its submission.
+                self.devices[req.device].model.flush_ends(stamp, ok);
+                Ok(())
+            }
+            _ => {
+                let (sector, count) = (req.sector, req.count);
+                let model = &mut self.devices[req.device].model;
+                model.write_ends(sector, count, stamp, self.now, ok, req.durable);
+                Ok(())
+            }
+        }
+    }
+
+    fn may_fail(&self, device: usize) -> bool {
+        let is_origin = device == 0 && !matches!(self.config.shape, Shape::Overlay { .. });
+        if is_origin { self.config.origin_failures } else { self.config.failures }
+    }
+
+    fn judge(&self, req: &Req, data: &[u8]) -> Outcome {
+        let model = &self.devices[req.device].model;
+        for (n, bytes) in data.chunks(SECTOR).enumerate() {
+            let sector = req.sector + n as u64;
+            if !model.allows(sector, bytes) {
+                return Err(format!(
+                    "device {} sector {sector}: read {}, expected one of {}",
+                    req.device,
+                    describe(bytes),
+                    model.expected(sector)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all of a device, not judged; none where that fails.
+    pub fn read_all(&mut self, device: usize) -> Result<Option<Vec<u8>>, String> {
+        let mut all = Vec::new();
+        let sectors = self.devices[device].sectors;
+        let mut sector = 0;
+        while sector < sectors {
+            let count = (1 + self.rng.below(64)).min(sectors - sector);
+            self.kept = None;
+            self.submit(Req { device, op: Op::Read, sector, count, durable: false }, true);
+            self.run()?;
+            let Some(bytes) = self.kept.take() else { return Ok(None) };
+            all.extend(bytes);
+            sector += count;
+        }
+        Ok(Some(all))
+    }
+
+    /// Reads every device and judges it.
+    pub fn judge_all(&mut self) -> Outcome {
+        for device in 0..self.devices.len() {
+            let Some(data) = self.read_all(device)? else {
+                if self.may_fail(device) {
+                    continue;
+                }
+                return Err(format!("device {device} cannot be read"));
+            };
+            if !self.devices[device].lost {
+                let sectors = self.devices[device].sectors;
+                let req = Req { device, op: Op::Read, sector: 0, count: sectors, durable: false };
+                self.judge(&req, &data)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is in flight: nothing may be left over.
+    pub fn check_quiet(&mut self) -> Outcome {
+        for (number, host) in self.hosts.iter_mut().enumerate() {
+            if !host.engine.is_quiet() || host.engine.requests() != 0 {
+                return Err(format!("host {number} is not quiet: {:?}", host.engine));
+            }
+            // Dividing the scratch arena anew asserts that all of it is free.
+            let table = host.engine.table().cloned();
+            host.engine.bind(table);
+            host.touched = true;
+        }
+        if self.workers.overlaps(ORIGIN, 0, 1 << 43, 0) {
+            return Err("a range is still tracked".into());
+        }
+        for (number, device) in self.devices.iter().enumerate() {
+            let Some(table) = &device.exceptions else { continue };
+            for chunk in (0..table.chunks()).map(Chunk) {
+                if !matches!(table.get(chunk), Entry::Unmapped | Entry::Mapped(_)) {
+                    return Err(format!("device {number} {chunk:?}: {:?}", table.get(chunk)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A live snapshot of an overlay: a new store on top. Nothing is in flight.
+    pub fn push_layer(&mut self) -> Outcome {
+        self.run()?;
+        let Shape::Overlay { chunk, store } = self.config.shape else { panic!("an overlay") };
+        let number = self.specs.len();
+        let file = self.sim.add_disk(&format!("store{number}"), vec![0; store as usize * SECTOR]);
+        let (persistence, guest_disk) = (Persistence::Overflow, true);
+        self.specs.push(StoreSpec {
+            file,
+            chunk,
+            persistence,
+            guest_disk,
+            recorded_invalid: false,
+        });
+        let (store, _) = self.open_store(number, None)?;
+        self.stores.push(store);
+        self.devices[0].stores.push(number);
+        self.build_tables();
+        for host in &mut self.hosts {
+            host.engine.bind(self.devices[0].table.clone());
+            host.touched = true;
+        }
+        self.coverage.met("live snapshot");
+        Ok(())
+    }
+
+    /// The process is killed, or the power fails; then everything is opened again and must hold
+    /// what was promised.
+    pub fn crash(&mut self, power: bool) -> Outcome {
+        for store in &self.stores {
+            let log = store.log();
+            let ended = |index| log.is_done(DataIndex(index));
+            if (log.committed().0..log.next().0).any(ended) {
+                self.coverage.met(if power {
+                    "cut between data and commit"
+                } else {
+                    "killed owing"
+                });
+            }
+            if store.state() >= StoreState::Invalid {
+                self.coverage.met("crash after Invalid");
+            }
+        }
+        let words: Vec<Option<Words>> = if power {
+            Vec::new()
+        } else {
+            self.stores.iter().map(|store| Some(store.log().copy_words())).collect()
+        };
+        let was_invalid: Vec<bool> =
+            self.stores.iter().map(|store| store.state() == StoreState::Invalid).collect();
+        for host in self.hosts.drain(..) {
+            // Its worker's drop would see what was in flight.
+            std::mem::forget(host.engine);
+        }
+        self.drop_waiting();
+        self.sim.clear_faults();
+        self.sim.release();
+        if power {
+            let cuts = self.sim.power_cut();
+            self.note_cuts(&cuts);
+        } else {
+            self.sim.kill();
+        }
+        self.coverage.met(if power { "power cut" } else { "kill" });
+        if self.trace {
+            eprintln!("{}: {}", self.now, if power { "power cut" } else { "kill" });
+        }
+        self.open(words)?;
+        for (number, was) in was_invalid.into_iter().enumerate() {
+            let transient = self.specs[number].persistence == Persistence::Transient;
+            if was && !transient && self.stores[number].state() != StoreState::Invalid {
+                return Err(format!("store{number} was Invalid, and is valid again"));
+            }
+        }
+        self.settle(power)
+    }
+
+    /// Whether entries are being written that a power cut would tear.
+    pub fn writes_entries(&self) -> bool {
+        self.stores.iter().any(|store| {
+            let geometry = store.geometry();
+            let area = geometry.area_chunk(store.entries() / geometry.entries_per_area());
+            store.persistence() != Persistence::Transient
+                && store.log().is_committing()
+                && self.sim.at_risk(store.file()).any(|(offset, len)| {
+                    len > 512 && StoreChunk(geometry.chunk.chunk_of(offset).0) == area
+                })
+        })
+    }
+
+    fn note_cuts(&mut self, cuts: &[Cut]) {
+        for cut in cuts {
+            let torn = cut.kept != 0 && cut.kept != cut.sectors;
+            let Some(store) = self.stores.iter().find(|store| store.file() == cut.file) else {
+                continue;
+            };
+            if store.persistence() == Persistence::Transient {
+                continue;
+            }
+            let chunk = store.geometry().chunk.chunk_of(cut.offset).0;
+            if store.geometry().is_area(StoreChunk(chunk)) && torn {
+                self.coverage.met("torn area");
+            }
+        }
+    }
+
+    fn settle(&mut self, power: bool) -> Outcome {
+        for device in 0..self.devices.len() {
+            let store = self.devices[device].stores.last().map(|&number| &self.stores[number]);
+            if store.is_some_and(|store| store.persistence() == Persistence::Transient) {
+                // It is gone, and made anew: a snapshot of the origin as it is now.
+                let mut model = self.devices[0].model.clone();
+                model.truncate(self.devices[device].sectors);
+                self.devices[device].model = model;
+                continue;
+            }
+            if store.is_some_and(|store| store.state() >= StoreState::Invalid) {
+                if !self.config.failures {
+                    return Err(format!("device {device} is Invalid after a crash"));
+                }
+                self.devices[device].lost = true;
+            }
+            let failures = std::mem::replace(&mut self.config.failures, true);
+            let data = self.read_all(device)?;
+            self.config.failures = failures;
+            if self.devices[device].lost {
+                if data.is_some() {
+                    return Err(format!("device {device} is Invalid, and reads"));
+                }
+                continue;
+            }
+            let data = data.ok_or_else(|| format!("device {device} cannot be read"))?;
+            for (sector, bytes) in data.chunks(SECTOR).enumerate() {
+                let model = &mut self.devices[device].model;
+                let expected = model.expected(sector as u64);
+                if !model.settle(sector as u64, bytes, power) {
+                    return Err(format!(
+                        "after a {} device {device} sector {sector} holds {}, expected one of \
+                         {expected}",
+                        if power { "power cut" } else { "kill" },
+                        describe(bytes),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a store can be used.
+    pub fn state(&self, store: usize) -> StoreState {
+        self.stores[store].state()
+    }
+}

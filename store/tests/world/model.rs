@@ -1,0 +1,154 @@
+//! What each sector of a device may hold: a history of writes, and which of them are settled.
+
+use std::collections::BTreeMap;
+
+pub const SECTOR: usize = 512;
+/// A stamp whose sectors may hold anything: discarded.
+pub const ANY: u64 = u64::MAX;
+/// A stamp whose sectors hold zeroes.
+pub const ZERO: u64 = 0;
+
+/// The bytes of `sector` where the write called `stamp` was the last.
+pub fn pattern(stamp: u64, sector: u64) -> [u8; SECTOR] {
+    let mut bytes = [0; SECTOR];
+    if stamp == ZERO {
+        return bytes;
+    }
+    let seed = stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sector.wrapping_mul(0xc2b2_ae3d_27d4);
+    for (n, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = match n {
+            0 => stamp,
+            1 => sector,
+            _ => seed.wrapping_add(n as u64),
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+/// What the first words of a sector say it is, for messages.
+pub fn describe(bytes: &[u8]) -> String {
+    let word = |n: usize| u64::from_le_bytes(bytes[n * 8..][..8].try_into().unwrap());
+    if bytes.iter().all(|&byte| byte == 0) {
+        return "zeroes".into();
+    }
+    let whole = bytes == pattern(word(0), word(1));
+    format!("write {} of sector {}{}", word(0), word(1), if whole { "" } else { ", torn" })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    InFlight,
+    Acked(u64),
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+struct Write {
+    stamp: u64,
+    state: State,
+}
+
+/// The sectors of a device.
+#[derive(Clone, Debug)]
+pub struct Model {
+    sectors: Vec<Vec<Write>>,
+    /// Flushes in flight: when each was submitted.
+    flushes: BTreeMap<u64, u64>,
+}
+
+impl Model {
+    pub fn new(sectors: u64, stamp: u64) -> Model {
+        let write = Write { stamp, state: State::Acked(0) };
+        Model { sectors: vec![vec![write]; sectors as usize], flushes: BTreeMap::new() }
+    }
+
+    pub fn len(&self) -> u64 {
+        self.sectors.len() as u64
+    }
+
+    pub fn truncate(&mut self, sectors: u64) {
+        self.sectors.truncate(sectors as usize);
+    }
+
+    pub fn write_begins(&mut self, sector: u64, count: u64, stamp: u64) {
+        for history in &mut self.sectors[sector as usize..][..count as usize] {
+            history.push(Write { stamp, state: State::InFlight });
+        }
+    }
+
+    pub fn write_ends(
+        &mut self,
+        sector: u64,
+        count: u64,
+        stamp: u64,
+        now: u64,
+        ok: bool,
+        durable: bool,
+    ) {
+        for history in &mut self.sectors[sector as usize..][..count as usize] {
+            let at = history.iter().rposition(|write| write.stamp == stamp).expect("it began");
+            history[at].state = if ok { State::Acked(now) } else { State::Failed };
+            if ok && durable {
+                history.drain(..at);
+            }
+        }
+    }
+
+    pub fn flush_begins(&mut self, id: u64, now: u64) {
+        self.flushes.insert(id, now);
+    }
+
+    pub fn flush_ends(&mut self, id: u64, ok: bool) {
+        let began = self.flushes.remove(&id).expect("it began");
+        if !ok {
+            return;
+        }
+        for history in &mut self.sectors {
+            let covered = |write: &Write| matches!(write.state, State::Acked(at) if at < began);
+            if let Some(at) = history.iter().rposition(covered) {
+                history.drain(..at);
+            }
+        }
+    }
+
+    /// Whether a reader may see `bytes` in `sector`: what was acknowledged last, or what may or may
+    /// not have landed since.
+    pub fn allows(&self, sector: u64, bytes: &[u8]) -> bool {
+        self.matching(sector, bytes, false).is_some()
+    }
+
+    fn matching(&self, sector: u64, bytes: &[u8], power: bool) -> Option<u64> {
+        let history = &self.sectors[sector as usize];
+        let acked = |write: &Write| matches!(write.state, State::Acked(_));
+        let from = if power { 0 } else { history.iter().rposition(acked).unwrap_or(0) };
+        let of = |write: &&Write| write.stamp != ANY && bytes == pattern(write.stamp, sector);
+        let exact = history[from..].iter().rev().find(of).map(|write| write.stamp);
+        exact.or_else(|| history[from..].iter().any(|w| w.stamp == ANY).then_some(ANY))
+    }
+
+    /// What a sector may hold, for messages.
+    pub fn expected(&self, sector: u64) -> String {
+        format!("{:?}", self.sectors[sector as usize])
+    }
+
+    /// After a crash the device holds `bytes` in `sector`; false where it may not.
+    pub fn settle(&mut self, sector: u64, bytes: &[u8], power: bool) -> bool {
+        let Some(stamp) = self.matching(sector, bytes, power) else { return false };
+        let history = &mut self.sectors[sector as usize];
+        if power {
+            history.clear();
+        }
+        history.push(Write { stamp, state: State::Acked(0) });
+        self.flushes.clear();
+        true
+    }
+
+    /// What is certain to be there now is durable too (nothing is in flight).
+    pub fn all_durable(&mut self) {
+        for history in &mut self.sectors {
+            let last = history.len() - 1;
+            history.drain(..last);
+        }
+    }
+}

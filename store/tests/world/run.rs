@@ -1,0 +1,327 @@
+//! Random cases: what is asked of a world, when it crashes; and how a case that fails is made small.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use snapblk_store::cow::Persistence;
+use snapblk_store::io::sim::Rng;
+use snapblk_store::request::Op;
+
+use super::{Config, Coverage, Req, Shape, Snap, World};
+
+/// What happens between two requests.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    Ask(Req),
+    /// After so many turns the process is killed, or the power fails; with `aim`, when the next
+    /// entries are being written.
+    Crash {
+        turns: u64,
+        power: bool,
+        aim: bool,
+    },
+    /// A live snapshot of an overlay.
+    Layer,
+}
+
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub seed: u64,
+    pub config: Config,
+    pub events: Vec<Event>,
+}
+
+const KINDS: [Persistence; 3] =
+    [Persistence::Persistent, Persistence::Overflow, Persistence::Transient];
+
+fn snap(rng: &mut Rng, sectors: u64) -> Snap {
+    let chunk = 1 << rng.below(5);
+    let length = if rng.chance(1, 3) { 1 + rng.below(sectors) } else { sectors };
+    let small = rng.chance(1, 5);
+    let chunks = length.div_ceil(chunk);
+    let areas = chunks / (chunk * 32) + 3;
+    let store = if small { 2 + rng.below(chunks + 2) } else { chunks + areas + 2 };
+    Snap {
+        chunk: chunk as u32,
+        persistence: *rng.pick(&KINDS),
+        store: store.max(3) * chunk,
+        sectors: length,
+    }
+}
+
+/// What a case is about: each makes something likely that is rare otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Profile {
+    Anything,
+    /// Many flushes from several workers of one overlay.
+    Flushes,
+    /// Writes that fill areas of more than one sector, cut while those are written.
+    Areas,
+    /// One snapshot and its origin write the same few chunks.
+    Contended,
+    /// Chunks larger than a buffer.
+    Large,
+}
+
+const PROFILES: [Profile; 8] = [
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Anything,
+    Profile::Flushes,
+    Profile::Areas,
+    Profile::Contended,
+    Profile::Large,
+];
+
+fn overlay(chunk: u64, sectors: u64) -> Shape {
+    let chunks = sectors.div_ceil(chunk);
+    Shape::Overlay { chunk: chunk as u32, store: (chunks + chunks / (chunk * 32) + 5) * chunk }
+}
+
+impl Profile {
+    /// Sectors of the base, and the devices.
+    fn shape(self, rng: &mut Rng) -> (u64, Shape) {
+        let sectors = 40 + rng.below(160);
+        match self {
+            Profile::Anything => match rng.below(8) {
+                0 => (sectors, Shape::Plain),
+                1..=4 => {
+                    let snaps = (0..1 + rng.below(4)).map(|_| snap(rng, sectors)).collect();
+                    (sectors, Shape::Origin(snaps))
+                }
+                _ => (sectors, overlay(1 << rng.below(5), sectors)),
+            },
+            Profile::Flushes => (sectors, overlay(1 << rng.below(3), sectors)),
+            Profile::Areas => {
+                let chunk = 2 << rng.below(2);
+                let sectors = chunk * (30 + rng.below(100));
+                (sectors, overlay(chunk, sectors))
+            }
+            Profile::Contended => {
+                let sectors = 8 + rng.below(16);
+                let chunk = 1 << rng.below(3);
+                let persistence = Persistence::Persistent;
+                let store = 40 * chunk;
+                let snap = Snap { chunk: chunk as u32, persistence, store, sectors };
+                (sectors, Shape::Origin(vec![snap]))
+            }
+            Profile::Large => {
+                let sectors = 500 + rng.below(400);
+                let chunk = 256;
+                let persistence = Persistence::Overflow;
+                let snap = Snap { chunk: chunk as u32, persistence, store: chunk * 7, sectors };
+                let small = Snap { chunk: 32, persistence, store: 32 * 32, sectors };
+                match rng.below(3) {
+                    0 => (sectors, overlay(chunk, sectors)),
+                    1 => (sectors, Shape::Origin(vec![snap])),
+                    _ => (sectors, Shape::Origin(vec![small, snap])),
+                }
+            }
+        }
+    }
+
+    fn crashes(self) -> (u64, u64) {
+        match self {
+            Profile::Anything | Profile::Large => (1, 25),
+            Profile::Flushes | Profile::Areas => (1, 10),
+            Profile::Contended => (1, 6),
+        }
+    }
+}
+
+/// Whether a snapshot's store may be too small for what is written.
+fn is_small(shape: &Shape) -> bool {
+    let Shape::Origin(snaps) = shape else { return false };
+    snaps.iter().any(|snap| {
+        let chunk = u64::from(snap.chunk);
+        let chunks = snap.sectors.div_ceil(chunk);
+        snap.store < (chunks + chunks / (chunk * 32) + 3) * chunk
+    })
+}
+
+impl Case {
+    pub fn random(seed: u64, crashes: bool) -> Case {
+        let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
+        let profile = *rng.pick(&PROFILES);
+        let (sectors, shape) = profile.shape(&mut rng);
+        let mut config = Config::new(shape, sectors);
+        config.queues = 1 + rng.below(3) as usize;
+        config.depth = 1 + rng.below(24) as usize;
+        config.claims = 1 + rng.below(20) as usize;
+        config.scratch = *rng.pick(&[64 << 10, 128 << 10, 1 << 20]);
+        if profile == Profile::Large {
+            config.scratch = 64 << 10;
+        }
+        config.failures = is_small(&config.shape);
+        let count = 10 + rng.below(80);
+        let mut events = Vec::new();
+        for _ in 0..count {
+            events.push(Event::Ask(request(&mut rng, &config, profile)));
+            let (of, in_all) = profile.crashes();
+            if crashes && rng.chance(of, in_all) {
+                let (power, aim) = (rng.chance(1, 2), rng.chance(1, 2));
+                events.push(Event::Crash { turns: rng.below(250), power, aim });
+            }
+            if crashes && matches!(config.shape, Shape::Overlay { .. }) && rng.chance(1, 40) {
+                events.push(Event::Layer);
+            }
+        }
+        if crashes {
+            let (power, aim) = (rng.chance(2, 3), rng.chance(1, 2));
+            events.push(Event::Crash { turns: rng.below(500), power, aim });
+        }
+        Case { seed, config, events }
+    }
+
+    /// Runs the case; what was met on the way, or what went wrong.
+    pub fn run(&self) -> Result<Coverage, String> {
+        let mut world = World::new(self.config.clone(), self.seed);
+        let result = catch_unwind(AssertUnwindSafe(|| self.drive(&mut world)));
+        let coverage = world.coverage.clone();
+        // A world that failed has things in flight, which its workers' end would complain about.
+        match result {
+            Ok(Ok(())) => Ok(coverage),
+            Ok(Err(message)) => {
+                std::mem::forget(world);
+                Err(message)
+            }
+            Err(panic) => {
+                std::mem::forget(world);
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+                Err(format!("panic: {}", text.unwrap_or_default()))
+            }
+        }
+    }
+
+    fn drive(&self, world: &mut World) -> Result<(), String> {
+        if let Shape::Origin(snaps) = &self.config.shape
+            && snaps.iter().any(|snap| snap.chunk != snaps[0].chunk)
+        {
+            world.coverage.met("two chunk sizes");
+        }
+        for event in &self.events {
+            match *event {
+                Event::Ask(req) => world.ask([req]),
+                Event::Crash { turns, power, aim } => {
+                    let more = if aim { 500 } else { 0 };
+                    if aim {
+                        let flush = |device| Req {
+                            device,
+                            op: Op::Flush,
+                            sector: 0,
+                            count: 0,
+                            durable: false,
+                        };
+                        world.ask((0..world.devices.len()).map(flush));
+                    }
+                    for turn in 0..turns + more {
+                        if (turn >= turns && world.writes_entries()) || !world.turn()? {
+                            break;
+                        }
+                    }
+                    self.note_full(world);
+                    world.crash(power)?;
+                }
+                Event::Layer => world.push_layer()?,
+            }
+        }
+        world.run()?;
+        self.note_full(world);
+        world.judge_all()?;
+        world.check_quiet()
+    }
+
+    fn note_full(&self, world: &mut World) {
+        if world.stores.iter().any(|store| store.state() != snapblk_store::cow::StoreState::Valid) {
+            world.coverage.met("full");
+        }
+    }
+
+    /// The smallest case found that still fails, and how.
+    fn shrink(mut self, mut message: String) -> (Case, String) {
+        let mut step = self.events.len() / 2;
+        while step > 0 {
+            let mut at = 0;
+            while at < self.events.len() {
+                let mut smaller = self.clone();
+                smaller.events.drain(at..(at + step).min(self.events.len()));
+                // Another order of events may be needed to see it again.
+                let failed = (0..4).find_map(|salt| {
+                    let case = Case { seed: self.seed + salt * 1_000_003, ..smaller.clone() };
+                    case.run().err().map(|message| (case, message))
+                });
+                match failed {
+                    Some((case, why)) => (self, message) = (case, why),
+                    None => at += step,
+                }
+            }
+            step /= 2;
+        }
+        (self, message)
+    }
+}
+
+fn request(rng: &mut Rng, config: &Config, profile: Profile) -> Req {
+    let devices = match &config.shape {
+        Shape::Origin(snaps) => snaps.len() as u64 + 1,
+        _ => 1,
+    };
+    let device = if rng.chance(1, 2) { 0 } else { rng.below(devices) as usize };
+    let sectors = match &config.shape {
+        Shape::Origin(snaps) if device > 0 => snaps[device - 1].sectors,
+        _ => config.sectors,
+    };
+    let op = match rng.below(20) {
+        0..=9 => Op::Write,
+        10 | 11 if profile == Profile::Flushes => Op::Flush,
+        10..=14 => Op::Read,
+        15 | 16 => Op::Flush,
+        17 => Op::WriteZeroes { unmap: rng.chance(1, 2) },
+        18 => Op::Discard,
+        _ => Op::Write,
+    };
+    let (sector, count) = match op {
+        Op::Flush => (0, 0),
+        _ => {
+            let sector = rng.below(sectors);
+            let most = match profile {
+                Profile::Flushes => 3,
+                Profile::Areas | Profile::Large => 200,
+                _ if rng.chance(1, 6) => 60,
+                _ => 12,
+            };
+            (sector, (1 + rng.below(most)).min(sectors - sector))
+        }
+    };
+    Req { device, op, sector, count, durable: rng.chance(1, 12) }
+}
+
+/// How many seeds to try: the environment's `SNAPBLK_SEEDS`, else `default`.
+pub fn seeds(default: u64) -> u64 {
+    std::env::var("SNAPBLK_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Runs the cases of many seeds; `SNAPBLK_SEED` names one alone. Panics with the smallest case
+/// that fails.
+pub fn sweep(name: &str, default: u64, case: impl Fn(u64) -> Case) -> Coverage {
+    let mut coverage = Coverage::default();
+    let one = std::env::var("SNAPBLK_SEED").ok().and_then(|text| text.parse().ok());
+    let range = one.map_or(0..seeds(default), |seed: u64| seed..seed + 1);
+    let quiet = std::env::var_os("SNAPBLK_TRACE").is_none();
+    for seed in range {
+        let case = case(seed);
+        match case.run() {
+            Ok(met) => coverage.add(&met),
+            Err(message) if quiet => {
+                let hook = std::panic::take_hook();
+                std::panic::set_hook(Box::new(|_| {}));
+                let (small, why) = case.shrink(message.clone());
+                std::panic::set_hook(hook);
+                panic!("{name}: seed {seed}: {message}\nsmallest: {why}\n{small:#?}");
+            }
+            Err(message) => panic!("{name}: seed {seed}: {message}"),
+        }
+    }
+    coverage
+}
