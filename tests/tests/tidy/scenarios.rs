@@ -1,11 +1,11 @@
 //! Which test proves which scenario: `docs/scenarios.md`, made from the tests' names.
 //!
-//! A test names its scenarios in its own name (`scenario_17_…`, `scenario_17_and_39_…`) or in the
-//! comment above it ("scenario 66", "scenarios 17 and 22").
+//! A test names its scenarios in its own name (`scenario_17_…`, `scenario_17_and_39_…`, or short
+//! `s26_s27_…`) or in a comment above it or in it ("scenario 66", "scenarios 17 and 22").
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::{Source, sources, words};
+use crate::source::{Source, item_end, sources, words};
 use crate::{none, read, root};
 
 const PAGE: &str = "docs/scenarios.md";
@@ -15,6 +15,8 @@ const HEAD: &str = "| scenario |";
 /// The tests of a file, each with its scenarios.
 fn tests(source: &Source) -> Vec<(String, BTreeSet<u32>)> {
     let lines: Vec<&str> = source.text.lines().collect();
+    let code_lines: Vec<&str> = source.code.lines().collect();
+    let comments: Vec<&str> = source.comments.lines().map(str::trim).collect();
     let mut found = Vec::new();
     for (n, code) in source.code.lines().enumerate() {
         let mut rest = words(code).skip_while(|word| *word != "fn");
@@ -26,32 +28,40 @@ fn tests(source: &Source) -> Vec<(String, BTreeSet<u32>)> {
             continue;
         }
         let mut numbers = of_name(name);
-        let comment: Vec<&str> =
-            above.iter().rev().copied().filter(|l| l.starts_with("//")).collect();
-        numbers.extend(of_text(&comment.join(" ")));
+        let above: Vec<&str> = above.into_iter().rev().filter(|l| l.starts_with("//")).collect();
+        let within = &comments[n..=item_end(&code_lines, n)];
+        numbers.extend(of_text(&above.join(" ")));
+        numbers.extend(of_text(&within.join(" ")));
         found.push((name.to_owned(), numbers));
     }
     found
 }
 
-/// `scenario_17_and_39_words`: 17 and 39.
+/// `scenario_17_and_39_words`: 17 and 39. `s26_s27_words`: 26 and 27.
 fn of_name(name: &str) -> BTreeSet<u32> {
-    let Some(rest) = name.strip_prefix("scenario_").or(name.strip_prefix("scenarios_")) else {
-        return BTreeSet::new();
+    let long = name.strip_prefix("scenario_").or(name.strip_prefix("scenarios_"));
+    let number = |part: &str| match long {
+        Some(_) => part.parse().ok(),
+        None => part.strip_prefix('s').and_then(|digits| digits.parse().ok()),
     };
-    let parts = rest.split('_').take_while(|part| *part == "and" || part.parse::<u32>().is_ok());
-    parts.filter_map(|part| part.parse().ok()).collect()
+    let parts = long.unwrap_or(name).split('_').filter(|part| *part != "and" || long.is_none());
+    parts.map_while(number).collect()
 }
 
-/// "scenarios 1, 2 and 4": all three.
+/// "scenarios 1, 2 and 4": all three. "4 to 6": 4, 5 and 6.
 fn of_text(text: &str) -> BTreeSet<u32> {
     let lower = text.to_ascii_lowercase();
     let mut numbers = BTreeSet::new();
     for behind in lower.split("scenario").skip(1) {
+        let (mut last, mut range) = (0, false);
         for word in behind.trim_start_matches('s').split([' ', ',']).filter(|w| !w.is_empty()) {
             let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-            match bare.parse() {
-                Ok(number) => _ = numbers.insert(number),
+            match bare.parse::<u32>() {
+                Ok(number) => {
+                    numbers.extend(if range { last..=number } else { number..=number });
+                    (last, range) = (number, false);
+                }
+                Err(_) if bare == "to" => range = true,
                 Err(_) if matches!(bare, "and" | "") => {}
                 Err(_) => break,
             }
@@ -68,8 +78,11 @@ fn scenarios_are_found_in_names_and_comments() {
     let set = |numbers: &[u32]| numbers.iter().copied().collect::<BTreeSet<u32>>();
     assert_eq!(of_name("scenario_17_and_39_every_store"), set(&[17, 39]));
     assert_eq!(of_name("scenario_70_on_4_queues"), set(&[70]));
+    assert_eq!(of_name("s26_s27_a_copy"), set(&[26, 27]));
     assert_eq!(of_name("a_scenario_70"), set(&[]));
+    assert_eq!(of_name("sixteen_s5"), set(&[]));
     assert_eq!(of_text("/// Scenarios 17, 18 and 22: 5 of them."), set(&[17, 18, 22]));
+    assert_eq!(of_text("/// Scenarios 3, 5 to 7, in any order"), set(&[3, 5, 6, 7]));
     assert_eq!(of_text("// (scenario 66) and 7"), set(&[66]));
 }
 
