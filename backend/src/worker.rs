@@ -76,7 +76,8 @@ pub(crate) fn spawn<B: Binding>(
         match parts {
             Ok((engine, io)) => {
                 let _ = send.send(Ok(()));
-                Worker::new(engine, io, mailbox, serial, writable).run();
+                let failed = Box::new(move |read| binding.request_failed(read));
+                Worker::new(engine, io, mailbox, serial, writable, failed).run();
             }
             Err(e) => {
                 let _ = send.send(Err(e));
@@ -132,6 +133,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
     stopping: bool,
+    /// Is told of requests that failed, and whether they were reads.
+    failed: Box<dyn Fn(bool)>,
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Drop for Worker<E, I> {
@@ -147,6 +150,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         mailbox: Arc<Mailbox<E::Table>>,
         serial: [u8; SERIAL_LEN],
         writable: bool,
+        failed: Box<dyn Fn(bool)>,
     ) -> Self {
         io.watch(mailbox.event(), WAKE_KEY);
         Worker {
@@ -168,6 +172,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             quiesce: None,
             own_flush: false,
             stopping: false,
+            failed,
         }
     }
 
@@ -324,8 +329,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 continue;
             }
             self.direct -= 1;
-            let status = if result.is_ok() { BlkStatus::Ok } else { BlkStatus::IoError };
-            self.finish((tag.0 & 0xffff) as u16, status);
+            let head = (tag.0 & 0xffff) as u16;
+            match result {
+                Ok(()) => self.finish(head, BlkStatus::Ok),
+                Err(_) => self.fail(head),
+            }
         }
         busy
     }
@@ -338,23 +346,39 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let head = token.0 as u16;
         match status {
             Status::Ok => self.next_range(head),
-            Status::Error => self.finish(head, BlkStatus::IoError),
+            Status::Error => self.fail(head),
             Status::Unsupported => self.finish(head, BlkStatus::Unsupported),
         }
+    }
+
+    /// Answers a request that could not be carried out, and tells whoever looks after the device.
+    #[cold]
+    fn fail(&mut self, head: u16) {
+        let read = self.answer(head, BlkStatus::IoError);
+        (self.failed)(read);
     }
 
     /// Answers a request.
     #[inline]
     fn finish(&mut self, head: u16, status: BlkStatus) {
+        self.answer(head, status);
+    }
+
+    /// Answers a request; true where it was one that the guest reads something by.
+    #[inline]
+    fn answer(&mut self, head: u16, status: BlkStatus) -> bool {
         let (slot, generation) = self.flights.close(head);
         let memory = self.memories.of(generation);
         let told = slot.status.is_some_and(|at| memory.write(at, &[status as u8]).is_ok());
         let len = if told { slot.writable_len } else { 0 };
+        // A write gives the guest the status byte alone.
+        let read = slot.writable_len > 1;
         self.memories.left(generation);
         if let Some(ring) = &mut self.ring {
             ring.vring.complete(self.memories.current(), head, len);
             ring.owes_interrupt = true;
         }
+        read
     }
 
     /// Returns a chain that is no request.

@@ -168,7 +168,8 @@ impl Server {
             logical_block,
             serial: c.node_name.clone(),
         };
-        let binding = Served::new(self.devices.clone(), &c.node_name, self.options);
+        let failed = self.failed.lock().expect("channel lock poisoned").clone();
+        let binding = Served::new(self.devices.clone(), &c.node_name, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
         exports.insert(c.id, Exported { export, device: c.node_name });
