@@ -112,6 +112,8 @@ pub trait Binding: Send + Sync + 'static {
     fn io(&self) -> io::Result<Self::Io>;
     /// The device as it is now; as it was last where it has no table.
     fn geometry(&self) -> Geometry;
+    /// A guest's request could not be carried out. Called by a worker, seldom; must not block.
+    fn request_failed(&self, read: bool);
     /// An export's workers begin to serve the device. They start suspended and without a table:
     /// the device machine resumes each of them with its table when the device is active.
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<TableOf<Self>>>);

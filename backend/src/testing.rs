@@ -400,6 +400,8 @@ impl Binding for TestBinding {
         })
     }
 
+    fn request_failed(&self, _: bool) {}
+
     fn geometry(&self) -> Geometry {
         Geometry { size: self.disk.size, read_only: self.read_only }
     }

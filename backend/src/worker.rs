@@ -9,6 +9,7 @@
 //! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before
 //! it sleeps it arms everything that can wake it, and then looks again.
 
+mod answers;
 mod flights;
 mod mailbox;
 mod poll;
@@ -76,7 +77,8 @@ pub(crate) fn spawn<B: Binding>(
         match parts {
             Ok((engine, io)) => {
                 let _ = send.send(Ok(()));
-                Worker::new(engine, io, mailbox, serial, writable).run();
+                let failed = Box::new(move |read| binding.request_failed(read));
+                Worker::new(engine, io, mailbox, serial, writable, failed).run();
             }
             Err(e) => {
                 let _ = send.send(Err(e));
@@ -132,6 +134,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
     stopping: bool,
+    /// Is told of requests that failed, and whether they were reads.
+    failed: Box<dyn Fn(bool)>,
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Drop for Worker<E, I> {
@@ -147,6 +151,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         mailbox: Arc<Mailbox<E::Table>>,
         serial: [u8; SERIAL_LEN],
         writable: bool,
+        failed: Box<dyn Fn(bool)>,
     ) -> Self {
         io.watch(mailbox.event(), WAKE_KEY);
         Worker {
@@ -168,6 +173,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             quiesce: None,
             own_flush: false,
             stopping: false,
+            failed,
         }
     }
 
@@ -324,8 +330,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 continue;
             }
             self.direct -= 1;
-            let status = if result.is_ok() { BlkStatus::Ok } else { BlkStatus::IoError };
-            self.finish((tag.0 & 0xffff) as u16, status);
+            let head = (tag.0 & 0xffff) as u16;
+            match result {
+                Ok(()) => self.finish(head, BlkStatus::Ok),
+                Err(_) => self.fail(head),
+            }
         }
         busy
     }
@@ -338,55 +347,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let head = token.0 as u16;
         match status {
             Status::Ok => self.next_range(head),
-            Status::Error => self.finish(head, BlkStatus::IoError),
+            Status::Error => self.fail(head),
             Status::Unsupported => self.finish(head, BlkStatus::Unsupported),
-        }
-    }
-
-    /// Answers a request.
-    #[inline]
-    fn finish(&mut self, head: u16, status: BlkStatus) {
-        let (slot, generation) = self.flights.close(head);
-        let memory = self.memories.of(generation);
-        let told = slot.status.is_some_and(|at| memory.write(at, &[status as u8]).is_ok());
-        let len = if told { slot.writable_len } else { 0 };
-        self.memories.left(generation);
-        if let Some(ring) = &mut self.ring {
-            ring.vring.complete(self.memories.current(), head, len);
-            ring.owes_interrupt = true;
-        }
-    }
-
-    /// Returns a chain that is no request.
-    fn give_back(&mut self, head: u16) {
-        if let Some(ring) = &mut self.ring {
-            ring.vring.complete(self.memories.current(), head, 0);
-            ring.owes_interrupt = true;
-        }
-    }
-
-    /// Tells the driver of what was completed, if it wants to know.
-    #[inline]
-    fn interrupt(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && std::mem::take(&mut ring.owes_interrupt)
-            && ring.vring.wants_interrupt(self.memories.current())
-            && let Some(call) = &ring.call
-        {
-            signal(call);
-        }
-    }
-
-    fn report_broken_ring(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && ring.vring.is_broken()
-            && !ring.told_broken
-        {
-            ring.told_broken = true;
-            tracing::warn!("a guest broke its virtqueue; it is not served until it is set up anew");
-            if let Some(err) = &ring.err {
-                signal(err);
-            }
         }
     }
 

@@ -78,7 +78,7 @@ impl StoreFile {
     }
 
     fn settle(&self, store: &mut OpenStore) -> Result<(), CliError> {
-        let owed = Owed::of(&self.file, store.geometry.chunk.sectors())?;
+        let owed = Owed::of(&self.file, store.geometry.chunk.sectors());
         if self.file.writable {
             owed.enter(&self.file, store)?;
             owed.settle();

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
 /// A device and what its workers are made with.
 pub(super) struct Served {
     devices: Arc<Devices>,
+    failed: Mutex<Sender<(String, bool)>>,
     device: String,
     writable: bool,
     options: IoOptions,
@@ -30,14 +32,17 @@ pub(super) struct Served {
 }
 
 impl Served {
+    /// `failed` is told the device's name, and whether it was a read, of requests that fail.
     pub(super) fn new(
         devices: Arc<Devices>,
         device: &str,
         writable: bool,
         options: IoOptions,
+        failed: Sender<(String, bool)>,
     ) -> Arc<Served> {
         let last = Mutex::new(Geometry { size: Sector(0), read_only: false });
-        Arc::new(Served { devices, device: device.into(), writable, options, last })
+        let (failed, device) = (Mutex::new(failed), device.into());
+        Arc::new(Served { devices, failed, device, writable, options, last })
     }
 }
 
@@ -63,6 +68,12 @@ impl Binding for Served {
             *last = Geometry { size: Sector::from_bytes(status.size), read_only: status.read_only };
         }
         *last
+    }
+
+    fn request_failed(&self, read: bool) {
+        let failed = self.failed.lock().expect("channel lock poisoned");
+        // Nobody listens where the process ends.
+        let _ = failed.send((self.device.clone(), read));
     }
 
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<Table>>) {

@@ -166,7 +166,9 @@ impl Server {
             logical_block,
             serial: c.node_name.clone(),
         };
-        let binding = Served::new(self.devices.clone(), &c.node_name, writable, self.options);
+        let failed = self.failed.lock().expect("channel lock poisoned").clone();
+        let (devices, device) = (self.devices.clone(), &c.node_name);
+        let binding = Served::new(devices, device, writable, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
         exports.insert(c.id, Exported { export, device: c.node_name });

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use snapblk_qmp::{Events, Jobs};
 use snapblk_store::control::command::{self, Command};
-use snapblk_store::control::event::{DeviceChanged, Event, SnapshotFailed};
+use snapblk_store::control::event::{
+    BlockIoError, DeviceChanged, ErrorAction, Event, IoOperation, SnapshotFailed,
+};
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::device::{DeviceEvent, Devices, DevicesConfig};
 use snapblk_store::flusher::CallerFlusher;
@@ -51,6 +53,8 @@ pub struct Server {
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
+    /// Takes the names of devices on which a guest's request failed, and whether it was a read.
+    failed: Mutex<Sender<(String, bool)>>,
     options: IoOptions,
 }
 
@@ -80,6 +84,7 @@ impl Server {
             devices,
             exports: Mutex::default(),
             jobs: Jobs::new(events.clone()),
+            failed: Mutex::new(tell_failures(events.clone())),
             events,
             ends: Mutex::new(ends),
             options,
@@ -127,6 +132,27 @@ fn pass_on(happens: Receiver<DeviceEvent>, events: Arc<Events>, devices: Weak<De
     if let Err(error) = spawned {
         tracing::error!("events of devices are lost: {error}");
     }
+}
+
+/// Passes failed requests on as events; they come from workers, which must not wait for a client.
+fn tell_failures(events: Arc<Events>) -> Sender<(String, bool)> {
+    let (send, receive) = channel::<(String, bool)>();
+    let spawned = std::thread::Builder::new().name("failures".into()).spawn(move || {
+        for (device, read) in receive {
+            events.emit(&Event::BlockIoError(BlockIoError {
+                node_name: Some(device.clone()),
+                device,
+                operation: if read { IoOperation::Read } else { IoOperation::Write },
+                action: ErrorAction::Report,
+                nospace: None,
+                reason: "Input/output error".into(),
+            }));
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!("events of failed requests are lost: {error}");
+    }
+    send
 }
 
 fn monitor_event(event: DeviceEvent) -> Option<Event> {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
@@ -166,7 +165,7 @@ fn wait_for_signals(signals: &crate::signals::Blocked, server: &Server) {
     loop {
         let signal = signals.wait();
         if asked {
-            let status = 128 + signal.map_or(0, Signal::as_raw);
+            let status = 128 + signal.unwrap_or(0);
             std::process::exit(status);
         }
         asked = true;

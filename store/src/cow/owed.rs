@@ -61,25 +61,30 @@ pub enum OwedError {
 #[derive(Debug)]
 pub struct Owed {
     path: PathBuf,
-    header: WordsHeader,
+    /// What the file's header must say; none where the boot cannot be told, and nothing is kept.
+    header: Option<WordsHeader>,
     /// The file that was made, told from one that a later owner made under the same name.
     made: Option<Identity>,
 }
 
 impl Owed {
     /// The file for the store `info`: beside it; for a block device in the system's directory for
-    /// what lasts as long as the boot.
-    ///
-    /// # Errors
-    /// Where the boot's identity cannot be read.
-    pub fn of(info: &FileInfo, chunk_sectors: u32) -> Result<Owed, OwedError> {
+    /// what lasts as long as the boot. Where the boot's identity cannot be read (a container
+    /// without `/proc`) nothing is kept, with a warning.
+    pub fn of(info: &FileInfo, chunk_sectors: u32) -> Owed {
         let path = path_of(&info.path, info.identity, info.block_device);
-        let boot = boot_id().map_err(|source| OwedError::Io { path: path.clone(), source })?;
-        Ok(Owed {
-            path,
-            header: WordsHeader { boot, store: info.identity, chunk_sectors },
-            made: None,
-        })
+        let header = match boot_id() {
+            Ok(boot) => Some(WordsHeader { boot, store: info.identity, chunk_sectors }),
+            Err(error) => {
+                tracing::warn!(
+                    "cannot tell this boot from another ({error}): writes to {} that were not \
+                     flushed do not outlive this process. Mount /proc",
+                    info.path.display()
+                );
+                None
+            }
+        };
+        Owed { path, header, made: None }
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
@@ -118,7 +123,9 @@ impl Owed {
         match SharedWords::open(&self.path) {
             Ok(words) => {
                 let words = Words::Shared(words);
-                let ours = words.len() >= LOG_WORDS && words.header() == Some(self.header);
+                let ours = words.len() >= LOG_WORDS
+                    && self.header.is_some()
+                    && words.header() == self.header;
                 Ok(ours.then_some(words))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -132,11 +139,12 @@ impl Owed {
     /// # Errors
     /// What the system says.
     pub fn create(&mut self) -> Result<Words, OwedError> {
+        let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
         let _ = std::fs::remove_file(&self.path);
         let words = SharedWords::create(&self.path, LOG_WORDS)
             .map_err(|source| OwedError::Io { path: self.path.clone(), source })?;
         let words = Words::Shared(words);
-        words.set_header(self.header);
+        words.set_header(header);
         self.made = Identity::of_path(&self.path).ok();
         Ok(words)
     }

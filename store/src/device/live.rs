@@ -73,7 +73,7 @@ impl Live {
         let log = if transient {
             Log::transient(opened.geometry.device_chunks)
         } else {
-            let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors())?;
+            let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors());
             if opened.valid {
                 if file.enter(&*disk.info, &mut opened)? {
                     tracing::info!("entered what a killed process owed to {}", path.display());

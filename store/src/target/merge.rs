@@ -4,8 +4,7 @@
 //! the table says which chunks are still in the store, which are on their way, and which are home.
 //! Makes no new exceptions in its own store.
 
-use super::snapshot::run_len;
-use super::{Decision, Exceptions, Origin, Track};
+use super::{Decision, Exceptions, Origin, Track, run_len};
 use crate::cow::{MergeMark, StoreState};
 use crate::exception::{Entry, Place};
 use crate::request::Op;

@@ -163,3 +163,13 @@ pub enum Target {
     /// `snapshot-merge`.
     Merge(Merge),
 }
+
+/// Bytes from `within` the first of a run of chunks to its end: the first chunk and as many behind
+/// it as `joins` says, at most [`TURN`], and no more than `len` needs.
+fn run_len(chunk: u64, within: u64, len: u64, joins: impl Fn(u64) -> bool) -> u64 {
+    let mut n = 1;
+    while n * chunk - within < len && n < TURN && joins(n) {
+        n += 1;
+    }
+    n * chunk - within
+}

@@ -4,7 +4,7 @@
 //!
 //! Owns what a snapshot does with each kind of request. Never knows how a chunk is copied.
 
-use super::{Decision, Exceptions, TURN, Track};
+use super::{Decision, Exceptions, Track, run_len};
 use crate::cow::StoreState;
 use crate::exception::{Entry, Place};
 use crate::request::Op;
@@ -117,14 +117,4 @@ impl Snapshot {
             _ => Decision::Nothing { len },
         }
     }
-}
-
-/// Bytes from `within` the first of a run of chunks to its end: the first chunk and as many behind
-/// it as `joins` says, at most [`TURN`], and no more than `len` needs.
-pub(super) fn run_len(chunk: u64, within: u64, len: u64, joins: impl Fn(u64) -> bool) -> u64 {
-    let mut n = 1;
-    while n * chunk - within < len && n < TURN && joins(n) {
-        n += 1;
-    }
-    n * chunk - within
 }

@@ -3,6 +3,11 @@
 
 mod common;
 mod devices;
+mod exports;
+mod full;
+mod golden;
 mod history;
+mod locks;
 mod overlays;
 mod snapshots;
+mod state;

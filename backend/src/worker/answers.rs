@@ -1,0 +1,73 @@
+//! What a worker tells its driver: that requests ended, and that its ring is out of order.
+//!
+//! Owns the last step of a request. Never knows how it was carried out. Keeps I10: each chain is
+//! completed once.
+
+use super::{Worker, signal};
+use crate::binding::{DeviceEngine, DeviceIo};
+use crate::request::BlkStatus;
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Answers a request that could not be carried out, and tells whoever looks after the device.
+    #[cold]
+    pub(super) fn fail(&mut self, head: u16) {
+        let read = self.answer(head, BlkStatus::IoError);
+        (self.failed)(read);
+    }
+
+    /// Answers a request.
+    #[inline]
+    pub(super) fn finish(&mut self, head: u16, status: BlkStatus) {
+        self.answer(head, status);
+    }
+
+    /// Answers a request; true where it was one that the guest reads something by.
+    #[inline]
+    fn answer(&mut self, head: u16, status: BlkStatus) -> bool {
+        let (slot, generation) = self.flights.close(head);
+        let memory = self.memories.of(generation);
+        let told = slot.status.is_some_and(|at| memory.write(at, &[status as u8]).is_ok());
+        let len = if told { slot.writable_len } else { 0 };
+        // A write gives the guest the status byte alone.
+        let read = slot.writable_len > 1;
+        self.memories.left(generation);
+        if let Some(ring) = &mut self.ring {
+            ring.vring.complete(self.memories.current(), head, len);
+            ring.owes_interrupt = true;
+        }
+        read
+    }
+
+    /// Returns a chain that is no request.
+    pub(super) fn give_back(&mut self, head: u16) {
+        if let Some(ring) = &mut self.ring {
+            ring.vring.complete(self.memories.current(), head, 0);
+            ring.owes_interrupt = true;
+        }
+    }
+
+    /// Tells the driver of what was completed, if it wants to know.
+    #[inline]
+    pub(super) fn interrupt(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && std::mem::take(&mut ring.owes_interrupt)
+            && ring.vring.wants_interrupt(self.memories.current())
+            && let Some(call) = &ring.call
+        {
+            signal(call);
+        }
+    }
+
+    pub(super) fn report_broken_ring(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && ring.vring.is_broken()
+            && !ring.told_broken
+        {
+            ring.told_broken = true;
+            tracing::warn!("a guest broke its virtqueue; it is not served until it is set up anew");
+            if let Some(err) = &ring.err {
+                signal(err);
+            }
+        }
+    }
+}

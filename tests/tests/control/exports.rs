@@ -1,0 +1,189 @@
+//! Exports: several, added and deleted, read-only, inherited sockets, and front ends that come and
+//! go.
+
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use snapblk_qmp::client::Client as Qmp;
+use snapblk_tests::client::{Client, Connect};
+use snapblk_tests::server::find_snapblk;
+
+use crate::common::*;
+
+const SECTORS: u64 = 2048;
+
+#[test]
+fn an_export_is_added_used_and_deleted() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    assert_eq!(world.call("query-block-exports", json!({})), json!([]));
+    let socket = scratch.socket("e.sock");
+    let mut add = export_args("e", "d", &socket, true);
+    add["num-queues"] = json!(3);
+    add["logical-block-size"] = json!(4096);
+    world.call("block-export-add", add.clone());
+    let shown =
+        json!([{"id": "e", "type": "vhost-user-blk", "node-name": "d", "shutting-down": false}]);
+    assert_eq!(world.call("query-block-exports", json!({})), shown);
+    let said = world.refused("block-export-add", add.clone());
+    assert!(said.contains("export 'e' already"), "{said}");
+    let info = disk(&socket).info();
+    assert_eq!((info.queues, info.block_size, info.read_only), (3, 4096, false));
+
+    let mut connected = disk(&socket);
+    let delete = |mode: &str| json!({"id": "e", "mode": mode});
+    let said = world.refused("block-export-del", delete("safe"));
+    assert!(said.contains("in use"), "{said}");
+    world.refused("block-export-del", json!({"id": "e"}));
+    connected.write(0, &stamped(0, 8, 2)).unwrap();
+    world.call("block-export-del", delete("hard"));
+    assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
+    assert!(!socket.exists());
+    drop(connected);
+    let said = world.refused("block-export-del", delete("safe"));
+    assert!(said.contains("'e'"), "{said}");
+
+    // Where nobody is connected, safe is enough.
+    world.call("block-export-add", add.clone());
+    drop(disk(&socket));
+    let gone = (0..200).any(|_| {
+        let deleted = world.qmp.call("block-export-del", delete("safe")).is_ok();
+        // The server hears of the hang-up a little later than the client has hung up.
+        std::thread::sleep(std::time::Duration::from_millis(if deleted { 0 } else { 10 }));
+        deleted
+    });
+    assert!(gone);
+    for (key, value) in
+        [("num-queues", json!(0)), ("num-queues", json!(1000)), ("logical-block-size", json!(1000))]
+    {
+        let mut wrong = add.clone();
+        wrong[key] = value;
+        world.refused("block-export-add", wrong);
+        assert!(!socket.exists());
+    }
+    // Nothing is left of those: the device can go.
+    world.call("device-remove", json!({"name": "d"}));
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap()[..4096], &stamped(0, 8, 2));
+}
+
+#[test]
+fn a_read_only_export_refuses_writes_and_a_writable_one_beside_it_does_not() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let socket = scratch.socket("ro.sock");
+    let mut add = export_args("ro", "disk0", &socket, false);
+    add.as_object_mut().unwrap().remove("writable");
+    world.call("block-export-add", add);
+    assert_eq!(world.device("disk0")["open-count"], 2);
+    let (mut read_only, mut writable) = (disk(&socket), world.disk());
+    assert!(read_only.info().read_only && !writable.info().read_only);
+    assert!(read_only.write(0, &[1; 512]).is_err_and(|error| error.is_refused()));
+    assert!(read_only.discard(0, 4096).is_err_and(|error| error.is_refused()));
+    writable.write(0, &stamped(0, 8, 2)).unwrap();
+    assert_same("seen by both", &read_only.read(0, 4096).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+
+    let world = World::start(&plain(&scratch, &file).arg("--read-only"));
+    let mut disk = world.disk();
+    assert!(disk.info().read_only);
+    assert!(disk.write(0, &[1; 512]).is_err_and(|error| error.is_refused()));
+    world.stop();
+}
+
+#[test]
+fn several_disks_in_one_process() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let b = scratch.file("b.raw", &stamped(0, SECTORS, 2)).unwrap();
+    let (second, third) = (scratch.socket("second.sock"), scratch.socket("third.sock"));
+    let command = plain(&scratch, &a)
+        .arg("--name")
+        .arg("second")
+        .arg("--blk-file")
+        .arg(&b)
+        .arg("--overlay")
+        .arg(scratch.path("b.cow"))
+        .arg("--socket-path")
+        .arg(&second)
+        .arg("--name")
+        .arg("third")
+        .arg("--table")
+        .arg("0 64 linear disk0 8")
+        .arg("--table")
+        .arg("64 64 zero")
+        .arg("--socket-path")
+        .arg(&third)
+        .arg("--num-queues")
+        .arg("1");
+    let mut world = World::start(&command);
+    let mut disks = [world.disk(), disk(&second), disk(&third)];
+    assert_eq!(disks.each_ref().map(|disk| disk.info().queues), [2, cores(), 1]);
+    let mut joined = stamped(8, 64, 1);
+    joined.extend([0; 64 * 512]);
+    assert_same("first", &disks[0].read_all().unwrap(), &stamped(0, SECTORS, 1));
+    assert_same("second", &disks[1].read_all().unwrap(), &stamped(0, SECTORS, 2));
+    assert_same("third", &disks[2].read_all().unwrap(), &joined);
+    disks[1].write(0, &stamped(0, 8, 3)).unwrap();
+    assert_eq!(world.call("query-block-exports", json!({})).as_array().unwrap().len(), 3);
+    assert_eq!(world.device("disk0")["open-count"], 2);
+    drop(disks);
+    world.stop();
+    assert_eq!(std::fs::read(&b).unwrap(), stamped(0, SECTORS, 2));
+    // The state is one file for all, beside the first store.
+    assert!(scratch.path("b.cow.state").exists());
+    World::start(&command).stop();
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(16)) as u16
+}
+
+#[test]
+fn a_listening_socket_is_inherited() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (path, monitor) = (scratch.socket("inherited.sock"), scratch.socket("m.sock"));
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut server = Command::new(find_snapblk().unwrap())
+        .args(["serve", "--fd", "0", "--blk-file"])
+        .arg(&file)
+        .arg("--monitor")
+        .arg(&monitor)
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+        .spawn()
+        .unwrap();
+    // It listens already: whoever comes first waits for the server.
+    let mut first = disk(&path);
+    assert_same("disk", &first.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    drop(first);
+    disk(&path).write(0, &stamped(0, 8, 2)).unwrap();
+    let mut qmp = std::iter::repeat_with(|| Qmp::connect(&monitor)).find_map(Result::ok).unwrap();
+    qmp.call("quit", json!({})).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert_same("the file", &std::fs::read(&file).unwrap()[..4096], &stamped(0, 8, 2));
+}
+
+#[test]
+fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let world = World::start(&plain(&scratch, &file));
+    let mut first = world.disk();
+    let connect = Connect::to(world.server.socket());
+    for _ in 0..5 {
+        assert!(Client::connect(&connect).is_err(), "a second front end is served");
+        assert_same("first", &first.read(0, 4096).unwrap(), &stamped(0, 8, 1));
+    }
+    // It leaves, and the next one comes at once, again and again.
+    for _ in 0..20 {
+        drop(first);
+        first = world.disk();
+        first.read(0, 512).unwrap();
+    }
+    world.stop();
+}

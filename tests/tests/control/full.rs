@@ -1,0 +1,134 @@
+//! Stores that are full, and that grow.
+
+use std::fs::OpenOptions;
+use std::process::Command;
+
+use serde_json::json;
+use snapblk_tests::server::{Scratch, find_snapblk};
+
+use crate::common::*;
+
+/// 1 MiB.
+const SECTORS: u64 = 2048;
+/// A header, an area and 14 chunks of 4 KiB.
+const STORE: u64 = 16 * 4096;
+
+fn create_store(scratch: &Scratch, origin: &std::path::Path) -> std::path::PathBuf {
+    let store = scratch.path("store.cow");
+    let made = Command::new(find_snapblk().unwrap())
+        .arg("create")
+        .arg(&store)
+        .arg("--origin")
+        .arg(origin)
+        .args(["--size", "64K"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert_eq!(store.metadata().unwrap().len(), STORE);
+    store
+}
+
+#[test]
+fn scenario_24_and_25_an_overlay_that_overflows_and_grows() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let store = create_store(&scratch, &base);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    let chunk = |n: u64, generation| stamped(n * 8, 8, generation);
+    let mut written = 0;
+    while disk.write(written * 4096, &chunk(written, 2)).is_ok() {
+        written += 1;
+    }
+    assert_eq!(written, 14, "two of the sixteen chunks are metadata");
+    let event = world.event("SNAPSHOT_OVERFLOW");
+    assert_eq!(event["data"]["device"], "disk0");
+    assert_eq!(event["data"]["cow"], word(&store));
+    assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot Overflow")]);
+    let target = &world.device("disk0")["targets"][0];
+    assert_eq!((&target["state"], &target["persistent"]), (&json!("overflow"), &json!("PO")));
+
+    // Reads serve, mapped or not; writes fail, and flushes do not.
+    let mut wanted = stamped(0, SECTORS, 1);
+    wanted[..14 * 4096].copy_from_slice(&stamped(0, 14 * 8, 2));
+    assert_same("full", &disk.read_all().unwrap(), &wanted);
+    assert!(disk.write(0, &chunk(0, 3)).is_err_and(|error| error.is_refused()));
+    disk.flush().unwrap();
+
+    // A restart looks at it anew: it is full, and says so when a write needs room.
+    drop(disk);
+    world.stop();
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    assert_same("full later", &disk.read_all().unwrap(), &wanted);
+    disk.write(0, &chunk(0, 3)).unwrap();
+    wanted[..4096].copy_from_slice(&chunk(0, 3));
+    assert!(disk.write(100 * 4096, &chunk(100, 3)).is_err_and(|error| error.is_refused()));
+    world.event("SNAPSHOT_OVERFLOW");
+
+    // Grown and reactivated, under the front end.
+    OpenOptions::new().write(true).open(&store).unwrap().set_len(32 * 4096).unwrap();
+    let table = world.table("disk0");
+    world.swap("disk0", &table);
+    assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot 128/256 16")]);
+    disk.write(100 * 4096, &chunk(100, 4)).unwrap();
+    wanted[100 * 4096..101 * 4096].copy_from_slice(&chunk(100, 4));
+    assert_same("grown", &disk.read_all().unwrap(), &wanted);
+    world.kill();
+    let world = World::start(&overlay(&scratch, &base));
+    assert_same("grown, killed", &world.disk().read_all().unwrap(), &wanted);
+    world.stop();
+}
+
+/// A full layer is not the end: a fresh one goes on top.
+#[test]
+fn an_overflowed_overlay_takes_a_new_layer() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    create_store(&scratch, &base);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    let written = (0..).find(|n| disk.write(n * 4096, &stamped(n * 8, 8, 2)).is_err()).unwrap();
+    world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": "one.cow"}));
+    disk.write(0, &stamped(0, SECTORS, 3)).unwrap();
+    assert_same("disk0", &disk.read_all().unwrap(), &stamped(0, SECTORS, 3));
+    let mut below = stamped(0, SECTORS, 1);
+    below[..written as usize * 4096].copy_from_slice(&stamped(0, written * 8, 2));
+    assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &below);
+    world.kill();
+    let mut world = World::start(&overlay(&scratch, &base));
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 3));
+    assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &below);
+    world.stop();
+}
+
+/// Type P, filled by a write to the snapshot.
+#[test]
+fn scenario_23_a_snapshot_filled_by_its_own_writes_is_invalid() {
+    let scratch = scratch();
+    let base = scratch.file("base.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let store = scratch.sparse("p.cow", STORE).unwrap();
+    let line = format!("0 {SECTORS} snapshot {} {} P 8", word(&base), word(&store));
+    let command = serve(&scratch).arg("--table").arg(&line);
+    let mut world = World::start(&command);
+    let mut disk = world.disk();
+    let written = (0..).find(|n| disk.write(n * 4096, &stamped(n * 8, 8, 2)).is_err()).unwrap();
+    assert_eq!(written, 14);
+    assert_eq!(world.event("SNAPSHOT_INVALIDATED")["data"]["device"], "disk0");
+    for again in 0..2 {
+        assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot Invalid")]);
+        for at in [0, SECTORS / 2, SECTORS - 8] {
+            assert!(disk.read(at * 512, 4096).is_err_and(|error| error.is_refused()), "{again}");
+        }
+        assert!(disk.write(0, &[0; 4096]).is_err_and(|error| error.is_refused()), "{again}");
+        if again == 0 {
+            drop(disk);
+            world.stop();
+            world = World::start(&command);
+            disk = world.disk();
+        }
+    }
+    drop(disk);
+    world.stop();
+    assert_eq!(std::fs::read(base).unwrap(), stamped(0, SECTORS, 1));
+}

@@ -1,0 +1,286 @@
+//! What outlives the process, and how it ends.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::json;
+use snapblk_tests::server::{Scratch, ServerCommand};
+
+use crate::common::*;
+
+const SECTORS: u64 = 2048;
+
+fn golden(scratch: &Scratch) -> std::path::PathBuf {
+    scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap()
+}
+
+/// Names in the test's directory.
+fn names(scratch: &Scratch) -> Vec<String> {
+    let entries = fs::read_dir(scratch.dir()).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != "stderr.log");
+    names.sort();
+    names
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing_but_files_with_content() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    for end in ["SIGTERM", "quit"] {
+        let mut world = World::start(&overlay(&scratch, &base));
+        let mut disk = world.disk();
+        disk.write(0, &stamped(0, 8, 2)).unwrap();
+        assert!(scratch.path("store.cow.owed").exists());
+        assert!(fs::symlink_metadata(world.server.socket()).unwrap().file_type().is_socket());
+        let sockets = [world.server.socket().to_owned(), world.server.monitor().to_owned()];
+        match end {
+            "SIGTERM" => {
+                world.server.signal(Signal::TERM).unwrap();
+                let event = world.event("SHUTDOWN");
+                assert_eq!(event["data"], json!({"guest": false, "reason": "host-signal"}));
+            }
+            _ => {
+                world.call("quit", json!({}));
+                let event = world.event("SHUTDOWN");
+                assert_eq!(event["data"], json!({"guest": false, "reason": "host-qmp-quit"}));
+            }
+        }
+        let status = world.server.wait("end").unwrap();
+        assert!(status.success(), "{end}: {status}\n{}", world.server.stderr());
+        for socket in sockets {
+            assert!(!socket.exists(), "{end}: {} is left", socket.display());
+        }
+        assert_eq!(names(&scratch), ["golden.raw", "store.cow", "store.cow.state"], "{end}");
+        assert_eq!(world.server.stderr(), "", "{end}");
+    }
+    let mut world = World::start(&overlay(&scratch, &base));
+    assert_same("later", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.call("quit", json!({}));
+    world.server.wait("end").unwrap();
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    let mut disk = world.disk();
+    disk.write(0, &stamped(0, 8, 2)).unwrap();
+    // Both are there before it wakes: the second is not waited for long.
+    world.server.signal(Signal::STOP).unwrap();
+    world.server.signal(Signal::TERM).unwrap();
+    world.server.signal(Signal::INT).unwrap();
+    world.server.signal(Signal::CONT).unwrap();
+    let status = world.server.wait("end").unwrap();
+    assert_eq!(status.code(), Some(128 + 15), "{}", world.server.stderr());
+    // What was acknowledged outlives that too.
+    let world = World::start(&overlay(&scratch, &base));
+    assert_same("later", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+}
+
+/// Kills the process after each kind of command, and starts it with its first arguments.
+#[test]
+fn scenario_72_each_command_outlives_the_process() {
+    let scratch = scratch();
+    let file = golden(&scratch);
+    let command = plain(&scratch, &file);
+    let steps = [
+        ("device-create", json!({"name": "extra", "uuid": "u-1"})),
+        ("table-load", json!({"name": "extra", "table": ["0 8 zero", "8 8 error"]})),
+        ("device-resume", json!({"name": "extra"})),
+        ("table-load", json!({"name": "extra", "table": ["0 32 zero"], "read-only": true})),
+        ("device-suspend", json!({"name": "extra"})),
+        ("table-clear", json!({"name": "extra"})),
+        ("device-resume", json!({"name": "extra"})),
+        ("snapshot-create", json!({"device": "disk0", "name": "a", "cow": "a.cow"})),
+        (
+            "snapshot-create",
+            json!({"device": "disk0", "name": "b", "cow": "b.cow", "chunk-size": 32768,
+                   "persistent": "P"}),
+        ),
+        ("snapshot-delete", json!({"device": "disk0", "snapshot": "a", "delete-store": true})),
+        ("device-remove", json!({"name": "extra"})),
+    ];
+    let mut generation = 1;
+    for (command_name, arguments) in steps {
+        let mut world = World::start(&command);
+        world.call(command_name, arguments);
+        let devices = |world: &mut World| {
+            let mut all = world.call("query-devices", json!({}));
+            let inactive = world.call("query-devices", json!({"inactive": true}));
+            for device in all.as_array_mut().unwrap() {
+                // The last allocation may be seen before or after it is committed.
+                device.as_object_mut().unwrap().remove("open-count");
+            }
+            (
+                all,
+                inactive.as_array().unwrap().iter().map(|d| d["table"].clone()).collect::<Vec<_>>(),
+            )
+        };
+        let before = devices(&mut world);
+        world.kill();
+        let mut world = World::start(&command);
+        assert_eq!(devices(&mut world), before, "after {command_name}");
+        let mut disk = world.disk();
+        assert_same(command_name, &disk.read_all().unwrap(), &stamped(0, SECTORS, generation));
+        if command_name == "snapshot-delete" {
+            assert_same("b", &world.content(&scratch, "b"), &stamped(0, SECTORS, 1));
+            generation += 1;
+            disk.write(0, &stamped(0, SECTORS, generation)).unwrap();
+            assert_same("b", &world.content(&scratch, "b"), &stamped(0, SECTORS, 1));
+        }
+        world.kill();
+    }
+    let mut world = World::start(&command);
+    let tables: Vec<_> = world.tables().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(tables, ["b", "disk0", "disk0-real"]);
+    assert_same("b", &world.content(&scratch, "b"), &stamped(0, SECTORS, 1));
+    world.stop();
+}
+
+/// What an overlay's state refuses at the next start, and with what sentence.
+#[test]
+fn a_state_that_does_not_fit_is_refused() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let world = World::start(&overlay(&scratch, &base));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.stop();
+    let state = scratch.path("store.cow.state");
+    let kept = fs::read_to_string(&state).unwrap();
+    let with_state = |command: ServerCommand| command.arg("--state").arg(&state);
+
+    // Other arguments.
+    let other = scratch.file("other.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let said = does_not_start(&with_state(plain(&scratch, &other)));
+    assert!(said.contains("knows the device 'disk0'") && said.contains("other.raw"), "{said}");
+    let table =
+        format!("0 {SECTORS} snapshot {} {} PO 8", word(&base), word(&scratch.path("store.cow")));
+    World::start(&with_state(serve(&scratch).arg("--table").arg(&table))).stop();
+
+    // A torn or foreign file.
+    for wrong in [&kept[..kept.len() / 2], "\0\0\0", "version = 99\ngeneration = 1\n", ""] {
+        fs::write(&state, wrong).unwrap();
+        let said = does_not_start(&overlay(&scratch, &base));
+        assert!(said.contains("store.cow.state is not a state file"), "{wrong:?}: {said}");
+    }
+    // A half-written new one beside it is nothing.
+    fs::write(&state, &kept).unwrap();
+    fs::write(scratch.path("store.cow.state.new"), "vers").unwrap();
+    World::start(&overlay(&scratch, &base)).stop();
+
+    // A base that changed underneath, in content or in length.
+    fs::write(&base, stamped(0, SECTORS, 9)).unwrap();
+    let said = does_not_start(&overlay(&scratch, &base));
+    assert!(said.contains("golden.raw changed since") && said.contains("--force"), "{said}");
+    let world = World::start(&overlay(&scratch, &base).arg("--force"));
+    assert_same("forced", &world.disk().read(8 * 512, 4096).unwrap(), &stamped(8, 8, 9));
+    world.stop();
+    // Once forced, it is known.
+    World::start(&overlay(&scratch, &base)).stop();
+
+    // The store is gone, or empty.
+    let store = fs::read(scratch.path("store.cow")).unwrap();
+    fs::remove_file(scratch.path("store.cow")).unwrap();
+    let said = does_not_start(&overlay(&scratch, &base));
+    assert!(said.contains("store.cow is gone"), "{said}");
+    assert!(!scratch.path("store.cow").exists(), "it was made anew");
+    fs::write(scratch.path("store.cow"), vec![0; store.len()]).unwrap();
+    let said = does_not_start(&overlay(&scratch, &base));
+    assert!(said.contains("store.cow is gone"), "{said}");
+    fs::write(scratch.path("store.cow"), store).unwrap();
+    let world = World::start(&overlay(&scratch, &base));
+    assert_same("restored", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+    assert_eq!(leftovers(scratch.dir()), [""; 0]);
+}
+
+fn leftovers(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".owed")).collect()
+}
+
+/// A read-only disk of the first arguments is not served to be written by the second.
+#[test]
+fn read_only_is_part_of_the_first_arguments() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&plain(&scratch, &base).arg("--read-only"));
+    world.call("device-create", json!({"name": "extra"}));
+    world.stop();
+    let said = does_not_start(&plain(&scratch, &base));
+    assert!(said.contains("(read-only)"), "{said}");
+    let world = World::start(&plain(&scratch, &base).arg("--read-only"));
+    assert!(world.disk().info().read_only);
+    world.stop();
+}
+
+/// A plain disk that nothing was done to leaves no trace.
+#[test]
+fn a_plain_disk_leaves_no_state() {
+    let scratch = scratch();
+    let world = World::start(&plain(&scratch, &golden(&scratch)));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.stop();
+    assert_eq!(names(&scratch), ["golden.raw"]);
+}
+
+/// The header could not be written, so the state says that the store is invalid.
+#[test]
+fn a_store_that_the_state_calls_invalid_is() {
+    let scratch = scratch();
+    let file = golden(&scratch);
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    world.stop();
+    let state = scratch.path("golden.raw.state");
+    let kept = fs::read_to_string(&state).unwrap();
+    let invalid = format!(
+        "invalid = [{:?}]\n{}",
+        scratch.path("snap.cow"),
+        kept.replace("invalid = []\n", "")
+    );
+    fs::write(&state, invalid).unwrap();
+    for _ in 0..2 {
+        let mut world = World::start(&plain(&scratch, &file));
+        assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot Invalid")]);
+        world.stop();
+    }
+    // Its successor under the same name is not.
+    let mut world = World::start(&plain(&scratch, &file));
+    let delete = json!({"device": "disk0", "snapshot": "snap", "delete-store": true});
+    world.call("snapshot-delete", delete);
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    assert!(world.status("snap")[0].contains("snapshot 16/"));
+    world.stop();
+    let mut world = World::start(&plain(&scratch, &file));
+    assert!(world.status("snap")[0].contains("snapshot 16/"));
+    world.stop();
+}
+
+#[test]
+fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let said = does_not_start(&plain(&scratch, &scratch.path("none.raw")));
+    assert!(said.contains("none.raw"), "{said}");
+    let empty = scratch.sparse("empty.raw", 0).unwrap();
+    let said = does_not_start(&plain(&scratch, &empty));
+    assert!(said.contains("empty.raw") && said.contains("empty"), "{said}");
+    // A store of another kind of file.
+    scratch.file("store.cow", b"not a store, but a file of some bytes").unwrap();
+    let said = does_not_start(&overlay(&scratch, &base));
+    assert!(said.contains("store.cow"), "{said}");
+    // A monitor that cannot be.
+    let command = monitor_only(&scratch).arg("--name").arg("x").arg("--blk-file").arg(&base);
+    let command = command.arg("--socket-path").arg("no/such/directory/x.sock");
+    let said = does_not_start(&command);
+    assert!(said.contains("no/such/directory"), "{said}");
+    assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
+}

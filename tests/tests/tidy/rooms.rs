@@ -1,0 +1,244 @@
+//! Who may know whom: the table "Rooms" in `ARCHITECTURE.md`, held against the code.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::source::{Source, shipped, words};
+use crate::{none, none_but, read};
+
+/// The rooms of a crate, each with the rooms that it may name.
+type Rooms = BTreeMap<String, BTreeSet<String>>;
+
+/// The rows of the tables under the heading `### crate`: `` | `room` | what | `a` `b` | ``.
+fn rooms(of: &str) -> Rooms {
+    let page = read("ARCHITECTURE.md");
+    let heading = format!("### `{of}`");
+    let section = page.split(&heading).nth(1).unwrap_or_else(|| panic!("no heading '{heading}'"));
+    let section = section.split("\n#").next().unwrap();
+    let quoted = |cell: &str| -> Vec<String> {
+        cell.split('`').skip(1).step_by(2).map(|word| word.trim_end_matches('/').into()).collect()
+    };
+    let mut rooms = Rooms::new();
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 3, "a row of three cells: {row}");
+        for room in quoted(cells[0]) {
+            rooms.insert(room, quoted(cells[2]).into_iter().collect());
+        }
+    }
+    assert!(rooms.len() > 5, "the table of {of} has {} rows", rooms.len());
+    rooms
+}
+
+/// The room of a file: the first part of its path in its crate.
+fn room(path: &str) -> Option<(&str, &str)> {
+    let (of, rest) = path.split_once("/src/")?;
+    let room = rest.split('/').next()?.trim_end_matches(".rs");
+    (!matches!(room, "lib" | "main")).then_some((of, room))
+}
+
+/// The lines that ship, each `use` that goes over several joined to one.
+fn statements(source: &Source) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    for (n, line) in source.shipped() {
+        match found.last_mut().filter(|_| open) {
+            Some((_, statement)) => statement.push_str(line.trim()),
+            None => found.push((n, line.to_owned())),
+        }
+        let begins = words(line).find(|word| *word != "pub" && *word != "crate") == Some("use");
+        open = (open || begins) && !line.contains(';');
+    }
+    found
+}
+
+/// What a statement names at the root of its crate. `depth` is how many modules deep it stands:
+/// as many `super::` lead to the root, too.
+fn named(statement: &str, depth: usize) -> Vec<&str> {
+    let up = "super::".repeat(depth);
+    let mut found = behind(statement, "crate::");
+    if depth > 0 {
+        found.extend(behind(statement, &up));
+    }
+    found
+}
+
+/// The names behind each `prefix` that begins a path; all that are in its braces.
+fn behind<'a>(statement: &'a str, prefix: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for (at, _) in statement.match_indices(prefix) {
+        let before = statement[..at].bytes().next_back();
+        if before.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte)) {
+            continue;
+        }
+        let rest = &statement[at + prefix.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            found.extend(words(rest).next());
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (end, byte) in list.bytes().enumerate() {
+            match byte {
+                b'{' => depth += 1,
+                b',' | b'}' if depth == 0 => {
+                    found.extend(words(&list[start..end]).next());
+                    start = end + 1;
+                    if byte == b'}' {
+                        break;
+                    }
+                }
+                b'}' => depth -= 1,
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn names_are_found_in_every_kind_of_path() {
+    assert_eq!(named("use crate::a::B;", 1), ["a"]);
+    assert_eq!(named("pub use crate::{a::{b, c}, d, e::F};", 1), ["a", "d", "e"]);
+    assert_eq!(named("let x = crate::a::f(crate::b::G);", 1), ["a", "b"]);
+    assert_eq!(named("use super::a;", 1), ["a"]);
+    assert_eq!(named("use super::a; use super::super::b;", 2), ["b"]);
+    assert_eq!(named("use other_crate::a; $crate::b", 1), ["b"]);
+}
+
+fn check(of: &str) {
+    let rooms = rooms(of);
+    let mut broken = Vec::new();
+    let mut seen = BTreeSet::new();
+    for source in shipped() {
+        let Some((crate_, room)) = room(&source.path) else { continue };
+        if crate_ != of {
+            continue;
+        }
+        seen.insert(room.to_owned());
+        let Some(may) = rooms.get(room) else {
+            broken.push(format!("{}: '{room}' has no row in the table of {of}", source.path));
+            continue;
+        };
+        let depth =
+            source.path.split('/').count() - 2 - usize::from(source.path.ends_with("/mod.rs"));
+        for (n, statement) in statements(&source) {
+            // What is not a room is a macro or an item of the crate's root.
+            let is_room = |name: &&str| rooms.contains_key(*name) && *name != room;
+            for name in named(&statement, depth).into_iter().filter(is_room) {
+                if !may.contains(name) {
+                    let path = &source.path;
+                    broken.push(format!("{path}:{n}: '{room}' may not know '{name}'"));
+                }
+            }
+        }
+    }
+    broken.extend(
+        rooms
+            .keys()
+            .filter(|room| !seen.contains(*room))
+            .map(|room| format!("there is no '{room}' in {of}/src")),
+    );
+    none("A room knows only those that ARCHITECTURE.md lists beside it.", &broken);
+}
+
+#[test]
+fn rooms_of_the_store_know_only_those_below() {
+    check("store");
+}
+
+#[test]
+fn rooms_of_the_backend_know_only_those_below() {
+    check("backend");
+}
+
+/// The seam's trait hands out a worker's handle, and the worker is compiled for the seam's traits.
+const CIRCLES: [(&str, &str); 1] = [("binding", "worker")];
+
+/// Taken together, what may be named never leads back to where one came from.
+#[test]
+fn what_rooms_may_know_has_no_circle() {
+    for of in ["store", "backend"] {
+        let mut rooms = rooms(of);
+        for (from, to) in CIRCLES {
+            rooms.get_mut(from).map(|may| may.remove(to));
+        }
+        loop {
+            let free: Vec<String> = rooms
+                .iter()
+                .filter(|(_, may)| may.is_empty())
+                .map(|(room, _)| room.clone())
+                .collect();
+            if free.is_empty() {
+                break;
+            }
+            for room in &free {
+                rooms.remove(room);
+                rooms.values_mut().for_each(|may| {
+                    may.remove(room);
+                });
+            }
+        }
+        assert!(rooms.is_empty(), "in {of} these rooms know each other in a circle: {rooms:?}");
+    }
+}
+
+/// `exception/` serves any target that remaps chunks.
+#[test]
+fn the_exception_table_has_no_word_for_what_uses_it() {
+    let mut broken = Vec::new();
+    for source in shipped() {
+        if !source.path.starts_with("store/src/exception/") {
+            continue;
+        }
+        for (n, line) in source.shipped() {
+            for word in words(line) {
+                let lower = word.to_ascii_lowercase();
+                if ["snapshot", "merge", "origin", "overlay"].iter().any(|no| lower.contains(no)) {
+                    broken.push(format!("{}:{n}: the word '{word}'", source.path));
+                }
+            }
+        }
+    }
+    none(
+        "exception/ never says snapshot, merge, origin or overlay: it is for any target.",
+        &broken,
+    );
+}
+
+/// A target may know these others. A merging device has an origin inside it, whose other
+/// snapshots it protects as `snapshot-origin` does; and all of them lie on plain extents.
+const TARGETS: [(&str, &[&str]); 4] = [
+    ("backing", &[]),
+    ("snapshot", &["backing"]),
+    ("origin", &["backing"]),
+    ("merge", &["backing", "origin"]),
+];
+
+/// None is needed.
+const KNOWN: [&str; 0] = [];
+
+#[test]
+fn targets_do_not_know_each_other() {
+    let mut broken = Vec::new();
+    for source in shipped() {
+        let Some(file) = source.path.strip_prefix("store/src/target/") else { continue };
+        let own = file.trim_end_matches(".rs");
+        if own == "mod" {
+            continue;
+        }
+        let row = TARGETS.iter().find(|(name, _)| *name == own);
+        let (_, may) = row.unwrap_or_else(|| panic!("'{own}' has no row in TARGETS"));
+        let types = ["Backing", "Snapshot", "Origin", "Merge"];
+        for (n, line) in source.shipped().filter(|(_, line)| line.contains("super::")) {
+            for word in words(line) {
+                let module =
+                    if types.contains(&word) { word.to_ascii_lowercase() } else { word.into() };
+                let other = TARGETS.iter().any(|(name, _)| *name == module) && module != own;
+                if other && !may.contains(&module.as_str()) {
+                    let who = format!("{}: {module}", source.path);
+                    broken.push((who, format!("{}:{n}: '{own}' knows '{module}'", source.path)));
+                }
+            }
+        }
+    }
+    none_but("Targets do not know each other.", broken, &KNOWN);
+}

@@ -1,0 +1,58 @@
+//! `unsafe`: where it may be, and that each use says why it is sound.
+
+use crate::none_but;
+use crate::source::{sources, words};
+
+/// Where it may be. In the tests' client, too, which is the other end of the shared memory.
+const FENCED: [&str; 7] = [
+    "store/src/io/uring.rs",
+    "store/src/io/buffer.rs",
+    "store/src/io/shared.rs",
+    "store/src/exception/table.rs",
+    "backend/src/memory.rs",
+    "tests/src/client/memory.rs",
+    "tests/src/client/queue.rs",
+];
+
+/// None is needed.
+const KNOWN: [&str; 0] = [];
+
+/// Lines above an `unsafe` in which its reason may stand: a comment, and the start of the
+/// statement that it is in.
+const REACH: usize = 12;
+
+#[test]
+fn unsafe_code_stays_in_its_files() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        if FENCED.contains(&source.path.as_str()) {
+            continue;
+        }
+        if let Some((n, _)) = unsafe_lines(&source.code).next() {
+            let why = format!("{}:{}: unsafe code", source.path, n + 1);
+            broken.push((source.path, why));
+        }
+    }
+    none_but("unsafe stays in the files that ARCHITECTURE.md lists.", broken, &KNOWN);
+}
+
+#[test]
+fn unsafe_code_says_why_it_is_sound() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let comments: Vec<&str> = source.comments.lines().collect();
+        for (n, _) in unsafe_lines(&source.code) {
+            let above = &comments[n.saturating_sub(REACH)..=n];
+            if !above.iter().any(|line| line.contains("SAFETY:")) {
+                let why = format!("{}:{}: no SAFETY comment above", source.path, n + 1);
+                broken.push((source.path.clone(), why));
+            }
+        }
+    }
+    none_but("Each unsafe block has a comment that begins with SAFETY:.", broken, &[]);
+}
+
+/// Lines with the keyword; `unsafe fn` in a type, as of a pointer, needs no reason.
+fn unsafe_lines(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    code.lines().enumerate().filter(|(_, line)| words(line).any(|word| word == "unsafe"))
+}
