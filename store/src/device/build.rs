@@ -289,7 +289,7 @@ impl<'a> Plan<'a> {
         match &line.target {
             TargetSpec::Zero => Ok(Target::Plain(plain(len, ExtentPlace::Zero))),
             TargetSpec::Error => Ok(Target::Plain(plain(len, ExtentPlace::Error))),
-            TargetSpec::Linear { dev, offset } => match self.resolve(dev, mode, made)? {
+            TargetSpec::Linear { dev, offset } => match self.resolve_linear(dev, mode, made)? {
                 Base::Plain(backing) => {
                     let start = offset.bytes();
                     long_enough(line, dev, backing.len(), start.saturating_add(len))?;
@@ -485,6 +485,22 @@ impl<'a> Plan<'a> {
             .any(|active| active.origin_keys.values().any(|known| known == key))
     }
 
+    fn resolve_linear(
+        &mut self,
+        param: &Param,
+        mode: OpenMode,
+        made: &mut Made,
+    ) -> Result<Base, DeviceError> {
+        let merges = |line: &TableLine| matches!(line.target, TargetSpec::Merge(_));
+        let below = param.device().and_then(|name| self.active(name));
+        if below.is_some_and(|active| active.lines.iter().any(merges)) {
+            return Err(DeviceError::refused(format!(
+                "'{param}' merges a snapshot, so only snapshots can lie on it until that has ended"
+            )));
+        }
+        self.resolve(param, mode, made)
+    }
+
     fn resolve(
         &mut self,
         param: &Param,
@@ -580,14 +596,16 @@ fn read_layers(
     Ok(table)
 }
 
-/// The extents that lines come down to, if they are plain; an origin means what it maps.
+/// The extents that lines come down to, if they are plain; an origin means what it maps, also
+/// while a snapshot is merged into it.
 fn below(lines: &[Line]) -> Option<Backing> {
     let mut all = Backing::default();
     for line in lines {
         let backing = match &line.target {
             Target::Plain(backing) => backing,
             Target::Origin(origin) => &origin.backing,
-            Target::Snapshot(_) | Target::Merge(_) => return None,
+            Target::Merge(merge) => &merge.origin.backing,
+            Target::Snapshot(_) => return None,
         };
         for extent in backing.extents() {
             all.push(extent.len, extent.place.clone());

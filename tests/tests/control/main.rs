@@ -8,6 +8,8 @@ mod full;
 mod golden;
 mod history;
 mod locks;
+mod merges;
+mod monitor;
 mod overlays;
 mod snapshots;
 mod state;

@@ -1,0 +1,136 @@
+//! `snapshot-merge`: rollback of a live disk.
+
+use serde_json::json;
+use snapblk_tests::client::Connect;
+use snapblk_tests::rng::Rng;
+
+use crate::common::*;
+use crate::history::{Clock, History};
+
+const SECTORS: u64 = 8192 + 3;
+
+#[test]
+fn scenario_39_a_rollback_gives_the_moment_back_and_the_disk_its_table() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut disk = world.disk();
+    let create = |name: &str| json!({"device": "disk0", "name": name, "cow": format!("{name}.cow"), "chunk-size": 16384});
+    world.call("snapshot-create", create("first"));
+    disk.write(0, &stamped(0, SECTORS / 2, 2)).unwrap();
+    world.call("snapshot-create", create("second"));
+    let mut second = stamped(0, SECTORS / 2, 2);
+    second.extend(stamped(SECTORS / 2, SECTORS - SECTORS / 2, 1));
+    disk.write(0, &stamped(0, SECTORS, 3)).unwrap();
+
+    let merge = |name: &str| json!({"device": "disk0", "snapshot": name, "job-id": name});
+    world.call("snapshot-merge", merge("second"));
+    assert_same("from the reply on", &disk.read_all().unwrap(), &second);
+    let event = world.event("MERGE_COMPLETED");
+    assert_eq!(event["data"]["snapshot"], "second");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} snapshot-origin disk0-real")]);
+    assert_same("rolled back", &disk.read_all().unwrap(), &second);
+    assert_same("first", &world.content(&scratch, "first"), &stamped(0, SECTORS, 1));
+    assert!(scratch.path("second.cow").exists(), "the store stays");
+    world.call("snapshot-merge", merge("first"));
+    world.event("MERGE_COMPLETED");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} linear disk0-real 0")]);
+    assert_same("rolled back twice", &disk.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    assert_eq!(world.call("query-jobs", json!({})), json!([]));
+    drop(disk);
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 1));
+    let mut world = World::start(&plain(&scratch, &file));
+    assert_eq!(world.tables().len(), 2);
+    // And around again: a snapshot of what is linear over its -real.
+    world.call("snapshot-create", create("third"));
+    world.disk().write(0, &stamped(0, 99, 4)).unwrap();
+    assert_same("third", &world.content(&scratch, "third"), &stamped(0, SECTORS, 1));
+    world.stop();
+}
+
+#[test]
+fn a_snapshot_that_is_exported_is_not_merged() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    world.export(&scratch, "snap", false);
+    let tables = world.tables();
+    let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j"});
+    let said = world.refused("snapshot-merge", merge.clone());
+    assert!(said.contains("export 'snap'"), "{said}");
+    let other = json!({"device": "snap", "snapshot": "disk0", "job-id": "j"});
+    world.refused("snapshot-merge", other);
+    assert_eq!(world.tables(), tables);
+    assert_eq!(world.call("query-jobs", json!({})), json!([]));
+    world.call("block-export-del", json!({"id": "snap", "mode": "hard"}));
+    world.call("snapshot-merge", merge);
+    world.event("MERGE_COMPLETED");
+    world.stop();
+}
+
+/// Scenario 40, on the real thing: writes during the rollback are there, the rest is the snapshot.
+#[test]
+fn scenario_40_a_rollback_under_load() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    // What the rollback undoes is of a generation that no later write has.
+    world.disk().write(0, &stamped(0, SECTORS, 1 << 30)).unwrap();
+    let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": 4 << 20});
+    world.call("snapshot-merge", merge);
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    let history = std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        world.event("MERGE_COMPLETED");
+        clock.wait_for(50);
+        clock.end();
+        load.join().expect("the load does not panic")
+    });
+    assert!(history.len() > 100);
+    assert_same("disk0", &world.disk().read_all().unwrap(), &history.last_content());
+    world.event("BLOCK_JOB_COMPLETED");
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
+}
+
+/// Scenario 72: killed in mid-merge, started with the first arguments.
+#[test]
+fn scenario_72_killed_in_mid_merge_it_goes_on() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    let mut disk = world.disk();
+    disk.write(0, &stamped(0, SECTORS, 2)).unwrap();
+    let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": 1 << 20});
+    world.call("snapshot-merge", merge);
+    let mut wanted = stamped(0, SECTORS, 1);
+    // A write to what is merged last, acknowledged.
+    disk.write(0, &stamped(0, 3, 5)).unwrap();
+    wanted[..3 * 512].copy_from_slice(&stamped(0, 3, 5));
+    let progress = |world: &mut World| {
+        let jobs = world.call("query-jobs", json!({}));
+        jobs[0]["current-progress"].as_u64().map(|at| (at, jobs[0]["total-progress"].clone()))
+    };
+    while progress(&mut world).is_some_and(|(at, _)| at == 0) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let (jobs, tables) = (world.call("query-jobs", json!({})), world.tables());
+    assert!(jobs[0]["id"] == "j", "it ended before it could be killed: {tables:?}");
+    world.kill();
+    let mut world = World::start(&plain(&scratch, &file));
+    assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
+    assert_same("again", &world.disk().read_all().unwrap(), &wanted);
+    world.event("MERGE_COMPLETED");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} linear disk0-real 0")]);
+    assert_same("rolled back", &world.disk().read_all().unwrap(), &wanted);
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &wanted);
+}
