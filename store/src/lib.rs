@@ -9,6 +9,7 @@ extern crate self as snapblk_store;
 pub mod attached;
 pub mod control;
 pub mod cow;
+#[cfg(not(feature = "shuttle"))]
 pub mod device;
 pub mod engine;
 pub mod exception;

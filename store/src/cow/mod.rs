@@ -8,6 +8,7 @@ pub mod error;
 pub mod layout;
 pub mod log;
 pub mod open;
+#[cfg(not(feature = "shuttle"))]
 pub mod owed;
 pub mod store;
 pub mod tail;
