@@ -128,7 +128,9 @@ fn s13_reads_of_a_snapshot_without_end_do_not_starve_an_origin_write() {
         let mut turns = 0;
         while !world.ended.contains(&(write, Status::Ok)) {
             world.ask([req(1, Op::Read, 0, 8), req(1, Op::Read, 3, 4)]);
-            (0..20).for_each(|_| drop(world.turn().unwrap()));
+            for _ in 0..20 {
+                world.turn().unwrap();
+            }
             turns += 1;
             assert!(turns < 2000, "starved");
         }

@@ -89,7 +89,7 @@ impl Tail {
             let Some(entry) = entries.next() else { break };
             self.put((self.position % per_block) as usize, entry);
             self.position += 1;
-            if self.position % per_block == 0 {
+            if self.position.is_multiple_of(per_block) {
                 out.extend_from_slice(&self.block);
                 self.block.fill(0);
             }
@@ -97,7 +97,7 @@ impl Tail {
         if self.position == before {
             return None;
         }
-        if self.position % per_block != 0 {
+        if !self.position.is_multiple_of(per_block) {
             out.extend_from_slice(&self.block);
         }
         Some(offset)
