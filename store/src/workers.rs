@@ -16,8 +16,8 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub const BITS: u32 = 62;
 /// Workers a process can have at a time.
 pub const MAX_WORKERS: usize = 512;
-/// Ranges a worker can track at a time.
-pub const TRACKED: usize = 128;
+/// Ranges a worker can track at a time. Few where a model checker walks them.
+pub const TRACKED: usize = if cfg!(feature = "shuttle") { 2 } else { 128 };
 
 const WOKEN: u64 = 1;
 const SLEEPING: u64 = 1 << 63;

@@ -1,0 +1,127 @@
+//! The end of a world's process, and what must be there when it is started again.
+
+use super::*;
+
+impl World {
+    /// The process is killed, or the power fails; then everything is opened again and must hold
+    /// what was promised.
+    pub fn crash(&mut self, power: bool) -> Outcome {
+        for store in &self.stores {
+            let log = store.log();
+            let ended = |index| log.is_done(DataIndex(index));
+            if (log.committed().0..log.next().0).any(ended) {
+                self.coverage.met(if power {
+                    "cut between data and commit"
+                } else {
+                    "killed owing"
+                });
+            }
+            if store.state() >= StoreState::Invalid {
+                self.coverage.met("crash after Invalid");
+            }
+        }
+        let words: Vec<Option<Words>> = if power {
+            Vec::new()
+        } else {
+            self.stores.iter().map(|store| Some(store.log().copy_words())).collect()
+        };
+        let was_invalid: Vec<bool> =
+            self.stores.iter().map(|store| store.state() == StoreState::Invalid).collect();
+        for host in self.hosts.drain(..) {
+            // Its worker's drop would see what was in flight.
+            std::mem::forget(host.engine);
+        }
+        self.drop_waiting();
+        self.sim.clear_faults();
+        self.sim.release();
+        if power {
+            let cuts = self.sim.power_cut();
+            self.note_cuts(&cuts);
+        } else {
+            self.sim.kill();
+        }
+        self.coverage.met(if power { "power cut" } else { "kill" });
+        if self.trace {
+            eprintln!("{}: {}", self.now, if power { "power cut" } else { "kill" });
+        }
+        self.open(words)?;
+        for (number, was) in was_invalid.into_iter().enumerate() {
+            let transient = self.specs[number].persistence == Persistence::Transient;
+            if was && !transient && self.stores[number].state() != StoreState::Invalid {
+                return Err(format!("store{number} was Invalid, and is valid again"));
+            }
+        }
+        self.settle(power)
+    }
+
+    /// Whether entries are being written that a power cut would tear.
+    pub fn writes_entries(&self) -> bool {
+        self.stores.iter().any(|store| {
+            let geometry = store.geometry();
+            let area = geometry.area_chunk(store.entries() / geometry.entries_per_area());
+            store.persistence() != Persistence::Transient
+                && store.log().is_committing()
+                && self.sim.at_risk(store.file()).any(|(offset, len)| {
+                    len > 512 && StoreChunk(geometry.chunk.chunk_of(offset).0) == area
+                })
+        })
+    }
+
+    fn note_cuts(&mut self, cuts: &[Cut]) {
+        for cut in cuts {
+            let torn = cut.kept != 0 && cut.kept != cut.sectors;
+            let Some(store) = self.stores.iter().find(|store| store.file() == cut.file) else {
+                continue;
+            };
+            if store.persistence() == Persistence::Transient {
+                continue;
+            }
+            let chunk = store.geometry().chunk.chunk_of(cut.offset).0;
+            if store.geometry().is_area(StoreChunk(chunk)) && torn {
+                self.coverage.met("torn area");
+            }
+        }
+    }
+
+    fn settle(&mut self, power: bool) -> Outcome {
+        for device in 0..self.devices.len() {
+            let store = self.devices[device].stores.last().map(|&number| &self.stores[number]);
+            if store.is_some_and(|store| store.persistence() == Persistence::Transient) {
+                // It is gone, and made anew: a snapshot of the origin as it is now.
+                let mut model = self.devices[0].model.clone();
+                model.truncate(self.devices[device].sectors);
+                self.devices[device].model = model;
+                continue;
+            }
+            if store.is_some_and(|store| store.state() >= StoreState::Invalid) {
+                if !self.config.failures {
+                    return Err(format!("device {device} is Invalid after a crash"));
+                }
+                self.devices[device].lost = true;
+            }
+            let failures = std::mem::replace(&mut self.config.failures, true);
+            let data = self.read_all(device)?;
+            self.config.failures = failures;
+            if self.devices[device].lost {
+                if data.is_some() {
+                    return Err(format!("device {device} is Invalid, and reads"));
+                }
+                continue;
+            }
+            let data = data.ok_or_else(|| format!("device {device} cannot be read"))?;
+            for (sector, bytes) in data.chunks(SECTOR).enumerate() {
+                let model = &mut self.devices[device].model;
+                let expected = model.expected(sector as u64);
+                if !model.settle(sector as u64, bytes, power) {
+                    return Err(format!(
+                        "after a {} device {device} sector {sector} holds {}, expected one of \
+                         {expected}",
+                        if power { "power cut" } else { "kill" },
+                        describe(bytes),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
