@@ -103,11 +103,9 @@ impl Rollback {
             // The watcher has gone only where the process ends.
             let _ = ended.send(end);
         };
-        let merge =
-            MergeHandle::start(workers.clone(), executor, CONFIG, table, on_end).map_err(say)?;
-        if self.job.speed != 0 {
-            merge.set_speed(Some(self.job.speed));
-        }
+        let speed = Some(self.job.speed).filter(|speed| *speed != 0);
+        let merge = MergeHandle::start(workers.clone(), executor, CONFIG, table, speed, on_end)
+            .map_err(say)?;
         // The only setter; the merge that is returned is the same one.
         let _ = self.merge.set(merge.clone());
         let (watched, rollback) = (merge.clone(), self.clone());

@@ -93,8 +93,8 @@ impl fmt::Debug for MergeHandle {
 
 impl MergeHandle {
     /// Starts to merge the store of `table`'s `snapshot-merge` line: flushes, then copies, until
-    /// it ends, which `on_end` is told in the merge's own thread. `config.scratch` is the
-    /// executor's.
+    /// it ends, which `on_end` is told in the merge's own thread, at `speed` bytes a second at
+    /// most from the first on. `config.scratch` is the executor's.
     ///
     /// # Errors
     /// No more threads.
@@ -103,6 +103,7 @@ impl MergeHandle {
         executor: E,
         config: EngineConfig,
         table: Arc<Table>,
+        speed: Option<u64>,
         on_end: impl FnOnce(MergeEnd) + Send + 'static,
     ) -> io::Result<MergeHandle> {
         let state = MergeState::Running;
@@ -111,7 +112,7 @@ impl MergeHandle {
                 stop: false,
                 cancel: false,
                 paused: false,
-                speed: None,
+                speed,
                 table: Some(table),
                 at: At::Running,
                 progress: MergeProgress { state, done: 0, total: 0, chunk: 0 },

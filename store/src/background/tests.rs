@@ -242,7 +242,8 @@ impl Case {
         let table = self.table(true);
         let workers = self.workers.clone();
         let handle =
-            MergeHandle::start(workers, self.executor(), self.config(), table, on_end).unwrap();
+            MergeHandle::start(workers, self.executor(), self.config(), table, None, on_end)
+                .unwrap();
         (handle, ended)
     }
 
@@ -305,7 +306,8 @@ fn a_merge_of_files_runs_to_its_end() {
         let (end, ended) = channel();
         let on_end = move |how| end.send(how).unwrap();
         let (workers, table) = (case.workers.clone(), case.table(true));
-        let handle = MergeHandle::start(workers, executor(), case.config(), table, on_end).unwrap();
+        let handle =
+            MergeHandle::start(workers, executor(), case.config(), table, None, on_end).unwrap();
         handle.stop();
         handle.stopped(soon()).unwrap();
         handle.go(case.table(true));
