@@ -419,6 +419,12 @@ impl<'a> Plan<'a> {
         reuse: &[Snap],
         made: &mut Made,
     ) -> Result<Snap, DeviceError> {
+        if spec.features.discard_passdown_origin {
+            return Err(DeviceError::refused(format!(
+                "the line '{line}' asks for discard_passdown_origin, which is not built yet; leave \
+                 it out"
+            )));
+        }
         let base = self.resolve(&spec.origin, OpenMode::ReadOnly, made)?;
         let len = line.len.bytes();
         let has = match &base {
