@@ -289,6 +289,23 @@ fn s36_entries_that_a_killed_process_wrote_and_did_not_sync_are_synced_before_th
 }
 
 #[test]
+fn s35_an_invalid_header_that_a_killed_process_wrote_and_did_not_sync_stays() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        world.sim.add_fault(fault(FileId(1), IoOp::Write, 1));
+        world.ask([req(0, Op::Write, 0, 8)]);
+        let written = |world: &World| world.sim.disk(FileId(1)).read(4, 1) == [0];
+        while !written(world) {
+            assert!(world.turn().unwrap());
+        }
+        world.crash(false).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid);
+        assert_eq!(world.one(Req { durable: true, ..req(0, Op::Write, 0, 8) }), Ok(OK));
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid);
+    });
+}
+
+#[test]
 fn s21_a_transient_snapshot_is_empty_after_a_restart() {
     each(origin(vec![snap(8, Persistence::Transient, 400, 64)], 64), |world| {
         assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));

@@ -4,8 +4,8 @@
 //! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11.
 //!
 //! It is idempotent: the process may be killed in the middle of it, and of the commit that it was
-//! killed in before, any part may have landed. Entries that landed but were never synced lie in
-//! the system's cache only, so all is synced before any of it counts as durable (I4).
+//! killed in before, any part may have landed. (Entries that landed but were never synced were made
+//! durable when the store was opened.)
 
 use super::error::{StoreError, StoreErrorKind};
 use super::layout::Entry;
@@ -45,7 +45,6 @@ pub fn adopt<S: Storage>(
     words: &Words,
 ) -> Result<bool, AdoptError> {
     let rest = missing(store, words)?;
-    storage.sync().map_err(|source| failed(storage, source))?;
     if !rest.is_empty() {
         append(storage, store, &rest)?;
     }
@@ -81,10 +80,6 @@ fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, 
         }
     }
     Ok(rest)
-}
-
-fn failed<S: Storage>(storage: &S, source: std::io::Error) -> StoreError {
-    StoreErrorKind::Io { what: "enter what is owed", offset: 0, source }.of(storage.name())
 }
 
 /// Enters `owed`, durably, as the commit that did not happen would have.

@@ -70,8 +70,8 @@ pub struct Usage {
     pub metadata: u64,
 }
 
-/// Opens the store in `storage`, checked. What lies in memory for it afterwards is 16 bytes an
-/// exception.
+/// Opens the store in `storage`, checked, and makes durable what it says. What lies in memory for
+/// it afterwards is 16 bytes an exception.
 ///
 /// # Errors
 /// Whatever cannot be read, is no store, or holds an entry that cannot be right.
@@ -95,10 +95,14 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
         );
     }
     let store = scan(storage, header).map_err(named)?;
-    match problems(&store, options.origin_len, 1).first() {
-        Some(&problem) => Err(named(StoreErrorKind::Entry(problem))),
-        None => Ok(store),
+    if let Some(&problem) = problems(&store, options.origin_len, 1).first() {
+        return Err(named(StoreErrorKind::Entry(problem)));
     }
+    // What a process wrote before it was killed may lie in the system's cache only. Whoever acts on
+    // an entry, or on an Invalid header, lets data be overwritten that a power cut would want back
+    // if the entry or the header were lost.
+    flush(storage).map_err(named)?;
+    Ok(store)
 }
 
 /// Reads the store in `storage` without judging its entries: for tools that report. `next` is
