@@ -7,7 +7,7 @@ use serde_json::json;
 use snapblk_store::control::ErrorClass;
 use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::{Scratch, output};
+use snapblk_tests::server::{Place, Scratch, output};
 
 use crate::common::*;
 use crate::history::{Clock, History};
@@ -83,7 +83,16 @@ fn scenario_1_to_4_a_written_snapshot_leaves_its_origin_alone() {
 
 #[test]
 fn scenario_5_snapshots_under_load_are_each_of_one_moment() {
-    let scratch = scratch();
+    snapshots_under_load(Place::Memory);
+}
+
+#[test]
+fn scenario_5_snapshots_under_load_are_each_of_one_moment_on_disk() {
+    snapshots_under_load(Place::Disk);
+}
+
+fn snapshots_under_load(place: Place) {
+    let scratch = scratch_on(place);
     let file = disk_file(&scratch);
     let mut world = World::start(&plain(&scratch, &file));
     let connect = Connect::to(world.server.socket()).pool(1 << 20);
