@@ -171,6 +171,8 @@ pub struct Client {
 impl Client {
     /// Connects, negotiates, shares memory, and starts the queues.
     pub fn connect(connect: &Connect) -> Result<Self, ConnectError> {
+        // The session before this one may have ended a moment ago, for this process.
+        crate::server::settle();
         // The transport's calls wait for the server without end, so they are made in a thread of
         // their own: a server that hangs costs that thread and not the test run.
         let (sender, receiver) = mpsc::channel();

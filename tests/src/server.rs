@@ -14,7 +14,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -206,13 +207,34 @@ impl ServerCommand {
     }
 }
 
+/// Held while a child is made: until it runs its program it has this process's descriptors, and a
+/// connection that was closed here is still open there.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+/// Spawns `command`. A test that makes a child while others have connections makes it with this.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Runs `command` to its end; see [`spawn`].
+pub fn output(command: &mut Command) -> io::Result<Output> {
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    spawn(piped)?.wait_with_output()
+}
+
+/// Waits until what was closed here is closed.
+pub(crate) fn settle() {
+    drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
 /// Spawns `command` with this thread's processors, or only `cpu`: a child inherits the processors
 /// of the thread that made it.
 fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
-    let Some(cpu) = cpu else { return command.spawn() };
+    let Some(cpu) = cpu else { return spawn(command) };
     let before = sched_getaffinity(None)?;
     pin_thread(cpu)?;
-    let child = command.spawn();
+    let child = spawn(command);
     sched_setaffinity(None, &before)?;
     child
 }

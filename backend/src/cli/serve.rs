@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 
+mod file;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -42,8 +43,8 @@ pub struct Disk {
     pub num_queues: Option<u16>,
     /// Where its state is kept; none for beside its store.
     pub state: Option<PathBuf>,
-    /// What happens when a store is full.
-    pub on_full: OnFull,
+    /// What happens when a store is full; none where nothing is said of it.
+    pub on_full: Option<OnFull>,
     /// The socket of the guest's agent.
     pub guest_agent: Option<PathBuf>,
     /// Do it although something speaks against it.
@@ -64,8 +65,44 @@ pub enum Source {
         /// The guest's writes go to this store, which is made where it is missing.
         overlay: Option<PathBuf>,
     },
-    /// What the configuration file or the state says.
+    /// What the configuration file says.
     Known,
+}
+
+impl Source {
+    /// What the options of a disk make of it.
+    ///
+    /// # Errors
+    /// What does not go together, to be said of the disk.
+    fn new(
+        table: Vec<String>,
+        file: Option<PathBuf>,
+        read_only: bool,
+        overlay: Option<PathBuf>,
+    ) -> Result<Source, &'static str> {
+        if file.is_none() && (read_only || overlay.is_some()) {
+            return Err("has --read-only or --overlay without --blk-file");
+        }
+        match (file, table.is_empty()) {
+            (Some(_), false) => Err("has both --blk-file and --table; leave one out"),
+            (Some(_), true) if read_only && overlay.is_some() => {
+                Err("has both --read-only and --overlay, which is there to be written")
+            }
+            (Some(path), true) => Ok(Source::File { path, read_only, overlay }),
+            (None, false) => Ok(Source::Table(table)),
+            (None, true) => Ok(Source::Known),
+        }
+    }
+}
+
+impl Socket {
+    fn new(path: Option<PathBuf>, fd: Option<i32>) -> Result<Option<Socket>, &'static str> {
+        match (path, fd) {
+            (Some(_), Some(_)) => Err("has both --socket-path and --fd; leave one out"),
+            (Some(path), None) => Ok(Some(Socket::Path(path))),
+            (None, fd) => Ok(fd.map(Socket::Fd)),
+        }
+    }
 }
 
 /// Where a front-end connects.
@@ -123,7 +160,15 @@ impl Args for Serve {
         let path = || value_parser!(PathBuf);
         command
             .next_line_help(true)
-            .arg(one("config", "FILE.toml", "Disks and settings from a file").value_parser(path()))
+            .arg(
+                one(
+                    "config",
+                    "FILE.toml",
+                    "Disks and settings from a file, under the names of the options; what is given \
+                     here wins",
+                )
+                .value_parser(path()),
+            )
             .arg(one("monitor", "PATH", "Listen here for the monitor (QMP)").value_parser(path()))
             .next_help_heading("Disks (each --name opens a group of the options behind it)")
             .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
@@ -265,22 +310,15 @@ impl Group {
     }
 
     fn disk(&self, matches: &ArgMatches, config: bool) -> Result<Disk, Error> {
-        let path: Option<PathBuf> = self.one(matches, "socket-path")?;
-        let fd: Option<i32> = self.one(matches, "fd")?;
-        let socket = match (path, fd) {
-            (Some(_), Some(_)) => {
-                return Err(self.wrong("has both --socket-path and --fd; leave one out"));
-            }
-            (Some(path), None) => Some(Socket::Path(path)),
-            (None, fd) => fd.map(Socket::Fd),
-        };
+        let (path, fd) = (self.one(matches, "socket-path")?, self.one(matches, "fd")?);
+        let socket = Socket::new(path, fd).map_err(|what| self.wrong(what))?;
         Ok(Disk {
             name: self.name.clone(),
             source: self.source(matches, config)?,
             socket,
             num_queues: self.one(matches, "num-queues")?,
             state: self.one(matches, "state")?,
-            on_full: self.one(matches, "on-full")?.unwrap_or_default(),
+            on_full: self.one(matches, "on-full")?,
             guest_agent: self.one(matches, "guest-agent")?,
             force: self.one::<bool>(matches, "force")?.is_some(),
         })
@@ -291,18 +329,11 @@ impl Group {
         let file: Option<PathBuf> = self.one(matches, "blk-file")?;
         let read_only = self.one::<bool>(matches, "read-only")?.is_some();
         let overlay: Option<PathBuf> = self.one(matches, "overlay")?;
-        if file.is_none() && (read_only || overlay.is_some()) {
-            return Err(self.wrong("has --read-only or --overlay without --blk-file"));
-        }
-        match (file, table.is_empty()) {
-            (Some(_), false) => Err(self.wrong("has both --blk-file and --table; leave one out")),
-            (Some(_), true) if read_only && overlay.is_some() => {
-                Err(self.wrong("has both --read-only and --overlay, which is there to be written"))
+        match Source::new(table, file, read_only, overlay).map_err(|what| self.wrong(what))? {
+            Source::Known if !config => {
+                Err(self.wrong("is made of nothing: give --blk-file or --table"))
             }
-            (Some(path), true) => Ok(Source::File { path, read_only, overlay }),
-            (None, false) => Ok(Source::Table(table)),
-            (None, true) if config => Ok(Source::Known),
-            (None, true) => Err(self.wrong("is made of nothing: give --blk-file or --table")),
+            source => Ok(source),
         }
     }
 

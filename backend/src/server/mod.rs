@@ -118,11 +118,10 @@ impl Server {
 fn pass_on(happens: Receiver<DeviceEvent>, events: Arc<Events>, devices: Weak<Devices>) {
     let spawned = std::thread::Builder::new().name("events".into()).spawn(move || {
         for event in happens {
-            if let DeviceEvent::Store { device, store, event: StoreEvent::InvalidNotWritten } =
-                &event
+            if let DeviceEvent::Store { store, event: StoreEvent::InvalidNotWritten, .. } = &event
                 && let Some(devices) = devices.upgrade()
             {
-                devices.record_invalid(device, store);
+                devices.record_invalid(store);
             }
             if let Some(event) = monitor_event(event) {
                 events.emit(&event);

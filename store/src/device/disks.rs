@@ -21,6 +21,8 @@ pub(super) struct Disk {
     pub(super) info: Arc<FileInfo>,
     /// Taken away where the file is opened again, for writing: that lock covers both.
     lock: Mutex<Option<Lock>>,
+    /// The one that it was taken away from.
+    reader: Weak<Disk>,
     files: Arc<Files>,
 }
 
@@ -39,6 +41,13 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.files.remove(self.medium.file);
+        let Some(reader) = self.reader.upgrade() else { return };
+        drop(self.lock.lock().expect("lock of a lock poisoned").take());
+        let mut lock = reader.lock.lock().expect("lock of a lock poisoned");
+        match Lock::shared_read(&reader.info, None) {
+            Ok(shared) => *lock = Some(shared),
+            Err(error) => tracing::error!("{error}; it is read on"),
+        }
     }
 }
 
@@ -88,6 +97,7 @@ impl Disks {
             medium: Arc::new(Medium::new(file)),
             info,
             lock: Mutex::new(Some(lock)),
+            reader: reader.map_or_else(Weak::new, |reader| Arc::downgrade(&reader)),
             files: self.files.clone(),
         });
         let opened = self.opened.entry(identity).or_default();

@@ -46,8 +46,9 @@ impl Devices {
         backing.extents().iter().filter_map(range).collect()
     }
 
-    /// Refuses a world in which a guest writes the bytes of an origin past that origin: `writes`
-    /// says of which devices that is asked, by what they will be in `next`.
+    /// Refuses a world in which a guest writes the bytes of an origin past that origin, or those
+    /// below an overlay: `writes` says of which devices that is asked, by what they will be in
+    /// `next`.
     pub(super) fn refuse_second_writers(
         &self,
         inner: &Inner,
@@ -68,8 +69,9 @@ impl Devices {
                 let Some(origin) = now(owner) else { continue };
                 if self.passes_by(active, origin) {
                     return Err(DeviceError::refused(format!(
-                        "'{writer}' would be a second way to write what '{owner}' is the origin of, \
-                         past its snapshots; write to '{owner}', or export '{writer}' read-only"
+                        "'{writer}' would be a second way to write what '{owner}' is made of, past \
+                         its snapshots or below its overlay; write to '{owner}', or export \
+                         '{writer}' read-only"
                     )));
                 }
             }
@@ -77,8 +79,8 @@ impl Devices {
         Ok(())
     }
 
-    /// Whether a write to `writer` can reach bytes of `owner`'s origins that `owner` does not
-    /// hear of.
+    /// Whether a write to `writer` can reach bytes of `owner`'s origins, or below its overlays,
+    /// that `owner` does not hear of.
     fn passes_by(&self, writer: &Active, owner: &Active) -> bool {
         let origins = |active: &Active| -> Vec<(OriginKey, Vec<Range>)> {
             let lines = active.table.lines().iter().enumerate();
@@ -92,7 +94,10 @@ impl Devices {
             };
             lines.filter_map(origin).collect()
         };
-        let owned = origins(owner);
+        // What a guest's own disk lies on is nobody's to write.
+        let guest_disks = owner.snaps.values().filter(|snap| snap.live.store.is_guest_disk());
+        let bases = guest_disks.map(|snap| (snap.key.clone(), self.ranges(&snap.origin)));
+        let owned: Vec<_> = origins(owner).into_iter().chain(bases).collect();
         if owned.is_empty() {
             return false;
         }
@@ -128,6 +133,22 @@ impl Plan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A guest was promised a size.
+    pub(super) fn refuse_shrink(&self, name: &str) -> Result<(), DeviceError> {
+        let device = self.inner.devices.get(name).filter(|device| !device.users.is_empty());
+        let before = device.and_then(|device| device.active.as_ref()).map(|a| a.table.size());
+        let after = self.active(name).map(|active| active.table.size());
+        match (before, after) {
+            (Some(before), Some(after)) if after < before && !self.devices.config.force => {
+                Err(DeviceError::refused(format!(
+                    "'{name}' is exported with {before} sectors and would have {after}; delete its \
+                     exports first"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// I8: a store has one owner.

@@ -208,8 +208,10 @@ impl Devices {
         }
         if snap.is_none() {
             // A file that was written until now is a base from now on: what it is like is kept,
-            // to be told from what it may be made to be.
-            self.keep(inner)?;
+            // to be told from what it may be made to be. It has happened, kept or not.
+            if let Err(error) = self.keep(inner) {
+                tracing::error!("{error}; a change of the base would not be noticed");
+            }
         }
         // What was written to the layer below is made durable behind the guest's back; until then
         // a flush covers it too.

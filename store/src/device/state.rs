@@ -396,12 +396,13 @@ impl Devices {
         self.lock().state.jobs.clone()
     }
 
-    /// A store of `device` is invalid and its header, which could not be written, does not say so:
-    /// keeps that here instead. Until then nobody acts on it.
-    pub fn record_invalid(&self, device: &str, store: &str) {
+    /// The store called `store` is invalid and its header, which could not be written, does not
+    /// say so: keeps that here instead. Until then nobody acts on it.
+    pub fn record_invalid(&self, store: &str) {
         let inner = &mut *self.lock();
-        let active = inner.devices.get(device).and_then(|device| device.active.as_ref());
-        let mut snaps = active.into_iter().flat_map(|active| active.snaps.values());
+        // It may have moved to another device since it was opened.
+        let active = inner.devices.values().filter_map(|device| device.active.as_ref());
+        let mut snaps = active.flat_map(|active| active.snaps.values());
         let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
         let live = snap.live.clone();
         inner.state.invalid.insert(absolute(&live.disk.info.path));

@@ -274,6 +274,7 @@ impl Devices {
             old.map(|a| a.snaps.values().filter(moves).cloned().collect()).unwrap_or_default();
         let mut plan = Plan::new(self, inner);
         plan.set(name, loaded, &reuse)?;
+        plan.refuse_shrink(name)?;
         plan.follow()?;
         self.apply(plan, |_| ())
     }

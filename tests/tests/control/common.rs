@@ -15,7 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Directories of a test, on memory.
 pub(crate) fn scratch() -> Scratch {
-    Scratch::new(Place::Memory).unwrap_or_else(|error| panic!("no directory for the test: {error}"))
+    scratch_on(Place::Memory)
+}
+
+/// Directories of a test: on disk, I/O is direct, and by io_uring where that is allowed.
+pub(crate) fn scratch_on(place: Place) -> Scratch {
+    Scratch::new(place).unwrap_or_else(|error| panic!("no directory for the test: {error}"))
 }
 
 /// A running server and a client of its monitor.

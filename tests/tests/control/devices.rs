@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use serde_json::json;
+use snapblk_qmp::client::Client as Qmp;
 use snapblk_store::control::ErrorClass;
+use snapblk_tests::client::Connect;
 use snapblk_tests::disk::DiskError;
+use snapblk_tests::rng::Rng;
 
 use crate::common::*;
+use crate::history::{Clock, History};
 
 const SECTORS: u64 = 2048;
 
@@ -273,4 +277,85 @@ fn a_message_that_no_target_knows_is_refused() {
     let said = world.refused("device-message", json!({"name": "d", "message": "hello"}));
     assert!(said.contains("'hello'"), "{said}");
     world.stop();
+}
+
+#[test]
+fn a_suspended_device_holds_what_lies_on_it_too() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &a));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    let socket = world.export(&scratch, "snap", false);
+    let (mut origin, mut snap) = (world.disk(), disk(&socket));
+    world.call("device-suspend", json!({"name": "disk0-real"}));
+    // Resuming what lies above does not get it past what is suspended below.
+    world.call("device-resume", json!({"name": "disk0"}));
+    origin.begin_write(0, &stamped(0, 8, 2)).unwrap();
+    snap.begin_read(0, 4096).unwrap();
+    for disk in [&mut origin, &mut snap] {
+        assert!(matches!(disk.end(Duration::from_millis(200)), Err(DiskError::Silent)));
+    }
+    world.call("device-resume", json!({"name": "disk0-real"}));
+    for disk in [&mut origin, &mut snap] {
+        disk.end(Duration::from_secs(10)).unwrap();
+    }
+    assert_same("snap", &snap.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    world.stop();
+}
+
+#[test]
+fn an_exported_device_does_not_shrink() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &a));
+    let line = format!("0 {} linear {} 0", SECTORS - 1, word(&a));
+    world.call("table-load", json!({"name": "disk0", "table": [line]}));
+    let said = world.refused("device-resume", json!({"name": "disk0"}));
+    assert!(said.contains("2048 sectors and would have 2047"), "{said}");
+    world.call("block-export-del", json!({"id": "disk0"}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!(world.device("disk0")["size"], (SECTORS - 1) * 512);
+    world.stop();
+}
+
+/// Every verb under load, from two clients at once; not one write is lost.
+#[test]
+fn verbs_under_load_lose_nothing() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &a));
+    let mut second = Qmp::connect(world.server.monitor()).unwrap();
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    let history = std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        let other = scope.spawn(|| {
+            for round in 0..15 {
+                let noflush = round % 2 == 0;
+                let disk0 = json!({"name": "disk0", "noflush": noflush});
+                second.call("device-suspend", disk0).unwrap();
+                second.call("device-resume", json!({"name": "disk0"})).unwrap();
+                // It serves already.
+                second.call("device-resume", json!({"name": "disk0"})).unwrap();
+            }
+        });
+        for round in 0..15 {
+            let (name, cow) = (format!("s{round}"), format!("s{round}.cow"));
+            let create = json!({"device": "disk0", "name": name, "cow": cow});
+            // The other client may have suspended it.
+            while let Err(error) = world.qmp.call("snapshot-create", create.clone()) {
+                assert!(error.to_string().contains("suspended"), "{error}");
+            }
+            clock.wait_for(5);
+            let delete = json!({"device": "disk0", "snapshot": name, "delete-store": true});
+            world.call("snapshot-delete", delete);
+        }
+        other.join().expect("the other client does not panic");
+        clock.end();
+        load.join().expect("the load does not panic")
+    });
+    assert_same("disk0", &world.disk().read_all().unwrap(), &history.last_content());
+    assert_eq!(world.tables().len(), 2);
+    world.stop();
+    assert_same("the file", &std::fs::read(&a).unwrap(), &history.last_content());
 }

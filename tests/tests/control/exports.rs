@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::client::{Client, Connect};
-use snapblk_tests::server::find_snapblk;
+use snapblk_tests::server::{find_snapblk, spawn};
 
 use crate::common::*;
 
@@ -149,14 +149,10 @@ fn a_listening_socket_is_inherited() {
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let (path, monitor) = (scratch.socket("inherited.sock"), scratch.socket("m.sock"));
     let listener = UnixListener::bind(&path).unwrap();
-    let mut server = Command::new(find_snapblk().unwrap())
-        .args(["serve", "--fd", "0", "--blk-file"])
-        .arg(&file)
-        .arg("--monitor")
-        .arg(&monitor)
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(find_snapblk().unwrap());
+    command.args(["serve", "--fd", "0", "--blk-file"]).arg(&file).arg("--monitor").arg(&monitor);
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+    let mut server = spawn(&mut command).unwrap();
     // It listens already: whoever comes first waits for the server.
     let mut first = disk(&path);
     assert_same("disk", &first.read_all().unwrap(), &stamped(0, SECTORS, 1));

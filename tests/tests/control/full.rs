@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::process::Command;
 
 use serde_json::json;
-use snapblk_tests::server::{Scratch, find_snapblk};
+use snapblk_tests::server::{Scratch, find_snapblk, output};
 
 use crate::common::*;
 
@@ -15,14 +15,9 @@ const STORE: u64 = 16 * 4096;
 
 fn create_store(scratch: &Scratch, origin: &std::path::Path) -> std::path::PathBuf {
     let store = scratch.path("store.cow");
-    let made = Command::new(find_snapblk().unwrap())
-        .arg("create")
-        .arg(&store)
-        .arg("--origin")
-        .arg(origin)
-        .args(["--size", "64K"])
-        .output()
-        .unwrap();
+    let mut create = Command::new(find_snapblk().unwrap());
+    create.arg("create").arg(&store).arg("--origin").arg(origin).args(["--size", "64K"]);
+    let made = output(&mut create).unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert_eq!(store.metadata().unwrap().len(), STORE);
     store
@@ -131,4 +126,33 @@ fn scenario_23_a_snapshot_filled_by_its_own_writes_is_invalid() {
     drop(disk);
     world.stop();
     assert_eq!(std::fs::read(base).unwrap(), stamped(0, SECTORS, 1));
+}
+
+/// Type PO, filled by writes to its origin: the other half of scenario 24.
+#[test]
+fn scenario_24_an_origin_write_that_needs_room_makes_it_invalid() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut origin = world.disk();
+    world.call(
+        "snapshot-create",
+        json!({"device": "disk0", "name": "po", "cow": "po.cow", "size": STORE}),
+    );
+    let socket = world.export(&scratch, "po", true);
+    let mut snap = disk(&socket);
+    let written = (0..).find(|n| snap.write(n * 4096, &stamped(n * 8, 8, 2)).is_err()).unwrap();
+    assert_eq!(written, 14);
+    assert_eq!(world.event("SNAPSHOT_OVERFLOW")["data"]["device"], "po");
+    assert_eq!(world.status("po"), [format!("0 {SECTORS} snapshot Overflow")]);
+    // The origin writes where the snapshot has its own, which needs no room; then elsewhere.
+    origin.write(0, &stamped(0, 8, 3)).unwrap();
+    assert_same("po", &snap.read(0, 4096).unwrap(), &stamped(0, 8, 2));
+    assert_same("po", &snap.read(200 * 4096, 4096).unwrap(), &stamped(1600, 8, 1));
+    origin.write(200 * 4096, &stamped(1600, 8, 3)).unwrap();
+    assert_eq!(world.event("SNAPSHOT_INVALIDATED")["data"]["device"], "po");
+    assert_eq!(world.status("po"), [format!("0 {SECTORS} snapshot Invalid")]);
+    assert!(snap.read(0, 4096).is_err_and(|error| error.is_refused()));
+    origin.flush().unwrap();
+    world.stop();
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::json;
-use snapblk_tests::server::Scratch;
+use snapblk_tests::server::{Scratch, output};
 
 use crate::common::*;
 
 const SECTORS: u64 = 2048;
 
 fn qemu(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).output();
+    let output = output(Command::new(program).args(arguments));
     output.unwrap_or_else(|error| panic!("{program}: {error}; install Debian's qemu-utils"))
 }
 
@@ -73,7 +73,6 @@ fn processes_share_a_golden_image_and_nothing_else() {
     assert!(said.contains("store.cow is in use"), "{said}");
     let said = does_not_start(&plain(&three, &base));
     assert!(said.contains("golden.raw is in use"), "{said}");
-    // Its state, too, has one user.
     first.stop();
     second.stop();
     World::start(&plain(&three, &base)).stop();

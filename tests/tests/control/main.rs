@@ -2,6 +2,7 @@
 //! front end at its sockets.
 
 mod common;
+mod config;
 mod devices;
 mod exports;
 mod full;

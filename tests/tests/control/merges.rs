@@ -3,6 +3,7 @@
 use serde_json::json;
 use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
+use snapblk_tests::server::Place;
 
 use crate::common::*;
 use crate::history::{Clock, History};
@@ -75,7 +76,16 @@ fn a_snapshot_that_is_exported_is_not_merged() {
 /// Scenario 40, on the real thing: writes during the rollback are there, the rest is the snapshot.
 #[test]
 fn scenario_40_a_rollback_under_load() {
-    let scratch = scratch();
+    rollback_under_load(Place::Memory);
+}
+
+#[test]
+fn scenario_40_a_rollback_under_load_on_disk() {
+    rollback_under_load(Place::Disk);
+}
+
+fn rollback_under_load(place: Place) {
+    let scratch = scratch_on(place);
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&plain(&scratch, &file));
     world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
-use snapblk_tests::server::{Scratch, find_snapblk};
+use snapblk_tests::server::{Scratch, find_snapblk, output};
 
 use crate::common::*;
 
@@ -45,7 +45,7 @@ fn environment() -> PathBuf {
         return python;
     }
     let run = |program: &Path, arguments: &[&OsStr]| {
-        let output = Command::new(program).args(arguments).output();
+        let output = output(Command::new(program).args(arguments));
         let output = output.unwrap_or_else(|error| panic!("{program:?}: {error}; {HOW}"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program:?} {arguments:?} failed: {said}{HOW}");
@@ -58,7 +58,8 @@ fn environment() -> PathBuf {
 }
 
 fn script(name: &str, arguments: &[&Path]) {
-    let output = Command::new(python()).arg(scripts().join(name)).args(arguments).output();
+    let mut command = Command::new(python());
+    let output = output(command.arg(scripts().join(name)).args(arguments));
     let output = output.unwrap_or_else(|error| panic!("{:?}: {error}; {HOW}", python()));
     println!("{}", String::from_utf8_lossy(&output.stdout));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -104,7 +105,7 @@ fn ctl(scratch: &Scratch, world: &World, words: &str) -> Output {
     let mut command = Command::new(find_snapblk().unwrap());
     command.current_dir(scratch.dir()).arg("ctl").arg(world.server.monitor());
     let words = words.split(' ').map(|word| word.replace('_', " "));
-    command.args(words).output().unwrap()
+    output(command.args(words)).unwrap()
 }
 
 fn says(scratch: &Scratch, world: &World, words: &str) -> String {

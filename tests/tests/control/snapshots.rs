@@ -1,12 +1,13 @@
 //! `snapshot-create` and `snapshot-delete`: points in time of a live disk.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::json;
 use snapblk_store::control::ErrorClass;
 use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::Scratch;
+use snapblk_tests::server::{Place, Scratch, output};
 
 use crate::common::*;
 use crate::history::{Clock, History};
@@ -82,7 +83,16 @@ fn scenario_1_to_4_a_written_snapshot_leaves_its_origin_alone() {
 
 #[test]
 fn scenario_5_snapshots_under_load_are_each_of_one_moment() {
-    let scratch = scratch();
+    snapshots_under_load(Place::Memory);
+}
+
+#[test]
+fn scenario_5_snapshots_under_load_are_each_of_one_moment_on_disk() {
+    snapshots_under_load(Place::Disk);
+}
+
+fn snapshots_under_load(place: Place) {
+    let scratch = scratch_on(place);
     let file = disk_file(&scratch);
     let mut world = World::start(&plain(&scratch, &file));
     let connect = Connect::to(world.server.socket()).pool(1 << 20);
@@ -399,5 +409,50 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
     let mut world = World::start(&plain(&scratch, &file));
     assert_eq!(world.status("p"), [format!("0 {SECTORS} snapshot Invalid")]);
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "p"}));
+    world.stop();
+}
+
+/// Scenario 54 with whole tables: each is loaded anew under writes, and nothing of the image is
+/// lost.
+#[test]
+fn scenario_54_tables_reloaded_under_writes_keep_the_image() {
+    let scratch = scratch();
+    let mut world = World::start(&plain(&scratch, &disk_file(&scratch)));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    let history = std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        for round in 0..40 {
+            let name = if round % 2 == 0 { "snap" } else { "disk0" };
+            let table = world.table(name);
+            world.swap(name, &table);
+            clock.wait_for(3);
+        }
+        clock.end();
+        load.join().expect("the load does not panic")
+    });
+    assert_same("snap", &world.content(&scratch, "snap"), &stamped(0, SECTORS, 1));
+    assert_same("disk0", &world.disk().read_all().unwrap(), &history.last_content());
+    world.stop();
+}
+
+/// A golden image is not written while an overlay lies on it.
+#[test]
+fn what_an_overlay_lies_on_is_not_written() {
+    let scratch = scratch();
+    let base = disk_file(&scratch);
+    let mut world = World::start(&overlay(&scratch, &base));
+    world.make("raw", &[format!("0 {SECTORS} linear {} 0", word(&base))]);
+    let socket = scratch.socket("raw.sock");
+    let said = world.refused("block-export-add", export_args("raw", "raw", &socket, true));
+    assert!(said.contains("'disk0'"), "{said}");
+    assert_same("raw", &world.content(&scratch, "raw"), &stamped(0, SECTORS, 1));
+    world.call("device-remove", json!({"name": "raw"}));
+    // The image's lock is there again.
+    let mut write = Command::new("qemu-io");
+    write.args(["-f", "raw", "-c", "write 0 512", word(&base)]);
+    let output = output(&mut write).unwrap();
+    assert!(!output.status.success(), "the image is not locked any more");
     world.stop();
 }

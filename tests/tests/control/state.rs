@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use snapblk_tests::server::{Scratch, ServerCommand};
 
 use crate::common::*;
@@ -283,4 +283,51 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     let said = does_not_start(&command);
     assert!(said.contains("no/such/directory"), "{said}");
     assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
+}
+
+/// What cannot be kept is not done.
+#[test]
+fn a_command_that_cannot_be_kept_changes_nothing() {
+    let scratch = scratch();
+    let file = golden(&scratch);
+    let dir = scratch.path("states");
+    fs::create_dir(&dir).unwrap();
+    let command = plain(&scratch, &file).arg("--state").arg(dir.join("state"));
+    let mut world = World::start(&command);
+    let mut disk = world.disk();
+    world.call("snapshot-create", json!({"device": "disk0", "name": "kept", "cow": "kept.cow"}));
+    world.call("device-create", json!({"name": "extra"}));
+    world.call("table-load", json!({"name": "extra", "table": ["0 8 zero"]}));
+    fs::rename(&dir, scratch.path("away")).unwrap();
+    let (tables, all) = (world.tables(), |world: &mut World| {
+        let all = world.call("query-devices", json!({}));
+        let all = all.as_array().unwrap().iter();
+        let state = |d: &Value| (d["state"].clone(), d["has-inactive-table"].clone());
+        all.map(state).collect::<Vec<_>>()
+    });
+    let before = all(&mut world);
+    let files = names(&scratch);
+    for (command, arguments) in [
+        ("device-create", json!({"name": "new"})),
+        ("table-load", json!({"name": "extra", "table": ["0 16 zero"]})),
+        ("table-clear", json!({"name": "extra"})),
+        ("device-suspend", json!({"name": "disk0"})),
+        ("device-remove", json!({"name": "kept"})),
+        ("snapshot-create", json!({"device": "disk0", "name": "new", "cow": "new.cow"})),
+        ("snapshot-delete", json!({"device": "disk0", "snapshot": "kept", "delete-store": true})),
+        ("snapshot-merge", json!({"device": "disk0", "snapshot": "kept", "job-id": "j"})),
+    ] {
+        let said = world.refused(command, arguments);
+        assert!(said.contains("states/state"), "{command}: {said}");
+        assert_eq!(world.tables(), tables, "{command}");
+        assert_eq!(all(&mut world), before, "{command}");
+        assert_eq!(names(&scratch), files, "{command}");
+        disk.write(0, &stamped(0, 8, 2)).unwrap();
+    }
+    world.refused("device-resume", json!({"name": "extra"}));
+    assert_eq!(world.call("query-jobs", json!({})), json!([]));
+    fs::rename(scratch.path("away"), &dir).unwrap();
+    world.call("device-resume", json!({"name": "extra"}));
+    assert_same("kept", &world.content(&scratch, "kept"), &stamped(0, SECTORS, 1));
+    world.stop();
 }

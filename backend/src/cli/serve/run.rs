@@ -11,8 +11,9 @@ impl Serve {
     /// # Errors
     /// Why they cannot be served.
     pub fn run(&self) -> Result<(), CliError> {
-        let mut args = ServeArgs { monitor: self.monitor.clone(), ..ServeArgs::default() };
-        for disk in &self.disks {
+        let serve = self.with_file()?;
+        let mut args = ServeArgs { monitor: serve.monitor.clone(), ..ServeArgs::default() };
+        for disk in &serve.disks {
             refuse_unbuilt(disk)?;
             args.disks.push(disk_args(disk)?);
             args.force |= disk.force;
@@ -31,7 +32,7 @@ impl Serve {
 
 fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
     let missing = match disk {
-        Disk { on_full: OnFull::Wait(_), .. } => "--on-full wait",
+        Disk { on_full: Some(OnFull::Wait(_)), .. } => "--on-full wait",
         Disk { guest_agent: Some(_), .. } => "--guest-agent",
         _ => return Ok(()),
     };

@@ -26,7 +26,7 @@ fn a_plain_disk_as_qemu_s_conventions_have_it() {
     assert_eq!(disk.socket, Some(Socket::Path("s".into())));
     let source = Source::File { path: "disk.img".into(), read_only: true, overlay: None };
     assert_eq!(disk.source, source);
-    assert_eq!(disk.on_full, OnFull::Fail);
+    assert_eq!(disk.on_full, None);
     assert_eq!(parse("--blk-file d --fd 3").disks[0].socket, Some(Socket::Fd(3)));
 }
 
@@ -45,7 +45,7 @@ fn each_name_opens_a_group() {
     let file = Source::File { path: "f".into(), read_only: false, overlay };
     assert_eq!(serve.disks[1].source, file);
     assert_eq!(serve.disks[2].num_queues, Some(4));
-    assert_eq!(serve.disks[2].on_full, OnFull::Wait(Duration::from_secs(30)));
+    assert_eq!(serve.disks[2].on_full, Some(OnFull::Wait(Duration::from_secs(30))));
     assert_eq!(serve.disks[1].num_queues, None);
 }
 
@@ -82,4 +82,90 @@ fn times_to_wait() {
     assert_eq!(on_full("wait=2m"), Ok(OnFull::Wait(Duration::from_secs(120))));
     assert_eq!(on_full("wait=7"), Ok(OnFull::Wait(Duration::from_secs(7))));
     assert!(on_full("wait=").is_err() && on_full("wait=xs").is_err() && on_full("").is_err());
+}
+
+/// The command line `line` joined with a file of `text`.
+fn joined(line: &str, text: &str) -> Result<Serve, String> {
+    parse(line).joined("c.toml".as_ref(), text).map_err(|error| {
+        assert_eq!(error.status(), 2);
+        error.to_string()
+    })
+}
+
+const FILE: &str = r#"
+monitor = "m"
+state = "s"
+force = true
+
+[[disk]]
+name = "root"
+blk-file = "golden.raw"
+overlay = "root.cow"
+socket-path = "root.sock"
+num-queues = 4
+
+[[disk]]
+table = ["0 8 zero", "8 8 error"]
+fd = 3
+on-full = "fail"
+"#;
+
+#[test]
+fn a_file_says_what_the_options_say() {
+    let serve = joined("--config c.toml", FILE).unwrap();
+    let line = "--config c.toml --monitor m --name root --blk-file golden.raw --overlay root.cow \
+                --socket-path root.sock --num-queues 4 --state s --force --name disk0 --fd 3 \
+                --state s --force --on-full fail";
+    let mut wanted = parse(line);
+    wanted.disks[1].source = Source::Table(vec!["0 8 zero".into(), "8 8 error".into()]);
+    assert_eq!(serve, wanted);
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let line = "--config c.toml --monitor other --name root --num-queues 1 --state t \
+                --name new --blk-file n --name disk0 --blk-file plain --socket-path p";
+    let serve = joined(line, FILE).unwrap();
+    assert_eq!(serve.monitor, Some("other".into()));
+    let names: Vec<&str> = serve.disks.iter().map(|disk| disk.name.as_str()).collect();
+    assert_eq!(names, ["root", "new", "disk0"]);
+    let root = &serve.disks[0];
+    assert_eq!((root.num_queues, &root.socket), (Some(1), &Some(Socket::Path("root.sock".into()))));
+    let overlay = Some("root.cow".into());
+    let file = Source::File { path: "golden.raw".into(), read_only: false, overlay };
+    assert_eq!(root.source, file);
+    let plain = Source::File { path: "plain".into(), read_only: false, overlay: None };
+    assert_eq!(serve.disks[2].source, plain);
+    assert_eq!(serve.disks[2].socket, Some(Socket::Path("p".into())));
+    let states: Vec<_> = serve.disks.iter().map(|disk| disk.state.clone()).collect();
+    assert_eq!(states[0], Some("t".into()));
+    assert_eq!(states[2], Some("t".into()), "the file's state is that of nobody any more");
+}
+
+#[test]
+fn a_file_that_cannot_be_is_refused_by_name_and_line() {
+    let refused = |text: &str| joined("--config c.toml", text).unwrap_err();
+    let said = refused("monitor = \"m\"\nmonitors = 1\n");
+    assert!(said.starts_with("c.toml: line 2: unknown field `monitors`"), "{said}");
+    let said = refused("monitor = \"m\"\n[[disk]]\nblk-file = \"f\"\nreadonly = true\n");
+    assert!(said.starts_with("c.toml: line 4: unknown field `readonly`"), "{said}");
+    let said = refused("monitor = \n");
+    assert!(said.starts_with("c.toml: line 1: ") && !said.contains('\n'), "{said}");
+    let of_disk = |keys: &str| refused(&format!("[[disk]]\nname = \"a\"\n{keys}\n"));
+    assert_eq!(
+        of_disk("num-queues = 1"),
+        "c.toml: disk 'a' is made of nothing: give blk-file or table"
+    );
+    let said = of_disk("blk-file = \"f\"\ntable = [\"0 8 zero\"]");
+    assert_eq!(said, "c.toml: disk 'a' has both blk-file and table; leave one out");
+    assert!(
+        of_disk("blk-file = \"f\"\nfd = 3\nsocket-path = \"s\"").contains("socket-path and fd")
+    );
+    assert!(of_disk("blk-file = \"f\"\nnum-queues = 0").contains("1..=1024"));
+    assert!(of_disk("blk-file = \"f\"\non-full = \"never\"").contains("wait=30s"));
+    let twice = "[[disk]]\nblk-file = \"f\"\n".repeat(2);
+    assert!(refused(&twice).contains("two disks are called 'disk0'"));
+    assert!(refused("force = true").contains("nothing to serve"));
+    let said = joined("--config c.toml --name b --num-queues 2", FILE).unwrap_err();
+    assert_eq!(said, "c.toml: there is no disk 'b' in it");
 }

@@ -1,0 +1,137 @@
+//! `--config FILE.toml`: what to serve, from a file.
+//!
+//! Owns the file's keys, which are the options' names, and how it joins the command line: what the
+//! command line gives wins, disk by disk and key by key; disks that it does not name come behind
+//! those that it does. Never serves anything.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{Disk, OnFull, Serve, Socket, Source, on_full};
+use crate::cli::CliError;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    monitor: Option<PathBuf>,
+    state: Option<PathBuf>,
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    disk: Vec<FileDisk>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct FileDisk {
+    name: Option<String>,
+    #[serde(default)]
+    table: Vec<String>,
+    blk_file: Option<PathBuf>,
+    #[serde(default)]
+    read_only: bool,
+    overlay: Option<PathBuf>,
+    socket_path: Option<PathBuf>,
+    fd: Option<i32>,
+    num_queues: Option<u16>,
+    on_full: Option<String>,
+    guest_agent: Option<PathBuf>,
+}
+
+impl Serve {
+    /// The command line with what the configuration file adds to it.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or says what cannot be.
+    pub fn with_file(&self) -> Result<Serve, CliError> {
+        let Some(path) = &self.config else { return Ok(self.clone()) };
+        let text = std::fs::read_to_string(path).map_err(CliError::io("read", path))?;
+        self.joined(path, &text)
+    }
+
+    pub(super) fn joined(&self, path: &Path, text: &str) -> Result<Serve, CliError> {
+        let wrong = |why: String| CliError::Usage(format!("{}: {why}", path.display()));
+        let file: File = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
+            wrong(format!("line {line}: {}", error.message().replace('\n', "; ")))
+        })?;
+        let mut disks = Vec::new();
+        for disk in file.disk {
+            let disk = disk.read(&file.state, file.force).map_err(wrong)?;
+            if disks.iter().any(|other: &Disk| other.name == disk.name) {
+                return Err(wrong(format!(
+                    "two disks are called '{}'; give them names",
+                    disk.name
+                )));
+            }
+            disks.push(disk);
+        }
+        let mut serve = self.clone();
+        serve.monitor = serve.monitor.or(file.monitor);
+        for disk in &mut serve.disks {
+            let at = disks.iter().position(|known| known.name == disk.name);
+            match at.map(|at| disks.remove(at)) {
+                Some(known) => disk.fill_in(known),
+                None if disk.source == Source::Known => {
+                    return Err(wrong(format!("there is no disk '{}' in it", disk.name)));
+                }
+                None => {}
+            }
+        }
+        serve.disks.append(&mut disks);
+        // One state file and one word of force for the process, whichever disk it was given with.
+        let given = self.disks.iter().find_map(|disk| disk.state.clone());
+        if let Some(state) = given {
+            let others = serve.disks.iter_mut().filter(|disk| disk.state == file.state);
+            others.for_each(|disk| disk.state = Some(state.clone()));
+        }
+        if serve.disks.is_empty() && serve.monitor.is_none() {
+            return Err(wrong("there is nothing to serve: give a [[disk]] or a monitor".into()));
+        }
+        Ok(serve)
+    }
+}
+
+impl FileDisk {
+    fn read(self, state: &Option<PathBuf>, force: bool) -> Result<Disk, String> {
+        let name = self.name.unwrap_or_else(|| super::DEFAULT_NAME.to_owned());
+        // The keys are the options without their dashes.
+        let of = |what: &str| format!("disk '{name}' {}", what.replace("--", ""));
+        let source = Source::new(self.table, self.blk_file, self.read_only, self.overlay);
+        let source = source.map_err(of)?;
+        if source == Source::Known {
+            return Err(of("is made of nothing: give blk-file or table"));
+        }
+        if self.num_queues.is_some_and(|queues| !(1..=1024).contains(&queues)) {
+            return Err(of("has a num-queues that is not in 1..=1024"));
+        }
+        let on_full: Option<OnFull> = self.on_full.as_deref().map(on_full).transpose()?;
+        Ok(Disk {
+            source,
+            socket: Socket::new(self.socket_path, self.fd).map_err(of)?,
+            num_queues: self.num_queues,
+            state: state.clone(),
+            on_full,
+            guest_agent: self.guest_agent,
+            force,
+            name,
+        })
+    }
+}
+
+impl Disk {
+    /// Takes from `known` what is not said here.
+    fn fill_in(&mut self, known: Disk) {
+        if self.source == Source::Known {
+            self.source = known.source;
+        }
+        self.socket = self.socket.take().or(known.socket);
+        self.num_queues = self.num_queues.or(known.num_queues);
+        self.state = self.state.take().or(known.state);
+        self.on_full = self.on_full.or(known.on_full);
+        self.guest_agent = self.guest_agent.take().or(known.guest_agent);
+        self.force |= known.force;
+    }
+}
