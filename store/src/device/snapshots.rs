@@ -186,12 +186,15 @@ impl Devices {
             None => plan.set(&request.device, &top, &[])?,
         }
         plan.follow()?;
+        // What was written below is made durable behind the guest's back; until then a flush
+        // covers it too.
+        let old = plan.inner.active(&request.device)?.table.clone();
+        old.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
         self.apply(plan, |_| ())?;
-        // What was written to the layer below is made durable behind the guest's back; until then
-        // a flush covers it too.
         let table = inner.active(&request.device)?.table.clone();
-        if let (Some(snap), true) = (snap, self.config.flusher.flush(&table)) {
-            snap.live.store.set_sealed();
+        if self.config.flusher.flush(&table) {
+            table.flush_set().below.iter().for_each(|medium| medium.set_owing(false));
+            snap.iter().for_each(|snap| snap.live.store.set_sealed());
         }
         Ok(())
     }

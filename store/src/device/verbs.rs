@@ -189,6 +189,9 @@ impl Devices {
         };
         if serves {
             self.pause(inner, name)?;
+        } else if let Ok(active) = inner.active(name) {
+            // It may have been suspended without a flush.
+            owe(active);
         }
         let device = inner.device_mut(name)?;
         device.suspended = false;
@@ -213,9 +216,12 @@ impl Devices {
     /// Stops a device that serves and commits what it owes, so that its stores can be opened again.
     fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
         self.stop(inner, &with_uppers(inner, name))?;
-        if let Ok(active) = inner.active(name) {
-            // A store that is full or failed says so to whoever opens it again.
-            self.config.flusher.flush(&active.table);
+        if let Ok(active) = inner.active(name)
+            && !self.config.flusher.flush(&active.table)
+        {
+            // A store that is full or failed says so to whoever opens it again; what a file owes
+            // is known to whoever lies on it.
+            owe(active);
         }
         Ok(())
     }
@@ -340,6 +346,11 @@ impl Devices {
         inner.state.keep(state)?;
         Ok(())
     }
+}
+
+/// What `active` wrote to files was perhaps not synced, and whoever only reads them must know.
+fn owe(active: &Active) {
+    active.table.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
 }
 
 fn inner_state(inner: &Inner, next: &BTreeMap<String, Option<Active>>) -> super::state::State {

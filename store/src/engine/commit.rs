@@ -94,6 +94,7 @@ impl Core {
             let parts = stores
                 .map(|store| Part::Store { store, ticket: None })
                 .chain(set.media.iter().cloned().map(Part::Medium))
+                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::Medium))
                 .collect();
             let requests = std::mem::take(&mut self.to_end);
             self.start_barrier(Barrier { requests, parts, then: Then::End, failed: false });
