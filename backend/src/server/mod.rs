@@ -11,7 +11,7 @@ mod start;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use snapblk_qmp::{Events, Jobs};
@@ -65,17 +65,21 @@ impl Server {
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
         let events = Events::new();
+        let recorder = Arc::new(OnceLock::new());
         let config = DevicesConfig {
             direct: true,
             deadline: DEADLINE,
             state,
             force,
-            events: Arc::new(device_events(events.clone())),
+            events: Arc::new(device_events(events.clone(), recorder.clone())),
             flusher: Arc::new(CallerFlusher::new(files.clone(), workers.clone(), options)),
         };
         let (ends, end) = channel();
+        let devices = Arc::new(Devices::new(files, workers, config));
+        // The only setter.
+        let _ = recorder.set(Arc::downgrade(&devices));
         let server = Server {
-            devices: Arc::new(Devices::new(files, workers, config)),
+            devices,
             exports: Mutex::default(),
             jobs: Jobs::new(events.clone()),
             failed: Mutex::new(tell_failures(events.clone())),
@@ -108,12 +112,21 @@ impl Server {
 }
 
 /// Turns what happens to devices into the monitor's events. Events may come from a worker, which
-/// must not wait for a client: a thread of their own passes them on.
-fn device_events(events: Arc<Events>) -> impl Fn(DeviceEvent) + Send + Sync {
+/// must not wait for a client: a thread of their own passes them on. It also records, by what
+/// `recorder` holds, stores that became invalid and cannot say so.
+fn device_events(
+    events: Arc<Events>,
+    recorder: Arc<OnceLock<Weak<Devices>>>,
+) -> impl Fn(DeviceEvent) + Send + Sync {
     let (send, receive) = channel::<DeviceEvent>();
     let send = Mutex::new(send);
     let spawned = std::thread::Builder::new().name("events".into()).spawn(move || {
         for event in receive {
+            if let DeviceEvent::Store { store, event: StoreEvent::InvalidNotWritten, .. } = &event
+                && let Some(devices) = recorder.get().and_then(Weak::upgrade)
+            {
+                devices.record_invalid(store);
+            }
             if let Some(event) = monitor_event(event) {
                 events.emit(&event);
             }

@@ -452,6 +452,9 @@ impl<'a> Plan<'a> {
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let observer = self.devices.observer(name);
         let (live, opened) = Live::open(&mut self.inner.disks, spec, len, guest_disk, observer)?;
+        if self.inner.state.invalid.contains(&live.disk.info.path) && live.invalidate() {
+            self.inner.state.invalid.remove(&live.disk.info.path);
+        }
         let chunk = opened.geometry.chunk;
         if let Some(lower) = layers.last()
             && lower.store.geometry().chunk != chunk

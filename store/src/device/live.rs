@@ -87,6 +87,15 @@ impl Live {
         Ok((Live { store, disk, owed }, opened))
     }
 
+    /// Makes a store that is known to be Invalid, and could not be made to say so, Invalid; true
+    /// where it says so now. Before workers serve it.
+    pub(super) fn invalidate(&self) -> bool {
+        if self.store.begin_invalidate() {
+            self.store.recorded(true);
+        }
+        open::write_invalid(&*self.disk.info, self.store.geometry().chunk).is_ok()
+    }
+
     /// Looks at the file's length again: a store that grew has room again.
     pub(super) fn grow(&self) -> Result<(), DeviceError> {
         let chunk = self.store.geometry().chunk;

@@ -88,6 +88,9 @@ impl Devices {
             Persistence::Transient => make_plain(&request.cow, size)?,
             _ => make_store(&request.cow, chunk, size, existing)?,
         };
+        if made {
+            inner.state.invalid.remove(&request.cow);
+        }
         let taken = self.take(inner, request, len, &origin);
         if taken.is_err() && made {
             let _ = std::fs::remove_file(&request.cow);
@@ -150,6 +153,9 @@ impl Devices {
         }
         let existing = if request.existing { Existing::Used } else { Existing::Refused };
         let made = make_store(&request.cow, chunk, full_size(chunk, len.bytes()), existing)?;
+        if made {
+            inner.state.invalid.remove(&request.cow);
+        }
         let taken = self.stack(inner, request, &below, len, chunk, snap);
         if taken.is_err() && made {
             let _ = std::fs::remove_file(&request.cow);

@@ -4,7 +4,7 @@
 //! table does. A device is kept with the table it was first given, so that a start with the old
 //! arguments is recognised and resumes what has become of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use super::build::Active;
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
+use crate::cow::StoreState;
 use crate::lines::{TableLine, parse_table};
 
 /// The version of the format.
@@ -128,6 +129,9 @@ pub struct State {
     jobs: BTreeMap<String, MergeJob>,
     #[serde(default)]
     bases: Vec<BaseState>,
+    /// Stores that are Invalid and could not be made to say so themselves.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    invalid: BTreeSet<PathBuf>,
 }
 
 /// A merge that runs as a job, to be started again after a restart.
@@ -180,6 +184,7 @@ impl State {
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
+        state.invalid = inner.state.invalid.clone();
         state
     }
 
@@ -216,6 +221,7 @@ pub(super) struct StateFile {
     path: Option<PathBuf>,
     first: BTreeMap<String, Vec<String>>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
+    pub(super) invalid: BTreeSet<PathBuf>,
     generation: u64,
 }
 
@@ -346,6 +352,29 @@ impl Devices {
         self.lock().state.jobs.clone()
     }
 
+    /// A store became Invalid and could not be made to say so ([`StoreEvent::InvalidNotWritten`]):
+    /// the state file says it for it, and whoever waited for that goes on. Where that cannot be
+    /// written either, or is not kept at all, writes to what it is a snapshot of fail.
+    ///
+    /// Not to be called by a worker: it waits for verbs, and they for workers.
+    ///
+    /// [`StoreEvent::InvalidNotWritten`]: crate::cow::store::StoreEvent::InvalidNotWritten
+    pub fn record_invalid(&self, store: &str) {
+        let inner = &mut *self.lock();
+        let snaps = inner.devices.values().filter_map(|d| d.active.as_ref());
+        let lives = snaps.flat_map(|active| active.snaps.values().map(|snap| snap.live.clone()));
+        let unrecorded: Vec<_> = lives
+            .filter(|live| live.store.name() == store)
+            .filter(|live| live.store.state() == StoreState::Invalidating)
+            .collect();
+        let paths = unrecorded.iter().map(|live| live.disk.info.path.clone());
+        inner.state.invalid.extend(paths);
+        let kept = inner.state.path.is_some()
+            && self.keep(inner).inspect_err(|error| tracing::error!("{error}")).is_ok();
+        unrecorded.iter().for_each(|live| live.store.recorded(kept));
+        self.workers.wake(u64::MAX);
+    }
+
     fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
         if self.config.force {
             return Ok(());
@@ -375,6 +404,7 @@ impl Devices {
             let inner = &mut *self.lock();
             inner.state.first = state.first.clone();
             inner.state.jobs = state.jobs.clone();
+            inner.state.invalid = state.invalid.clone();
             inner.state.generation = state.generation;
         }
         self.restore_all(state)

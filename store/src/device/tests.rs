@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::core::{Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::snapshots::OverlaySnapshot;
+use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
 use crate::flusher::CallerFlusher;
 use crate::io::{Action, Completion, FileId, Files, IoOp, IoOptions};
@@ -137,4 +138,33 @@ fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     world.flusher.fails.store(false, Ordering::SeqCst);
     world.overlay("disk", "store2");
     assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
+}
+
+/// Scenario 35, where the header cannot be written: nobody waits for ever.
+#[test]
+fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let invalidate = |world: &World| {
+        let store = world.table("snap").exceptions()[0].store().clone();
+        assert!(store.begin_invalidate());
+        store.invalidated(false);
+        world.devices.record_invalid(store.name());
+        store.state()
+    };
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    assert_eq!(invalidate(&world), StoreState::Invalid);
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    assert_eq!(again.table("snap").exceptions()[0].store().state(), StoreState::Invalid);
+
+    // Where the state cannot be kept, the origin's writes fail.
+    again.file("store2", LEN);
+    again.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store2 P 8")]).unwrap();
+    std::fs::create_dir(again.path("state.new")).unwrap();
+    assert_eq!(invalidate(&again), StoreState::Unmarked);
 }
