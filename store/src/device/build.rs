@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::core::{Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::live::{self, Live};
+use super::live::{self, Live, Opening};
 use super::origins::OriginKey;
 use crate::cow::open::{OpenOptions, open};
 use crate::cow::{Persistence, StoreState};
@@ -171,7 +171,8 @@ impl<'a> Plan<'a> {
         };
         self.refuse_owned(name, spec)?;
         let observer = self.devices.observer(name);
-        let (live, opened) = Live::open(&mut self.inner.disks, spec, below.len, true, observer)?;
+        let how = Opening { guest_disk: true, replaces: false };
+        let (live, opened) = Live::open(&mut self.inner.disks, spec, below.len, how, observer)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",
@@ -300,7 +301,15 @@ impl<'a> Plan<'a> {
                 Base::Plain(backing) => {
                     let start = offset.bytes();
                     long_enough(line, dev, backing.len(), start.saturating_add(len))?;
-                    Ok(Target::Plain(backing.slice(start, len)))
+                    let backing = backing.slice(start, len);
+                    match self.origin_below(dev)? {
+                        Some((key, at)) if !read_only => {
+                            let origin = self.origin(name, backing, &key, made)?;
+                            made.origin_keys.insert(number, key);
+                            Ok(Target::Origin(Origin { start: at + start, ..origin }))
+                        }
+                        _ => Ok(Target::Plain(backing)),
+                    }
                 }
                 Base::Stacked { snap, .. } if offset.0 == 0 && len == snap.len => {
                     Ok(self.snapshot_target(&snap, Default::default(), made))
@@ -318,7 +327,7 @@ impl<'a> Plan<'a> {
                 };
                 long_enough(line, origin, backing.len(), len)?;
                 let key = self.key(&backing);
-                let origin = self.origin(name, backing.slice(0, len), &key, made);
+                let origin = self.origin(name, backing.slice(0, len), &key, made)?;
                 made.origin_keys.insert(number, key);
                 Ok(Target::Origin(origin))
             }
@@ -332,6 +341,21 @@ impl<'a> Plan<'a> {
                 let snap = self.snap(name, line, spec, reuse, made)?;
                 self.merge_target(name, number, line, spec, snap, made)
             }
+        }
+    }
+
+    /// Which origin `dev` is, and where it begins in it: what writes it is to be seen by its
+    /// snapshots.
+    fn origin_below(&self, dev: &Param) -> Result<Option<(OriginKey, u64)>, DeviceError> {
+        let Some(active) = dev.device().and_then(|name| self.active(name)) else { return Ok(None) };
+        match (active.table.lines(), active.origin_keys.get(&0)) {
+            ([Line { target: Target::Origin(origin), .. }], Some(key)) => {
+                Ok(Some((key.clone(), origin.start)))
+            }
+            _ if active.origin_keys.is_empty() => Ok(None),
+            _ => Err(DeviceError::refused(format!(
+                "only a part of '{dev}' is an origin, so nothing can lie on it"
+            ))),
         }
     }
 
@@ -369,7 +393,7 @@ impl<'a> Plan<'a> {
             let sentence = format!("'{}' is a layer; commit it with 'block-commit'", spec.origin);
             return Err(DeviceError::refused(sentence));
         };
-        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made);
+        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made)?;
         made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
         let merge = Merge {
             exceptions: made.exceptions.len() - 1,
@@ -393,15 +417,27 @@ impl<'a> Plan<'a> {
     }
 
     /// The origin `key` with all snapshots of it, but those that `name` itself merges.
-    fn origin(&mut self, name: &str, backing: Backing, key: &OriginKey, made: &mut Made) -> Origin {
+    fn origin(
+        &mut self,
+        name: &str,
+        backing: Backing,
+        key: &OriginKey,
+        made: &mut Made,
+    ) -> Result<Origin, DeviceError> {
         let mut snapshots: Vec<Snap> = Vec::new();
         for other in self.names().iter().filter(|other| *other != name) {
             let Some(active) = self.active(other) else { continue };
             for (number, snap) in &active.snaps {
                 let merges = matches!(active.lines[*number].target, TargetSpec::Merge(_));
-                if snap.key == *key && !merges && snap.layers.len() == 1 {
-                    snapshots.push(snap.clone());
+                if snap.key != *key || merges {
+                    continue;
                 }
+                if snap.layers.len() > 1 {
+                    return Err(DeviceError::refused(format!(
+                        "the layers of '{other}' lie on what '{name}' would write"
+                    )));
+                }
+                snapshots.push(snap.clone());
             }
         }
         snapshots.sort_by_key(|snap| std::cmp::Reverse(snap.live.store.geometry().chunk.bytes()));
@@ -412,7 +448,7 @@ impl<'a> Plan<'a> {
             numbers.push(made.exceptions.len() - 1);
         }
         let tracked = self.inner.origins.id(key);
-        Origin { backing, start: 0, tracked, snapshots: numbers }
+        Ok(Origin { backing, start: 0, tracked, snapshots: numbers })
     }
 
     /// The live snapshot of a line: one that moves, or a store that is opened.
@@ -431,7 +467,13 @@ impl<'a> Plan<'a> {
             Base::Stacked { snap, .. } => snap.len,
         };
         long_enough(line, &spec.origin, has, len)?;
-        if let Some(snap) = self.reused(spec, reuse) {
+        if same_store(spec, made.snaps.values()).is_some() {
+            return Err(DeviceError::Owned {
+                store: spec.cow.to_string().into(),
+                owner: name.into(),
+            });
+        }
+        if let Some(snap) = self.reused(spec, len, reuse)? {
             let mut snap = snap.clone();
             snap.live.grow()?;
             if let Base::Plain(backing) = base {
@@ -445,13 +487,21 @@ impl<'a> Plan<'a> {
             Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
             Base::Stacked { snap, name } => {
                 self.refuse_children(&name)?;
+                if self.is_served_origin(&snap.key) {
+                    return Err(DeviceError::refused(format!(
+                        "'{name}' is a snapshot of an origin that is served, so nothing can be \
+                         stacked on it"
+                    )));
+                }
                 (snap.layers, snap.key, snap.origin)
             }
         };
         refuse_own_origin(spec, &origin, |file| self.identity(file))?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let observer = self.devices.observer(name);
-        let (live, opened) = Live::open(&mut self.inner.disks, spec, len, guest_disk, observer)?;
+        let replaces = same_store(spec, reuse.iter()).is_some();
+        let how = Opening { guest_disk, replaces };
+        let (live, opened) = Live::open(&mut self.inner.disks, spec, len, how, observer)?;
         if self.inner.state.invalid.contains(&live.disk.info.path) && live.invalidate() {
             self.inner.state.invalid.remove(&live.disk.info.path);
         }
@@ -472,14 +522,24 @@ impl<'a> Plan<'a> {
         Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared: false })
     }
 
-    fn reused<'s>(&self, spec: &SnapshotSpec, reuse: &'s [Snap]) -> Option<&'s Snap> {
-        let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
-        // A store that is not as it was is opened again: that is what reactivation means.
-        reuse.iter().find(|snap| {
-            snap.live.disk.info.identity == identity
-                && snap.live.store.state() == StoreState::Valid
-                && snap.live.store.persistence() == spec.persistence
-        })
+    /// The live snapshot that moves; none where its store is to be opened again: one that is not
+    /// as it was (that is what reactivation means), or is for a device of another length.
+    fn reused<'s>(
+        &self,
+        spec: &SnapshotSpec,
+        len: u64,
+        reuse: &'s [Snap],
+    ) -> Result<Option<&'s Snap>, DeviceError> {
+        let Some(snap) = same_store(spec, reuse.iter()) else { return Ok(None) };
+        let store = &snap.live.store;
+        let same = store.state() == StoreState::Valid && store.persistence() == spec.persistence;
+        if same && snap.len != len && spec.persistence == Persistence::Transient {
+            return Err(DeviceError::refused(format!(
+                "the transient store {} would be lost: its device cannot change its length",
+                spec.cow
+            )));
+        }
+        Ok((same && snap.len == len).then_some(snap))
     }
 
     fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
@@ -554,6 +614,15 @@ impl<'a> Plan<'a> {
         let info = self.devices.files.get(file);
         info.map_or((0, u64::from(file.0)), |info| (info.identity.dev, info.identity.ino))
     }
+}
+
+/// The one of `snaps` whose store is that of `spec`, however it is named.
+fn same_store<'s>(
+    spec: &SnapshotSpec,
+    mut snaps: impl Iterator<Item = &'s Snap>,
+) -> Option<&'s Snap> {
+    let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
+    snaps.find(|snap| snap.live.disk.info.identity == identity)
 }
 
 #[derive(Default)]

@@ -25,6 +25,15 @@ pub(super) struct Live {
     owed: Option<Owed>,
 }
 
+/// What a store is opened as.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    /// Whether it is a guest's own disk.
+    pub(super) guest_disk: bool,
+    /// Whether it lives already, and may go on to live so where the new one comes to nothing.
+    pub(super) replaces: bool,
+}
+
 impl Live {
     /// Opens the store of `spec`, or makes it where its file is empty. `len` is the length in
     /// bytes of the device that it is for.
@@ -32,7 +41,7 @@ impl Live {
         disks: &mut Disks,
         spec: &SnapshotSpec,
         len: u64,
-        guest_disk: bool,
+        how: Opening,
         observer: Box<dyn StoreObserver>,
     ) -> Result<(Live, OpenStore), DeviceError> {
         let path = spec.cow.path().ok_or_else(|| {
@@ -69,7 +78,7 @@ impl Live {
                 }
                 open::zero_garbage(&*disk.info, &mut opened)?;
             }
-            let words = file.create()?;
+            let words = file.create(how.replaces)?;
             owed = Some(file);
             Log::new(words, opened.next, opened.geometry.capacity())
         };
@@ -78,7 +87,7 @@ impl Live {
             file: disk.file(),
             geometry: opened.geometry,
             persistence: spec.persistence,
-            guest_disk,
+            guest_disk: how.guest_disk,
             valid: opened.valid,
             log,
             tail: tail_of(&opened),
@@ -98,13 +107,8 @@ impl Live {
 
     /// Looks at the file's length again: a store that grew has room again.
     pub(super) fn grow(&self) -> Result<(), DeviceError> {
-        let chunk = self.store.geometry().chunk;
-        let geometry = Geometry::of_len(chunk, self.disk.len()?);
-        let capacity = match self.store.persistence() {
-            Persistence::Transient => geometry.device_chunks,
-            _ => geometry.capacity(),
-        };
-        self.store.log().set_capacity(capacity);
+        let geometry = Geometry::of_len(self.store.chunk(), self.disk.len()?);
+        self.store.grow(geometry.device_chunks);
         Ok(())
     }
 }
@@ -113,6 +117,7 @@ impl Drop for Live {
     fn drop(&mut self) {
         let log = self.store.log();
         if let Some(owed) = &self.owed
+            && !owed.discard_if_replaced()
             && (log.next() == log.committed()
                 || self.store.state() >= crate::cow::StoreState::Invalid)
         {

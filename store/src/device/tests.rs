@@ -12,10 +12,11 @@ use super::snapshots::OverlaySnapshot;
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
 use crate::flusher::CallerFlusher;
-use crate::io::{Action, Completion, FileId, Files, IoOp, IoOptions};
+use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
 use crate::lines::parse_table;
 use crate::request::{Op, Request, Token};
 use crate::table::Table;
+use crate::target::{Decision, Target};
 use crate::units::Sector;
 use crate::workers::{Wake, Workers};
 
@@ -167,4 +168,118 @@ fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
     again.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store2 P 8")]).unwrap();
     std::fs::create_dir(again.path("state.new")).unwrap();
     assert_eq!(invalidate(&again), StoreState::Unmarked);
+}
+
+/// Scenario 57: the exceptions of a longer device fit in its table.
+#[test]
+fn a_snapshot_that_is_reloaded_longer_serves_its_new_range() {
+    let world = World::new();
+    world.file("disk", 1 << 20);
+    world.file("store", LEN);
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.load("snap", &["0 1048576 snapshot {}/disk {}/store PO 8"]).unwrap();
+    let decided = world.table("snap").decide(Op::Read, (1048576 - 8) * 512, 4096);
+    assert!(matches!(decided, Decision::Pass { len: 4096, .. }), "{decided:?}");
+}
+
+/// I8: one live owner a store, also within one table.
+#[test]
+fn a_store_in_two_lines_of_a_table_is_refused() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let half = LEN / 2;
+    let lines = [
+        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
+        &*format!("{half} {half} snapshot {{}}/disk {{}}/store P 8"),
+    ];
+    assert!(matches!(world.device("snap", &lines), Err(DeviceError::Owned { .. })));
+    world.load("snap", &lines[..1]).unwrap();
+    assert!(matches!(world.load("snap", &lines), Err(DeviceError::Owned { .. })));
+}
+
+/// A store that grew under a live snapshot is as long as it is, to a merge and in the status.
+#[test]
+fn a_store_that_grew_is_whole() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", 8 * 8);
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.file("store", 8 * 300);
+    world.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let table = world.table("snap");
+    let store = table.exceptions()[0].store();
+    assert_eq!(store.usage().total, 8 * 300);
+    assert_eq!(store.geometry().device_chunks, 300);
+}
+
+/// An origin's writes reach its snapshots only: a layer is never written again (I15).
+#[test]
+fn the_base_of_a_chain_cannot_become_an_origin_nor_the_other_way_round() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.overlay("disk", "store2");
+    let origin = format!("0 {LEN} snapshot-origin {{}}/disk");
+    assert!(world.device("origin", &[&origin]).is_err());
+
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.file("store2", LEN);
+    world.device("origin", &[&origin]).unwrap();
+    world.devices.create("snap", None).unwrap();
+    let dir = world.path("");
+    let line = format!("0 {LEN} snapshot {0}disk {0}store P 8", dir.display());
+    let lines = parse_table([&*line]).unwrap();
+    world.devices.load("snap", lines, true).unwrap();
+    world.devices.resume("snap").unwrap();
+    let stacked = format!("0 {LEN} snapshot snap {{}}/store2 PO 8");
+    assert!(world.device("top", &[&stacked]).is_err());
+}
+
+/// A device that lies on an origin keeps its snapshots' old data too.
+#[test]
+fn a_write_through_a_device_above_an_origin_is_an_origins() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("upper", &[&format!("0 {} linear disk 64", LEN - 64)]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    let table = world.table("upper");
+    let decided = table.decide(Op::Write, 4096, 4096);
+    assert!(matches!(decided, Decision::OriginWrite { .. }), "{decided:?}");
+    let Target::Origin(origin) = &table.lines()[0].target else { panic!("it is an origin") };
+    assert_eq!((origin.start, origin.snapshots.len()), (64 * 512, 1));
+    assert!(matches!(table.decide(Op::Read, 0, 512), Decision::Pass { offset: 32768, .. }));
+}
+
+/// A failed resume leaves the old table as it was, and what it owes where a restart finds it.
+#[test]
+fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let first = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("disk", &[&first]).unwrap();
+    let owed = world.path("store.owed");
+    let before = Identity::of_path(&owed).unwrap();
+    let half = LEN / 2;
+    let lines = [
+        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
+        &*format!("{half} {half} linear {{}}/disk {LEN}"),
+    ];
+    assert!(world.load("disk", &lines).is_err());
+    assert_eq!(Identity::of_path(&owed).unwrap(), before);
+    assert!(!world.path("store.owed.before").exists());
+    // One that does not fail leaves one file behind, its own; the end none.
+    world.devices.clear("disk").unwrap();
+    world.load("disk", &[&first.replace("PO", "P")]).unwrap();
+    assert_ne!(Identity::of_path(&owed).unwrap(), before);
+    assert!(!world.path("store.owed.before").exists());
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    assert!(!owed.exists() && !dir.path().join("store.owed.before").exists());
 }

@@ -247,7 +247,9 @@ impl Core {
     fn zero_ahead(&mut self, index: usize) {
         let round = &mut self.rounds[index];
         let entries = round.entries();
-        let area = if entries == 0 { None } else { round.tail.area_to_zero(entries) };
+        let device_chunks = round.store.geometry().device_chunks;
+        let tail = &round.tail;
+        let area = if entries == 0 { None } else { tail.area_to_zero(entries, device_chunks) };
         match area {
             Some(area) => self.zero_area(index, area),
             None => {
