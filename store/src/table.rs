@@ -29,6 +29,8 @@ pub struct FlushSet {
     pub stores: Vec<Arc<Store>>,
     /// Other files to be synced.
     pub media: Vec<Arc<Medium>>,
+    /// Files that the lowest layers lie on: to be synced where they owe that.
+    pub below: Vec<Arc<Medium>>,
 }
 
 /// See the module's description.
@@ -172,26 +174,22 @@ impl FlushSet {
         let mut set = FlushSet::default();
         for line in lines {
             match &line.target {
-                Target::Plain(backing) => backing.media().for_each(|m| set.add_medium(m)),
+                Target::Plain(backing) => backing.media().for_each(|m| add(&mut set.media, m)),
                 Target::Snapshot(snapshot) => {
-                    exceptions[snapshot.exceptions].layers.iter().for_each(|s| set.add_store(s));
+                    let ex = &exceptions[snapshot.exceptions];
+                    ex.layers.iter().for_each(|s| set.add_store(s));
+                    ex.origin.media().for_each(|m| add(&mut set.below, m));
                 }
                 Target::Origin(origin) => {
-                    origin.backing.media().for_each(|m| set.add_medium(m));
+                    origin.backing.media().for_each(|m| add(&mut set.media, m));
                 }
                 Target::Merge(merge) => {
                     set.add_store(exceptions[merge.exceptions].store());
-                    merge.origin.backing.media().for_each(|m| set.add_medium(m));
+                    merge.origin.backing.media().for_each(|m| add(&mut set.media, m));
                 }
             }
         }
         set
-    }
-
-    fn add_medium(&mut self, medium: &Arc<Medium>) {
-        if !self.media.iter().any(|known| known.file == medium.file) {
-            self.media.push(medium.clone());
-        }
     }
 
     fn add_store(&mut self, store: &Arc<Store>) {
@@ -199,5 +197,11 @@ impl FlushSet {
         if !known && store.persistence() != Persistence::Transient {
             self.stores.push(store.clone());
         }
+    }
+}
+
+fn add(media: &mut Vec<Arc<Medium>>, medium: &Arc<Medium>) {
+    if !media.iter().any(|known| known.file == medium.file) {
+        media.push(medium.clone());
     }
 }

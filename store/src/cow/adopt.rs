@@ -93,7 +93,7 @@ fn append<S: Storage>(
         |source| StoreErrorKind::Io { what: "write", offset: 0, source }.of(storage.name());
     let mut tail = tail_of(store);
     let count = owed.len() as u64;
-    while let Some(area) = tail.area_to_zero(count) {
+    while let Some(area) = tail.area_to_zero(count, store.geometry.device_chunks) {
         let chunk = store.geometry.chunk;
         storage.write_zeroes(chunk.store_offset(area), chunk.bytes()).map_err(failed)?;
         tail.zeroed();

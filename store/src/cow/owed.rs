@@ -65,6 +65,8 @@ pub struct Owed {
     header: Option<WordsHeader>,
     /// The file that was made, told from one that a later owner made under the same name.
     made: Option<Identity>,
+    /// Whether the file of an owner that still lives was set aside for it.
+    set_aside: bool,
 }
 
 impl Owed {
@@ -84,7 +86,7 @@ impl Owed {
                 None
             }
         };
-        Owed { path, header, made: None }
+        Owed { path, header, made: None, set_aside: false }
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
@@ -134,12 +136,16 @@ impl Owed {
         }
     }
 
-    /// Makes the file anew, for a log that begins with nothing owed.
+    /// Makes the file anew, for a log that begins with nothing owed: what it said was entered.
+    /// With `set_aside` the one that is there is kept for its owner until one of the two is gone.
     ///
     /// # Errors
     /// What the system says.
-    pub fn create(&mut self) -> Result<Words, OwedError> {
+    pub fn create(&mut self, set_aside: bool) -> Result<Words, OwedError> {
         let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
+        let before = self.before();
+        let _ = std::fs::remove_file(&before);
+        self.set_aside = set_aside && std::fs::rename(&self.path, &before).is_ok();
         let _ = std::fs::remove_file(&self.path);
         let words = SharedWords::create(&self.path, LOG_WORDS)
             .map_err(|source| OwedError::Io { path: self.path.clone(), source })?;
@@ -154,11 +160,32 @@ impl Owed {
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// Removes the file that was made here: nothing is owed any more.
+    /// Removes the file that was made here: nothing is owed any more. One that was set aside for
+    /// it, and whose owner still lives, is in its place again.
     pub fn remove(&self) {
         if self.made.is_some() && Identity::of_path(&self.path).ok() == self.made {
             let _ = std::fs::remove_file(&self.path);
+            if self.set_aside {
+                let _ = std::fs::rename(self.before(), &self.path);
+            }
         }
+    }
+
+    /// Removes the file that was made here where it was set aside: whoever did that entered what
+    /// it said. False where it was not.
+    pub fn discard_if_replaced(&self) -> bool {
+        let before = self.before();
+        let replaced = self.made.is_some() && Identity::of_path(&before).ok() == self.made;
+        if replaced {
+            let _ = std::fs::remove_file(before);
+        }
+        replaced
+    }
+
+    fn before(&self) -> PathBuf {
+        let mut path = self.path.as_os_str().to_owned();
+        path.push(".before");
+        path.into()
     }
 
     /// Where it lies.

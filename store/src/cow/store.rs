@@ -10,8 +10,8 @@ use super::layout::{Entry, Geometry};
 use super::log::Log;
 use super::tail::Tail;
 use crate::io::FileId;
-use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use crate::units::{DataIndex, StoreChunk};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::units::{ChunkSize, DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,6 +144,8 @@ pub struct Store {
     name: String,
     file: FileId,
     geometry: Geometry,
+    /// Chunks it has now: it may grow.
+    device_chunks: AtomicU64,
     persistence: Persistence,
     guest_disk: AtomicBool,
     sealed: AtomicBool,
@@ -170,6 +172,7 @@ impl Store {
             name: parts.name,
             file: parts.file,
             geometry: parts.geometry,
+            device_chunks: AtomicU64::new(parts.geometry.device_chunks),
             persistence: parts.persistence,
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
@@ -197,10 +200,26 @@ impl Store {
         self.file
     }
 
-    /// Its format.
+    /// The size of its chunks.
     #[inline]
-    pub fn geometry(&self) -> &Geometry {
-        &self.geometry
+    pub fn chunk(&self) -> ChunkSize {
+        self.geometry.chunk
+    }
+
+    /// Its format, and the size it has now.
+    pub fn geometry(&self) -> Geometry {
+        let device_chunks = self.device_chunks.load(Ordering::Acquire);
+        Geometry { device_chunks, ..self.geometry }
+    }
+
+    /// Its file has `device_chunks` chunks now; it never gets smaller.
+    pub fn grow(&self, device_chunks: u64) {
+        self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
+        let geometry = self.geometry();
+        self.log.set_capacity(match self.persistence {
+            Persistence::Transient => geometry.device_chunks,
+            _ => geometry.capacity(),
+        });
     }
 
     /// How it keeps exceptions.
@@ -380,7 +399,7 @@ impl Store {
         if self.persistence == Persistence::Transient {
             return Usage {
                 allocated: self.log.next().0 * chunk,
-                total: self.geometry.device_chunks * chunk,
+                total: self.geometry().device_chunks * chunk,
                 metadata: 0,
             };
         }
@@ -392,7 +411,7 @@ impl Store {
         let given_out = if merged { DataIndex(position) } else { next };
         Usage {
             allocated: self.geometry.next_free(given_out).0 * chunk,
-            total: self.geometry.device_chunks * chunk,
+            total: self.geometry().device_chunks * chunk,
             metadata: (areas + 1) * chunk,
         }
     }

@@ -62,13 +62,14 @@ impl Tail {
         self.position
     }
 
-    /// The next area that must be zeroed before `count` more entries are written, if any.
+    /// The next area that must be zeroed before `count` more entries are written, if any, of those
+    /// that a store of `device_chunks` chunks has.
     /// The caller zeroes it, and tells by [`Tail::zeroed`] before it writes entries.
-    pub fn area_to_zero(&self, count: u64) -> Option<StoreChunk> {
+    pub fn area_to_zero(&self, count: u64, device_chunks: u64) -> Option<StoreChunk> {
         let last = (self.position + count) / self.geometry.entries_per_area();
         let next = self.zeroed + 1;
         let chunk = self.geometry.area_chunk(next);
-        (next <= last + 1 && chunk.0 < self.geometry.device_chunks).then_some(chunk)
+        (next <= last + 1 && chunk.0 < device_chunks).then_some(chunk)
     }
 
     /// The area that was asked for is zero.
@@ -152,18 +153,23 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(tail.write(&mut [entry(99)].into_iter(), &mut out), Some(34 * 512));
         assert_eq!((out[0], out[16], out[32]), (32, 99, 0));
-        assert_eq!(tail.area_to_zero(1), Some(StoreChunk(67)), "nothing is known of the next area");
+        assert_eq!(
+            tail.area_to_zero(1, geometry().device_chunks),
+            Some(StoreChunk(67)),
+            "nothing is known of the next area"
+        );
     }
 
     #[test]
     fn the_next_area_is_zeroed_before_one_is_full() {
         let mut tail = Tail::new(geometry(), 0, &[]);
-        assert_eq!(tail.area_to_zero(1), Some(StoreChunk(34)));
+        assert_eq!(tail.area_to_zero(1, geometry().device_chunks), Some(StoreChunk(34)));
         tail.zeroed();
-        assert_eq!(tail.area_to_zero(31), None);
-        assert_eq!(tail.area_to_zero(32), Some(StoreChunk(67)));
-        let mut small = Tail::new(Geometry { device_chunks: 34, ..geometry() }, 0, &[]);
-        assert_eq!(small.area_to_zero(1), None);
+        assert_eq!(tail.area_to_zero(31, geometry().device_chunks), None);
+        assert_eq!(tail.area_to_zero(32, geometry().device_chunks), Some(StoreChunk(67)));
+        let mut small = Tail::new(geometry(), 0, &[]);
+        assert_eq!(small.area_to_zero(1, 34), None);
+        assert_eq!(small.area_to_zero(1, 35), Some(StoreChunk(34)), "it grew meanwhile");
         small.zeroed();
     }
 }

@@ -180,7 +180,8 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
-        let (live, opened) = self.open_store(name, spec, below.len, true)?;
+        let how = LiveFor { len: below.len, guest_disk: true, replaces: false };
+        let (live, opened) = self.open_store(name, spec, how)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",
@@ -293,7 +294,15 @@ impl<'a> Plan<'a> {
                 Base::Plain(backing) => {
                     let start = offset.bytes();
                     long_enough(line, dev, backing.len(), start.saturating_add(len))?;
-                    Ok(Target::Plain(backing.slice(start, len)))
+                    let backing = backing.slice(start, len);
+                    match self.origin_below(dev)? {
+                        Some((key, at)) if !read_only => {
+                            let origin = self.origin(name, backing, &key, made)?;
+                            made.origin_keys.insert(number, key);
+                            Ok(Target::Origin(Origin { start: at + start, ..origin }))
+                        }
+                        _ => Ok(Target::Plain(backing)),
+                    }
                 }
                 Base::Stacked { snap, name } if offset.0 == 0 && len == snap.len => {
                     let snap = self.own_table(&name, &snap)?;
@@ -312,8 +321,7 @@ impl<'a> Plan<'a> {
                 };
                 long_enough(line, origin, backing.len(), len)?;
                 let key = self.key(&backing);
-                self.refuse_layers_over(name, &key)?;
-                let origin = self.origin(name, backing.slice(0, len), &key, made);
+                let origin = self.origin(name, backing.slice(0, len), &key, made)?;
                 made.origin_keys.insert(number, key);
                 Ok(Target::Origin(origin))
             }
@@ -327,6 +335,21 @@ impl<'a> Plan<'a> {
                 let snap = self.snap(name, line, spec, reuse, made)?;
                 self.merge_target(name, number, line, spec, snap, made)
             }
+        }
+    }
+
+    /// Which origin `dev` is, and where it begins in it: what writes it is to be seen by its
+    /// snapshots.
+    fn origin_below(&self, dev: &Param) -> Result<Option<(OriginKey, u64)>, DeviceError> {
+        let Some(active) = dev.device().and_then(|name| self.active(name)) else { return Ok(None) };
+        match (active.table.lines(), active.origin_keys.get(&0)) {
+            ([Line { target: Target::Origin(origin), .. }], Some(key)) => {
+                Ok(Some((key.clone(), origin.start)))
+            }
+            _ if active.origin_keys.is_empty() => Ok(None),
+            _ => Err(DeviceError::refused(format!(
+                "only a part of '{dev}' is an origin, so nothing can lie on it"
+            ))),
         }
     }
 
@@ -364,7 +387,7 @@ impl<'a> Plan<'a> {
             let sentence = format!("'{}' is a layer; commit it with 'block-commit'", spec.origin);
             return Err(DeviceError::refused(sentence));
         };
-        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made);
+        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made)?;
         made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
         let merge = Merge {
             exceptions: made.exceptions.len() - 1,
@@ -388,13 +411,20 @@ impl<'a> Plan<'a> {
     }
 
     /// The origin `key` with all snapshots of it, but those that `name` itself merges.
-    fn origin(&mut self, name: &str, backing: Backing, key: &OriginKey, made: &mut Made) -> Origin {
+    fn origin(
+        &mut self,
+        name: &str,
+        backing: Backing,
+        key: &OriginKey,
+        made: &mut Made,
+    ) -> Result<Origin, DeviceError> {
+        self.refuse_layers_over(name, key)?;
         let mut snapshots: Vec<Snap> = Vec::new();
         for other in self.names().iter().filter(|other| *other != name) {
             let Some(active) = self.active(other) else { continue };
             for (number, snap) in &active.snaps {
                 let merges = matches!(active.lines[*number].target, TargetSpec::Merge(_));
-                if snap.key == *key && !merges && snap.layers.len() == 1 {
+                if snap.key == *key && !merges {
                     snapshots.push(snap.clone());
                 }
             }
@@ -407,7 +437,7 @@ impl<'a> Plan<'a> {
             numbers.push(made.exceptions.len() - 1);
         }
         let tracked = self.inner.origins.id(key);
-        Origin { backing, start: 0, tracked, snapshots: numbers }
+        Ok(Origin { backing, start: 0, tracked, snapshots: numbers })
     }
 
     /// The live snapshot of a line: one that moves, or a store that is opened.
@@ -433,7 +463,7 @@ impl<'a> Plan<'a> {
         };
         long_enough(line, &spec.origin, has, len)?;
         made.refuse_twice(spec)?;
-        if let Some(snap) = reused(spec, reuse) {
+        if let Some(snap) = reused(spec, len, reuse)? {
             let mut snap = snap.clone();
             snap.live.grow()?;
             if let Base::Plain(backing) = base {
@@ -447,12 +477,19 @@ impl<'a> Plan<'a> {
             Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
             Base::Stacked { snap, name } => {
                 self.refuse_children(&name)?;
+                if self.is_served_origin(&snap.key) {
+                    return Err(DeviceError::refused(format!(
+                        "'{name}' is a snapshot of an origin that is served, so nothing can be \
+                         stacked on it"
+                    )));
+                }
                 (snap.layers, snap.key, snap.origin)
             }
         };
         self.refuse_own_origin(spec, &origin)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
-        let (live, opened) = self.open_store(name, spec, len, guest_disk)?;
+        let replaces = same_store(spec, reuse).is_some();
+        let (live, opened) = self.open_store(name, spec, LiveFor { len, guest_disk, replaces })?;
         let chunk = opened.geometry.chunk;
         self.refuse_unaligned(line, chunk, &live, &origin)?;
         if let Some(lower) = layers.last()
@@ -476,12 +513,11 @@ impl<'a> Plan<'a> {
         &mut self,
         name: &str,
         spec: &SnapshotSpec,
-        len: u64,
-        guest_disk: bool,
+        how: LiveFor,
     ) -> Result<(Live, OpenStore), DeviceError> {
         let observer = self.devices.observer(name);
         let Inner { disks, state, .. } = &mut *self.inner;
-        Live::open(disks, spec, LiveFor { len, guest_disk }, state, observer)
+        Live::open(disks, spec, how, state, observer)
     }
 
     pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {
@@ -549,14 +585,31 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The one of `reuse` that has the store of `spec`. Whatever its state is: only a table that is
-/// loaded for the device itself opens a store again, never one that changes beside it.
-fn reused<'s>(spec: &SnapshotSpec, reuse: &'s [Snap]) -> Option<&'s Snap> {
+/// The live snapshot that moves; none where its store is to be opened again, for a device of
+/// another length or with other options. Whatever its state is: only a table that is loaded for
+/// the device itself opens a store again, never one that changes beside it.
+fn reused<'s>(
+    spec: &SnapshotSpec,
+    len: u64,
+    reuse: &'s [Snap],
+) -> Result<Option<&'s Snap>, DeviceError> {
+    let Some(snap) = same_store(spec, reuse) else { return Ok(None) };
+    if snap.live.store.persistence() != spec.persistence {
+        return Ok(None);
+    }
+    if snap.len != len && spec.persistence == Persistence::Transient {
+        return Err(DeviceError::refused(format!(
+            "the transient store {} would be lost: its device cannot change its length",
+            spec.cow
+        )));
+    }
+    Ok((snap.len == len).then_some(snap))
+}
+
+/// The one of `snaps` whose store is that of `spec`, however it is named.
+fn same_store<'s>(spec: &SnapshotSpec, snaps: &'s [Snap]) -> Option<&'s Snap> {
     let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
-    reuse.iter().find(|snap| {
-        snap.live.disk.info.identity == identity
-            && snap.live.store.persistence() == spec.persistence
-    })
+    snaps.iter().find(|snap| snap.live.disk.info.identity == identity)
 }
 
 #[derive(Default)]

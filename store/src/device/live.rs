@@ -25,6 +25,8 @@ pub(super) struct LiveFor {
     pub(super) len: u64,
     /// Whether it is a guest's own disk.
     pub(super) guest_disk: bool,
+    /// Whether it lives already, and may go on to live so where the new one comes to nothing.
+    pub(super) replaces: bool,
 }
 
 /// A store that lives.
@@ -41,7 +43,7 @@ impl Live {
     pub(super) fn open(
         disks: &mut Disks,
         spec: &SnapshotSpec,
-        LiveFor { len, guest_disk }: LiveFor,
+        LiveFor { len, guest_disk, replaces }: LiveFor,
         state: &StateFile,
         observer: Box<dyn StoreObserver>,
     ) -> Result<(Live, OpenStore), DeviceError> {
@@ -80,7 +82,7 @@ impl Live {
                 }
                 open::zero_garbage(&*disk.info, &mut opened)?;
             }
-            let words = file.create()?;
+            let words = file.create(replaces)?;
             owed = Some(file);
             Log::new(words, opened.next, opened.geometry.capacity())
         };
@@ -100,13 +102,8 @@ impl Live {
 
     /// Looks at the file's length again: a store that grew has room again.
     pub(super) fn grow(&self) -> Result<(), DeviceError> {
-        let chunk = self.store.geometry().chunk;
-        let geometry = Geometry::of_len(chunk, self.disk.len()?);
-        let capacity = match self.store.persistence() {
-            Persistence::Transient => geometry.device_chunks,
-            _ => geometry.capacity(),
-        };
-        self.store.log().set_capacity(capacity);
+        let geometry = Geometry::of_len(self.store.chunk(), self.disk.len()?);
+        self.store.grow(geometry.device_chunks);
         Ok(())
     }
 }
@@ -115,6 +112,7 @@ impl Drop for Live {
     fn drop(&mut self) {
         let log = self.store.log();
         if let Some(owed) = &self.owed
+            && !owed.discard_if_replaced()
             && (log.next() == log.committed()
                 || self.store.state() >= crate::cow::StoreState::Invalid)
         {

@@ -15,6 +15,8 @@ mod origins;
 mod query;
 mod snapshots;
 mod state;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
 mod verbs;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};

@@ -198,14 +198,11 @@ impl Devices {
             None => plan.set(&request.device, &top, &[])?,
         }
         plan.follow()?;
-        if snap.is_none() {
-            // A flush of the new table does not cover files that are only read.
-            self.pause_flushed(plan.inner, &request.device)?;
-        }
-        if let Err(error) = self.apply(plan, |_| ()) {
-            self.unpause(inner, &request.device);
-            return Err(error);
-        }
+        // What was written below is made durable behind the guest's back; until then a flush
+        // covers it too.
+        let old = plan.inner.active(&request.device)?.table.clone();
+        old.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
+        self.apply(plan, |_| ())?;
         if snap.is_none() {
             // A file that was written until now is a base from now on: what it is like is kept,
             // to be told from what it may be made to be. It has happened, kept or not.
@@ -213,11 +210,10 @@ impl Devices {
                 tracing::error!("{error}; a change of the base would not be noticed");
             }
         }
-        // What was written to the layer below is made durable behind the guest's back; until then
-        // a flush covers it too.
         let table = inner.active(&request.device)?.table.clone();
-        if let (Some(snap), true) = (snap, self.config.flusher.flush(&table)) {
-            snap.live.store.set_sealed();
+        if self.config.flusher.flush(&table) {
+            table.flush_set().below.iter().for_each(|medium| medium.set_owing(false));
+            snap.iter().for_each(|snap| snap.live.store.set_sealed());
         }
         Ok(())
     }

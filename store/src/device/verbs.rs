@@ -195,6 +195,9 @@ impl Devices {
         };
         if serves {
             self.pause(inner, name)?;
+        } else if let Ok(active) = inner.active(name) {
+            // It may have been suspended without a flush.
+            owe(active);
         }
         let device = inner.device_mut(name)?;
         device.suspended = false;
@@ -235,27 +238,15 @@ impl Devices {
         error
     }
 
-    /// Stops a device that serves and makes durable what was written to it.
-    pub(super) fn pause_flushed(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
-        self.stop(inner, &with_uppers(inner, name))?;
-        if self.flush(inner.active(name)?) {
-            return Ok(());
-        }
-        self.unpause(inner, name);
-        Err(DeviceError::FlushFailed(name.into()))
-    }
-
-    /// A device that was paused serves on.
-    pub(super) fn unpause(&self, inner: &Inner, name: &str) {
-        go(inner, &with_uppers(inner, name));
-    }
-
     /// Stops a device that serves and commits what it owes, so that its stores can be opened again.
     fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
         self.stop(inner, &with_uppers(inner, name))?;
-        if let Ok(active) = inner.active(name) {
-            // A store that is full or failed says so to whoever opens it again.
-            self.flush(active);
+        if let Ok(active) = inner.active(name)
+            && !self.flush(active)
+        {
+            // A store that is full or failed says so to whoever opens it again; what a file owes
+            // is known to whoever lies on it.
+            owe(active);
         }
         Ok(())
     }
@@ -415,6 +406,11 @@ impl Devices {
         inner.state.keep(state)?;
         Ok(())
     }
+}
+
+/// What `active` wrote to files was perhaps not synced, and whoever only reads them must know.
+fn owe(active: &Active) {
+    active.table.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
 }
 
 /// The device and those that lie on it, directly or through others.

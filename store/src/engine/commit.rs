@@ -94,6 +94,7 @@ impl Core {
             let parts = stores
                 .map(|store| Part::Store { store, ticket: None })
                 .chain(set.media.iter().cloned().map(Part::Medium))
+                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::Medium))
                 .collect();
             let requests = std::mem::take(&mut self.to_end);
             self.start_barrier(Barrier { requests, parts, then: Then::End, failed: false });
@@ -246,7 +247,9 @@ impl Core {
     fn zero_ahead(&mut self, index: usize) {
         let round = &mut self.rounds[index];
         let entries = round.entries();
-        let area = if entries == 0 { None } else { round.tail.area_to_zero(entries) };
+        let device_chunks = round.store.geometry().device_chunks;
+        let tail = &round.tail;
+        let area = if entries == 0 { None } else { tail.area_to_zero(entries, device_chunks) };
         match area {
             Some(area) => self.zero_area(index, area),
             None => {

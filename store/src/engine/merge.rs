@@ -385,7 +385,7 @@ impl Core {
             self.end_merge(job, site, MergeFailure::Invalid);
             return false;
         }
-        let block = Tail::block_entries(site.store().geometry());
+        let block = Tail::block_entries(&site.store().geometry());
         if !job.clean {
             if !job.has(job.position - job.position % block) {
                 job.stage = Stage::Reading(wants(job, site));

@@ -16,12 +16,13 @@ pub struct Medium {
     /// Its name in actions.
     pub file: FileId,
     sync_failed: AtomicBool,
+    owes: AtomicBool,
 }
 
 impl Medium {
     /// A medium that was just opened.
     pub fn new(file: FileId) -> Self {
-        Medium { file, sync_failed: AtomicBool::new(false) }
+        Medium { file, sync_failed: AtomicBool::new(false), owes: AtomicBool::new(false) }
     }
 
     /// A sync failed: what was written may be lost, so later ones must not succeed. Sticky until
@@ -33,6 +34,17 @@ impl Medium {
     /// Whether a sync failed.
     pub fn sync_failed(&self) -> bool {
         self.sync_failed.load(Ordering::Acquire)
+    }
+
+    /// A device wrote it whose table only reads it from now on: whoever lies above flushes it too,
+    /// until it was synced.
+    pub fn set_owing(&self, owes: bool) {
+        self.owes.store(owes, Ordering::Release);
+    }
+
+    /// Whether it holds writes of a table that is gone, and was not synced since.
+    pub fn is_owing(&self) -> bool {
+        self.owes.load(Ordering::Acquire)
     }
 }
 

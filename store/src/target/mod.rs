@@ -55,7 +55,7 @@ impl Exceptions {
     /// The size of its chunks.
     #[inline]
     pub fn chunk(&self) -> ChunkSize {
-        self.store().geometry().chunk
+        self.store().chunk()
     }
 
     /// Bytes of `chunk` that the device has: less than a chunk for the last of an odd length.

@@ -36,7 +36,7 @@ impl Core {
         what: Erased,
     ) {
         let store = site.store();
-        let block = Tail::block_entries(store.geometry());
+        let block = Tail::block_entries(&store.geometry());
         let first = from - from % block;
         let len = (upto.next_multiple_of(block) - first) as usize * ENTRY_BYTES;
         let mut bytes = std::mem::take(&mut job.meta);
@@ -89,7 +89,7 @@ impl Core {
         if what == Erased::Batch {
             job.position -= job.batch.entries.len() as u64;
         }
-        let block = Tail::block_entries(store.geometry());
+        let block = Tail::block_entries(&store.geometry());
         let first = job.position - job.position % block;
         store.truncate(job.position, job.kept(first, job.position));
         let mut waiting = 0;

@@ -1,0 +1,289 @@
+//! Devices over real files: what commands do to tables, stores and what is owed.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::core::{Devices, DevicesConfig, Flusher};
+use super::error::DeviceError;
+use super::snapshots::OverlaySnapshot;
+use crate::cow::StoreState;
+use crate::engine::{Engine, EngineConfig};
+use crate::flusher::CallerFlusher;
+use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
+use crate::lines::parse_table;
+use crate::request::{Op, Request, Token};
+use crate::table::Table;
+use crate::target::{Decision, Target};
+use crate::units::Sector;
+use crate::workers::{Wake, Workers};
+
+/// Sectors of every disk here.
+const LEN: u64 = 2048;
+
+/// Flushes for real, unless it is told to fail.
+struct Switch {
+    flusher: CallerFlusher,
+    fails: AtomicBool,
+}
+
+impl Flusher for Switch {
+    fn flush(&self, table: &Arc<Table>) -> bool {
+        !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
+    }
+}
+
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    devices: Devices,
+    flusher: Arc<Switch>,
+}
+
+impl World {
+    fn new() -> World {
+        World::at(tempfile::tempdir().unwrap())
+    }
+
+    /// As a process that is started anew sees `dir`.
+    fn at(dir: tempfile::TempDir) -> World {
+        let files = Arc::new(Files::default());
+        let workers = Arc::new(Workers::default());
+        let options = IoOptions { uring: false, ..IoOptions::default() };
+        let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
+        let flusher = Arc::new(Switch { flusher, fails: AtomicBool::new(false) });
+        let config = DevicesConfig {
+            direct: false,
+            deadline: Duration::from_secs(5),
+            state: Some(dir.path().join("state")),
+            force: false,
+            events: Arc::new(|_| ()),
+            flusher: flusher.clone(),
+        };
+        World { devices: Devices::new(files, workers, config), dir, flusher }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self, name: &str, sectors: u64) {
+        File::create(self.path(name)).and_then(|file| file.set_len(sectors * 512)).unwrap();
+    }
+
+    /// Loads lines, in which `{}` stands for the directory, and resumes.
+    fn load(&self, name: &str, lines: &[&str]) -> Result<(), DeviceError> {
+        let dir = self.dir.path().to_str().unwrap();
+        let lines: Vec<String> = lines.iter().map(|line| line.replace("{}", dir)).collect();
+        let lines = parse_table(lines.iter().map(String::as_str)).unwrap();
+        self.devices.load(name, lines, false)?;
+        self.devices.resume(name)
+    }
+
+    fn device(&self, name: &str, lines: &[&str]) -> Result<(), DeviceError> {
+        self.devices.create(name, None)?;
+        self.load(name, lines)
+    }
+
+    fn table(&self, name: &str) -> Arc<Table> {
+        self.devices.table(name).unwrap()
+    }
+
+    fn overlay(&self, device: &str, store: &str) {
+        let (device, cow) = (device.into(), self.path(store));
+        let request = OverlaySnapshot { device, cow, below: None, existing: false };
+        self.devices.overlay_snapshot(&request).unwrap();
+    }
+
+    fn engine(&self, name: &str) -> Engine {
+        let workers = self.devices.workers().clone();
+        let mut engine = Engine::new(workers, Box::new(NoWake), EngineConfig::default());
+        engine.bind(Some(self.table(name)));
+        engine
+    }
+
+    /// The files that a guest's flush of the device syncs.
+    fn synced(&self, name: &str) -> Vec<FileId> {
+        let mut engine = self.engine(name);
+        let (token, op, sector) = (Token(0), Op::Flush, Sector(0));
+        engine.submit(Request { token, op, sector, len: 0, durable: false });
+        let mut synced = Vec::new();
+        while engine.requests() > 0 {
+            engine.step();
+            while let Some(Action { op, file, tag, .. }) = engine.pop_action() {
+                synced.extend((op == IoOp::Sync).then_some(file));
+                engine.complete(Completion { tag, result: Ok(()) });
+            }
+        }
+        synced
+    }
+}
+
+/// Scenario 71, over a plain disk: what was written before the overlay, flushed after it.
+#[test]
+fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    let base = world.synced("disk")[0];
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    world.overlay("disk", "store");
+    assert!(world.synced("disk").contains(&base), "nobody has synced the disk yet");
+    world.flusher.fails.store(false, Ordering::SeqCst);
+    world.overlay("disk", "store2");
+    assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
+}
+
+/// Scenario 35, where the header cannot be written: nobody waits for ever.
+#[test]
+fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let invalidate = |world: &World| {
+        let store = world.table("snap").exceptions()[0].store().clone();
+        assert!(store.begin_invalidate());
+        store.invalidated(false);
+        world.devices.record_invalid(store.name());
+        store.state()
+    };
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    assert_eq!(invalidate(&world), StoreState::Invalid);
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    assert_eq!(again.table("snap").exceptions()[0].store().state(), StoreState::Invalid);
+
+    // Where the state cannot be kept, the origin's writes fail.
+    again.file("store2", LEN);
+    again.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store2 P 8")]).unwrap();
+    std::fs::create_dir(again.path("state.new")).unwrap();
+    assert_eq!(invalidate(&again), StoreState::Unmarked);
+}
+
+/// Scenario 57: the exceptions of a longer device fit in its table.
+#[test]
+fn a_snapshot_that_is_reloaded_longer_serves_its_new_range() {
+    let world = World::new();
+    world.file("disk", 1 << 20);
+    world.file("store", LEN);
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.load("snap", &["0 1048576 snapshot {}/disk {}/store PO 8"]).unwrap();
+    let decided = world.table("snap").decide(Op::Read, (1048576 - 8) * 512, 4096);
+    assert!(matches!(decided, Decision::Pass { len: 4096, .. }), "{decided:?}");
+}
+
+/// I8: one live owner a store, also within one table.
+#[test]
+fn a_store_in_two_lines_of_a_table_is_refused() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let half = LEN / 2;
+    let lines = [
+        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
+        &*format!("{half} {half} snapshot {{}}/disk {{}}/store P 8"),
+    ];
+    let refused = |done: Result<(), DeviceError>| {
+        let said = done.unwrap_err().to_string();
+        assert!(said.contains("named by two lines"), "{said}");
+    };
+    refused(world.device("snap", &lines));
+    world.load("snap", &lines[..1]).unwrap();
+    refused(world.load("snap", &lines));
+}
+
+/// A store that grew under a live snapshot is as long as it is, to a merge and in the status.
+#[test]
+fn a_store_that_grew_is_whole() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", 8 * 8);
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.file("store", 8 * 300);
+    world.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let table = world.table("snap");
+    let store = table.exceptions()[0].store();
+    assert_eq!(store.usage().total, 8 * 300);
+    assert_eq!(store.geometry().device_chunks, 300);
+}
+
+/// An origin's writes reach its snapshots only: a layer is never written again (I15).
+#[test]
+fn the_base_of_a_chain_cannot_become_an_origin_nor_the_other_way_round() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    world.overlay("disk", "store2");
+    let origin = format!("0 {LEN} snapshot-origin {{}}/disk");
+    assert!(world.device("origin", &[&origin]).is_err());
+
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.file("store2", LEN);
+    world.device("origin", &[&origin]).unwrap();
+    world.devices.create("snap", None).unwrap();
+    let dir = world.path("");
+    let line = format!("0 {LEN} snapshot {0}disk {0}store P 8", dir.display());
+    let lines = parse_table([&*line]).unwrap();
+    world.devices.load("snap", lines, true).unwrap();
+    world.devices.resume("snap").unwrap();
+    let stacked = format!("0 {LEN} snapshot snap {{}}/store2 PO 8");
+    assert!(world.device("top", &[&stacked]).is_err());
+}
+
+/// A device that lies on an origin keeps its snapshots' old data too.
+#[test]
+fn a_write_through_a_device_above_an_origin_is_an_origins() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("upper", &[&format!("0 {} linear disk 64", LEN - 64)]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    let table = world.table("upper");
+    let decided = table.decide(Op::Write, 4096, 4096);
+    assert!(matches!(decided, Decision::OriginWrite { .. }), "{decided:?}");
+    let Target::Origin(origin) = &table.lines()[0].target else { panic!("it is an origin") };
+    assert_eq!((origin.start, origin.snapshots.len()), (64 * 512, 1));
+    assert!(matches!(table.decide(Op::Read, 0, 512), Decision::Pass { offset: 32768, .. }));
+}
+
+/// A failed resume leaves the old table as it was, and what it owes where a restart finds it.
+#[test]
+fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let first = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("disk", &[&first]).unwrap();
+    let owed = world.path("store.owed");
+    let before = Identity::of_path(&owed).unwrap();
+    let half = LEN / 2;
+    let lines = [
+        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
+        &*format!("{half} {half} linear {{}}/disk {LEN}"),
+    ];
+    assert!(world.load("disk", &lines).is_err());
+    assert_eq!(Identity::of_path(&owed).unwrap(), before);
+    assert!(!world.path("store.owed.before").exists());
+    // One that does not fail leaves one file behind, its own; the end none.
+    world.devices.clear("disk").unwrap();
+    world.load("disk", &[&first.replace("PO", "P")]).unwrap();
+    assert_ne!(Identity::of_path(&owed).unwrap(), before);
+    assert!(!world.path("store.owed.before").exists());
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    assert!(!owed.exists() && !dir.path().join("store.owed.before").exists());
+}
