@@ -348,18 +348,27 @@ fn a_second_writable_way_to_an_origin_is_refused() {
     let said =
         world.refused("block-export-add", export_args("second", "disk0-real", &socket, true));
     assert!(said.contains("disk0"), "{said}");
-    for below in ["disk0", "disk0-real", word(&file)] {
+    let over = |world: &mut World, below: &str| {
         let name = format!("over-{}", below.rsplit('/').next().unwrap());
         world.call("device-create", json!({"name": name}));
         let line = format!("0 {SECTORS} linear {below} 0");
         world.call("table-load", json!({"name": name, "table": [line]}));
-        if world.qmp.call("device-resume", json!({"name": name})).is_ok() {
+        (world.qmp.call("device-resume", json!({"name": name})).is_ok(), name)
+    };
+    // What lies on the origin's own device is a way through it.
+    let (resumed, through) = over(&mut world, "disk0");
+    assert!(resumed);
+    for below in ["disk0-real", word(&file)] {
+        let (resumed, name) = over(&mut world, below);
+        if resumed {
             world.refused("block-export-add", export_args(&name, &name, &socket, true));
         }
     }
     // Reading is harmless.
     world.content(&scratch, "disk0-real");
     world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.call("block-export-add", export_args(&through, &through, &socket, true));
+    disk(&socket).write(64 * 512, &stamped(64, 8, 2)).unwrap();
     assert_same("snap", &world.content(&scratch, "snap"), &stamped(0, SECTORS, 1));
     world.stop();
 }
