@@ -10,7 +10,8 @@ use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode,
-    BlockdevSnapshotSync, Command, NewImageMode, Persistence, SnapshotCreate, SocketAddress,
+    BlockdevSnapshotSync, Command, NewImageMode, Persistence, Persistent, SnapshotCreate,
+    SocketAddress,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -111,7 +112,7 @@ impl Server {
             cow: PathBuf::from(c.cow),
             chunk,
             size: c.size,
-            persistence: match c.persistent {
+            persistence: match c.persistent.map(Persistent::way) {
                 None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
                 Some(Persistence::Persistent) => cow::Persistence::Persistent,
                 Some(Persistence::Transient) => cow::Persistence::Transient,
