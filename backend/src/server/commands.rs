@@ -23,7 +23,7 @@ use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 use super::binding::Served;
 use super::{End, Exported, Server, info};
 use crate::config::LogicalBlock;
-use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
+use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -84,7 +84,7 @@ impl Server {
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
             Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
-            Command::BlockExportAdd(c) => self.add_export(c),
+            Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
@@ -131,7 +131,12 @@ impl Server {
         self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
     }
 
-    fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
+    /// Starts an export, with workers that sleep as `polling` says.
+    pub(super) fn add_export(
+        self: &Arc<Self>,
+        c: BlockExportAdd,
+        polling: Polling,
+    ) -> Result<Answer, CommandError> {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
@@ -166,6 +171,7 @@ impl Server {
             writable,
             logical_block,
             serial: c.node_name.clone(),
+            polling,
         };
         let failed = self.failed.lock().expect("channel lock poisoned").clone();
         let (devices, device) = (self.devices.clone(), &c.node_name);

@@ -57,5 +57,11 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues })
+    Ok(DiskArgs {
+        name: disk.name.clone(),
+        source,
+        socket,
+        num_queues: disk.num_queues,
+        poll: disk.poll,
+    })
 }
