@@ -46,10 +46,14 @@ struct Exported {
     device: String,
 }
 
+/// By export: the device that it serves, and what is to be called when that has another size.
+type Resizes = Arc<Mutex<BTreeMap<String, (String, Box<dyn Fn() + Send>)>>>;
+
 /// The process's disks and what is done with them.
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
+    resizes: Resizes,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
@@ -79,10 +83,12 @@ impl Server {
         };
         let (ends, end) = channel();
         let devices = Arc::new(Devices::new(files, workers, config));
-        pass_on(happens, events.clone(), Arc::downgrade(&devices));
+        let resizes = Resizes::default();
+        pass_on(happens, events.clone(), resizes.clone(), Arc::downgrade(&devices));
         let server = Server {
             devices,
             exports: Mutex::default(),
+            resizes,
             jobs: Jobs::new(events.clone()),
             failed: Mutex::new(tell_failures(events.clone())),
             events,
@@ -90,6 +96,10 @@ impl Server {
             options,
         };
         (Arc::new(server), end)
+    }
+
+    fn resizes(&self) -> MutexGuard<'_, BTreeMap<String, (String, Box<dyn Fn() + Send>)>> {
+        self.resizes.lock().expect("resizes lock poisoned")
     }
 
     fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Exported>> {
@@ -115,13 +125,23 @@ impl Server {
 
 /// Turns what happens to devices into the monitor's events. Events may come from a worker, which
 /// must not wait for a client, nor for the state file: a thread of their own passes them on.
-fn pass_on(happens: Receiver<DeviceEvent>, events: Arc<Events>, devices: Weak<Devices>) {
+fn pass_on(
+    happens: Receiver<DeviceEvent>,
+    events: Arc<Events>,
+    resizes: Resizes,
+    devices: Weak<Devices>,
+) {
     let spawned = std::thread::Builder::new().name("events".into()).spawn(move || {
         for event in happens {
             if let DeviceEvent::Store { store, event: StoreEvent::InvalidNotWritten, .. } = &event
                 && let Some(devices) = devices.upgrade()
             {
                 devices.record_invalid(store);
+            }
+            if let DeviceEvent::Resized { device, .. } = &event {
+                let resizes = resizes.lock().expect("resizes lock poisoned");
+                let of_it = resizes.values().filter(|(of, _)| of == device);
+                of_it.for_each(|(_, resized)| resized());
             }
             if let Some(event) = monitor_event(event) {
                 events.emit(&event);

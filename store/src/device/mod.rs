@@ -13,6 +13,7 @@ mod guards;
 mod live;
 mod origins;
 mod query;
+mod resize;
 mod snapshots;
 mod state;
 #[cfg(all(test, not(feature = "shuttle")))]
