@@ -9,6 +9,7 @@ mod core;
 mod disks;
 mod error;
 mod files;
+mod full;
 mod guards;
 mod live;
 mod origins;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::build::{Active, Plan, Snap, lines_name};
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
+use super::full::spread_patience;
 use super::state::State;
 use crate::cow::StoreState;
 use crate::lines::TableLine;
@@ -289,7 +290,10 @@ impl Devices {
             old.push(std::mem::replace(&mut device.active, active));
         }
         also(inner);
+        spread_patience(inner);
         go(inner, &names);
+        // A store that grew on the way may be waited for by others.
+        self.workers.wake(u64::MAX);
         drop(old);
         Ok(())
     }
@@ -435,7 +439,10 @@ fn blocked(inner: &Inner, name: &str) -> bool {
 pub(super) fn moves(snap: &Snap) -> bool {
     matches!(
         snap.live.store.state(),
-        StoreState::Valid | StoreState::Invalidating | StoreState::Unmarked
+        StoreState::Valid
+            | StoreState::Full
+            | StoreState::Invalidating
+            | StoreState::Unmarked
     )
 }
 
