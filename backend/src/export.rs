@@ -170,6 +170,12 @@ impl Export {
         self.control.is_connected()
     }
 
+    /// What is to be called when the device has another size.
+    pub fn size_changed(&self) -> impl Fn() + Send + Sync + 'static {
+        let control = self.control.clone();
+        move || control.size_changed()
+    }
+
     /// Ends it: requests in flight end, what they owe is made durable, the socket goes.
     pub fn stop(&mut self, mode: StopMode) -> Result<(), ExportError> {
         if mode == StopMode::Safe && self.is_connected() {

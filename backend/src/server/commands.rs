@@ -9,7 +9,7 @@ use std::sync::Arc;
 use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
-    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode,
+    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
     BlockdevSnapshotSync, Command, NewImageMode, Persistence, Persistent, SnapshotCreate,
     SocketAddress,
 };
@@ -86,6 +86,7 @@ impl Server {
             Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
             Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
                 let reason = ShutdownCause::HostQmpQuit;
@@ -95,7 +96,6 @@ impl Server {
             }
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
-            | Command::BlockResize(_)
             | Command::BlockCommit(_)
             | Command::BlockSetWriteThreshold(_)
             | Command::Transaction(_) => {
@@ -129,6 +129,13 @@ impl Server {
             existing: c.mode == Some(NewImageMode::Existing),
         };
         self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
+    }
+
+    fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {
+        let ((Some(name), None) | (None, Some(name))) = (c.device, c.node_name) else {
+            return Err(CommandError::generic("give one of 'device' and 'node-name'"));
+        };
+        done(self.devices.resize(&name, c.size))
     }
 
     /// Starts an export, with workers that sleep as `polling` says.
@@ -178,6 +185,8 @@ impl Server {
         let binding = Served::new(devices, device, writable, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
+        let resized = (c.node_name.clone(), Box::new(export.size_changed()) as Box<_>);
+        self.resizes().insert(c.id.clone(), resized);
         exports.insert(c.id, Exported { export, device: c.node_name });
         Ok(Answer::DONE)
     }
@@ -193,6 +202,7 @@ impl Server {
             .ok_or_else(|| CommandError::generic(format!("there is no export '{}'", c.id)))?;
         exported.export.stop(mode).map_err(|error| CommandError::generic(error.to_string()))?;
         exports.remove(&c.id);
+        self.resizes().remove(&c.id);
         drop(exports);
         self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
         Ok(Answer::DONE)

@@ -61,6 +61,8 @@ pub struct DiskArgs {
     pub num_queues: Option<u16>,
     /// Whether its workers never sleep while a front-end is connected.
     pub poll: bool,
+    /// How long writes wait for room where a store is full; none fail at once.
+    pub patience: Option<Duration>,
 }
 
 /// What to serve.
@@ -181,6 +183,9 @@ fn start_devices(
     args: &ServeArgs,
     first: &[FirstTable],
 ) -> Result<(), ServeError> {
+    for disk in &args.disks {
+        server.devices.set_patience(&disk.name, disk.patience.unwrap_or_default());
+    }
     let mut at = String::new();
     let make = |table: &FirstTable| {
         at.clone_from(&table.name);

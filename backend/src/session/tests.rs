@@ -20,6 +20,8 @@ use crate::testing::{
     Driver, MEMORY_SIZE, PATIENCE, TestBinding, TestDisk, USER_BASE, eventually, shared_memory,
 };
 
+mod resize;
+
 struct Server {
     dir: tempfile::TempDir,
     disk: Arc<TestDisk>,

@@ -5,6 +5,7 @@
 //! within the tables that serve it. Never knows what maps to it. Keeps I8 and I14.
 
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
 use super::log::Log;
@@ -41,22 +42,25 @@ impl Persistence {
 pub enum StoreState {
     /// For everything.
     Valid = 0,
+    /// It is full, and what needs room in it waits: until it has grown, or nobody waits any more.
+    Full = 1,
     /// It was full: reads serve, writes fail, until it has grown and is opened again.
-    Overflow = 1,
+    Overflow = 2,
     /// A commit failed under a guest's own disk: reads serve, writes fail until it is opened again.
-    ReadOnly = 2,
+    ReadOnly = 3,
     /// It is being marked invalid on disk: nobody may act on that yet (I14).
-    Invalidating = 3,
+    Invalidating = 4,
     /// Its content cannot be trusted: nothing serves, for good.
-    Invalid = 4,
+    Invalid = 5,
     /// It is not to be trusted, and that could be written nowhere: writes to its origin fail.
-    Unmarked = 5,
+    Unmarked = 6,
 }
 
 impl StoreState {
     fn from_u8(value: u8) -> StoreState {
         [
             StoreState::Valid,
+            StoreState::Full,
             StoreState::Overflow,
             StoreState::ReadOnly,
             StoreState::Invalidating,
@@ -95,6 +99,8 @@ pub enum StoreEvent {
     /// It became Invalid, and its header could not be written: it must be recorded elsewhere, and
     /// [`Store::recorded`] called.
     InvalidNotWritten,
+    /// It is full, and what needs room waits for that.
+    Full,
     /// It overflowed.
     Overflowed,
     /// A commit failed: it is read-only until it is opened again.
@@ -139,6 +145,17 @@ struct TailSlot {
     cut: Option<(u64, Vec<Entry>)>,
 }
 
+/// What is done where there is no room.
+#[derive(Default)]
+struct Room {
+    /// How long what needs room waits, in milliseconds.
+    patience: AtomicU64,
+    /// That time is over.
+    given_up: AtomicBool,
+    /// It was the file system that had no room.
+    below: AtomicBool,
+}
+
 /// See the module's description.
 pub struct Store {
     name: String,
@@ -150,6 +167,7 @@ pub struct Store {
     guest_disk: AtomicBool,
     sealed: AtomicBool,
     state: AtomicU8,
+    room: Room,
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
@@ -177,6 +195,7 @@ impl Store {
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
+            room: Room::default(),
             log: parts.log,
             tail: Mutex::new(TailSlot {
                 entries: parts.tail.position(),
@@ -383,6 +402,61 @@ impl Store {
         if self.degrade(StoreState::ReadOnly) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);
         }
+    }
+
+    /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
+    /// at all it fails at once, as it does from the start.
+    pub fn set_patience(&self, patience: Duration) {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.room.patience.store(millis, Ordering::Release);
+    }
+
+    /// How long what needs room waits for it.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.room.patience.load(Ordering::Acquire))
+    }
+
+    /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
+    pub fn wait_for_room(&self) -> bool {
+        if self.room.patience.load(Ordering::Acquire) == 0
+            || self.room.given_up.load(Ordering::Acquire)
+        {
+            return false;
+        }
+        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
+        match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                // Where the store has room, it was the file system below that had none.
+                self.room.below.store(self.log.has_room(), Ordering::Release);
+                self.observer.store_event(&self.name, StoreEvent::Full);
+                true
+            }
+            Err(now) => now == full,
+        }
+    }
+
+    /// Whether it has room itself, and the file system below it had none.
+    pub fn is_full_below(&self) -> bool {
+        self.room.below.load(Ordering::Acquire)
+    }
+
+    /// There is room again: what waits goes on. The caller wakes the workers.
+    pub fn go_on(&self) {
+        self.room.given_up.store(false, Ordering::Release);
+        self.no_longer_full();
+    }
+
+    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
+    /// the workers.
+    pub fn give_up(&self) {
+        self.room.given_up.store(true, Ordering::Release);
+        self.no_longer_full();
+    }
+
+    fn no_longer_full(&self) {
+        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
+        // Otherwise it is worse than full by now, or was not full.
+        let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn degrade(&self, to: StoreState) -> bool {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::build::Active;
 use super::disks::Disks;
 use super::error::DeviceError;
+use super::full::FullStores;
 use super::origins::Origins;
 use super::state::StateFile;
 use crate::attached::AttachedWorker;
@@ -108,6 +109,7 @@ pub(super) struct Inner {
     pub(super) origins: Origins,
     pub(super) devices: BTreeMap<String, Device>,
     pub(super) state: StateFile,
+    pub(super) full: FullStores,
 }
 
 impl Inner {
@@ -140,6 +142,7 @@ impl Devices {
             origins: Origins::default(),
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),
+            full: FullStores::default(),
         };
         Devices { files, workers, config, inner: Mutex::new(inner) }
     }

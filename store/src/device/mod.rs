@@ -9,10 +9,12 @@ mod core;
 mod disks;
 mod error;
 mod files;
+mod full;
 mod guards;
 mod live;
 mod origins;
 mod query;
+mod resize;
 mod snapshots;
 mod state;
 #[cfg(all(test, not(feature = "shuttle")))]

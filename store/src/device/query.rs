@@ -129,7 +129,7 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
                 }
                 _ if failed => "Merge failed".into(),
                 StoreState::Overflow => "Overflow".into(),
-                StoreState::Valid | StoreState::ReadOnly => {
+                StoreState::Valid | StoreState::Full | StoreState::ReadOnly => {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
                 }
             };

@@ -269,7 +269,7 @@ impl Devices {
             let by = format!("the export '{user}'");
             return Err(DeviceError::InUse { name: snapshot.into(), by });
         }
-        if snap.live.store.state() != StoreState::Valid {
+        if !matches!(snap.live.store.state(), StoreState::Valid | StoreState::Full) {
             return Err(DeviceError::refused(format!(
                 "the snapshot '{snapshot}' is not valid, so there is nothing to roll back to"
             )));

@@ -18,6 +18,7 @@ use super::error::DeviceError;
 use super::files::sync_name;
 use crate::io::{FileInfo, Files};
 use crate::lines::{TableLine, parse_table};
+use crate::units::Sector;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -166,6 +167,17 @@ impl First {
     fn of(table: &FirstTable) -> First {
         First { table: texts(&table.lines), read_only: table.read_only }
     }
+
+    /// Whether all there is between this and `other` is how long the last line is.
+    fn differs_in_length(&self, other: &First) -> bool {
+        let lengthless = |lines: &[String]| -> Option<Vec<TableLine>> {
+            let mut lines = parse_table(lines.iter().map(String::as_str)).ok()?;
+            lines.last_mut()?.len = Sector(0);
+            Some(lines)
+        };
+        let same = lengthless(&self.table) == lengthless(&other.table);
+        same && self.read_only == other.read_only
+    }
 }
 
 impl std::fmt::Display for First {
@@ -179,7 +191,27 @@ fn texts(lines: &[TableLine]) -> Vec<String> {
     lines.iter().map(TableLine::to_string).collect()
 }
 
+fn size_of(lines: &[TableLine]) -> Sector {
+    lines.last().map_or(Sector(0), |line| Sector(line.start.0 + line.len.0))
+}
+
 impl State {
+    /// Whether the device of `table` has become one that finds room in it: arguments that take a
+    /// file as long as it is say something else once the disk, or the file alone, has grown.
+    fn is_within(&self, table: &FirstTable) -> bool {
+        let Some(device) = self.devices.get(&table.name) else { return false };
+        let lines = parse_table(device.table.iter().map(String::as_str));
+        let (now, given) = (lines.map(|lines| size_of(&lines)), size_of(&table.lines));
+        if now.as_ref().is_ok_and(|now| *now < given) {
+            let name = &table.name;
+            tracing::warn!(
+                "there is room for {given} sectors below '{name}', which stays as large as it was \
+                 until 'block_resize'"
+            );
+        }
+        now.is_ok_and(|now| now <= given)
+    }
+
     /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
     pub(super) fn of(
         files: &Files,
@@ -303,6 +335,7 @@ impl StateFile {
         let given = First::of(table);
         match state.first.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
+            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
             Some(knows) => Err(StateError::Other {
                 device: table.name.clone(),
                 knows: knows.to_string(),

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::build::{Active, Plan, Snap, lines_name};
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
+use super::full::spread_patience;
 use super::state::State;
 use crate::cow::StoreState;
 use crate::lines::TableLine;
@@ -239,7 +240,7 @@ impl Devices {
     }
 
     /// Stops a device that serves and commits what it owes, so that its stores can be opened again.
-    fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
+    pub(super) fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
         self.stop(inner, &with_uppers(inner, name))?;
         if let Ok(active) = inner.active(name)
             && !self.flush(active)
@@ -253,16 +254,8 @@ impl Devices {
 
     fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         let old = inner.device(name)?.active.as_ref();
-        // A store that is not as it was is opened again: that is what reactivation means. But not
-        // one of which it could not be written down that it is invalid.
-        let moves = |snap: &&Snap| {
-            matches!(
-                snap.live.store.state(),
-                StoreState::Valid | StoreState::Invalidating | StoreState::Unmarked
-            )
-        };
-        let reuse: Vec<_> =
-            old.map(|a| a.snaps.values().filter(moves).cloned().collect()).unwrap_or_default();
+        let snaps = old.into_iter().flat_map(|active| active.snaps.values());
+        let reuse: Vec<_> = snaps.filter(|snap| moves(snap)).cloned().collect();
         let mut plan = Plan::new(self, inner);
         plan.set(name, loaded, &reuse)?;
         plan.refuse_shrink(name)?;
@@ -297,7 +290,10 @@ impl Devices {
             old.push(std::mem::replace(&mut device.active, active));
         }
         also(inner);
+        spread_patience(inner);
         go(inner, &names);
+        // A store that grew on the way may be waited for by others.
+        self.workers.wake(u64::MAX);
         drop(old);
         Ok(())
     }
@@ -437,6 +433,16 @@ fn blocked(inner: &Inner, name: &str) -> bool {
     device.suspended || below.filter_map(|p| p.device()).any(|below| blocked(inner, below))
 }
 
+/// Whether a store goes on to live in the next table. One that is not as it was is opened again:
+/// that is what reactivation means. But not one of which it could not be written down that it is
+/// invalid.
+pub(super) fn moves(snap: &Snap) -> bool {
+    matches!(
+        snap.live.store.state(),
+        StoreState::Valid | StoreState::Full | StoreState::Invalidating | StoreState::Unmarked
+    )
+}
+
 /// Whether guests write to the device now.
 fn writes(inner: &Inner, name: &str) -> bool {
     let device = inner.devices.get(name).filter(|device| !device.suspended);
@@ -444,7 +450,7 @@ fn writes(inner: &Inner, name: &str) -> bool {
 }
 
 /// Lets the workers of `names` serve the tables they have now.
-fn go(inner: &Inner, names: &[String]) {
+pub(super) fn go(inner: &Inner, names: &[String]) {
     for name in names.iter().filter(|name| !blocked(inner, name)) {
         let device = &inner.devices[name];
         if let Some(active) = &device.active {

@@ -12,5 +12,6 @@ mod locks;
 mod merges;
 mod monitor;
 mod overlays;
+mod resize;
 mod snapshots;
 mod state;

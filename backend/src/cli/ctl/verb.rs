@@ -134,6 +134,18 @@ pub enum Verb {
         existing: bool,
     },
 
+    /// Make a disk longer, which its guest sees at once
+    ///
+    /// With the size that it has, the stores below it are looked at again.
+    #[command(visible_alias = "block_resize")]
+    Resize {
+        /// The disk
+        device: String,
+        /// How large it is to be
+        #[arg(value_parser = size::parse)]
+        size: u64,
+    },
+
     /// List exports
     #[command(visible_alias = "query-block-exports")]
     Exports,
@@ -365,6 +377,14 @@ impl Verb {
                     snapshot_file: file.clone(),
                     snapshot_node_name: node_name.clone(),
                     mode: mode(*existing),
+                },
+            ),
+            Verb::Resize { device, size } => Request::new(
+                "block_resize",
+                &control::BlockResize {
+                    device: Some(device.clone()),
+                    node_name: None,
+                    size: *size,
                 },
             ),
             Verb::Export(export) => export.request(),

@@ -32,7 +32,6 @@ impl Serve {
 
 fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
     let missing = match disk {
-        Disk { on_full: Some(OnFull::Wait(_)), .. } => "--on-full wait",
         Disk { guest_agent: Some(_), .. } => "--guest-agent",
         _ => return Ok(()),
     };
@@ -57,11 +56,16 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
+    let patience = match disk.on_full {
+        Some(OnFull::Wait(patience)) => Some(patience),
+        Some(OnFull::Fail) | None => None,
+    };
     Ok(DiskArgs {
         name: disk.name.clone(),
         source,
         socket,
         num_queues: disk.num_queues,
         poll: disk.poll,
+        patience,
     })
 }
