@@ -10,11 +10,13 @@ mod disks;
 mod error;
 mod files;
 mod guards;
+mod handover;
 mod live;
 mod origins;
 mod query;
 mod snapshots;
 mod state;
+mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;
