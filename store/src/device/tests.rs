@@ -1,12 +1,14 @@
 //! Devices over real files: what commands do to tables, stores and what is owed.
 
+mod handover;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::core::{Devices, DevicesConfig, Flusher};
+use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::snapshots::OverlaySnapshot;
 use crate::cow::StoreState;
@@ -68,6 +70,10 @@ impl World {
             flusher: flusher.clone(),
         };
         World { devices: Devices::new(files, workers, config), dir, flusher }
+    }
+
+    fn watch(&mut self, events: impl Fn(DeviceEvent) + Send + Sync + 'static) {
+        self.devices.config.events = Arc::new(events);
     }
 
     fn path(&self, name: &str) -> PathBuf {
