@@ -16,16 +16,21 @@ use crate::units::{ChunkSize, DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Persistence {
     /// `P`: on disk; full means Invalid.
-    Persistent,
+    Persistent = 0,
     /// `PO`: on disk; filled by a snapshot write it overflows, and can grow.
-    Overflow,
+    Overflow = 1,
     /// `N`: in memory only, gone with the process.
-    Transient,
+    Transient = 2,
 }
 
 impl Persistence {
+    fn from_u8(value: u8) -> Persistence {
+        [Persistence::Persistent, Persistence::Overflow, Persistence::Transient][value as usize]
+    }
+
     /// The letters of a table line.
     pub const fn letters(self) -> &'static str {
         match self {
@@ -163,7 +168,7 @@ pub struct Store {
     geometry: Geometry,
     /// Chunks it has now: it may grow.
     device_chunks: AtomicU64,
-    persistence: Persistence,
+    persistence: AtomicU8,
     guest_disk: AtomicBool,
     sealed: AtomicBool,
     state: AtomicU8,
@@ -191,7 +196,7 @@ impl Store {
             file: parts.file,
             geometry: parts.geometry,
             device_chunks: AtomicU64::new(parts.geometry.device_chunks),
-            persistence: parts.persistence,
+            persistence: AtomicU8::new(parts.persistence as u8),
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
@@ -235,7 +240,7 @@ impl Store {
     pub fn grow(&self, device_chunks: u64) {
         self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
         let geometry = self.geometry();
-        self.log.set_capacity(match self.persistence {
+        self.log.set_capacity(match self.persistence() {
             Persistence::Transient => geometry.device_chunks,
             _ => geometry.capacity(),
         });
@@ -243,7 +248,28 @@ impl Store {
 
     /// How it keeps exceptions.
     pub fn persistence(&self) -> Persistence {
-        self.persistence
+        Persistence::from_u8(self.persistence.load(Ordering::Acquire))
+    }
+
+    /// A table takes the store over, as P or as PO: what being full means is the table's to say.
+    /// Nothing is in flight. A store is in memory or on disk for as long as it lives.
+    pub fn set_persistence(&self, persistence: Persistence) {
+        let transient = |of| of == Persistence::Transient;
+        assert_eq!(transient(persistence), transient(self.persistence()), "it stays where it is");
+        self.persistence.store(persistence as u8, Ordering::Release);
+        if persistence == Persistence::Persistent {
+            // Which becomes Invalid where a guest's own disk only refuses.
+            self.set_guest_disk(false);
+        }
+    }
+
+    /// It is activated again: one that was full, and has room now, takes writes.
+    pub fn reactivate(&self) {
+        if self.log.next().0 < self.log.capacity() {
+            let (full, valid) = (StoreState::Overflow as u8, StoreState::Valid as u8);
+            // Any other state stays.
+            let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// Whether it is a guest's own disk.
@@ -271,13 +297,13 @@ impl Store {
     /// Whether the mapping to `chunk` survives a power cut.
     #[inline]
     pub fn is_durable(&self, chunk: StoreChunk) -> bool {
-        self.persistence == Persistence::Transient
+        self.persistence() == Persistence::Transient
             || self.geometry.index_of(chunk).is_none_or(|index| index < self.log.committed())
     }
 
     /// Where data chunk `index` lies, and how many from it on follow each other, at most `count`.
     pub fn place_of(&self, index: DataIndex, count: u64) -> (StoreChunk, u64) {
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return (StoreChunk(index.0), count);
         }
         let area = self.geometry.entries_per_area();
@@ -338,6 +364,14 @@ impl Store {
         self.merge.store(mark as u8, Ordering::Release);
     }
 
+    /// It is not merged any more: its device is a snapshot again, and takes exceptions where
+    /// allocation left off. Not where it is in doubt what is left.
+    pub fn leave_merge(&self) {
+        if self.merge_mark() != MergeMark::InDoubt {
+            self.set_merge_mark(MergeMark::None);
+        }
+    }
+
     /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
     /// caller wakes the workers.
     pub fn doubt(&self, entries: Vec<Entry>) {
@@ -375,7 +409,7 @@ impl Store {
 
     /// The header was written durably, or could not be.
     pub fn invalidated(&self, written: bool) {
-        if written || self.persistence == Persistence::Transient {
+        if written || self.persistence() == Persistence::Transient {
             self.state.store(StoreState::Invalid as u8, Ordering::Release);
             self.observer.store_event(&self.name, StoreEvent::Invalidated);
         } else {
@@ -470,7 +504,7 @@ impl Store {
     /// thing: see [`Store::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return Usage {
                 allocated: self.log.next().0 * chunk,
                 total: self.geometry().device_chunks * chunk,
