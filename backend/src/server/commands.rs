@@ -3,21 +3,18 @@
 //! Owns the translation from a command to a verb, and from what went wrong to the monitor's error
 //! classes. Never knows how a command travels.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
-    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode,
-    BlockdevSnapshotSync, Command, NewImageMode, Persistence, SnapshotCreate, SocketAddress,
+    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, Command,
+    SocketAddress, TransactionAction,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
-use snapblk_store::cow;
-use snapblk_store::device::{CreateSnapshot, DeviceError, OverlaySnapshot, Suspend, TableKind};
+use snapblk_store::device::{DeviceError, Suspend, TableKind};
 use snapblk_store::lines::parse_table;
-use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 
 use super::binding::Served;
 use super::{End, Exported, Server, info};
@@ -43,7 +40,7 @@ pub(super) fn told(error: DeviceError) -> CommandError {
     CommandError { class, desc: error.to_string() }
 }
 
-fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
+pub(super) fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
     result.map(|()| Answer::DONE).map_err(told)
 }
 
@@ -76,13 +73,16 @@ impl Server {
                 let all = devices.query(c.name.as_deref(), kind).map_err(told)?;
                 Ok(Answer::Devices(all.into_iter().map(info::device).collect()))
             }
-            Command::SnapshotCreate(c) => self.create_snapshot(c),
+            Command::SnapshotCreate(c) => self.transact(vec![TransactionAction::SnapshotCreate(c)]),
             Command::SnapshotMerge(c) => self.start_merge(c),
             Command::SnapshotDelete(c) => {
                 let delete = c.delete_store.unwrap_or(false);
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
-            Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
+            Command::BlockdevSnapshotSync(c) => {
+                self.transact(vec![TransactionAction::BlockdevSnapshotSync(c)])
+            }
+            Command::Transaction(c) => self.transaction(c),
             Command::BlockExportAdd(c) => self.add_export(c),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::QueryBlockExports => Ok(self.query_exports()),
@@ -96,38 +96,10 @@ impl Server {
             | Command::MetadataSnapshotRelease(_)
             | Command::BlockResize(_)
             | Command::BlockCommit(_)
-            | Command::BlockSetWriteThreshold(_)
-            | Command::Transaction(_) => {
+            | Command::BlockSetWriteThreshold(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }
         }
-    }
-
-    fn create_snapshot(&self, c: SnapshotCreate) -> Result<Answer, CommandError> {
-        let chunk = c.chunk_size.map(chunk_of_bytes).transpose()?;
-        done(self.devices.create_snapshot(&CreateSnapshot {
-            device: c.device,
-            name: c.name,
-            cow: PathBuf::from(c.cow),
-            chunk,
-            size: c.size,
-            persistence: match c.persistent {
-                None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
-                Some(Persistence::Persistent) => cow::Persistence::Persistent,
-                Some(Persistence::Transient) => cow::Persistence::Transient,
-            },
-            existing: c.mode == Some(NewImageMode::Existing),
-        }))
-    }
-
-    fn overlay_snapshot(&self, c: BlockdevSnapshotSync) -> Result<Answer, CommandError> {
-        let request = OverlaySnapshot {
-            device: c.device,
-            cow: PathBuf::from(c.snapshot_file),
-            below: c.snapshot_node_name,
-            existing: c.mode == Some(NewImageMode::Existing),
-        };
-        self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
     }
 
     fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
@@ -200,16 +172,4 @@ impl Server {
         };
         Answer::Exports(self.exports().iter().map(info).collect())
     }
-}
-
-fn chunk_of_bytes(bytes: u64) -> Result<ChunkSize, CommandError> {
-    u32::try_from(bytes / SECTOR_SIZE)
-        .ok()
-        .filter(|_| bytes.is_multiple_of(SECTOR_SIZE))
-        .and_then(ChunkSize::from_sectors)
-        .ok_or_else(|| {
-            CommandError::generic(format!(
-                "a chunk of {bytes} bytes is not possible: use a power of two from 512 to 1 GiB"
-            ))
-        })
 }

@@ -6,6 +6,7 @@ mod binding;
 mod commands;
 mod info;
 mod merge;
+mod moment;
 mod start;
 
 use std::collections::BTreeMap;

@@ -173,6 +173,8 @@ record! {
         persistent: Option<Persistence>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -225,6 +227,8 @@ record! {
         snapshot_node_name: Option<String>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -356,6 +360,26 @@ record! {
     pub struct Transaction {
         /// What is done, at one moment.
         actions: Vec<TransactionAction>,
+        /// How; as QEMU's where missing.
+        properties: Option<TransactionProperties>,
+    }
+}
+
+record! {
+    /// How a transaction is carried out.
+    pub struct TransactionProperties {
+        /// What becomes of the jobs that its actions start.
+        completion_mode: Option<ActionCompletionMode>,
+    }
+}
+
+choice! {
+    /// What jobs that a transaction starts have to do with each other.
+    pub enum ActionCompletionMode {
+        /// Nothing.
+        Individual = "individual",
+        /// All of them succeed or none does. No action that there is starts a job.
+        Grouped = "grouped",
     }
 }
 

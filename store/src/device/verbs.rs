@@ -277,7 +277,7 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, .. } = plan;
+        let Plan { inner, next, still, .. } = plan;
         self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
         for name in next.keys() {
@@ -288,6 +288,11 @@ impl Devices {
         // between finds the new tables and nothing written under them.
         inner.state.keep(State::of(&self.files, inner, &next))?;
         if let Err(error) = self.stop(inner, &names) {
+            let _ = self.keep(inner);
+            return Err(error);
+        }
+        if let Some(Err(error)) = still.map(|still| still()) {
+            go(inner, &names);
             let _ = self.keep(inner);
             return Err(error);
         }
@@ -430,7 +435,7 @@ pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
 }
 
 /// Whether the device, or one below it, is suspended or has no table.
-fn blocked(inner: &Inner, name: &str) -> bool {
+pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
     let Some(device) = inner.devices.get(name) else { return true };
     let Some(active) = &device.active else { return true };
     let below = active.lines.iter().flat_map(|line| line.target.params());

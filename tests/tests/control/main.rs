@@ -10,6 +10,7 @@ mod golden;
 mod history;
 mod locks;
 mod merges;
+mod moments;
 mod monitor;
 mod overlays;
 mod snapshots;
