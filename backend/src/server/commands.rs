@@ -13,7 +13,7 @@ use snapblk_store::control::command::{
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
-use snapblk_store::device::{DeviceError, Suspend, TableKind};
+use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
 
 use super::binding::Served;
@@ -49,18 +49,19 @@ impl Server {
         let devices = &self.devices;
         match command {
             Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
-            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
+            Command::DeviceRemove(c) => {
+                done(devices.remove(&c.name, c.force.unwrap_or(false)))?;
+                self.lockfs.thaw(&c.name);
+                Ok(Answer::DONE)
+            }
             Command::TableLoad(c) => {
                 let lines = parse_table(c.table.iter().map(String::as_str))
                     .map_err(|error| CommandError::generic(error.to_string()))?;
                 done(devices.load(&c.name, lines, c.read_only.unwrap_or(false)))
             }
             Command::TableClear(c) => done(devices.clear(&c.name)),
-            Command::DeviceSuspend(c) => {
-                let how = Suspend { noflush: c.noflush.unwrap_or(false) };
-                done(devices.suspend(&c.name, how))
-            }
-            Command::DeviceResume(c) => done(devices.resume(&c.name)),
+            Command::DeviceSuspend(c) => self.suspend(&c),
+            Command::DeviceResume(c) => self.resume(&c),
             Command::DeviceMessage(c) => {
                 devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
                 let (name, message) = (&c.name, &c.message);

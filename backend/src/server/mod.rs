@@ -5,6 +5,7 @@
 mod binding;
 mod commands;
 mod info;
+mod lockfs;
 mod merge;
 mod moment;
 mod start;
@@ -27,6 +28,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+use lockfs::Lockfs;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
 
 /// How long requests in flight may take before a command that needs them to end is given up.
@@ -57,11 +59,17 @@ pub struct Server {
     /// Takes the names of devices on which a guest's request failed, and whether it was a read.
     failed: Mutex<Sender<(String, bool)>>,
     options: IoOptions,
+    lockfs: Lockfs,
 }
 
 impl Server {
-    /// A server without devices, and where it is heard that the process is to end.
-    fn new(state: Option<PathBuf>, force: bool) -> (Arc<Server>, Receiver<End>) {
+    /// A server without devices, and where it is heard that the process is to end. `agents` are the
+    /// sockets of guests' agents, by disk.
+    fn new(
+        state: Option<PathBuf>,
+        force: bool,
+        agents: &BTreeMap<String, PathBuf>,
+    ) -> (Arc<Server>, Receiver<End>) {
         let files = Arc::new(Files::default());
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
@@ -85,6 +93,7 @@ impl Server {
             devices,
             exports: Mutex::default(),
             jobs: Jobs::new(events.clone()),
+            lockfs: Lockfs::new(agents, &events),
             failed: Mutex::new(tell_failures(events.clone())),
             events,
             ends: Mutex::new(ends),
@@ -105,6 +114,8 @@ impl Server {
 
     /// Stops all exports and makes everything durable. False where something could not be.
     fn stop(&self) -> bool {
+        // While their disks still serve, where they do.
+        self.lockfs.thaw_all();
         let exports = std::mem::take(&mut *self.exports());
         for (_, mut exported) in exports {
             // Stopping hard is never refused.

@@ -28,15 +28,28 @@ impl Server {
         self.transact(c.actions)
     }
 
-    /// Carries out `actions` at one moment, or none of them.
+    /// Carries out `actions` at one moment, or none of them, with the guests frozen meanwhile whose
+    /// agents are known.
     pub(super) fn transact(
         &self,
         actions: Vec<TransactionAction>,
     ) -> Result<Answer, CommandError> {
+        let lockfs: Vec<bool> = actions.iter().map(|action| !skips_lockfs(action)).collect();
         let actions: Vec<MomentAction> =
             actions.into_iter().map(planned).collect::<Result<_, CommandError>>()?;
-        done(self.devices.take_moment(&actions, &|| Ok(())))
+        let frozen = actions.iter().zip(lockfs).filter(|(_, lockfs)| *lockfs);
+        let still = self.freeze(frozen.filter_map(|(action, _)| action.device()))?;
+        done(self.devices.take_moment(&actions, &|| still.last_word()))
     }
+}
+
+fn skips_lockfs(action: &TransactionAction) -> bool {
+    let skip = match action {
+        TransactionAction::Abort(_) => return true,
+        TransactionAction::SnapshotCreate(c) => c.skip_lockfs,
+        TransactionAction::BlockdevSnapshotSync(c) => c.skip_lockfs,
+    };
+    skip.unwrap_or(false)
 }
 
 fn planned(action: TransactionAction) -> Result<MomentAction, CommandError> {

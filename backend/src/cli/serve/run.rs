@@ -33,7 +33,6 @@ impl Serve {
 fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
     let missing = match disk {
         Disk { on_full: Some(OnFull::Wait(_)), .. } => "--on-full wait",
-        Disk { guest_agent: Some(_), .. } => "--guest-agent",
         _ => return Ok(()),
     };
     let name = &disk.name;
@@ -57,5 +56,11 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues })
+    Ok(DiskArgs {
+        name: disk.name.clone(),
+        source,
+        socket,
+        num_queues: disk.num_queues,
+        guest_agent: disk.guest_agent.clone(),
+    })
 }
