@@ -3,22 +3,18 @@
 //! Owns the translation from a command to a verb, and from what went wrong to the monitor's error
 //! classes. Never knows how a command travels.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
-    BlockdevSnapshotSync, Command, NewImageMode, Persistence, Persistent, SnapshotCreate,
-    SocketAddress,
+    Command, SocketAddress, TransactionAction,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
-use snapblk_store::cow;
-use snapblk_store::device::{CreateSnapshot, DeviceError, OverlaySnapshot, Suspend, TableKind};
+use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
-use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 
 use super::binding::Served;
 use super::{End, Exported, Server, info};
@@ -44,7 +40,7 @@ pub(super) fn told(error: DeviceError) -> CommandError {
     CommandError { class, desc: error.to_string() }
 }
 
-fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
+pub(super) fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
     result.map(|()| Answer::DONE).map_err(told)
 }
 
@@ -53,18 +49,19 @@ impl Server {
         let devices = &self.devices;
         match command {
             Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
-            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
+            Command::DeviceRemove(c) => {
+                done(devices.remove(&c.name, c.force.unwrap_or(false)))?;
+                self.lockfs.thaw(&c.name);
+                Ok(Answer::DONE)
+            }
             Command::TableLoad(c) => {
                 let lines = parse_table(c.table.iter().map(String::as_str))
                     .map_err(|error| CommandError::generic(error.to_string()))?;
                 done(devices.load(&c.name, lines, c.read_only.unwrap_or(false)))
             }
             Command::TableClear(c) => done(devices.clear(&c.name)),
-            Command::DeviceSuspend(c) => {
-                let how = Suspend { noflush: c.noflush.unwrap_or(false) };
-                done(devices.suspend(&c.name, how))
-            }
-            Command::DeviceResume(c) => done(devices.resume(&c.name)),
+            Command::DeviceSuspend(c) => self.suspend(&c),
+            Command::DeviceResume(c) => self.resume(&c),
             Command::DeviceMessage(c) => {
                 devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
                 let (name, message) = (&c.name, &c.message);
@@ -77,13 +74,16 @@ impl Server {
                 let all = devices.query(c.name.as_deref(), kind).map_err(told)?;
                 Ok(Answer::Devices(all.into_iter().map(info::device).collect()))
             }
-            Command::SnapshotCreate(c) => self.create_snapshot(c),
+            Command::SnapshotCreate(c) => self.transact(vec![TransactionAction::SnapshotCreate(c)]),
             Command::SnapshotMerge(c) => self.start_merge(c),
             Command::SnapshotDelete(c) => {
                 let delete = c.delete_store.unwrap_or(false);
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
-            Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
+            Command::BlockdevSnapshotSync(c) => {
+                self.transact(vec![TransactionAction::BlockdevSnapshotSync(c)])
+            }
+            Command::Transaction(c) => self.transaction(c),
             Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::BlockResize(c) => self.resize(c),
@@ -97,38 +97,10 @@ impl Server {
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
             | Command::BlockCommit(_)
-            | Command::BlockSetWriteThreshold(_)
-            | Command::Transaction(_) => {
+            | Command::BlockSetWriteThreshold(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }
         }
-    }
-
-    fn create_snapshot(&self, c: SnapshotCreate) -> Result<Answer, CommandError> {
-        let chunk = c.chunk_size.map(chunk_of_bytes).transpose()?;
-        done(self.devices.create_snapshot(&CreateSnapshot {
-            device: c.device,
-            name: c.name,
-            cow: PathBuf::from(c.cow),
-            chunk,
-            size: c.size,
-            persistence: match c.persistent.map(Persistent::way) {
-                None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
-                Some(Persistence::Persistent) => cow::Persistence::Persistent,
-                Some(Persistence::Transient) => cow::Persistence::Transient,
-            },
-            existing: c.mode == Some(NewImageMode::Existing),
-        }))
-    }
-
-    fn overlay_snapshot(&self, c: BlockdevSnapshotSync) -> Result<Answer, CommandError> {
-        let request = OverlaySnapshot {
-            device: c.device,
-            cow: PathBuf::from(c.snapshot_file),
-            below: c.snapshot_node_name,
-            existing: c.mode == Some(NewImageMode::Existing),
-        };
-        self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
     }
 
     fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {
@@ -217,16 +189,4 @@ impl Server {
         };
         Answer::Exports(self.exports().iter().map(info).collect())
     }
-}
-
-fn chunk_of_bytes(bytes: u64) -> Result<ChunkSize, CommandError> {
-    u32::try_from(bytes / SECTOR_SIZE)
-        .ok()
-        .filter(|_| bytes.is_multiple_of(SECTOR_SIZE))
-        .and_then(ChunkSize::from_sectors)
-        .ok_or_else(|| {
-            CommandError::generic(format!(
-                "a chunk of {bytes} bytes is not possible: use a power of two from 512 to 1 GiB"
-            ))
-        })
 }

@@ -5,7 +5,9 @@
 mod binding;
 mod commands;
 mod info;
+mod lockfs;
 mod merge;
+mod moment;
 mod start;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+use lockfs::Lockfs;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
 
 /// How long requests in flight may take before a command that needs them to end is given up.
@@ -47,24 +50,30 @@ struct Exported {
 }
 
 /// By export: the device that it serves, and what is to be called when that has another size.
-type Resizes = Arc<Mutex<BTreeMap<String, (String, Box<dyn Fn() + Send>)>>>;
+type Resizes = BTreeMap<String, (String, Box<dyn Fn() + Send>)>;
 
 /// The process's disks and what is done with them.
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
-    resizes: Resizes,
+    resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
     /// Takes the names of devices on which a guest's request failed, and whether it was a read.
     failed: Mutex<Sender<(String, bool)>>,
     options: IoOptions,
+    lockfs: Lockfs,
 }
 
 impl Server {
-    /// A server without devices, and where it is heard that the process is to end.
-    fn new(state: Option<PathBuf>, force: bool) -> (Arc<Server>, Receiver<End>) {
+    /// A server without devices, and where it is heard that the process is to end. `agents` are the
+    /// sockets of guests' agents, by disk.
+    fn new(
+        state: Option<PathBuf>,
+        force: bool,
+        agents: &BTreeMap<String, PathBuf>,
+    ) -> (Arc<Server>, Receiver<End>) {
         let files = Arc::new(Files::default());
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
@@ -83,7 +92,7 @@ impl Server {
         };
         let (ends, end) = channel();
         let devices = Arc::new(Devices::new(files, workers, config));
-        let resizes = Resizes::default();
+        let resizes = Arc::<Mutex<Resizes>>::default();
         let (events_of, resizes_of) = (events.clone(), resizes.clone());
         let devices_of = Arc::downgrade(&devices);
         Passing { happens, events: events_of, resizes: resizes_of, devices: devices_of }.start();
@@ -92,6 +101,7 @@ impl Server {
             exports: Mutex::default(),
             resizes,
             jobs: Jobs::new(events.clone()),
+            lockfs: Lockfs::new(agents, &events),
             failed: Mutex::new(tell_failures(events.clone())),
             events,
             ends: Mutex::new(ends),
@@ -100,7 +110,7 @@ impl Server {
         (Arc::new(server), end)
     }
 
-    fn resizes(&self) -> MutexGuard<'_, BTreeMap<String, (String, Box<dyn Fn() + Send>)>> {
+    fn resizes(&self) -> MutexGuard<'_, Resizes> {
         self.resizes.lock().expect("resizes lock poisoned")
     }
 
@@ -116,6 +126,8 @@ impl Server {
 
     /// Stops all exports and makes everything durable. False where something could not be.
     fn stop(&self) -> bool {
+        // While their disks still serve, where they do.
+        self.lockfs.thaw_all();
         let exports = std::mem::take(&mut *self.exports());
         for (_, mut exported) in exports {
             // Stopping hard is never refused.
@@ -130,7 +142,7 @@ impl Server {
 struct Passing {
     happens: Receiver<DeviceEvent>,
     events: Arc<Events>,
-    resizes: Resizes,
+    resizes: Arc<Mutex<Resizes>>,
     devices: Weak<Devices>,
 }
 

@@ -63,6 +63,8 @@ pub struct DiskArgs {
     pub poll: bool,
     /// How long writes wait for room where a store is full; none fail at once.
     pub patience: Option<Duration>,
+    /// The socket of its guest's agent.
+    pub guest_agent: Option<PathBuf>,
 }
 
 /// What to serve.
@@ -130,7 +132,9 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let first = first_tables(&args.disks)?;
     let state = args.state.clone().or_else(|| default_state(args, &first));
-    let (server, ends) = Server::new(state, args.force);
+    let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
+    let agents = args.disks.iter().filter_map(agent).collect();
+    let (server, ends) = Server::new(state, args.force, &agents);
     start_devices(&server, args, &first)?;
     server.resume_merges().map_err(|error| ServeError::Export { disk: names(&first), error })?;
     for disk in &args.disks {

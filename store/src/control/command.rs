@@ -203,6 +203,8 @@ record! {
         persistent: Option<Persistent>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -255,6 +257,8 @@ record! {
         snapshot_node_name: Option<String>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -386,6 +390,26 @@ record! {
     pub struct Transaction {
         /// What is done, at one moment.
         actions: Vec<TransactionAction>,
+        /// How; as QEMU's where missing.
+        properties: Option<TransactionProperties>,
+    }
+}
+
+record! {
+    /// How a transaction is carried out.
+    pub struct TransactionProperties {
+        /// What becomes of the jobs that its actions start.
+        completion_mode: Option<ActionCompletionMode>,
+    }
+}
+
+choice! {
+    /// What jobs that a transaction starts have to do with each other.
+    pub enum ActionCompletionMode {
+        /// Nothing.
+        Individual = "individual",
+        /// All of them succeed or none does. No action that there is starts a job.
+        Grouped = "grouped",
     }
 }
 

@@ -96,11 +96,14 @@ pub(super) struct Plan<'a> {
     pub(super) next: BTreeMap<String, Option<Active>>,
     /// Suspended devices that serve again once the plan was carried out.
     pub(super) released: Vec<String>,
+    /// Asked while everything stands still, right before the tables change: the last word against
+    /// it.
+    pub(super) still: Option<&'a dyn Fn() -> Result<(), DeviceError>>,
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(devices: &'a Devices, inner: &'a mut Inner) -> Self {
-        Plan { devices, inner, next: BTreeMap::new(), released: Vec::new() }
+        Plan { devices, inner, next: BTreeMap::new(), released: Vec::new(), still: None }
     }
 
     /// The device's table as it will be.
@@ -109,6 +112,23 @@ impl<'a> Plan<'a> {
             Some(next) => next.as_ref(),
             None => self.inner.devices.get(name)?.active.as_ref(),
         }
+    }
+
+    /// The table that will serve the device.
+    pub(super) fn served(&self, name: &str) -> Result<&Active, DeviceError> {
+        if !self.is_taken(name) {
+            return Err(DeviceError::NotFound(name.into()));
+        }
+        self.active(name).ok_or_else(|| DeviceError::NoTable(name.into()))
+    }
+
+    /// Whether there is a device of this name, or will be.
+    pub(super) fn is_taken(&self, name: &str) -> bool {
+        self.inner.devices.contains_key(name) || self.next.contains_key(name)
+    }
+
+    pub(super) fn refuse_taken(&self, name: &str) -> Result<(), DeviceError> {
+        if self.is_taken(name) { Err(DeviceError::Exists(name.into())) } else { Ok(()) }
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -206,7 +226,11 @@ impl<'a> Plan<'a> {
     /// Builds anew what depends on the devices that change: tables that name them, and origins
     /// whose snapshots change.
     pub(super) fn follow(&mut self) -> Result<(), DeviceError> {
-        let mut done: Vec<String> = self.next.keys().cloned().collect();
+        self.follow_changes(self.next.keys().cloned().collect())
+    }
+
+    /// The same for the devices `done` of those in the plan.
+    pub(super) fn follow_changes(&mut self, mut done: Vec<String>) -> Result<(), DeviceError> {
         while let Some(name) = self.names().into_iter().find(|name| self.is_stale(name, &done)) {
             self.renew(&name)?;
             done.push(name);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
-use super::snapshots::OverlaySnapshot;
+use super::moment::{MomentAction, OverlaySnapshot};
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
 use crate::flusher::CallerFlusher;
@@ -105,7 +105,8 @@ impl World {
     fn overlay(&self, device: &str, store: &str) {
         let (device, cow) = (device.into(), self.path(store));
         let request = OverlaySnapshot { device, cow, below: None, existing: false };
-        self.devices.overlay_snapshot(&request).unwrap();
+        let action = MomentAction::Overlay(request);
+        self.devices.take_moment(&[action], &|| Ok(())).unwrap();
     }
 
     fn engine(&self, name: &str) -> Engine {

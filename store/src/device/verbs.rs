@@ -352,7 +352,7 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, released, .. } = plan;
+        let Plan { inner, next, released, still, .. } = plan;
         self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
         for name in next.keys() {
@@ -369,6 +369,11 @@ impl Devices {
         }
         if let Err(error) = self.stop(inner, &names) {
             inner.find_sources(lost);
+            let _ = self.keep(inner);
+            return Err(error);
+        }
+        if let Some(Err(error)) = still.map(|still| still()) {
+            go(inner, &names);
             let _ = self.keep(inner);
             return Err(error);
         }
@@ -519,7 +524,7 @@ pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
 }
 
 /// Whether the device, or one below it, is suspended or has no table.
-fn blocked(inner: &Inner, name: &str) -> bool {
+pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
     let Some(device) = inner.devices.get(name) else { return true };
     let Some(active) = &device.active else { return true };
     let below = active.lines.iter().flat_map(|line| line.target.params());

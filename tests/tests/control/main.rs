@@ -11,6 +11,7 @@ mod handovers;
 mod history;
 mod locks;
 mod merges;
+mod moments;
 mod monitor;
 mod overlays;
 mod resize;
