@@ -221,6 +221,11 @@ impl Core {
         self.freed = true;
     }
 
+    /// Nothing can go on without a table.
+    pub(super) fn ignore_wake(&self) {
+        self.worker.take_wake();
+    }
+
     pub(super) fn is_quiet(&self) -> bool {
         self.in_flight == 0
             && self.actions.is_empty()
