@@ -280,7 +280,10 @@ impl Sim {
         if self.in_flight[at].performed.is_none() {
             let done = self.perform(at);
             self.in_flight[at].performed = Some(done);
-            if self.rng.chance(1, 2) {
+            // That a sync failed is known before a later one of the file can end well: the engine
+            // does not wait for earlier syncs of others.
+            let failed_sync = self.in_flight[at].action.op == IoOp::Sync && done.0.is_err();
+            if self.rng.chance(1, 2) && !failed_sync {
                 return None;
             }
         }
