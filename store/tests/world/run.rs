@@ -463,7 +463,8 @@ pub fn sweep(name: &str, default: u64, case: impl Fn(u64) -> Case) -> Coverage {
 /// What went wrong in a case, in the smallest one that was found, and how to see it again.
 pub fn explain(case: Case, message: String, name: &str) -> String {
     let replay = format!("SNAPBLK_SEED={} {} {name}", case.seed, super::budget::COMMAND);
-    if std::env::var_os("SNAPBLK_TRACE").is_some() {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|is| is == value);
+    if std::env::var_os("SNAPBLK_TRACE").is_some() || is("SNAPBLK_SHRINK", "0") {
         return format!("{message}\nreplay: {replay}");
     }
     let hook = std::panic::take_hook();
