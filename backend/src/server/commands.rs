@@ -83,6 +83,7 @@ impl Server {
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
             Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
+            Command::BlockCommit(c) => self.start_commit(c),
             Command::BlockExportAdd(c) => self.add_export(c),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::QueryBlockExports => Ok(self.query_exports()),
@@ -95,7 +96,6 @@ impl Server {
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
             | Command::BlockResize(_)
-            | Command::BlockCommit(_)
             | Command::BlockSetWriteThreshold(_)
             | Command::Transaction(_) => {
                 Err(CommandError::command_not_found("This command is not served"))

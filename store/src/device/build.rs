@@ -154,7 +154,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The snapshot `snap` of the device `name` with an exception table of its own.
-    fn own_table(&self, name: &str, snap: &Snap) -> Result<Snap, DeviceError> {
+    pub(super) fn own_table(&self, name: &str, snap: &Snap) -> Result<Snap, DeviceError> {
         if !snap.shared {
             return Ok(snap.clone());
         }
@@ -248,7 +248,8 @@ impl<'a> Plan<'a> {
         names_one || loses_or_gains || snapshot_of_changed_origin
     }
 
-    fn build(
+    /// A device's table, beside what it serves; `reuse` are live snapshots that may be in both.
+    pub(super) fn build(
         &mut self,
         name: &str,
         loaded: &Loaded,
@@ -501,11 +502,15 @@ impl<'a> Plan<'a> {
                 lower.store.geometry().chunk
             )));
         }
-        let table = read_layers(&layers, chunk, len)?;
-        live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        // A layer is about to be stacked on: its own table would be read for nobody.
+        let shared = self.inner.lower_layers.contains(name);
+        let table = read_layers(if shared { &[] } else { &layers }, chunk, len)?;
+        if !shared {
+            live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
-        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared: false })
+        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared })
     }
 
     /// Opens a store; one that is known to be invalid is, whatever its header says.

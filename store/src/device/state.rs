@@ -13,11 +13,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::build::Active;
+use super::chain::lower_layers;
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
 use crate::io::{FileInfo, Files};
-use crate::lines::{TableLine, parse_table};
+use crate::lines::{TableLine, TargetSpec, parse_table};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -132,6 +133,8 @@ pub struct State {
     #[serde(default)]
     jobs: BTreeMap<String, MergeJob>,
     #[serde(default)]
+    commits: BTreeMap<String, CommitJob>,
+    #[serde(default)]
     bases: Vec<BaseState>,
 }
 
@@ -151,6 +154,33 @@ pub struct MergeJob {
     pub auto_finalize: bool,
     /// Whether the job is forgotten when it has ended.
     pub auto_dismiss: bool,
+}
+
+/// A commit that runs as a job, to be started again after a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CommitJob {
+    /// The device whose chain it is.
+    pub device: String,
+    /// The highest layer that goes; the device itself where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<String>,
+    /// The layer that takes the data; the lowest where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The device's own store is being merged into the base: it has a `snapshot-merge` table.
+    #[serde(default)]
+    pub pivoted: bool,
+    /// Bytes a second at most; 0 for no limit.
+    pub speed: u64,
+    /// Whether the job ends by itself.
+    pub auto_finalize: bool,
+    /// Whether the job is forgotten when it has ended.
+    pub auto_dismiss: bool,
+    /// The files below all stores that it writes: they change while it runs. Filled in when it
+    /// begins.
+    #[serde(default)]
+    pub writes: Vec<PathBuf>,
 }
 
 /// What the program's arguments made of a device.
@@ -213,6 +243,11 @@ impl State {
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
+        state.commits = inner.state.commits.clone();
+        let written = |base: &BaseState| {
+            inner.state.commits.values().any(|commit| commit.writes.contains(&base.path))
+        };
+        state.bases.retain(|base| !written(base));
         state.invalid = inner.state.invalid.clone();
         state
     }
@@ -230,7 +265,10 @@ impl State {
 /// those that were opened for writing, and are not written any more.
 fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
     let mut bases = Vec::new();
-    for snap in active.snaps.values() {
+    for (number, snap) in &active.snaps {
+        if matches!(active.lines[*number].target, TargetSpec::Merge(_)) {
+            continue;
+        }
         let files = snap.origin.media().filter_map(|medium| files.get(medium.file));
         let frozen =
             |info: &Arc<FileInfo>| !info.writable || (settled && snap.live.store.is_guest_disk());
@@ -254,6 +292,7 @@ pub(super) struct StateFile {
     path: Option<PathBuf>,
     first: BTreeMap<String, First>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
+    pub(super) commits: BTreeMap<String, CommitJob>,
     invalid: BTreeSet<PathBuf>,
     generation: u64,
 }
@@ -315,6 +354,17 @@ impl StateFile {
     /// Whether the store at `path` is known to be invalid.
     pub(super) fn is_invalid(&self, path: &Path) -> bool {
         !self.invalid.is_empty() && self.invalid.contains(&absolute(path))
+    }
+
+    /// Whether the program's arguments gave `path` to a device to be written, as it is.
+    pub(super) fn gave_to_write(&self, path: &Path) -> bool {
+        let lines = self.first.values().filter(|first| !first.read_only).flat_map(|f| &f.table);
+        lines.filter_map(|line| line.parse::<TableLine>().ok()).any(|line| match &line.target {
+            TargetSpec::Linear { dev, .. } => {
+                dev.path().is_some_and(|given| absolute(given) == absolute(path))
+            }
+            _ => false,
+        })
     }
 
     /// The store at `path` is made anew.
@@ -436,16 +486,30 @@ impl Devices {
         Ok(())
     }
 
+    /// The commits that run as jobs, by the jobs' names: after a start those to be started again.
+    pub fn commit_jobs(&self) -> BTreeMap<String, CommitJob> {
+        self.lock().state.commits.clone()
+    }
+
     /// Makes the devices of `state` again, those below first.
     fn restore(&self, state: &State) -> Result<(), DeviceError> {
         {
             let inner = &mut *self.lock();
             inner.state.first = state.first.clone();
             inner.state.jobs = state.jobs.clone();
+            inner.state.commits = state.commits.clone();
             inner.state.invalid = state.invalid.clone();
             inner.state.generation = state.generation;
         }
-        self.restore_all(state)
+        let mut tables = BTreeMap::new();
+        for name in state.devices.keys() {
+            tables.extend(state.loaded(name)?.map(|loaded| (name.clone(), loaded.lines)));
+        }
+        self.lock().lower_layers = lower_layers(&tables);
+        let restored = self.restore_all(state);
+        self.lock().lower_layers.clear();
+        self.seal_layers();
+        restored
     }
 
     fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
