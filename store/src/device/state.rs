@@ -17,7 +17,7 @@ use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
 use crate::io::{FileInfo, Files};
-use crate::lines::{TableLine, parse_table};
+use crate::lines::{TableLine, TargetSpec, parse_table};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -226,11 +226,14 @@ impl State {
     }
 }
 
-/// The files below a guest's own disk that nothing of this process writes. With `settled`, also
-/// those that were opened for writing, and are not written any more.
+/// The files below a guest's own disk that nothing of this process writes; a merge writes them.
+/// With `settled`, also those that were opened for writing, and are not written any more.
 fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
     let mut bases = Vec::new();
-    for snap in active.snaps.values() {
+    for (number, snap) in &active.snaps {
+        if matches!(active.lines[*number].target, TargetSpec::Merge(_)) {
+            continue;
+        }
         let files = snap.origin.media().filter_map(|medium| files.get(medium.file));
         let frozen =
             |info: &Arc<FileInfo>| !info.writable || (settled && snap.live.store.is_guest_disk());
