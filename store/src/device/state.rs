@@ -337,8 +337,8 @@ impl State {
     }
 }
 
-/// The files below a guest's own disk that nothing of this process writes. With `settled`, also
-/// those that were opened for writing, and are not written any more.
+/// The files below a guest's own disk that nothing of this process writes; a merge writes them.
+/// With `settled`, also those that were opened for writing, and are not written any more.
 fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
     let mut bases = Vec::new();
     for (number, snap) in &active.snaps {
