@@ -10,7 +10,8 @@ use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
-    BlockdevSnapshotSync, Command, NewImageMode, Persistence, SnapshotCreate, SocketAddress,
+    BlockdevSnapshotSync, Command, DeviceMessage, NewImageMode, Persistence, SnapshotCreate,
+    SocketAddress,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -20,7 +21,7 @@ use snapblk_store::lines::parse_table;
 use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 
 use super::binding::Served;
-use super::{End, Exported, Server, info};
+use super::{End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
 
@@ -64,12 +65,7 @@ impl Server {
                 done(devices.suspend(&c.name, how))
             }
             Command::DeviceResume(c) => done(devices.resume(&c.name)),
-            Command::DeviceMessage(c) => {
-                devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
-                let (name, message) = (&c.name, &c.message);
-                let sentence = format!("no target of '{name}' knows the message '{message}'");
-                Err(CommandError::generic(sentence))
-            }
+            Command::DeviceMessage(c) => self.message(&c),
             Command::QueryDevices(c) => {
                 let inactive = c.inactive.unwrap_or(false);
                 let kind = if inactive { TableKind::Inactive } else { TableKind::Active };
@@ -128,6 +124,20 @@ impl Server {
             existing: c.mode == Some(NewImageMode::Existing),
         };
         self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
+    }
+
+    /// The one message there is: `on-full fail`, or `on-full wait=30s`.
+    fn message(&self, c: &DeviceMessage) -> Result<Answer, CommandError> {
+        self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+        let (name, message) = (&c.name, &c.message);
+        let Some(words) = message.strip_prefix("on-full ") else {
+            return Err(CommandError::generic(format!(
+                "no target of '{name}' knows the message '{message}'"
+            )));
+        };
+        let on_full: OnFull = words.trim().parse().map_err(CommandError::generic)?;
+        self.devices.set_patience(name, on_full.patience());
+        Ok(Answer::Message(String::new()))
     }
 
     fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {

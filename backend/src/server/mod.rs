@@ -6,6 +6,7 @@ mod binding;
 mod commands;
 mod info;
 mod merge;
+mod on_full;
 mod start;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+pub use on_full::OnFull;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
 
 /// How long requests in flight may take before a command that needs them to end is given up.

@@ -17,7 +17,7 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, Server, add_command};
+use super::{End, OnFull, Server, add_command};
 
 /// How long clients of the monitor may take to read their last lines.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,8 +58,8 @@ pub struct DiskArgs {
     pub socket: Option<DiskSocket>,
     /// Virtqueues; none for one a core.
     pub num_queues: Option<u16>,
-    /// How long writes wait for room where a store is full; none fail at once.
-    pub patience: Option<Duration>,
+    /// What its writes do when a store is full.
+    pub on_full: OnFull,
 }
 
 /// What to serve.
@@ -181,7 +181,7 @@ fn start_devices(
     first: &[FirstTable],
 ) -> Result<(), ServeError> {
     for disk in &args.disks {
-        server.devices.set_patience(&disk.name, disk.patience.unwrap_or_default());
+        server.devices.set_patience(&disk.name, disk.on_full.patience());
     }
     let mut at = String::new();
     let make = |table: &FirstTable| {

@@ -126,7 +126,8 @@ impl Live {
         }
         let below = || {
             let Ok(stat) = rustix::fs::fstatvfs(&self.disk.info.file) else { return false };
-            stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BELOW.max(self.store.chunk().bytes())
+            stat.f_bavail.saturating_mul(stat.f_frsize)
+                >= ROOM_BELOW.max(self.store.chunk().bytes())
         };
         self.store.log().has_room() && (!self.store.is_full_below() || below())
     }

@@ -439,10 +439,7 @@ fn blocked(inner: &Inner, name: &str) -> bool {
 pub(super) fn moves(snap: &Snap) -> bool {
     matches!(
         snap.live.store.state(),
-        StoreState::Valid
-            | StoreState::Full
-            | StoreState::Invalidating
-            | StoreState::Unmarked
+        StoreState::Valid | StoreState::Full | StoreState::Invalidating | StoreState::Unmarked
     )
 }
 

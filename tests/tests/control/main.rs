@@ -15,3 +15,4 @@ mod overlays;
 mod resize;
 mod snapshots;
 mod state;
+mod waits;

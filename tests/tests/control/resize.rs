@@ -73,7 +73,10 @@ fn a_disk_grows_through_the_devices_below_it() {
     let snapshot = json!({"device": "disk0", "name": "before", "cow": "before.cow"});
     world.call("snapshot-create", snapshot);
     let said = world.refused("block_resize", json!({"device": "disk0", "size": MORE * 512}));
-    assert!(said.contains("'before' is a snapshot of 'disk0'") && said.contains("delete"), "{said}");
+    assert!(
+        said.contains("'before' is a snapshot of 'disk0'") && said.contains("delete"),
+        "{said}"
+    );
     assert_eq!(metadata(&file).unwrap().len(), SECTORS * 512);
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "before"}));
     world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
