@@ -81,6 +81,9 @@ impl Server {
             Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
             Command::BlockExportAdd(c) => self.add_export(c),
             Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::BlockSetWriteThreshold(c) => {
+                done(devices.set_write_threshold(&c.node_name, c.write_threshold))
+            }
             Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
@@ -92,7 +95,6 @@ impl Server {
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
             | Command::BlockCommit(_)
-            | Command::BlockSetWriteThreshold(_)
             | Command::Transaction(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }

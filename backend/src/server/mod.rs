@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use snapblk_qmp::{Events, Jobs};
 use snapblk_store::control::command::{self, Command};
 use snapblk_store::control::event::{
-    BlockIoError, DeviceChanged, ErrorAction, Event, IoOperation, SnapshotFailed,
+    BlockIoError, BlockWriteThreshold, DeviceChanged, ErrorAction, Event, IoOperation,
+    SnapshotFailed,
 };
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::device::{DeviceEvent, Devices, DevicesConfig};
@@ -240,6 +241,13 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
                 nospace: Some(true),
                 reason: format!("the store {store} is full: writes wait until it has grown"),
             }),
+            StoreEvent::ThresholdPassed { threshold, exceeded } => {
+                Event::BlockWriteThreshold(BlockWriteThreshold {
+                    node_name: device,
+                    amount_exceeded: exceeded,
+                    write_threshold: threshold,
+                })
+            }
             StoreEvent::Overflowed => Event::SnapshotOverflow(failed(
                 device,
                 store,

@@ -101,6 +101,13 @@ pub enum StoreEvent {
     InvalidNotWritten,
     /// It is full, and what needs room waits for that.
     Full,
+    /// It has filled up beyond what was to be told of.
+    ThresholdPassed {
+        /// Bytes that were to be told of.
+        threshold: u64,
+        /// Bytes in use beyond them.
+        exceeded: u64,
+    },
     /// It overflowed.
     Overflowed,
     /// A commit failed: it is read-only until it is opened again.
@@ -145,6 +152,9 @@ struct TailSlot {
     cut: Option<(u64, Vec<Entry>)>,
 }
 
+/// Nobody is told how full a store is.
+const NO_THRESHOLD: u64 = u64::MAX;
+
 /// What is done where there is no room.
 #[derive(Default)]
 struct Room {
@@ -168,6 +178,8 @@ pub struct Store {
     sealed: AtomicBool,
     state: AtomicU8,
     room: Room,
+    /// Bytes in use beyond which somebody is told, once; [`NO_THRESHOLD`] for none.
+    threshold: AtomicU64,
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
@@ -196,6 +208,7 @@ impl Store {
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
             room: Room::default(),
+            threshold: AtomicU64::new(NO_THRESHOLD),
             log: parts.log,
             tail: Mutex::new(TailSlot {
                 entries: parts.tail.position(),
@@ -401,6 +414,38 @@ impl Store {
     pub fn commit_failed(&self) {
         if self.degrade(StoreState::ReadOnly) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);
+        }
+    }
+
+    /// Says once when more than `bytes` are in use, which may be at once; none says nothing.
+    pub fn set_write_threshold(&self, bytes: Option<u64>) {
+        self.threshold.swap(bytes.unwrap_or(NO_THRESHOLD), Ordering::SeqCst);
+        self.look_at_threshold();
+    }
+
+    /// Chunks were given out. One load where nobody waits for a threshold; who sets one meanwhile
+    /// is told at the next chunk at the latest.
+    #[inline]
+    pub fn look_at_threshold(&self) {
+        let threshold = self.threshold.load(Ordering::SeqCst);
+        if threshold != NO_THRESHOLD {
+            self.compare_with(threshold);
+        }
+    }
+
+    #[cold]
+    fn compare_with(&self, threshold: u64) {
+        let next = match self.persistence {
+            Persistence::Transient => StoreChunk(self.log.next().0),
+            _ => self.geometry.next_free(self.log.next()),
+        };
+        let exceeded = self.geometry.chunk.store_offset(next).saturating_sub(threshold);
+        let (relaxed, order) = (Ordering::Relaxed, Ordering::SeqCst);
+        if exceeded > 0
+            && self.threshold.compare_exchange(threshold, NO_THRESHOLD, order, relaxed).is_ok()
+        {
+            let event = StoreEvent::ThresholdPassed { threshold, exceeded };
+            self.observer.store_event(&self.name, event);
         }
     }
 

@@ -239,3 +239,42 @@ fn the_monitor_changes_what_a_full_store_does() {
     world.event("SNAPSHOT_OVERFLOW");
     world.stop();
 }
+
+/// QEMU's event, once each time that it is asked for.
+#[test]
+fn a_store_that_fills_up_says_so_once() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (_, command) = small_overlay(&scratch, &base, "fail");
+    let mut world = World::start(&command);
+    let mut disk = world.disk();
+    let threshold = |world: &mut World, bytes: u64| {
+        let arguments = json!({"node-name": "disk0", "write-threshold": bytes});
+        world.call("block-set-write-threshold", arguments);
+    };
+    // Two chunks are metadata: four of data pass five chunks, three do not.
+    threshold(&mut world, 5 * 4096);
+    for n in 0..3 {
+        disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+    }
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none());
+    disk.write(3 * 4096, &stamped(24, 8, 2)).unwrap();
+    let told = json!({"node-name": "disk0", "amount-exceeded": 4096, "write-threshold": 5 * 4096});
+    assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);
+    disk.write(4 * 4096, &stamped(32, 8, 2)).unwrap();
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none(), "once");
+    // One that is passed already says so at once; one that was taken back never.
+    threshold(&mut world, 4096);
+    let told = json!({"node-name": "disk0", "amount-exceeded": 6 * 4096, "write-threshold": 4096});
+    assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);
+    threshold(&mut world, 8 * 4096);
+    threshold(&mut world, 0);
+    disk.write(5 * 4096, &stamped(40, 64, 2)).unwrap();
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none());
+
+    world.make("plain", &["0 8 zero".into()]);
+    let arguments = json!({"node-name": "plain", "write-threshold": 1});
+    let said = world.refused("block-set-write-threshold", arguments);
+    assert!(said.contains("'plain' has not one store"), "{said}");
+    world.stop();
+}
