@@ -356,6 +356,10 @@ impl DeviceIo for TestIo {
         Ok(())
     }
 
+    fn is_ready(&mut self) -> bool {
+        !self.fired.is_empty() || (!self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst))
+    }
+
     fn in_flight(&self) -> usize {
         self.done.len()
     }

@@ -240,6 +240,10 @@ impl DeviceIo for Io {
         Io::wait(self, timeout)
     }
 
+    fn is_ready(&mut self) -> bool {
+        Io::is_ready(self)
+    }
+
     fn in_flight(&self) -> usize {
         Io::in_flight(self)
     }

@@ -10,8 +10,8 @@ use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
-    BlockdevSnapshotSync, Command, DeviceMessage, NewImageMode, Persistence, SnapshotCreate,
-    SocketAddress,
+    BlockdevSnapshotSync, Command, DeviceMessage, NewImageMode, Persistence, Persistent,
+    SnapshotCreate, SocketAddress,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -23,7 +23,7 @@ use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 use super::binding::Served;
 use super::{End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
-use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
+use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -79,7 +79,7 @@ impl Server {
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
             Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
-            Command::BlockExportAdd(c) => self.add_export(c),
+            Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::BlockSetWriteThreshold(c) => {
                 done(devices.set_write_threshold(&c.node_name, c.write_threshold))
@@ -109,7 +109,7 @@ impl Server {
             cow: PathBuf::from(c.cow),
             chunk,
             size: c.size,
-            persistence: match c.persistent {
+            persistence: match c.persistent.map(Persistent::way) {
                 None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
                 Some(Persistence::Persistent) => cow::Persistence::Persistent,
                 Some(Persistence::Transient) => cow::Persistence::Transient,
@@ -149,7 +149,12 @@ impl Server {
         done(self.devices.resize(&name, c.size))
     }
 
-    fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
+    /// Starts an export, with workers that sleep as `polling` says.
+    pub(super) fn add_export(
+        self: &Arc<Self>,
+        c: BlockExportAdd,
+        polling: Polling,
+    ) -> Result<Answer, CommandError> {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
@@ -184,6 +189,7 @@ impl Server {
             writable,
             logical_block,
             serial: c.node_name.clone(),
+            polling,
         };
         let failed = self.failed.lock().expect("channel lock poisoned").clone();
         let (devices, device) = (self.devices.clone(), &c.node_name);

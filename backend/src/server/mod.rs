@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use snapblk_qmp::{Events, Jobs};
-use snapblk_store::control::command::{self, Command};
+use snapblk_store::control::command;
 use snapblk_store::control::event::{
     BlockIoError, BlockWriteThreshold, DeviceChanged, ErrorAction, Event, IoOperation,
     SnapshotFailed,
@@ -263,8 +263,13 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
 }
 
 /// The command that adds an export, for what the program's arguments ask for.
-fn add_command(id: &str, device: &str, addr: command::SocketAddress, queues: u16) -> Command {
-    Command::BlockExportAdd(command::BlockExportAdd {
+fn add_command(
+    id: &str,
+    device: &str,
+    addr: command::SocketAddress,
+    queues: u16,
+) -> command::BlockExportAdd {
+    command::BlockExportAdd {
         id: id.into(),
         node_name: device.into(),
         writable: Some(true),
@@ -273,5 +278,5 @@ fn add_command(id: &str, device: &str, addr: command::SocketAddress, queues: u16
             num_queues: Some(queues),
             logical_block_size: None,
         }),
-    })
+    }
 }

@@ -67,6 +67,7 @@ fn export_config(socket: SocketAddress, num_queues: u16) -> ExportConfig {
         writable: true,
         logical_block: LogicalBlock::B512,
         serial: "snapblk-test".into(),
+        polling: crate::export::Polling::Adaptive,
     }
 }
 

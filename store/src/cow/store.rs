@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
 use super::log::Log;
+use super::room::Room;
 use super::tail::Tail;
 use crate::io::FileId;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -16,16 +17,21 @@ use crate::units::{ChunkSize, DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Persistence {
     /// `P`: on disk; full means Invalid.
-    Persistent,
+    Persistent = 0,
     /// `PO`: on disk; filled by a snapshot write it overflows, and can grow.
-    Overflow,
+    Overflow = 1,
     /// `N`: in memory only, gone with the process.
-    Transient,
+    Transient = 2,
 }
 
 impl Persistence {
+    fn from_u8(value: u8) -> Persistence {
+        [Persistence::Persistent, Persistence::Overflow, Persistence::Transient][value as usize]
+    }
+
     /// The letters of a table line.
     pub const fn letters(self) -> &'static str {
         match self {
@@ -152,20 +158,6 @@ struct TailSlot {
     cut: Option<(u64, Vec<Entry>)>,
 }
 
-/// Nobody is told how full a store is.
-const NO_THRESHOLD: u64 = u64::MAX;
-
-/// What is done where there is no room.
-#[derive(Default)]
-struct Room {
-    /// How long what needs room waits, in milliseconds.
-    patience: AtomicU64,
-    /// That time is over.
-    given_up: AtomicBool,
-    /// It was the file system that had no room.
-    below: AtomicBool,
-}
-
 /// See the module's description.
 pub struct Store {
     name: String,
@@ -173,13 +165,11 @@ pub struct Store {
     geometry: Geometry,
     /// Chunks it has now: it may grow.
     device_chunks: AtomicU64,
-    persistence: Persistence,
+    persistence: AtomicU8,
     guest_disk: AtomicBool,
     sealed: AtomicBool,
     state: AtomicU8,
     room: Room,
-    /// Bytes in use beyond which somebody is told, once; [`NO_THRESHOLD`] for none.
-    threshold: AtomicU64,
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
@@ -203,12 +193,11 @@ impl Store {
             file: parts.file,
             geometry: parts.geometry,
             device_chunks: AtomicU64::new(parts.geometry.device_chunks),
-            persistence: parts.persistence,
+            persistence: AtomicU8::new(parts.persistence as u8),
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
             room: Room::default(),
-            threshold: AtomicU64::new(NO_THRESHOLD),
             log: parts.log,
             tail: Mutex::new(TailSlot {
                 entries: parts.tail.position(),
@@ -248,7 +237,7 @@ impl Store {
     pub fn grow(&self, device_chunks: u64) {
         self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
         let geometry = self.geometry();
-        self.log.set_capacity(match self.persistence {
+        self.log.set_capacity(match self.persistence() {
             Persistence::Transient => geometry.device_chunks,
             _ => geometry.capacity(),
         });
@@ -256,7 +245,28 @@ impl Store {
 
     /// How it keeps exceptions.
     pub fn persistence(&self) -> Persistence {
-        self.persistence
+        Persistence::from_u8(self.persistence.load(Ordering::Acquire))
+    }
+
+    /// A table takes the store over, as P or as PO: what being full means is the table's to say.
+    /// Nothing is in flight. A store is in memory or on disk for as long as it lives.
+    pub fn set_persistence(&self, persistence: Persistence) {
+        let transient = |of| of == Persistence::Transient;
+        assert_eq!(transient(persistence), transient(self.persistence()), "it stays where it is");
+        self.persistence.store(persistence as u8, Ordering::Release);
+        if persistence == Persistence::Persistent {
+            // Which becomes Invalid where a guest's own disk only refuses.
+            self.set_guest_disk(false);
+        }
+    }
+
+    /// It is activated again: one that was full, and has room now, takes writes.
+    pub fn reactivate(&self) {
+        if self.log.next().0 < self.log.capacity() {
+            let (full, valid) = (StoreState::Overflow as u8, StoreState::Valid as u8);
+            // Any other state stays.
+            let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// Whether it is a guest's own disk.
@@ -284,13 +294,13 @@ impl Store {
     /// Whether the mapping to `chunk` survives a power cut.
     #[inline]
     pub fn is_durable(&self, chunk: StoreChunk) -> bool {
-        self.persistence == Persistence::Transient
+        self.persistence() == Persistence::Transient
             || self.geometry.index_of(chunk).is_none_or(|index| index < self.log.committed())
     }
 
     /// Where data chunk `index` lies, and how many from it on follow each other, at most `count`.
     pub fn place_of(&self, index: DataIndex, count: u64) -> (StoreChunk, u64) {
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return (StoreChunk(index.0), count);
         }
         let area = self.geometry.entries_per_area();
@@ -351,6 +361,14 @@ impl Store {
         self.merge.store(mark as u8, Ordering::Release);
     }
 
+    /// It is not merged any more: its device is a snapshot again, and takes exceptions where
+    /// allocation left off. Not where it is in doubt what is left.
+    pub fn leave_merge(&self) {
+        if self.merge_mark() != MergeMark::InDoubt {
+            self.set_merge_mark(MergeMark::None);
+        }
+    }
+
     /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
     /// caller wakes the workers.
     pub fn doubt(&self, entries: Vec<Entry>) {
@@ -388,7 +406,7 @@ impl Store {
 
     /// The header was written durably, or could not be.
     pub fn invalidated(&self, written: bool) {
-        if written || self.persistence == Persistence::Transient {
+        if written || self.persistence() == Persistence::Transient {
             self.state.store(StoreState::Invalid as u8, Ordering::Release);
             self.observer.store_event(&self.name, StoreEvent::Invalidated);
         } else {
@@ -419,31 +437,27 @@ impl Store {
 
     /// Says once when more than `bytes` are in use, which may be at once; none says nothing.
     pub fn set_write_threshold(&self, bytes: Option<u64>) {
-        self.threshold.swap(bytes.unwrap_or(NO_THRESHOLD), Ordering::SeqCst);
+        self.room.set_threshold(bytes);
         self.look_at_threshold();
     }
 
-    /// Chunks were given out. One load where nobody waits for a threshold; who sets one meanwhile
-    /// is told at the next chunk at the latest.
+    /// Chunks were given out. Who sets a threshold meanwhile is told at the next chunk at the
+    /// latest.
     #[inline]
     pub fn look_at_threshold(&self) {
-        let threshold = self.threshold.load(Ordering::SeqCst);
-        if threshold != NO_THRESHOLD {
+        if let Some(threshold) = self.room.threshold() {
             self.compare_with(threshold);
         }
     }
 
     #[cold]
     fn compare_with(&self, threshold: u64) {
-        let next = match self.persistence {
+        let next = match self.persistence() {
             Persistence::Transient => StoreChunk(self.log.next().0),
             _ => self.geometry.next_free(self.log.next()),
         };
         let exceeded = self.geometry.chunk.store_offset(next).saturating_sub(threshold);
-        let (relaxed, order) = (Ordering::Relaxed, Ordering::SeqCst);
-        if exceeded > 0
-            && self.threshold.compare_exchange(threshold, NO_THRESHOLD, order, relaxed).is_ok()
-        {
+        if exceeded > 0 && self.room.take_threshold(threshold) {
             let event = StoreEvent::ThresholdPassed { threshold, exceeded };
             self.observer.store_event(&self.name, event);
         }
@@ -452,27 +466,23 @@ impl Store {
     /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
     /// at all it fails at once, as it does from the start.
     pub fn set_patience(&self, patience: Duration) {
-        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.room.patience.store(millis, Ordering::Release);
+        self.room.set_patience(patience);
     }
 
     /// How long what needs room waits for it.
     pub fn patience(&self) -> Duration {
-        Duration::from_millis(self.room.patience.load(Ordering::Acquire))
+        self.room.patience()
     }
 
     /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
     pub fn wait_for_room(&self) -> bool {
-        if self.room.patience.load(Ordering::Acquire) == 0
-            || self.room.given_up.load(Ordering::Acquire)
-        {
+        if !self.room.is_waited_for() {
             return false;
         }
         let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
         match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
-                // Where the store has room, it was the file system below that had none.
-                self.room.below.store(self.log.has_room(), Ordering::Release);
+                self.room.set_below(self.log.has_room());
                 self.observer.store_event(&self.name, StoreEvent::Full);
                 true
             }
@@ -482,19 +492,19 @@ impl Store {
 
     /// Whether it has room itself, and the file system below it had none.
     pub fn is_full_below(&self) -> bool {
-        self.room.below.load(Ordering::Acquire)
+        self.room.is_below()
     }
 
     /// There is room again: what waits goes on. The caller wakes the workers.
     pub fn go_on(&self) {
-        self.room.given_up.store(false, Ordering::Release);
+        self.room.set_given_up(false);
         self.no_longer_full();
     }
 
     /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
     /// the workers.
     pub fn give_up(&self) {
-        self.room.given_up.store(true, Ordering::Release);
+        self.room.set_given_up(true);
         self.no_longer_full();
     }
 
@@ -515,7 +525,7 @@ impl Store {
     /// thing: see [`Store::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return Usage {
                 allocated: self.log.next().0 * chunk,
                 total: self.geometry().device_chunks * chunk,

@@ -11,12 +11,14 @@ mod error;
 mod files;
 mod full;
 mod guards;
+mod handover;
 mod live;
 mod origins;
 mod query;
 mod resize;
 mod snapshots;
 mod state;
+mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;

@@ -60,7 +60,8 @@ impl Devices {
         if let Some(name) = name {
             inner.device(name)?;
         }
-        let wanted = inner.devices.iter().filter(|(known, _)| name.is_none_or(|n| n == *known));
+        let known = inner.devices.iter().filter(|(_, device)| !device.removed);
+        let wanted = known.filter(|(known, _)| name.is_none_or(|n| n == *known));
         let status = wanted.map(|(name, device)| {
             let uppers = inner
                 .devices
@@ -133,6 +134,10 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
                 }
             };
+        }
+        if active.lost.contains_key(&number) {
+            target.state = Some(StoreState::Invalid);
+            target.status = "Invalid".into();
         }
         target
     };

@@ -11,7 +11,8 @@ use super::build::Plan;
 use super::core::{DeviceEvent, Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::verbs::{go, moves, with_uppers};
+use super::handover::can_move;
+use super::verbs::{go, with_uppers};
 use crate::io::OpenMode;
 use crate::lines::{Param, TargetSpec};
 use crate::units::{SECTOR_SIZE, Sector};
@@ -74,18 +75,24 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let serves = !inner.device(name)?.suspended;
         if serves {
-            self.pause(inner, name)?;
+            let loaded = inner.active(name)?.loaded();
+            self.pause(inner, name, &loaded)?;
         }
         let mut plan = Plan::new(self, inner);
         let swapped = tables
             .iter()
             .try_for_each(|(name, loaded)| {
                 let active = plan.inner.active(name)?;
-                let reuse: Vec<_> = active.snaps.values().filter(|s| moves(s)).cloned().collect();
+                let reuse: Vec<_> =
+                    active.snaps.values().filter(|s| can_move(s)).cloned().collect();
                 plan.set(name, loaded, &reuse)
             })
             .and_then(|()| plan.follow())
-            .and_then(|()| self.apply(plan, |_| ()));
+            .and_then(|()| {
+                self.apply(plan, |inner| {
+                    tables.iter().for_each(|(name, _)| self.reactivate(inner, name));
+                })
+            });
         if swapped.is_err() && serves {
             go(inner, &with_uppers(inner, name));
         }

@@ -108,7 +108,7 @@ impl Devices {
             plan.set(real, &before, &[])?;
         }
         let origin = line(len, TargetSpec::Origin { origin: how.origin.clone() });
-        let loaded = Loaded { lines: origin, read_only: before.read_only };
+        let loaded = Loaded::of(origin, before.read_only);
         plan.set(&request.device, &loaded, &[])?;
         let spec = SnapshotSpec {
             origin: Param::Device(request.device.clone()),
@@ -117,7 +117,7 @@ impl Devices {
             chunk: request.chunk.or(Some(ChunkSize::TOOLS)),
             features: Features::default(),
         };
-        let snapshot = Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: false };
+        let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
         plan.set(&request.name, &snapshot, &[])?;
         plan.follow()?;
         self.apply(plan, |_| ())
@@ -191,8 +191,7 @@ impl Devices {
         let mut plan = Plan::new(self, inner);
         plan.set(below, &frozen, &shared)?;
         plan.next.insert(request.device.clone(), None);
-        let top =
-            Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: before.read_only };
+        let top = Loaded::of(line(len, TargetSpec::Snapshot(spec)), before.read_only);
         match &snap {
             Some(snap) => plan.set_on_top(&request.device, &top, snap)?,
             None => plan.set(&request.device, &top, &[])?,
@@ -297,7 +296,7 @@ impl Devices {
         plan.next.insert(snapshot.into(), None);
         let spec = SnapshotSpec { origin, ..cow };
         let lines = line(len, TargetSpec::Merge(spec));
-        plan.set(device, &Loaded { lines, read_only }, &[snap])?;
+        plan.set(device, &Loaded::of(lines, read_only), &[snap])?;
         plan.follow()?;
         let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
@@ -347,7 +346,7 @@ impl Devices {
             TargetSpec::Linear { dev: origin, offset: Sector(0) }
         };
         let mut plan = Plan::new(self, inner);
-        plan.set(device, &Loaded { lines: line(len, target), read_only }, &[])?;
+        plan.set(device, &Loaded::of(line(len, target), read_only), &[])?;
         plan.follow()?;
         plan.inner.state.jobs.remove(id);
         self.apply(plan, |_| ())

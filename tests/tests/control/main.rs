@@ -7,6 +7,7 @@ mod devices;
 mod exports;
 mod full;
 mod golden;
+mod handovers;
 mod history;
 mod locks;
 mod merges;

@@ -438,7 +438,7 @@ impl SnapshotArgs {
             cow: self.cow.clone(),
             chunk_size: self.chunk_size,
             size: self.size,
-            persistent: self.persistent.map(Persistent::on_the_wire),
+            persistent: self.persistent.map(|way| control::Persistent::As(way.on_the_wire())),
             mode: mode(self.existing),
         };
         Request::new("snapshot-create", &arguments)

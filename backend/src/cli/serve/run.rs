@@ -56,6 +56,12 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    let on_full = disk.on_full.unwrap_or_default();
-    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues, on_full })
+    Ok(DiskArgs {
+        name: disk.name.clone(),
+        source,
+        socket,
+        num_queues: disk.num_queues,
+        poll: disk.poll,
+        on_full: disk.on_full.unwrap_or_default(),
+    })
 }
