@@ -50,13 +50,13 @@ struct Exported {
 }
 
 /// By export: the device that it serves, and what is to be called when that has another size.
-type Resizes = Arc<Mutex<BTreeMap<String, (String, Box<dyn Fn() + Send>)>>>;
+type Resizes = BTreeMap<String, (String, Box<dyn Fn() + Send>)>;
 
 /// The process's disks and what is done with them.
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
-    resizes: Resizes,
+    resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
@@ -86,7 +86,7 @@ impl Server {
         };
         let (ends, end) = channel();
         let devices = Arc::new(Devices::new(files, workers, config));
-        let resizes = Resizes::default();
+        let resizes = Arc::<Mutex<Resizes>>::default();
         let (events_of, resizes_of) = (events.clone(), resizes.clone());
         let devices_of = Arc::downgrade(&devices);
         Passing { happens, events: events_of, resizes: resizes_of, devices: devices_of }.start();
@@ -103,7 +103,7 @@ impl Server {
         (Arc::new(server), end)
     }
 
-    fn resizes(&self) -> MutexGuard<'_, BTreeMap<String, (String, Box<dyn Fn() + Send>)>> {
+    fn resizes(&self) -> MutexGuard<'_, Resizes> {
         self.resizes.lock().expect("resizes lock poisoned")
     }
 
@@ -133,7 +133,7 @@ impl Server {
 struct Passing {
     happens: Receiver<DeviceEvent>,
     events: Arc<Events>,
-    resizes: Resizes,
+    resizes: Arc<Mutex<Resizes>>,
     devices: Weak<Devices>,
 }
 
