@@ -5,10 +5,11 @@
 //! called `disk0`. Never serves anything.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
+
+pub use crate::server::OnFull;
 
 mod file;
 mod run;
@@ -116,36 +117,8 @@ pub enum Socket {
     Fd(i32),
 }
 
-/// What happens when a store is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnFull {
-    /// Writes that need room fail.
-    #[default]
-    Fail,
-    /// They wait that long for the store to grow.
-    Wait(Duration),
-}
-
 fn on_full(text: &str) -> Result<OnFull, String> {
-    let wrong = || format!("'{text}' is neither 'fail' nor, say, 'wait=30s'");
-    if text == "fail" {
-        return Ok(OnFull::Fail);
-    }
-    let time = text.strip_prefix("wait=").ok_or_else(wrong)?;
-    let (number, seconds) = match (time.strip_suffix("ms"), time.strip_suffix('s')) {
-        (Some(number), _) => return Ok(OnFull::Wait(Duration::from_millis(parse(number)?))),
-        (None, Some(number)) => (number, 1),
-        (None, None) => match time.strip_suffix('m') {
-            Some(number) => (number, 60),
-            None => (time, 1),
-        },
-    };
-    let seconds = parse(number)?.checked_mul(seconds).ok_or_else(wrong)?;
-    return Ok(OnFull::Wait(Duration::from_secs(seconds)));
-
-    fn parse(number: &str) -> Result<u64, String> {
-        number.parse().map_err(|_| format!("'{number}' is not a number"))
-    }
+    text.parse()
 }
 
 impl Args for Serve {

@@ -9,7 +9,7 @@ use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
-    Command, SocketAddress, TransactionAction,
+    Command, DeviceMessage, SocketAddress, TransactionAction,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -17,7 +17,7 @@ use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
 
 use super::binding::Served;
-use super::{End, Exported, Server, info};
+use super::{End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
 
@@ -62,12 +62,7 @@ impl Server {
             Command::TableClear(c) => done(devices.clear(&c.name)),
             Command::DeviceSuspend(c) => self.suspend(&c),
             Command::DeviceResume(c) => self.resume(&c),
-            Command::DeviceMessage(c) => {
-                devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
-                let (name, message) = (&c.name, &c.message);
-                let sentence = format!("no target of '{name}' knows the message '{message}'");
-                Err(CommandError::generic(sentence))
-            }
+            Command::DeviceMessage(c) => self.message(&c),
             Command::QueryDevices(c) => {
                 let inactive = c.inactive.unwrap_or(false);
                 let kind = if inactive { TableKind::Inactive } else { TableKind::Active };
@@ -87,6 +82,9 @@ impl Server {
             Command::BlockCommit(c) => self.start_commit(c),
             Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::BlockSetWriteThreshold(c) => {
+                done(devices.set_write_threshold(&c.node_name, c.write_threshold))
+            }
             Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
@@ -95,12 +93,24 @@ impl Server {
                 self.end(End::Quit);
                 Ok(Answer::DONE)
             }
-            Command::MetadataSnapshotReserve(_)
-            | Command::MetadataSnapshotRelease(_)
-            | Command::BlockSetWriteThreshold(_) => {
+            Command::MetadataSnapshotReserve(_) | Command::MetadataSnapshotRelease(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }
         }
+    }
+
+    /// The one message there is: `on-full fail`, or `on-full wait=30s`.
+    fn message(&self, c: &DeviceMessage) -> Result<Answer, CommandError> {
+        self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+        let (name, message) = (&c.name, &c.message);
+        let Some(words) = message.strip_prefix("on-full ") else {
+            return Err(CommandError::generic(format!(
+                "no target of '{name}' knows the message '{message}'"
+            )));
+        };
+        let on_full: OnFull = words.trim().parse().map_err(CommandError::generic)?;
+        self.devices.set_patience(name, on_full.patience());
+        Ok(Answer::Message(String::new()))
     }
 
     fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {

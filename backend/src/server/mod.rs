@@ -9,6 +9,7 @@ mod info;
 mod lockfs;
 mod merge;
 mod moment;
+mod on_full;
 mod start;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 use snapblk_qmp::{Events, Jobs};
 use snapblk_store::control::command;
 use snapblk_store::control::event::{
-    BlockIoError, DeviceChanged, ErrorAction, Event, IoOperation, SnapshotFailed,
+    BlockIoError, BlockWriteThreshold, DeviceChanged, ErrorAction, Event, IoOperation,
+    SnapshotFailed,
 };
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::device::{DeviceEvent, Devices, DevicesConfig};
@@ -30,6 +32,7 @@ use snapblk_store::workers::Workers;
 
 use crate::export::Export;
 use lockfs::Lockfs;
+pub use on_full::OnFull;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
 
 /// How long requests in flight may take before a command that needs them to end is given up.
@@ -251,6 +254,13 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
                 nospace: Some(true),
                 reason: format!("the store {store} is full: writes wait until it has grown"),
             }),
+            StoreEvent::ThresholdPassed { threshold, exceeded } => {
+                Event::BlockWriteThreshold(BlockWriteThreshold {
+                    node_name: device,
+                    amount_exceeded: exceeded,
+                    write_threshold: threshold,
+                })
+            }
             StoreEvent::Overflowed => Event::SnapshotOverflow(failed(
                 device,
                 store,

@@ -17,7 +17,7 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, Server, add_command};
+use super::{End, OnFull, Server, add_command};
 use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
@@ -61,8 +61,8 @@ pub struct DiskArgs {
     pub num_queues: Option<u16>,
     /// Whether its workers never sleep while a front-end is connected.
     pub poll: bool,
-    /// How long writes wait for room where a store is full; none fail at once.
-    pub patience: Option<Duration>,
+    /// What its writes do when a store is full.
+    pub on_full: OnFull,
     /// The socket of its guest's agent.
     pub guest_agent: Option<PathBuf>,
 }
@@ -189,7 +189,7 @@ fn start_devices(
     first: &[FirstTable],
 ) -> Result<(), ServeError> {
     for disk in &args.disks {
-        server.devices.set_patience(&disk.name, disk.patience.unwrap_or_default());
+        server.devices.set_patience(&disk.name, disk.on_full.patience());
     }
     let mut at = String::new();
     let make = |table: &FirstTable| {

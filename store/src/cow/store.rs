@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
 use super::log::Log;
+use super::room::Room;
 use super::tail::Tail;
 use crate::io::FileId;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -106,6 +107,13 @@ pub enum StoreEvent {
     InvalidNotWritten,
     /// It is full, and what needs room waits for that.
     Full,
+    /// It has filled up beyond what was to be told of.
+    ThresholdPassed {
+        /// Bytes that were to be told of.
+        threshold: u64,
+        /// Bytes in use beyond them.
+        exceeded: u64,
+    },
     /// It overflowed.
     Overflowed,
     /// A commit failed: it is read-only until it is opened again.
@@ -148,17 +156,6 @@ struct TailSlot {
     /// A truncation that came while a leader had it. Such a leader commits nothing: a store that
     /// is merged owes nothing.
     cut: Option<(u64, Vec<Entry>)>,
-}
-
-/// What is done where there is no room.
-#[derive(Default)]
-struct Room {
-    /// How long what needs room waits, in milliseconds.
-    patience: AtomicU64,
-    /// That time is over.
-    given_up: AtomicBool,
-    /// It was the file system that had no room.
-    below: AtomicBool,
 }
 
 /// See the module's description.
@@ -443,30 +440,54 @@ impl Store {
         }
     }
 
+    /// Says once when more than `bytes` are in use, which may be at once; none says nothing.
+    pub fn set_write_threshold(&self, bytes: Option<u64>) {
+        self.room.set_threshold(bytes);
+        self.look_at_threshold();
+    }
+
+    /// Chunks were given out. Who sets a threshold meanwhile is told at the next chunk at the
+    /// latest.
+    #[inline]
+    pub fn look_at_threshold(&self) {
+        if let Some(threshold) = self.room.threshold() {
+            self.compare_with(threshold);
+        }
+    }
+
+    #[cold]
+    fn compare_with(&self, threshold: u64) {
+        let next = match self.persistence() {
+            Persistence::Transient => StoreChunk(self.log.next().0),
+            _ => self.geometry.next_free(self.log.next()),
+        };
+        let exceeded = self.geometry.chunk.store_offset(next).saturating_sub(threshold);
+        if exceeded > 0 && self.room.take_threshold(threshold) {
+            let event = StoreEvent::ThresholdPassed { threshold, exceeded };
+            self.observer.store_event(&self.name, event);
+        }
+    }
+
     /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
     /// at all it fails at once, as it does from the start.
     pub fn set_patience(&self, patience: Duration) {
-        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.room.patience.store(millis, Ordering::Release);
+        self.room.set_patience(patience);
     }
 
     /// How long what needs room waits for it.
     pub fn patience(&self) -> Duration {
-        Duration::from_millis(self.room.patience.load(Ordering::Acquire))
+        self.room.patience()
     }
 
     /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
     pub fn wait_for_room(&self) -> bool {
-        if self.room.patience.load(Ordering::Acquire) == 0
-            || self.room.given_up.load(Ordering::Acquire)
-        {
+        if !self.room.is_waited_for() {
             return false;
         }
         let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
         match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
-                // Where the store has room, it was the file system below that had none.
-                self.room.below.store(self.log.has_room(), Ordering::Release);
+                self.room.set_below(self.log.has_room());
                 self.observer.store_event(&self.name, StoreEvent::Full);
                 true
             }
@@ -476,19 +497,19 @@ impl Store {
 
     /// Whether it has room itself, and the file system below it had none.
     pub fn is_full_below(&self) -> bool {
-        self.room.below.load(Ordering::Acquire)
+        self.room.is_below()
     }
 
     /// There is room again: what waits goes on. The caller wakes the workers.
     pub fn go_on(&self) {
-        self.room.given_up.store(false, Ordering::Release);
+        self.room.set_given_up(false);
         self.no_longer_full();
     }
 
     /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
     /// the workers.
     pub fn give_up(&self) {
-        self.room.given_up.store(true, Ordering::Release);
+        self.room.set_given_up(true);
         self.no_longer_full();
     }
 

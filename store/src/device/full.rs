@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{Devices, Inner};
+use super::error::DeviceError;
 use super::live::Live;
 use crate::cow::StoreState;
 
@@ -36,6 +37,22 @@ impl Devices {
             inner.full.patience.insert(name.into(), patience);
         }
         spread_patience(inner);
+    }
+
+    /// Says once when more than `bytes` of the device's store are in use; never for 0.
+    ///
+    /// # Errors
+    /// Where it has no store, or several.
+    pub fn set_write_threshold(&self, name: &str, bytes: u64) -> Result<(), DeviceError> {
+        let inner = self.lock();
+        let mut snaps = inner.active(name)?.snaps.values();
+        let (Some(snap), None) = (snaps.next(), snaps.next()) else {
+            return Err(DeviceError::refused(format!(
+                "'{name}' has not one store that could fill up; name an overlay or a snapshot"
+            )));
+        };
+        snap.live.store.set_write_threshold((bytes != 0).then_some(bytes));
+        Ok(())
     }
 
     /// Looks after stores that are full and waited for: lets go on what waits for one that has

@@ -325,6 +325,7 @@ impl Core {
             }
             Allocation::Full => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
         }
+        ex.store().look_at_threshold();
         if log.wants_commit() {
             self.commit_soon(table, exceptions);
         }

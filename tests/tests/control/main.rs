@@ -18,3 +18,4 @@ mod overlays;
 mod resize;
 mod snapshots;
 mod state;
+mod waits;

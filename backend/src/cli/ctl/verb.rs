@@ -155,6 +155,16 @@ pub enum Verb {
     #[command(visible_alias = "block-commit")]
     Commit(CommitArgs),
 
+    /// Say once when a store has filled up so far
+    #[command(visible_alias = "block-set-write-threshold")]
+    Threshold {
+        /// The overlay or snapshot
+        device: String,
+        /// Bytes in use; 0 says nothing
+        #[arg(value_parser = size::parse)]
+        size: u64,
+    },
+
     /// List exports
     #[command(visible_alias = "query-block-exports")]
     Exports,
@@ -440,6 +450,13 @@ impl Verb {
                     device: Some(device.clone()),
                     node_name: None,
                     size: *size,
+                },
+            ),
+            Verb::Threshold { device, size } => Request::new(
+                "block-set-write-threshold",
+                &control::BlockSetWriteThreshold {
+                    node_name: device.clone(),
+                    write_threshold: *size,
                 },
             ),
             Verb::Export(export) => export.request(),

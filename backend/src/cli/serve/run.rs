@@ -3,7 +3,7 @@
 use crate::cli::CliError;
 use crate::server::{self, DiskArgs, DiskSocket, DiskSource, ServeArgs};
 
-use super::{Disk, OnFull, Serve, Socket, Source};
+use super::{Disk, Serve, Socket, Source};
 
 impl Serve {
     /// Serves the disks until a signal or the monitor ends that.
@@ -46,17 +46,13 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    let patience = match disk.on_full {
-        Some(OnFull::Wait(patience)) => Some(patience),
-        Some(OnFull::Fail) | None => None,
-    };
     Ok(DiskArgs {
         name: disk.name.clone(),
         source,
         socket,
         num_queues: disk.num_queues,
         poll: disk.poll,
-        patience,
+        on_full: disk.on_full.unwrap_or_default(),
         guest_agent: disk.guest_agent.clone(),
     })
 }
