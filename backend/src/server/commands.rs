@@ -63,7 +63,11 @@ impl Server {
                 let how = Suspend { noflush: c.noflush.unwrap_or(false) };
                 done(devices.suspend(&c.name, how))
             }
-            Command::DeviceResume(c) => done(devices.resume(&c.name)),
+            Command::DeviceResume(c) => {
+                devices.resume(&c.name).map_err(told)?;
+                self.merge_what_resumed(Some(&c.name));
+                Ok(Answer::DONE)
+            }
             Command::DeviceMessage(c) => {
                 devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
                 let (name, message) = (&c.name, &c.message);
