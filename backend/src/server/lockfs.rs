@@ -135,9 +135,10 @@ impl Server {
     }
 
     /// `device-resume`: the guest is let go where the device serves again.
-    pub(super) fn resume(&self, c: &DeviceName) -> Result<Answer, CommandError> {
+    pub(super) fn resume(self: &Arc<Self>, c: &DeviceName) -> Result<Answer, CommandError> {
         done(self.devices.resume(&c.name))?;
         self.lockfs.thaw(&c.name);
+        self.merge_what_resumed(Some(&c.name));
         Ok(Answer::DONE)
     }
 }

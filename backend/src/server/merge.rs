@@ -1,4 +1,4 @@
-//! `snapshot-merge`: a rollback as a job.
+//! `snapshot-merge`: a rollback as a job, begun by the command or by a table that is resumed.
 //!
 //! Owns the fit between the merge's thread and the monitor's job: progress, pause, cancel, and
 //! what becomes of the device at the end. Never knows how a chunk is copied back.
@@ -14,7 +14,7 @@ use snapblk_store::control::command::SnapshotMerge;
 use snapblk_store::control::event::{Event, MergeCompleted};
 use snapblk_store::control::job::JobType;
 use snapblk_store::device::{DeviceError, MergeJob, User};
-use snapblk_store::engine::{EngineConfig, MergeState};
+use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
 
 use super::Server;
 use super::commands::told;
@@ -43,12 +43,44 @@ impl Server {
 
     /// Starts again the merges that ran when the process ended.
     pub(super) fn resume_merges(self: &Arc<Self>) -> Result<(), CommandError> {
-        self.devices.merge_jobs().keys().try_for_each(|id| self.run_merge(id))
+        self.devices.merge_jobs().keys().try_for_each(|id| self.run_merge(id))?;
+        self.merge_what_resumed(None);
+        Ok(())
+    }
+
+    /// Starts what a table with a `snapshot-merge` line does from its resume on, where no job does
+    /// it yet. Its device serves, whether that can be started or not.
+    pub(super) fn merge_what_resumed(self: &Arc<Self>, resumed: Option<&str>) {
+        for (device, cow, users) in self.devices.merging(resumed) {
+            if users.iter().any(|user| user.starts_with(USER)) {
+                continue;
+            }
+            let (snapshot, id) = (device.clone(), self.free_id(&device));
+            let (auto_finalize, auto_dismiss) = (true, true);
+            let job = MergeJob { device, snapshot, cow, speed: 0, auto_finalize, auto_dismiss };
+            if let Err(error) = self.run(&id, job, Began::ByTable) {
+                tracing::error!("the merge of '{}' is not started: {}", &id, error.desc);
+            }
+        }
+    }
+
+    /// A name for the job that merges `device`.
+    fn free_id(&self, device: &str) -> String {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        let device: String = device.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
+        let first = format!("merge-{device}");
+        let others = (2..1000).map(|n| format!("{first}-{n}"));
+        let mut free = std::iter::once(first.clone()).chain(others);
+        free.find(|id| self.jobs.check_id(id).is_ok()).unwrap_or(first)
     }
 
     /// Runs the merge of the job `id`, which the devices know.
     fn run_merge(self: &Arc<Self>, id: &str) -> Result<(), CommandError> {
         let Some(job) = self.devices.merge_jobs().remove(id) else { return Ok(()) };
+        self.run(id, job, Began::ByCommand)
+    }
+
+    fn run(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
         let spec = JobSpec {
             id: id.into(),
             kind: JobType::SnapshotMerge,
@@ -60,6 +92,7 @@ impl Server {
             server: Arc::downgrade(self),
             id: id.into(),
             job,
+            began,
             merge: OnceLock::new(),
         });
         let driver = rollback.clone();
@@ -78,8 +111,20 @@ impl Server {
     }
 }
 
+/// How the users of a device that are jobs are called.
+const USER: &str = "job ";
+
 fn user_name(id: &str) -> String {
-    format!("job {id}")
+    format!("{USER}{id}")
+}
+
+/// Whose the device's table is while it merges, and when that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Began {
+    /// The command changed it; so does its end, and a restart goes on with the job.
+    ByCommand,
+    /// Somebody loaded it, and changes it.
+    ByTable,
 }
 
 /// The work of one job.
@@ -87,6 +132,7 @@ struct Rollback {
     server: Weak<Server>,
     id: String,
     job: MergeJob,
+    began: Began,
     merge: OnceLock<MergeHandle>,
 }
 
@@ -131,10 +177,12 @@ impl Rollback {
         server.devices.detach(&self.job.device, &user_name(&self.id));
         let outcome = match end {
             MergeEnd::Finished => Outcome::Completed,
-            MergeEnd::Cancelled => Outcome::Cancelled,
+            // Another table took its place.
+            MergeEnd::Cancelled | MergeEnd::Failed(MergeFailure::NoMerge) => Outcome::Cancelled,
             failed => Outcome::Failed(failed.to_string()),
         };
         if outcome != Outcome::Completed
+            && self.began == Began::ByCommand
             && let Err(error) = server.devices.forget_merge(&self.id)
         {
             tracing::error!("the end of the job '{}' could not be kept: {error}", self.id);
@@ -177,7 +225,10 @@ impl JobDriver for Rollback {
 
     fn finalize(&self) -> Result<(), String> {
         let Some(server) = self.server.upgrade() else { return Ok(()) };
-        server.devices.end_merge(&self.id, &self.job.device).map_err(|error| error.to_string())?;
+        if self.began == Began::ByCommand {
+            let ended = server.devices.end_merge(&self.id, &self.job.device);
+            ended.map_err(|error| error.to_string())?;
+        }
         let MergeJob { device, snapshot, cow, .. } = self.job.clone();
         let cow = if cow.is_empty() { snapshot.clone() } else { cow };
         server.events.emit(&Event::MergeCompleted(MergeCompleted { device, snapshot, cow }));

@@ -107,6 +107,9 @@ impl Plan<'_> {
                 };
                 long_enough(line, origin, backing.len(), len)?;
                 let key = self.key(&backing);
+                if let Some(other) = self.merging(&key, name) {
+                    return Err(beside_a_merge(name, &other));
+                }
                 let origin = self.origin(name, backing.slice(0, len), &key, made)?;
                 made.origin_keys.insert(number, key);
                 Ok(Target::Origin(origin))
@@ -193,6 +196,9 @@ impl Plan<'_> {
             let sentence = format!("'{}' is a layer; commit it with 'block-commit'", spec.origin);
             return Err(DeviceError::refused(sentence));
         };
+        if let Some(other) = self.origin_beside(&snap.key, name) {
+            return Err(beside_a_merge(&other, name));
+        }
         let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made)?;
         made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
         let merge = Merge {
@@ -211,6 +217,17 @@ impl Plan<'_> {
                 active.lines.iter().enumerate().any(|(number, line)| {
                     matches!(line.target, TargetSpec::Merge(_))
                         && active.snaps.get(&number).is_some_and(|snap| snap.key == *key)
+                })
+            })
+        })
+    }
+
+    /// A device other than `but` that is the origin `key` to its guest.
+    fn origin_beside(&self, key: &OriginKey, but: &str) -> Option<String> {
+        self.names().into_iter().filter(|name| name != but).find(|name| {
+            self.active(name).is_some_and(|active| {
+                active.origin_keys.iter().any(|(line, known)| {
+                    known == key && matches!(active.lines[*line].target, TargetSpec::Origin { .. })
                 })
             })
         })
@@ -422,6 +439,14 @@ fn reused<'s>(
 fn same_store<'s>(spec: &SnapshotSpec, snaps: &'s [Snap]) -> Option<&'s Snap> {
     let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
     snaps.iter().find(|snap| snap.live.disk.info.identity == identity)
+}
+
+/// What is written to the origin would be merged over.
+fn beside_a_merge(origin: &str, merges: &str) -> DeviceError {
+    DeviceError::refused(format!(
+        "'{merges}' merges a snapshot into the origin of '{origin}'; an origin does not stand beside \
+         a merge: load the merge into its device, or wait until that has ended"
+    ))
 }
 
 /// Whether its newest entries are still on disk is not known: a write could bring them back.

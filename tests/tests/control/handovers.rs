@@ -1,6 +1,7 @@
 //! A store that moves from one device's table to another's while its origin is written.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use snapblk_qmp::client::{Client as Qmp, ClientError};
@@ -311,10 +312,13 @@ fn scenario_72_killed_in_mid_handover_the_store_has_one_owner() {
         world.call("table-clear", json!({"name": "b"}));
         let qmp = Qmp::connect(world.server.monitor()).unwrap();
         let mut front = world.disk();
+        let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            let verbs = scope.spawn(|| hand_back_and_forth(qmp, &table));
-            for n in 0..15 + round * 11 {
-                front.write(n * 16 * 512, &stamped(n * 16, 8, 9)).unwrap();
+            let verbs = scope.spawn(|| hand_back_and_forth(qmp, &table, &done));
+            let at = (0..SECTORS / 8).cycle().map(|n| n * 8);
+            // After each verb of a handover and into the next, that of the second round and on.
+            for at in at.take_while(|_| done.load(Ordering::SeqCst) < 3 + round) {
+                front.write(at * 512, &stamped(at, 4, 9)).unwrap();
             }
             world.kill();
             verbs.join().expect("the verbs do not panic");
@@ -341,7 +345,7 @@ fn scenario_72_killed_in_mid_handover_the_store_has_one_owner() {
 }
 
 /// Hands the store over until the server is gone.
-fn hand_back_and_forth(mut qmp: Qmp, table: &[String]) {
+fn hand_back_and_forth(mut qmp: Qmp, table: &[String], done: &AtomicUsize) {
     for (source, destination) in [("a", "b"), ("b", "a")].into_iter().cycle() {
         for (verb, arguments) in [
             ("table-load", json!({"name": destination, "table": table})),
@@ -349,7 +353,7 @@ fn hand_back_and_forth(mut qmp: Qmp, table: &[String]) {
             ("device-resume", json!({"name": destination})),
         ] {
             match qmp.call(verb, arguments) {
-                Ok(_) => {}
+                Ok(_) => _ = done.fetch_add(1, Ordering::SeqCst),
                 Err(ClientError::Command(error)) => panic!("{verb}: {}", error.desc),
                 Err(_) => return,
             }
@@ -412,11 +416,71 @@ fn a_snapshot_becomes_a_merge_in_the_origins_device_and_a_snapshot_again() {
     world.stop();
 }
 
+/// It merges from its resume on, whoever loaded it; killed or not, it goes on to the end.
+#[test]
+fn a_table_that_merges_does_so_from_its_resume_on() {
+    let scratch = scratch();
+    for killed in [false, true] {
+        let (command, mut world, wanted) = world_with_snapshot(&scratch);
+        let table = world.table("a")[0].replace(" snapshot disk0 ", " snapshot-merge disk0-real ");
+        world.call("table-load", json!({"name": "disk0", "table": [table]}));
+        world.call("device-suspend", json!({"name": "a"}));
+        world.call("device-resume", json!({"name": "disk0"}));
+        if killed {
+            world.kill();
+            world = World::start(&command);
+        }
+        assert_same("disk0", &world.disk().read_all().unwrap(), &wanted);
+        if !killed {
+            assert_eq!(world.event("MERGE_COMPLETED")["data"]["device"], "disk0");
+            world.event("BLOCK_JOB_COMPLETED");
+        }
+        let merged = format!("0 {SECTORS} snapshot-merge 16/");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !world.status("disk0")[0].starts_with(&merged) {
+            assert!(Instant::now() < deadline, "{:?}", world.status("disk0"));
+        }
+        assert_eq!(world.table("disk0"), [table], "it is its loader's");
+        // Resumed again, there is nothing left to do.
+        world.call("device-resume", json!({"name": "disk0"}));
+        assert_eq!(world.call("query-jobs", json!({})), json!([]));
+        world.stop();
+        assert_same("the file", &std::fs::read(scratch.path("disk.raw")).unwrap(), &wanted);
+        for file in ["a.cow", "disk.raw.state"] {
+            std::fs::remove_file(scratch.path(file)).unwrap();
+        }
+    }
+}
+
+/// What a second origin's guest writes would be merged over.
+#[test]
+fn an_origin_does_not_stand_beside_a_merge() {
+    let scratch = scratch();
+    let (_, mut world, _) = world_with_snapshot(&scratch);
+    let beside = format!("0 {SECTORS} snapshot-origin disk0-real");
+    world.make("other", &[beside.clone()]);
+    let snapshot = world.table("a")[0].clone();
+    let merge = snapshot.replace(" snapshot disk0 ", " snapshot-merge disk0-real ");
+    world.call("device-suspend", json!({"name": "a"}));
+    world.call("table-load", json!({"name": "disk0", "table": [merge]}));
+    let said = world.refused("device-resume", json!({"name": "disk0"}));
+    assert!(said.contains("does not stand beside a merge"), "{said}");
+    world.call("device-remove", json!({"name": "other"}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    world.call("device-create", json!({"name": "other"}));
+    world.call("table-load", json!({"name": "other", "table": [beside]}));
+    let said = world.refused("device-resume", json!({"name": "other"}));
+    assert!(said.contains("does not stand beside a merge"), "{said}");
+    world.stop();
+}
+
 /// A store that is opened again, for a device of another length, while its origin is written: its
 /// new table knows every exception of the old one.
 #[test]
 fn a_snapshot_that_changes_its_length_under_writes_keeps_its_image() {
     const ROUNDS: u64 = 30;
+    /// So long that there is always something that was not written yet.
+    const SECTORS: u64 = (1 << 18) + 5;
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&plain(&scratch, &file));
