@@ -8,6 +8,7 @@ mod exports;
 mod full;
 mod golden;
 mod history;
+mod lockfs;
 mod locks;
 mod merges;
 mod moments;
