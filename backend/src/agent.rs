@@ -172,7 +172,8 @@ impl Agent {
             .map_err(AgentError::Thread)?;
         // The thread keeps to the bounds, so this ends.
         frozen.recv().unwrap_or_else(|_| Err(self.expired()))?;
-        let freeze = Freeze { agent: self.clone(), state, release: Some(release), thread: Some(thread) };
+        let freeze =
+            Freeze { agent: self.clone(), state, release: Some(release), thread: Some(thread) };
         let freeze = Arc::new(freeze);
         *current = Arc::downgrade(&freeze);
         Ok(Frozen(freeze))

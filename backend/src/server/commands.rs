@@ -8,8 +8,8 @@ use std::sync::Arc;
 use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
-    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, Command,
-    SocketAddress, TransactionAction,
+    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
+    Command, SocketAddress, TransactionAction,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -19,7 +19,7 @@ use snapblk_store::lines::parse_table;
 use super::binding::Served;
 use super::{End, Exported, Server, info};
 use crate::config::LogicalBlock;
-use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
+use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -84,8 +84,9 @@ impl Server {
                 self.transact(vec![TransactionAction::BlockdevSnapshotSync(c)])
             }
             Command::Transaction(c) => self.transaction(c),
-            Command::BlockExportAdd(c) => self.add_export(c),
+            Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
                 let reason = ShutdownCause::HostQmpQuit;
@@ -95,7 +96,6 @@ impl Server {
             }
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
-            | Command::BlockResize(_)
             | Command::BlockCommit(_)
             | Command::BlockSetWriteThreshold(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
@@ -103,7 +103,19 @@ impl Server {
         }
     }
 
-    fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
+    fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {
+        let ((Some(name), None) | (None, Some(name))) = (c.device, c.node_name) else {
+            return Err(CommandError::generic("give one of 'device' and 'node-name'"));
+        };
+        done(self.devices.resize(&name, c.size))
+    }
+
+    /// Starts an export, with workers that sleep as `polling` says.
+    pub(super) fn add_export(
+        self: &Arc<Self>,
+        c: BlockExportAdd,
+        polling: Polling,
+    ) -> Result<Answer, CommandError> {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
@@ -138,12 +150,15 @@ impl Server {
             writable,
             logical_block,
             serial: c.node_name.clone(),
+            polling,
         };
         let failed = self.failed.lock().expect("channel lock poisoned").clone();
         let (devices, device) = (self.devices.clone(), &c.node_name);
         let binding = Served::new(devices, device, writable, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
+        let resized = (c.node_name.clone(), Box::new(export.size_changed()) as Box<_>);
+        self.resizes().insert(c.id.clone(), resized);
         exports.insert(c.id, Exported { export, device: c.node_name });
         Ok(Answer::DONE)
     }
@@ -159,6 +174,7 @@ impl Server {
             .ok_or_else(|| CommandError::generic(format!("there is no export '{}'", c.id)))?;
         exported.export.stop(mode).map_err(|error| CommandError::generic(error.to_string()))?;
         exports.remove(&c.id);
+        self.resizes().remove(&c.id);
         drop(exports);
         self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
         Ok(Answer::DONE)

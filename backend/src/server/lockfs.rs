@@ -101,12 +101,9 @@ impl Server {
         }
         // All at once: the bound of the first does not run while the last is asked.
         let frozen: Vec<Result<Frozen, AgentError>> = std::thread::scope(|scope| {
-            let asked: Vec<_> =
-                agents.iter().map(|agent| scope.spawn(|| agent.freeze())).collect();
-            let panicked = |agent: &Agent| AgentError::Expired {
-                path: agent.path().into(),
-                bound: FROZEN,
-            };
+            let asked: Vec<_> = agents.iter().map(|agent| scope.spawn(|| agent.freeze())).collect();
+            let panicked =
+                |agent: &Agent| AgentError::Expired { path: agent.path().into(), bound: FROZEN };
             let answers = asked.into_iter().zip(&agents);
             answers
                 .map(|(asked, agent)| asked.join().unwrap_or_else(|_| Err(panicked(agent))))

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::{
-    ActionCompletionMode, NewImageMode, Persistence, Transaction, TransactionAction,
+    ActionCompletionMode, NewImageMode, Persistence, Persistent, Transaction, TransactionAction,
 };
 use snapblk_store::cow;
 use snapblk_store::device::{CreateSnapshot, MomentAction, OverlaySnapshot};
@@ -30,10 +30,7 @@ impl Server {
 
     /// Carries out `actions` at one moment, or none of them, with the guests frozen meanwhile whose
     /// agents are known.
-    pub(super) fn transact(
-        &self,
-        actions: Vec<TransactionAction>,
-    ) -> Result<Answer, CommandError> {
+    pub(super) fn transact(&self, actions: Vec<TransactionAction>) -> Result<Answer, CommandError> {
         let lockfs: Vec<bool> = actions.iter().map(|action| !skips_lockfs(action)).collect();
         let actions: Vec<MomentAction> =
             actions.into_iter().map(planned).collect::<Result<_, CommandError>>()?;
@@ -61,7 +58,7 @@ fn planned(action: TransactionAction) -> Result<MomentAction, CommandError> {
             cow: PathBuf::from(c.cow),
             chunk: c.chunk_size.map(chunk_of_bytes).transpose()?,
             size: c.size,
-            persistence: match c.persistent {
+            persistence: match c.persistent.map(Persistent::way) {
                 None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
                 Some(Persistence::Persistent) => cow::Persistence::Persistent,
                 Some(Persistence::Transient) => cow::Persistence::Transient,

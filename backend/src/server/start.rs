@@ -18,6 +18,7 @@ use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
 use super::{End, Server, add_command};
+use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,6 +59,10 @@ pub struct DiskArgs {
     pub socket: Option<DiskSocket>,
     /// Virtqueues; none for one a core.
     pub num_queues: Option<u16>,
+    /// Whether its workers never sleep while a front-end is connected.
+    pub poll: bool,
+    /// How long writes wait for room where a store is full; none fail at once.
+    pub patience: Option<Duration>,
     /// The socket of its guest's agent.
     pub guest_agent: Option<PathBuf>,
 }
@@ -182,6 +187,9 @@ fn start_devices(
     args: &ServeArgs,
     first: &[FirstTable],
 ) -> Result<(), ServeError> {
+    for disk in &args.disks {
+        server.devices.set_patience(&disk.name, disk.patience.unwrap_or_default());
+    }
     let mut at = String::new();
     let make = |table: &FirstTable| {
         at.clone_from(&table.name);
@@ -219,7 +227,8 @@ fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError>
     let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
     let command = add_command(&disk.name, &disk.name, addr, queues);
     let failed = |error| ServeError::Export { disk: disk.name.clone(), error };
-    server.execute(command).map(|_| ()).map_err(failed)
+    let polling = if disk.poll { Polling::Always } else { Polling::Adaptive };
+    server.add_export(command, polling).map(|_| ()).map_err(failed)
 }
 
 /// The tables that the arguments give their disks.

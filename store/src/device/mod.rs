@@ -9,13 +9,17 @@ mod core;
 mod disks;
 mod error;
 mod files;
+mod full;
 mod guards;
+mod handover;
 mod live;
 mod moment;
 mod origins;
 mod query;
+mod resize;
 mod snapshots;
 mod state;
+mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;

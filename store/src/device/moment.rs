@@ -230,7 +230,7 @@ impl Moment<'_, '_> {
             changed.push(real);
         }
         let origin = line(len, TargetSpec::Origin { origin });
-        let loaded = Loaded { lines: origin, read_only: before.read_only };
+        let loaded = Loaded::of(origin, before.read_only);
         self.plan.set(device, &loaded, &[])?;
         let spec = SnapshotSpec {
             origin: Param::Device(device.clone()),
@@ -239,7 +239,7 @@ impl Moment<'_, '_> {
             chunk: Some(chunk),
             features: Features::default(),
         };
-        let snapshot = Loaded { lines: line(len, TargetSpec::Snapshot(spec)), read_only: false };
+        let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
         self.plan.set(&request.name, &snapshot, &[])?;
         self.plan.follow_changes(changed)
     }
@@ -303,7 +303,7 @@ impl Moment<'_, '_> {
         self.plan.set(below, &frozen, &shared)?;
         self.plan.next.insert(request.device.clone(), None);
         let lines = line(len, TargetSpec::Snapshot(spec));
-        let top = Loaded { lines, read_only: before.read_only };
+        let top = Loaded::of(lines, before.read_only);
         match snap {
             Some(snap) => self.plan.set_on_top(&request.device, &top, snap),
             None => self.plan.set(&request.device, &top, &[]),

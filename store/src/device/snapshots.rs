@@ -64,7 +64,7 @@ impl Devices {
             let by = format!("the export '{user}'");
             return Err(DeviceError::InUse { name: snapshot.into(), by });
         }
-        if snap.live.store.state() != StoreState::Valid {
+        if !matches!(snap.live.store.state(), StoreState::Valid | StoreState::Full) {
             return Err(DeviceError::refused(format!(
                 "the snapshot '{snapshot}' is not valid, so there is nothing to roll back to"
             )));
@@ -92,7 +92,7 @@ impl Devices {
         plan.next.insert(snapshot.into(), None);
         let spec = SnapshotSpec { origin, ..cow };
         let lines = line(len, TargetSpec::Merge(spec));
-        plan.set(device, &Loaded { lines, read_only }, &[snap])?;
+        plan.set(device, &Loaded::of(lines, read_only), &[snap])?;
         plan.follow()?;
         let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
@@ -142,7 +142,7 @@ impl Devices {
             TargetSpec::Linear { dev: origin, offset: Sector(0) }
         };
         let mut plan = Plan::new(self, inner);
-        plan.set(device, &Loaded { lines: line(len, target), read_only }, &[])?;
+        plan.set(device, &Loaded::of(line(len, target), read_only), &[])?;
         plan.follow()?;
         plan.inner.state.jobs.remove(id);
         self.apply(plan, |_| ())

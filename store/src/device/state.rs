@@ -13,11 +13,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::build::Active;
-use super::core::{Devices, Inner, Loaded};
+use super::core::{Device, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
+use super::handover::Lost;
 use crate::io::{FileInfo, Files};
 use crate::lines::{TableLine, parse_table};
+use crate::units::Sector;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -112,6 +114,14 @@ pub(super) struct DeviceState {
     inactive: Option<Vec<String>>,
     #[serde(default)]
     inactive_read_only: bool,
+    /// Lines of the table that have no store, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<(usize, Lost)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    inactive_lost: Vec<(usize, Lost)>,
+    /// It only waits for its stores to be taken over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
 }
 
 /// Everything that is kept.
@@ -166,6 +176,17 @@ impl First {
     fn of(table: &FirstTable) -> First {
         First { table: texts(&table.lines), read_only: table.read_only }
     }
+
+    /// Whether all there is between this and `other` is how long the last line is.
+    fn differs_in_length(&self, other: &First) -> bool {
+        let lengthless = |lines: &[String]| -> Option<Vec<TableLine>> {
+            let mut lines = parse_table(lines.iter().map(String::as_str)).ok()?;
+            lines.last_mut()?.len = Sector(0);
+            Some(lines)
+        };
+        let same = lengthless(&self.table) == lengthless(&other.table);
+        same && self.read_only == other.read_only
+    }
 }
 
 impl std::fmt::Display for First {
@@ -179,7 +200,56 @@ fn texts(lines: &[TableLine]) -> Vec<String> {
     lines.iter().map(TableLine::to_string).collect()
 }
 
+fn size_of(lines: &[TableLine]) -> Sector {
+    lines.last().map_or(Sector(0), |line| Sector(line.start.0 + line.len.0))
+}
+
+fn pairs(lost: &BTreeMap<usize, Lost>) -> Vec<(usize, Lost)> {
+    lost.iter().map(|(line, lost)| (*line, *lost)).collect()
+}
+
+impl DeviceState {
+    fn active(&self) -> Result<Option<Loaded>, DeviceError> {
+        if self.table.is_empty() {
+            return Ok(None);
+        }
+        Self::loaded(&self.table, self.read_only, &self.lost).map(Some)
+    }
+
+    fn inactive(&self) -> Result<Option<Loaded>, DeviceError> {
+        let lost = &self.inactive_lost;
+        let loaded = |lines: &Vec<String>| Self::loaded(lines, self.inactive_read_only, lost);
+        self.inactive.as_ref().map(loaded).transpose()
+    }
+
+    fn loaded(
+        lines: &[String],
+        read_only: bool,
+        lost: &[(usize, Lost)],
+    ) -> Result<Loaded, DeviceError> {
+        let lines = parse_table(lines.iter().map(String::as_str))?;
+        let lost = lost.iter().copied().collect();
+        Ok(Loaded { lost, ..Loaded::of(lines, read_only) })
+    }
+}
+
 impl State {
+    /// Whether the device of `table` has become one that finds room in it: arguments that take a
+    /// file as long as it is say something else once the disk, or the file alone, has grown.
+    fn is_within(&self, table: &FirstTable) -> bool {
+        let Some(device) = self.devices.get(&table.name) else { return false };
+        let lines = parse_table(device.table.iter().map(String::as_str));
+        let (now, given) = (lines.map(|lines| size_of(&lines)), size_of(&table.lines));
+        if now.as_ref().is_ok_and(|now| *now < given) {
+            let name = &table.name;
+            tracing::warn!(
+                "there is room for {given} sectors below '{name}', which stays as large as it was \
+                 until 'block_resize'"
+            );
+        }
+        now.is_ok_and(|now| now <= given)
+    }
+
     /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
     pub(super) fn of(
         files: &Files,
@@ -205,6 +275,9 @@ impl State {
                     table: active.map(|active| texts(&active.lines)).unwrap_or_default(),
                     inactive: inactive.map(|loaded| texts(&loaded.lines)),
                     inactive_read_only: inactive.is_some_and(|loaded| loaded.read_only),
+                    lost: active.map(|active| pairs(&active.lost)).unwrap_or_default(),
+                    inactive_lost: inactive.map(|loaded| pairs(&loaded.lost)).unwrap_or_default(),
+                    removed: device.is_some_and(|device| device.removed),
                 },
             );
             // Tables that are about to be replaced may be written until they are.
@@ -217,12 +290,14 @@ impl State {
         state
     }
 
-    fn loaded(&self, name: &str) -> Result<Option<Loaded>, DeviceError> {
-        let Some(device) = self.devices.get(name).filter(|d| !d.table.is_empty()) else {
-            return Ok(None);
-        };
-        let lines = parse_table(device.table.iter().map(String::as_str))?;
-        Ok(Some(Loaded { lines, read_only: device.read_only }))
+    /// The same with the devices `names` not suspended.
+    pub(super) fn serving(mut self, names: &[String]) -> State {
+        for name in names {
+            if let Some(device) = self.devices.get_mut(name) {
+                device.suspended = false;
+            }
+        }
+        self
     }
 }
 
@@ -303,6 +378,7 @@ impl StateFile {
         let given = First::of(table);
         match state.first.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
+            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
             Some(knows) => Err(StateError::Other {
                 device: table.name.clone(),
                 knows: knows.to_string(),
@@ -450,7 +526,8 @@ impl Devices {
 
     fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
         for (name, device) in &state.devices {
-            self.create(name, device.uuid.as_deref())?;
+            let uuid = device.uuid.clone();
+            self.lock().devices.insert(name.clone(), Device { uuid, ..Device::default() });
         }
         let mut left: Vec<&String> = state.devices.keys().collect();
         while !left.is_empty() {
@@ -463,19 +540,21 @@ impl Devices {
                 return Err(DeviceError::refused("the state file's tables lie on each other"));
             };
             left.retain(|other| *other != name);
-            if let Some(loaded) = state.loaded(name)? {
+            if let Some(loaded) = state.devices[name].active()? {
                 self.refuse_lost_stores(name, &loaded)?;
-                self.load(name, loaded.lines, loaded.read_only)?;
+                self.put(&mut self.lock(), name, loaded)?;
                 self.resume(name)?;
             }
         }
         for (name, device) in &state.devices {
-            if let Some(lines) = &device.inactive {
-                let lines = parse_table(lines.iter().map(String::as_str))?;
-                self.load(name, lines, device.inactive_read_only)?;
+            if let Some(loaded) = device.inactive()? {
+                self.put(&mut self.lock(), name, loaded)?;
             }
             if device.suspended && !device.table.is_empty() {
                 self.suspend(name, super::verbs::Suspend { noflush: true })?;
+            }
+            if device.removed {
+                self.lock().device_mut(name)?.removed = true;
             }
         }
         Ok(())
@@ -483,7 +562,11 @@ impl Devices {
 
     /// A store that the state knows is never made anew.
     fn refuse_lost_stores(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
-        for spec in loaded.lines.iter().filter_map(|line| line.target.snapshot()) {
+        for (number, line) in loaded.lines.iter().enumerate() {
+            let Some(spec) = line.target.snapshot() else { continue };
+            if loaded.lost.contains_key(&number) {
+                continue;
+            }
             let Some(path) = spec.cow.path() else { continue };
             if spec.persistence != crate::cow::Persistence::Transient && is_empty(path) {
                 let store = path.to_owned();

@@ -138,6 +138,8 @@ pub enum Decision {
     },
     /// A store changes its state: wait for that.
     WaitState,
+    /// A store is full, and the request needs room in it: wait for that.
+    WaitRoom,
 }
 
 /// A range to be tracked, in sectors.

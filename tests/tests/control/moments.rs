@@ -208,7 +208,10 @@ fn one_moment(how: How, place: Place) {
                 assert!(b <= a, "round {round}, writer {writer}: b has {b}, but a only {a}");
                 assert!(*a <= b + 1, "round {round}, writer {writer}: a has {a}, but b only {b}");
             }
-            assert!(b.iter().sum::<u64>() >= *reached, "round {round}: acknowledged, and not there");
+            assert!(
+                b.iter().sum::<u64>() >= *reached,
+                "round {round}: acknowledged, and not there"
+            );
         }
         for disk in ["a", "b"] {
             assert_eq!(newest(&world.content(&scratch, disk)), lasts, "{disk} as it is now");
@@ -249,7 +252,11 @@ fn a_transaction_that_fails_leaves_nothing() {
     let good = [create("a", "sa", "sa.cow"), overlay_on("a", "empty.cow")];
     let not_found = ErrorClass::DeviceNotFound;
     let bad = [
-        (create("b", "sb", "full.cow"), ErrorClass::GenericError, "full.cow is there and not empty"),
+        (
+            create("b", "sb", "full.cow"),
+            ErrorClass::GenericError,
+            "full.cow is there and not empty",
+        ),
         (overlay_on("b", "full.cow"), ErrorClass::GenericError, "full.cow is there and not empty"),
         (create("c", "sc", "sc.cow"), not_found, "'c'"),
         (overlay_on("b", "nowhere/b.cow"), ErrorClass::GenericError, "nowhere/b.cow"),

@@ -139,6 +139,18 @@ pub enum Verb {
     /// Take snapshots of several live disks at one moment: all or none
     Transaction(TransactionArgs),
 
+    /// Make a disk longer, which its guest sees at once
+    ///
+    /// With the size that it has, the stores below it are looked at again.
+    #[command(visible_alias = "block_resize")]
+    Resize {
+        /// The disk
+        device: String,
+        /// How large it is to be
+        #[arg(value_parser = size::parse)]
+        size: u64,
+    },
+
     /// List exports
     #[command(visible_alias = "query-block-exports")]
     Exports,
@@ -395,6 +407,14 @@ impl Verb {
                     skip_lockfs: set(*skip_lockfs),
                 },
             ),
+            Verb::Resize { device, size } => Request::new(
+                "block_resize",
+                &control::BlockResize {
+                    device: Some(device.clone()),
+                    node_name: None,
+                    size: *size,
+                },
+            ),
             Verb::Export(export) => export.request(),
             Verb::Unexport { id, hard } => Request::new(
                 "block-export-del",
@@ -429,7 +449,7 @@ impl SnapshotArgs {
             cow: self.cow.clone(),
             chunk_size: self.chunk_size,
             size: self.size,
-            persistent: self.persistent.map(Persistent::on_the_wire),
+            persistent: self.persistent.map(|way| control::Persistent::As(way.on_the_wire())),
             mode: mode(self.existing),
             skip_lockfs: set(self.skip_lockfs),
         };
