@@ -208,6 +208,7 @@ fn served() -> Vec<Registration> {
         handled::<_, Nothing>("block_resize", Command::BlockResize),
         handled::<_, Nothing>("blockdev-snapshot-sync", Command::BlockdevSnapshotSync),
         handled::<_, Nothing>("transaction", Command::Transaction),
+        handled::<_, Nothing>("block-commit", Command::BlockCommit),
         handled::<_, Nothing>("block-export-add", Command::BlockExportAdd),
         handled::<_, Nothing>("block-export-del", Command::BlockExportDel),
         handled::<_, Vec<BlockExportInfo>>("query-block-exports", |Nothing {}| {
@@ -222,7 +223,6 @@ pub fn deferred() -> Vec<Registration> {
     vec![
         handled::<_, Nothing>("metadata-snapshot-reserve", Command::MetadataSnapshotReserve),
         handled::<_, Nothing>("metadata-snapshot-release", Command::MetadataSnapshotRelease),
-        handled::<_, Nothing>("block-commit", Command::BlockCommit),
         handled::<_, Nothing>("block-set-write-threshold", Command::BlockSetWriteThreshold),
     ]
 }

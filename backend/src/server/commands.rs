@@ -84,6 +84,7 @@ impl Server {
                 self.transact(vec![TransactionAction::BlockdevSnapshotSync(c)])
             }
             Command::Transaction(c) => self.transaction(c),
+            Command::BlockCommit(c) => self.start_commit(c),
             Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::BlockResize(c) => self.resize(c),
@@ -96,7 +97,6 @@ impl Server {
             }
             Command::MetadataSnapshotReserve(_)
             | Command::MetadataSnapshotRelease(_)
-            | Command::BlockCommit(_)
             | Command::BlockSetWriteThreshold(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }

@@ -4,6 +4,7 @@
 
 mod binding;
 mod commands;
+mod commit;
 mod info;
 mod lockfs;
 mod merge;

@@ -137,6 +137,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let (server, ends) = Server::new(state, args.force, &agents);
     start_devices(&server, args, &first)?;
     server.resume_merges().map_err(|error| ServeError::Export { disk: names(&first), error })?;
+    server.resume_commits();
     for disk in &args.disks {
         start_export(&server, disk)?;
     }

@@ -320,6 +320,11 @@ impl Store {
         self.sealed.store(true, Ordering::Release);
     }
 
+    /// Layers above it are about to be committed into it.
+    pub fn unseal(&self) {
+        self.sealed.store(false, Ordering::Release);
+    }
+
     /// Takes the tail, to commit. The log's leader alone may ask.
     pub fn take_tail(&self) -> Box<Tail> {
         self.lock_tail().tail.take().expect("one leader at a time")

@@ -3,12 +3,13 @@
 //! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
 //! do not change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::build::Active;
+use super::commit::Commit;
 use super::disks::Disks;
 use super::error::DeviceError;
 use super::full::FullStores;
@@ -123,6 +124,11 @@ pub(super) struct Inner {
     pub(super) devices: BTreeMap<String, Device>,
     pub(super) state: StateFile,
     pub(super) full: FullStores,
+    /// By job: the commits that run, and what they hold.
+    pub(super) commits: BTreeMap<String, Commit>,
+    /// While the state is restored: the devices that are layers below others, whose tables
+    /// nobody needs.
+    pub(super) lower_layers: BTreeSet<String>,
 }
 
 impl Inner {
@@ -158,6 +164,8 @@ impl Devices {
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),
             full: FullStores::default(),
+            commits: BTreeMap::new(),
+            lower_layers: BTreeSet::new(),
         };
         Devices { files, workers, config, inner: Mutex::new(inner) }
     }

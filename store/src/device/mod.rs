@@ -5,6 +5,8 @@
 //! live owner a store) and I9 (tables are swapped while nothing is in flight).
 
 mod build;
+mod chain;
+mod commit;
 mod core;
 mod disks;
 mod error;
@@ -25,9 +27,10 @@ mod tests;
 mod verbs;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
+pub use commit::CommitWork;
 pub use error::DeviceError;
 pub use files::make_overlay_store;
 pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
-pub use state::{FirstTable, MergeJob, State, StateError};
+pub use state::{CommitJob, FirstTable, MergeJob, State, StateError};
 pub use verbs::{Suspend, TableKind};

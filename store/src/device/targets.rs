@@ -308,11 +308,15 @@ impl Plan<'_> {
                 lower.store.geometry().chunk
             )));
         }
-        let table = read_layers(&layers, chunk, len)?;
-        live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        // A layer is about to be stacked on: its own table would be read for nobody.
+        let shared = self.inner.lower_layers.contains(name);
+        let table = read_layers(if shared { &[] } else { &layers }, chunk, len)?;
+        if !shared {
+            live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
-        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared: false })
+        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared })
     }
 
     /// Opens a store; one that is known to be invalid is, whatever its header says.

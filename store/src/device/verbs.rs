@@ -353,6 +353,7 @@ impl Devices {
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
         let Plan { inner, next, released, still, .. } = plan;
+        self.refuse_committing(inner, &next)?;
         self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
         for name in next.keys() {
@@ -424,6 +425,7 @@ impl Devices {
     pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.active(name)?;
+        inner.refuse_held(name)?;
         if writable {
             let next = BTreeMap::new();
             self.refuse_second_writers(inner, &next, |writer| writer == name)?;

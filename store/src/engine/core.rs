@@ -250,6 +250,11 @@ impl Core {
         ready.retain(keep);
     }
 
+    /// Nothing can go on without a table.
+    pub(super) fn ignore_wake(&self) {
+        self.worker.take_wake();
+    }
+
     pub(super) fn is_quiet(&self) -> bool {
         self.in_flight == 0
             && self.actions.is_empty()

@@ -290,6 +290,19 @@ impl MergeJob {
         }
     }
 
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn step(&self) -> &'static str {
+        match self.stage {
+            Stage::Idle | Stage::Reading(_) => "between batches",
+            Stage::Protect { .. } => "protect",
+            Stage::Drain { .. } => "drain",
+            Stage::Copy { .. } => "copy",
+            Stage::SyncOrigin { .. } => "sync origin",
+            Stage::Erase { .. } => "erase entries",
+            Stage::Ended(_) => "ended",
+        }
+    }
+
     pub(super) fn wants(&self) -> Option<MergeWants> {
         match self.stage {
             Stage::Reading(wants) => Some(wants),

@@ -103,8 +103,11 @@ impl Engine {
     /// Goes on with whatever can go on: to be called once a batch, after submissions and
     /// completions.
     pub fn step(&mut self) {
-        if let Some(table) = self.table.as_deref() {
-            self.core.step(table);
+        match self.table.as_deref() {
+            Some(table) => self.core.step(table),
+            // A wake that nobody took would keep the host from its sleep. Whatever it was for is
+            // looked at again under the next table.
+            None => self.core.ignore_wake(),
         }
     }
 
@@ -218,6 +221,12 @@ impl Engine {
         if let Some(job) = &mut self.core.merge {
             job.allow(bytes);
         }
+    }
+
+    /// In which step the merge is, as the merge's description calls it.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn merge_step(&self) -> Option<&'static str> {
+        self.core.merge.as_ref().map(|job| job.step())
     }
 
     /// The merge that runs in this engine, if any.

@@ -109,7 +109,7 @@ impl Snapshot {
     ) -> Decision {
         let within = ex.chunk().offset_in(offset);
         let len = len.min(ex.chunk().bytes() - within);
-        let whole = within == 0 && len == ex.valid_len(chunk);
+        let whole = within == 0 && len == ex.own_len(chunk);
         match entry {
             Entry::Mapped(place)
                 if self.features.discard_zeroes_cow && whole && ex.is_top(place) =>

@@ -411,3 +411,35 @@ fn a_snapshot_becomes_a_merge_in_the_origins_device_and_a_snapshot_again() {
     assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 6));
     world.stop();
 }
+
+/// A store that is opened again, for a device of another length, while its origin is written: its
+/// new table knows every exception of the old one.
+#[test]
+fn a_snapshot_that_changes_its_length_under_writes_keeps_its_image() {
+    const ROUNDS: u64 = 30;
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "a", "cow": "a.cow"}));
+    let table = world.table("a")[0].clone();
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        for round in 0..ROUNDS {
+            clock.wait_for(4);
+            // Suspended by itself, and before.
+            if round % 2 == 0 {
+                world.call("device-suspend", json!({"name": "a", "noflush": round % 4 == 0}));
+            }
+            let len = SECTORS - 1 - round % 4;
+            world.swap("a", &[table.replace(&format!("0 {SECTORS} "), &format!("0 {len} "))]);
+        }
+        clock.wait_for(50);
+        clock.end();
+        load.join().expect("the load does not panic");
+    });
+    let wanted = stamped(0, SECTORS - 1 - (ROUNDS - 1) % 4, 1);
+    assert_same("a", &world.content(&scratch, "a"), &wanted);
+    world.stop();
+}

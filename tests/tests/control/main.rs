@@ -1,6 +1,7 @@
 //! The control plane through the real program: its monitor, its tables, its state, with a real
 //! front end at its sockets.
 
+mod commits;
 mod common;
 mod config;
 mod devices;

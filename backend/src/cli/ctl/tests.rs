@@ -67,6 +67,14 @@ fn every_verb_is_a_command_of_the_monitor() {
             json!({"device": "d", "snapshot": "s", "job-id": "merge-d"}),
         ),
         (
+            "commit d --top d.2 --base d.1 --speed 1M",
+            "block-commit",
+            json!({
+                "job-id": "commit-d", "device": "d", "top-node": "d.2", "base-node": "d.1",
+                "speed": 1 << 20,
+            }),
+        ),
+        (
             "merge d s --job-id j --speed 1M --wait",
             "snapshot-merge",
             json!({"device": "d", "snapshot": "s", "job-id": "j", "speed": 1_048_576}),
@@ -121,7 +129,10 @@ fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
         "resume d",
         "message d m",
         "snapshot d s --cow c",
+        "transaction --overlay d=c",
+        "resize d 1G",
         "merge d s",
+        "commit d",
         "delete d s",
         "overlay d f",
         "exports",

@@ -151,6 +151,10 @@ pub enum Verb {
         size: u64,
     },
 
+    /// Let layers of a chain of overlays go down into what lies below, while the guest runs
+    #[command(visible_alias = "block-commit")]
+    Commit(CommitArgs),
+
     /// List exports
     #[command(visible_alias = "query-block-exports")]
     Exports,
@@ -282,6 +286,28 @@ pub struct MergeArgs {
     pub wait: bool,
 }
 
+/// Arguments of `commit`.
+#[derive(clap::Args, Debug)]
+pub struct CommitArgs {
+    /// The disk
+    pub device: String,
+    /// The highest layer that goes [default: the disk's own store; `job-complete` ends it then]
+    #[arg(long, value_name = "NAME")]
+    pub top: Option<String>,
+    /// The layer that takes the data [default: what lies below all layers]
+    #[arg(long, value_name = "NAME")]
+    pub base: Option<String>,
+    /// Name of the job [default: commit-DEVICE]
+    #[arg(long)]
+    pub job_id: Option<String>,
+    /// Bytes per second at most
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub speed: Option<u64>,
+    /// Wait for the end, with a progress bar
+    #[arg(long)]
+    pub wait: bool,
+}
+
 /// Arguments of `export`.
 #[derive(clap::Args, Debug)]
 pub struct ExportArgs {
@@ -389,6 +415,7 @@ impl Verb {
             Verb::Snapshot(snapshot) => snapshot.request(),
             Verb::Transaction(transaction) => transaction.request(),
             Verb::Merge(merge) => merge.request(),
+            Verb::Commit(commit) => commit.request(),
             Verb::Delete { device, snapshot, delete_store } => Request::new(
                 "snapshot-delete",
                 &control::SnapshotDelete {
@@ -501,6 +528,26 @@ impl MergeArgs {
             auto_dismiss: None,
         };
         Request::new("snapshot-merge", &arguments)
+    }
+}
+
+impl CommitArgs {
+    /// The name of the job.
+    pub(super) fn job(&self) -> String {
+        self.job_id.clone().unwrap_or_else(|| format!("commit-{}", self.device))
+    }
+
+    fn request(&self) -> Request {
+        let arguments = control::BlockCommit {
+            job_id: Some(self.job()),
+            device: self.device.clone(),
+            base_node: self.base.clone(),
+            top_node: self.top.clone(),
+            speed: self.speed,
+            auto_finalize: None,
+            auto_dismiss: None,
+        };
+        Request::new("block-commit", &arguments)
     }
 }
 
