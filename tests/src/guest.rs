@@ -47,7 +47,7 @@ pub enum Disk {
 pub struct GuestConfig {
     /// What the guest runs: a shell script, which finds its helpers in `/lib/snapblk/functions`.
     pub script: String,
-    /// At most 26.
+    /// At most 25.
     pub disks: Vec<Disk>,
     /// In MiB.
     pub memory: u32,
@@ -55,6 +55,8 @@ pub struct GuestConfig {
     pub cpus: u32,
     /// Whether the guest may reboot; else a reboot ends it.
     pub reboots: bool,
+    /// QEMU's socket for a guest agent, which the script starts; it is there once QEMU runs.
+    pub agent: Option<PathBuf>,
     /// For the guest's whole life, from QEMU's start.
     pub timeout: Duration,
 }
@@ -68,6 +70,7 @@ impl GuestConfig {
             memory: 256,
             cpus: 1,
             reboots: false,
+            agent: None,
             timeout: Duration::from_secs(120),
         }
     }
@@ -265,6 +268,9 @@ fn arguments(command: &mut Command, config: &GuestConfig) {
     command.arg("--cpus").arg(config.cpus.to_string());
     if config.reboots {
         command.arg("--reboots");
+    }
+    if let Some(agent) = &config.agent {
+        command.arg("--agent").arg(agent);
     }
     for disk in &config.disks {
         match disk {

@@ -294,3 +294,43 @@ fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
     drop(devices);
     assert!(!owed.exists() && !dir.path().join("store.owed.before").exists());
 }
+
+/// The last word against a moment is spoken when everything stands still: all goes on as it was.
+#[test]
+fn a_moment_that_is_called_off_leaves_everything_as_it_was() {
+    let world = World::new();
+    for name in ["a", "b"] {
+        world.file(name, LEN);
+        world.device(name, &[&format!("0 {LEN} linear {{}}/{name} 0")]).unwrap();
+    }
+    let state = || std::fs::read_to_string(world.path("state")).unwrap();
+    let without_count = |text: String| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with("generation")).map(str::to_owned).collect()
+    };
+    let before = without_count(state());
+    let overlay = |name: &str| {
+        let cow = world.path(&format!("{name}.cow"));
+        MomentAction::Overlay(OverlaySnapshot {
+            device: name.into(),
+            cow,
+            below: None,
+            existing: false,
+        })
+    };
+    let actions = [overlay("a"), overlay("b")];
+    let asked = std::cell::Cell::new(0);
+    let refused = world.devices.take_moment(&actions, &|| {
+        asked.set(asked.get() + 1);
+        // Until now nothing has changed but files; the state already says what will be.
+        assert!(world.path("a.cow").exists() && world.path("b.cow").exists());
+        assert_ne!(without_count(state()), before);
+        Err(DeviceError::Busy("b".into()))
+    });
+    assert!(matches!(refused, Err(DeviceError::Busy(_))));
+    assert_eq!(asked.get(), 1, "one moment");
+    assert_eq!(without_count(state()), before);
+    let left = std::fs::read_dir(world.dir.path()).unwrap().count();
+    assert_eq!(left, 3, "two disks and the state");
+    world.devices.take_moment(&actions, &|| Ok(())).unwrap();
+    assert!(world.path("a.cow").exists() && world.path("b.cow").exists());
+}

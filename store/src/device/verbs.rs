@@ -368,13 +368,12 @@ impl Devices {
             inner.find_sources(lost);
             return Err(error.into());
         }
-        if let Err(error) = self.stop(inner, &names) {
+        let stopped = self.stop(inner, &names).and_then(|()| {
+            let last_word = still.map_or(Ok(()), |still| still());
+            last_word.inspect_err(|_| go(inner, &names))
+        });
+        if let Err(error) = stopped {
             inner.find_sources(lost);
-            let _ = self.keep(inner);
-            return Err(error);
-        }
-        if let Some(Err(error)) = still.map(|still| still()) {
-            go(inner, &names);
             let _ = self.keep(inner);
             return Err(error);
         }

@@ -10,6 +10,7 @@ mod full;
 mod golden;
 mod handovers;
 mod history;
+mod lockfs;
 mod locks;
 mod merges;
 mod moments;

@@ -52,6 +52,16 @@ fn every_verb_is_a_command_of_the_monitor() {
                 "size": 2_147_483_648_u64, "persistent": "P", "mode": "existing"}),
         ),
         (
+            "transaction --snapshot d=s=s.cow --overlay e=a=b.cow --skip-lockfs",
+            "transaction",
+            json!({"actions": [
+                {"type": "snapshot-create",
+                 "data": {"device": "d", "name": "s", "cow": "s.cow", "skip-lockfs": true}},
+                {"type": "blockdev-snapshot-sync",
+                 "data": {"device": "e", "snapshot-file": "a=b.cow", "skip-lockfs": true}},
+            ]}),
+        ),
+        (
             "merge d s",
             "snapshot-merge",
             json!({"device": "d", "snapshot": "s", "job-id": "merge-d"}),
@@ -124,6 +134,8 @@ fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
         "resume d",
         "message d m",
         "snapshot d s --cow c",
+        "transaction --overlay d=c",
+        "resize d 1G",
         "merge d s",
         "commit d",
         "delete d s",
