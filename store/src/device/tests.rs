@@ -141,6 +141,43 @@ fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
 }
 
+/// What a read and a flush cost does not grow with the number of layers, neither in a chain that
+/// grew nor in one that was opened again.
+#[test]
+fn a_chain_of_300_layers_costs_what_one_layer_costs() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    // The places in files that one read of the whole disk goes to.
+    let places = |world: &World| {
+        let table = world.table("disk");
+        let (mut at, mut places) = (0, 0);
+        while at < LEN * 512 {
+            match table.decide(Op::Read, at, LEN * 512 - at) {
+                Decision::Pass { len, .. } => at += len,
+                other => panic!("{other:?}"),
+            }
+            places += 1;
+        }
+        places
+    };
+    world.overlay("disk", "store0");
+    let one = (places(&world), world.synced("disk").len());
+    assert_eq!(one.0, 1);
+    for layer in 1..300 {
+        world.overlay("disk", &format!("store{layer}"));
+    }
+    assert_eq!((places(&world), world.synced("disk").len()), one);
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    assert_eq!((places(&again), again.synced("disk").len()), one);
+    let speaks = |name: &str| again.table(name).exceptions()[0].table.chunks();
+    assert_eq!(speaks("disk"), LEN / 8);
+    assert!((2..300).all(|n| speaks(&format!("disk.{n}")) == 0), "a layer below has a table");
+}
+
 /// Scenario 35, where the header cannot be written: nobody waits for ever.
 #[test]
 fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
