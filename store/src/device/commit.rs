@@ -181,7 +181,7 @@ impl Devices {
             (CommitBase::Layer(name), Some(snap)) => vec![plan.own_table(name, &snap)?],
             _ => Vec::new(),
         };
-        plan.build(name, &Loaded { lines, read_only: false }, &reuse)
+        plan.build(name, &Loaded::of(lines, false), &reuse)
     }
 
     /// The layer `name` gets entries that its own table, if it has one, does not know: it is read
@@ -408,9 +408,9 @@ impl Devices {
         };
         let mut plan = Plan::new(self, inner);
         if let Some((name, lines)) = below {
-            plan.set(name, &Loaded { lines, read_only: false }, &[])?;
+            plan.set(name, &Loaded::of(lines, false), &[])?;
         }
-        plan.set(&job.device, &Loaded { lines, read_only: loaded.read_only }, &[snap])?;
+        plan.set(&job.device, &Loaded::of(lines, loaded.read_only), &[snap])?;
         plan.follow()?;
         self.apply(plan, |_| ())
     }
@@ -466,7 +466,7 @@ impl Devices {
         if let Some(name) = &gone {
             plan.next.insert(name.clone(), None);
         }
-        plan.set(device, &Loaded { lines, read_only }, &[])?;
+        plan.set(device, &Loaded::of(lines, read_only), &[])?;
         plan.follow()?;
         self.apply(plan, |inner| {
             if let Some(name) = &gone {

@@ -79,6 +79,7 @@ fn every_verb_is_a_command_of_the_monitor() {
             "blockdev-snapshot-sync",
             json!({"device": "d", "snapshot-file": "new.cow", "snapshot-node-name": "base"}),
         ),
+        ("resize d 2G", "block_resize", json!({"device": "d", "size": 2_147_483_648_u64})),
         (
             "export e d /run/e.sock --writable --num-queues 4 --logical-block-size 4K",
             "block-export-add",
