@@ -327,7 +327,10 @@ impl Plan<'_> {
         }
         // A layer is about to be stacked on: its own table would be read for nobody.
         let shared = self.inner.lower_layers.contains(name);
-        let table = read_layers(if shared { &[] } else { &layers }, chunk, len)?;
+        let table = match shared {
+            true => ExceptionTable::new(0),
+            false => read_layers(&layers, chunk, len)?,
+        };
         if !shared {
             live::load(&table, &opened, Layer(layers.len() as u16 + 1));
         }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
+use super::state::CommitJob;
+use crate::background::{CommitEnd, CommitHandle, FileExecutor};
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
 use crate::flusher::CallerFlusher;
@@ -146,6 +148,115 @@ fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     world.flusher.fails.store(false, Ordering::SeqCst);
     world.overlay("disk", "store2");
     assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
+}
+
+/// What a read and a flush cost does not grow with the number of layers, neither in a chain that
+/// grew nor in one that was opened again.
+#[test]
+fn a_chain_of_300_layers_costs_what_one_layer_costs() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    // The places in files that one read of the whole disk goes to.
+    let places = |world: &World| {
+        let table = world.table("disk");
+        let (mut at, mut places) = (0, 0);
+        while at < LEN * 512 {
+            match table.decide(Op::Read, at, LEN * 512 - at) {
+                Decision::Pass { len, .. } => at += len,
+                other => panic!("{other:?}"),
+            }
+            places += 1;
+        }
+        places
+    };
+    world.overlay("disk", "store0");
+    let one = (places(&world), world.synced("disk").len());
+    assert_eq!(one.0, 1);
+    for layer in 1..300 {
+        world.overlay("disk", &format!("store{layer}"));
+    }
+    assert_eq!((places(&world), world.synced("disk").len()), one);
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    assert_eq!((places(&again), again.synced("disk").len()), one);
+    let speaks = |name: &str| again.table(name).exceptions()[0].table.chunks();
+    assert_eq!(speaks("disk"), LEN / 8);
+    assert!((2..300).all(|n| speaks(&format!("disk.{n}")) == 0), "a layer below has a table");
+}
+
+/// A store of 4 KiB chunks that has these chunks of its origin, each full of its own number.
+fn store_of(chunks: &[u64]) -> Vec<u8> {
+    let mut bytes = vec![0; 64 << 12];
+    for (at, word) in [0x7041_6e53u32, 1, 1, 8].into_iter().enumerate() {
+        bytes[at * 4..][..4].copy_from_slice(&word.to_le_bytes());
+    }
+    for (at, &old) in chunks.iter().enumerate() {
+        let new = at as u64 + 2;
+        bytes[4096 + at * 16..][..8].copy_from_slice(&old.to_le_bytes());
+        bytes[4096 + at * 16 + 8..][..8].copy_from_slice(&new.to_le_bytes());
+        bytes[new as usize * 4096..][..4096].fill(old as u8);
+    }
+    bytes
+}
+
+/// I1 and I4 for commits: when a copy says that it has finished, the base's entries are on disk.
+#[test]
+fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
+    let world = World::new();
+    world.file("disk", LEN);
+    let chunks = [3, 4, 9, 200];
+    std::fs::write(world.path("low"), store_of(&[4])).unwrap();
+    std::fs::write(world.path("mid"), store_of(&chunks)).unwrap();
+    std::fs::write(world.path("top"), store_of(&[9])).unwrap();
+    let dir = world.dir.path().to_str().unwrap();
+    for (name, below) in
+        [("low", format!("{dir}/disk")), ("mid", "low".into()), ("top", "mid".into())]
+    {
+        let line = format!("0 {LEN} snapshot {below} {dir}/{name} PO 8");
+        world.devices.create(name, None).unwrap();
+        world.devices.load(name, parse_table([line.as_str()]).unwrap(), name != "top").unwrap();
+        world.devices.resume(name).unwrap();
+    }
+    let named = |name: &str| Some(String::from(name));
+    let job = CommitJob {
+        device: "top".into(),
+        top: named("mid"),
+        base: named("low"),
+        ..CommitJob::default()
+    };
+    let copy = world.devices.begin_commit("c", &job).unwrap().copy.unwrap();
+    let (files, workers) = (world.devices.files().clone(), world.devices.workers().clone());
+    let options = IoOptions { uring: false, ..IoOptions::default() };
+    let config = EngineConfig::default();
+    let executor = FileExecutor::copying(files, config.scratch, options, 2).unwrap();
+    let (say, said) = std::sync::mpsc::channel();
+    let on_end = move |end| say.send(end).unwrap();
+    CommitHandle::start(workers, executor, config, copy, None, on_end).unwrap();
+    assert!(matches!(said.recv().unwrap(), CommitEnd::Finished));
+    let low = std::fs::read(world.path("low")).unwrap();
+    let word = |at: usize| u64::from_le_bytes(low[at..at + 8].try_into().unwrap());
+    let mut entries: Vec<(u64, u64)> =
+        (0..4).map(|at| (word(4096 + at * 16), word(4096 + at * 16 + 8))).collect();
+    entries.sort_unstable();
+    assert_eq!(entries.iter().map(|(old, _)| *old).collect::<Vec<_>>(), chunks);
+    for (old, new) in &entries {
+        assert!(low[*new as usize * 4096..][..4096].iter().all(|byte| u64::from(*byte) == *old));
+    }
+    assert!(world.devices.drop_layers("c").unwrap());
+    let table = world.table("top");
+    let layers = &table.exceptions()[0].layers;
+    assert_eq!(layers.len(), 2);
+    for (old, new) in entries {
+        let own = old == 9;
+        let wanted = (layers[usize::from(own)].file(), if own { 2 } else { new } * 4096);
+        match table.decide(Op::Read, old * 4096, 4096) {
+            Decision::Pass { file, offset, .. } => assert_eq!((file, offset), wanted, "{old}"),
+            other => panic!("{old}: {other:?}"),
+        }
+    }
 }
 
 /// Scenario 35, where the header cannot be written: nobody waits for ever.

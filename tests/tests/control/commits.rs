@@ -284,8 +284,8 @@ fn a_chain_of_300_layers_is_read_opened_again_and_committed() {
         disk.write(first * 512, &run).unwrap();
         image.0[first as usize * 512..][..run.len()].copy_from_slice(&run);
     }
-    is_disk0(&world, &image);
     drop(disk);
+    is_disk0(&world, &image);
     world.kill();
     let mut world = World::start(&command);
     is_disk0(&world, &image);
