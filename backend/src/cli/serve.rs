@@ -47,6 +47,8 @@ pub struct Disk {
     pub on_full: Option<OnFull>,
     /// The socket of the guest's agent.
     pub guest_agent: Option<PathBuf>,
+    /// Its workers never sleep.
+    pub poll: bool,
     /// Do it although something speaks against it.
     pub force: bool,
 }
@@ -205,6 +207,11 @@ impl Args for Serve {
                 each("guest-agent", "SOCKET", "Freeze file systems through this agent")
                     .value_parser(path()),
             )
+            .arg(flag(
+                "poll",
+                "Never sleep while a front-end is connected: a core for each queue, and the \
+                 shortest way for each request",
+            ))
             .arg(flag("force", "Do it although a file's state speaks against it"))
             .next_help_heading(None::<&str>)
     }
@@ -255,7 +262,7 @@ struct Group {
 
 /// The groups in order. What stands before the first `--name` is a group if it is anything.
 fn groups(matches: &ArgMatches) -> Vec<Group> {
-    const OF_A_DISK: [&str; 11] = [
+    const OF_A_DISK: [&str; 12] = [
         "table",
         "blk-file",
         "read-only",
@@ -266,6 +273,7 @@ fn groups(matches: &ArgMatches) -> Vec<Group> {
         "state",
         "on-full",
         "guest-agent",
+        "poll",
         "force",
     ];
     let names: Vec<&String> = matches.get_many("name").unwrap_or_default().collect();
@@ -320,6 +328,7 @@ impl Group {
             state: self.one(matches, "state")?,
             on_full: self.one(matches, "on-full")?,
             guest_agent: self.one(matches, "guest-agent")?,
+            poll: self.one::<bool>(matches, "poll")?.is_some(),
             force: self.one::<bool>(matches, "force")?.is_some(),
         })
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use super::error::DeviceError;
-use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode};
+use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
 use crate::target::Medium;
 
 /// How long a lock of a process that was killed is waited for: its last I/O still holds it.
@@ -90,6 +90,7 @@ impl Disks {
             (OpenMode::ReadWrite, None) => Lock::exclusive(&info, Some(LOCK_WAIT))?,
             (OpenMode::ReadWrite, Some(reader)) => take_over(reader, &info)?,
         };
+        sync_left_over(&info)?;
         let identity = info.identity;
         let file = self.files.add(info);
         let info = self.files.get(file).expect("it was just added");
@@ -106,6 +107,16 @@ impl Disks {
             OpenMode::ReadWrite => opened.writing = Arc::downgrade(&disk),
         }
         Ok(disk)
+    }
+}
+
+/// Makes durable what a process that was killed wrote to the file: a table that only reads it would
+/// never do so, and a guest's flush would promise what a power cut takes.
+fn sync_left_over(info: &FileInfo) -> Result<(), DeviceError> {
+    match info.sync() {
+        // It cannot be written, so there is nothing to be synced.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
+        synced => synced.map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
     }
 }
 

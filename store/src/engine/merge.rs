@@ -268,6 +268,14 @@ impl MergeJob {
         matches!(self.stage, Stage::Idle | Stage::Reading(_) | Stage::Ended(_))
     }
 
+    /// How many requests for parts of the origin it waits for, where that is all that it does.
+    pub(super) fn asked(&self) -> Option<usize> {
+        match self.stage {
+            Stage::Protect { left, .. } if left > 0 => Some(left as usize),
+            _ => None,
+        }
+    }
+
     pub(super) fn progress(&self) -> MergeProgress {
         let state = match self.stage {
             Stage::Ended(state) => state,
@@ -279,6 +287,19 @@ impl MergeJob {
             done: self.total - self.position.min(self.total),
             total: self.total,
             chunk: self.chunk,
+        }
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn step(&self) -> &'static str {
+        match self.stage {
+            Stage::Idle | Stage::Reading(_) => "between batches",
+            Stage::Protect { .. } => "protect",
+            Stage::Drain { .. } => "drain",
+            Stage::Copy { .. } => "copy",
+            Stage::SyncOrigin { .. } => "sync origin",
+            Stage::Erase { .. } => "erase entries",
+            Stage::Ended(_) => "ended",
         }
     }
 
@@ -325,7 +346,7 @@ impl Core {
             return Err(MergeFailure::Store);
         }
         match store.state() {
-            StoreState::Valid | StoreState::Overflow => {}
+            StoreState::Valid | StoreState::Full | StoreState::Overflow => {}
             StoreState::ReadOnly => return Err(MergeFailure::NotSynced),
             StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
                 return Err(MergeFailure::Invalid);

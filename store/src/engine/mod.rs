@@ -59,7 +59,7 @@ impl Engine {
         Engine { table: None, core: Core::new(worker, config) }
     }
 
-    /// Takes a table, or none. Held requests are looked at again in the next step.
+    /// Takes a table, or none. Held requests are replayed in the next step.
     ///
     /// # Panics
     /// Unless the engine is quiet: what is in flight was decided by the old table (I9).
@@ -68,9 +68,8 @@ impl Engine {
         if let Some(table) = &table {
             self.core.adopt(table);
         }
-        self.core.merge = None;
         self.table = table;
-        self.core.look_again();
+        self.core.replay();
     }
 
     /// The table it serves.
@@ -104,8 +103,11 @@ impl Engine {
     /// Goes on with whatever can go on: to be called once a batch, after submissions and
     /// completions.
     pub fn step(&mut self) {
-        if let Some(table) = self.table.as_deref() {
-            self.core.step(table);
+        match self.table.as_deref() {
+            Some(table) => self.core.step(table),
+            // A wake that nobody took would keep the host from its sleep. Whatever it was for is
+            // looked at again under the next table.
+            None => self.core.ignore_wake(),
         }
     }
 
@@ -150,6 +152,13 @@ impl Engine {
     pub fn fail_held(&mut self) {
         assert!(self.is_quiet(), "only what holds nothing can be given up");
         self.core.fail_held();
+    }
+
+    /// Ends the requests with an error that are held because a store has no room for them. Quiet
+    /// engines only.
+    pub fn fail_held_for_room(&mut self) {
+        assert!(self.is_quiet(), "only what holds nothing can be given up");
+        self.core.fail_held_for_room();
     }
 
     /// Stops leading commits for others and starting background work; before a suspend.
@@ -212,6 +221,12 @@ impl Engine {
         if let Some(job) = &mut self.core.merge {
             job.allow(bytes);
         }
+    }
+
+    /// In which step the merge is, as the merge's description calls it.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn merge_step(&self) -> Option<&'static str> {
+        self.core.merge.as_ref().map(|job| job.step())
     }
 
     /// The merge that runs in this engine, if any.

@@ -124,6 +124,7 @@ pub struct Sim {
     turn: u64,
     /// How often each operation was carried out on each file.
     performed: HashMap<(FileId, IoOp), u64>,
+    failed: u64,
 }
 
 impl Sim {
@@ -139,6 +140,7 @@ impl Sim {
             tick: 1,
             turn: 0,
             performed: HashMap::new(),
+            failed: 0,
         }
     }
 
@@ -196,6 +198,11 @@ impl Sim {
         self.in_flight.iter_mut().for_each(|io| io.held = false);
     }
 
+    /// How many actions failed because they were meant to.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
     /// How often an operation was carried out on a file.
     pub fn performed(&self, file: FileId, op: IoOp) -> u64 {
         self.performed.get(&(file, op)).copied().unwrap_or(0)
@@ -234,6 +241,11 @@ impl Sim {
         self.in_flight.len()
     }
 
+    /// The actions of a host that are in flight.
+    pub fn actions(&self, host: usize) -> impl Iterator<Item = &Action> {
+        self.in_flight.iter().filter(move |io| io.host == host).map(|io| &io.action)
+    }
+
     /// The writes to a file that a power cut would tear, as (offset, length): in flight, or done
     /// and not durable.
     pub fn at_risk(&self, file: FileId) -> impl Iterator<Item = (u64, u64)> {
@@ -268,7 +280,10 @@ impl Sim {
         if self.in_flight[at].performed.is_none() {
             let done = self.perform(at);
             self.in_flight[at].performed = Some(done);
-            if self.rng.chance(1, 2) {
+            // That a sync failed is known before a later one of the file can end well: the engine
+            // does not wait for earlier syncs of others.
+            let failed_sync = self.in_flight[at].action.op == IoOp::Sync && done.0.is_err();
+            if self.rng.chance(1, 2) && !failed_sync {
                 return None;
             }
         }
@@ -327,6 +342,7 @@ impl Sim {
                 continue;
             }
             fault.count -= 1;
+            self.failed += 1;
             return Some(fault.errno);
         }
         None

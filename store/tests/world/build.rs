@@ -8,6 +8,8 @@ impl World {
         words.resize_with(self.specs.len(), || None);
         self.stores.clear();
         self.medium = Arc::new(Medium::new(self.base));
+        let base = self.sim.storage(self.base);
+        snapblk_store::io::Storage::sync(&base).expect("a simulated disk can be synced");
         self.workers = Arc::new(Workers::with_capacity(64));
         let mut loads = Vec::new();
         for (number, words) in words.iter().enumerate() {
@@ -102,52 +104,89 @@ impl World {
 
     pub(super) fn build_tables(&mut self) {
         for number in 0..self.devices.len() {
-            let tracked = matches!(self.config.shape, Shape::Origin(_)).then_some(ORIGIN);
-            let (target, exceptions) = if !self.devices[number].stores.is_empty() {
-                let features =
-                    Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
-                let snapshot = Snapshot { exceptions: 0, tracked, features };
-                (Target::Snapshot(snapshot), vec![self.exceptions(number)])
-            } else if tracked.is_some() {
-                let mut all: Vec<Exceptions> =
-                    (1..self.devices.len()).map(|device| self.exceptions(device)).collect();
-                all.sort_by_key(|ex| std::cmp::Reverse(ex.chunk().bytes()));
-                let snapshots = (0..all.len()).collect();
-                let origin =
-                    Origin { backing: self.base_backing(), start: 0, tracked: ORIGIN, snapshots };
-                (Target::Origin(origin), all)
-            } else {
-                (Target::Plain(self.base_backing()), vec![])
-            };
+            if self.devices[number].gone {
+                self.devices[number].table = None;
+                continue;
+            }
+            let (target, exceptions) = self.target_of(number);
             let len = self.devices[number].sectors * 512;
             let table = Table::new(vec![Line { start: 0, len, target }], exceptions);
             self.devices[number].table = Some(Arc::new(table));
         }
     }
 
+    fn target_of(&self, number: usize) -> (Target, Vec<Exceptions>) {
+        let tracked = matches!(self.config.shape, Shape::Origin(_)).then_some(ORIGIN);
+        let snapshot = |of: usize| {
+            let features = Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
+            let snapshot = Snapshot { exceptions: 0, tracked, features };
+            (Target::Snapshot(snapshot), vec![self.exceptions(of)])
+        };
+        match (number, self.role) {
+            (0, change::Role::Merge(of)) => {
+                let mut all = vec![self.exceptions(of)];
+                let origin = self.origin_over(&mut all);
+                (Target::Merge(Merge { exceptions: 0, origin, writes: MERGED }), all)
+            }
+            (0, change::Role::Snapshot(of)) => snapshot(of),
+            (0, change::Role::Serve) if self.devices[0].stores.is_empty() && tracked.is_some() => {
+                let mut all = Vec::new();
+                (Target::Origin(self.origin_over(&mut all)), all)
+            }
+            _ if self.devices[number].stores.is_empty() => {
+                (Target::Plain(self.base_backing()), vec![])
+            }
+            _ => snapshot(number),
+        }
+    }
+
+    /// The origin with those snapshots that are not gone; their exceptions are added to `all`.
+    fn origin_over(&self, all: &mut Vec<Exceptions>) -> Origin {
+        let first = all.len();
+        let live = |device: &usize| !self.devices[*device].gone;
+        let mut others: Vec<Exceptions> =
+            (1..self.devices.len()).filter(live).map(|device| self.exceptions(device)).collect();
+        others.sort_by_key(|ex| std::cmp::Reverse(ex.chunk().bytes()));
+        all.extend(others);
+        let snapshots = (first..all.len()).collect();
+        Origin { backing: self.base_backing(), start: 0, tracked: ORIGIN, snapshots }
+    }
+
     fn start_hosts(&mut self) {
-        for (number, device) in self.devices.iter().enumerate() {
-            for _ in 0..self.config.queues {
-                let woken = Arc::new(AtomicBool::new(false));
-                let config = EngineConfig {
-                    scratch: self.config.scratch,
-                    requests: self.config.depth,
-                    claims: self.config.claims,
-                };
-                let wake = Box::new(Flag(woken.clone()));
-                let mut engine = Engine::new(self.workers.clone(), wake, config);
-                engine.bind(device.table.clone());
-                self.sim.add_host(self.config.scratch as usize);
-                self.hosts.push(Host {
-                    engine,
-                    device: number,
-                    woken,
-                    asleep: false,
-                    touched: true,
-                    requests: BTreeMap::new(),
-                    next_token: 0,
-                });
+        for device in 0..self.devices.len() {
+            if !self.devices[device].gone {
+                self.start_hosts_of(device);
             }
         }
+        self.start_host(0, true);
+    }
+
+    pub(super) fn start_hosts_of(&mut self, device: usize) {
+        for _ in 0..self.config.queues {
+            self.start_host(device, false);
+        }
+    }
+
+    fn start_host(&mut self, device: usize, merges: bool) {
+        let woken = Arc::new(AtomicBool::new(false));
+        let config = EngineConfig {
+            scratch: self.config.scratch,
+            requests: self.config.depth,
+            claims: self.config.claims,
+        };
+        let wake = Box::new(Flag(woken.clone()));
+        let mut engine = Engine::new(self.workers.clone(), wake, config);
+        engine.bind(self.devices[device].table.clone());
+        self.sim.add_host(self.config.scratch as usize);
+        self.hosts.push(Host {
+            engine,
+            device,
+            woken,
+            asleep: false,
+            touched: true,
+            requests: BTreeMap::new(),
+            next_token: 0,
+            merges,
+        });
     }
 }

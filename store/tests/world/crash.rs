@@ -27,6 +27,9 @@ impl World {
         };
         let was_invalid: Vec<bool> =
             self.stores.iter().map(|store| store.state() == StoreState::Invalid).collect();
+        self.note_merge_cut();
+        self.changing = None;
+        self.refused_finish = false;
         for host in self.hosts.drain(..) {
             // Its worker's drop would see what was in flight.
             std::mem::forget(host.engine);
@@ -51,7 +54,9 @@ impl World {
                 return Err(format!("store{number} was Invalid, and is valid again"));
             }
         }
-        self.settle(power)
+        self.settle(power)?;
+        self.start_merge();
+        Ok(())
     }
 
     /// Whether entries are being written that a power cut would tear.
@@ -84,11 +89,17 @@ impl World {
     }
 
     fn settle(&mut self, power: bool) -> Outcome {
+        // Nothing was written since the stores were opened.
+        let base = self.base_model();
         for device in 0..self.devices.len() {
+            if self.devices[device].gone {
+                continue;
+            }
             let store = self.devices[device].stores.last().map(|&number| &self.stores[number]);
             if store.is_some_and(|store| store.persistence() == Persistence::Transient) {
                 // It is gone, and made anew: a snapshot of the origin as it is now.
-                let mut model = self.devices[0].model.clone();
+                let serves = self.role == change::Role::Serve;
+                let mut model = if serves { &self.devices[0].model } else { &base }.clone();
                 model.truncate(self.devices[device].sectors);
                 self.devices[device].model = model;
                 continue;

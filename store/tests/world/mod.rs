@@ -3,8 +3,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod budget;
 mod build;
+pub mod change;
 mod crash;
+pub mod everywhere;
 pub mod model;
 pub mod run;
 
@@ -17,15 +20,15 @@ use snapblk_store::cow::log::{LOG_WORDS, Log};
 use snapblk_store::cow::open::{self, OpenOptions, OpenStore};
 use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
 use snapblk_store::cow::words::Words;
-use snapblk_store::cow::{Geometry, Persistence, Store, StoreState};
-use snapblk_store::engine::{Engine, EngineConfig};
+use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
+use snapblk_store::engine::{Engine, EngineConfig, MergeState};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
-use snapblk_store::io::FileId;
 use snapblk_store::io::sim::{Cut, Rng, Sim};
+use snapblk_store::io::{FileId, IoOp};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
-use snapblk_store::target::{Backing, Exceptions, Medium, Origin, Snapshot, Target};
+use snapblk_store::target::{Backing, Exceptions, Medium, Merge, Origin, Snapshot, Target};
 use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
 use snapblk_store::workers::{TrackedId, Wake, Workers};
 
@@ -33,6 +36,8 @@ use model::{ANY, Model, SECTOR, ZERO, describe, pattern};
 
 /// The identity of the one origin.
 const ORIGIN: TrackedId = TrackedId(1);
+/// Writes to what is being merged.
+const MERGED: TrackedId = TrackedId(2);
 /// The stamp of what the base disk holds at first.
 const BASE: u64 = 1;
 
@@ -141,6 +146,8 @@ struct Host {
     touched: bool,
     requests: BTreeMap<u32, Live>,
     next_token: u32,
+    /// It merges, and serves no guest.
+    merges: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +177,8 @@ pub struct Device {
     waiting: VecDeque<Req>,
     /// Its content is not judged any more.
     pub lost: bool,
+    /// It is no more: merged, or being merged.
+    pub gone: bool,
 }
 
 /// What was met; a crash test that never met one of these proved less than it says.
@@ -203,7 +212,13 @@ pub struct World {
     medium: Arc<Medium>,
     workers: Arc<Workers>,
     hosts: Vec<Host>,
+    role: change::Role,
+    changing: Option<change::Changing>,
+    /// A merge has ended, and could not be flushed.
+    refused_finish: bool,
     kept: Option<Vec<u8>>,
+    /// How often an action took effect or completed.
+    pub advanced: u64,
     now: u64,
     stamp: u64,
     trace: bool,
@@ -226,6 +241,7 @@ impl World {
             table: None,
             waiting: VecDeque::new(),
             lost: false,
+            gone: false,
         };
         let mut store = |chunk, sectors: u64, persistence, guest_disk| {
             let file =
@@ -261,7 +277,11 @@ impl World {
             medium: Arc::new(Medium::new(base)),
             workers: Arc::new(Workers::with_capacity(64)),
             hosts: Vec::new(),
+            role: change::Role::Serve,
+            changing: None,
+            refused_finish: false,
             kept: None,
+            advanced: 0,
             now: 1,
             stamp: BASE,
             trace: std::env::var_os("SNAPBLK_TRACE").is_some(),
@@ -273,7 +293,9 @@ impl World {
     /// Queues requests.
     pub fn ask(&mut self, reqs: impl IntoIterator<Item = Req>) {
         for req in reqs {
-            self.devices[req.device].waiting.push_back(req);
+            if !self.devices[req.device].gone {
+                self.devices[req.device].waiting.push_back(req);
+            }
         }
     }
 
@@ -302,6 +324,9 @@ impl World {
     /// Lets something happen; false where nothing is left to do.
     pub fn turn(&mut self) -> Result<bool, String> {
         self.now += 1;
+        if self.go_on_changing()? {
+            return Ok(true);
+        }
         let submittable: Vec<usize> = if self.outstanding() < self.config.depth {
             (0..self.devices.len()).filter(|&device| self.may_submit(device)).collect()
         } else {
@@ -331,6 +356,7 @@ impl World {
                 self.step(host)?;
             }
             _ => {
+                self.advanced += 1;
                 if let Some((host, completion)) = self.sim.advance() {
                     if self.trace {
                         eprintln!("{}: host {host} completes {completion:x?}", self.now);
@@ -392,18 +418,22 @@ impl World {
     fn may_submit(&self, device: usize) -> bool {
         let Some(req) = self.devices[device].waiting.front() else { return false };
         let writes = |req: &Req| req.op != Op::Read && req.op != Op::Flush;
-        !self.hosts.iter().filter(|host| host.device == device).any(|host| {
-            host.requests.values().any(|live| {
-                (writes(&live.req) || writes(req))
-                    && live.req.sector < req.sector + req.count
-                    && req.sector < live.req.sector + live.req.count
+        !self.is_stopped(device)
+            && !self.hosts.iter().filter(|host| host.device == device).any(|host| {
+                host.requests.values().any(|live| {
+                    (writes(&live.req) || writes(req))
+                        && live.req.sector < req.sector + req.count
+                        && req.sector < live.req.sector + live.req.count
+                })
             })
-        })
     }
 
     fn submit(&mut self, req: Req, keep: bool) {
-        let queues: Vec<usize> =
-            (0..self.hosts.len()).filter(|&host| self.hosts[host].device == req.device).collect();
+        let serves = |host: &usize| {
+            let host = &self.hosts[*host];
+            host.device == req.device && !host.merges
+        };
+        let queues: Vec<usize> = (0..self.hosts.len()).filter(serves).collect();
         let number = *self.rng.pick(&queues);
         self.stamp += 1;
         let stamp = match req.op {
@@ -447,8 +477,9 @@ impl World {
     /// A discard of a snapshot without the feature.
     fn changes_nothing(&self, req: &Req) -> bool {
         req.op == Op::Discard
-            && !self.devices[req.device].stores.is_empty()
             && req.device.is_multiple_of(2)
+            && (!self.devices[req.device].stores.is_empty()
+                || (req.device == 0 && self.role != change::Role::Serve))
     }
 
     fn note_coverage(&mut self, req: &Req) {
@@ -456,7 +487,17 @@ impl World {
             return;
         }
         let range = (req.sector * 512, req.count * 512);
+        if let change::Role::Merge(of) = self.role {
+            let ex = self.exceptions(of);
+            let busy = |chunk| matches!(ex.table.get(chunk), Entry::Busy(_));
+            if Origin::chunks(&ex, range.0, range.1).any(busy) {
+                self.coverage.met("queued in a run");
+            }
+        }
         for device in 1..self.devices.len() {
+            if self.devices[device].gone {
+                continue;
+            }
             let ex = self.exceptions(device);
             let volatile = Origin::chunks(&ex, range.0, range.1).any(|chunk| {
                 matches!(ex.table.get(chunk), Entry::Mapped(place)
@@ -486,6 +527,11 @@ impl World {
             host.engine.woke();
         }
         host.engine.step();
+        while let Some(wants) = host.engine.merge_wants() {
+            let bytes = self.sim.disk(wants.file).read(wants.offset, wants.len);
+            host.engine.merge_supply(Ok(bytes));
+            host.engine.step();
+        }
         while let Some(action) = host.engine.pop_action() {
             let segs = host.engine.segs(&action);
             let meta = host.engine.meta_of(&action);
@@ -533,7 +579,9 @@ impl World {
             return Err(format!("{req:?} failed: {}", self.stuck()));
         }
         if keep {
-            self.kept = ok.then_some(data);
+            self.kept = ok.then(|| data.clone());
+        }
+        if keep && req.op != Op::Flush {
             return Ok(());
         }
         if self.changes_nothing(&req) {
@@ -597,6 +645,9 @@ impl World {
     /// Reads every device and judges it.
     pub fn judge_all(&mut self) -> Outcome {
         for device in 0..self.devices.len() {
+            if self.devices[device].gone {
+                continue;
+            }
             let Some(data) = self.read_all(device)? else {
                 if self.may_fail(device) {
                     continue;
@@ -623,6 +674,7 @@ impl World {
             host.engine.bind(table);
             host.touched = true;
         }
+        self.start_merge();
         if self.workers.overlaps(ORIGIN, 0, 1 << 43, 0) {
             return Err("a range is still tracked".into());
         }
@@ -634,32 +686,6 @@ impl World {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// A live snapshot of an overlay: a new store on top. Nothing is in flight.
-    pub fn push_layer(&mut self) -> Outcome {
-        self.run()?;
-        let Shape::Overlay { chunk, store } = self.config.shape else { panic!("an overlay") };
-        let number = self.specs.len();
-        let file = self.sim.add_disk(&format!("store{number}"), vec![0; store as usize * SECTOR]);
-        let (persistence, guest_disk) = (Persistence::Overflow, true);
-        self.specs.push(StoreSpec {
-            file,
-            chunk,
-            persistence,
-            guest_disk,
-            recorded_invalid: false,
-        });
-        let (store, _) = self.open_store(number, None)?;
-        self.stores.push(store);
-        self.devices[0].stores.push(number);
-        self.build_tables();
-        for host in &mut self.hosts {
-            host.engine.bind(self.devices[0].table.clone());
-            host.touched = true;
-        }
-        self.coverage.met("live snapshot");
         Ok(())
     }
 

@@ -63,6 +63,18 @@ impl Model {
         Model { sectors: vec![vec![write]; sectors as usize], flushes: BTreeMap::new() }
     }
 
+    /// A device that holds `bytes`, all of it durable.
+    pub fn of_bytes(bytes: &[u8]) -> Model {
+        let stamp = |(sector, bytes): (usize, &[u8])| {
+            let word = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            let is = |stamp| bytes == pattern(stamp, sector as u64);
+            let stamp = [ZERO, word].into_iter().find(|&stamp| is(stamp)).unwrap_or(ANY);
+            vec![Write { stamp, state: State::Acked(0) }]
+        };
+        let sectors = bytes.chunks(SECTOR).enumerate().map(stamp).collect();
+        Model { sectors, flushes: BTreeMap::new() }
+    }
+
     pub fn len(&self) -> u64 {
         self.sectors.len() as u64
     }

@@ -3,9 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use snapblk_store::cow::Persistence;
-use snapblk_store::io::sim::Rng;
+use snapblk_store::io::sim::{Fault, Rng};
+use snapblk_store::io::{Errno, FileId, IoOp};
 use snapblk_store::request::Op;
 
+use super::budget::Budget;
+use super::change::Change;
 use super::{Config, Coverage, Req, Shape, Snap, World};
 
 /// What happens between two requests.
@@ -19,8 +22,10 @@ pub enum Event {
         power: bool,
         aim: bool,
     },
-    /// A live snapshot of an overlay.
-    Layer,
+    /// Tables are swapped, as soon as that can be.
+    Change(Change),
+    /// I/O fails from now on.
+    Fault(Fault),
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +53,17 @@ fn snap(rng: &mut Rng, sectors: u64) -> Snap {
     }
 }
 
+/// A snapshot that can be merged, and turn into a snapshot again after half of that.
+pub fn mergeable(rng: &mut Rng, sectors: u64) -> Snap {
+    let chunk = 1 << rng.below(4);
+    let chunks = sectors.div_ceil(chunk) * (1 + TURNS_BACK);
+    let store = (chunks + chunks / (chunk * 32) + 5) * chunk;
+    Snap { chunk: chunk as u32, persistence: *rng.pick(&KINDS[..2]), store, sectors }
+}
+
+/// How often a merge may become a snapshot again: each time it may take all chunks anew.
+const TURNS_BACK: u64 = 3;
+
 /// What a case is about: each makes something likely that is rare otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Profile {
@@ -60,17 +76,29 @@ enum Profile {
     Contended,
     /// Chunks larger than a buffer.
     Large,
+    /// Snapshots are merged back, turn into snapshots again, and are taken.
+    Merges,
+    /// Tables are swapped under requests.
+    Handovers,
+    /// Some I/O fails.
+    Faults,
 }
 
-const PROFILES: [Profile; 8] = [
+const PROFILES: [Profile; 14] = [
     Profile::Anything,
     Profile::Anything,
     Profile::Anything,
     Profile::Anything,
     Profile::Flushes,
     Profile::Areas,
+    Profile::Areas,
     Profile::Contended,
     Profile::Large,
+    Profile::Merges,
+    Profile::Merges,
+    Profile::Merges,
+    Profile::Handovers,
+    Profile::Faults,
 ];
 
 fn overlay(chunk: u64, sectors: u64) -> Shape {
@@ -117,7 +145,68 @@ impl Profile {
                     _ => (sectors, Shape::Origin(vec![small, snap])),
                 }
             }
+            Profile::Merges if rng.chance(1, 3) => {
+                let Snap { chunk, store, .. } = mergeable(rng, sectors);
+                (sectors, Shape::Overlay { chunk, store })
+            }
+            Profile::Merges => {
+                let mut snaps = vec![mergeable(rng, sectors)];
+                (0..rng.below(3)).for_each(|_| snaps.push(mergeable(rng, sectors)));
+                (sectors, Shape::Origin(snaps))
+            }
+            Profile::Handovers | Profile::Faults => match rng.below(4) {
+                0 => (sectors, overlay(1 << rng.below(5), sectors)),
+                _ => {
+                    let snaps = (0..1 + rng.below(3)).map(|_| mergeable(rng, sectors)).collect();
+                    (sectors, Shape::Origin(snaps))
+                }
+            },
         }
+    }
+
+    /// A change of tables, now and then.
+    fn change(self, rng: &mut Rng, shape: &Shape, sectors: u64) -> Option<Change> {
+        let devices = match shape {
+            Shape::Origin(snaps) => 1 + snaps.len() as u64,
+            Shape::Overlay { .. } => 1,
+            Shape::Plain => return None,
+        };
+        let (of, in_all) = match self {
+            Profile::Merges | Profile::Handovers => (1, 6),
+            Profile::Faults => (1, 12),
+            _ => (1, 40),
+        };
+        if !rng.chance(of, in_all) {
+            return None;
+        }
+        let any = rng.below(devices) as usize;
+        let merged = 1 + rng.below(devices.max(2) - 1) as usize;
+        Some(match (self, rng.below(8)) {
+            (Profile::Merges, 0..=3) | (Profile::Faults, 0..=5) => Change::Merge(merged),
+            (Profile::Merges, 4..=5) => Change::Back,
+            (Profile::Merges, 6) | (Profile::Handovers, _) => Change::Renew(any),
+            _ => Change::New(mergeable(rng, sectors)),
+        })
+    }
+
+    fn fault(self, rng: &mut Rng, shape: &Shape) -> Option<Fault> {
+        if self != Profile::Faults || !rng.chance(1, 15) {
+            return None;
+        }
+        let files = match shape {
+            Shape::Origin(snaps) => 1 + snaps.len() as u64,
+            _ => 2,
+        };
+        let op = *rng.pick(&[IoOp::Read, IoOp::Write, IoOp::Write, IoOp::Sync]);
+        let errno = *rng.pick(&[Errno::EIO, Errno::EIO, Errno::ENOSPC]);
+        Some(Fault {
+            file: rng.chance(3, 4).then(|| FileId(rng.below(files) as u32)),
+            op: rng.chance(7, 8).then_some(op),
+            range: None,
+            after: rng.below(20) as u32,
+            count: 1 + rng.below(2) as u32,
+            errno,
+        })
     }
 
     fn crashes(self) -> (u64, u64) {
@@ -125,6 +214,7 @@ impl Profile {
             Profile::Anything | Profile::Large => (1, 25),
             Profile::Flushes | Profile::Areas => (1, 10),
             Profile::Contended => (1, 6),
+            Profile::Merges | Profile::Handovers | Profile::Faults => (1, 15),
         }
     }
 }
@@ -174,19 +264,22 @@ impl Case {
         if profile == Profile::Large {
             config.scratch = 64 << 10;
         }
-        config.failures = is_small(&config.shape);
+        config.failures = is_small(&config.shape) || profile == Profile::Faults;
+        config.origin_failures = profile == Profile::Faults;
         let count = 10 + rng.below(80);
         let mut events = Vec::new();
         for _ in 0..count {
             events.push(Event::Ask(request(&mut rng, &config, profile)));
             let (of, in_all) = profile.crashes();
             if crashes && rng.chance(of, in_all) {
-                let (power, aim) = (rng.chance(1, 2), rng.chance(1, 2));
+                let often = profile == Profile::Areas;
+                let (power, aim) = (often || rng.chance(1, 2), often || rng.chance(1, 2));
                 events.push(Event::Crash { turns: rng.below(250), power, aim });
             }
-            if crashes && matches!(config.shape, Shape::Overlay { .. }) && rng.chance(1, 40) {
-                events.push(Event::Layer);
-            }
+            let change = profile.change(&mut rng, &config.shape, sectors);
+            events.extend(change.filter(|_| crashes).map(Event::Change));
+            let fault = profile.fault(&mut rng, &config.shape);
+            events.extend(fault.filter(|_| crashes).map(Event::Fault));
         }
         if crashes {
             let (power, aim) = (rng.chance(2, 3), rng.chance(1, 2));
@@ -194,6 +287,13 @@ impl Case {
         }
         let kills = events.iter().filter(|event| matches!(event, Event::Crash { .. })).count();
         config.allow_for(kills as u64);
+        let back = |event: &Event| matches!(event, Event::Change(Change::Back));
+        // On and back again: two changes.
+        let mut turns = 2 * TURNS_BACK;
+        events.retain(|event| {
+            turns = if back(event) { turns.saturating_sub(1) } else { turns };
+            !back(event) || turns > 0
+        });
         Case { seed, config, events }
     }
 
@@ -224,10 +324,13 @@ impl Case {
         {
             world.coverage.met("two chunk sizes");
         }
+        // What a failed sync lost is seen until the power fails: only then can it be judged.
+        let mut only_power = false;
         for event in &self.events {
             match *event {
                 Event::Ask(req) => world.ask([req]),
                 Event::Crash { turns, power, aim } => {
+                    let power = power || std::mem::take(&mut only_power);
                     let more = if aim { 500 } else { 0 };
                     if aim {
                         let flush = |device| Req {
@@ -239,19 +342,40 @@ impl Case {
                         };
                         world.ask((0..world.devices.len()).map(flush));
                     }
+                    let step = world.rng.below(10);
                     for turn in 0..turns + more {
-                        if (turn >= turns && world.writes_entries()) || !world.turn()? {
+                        let aimed = || world.writes_entries() || world.merge_is_at(step);
+                        if (turn >= turns && aimed()) || !world.turn()? {
                             break;
                         }
                     }
                     self.note_full(world);
                     world.crash(power)?;
                 }
-                Event::Layer => world.push_layer()?,
+                Event::Change(change) => {
+                    for _ in 0..world.rng.below(60) {
+                        world.turn()?;
+                    }
+                    world.change(change);
+                }
+                Event::Fault(fault) => {
+                    only_power |= fault.op.is_none_or(|op| op == IoOp::Sync);
+                    world.sim.add_fault(fault);
+                }
             }
         }
         world.run()?;
         self.note_full(world);
+        world.sim.clear_faults();
+        if world.merge_failed() {
+            // Opened again, it is completed.
+            world.crash(true)?;
+            world.run()?;
+            if world.merge_failed() {
+                return Err("a merge fails though no I/O does".into());
+            }
+            world.coverage.met("failed merge completed");
+        }
         world.judge_all()?;
         world.check_quiet()
     }
@@ -321,31 +445,31 @@ fn request(rng: &mut Rng, config: &Config, profile: Profile) -> Req {
     Req { device, op, sector, count, durable: rng.chance(1, 12) }
 }
 
-/// How many seeds to try: the environment's `SNAPBLK_SEEDS`, else `default`.
-pub fn seeds(default: u64) -> u64 {
-    std::env::var("SNAPBLK_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Runs the cases of many seeds; `SNAPBLK_SEED` names one alone. Panics with the smallest case
-/// that fails.
+/// Runs the cases of many seeds, as many as the environment's budget says. Panics with the smallest
+/// case that fails, and the command that replays it.
 pub fn sweep(name: &str, default: u64, case: impl Fn(u64) -> Case) -> Coverage {
     let mut coverage = Coverage::default();
-    let one = std::env::var("SNAPBLK_SEED").ok().and_then(|text| text.parse().ok());
-    let range = one.map_or(0..seeds(default), |seed: u64| seed..seed + 1);
-    let quiet = std::env::var_os("SNAPBLK_TRACE").is_none();
-    for seed in range {
+    for seed in Budget::from_env(default).seeds() {
         let case = case(seed);
         match case.run() {
             Ok(met) => coverage.add(&met),
-            Err(message) if quiet => {
-                let hook = std::panic::take_hook();
-                std::panic::set_hook(Box::new(|_| {}));
-                let (small, why) = case.shrink(message.clone());
-                std::panic::set_hook(hook);
-                panic!("{name}: seed {seed}: {message}\nsmallest: {why}\n{small:#?}");
-            }
-            Err(message) => panic!("{name}: seed {seed}: {message}"),
+            Err(message) => panic!("{name}: {}", explain(case, message, name)),
         }
+        coverage.met("seeds");
     }
     coverage
+}
+
+/// What went wrong in a case, in the smallest one that was found, and how to see it again.
+pub fn explain(case: Case, message: String, name: &str) -> String {
+    let replay = format!("SNAPBLK_SEED={} {} {name}", case.seed, super::budget::COMMAND);
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|is| is == value);
+    if std::env::var_os("SNAPBLK_TRACE").is_some() || is("SNAPBLK_SHRINK", "0") {
+        return format!("{message}\nreplay: {replay}");
+    }
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let (small, why) = case.shrink(message.clone());
+    std::panic::set_hook(hook);
+    format!("{message}\nsmallest: {why}\n{small:#?}\nreplay: {replay}")
 }

@@ -14,7 +14,6 @@ impl Serve {
         let serve = self.with_file()?;
         let mut args = ServeArgs { monitor: serve.monitor.clone(), ..ServeArgs::default() };
         for disk in &serve.disks {
-            refuse_unbuilt(disk)?;
             args.disks.push(disk_args(disk)?);
             args.force |= disk.force;
             if let Some(state) = &disk.state {
@@ -28,16 +27,6 @@ impl Serve {
         }
         server::serve(&args).map_err(|error| CliError::Refused(error.to_string()))
     }
-}
-
-fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
-    let missing = match disk {
-        Disk { on_full: Some(OnFull::Wait(_)), .. } => "--on-full wait",
-        Disk { guest_agent: Some(_), .. } => "--guest-agent",
-        _ => return Ok(()),
-    };
-    let name = &disk.name;
-    Err(CliError::Refused(format!("disk '{name}': {missing} is not built yet; leave it out")))
 }
 
 fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
@@ -57,5 +46,17 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues })
+    let patience = match disk.on_full {
+        Some(OnFull::Wait(patience)) => Some(patience),
+        Some(OnFull::Fail) | None => None,
+    };
+    Ok(DiskArgs {
+        name: disk.name.clone(),
+        source,
+        socket,
+        num_queues: disk.num_queues,
+        poll: disk.poll,
+        patience,
+        guest_agent: disk.guest_agent.clone(),
+    })
 }
