@@ -260,6 +260,11 @@ fn load(rounds: &mut Rounds, mix: Mix) -> Load {
 }
 
 fn connect(server: &Server, socket: &Path, queues: usize, pool: usize) -> Client {
-    Client::connect(&Connect::to(socket).queues(queues).pool(pool))
-        .unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()))
+    let connect = Connect::to(socket).queues(queues).pool(pool);
+    let mut connected = Client::connect(&connect);
+    for _ in 0..3 {
+        // The one before may not have been seen to end: a front end tries again as well.
+        connected = connected.or_else(|_| Client::connect(&connect));
+    }
+    connected.unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()))
 }

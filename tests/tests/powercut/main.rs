@@ -2,7 +2,7 @@
 //! origin and its stores on disks whose server logs every write and every flush. Then the power is
 //! cut: at any record of the log, with any subset of the sectors that were not flushed. What was
 //! flushed must be there, every snapshot exactly as it was taken, and every store in order
-//! (scenarios 71 and 73).
+//! (scenario 69).
 //!
 //! Cuts are tried for `SNAPBLK_SECONDS` (a few where it is not set).
 
@@ -30,12 +30,12 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn scenario_71_an_overlay_keeps_what_was_flushed_over_a_power_cut() {
+fn an_overlay_keeps_what_was_flushed_over_a_power_cut() {
     cut_power(Mode::Overlay);
 }
 
 #[test]
-fn scenario_71_snapshots_and_a_rollback_are_exact_over_a_power_cut() {
+fn scenario_69_snapshots_and_a_rollback_are_exact_over_a_power_cut() {
     cut_power(Mode::Origin);
 }
 
