@@ -52,8 +52,7 @@ fn report(coverage: &Coverage, must: &[&str], budget: Budget) {
     for (what, count) in &coverage.0 {
         println!("{count:>10}  {what}");
     }
-    let missed: Vec<&&str> =
-        must.iter().filter(|what| !coverage.0.contains_key(**what)).collect();
+    let missed: Vec<&&str> = must.iter().filter(|what| !coverage.0.contains_key(**what)).collect();
     if budget.is_full() {
         assert!(missed.is_empty(), "never met: {missed:?}");
     }

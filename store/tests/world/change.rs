@@ -309,8 +309,7 @@ impl World {
         guest_disk: bool,
     ) -> Result<usize, String> {
         let number = self.specs.len();
-        let file =
-            self.sim.add_disk(&format!("store{number}"), vec![0; sectors as usize * SECTOR]);
+        let file = self.sim.add_disk(&format!("store{number}"), vec![0; sectors as usize * SECTOR]);
         self.specs.push(StoreSpec {
             file,
             chunk,
@@ -349,9 +348,7 @@ impl World {
         let state = |host: &Host| host.engine.merge().map(|merge| merge.state);
         let merging = self.hosts.iter().find(|host| host.merges);
         matches!(self.role, Role::Merge(_))
-            && merging.is_some_and(|host| {
-                matches!(state(host), None | Some(MergeState::Failed(_)))
-            })
+            && merging.is_some_and(|host| matches!(state(host), None | Some(MergeState::Failed(_))))
     }
 
     /// Whether a merge is in the `nth` of its steps.

@@ -3,8 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
-mod build;
 pub mod budget;
+mod build;
 pub mod change;
 mod crash;
 pub mod everywhere;
@@ -23,8 +23,8 @@ use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
 use snapblk_store::engine::{Engine, EngineConfig, MergeState};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
-use snapblk_store::io::{FileId, IoOp};
 use snapblk_store::io::sim::{Cut, Rng, Sim};
+use snapblk_store::io::{FileId, IoOp};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
@@ -418,13 +418,14 @@ impl World {
     fn may_submit(&self, device: usize) -> bool {
         let Some(req) = self.devices[device].waiting.front() else { return false };
         let writes = |req: &Req| req.op != Op::Read && req.op != Op::Flush;
-        !self.is_stopped(device) && !self.hosts.iter().filter(|host| host.device == device).any(|host| {
-            host.requests.values().any(|live| {
-                (writes(&live.req) || writes(req))
-                    && live.req.sector < req.sector + req.count
-                    && req.sector < live.req.sector + live.req.count
+        !self.is_stopped(device)
+            && !self.hosts.iter().filter(|host| host.device == device).any(|host| {
+                host.requests.values().any(|live| {
+                    (writes(&live.req) || writes(req))
+                        && live.req.sector < req.sector + req.count
+                        && req.sector < live.req.sector + live.req.count
+                })
             })
-        })
     }
 
     fn submit(&mut self, req: Req, keep: bool) {
