@@ -235,5 +235,5 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
