@@ -86,6 +86,8 @@ pub trait DeviceIo: 'static {
     fn fired(&mut self) -> Option<u64>;
     /// Submits, and waits for a completion or a watched eventfd, in one system call.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Whether a completion or a signal is there, or is held back until [`enter`](Self::enter).
+    fn is_ready(&mut self) -> bool;
     /// Actions that have not ended yet.
     fn in_flight(&self) -> usize;
 }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::binding::{Binding, Geometry, TableOf};
-use crate::config::{LogicalBlock, serial};
+use crate::config::{LogicalBlock, serial as serial_of};
 use crate::session::{Disk, ListenError, Session, SessionControl};
 pub use crate::session::{SessionEvent, SocketAddress};
-use crate::worker::{WorkerHandle, spawn};
+pub use crate::worker::Polling;
+use crate::worker::{WorkerHandle, WorkerOptions, spawn};
 
 /// The most queues an export has: a bit each in the engine's wake masks.
 pub const MAX_QUEUES: u16 = 62;
@@ -31,6 +32,8 @@ pub struct ExportConfig {
     pub logical_block: LogicalBlock,
     /// What GET_ID answers; cut at 20 bytes.
     pub serial: String,
+    /// Whether its workers may sleep.
+    pub polling: Polling,
 }
 
 /// How an export is to end.
@@ -115,7 +118,8 @@ impl Export {
         binding: Arc<B>,
         events: impl Fn(SessionEvent) + Send + 'static,
     ) -> Result<Export, ExportError> {
-        let ExportConfig { id, socket, num_queues, writable, logical_block, .. } = config;
+        let ExportConfig { id, socket, num_queues, writable, logical_block, serial, polling } =
+            config;
         if num_queues == 0 || num_queues > MAX_QUEUES {
             return Err(ExportError::Queues { id, queues: num_queues });
         }
@@ -123,8 +127,8 @@ impl Export {
         let control = Arc::new(SessionControl::new().map_err(worker_error)?);
         let disk =
             Arc::new(Disk { geometry: geometry_of(&binding, writable), block: logical_block });
-        let workers =
-            start_workers(num_queues, writable, &config.serial, &binding).map_err(worker_error)?;
+        let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
+        let workers = start_workers(num_queues, options, &binding).map_err(worker_error)?;
         let session = match Session::listen(
             socket,
             control.clone(),
@@ -166,6 +170,12 @@ impl Export {
         self.control.is_connected()
     }
 
+    /// What is to be called when the device has another size.
+    pub fn size_changed(&self) -> impl Fn() + Send + Sync + 'static {
+        let control = self.control.clone();
+        move || control.size_changed()
+    }
+
     /// Ends it: requests in flight end, what they owe is made durable, the socket goes.
     pub fn stop(&mut self, mode: StopMode) -> Result<(), ExportError> {
         if mode == StopMode::Safe && self.is_connected() {
@@ -205,13 +215,12 @@ fn geometry_of<B: Binding>(
 
 fn start_workers<B: Binding>(
     queues: u16,
-    writable: bool,
-    id: &str,
+    options: WorkerOptions,
     binding: &Arc<B>,
 ) -> io::Result<Started<TableOf<B>>> {
     let mut started = Started { handles: Vec::new(), threads: Vec::new() };
     for queue in 0..queues {
-        match spawn(format!("queue {queue}"), serial(id), writable, binding.clone()) {
+        match spawn(format!("queue {queue}"), options, binding.clone()) {
             Ok((handle, thread)) => {
                 started.handles.push(handle);
                 started.threads.push(thread);

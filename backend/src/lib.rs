@@ -3,6 +3,7 @@
 //! Owns the guest's protocol (vhost-user-blk), the worker of each virtqueue, and the process.
 //! Never knows where a chunk lies: the engine in `snapblk-store` does.
 
+pub mod agent;
 pub mod binding;
 pub mod cli;
 pub mod config;

@@ -8,6 +8,7 @@
 //! Messages are taken apart here rather than by the `vhost` crate's handler: see
 //! `docs/adr/0001-session.md`.
 
+mod channel;
 mod connection;
 mod listener;
 mod message;
@@ -26,6 +27,7 @@ use crate::binding::Geometry;
 use crate::config::LogicalBlock;
 use crate::worker::{Ticket, WorkerError, WorkerHandle};
 
+use channel::Channel;
 use connection::{Connection, Ended, Envelope};
 use listener::Listener;
 pub use listener::{ListenError, SocketAddress};
@@ -85,6 +87,11 @@ impl SessionControl {
         crate::worker::signal(&self.wake);
     }
 
+    /// The disk may have another size: has the front-end told of it.
+    pub(crate) fn size_changed(&self) {
+        crate::worker::signal(&self.wake);
+    }
+
     /// Whether a front-end is connected.
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
@@ -106,8 +113,10 @@ pub(crate) struct Session<T> {
 
 /// What happened while waiting.
 struct Ready {
-    connection: bool,
+    woken: bool,
     listener: bool,
+    connection: bool,
+    channel: bool,
 }
 
 impl<T> Session<T> {
@@ -124,7 +133,7 @@ impl<T> Session<T> {
     /// Serves until stopped.
     pub(crate) fn run(self) {
         while !self.control.is_stopped() {
-            if !self.wait(None).listener {
+            if !self.wait(None, None).listener {
                 continue;
             }
             if let Some(connection) = self.accept().and_then(|socket| Connection::new(socket).ok())
@@ -152,7 +161,13 @@ impl<T> Session<T> {
     /// Follows messages until the front-end goes, or none where the session is stopped.
     fn serve(&self, mut connection: Connection, setup: &mut Setup<T>) -> Option<Ended> {
         while !self.control.is_stopped() {
-            let ready = self.wait(Some(&connection));
+            let ready = self.wait(Some(&connection), setup.channel());
+            if ready.woken {
+                setup.tell_size();
+            }
+            if ready.channel {
+                setup.take_answers();
+            }
             if ready.listener {
                 // Who reconnects does so before its old connection was seen to end.
                 if connection.has_hung_up() {
@@ -184,24 +199,27 @@ impl<T> Session<T> {
         }
     }
 
-    /// Waits until something can be read, or the session is stopped.
-    fn wait(&self, connection: Option<&Connection>) -> Ready {
+    /// Waits until something can be read, or somebody wakes the session.
+    fn wait(&self, connection: Option<&Connection>, channel: Option<&Channel>) -> Ready {
+        let either = PollFlags::IN | PollFlags::RDHUP;
         let mut fds = vec![
             PollFd::new(&self.control.wake, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
         ];
-        if let Some(connection) = connection {
-            fds.push(PollFd::from_borrowed_fd(
-                connection.as_fd(),
-                PollFlags::IN | PollFlags::RDHUP,
-            ));
-        }
+        fds.extend(connection.map(|it| PollFd::from_borrowed_fd(it.as_fd(), either)));
+        fds.extend(channel.map(|it| PollFd::from_borrowed_fd(it.as_fd(), either)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => tracing::error!("waiting for front-ends failed: {e}"),
         }
         let ready = |at: usize| fds.get(at).is_some_and(|fd: &PollFd<'_>| !fd.revents().is_empty());
-        Ready { connection: ready(2), listener: ready(1) }
+        let ready =
+            Ready { woken: ready(0), listener: ready(1), connection: ready(2), channel: ready(3) };
+        if ready.woken {
+            // Emptied before what it is about is looked at: whoever signals later is seen later.
+            let _ = rustix::io::read(&self.control.wake, &mut [0; 8]);
+        }
+        ready
     }
 
     /// Waits for the rings of a front-end that is gone. Newcomers wait in the socket's queue, but

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// A disk in memory, and what tests do to it.
 pub(crate) struct TestDisk {
     pub file: File,
-    pub size: Sector,
+    /// Sectors; see [`TestDisk::resize`].
+    size: AtomicU64,
     /// Completions are held back.
     held: AtomicBool,
     /// Writes find no room.
@@ -57,7 +58,7 @@ impl TestDisk {
         rustix::fs::ftruncate(&file, sectors * 512).unwrap();
         Arc::new(TestDisk {
             file: file.into(),
-            size: Sector(sectors),
+            size: AtomicU64::new(sectors),
             held: AtomicBool::default(),
             full: AtomicBool::default(),
             fails: AtomicBool::default(),
@@ -67,6 +68,16 @@ impl TestDisk {
             merges: AtomicBool::default(),
             events: Mutex::default(),
         })
+    }
+
+    pub(crate) fn size(&self) -> Sector {
+        Sector(self.size.load(Ordering::SeqCst))
+    }
+
+    /// Has another size from here on, of which nobody is told.
+    pub(crate) fn resize(&self, sectors: u64) {
+        rustix::fs::ftruncate(&self.file, sectors * 512).unwrap();
+        self.size.store(sectors, Ordering::SeqCst);
     }
 
     pub(crate) fn hold(&self, on: bool) {
@@ -138,7 +149,7 @@ pub(crate) struct TestTable {
 
 impl DeviceTable for TestTable {
     fn size(&self) -> Sector {
-        self.disk.size
+        self.disk.size()
     }
 
     fn read_only(&self) -> bool {
@@ -345,6 +356,10 @@ impl DeviceIo for TestIo {
         Ok(())
     }
 
+    fn is_ready(&mut self) -> bool {
+        !self.fired.is_empty() || (!self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst))
+    }
+
     fn in_flight(&self) -> usize {
         self.done.len()
     }
@@ -403,7 +418,7 @@ impl Binding for TestBinding {
     fn request_failed(&self, _: bool) {}
 
     fn geometry(&self) -> Geometry {
-        Geometry { size: self.disk.size, read_only: self.read_only }
+        Geometry { size: self.disk.size(), read_only: self.read_only }
     }
 
     fn attach(&self, _export: &str, workers: Vec<WorkerHandle<TestTable>>) {

@@ -37,6 +37,7 @@ pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, Worke
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
 pub(crate) use mailbox::{new_eventfd, signal};
 use poll::AdaptivePoll;
+pub use poll::Polling;
 use quiesce::Quiesce;
 
 #[cfg(test)]
@@ -60,11 +61,21 @@ const OWN_FLUSH: Token = Token(u32::MAX);
 const WAKE_KEY: u64 = 0;
 const KICK_KEY: u64 = 1;
 
+/// What a worker is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkerOptions {
+    /// What GET_ID answers.
+    pub(crate) serial: [u8; SERIAL_LEN],
+    /// Whether the export lets guests write.
+    pub(crate) writable: bool,
+    /// Whether it may sleep.
+    pub(crate) polling: Polling,
+}
+
 /// Starts a worker: suspended, without a table, without a ring.
 pub(crate) fn spawn<B: Binding>(
     name: String,
-    serial: [u8; SERIAL_LEN],
-    writable: bool,
+    options: WorkerOptions,
     binding: Arc<B>,
 ) -> io::Result<(WorkerHandle<TableOf<B>>, JoinHandle<()>)> {
     let mailbox = Arc::new(Mailbox::new()?);
@@ -78,7 +89,7 @@ pub(crate) fn spawn<B: Binding>(
             Ok((engine, io)) => {
                 let _ = send.send(Ok(()));
                 let failed = Box::new(move |read| binding.request_failed(read));
-                Worker::new(engine, io, mailbox, serial, writable, failed).run();
+                Worker::new(engine, io, mailbox, options, failed).run();
             }
             Err(e) => {
                 let _ = send.send(Err(e));
@@ -127,6 +138,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     direct: usize,
     /// I/O was queued that the system has not been given.
     unsubmitted: bool,
+    polling: Polling,
     poll: AdaptivePoll,
     mailbox: Arc<Mailbox<E::Table>>,
     mail: VecDeque<Mail<E::Table>>,
@@ -149,8 +161,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         engine: E,
         mut io: I,
         mailbox: Arc<Mailbox<E::Table>>,
-        serial: [u8; SERIAL_LEN],
-        writable: bool,
+        WorkerOptions { serial, writable, polling }: WorkerOptions,
         failed: Box<dyn Fn(bool)>,
     ) -> Self {
         io.watch(mailbox.event(), WAKE_KEY);
@@ -167,6 +178,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             gate: Gate::Closed,
             direct: 0,
             unsubmitted: false,
+            polling,
             poll: AdaptivePoll::default(),
             mailbox,
             mail: VecDeque::new(),
@@ -194,8 +206,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let was_unsubmitted = self.unsubmitted;
         busy |= self.take_batch();
         busy |= self.drive();
-        // A worker that is about to sleep submits by the system call in which it waits.
-        if was_unsubmitted || (self.unsubmitted && self.has_work()) {
+        // A worker that is about to sleep submits by the system call in which it waits; one that
+        // does not sleep waits for nothing.
+        let never_sleeps = self.polling == Polling::Always;
+        let submits = was_unsubmitted || (self.unsubmitted && (never_sleeps || self.has_work()));
+        if submits || (never_sleeps && self.io.is_ready()) {
             self.unsubmitted = false;
             self.note(|io| io.enter());
         }
@@ -354,6 +369,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Nothing to do: looks a little longer where that pays, then sleeps.
     fn idle(&mut self) {
+        if self.polling == Polling::Always && self.is_serving() {
+            // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+            while self.io.fired().is_some() {}
+            std::hint::spin_loop();
+            return;
+        }
         let polling = self.is_serving()
             && self.direct == 0
             && self.io.in_flight() == 0

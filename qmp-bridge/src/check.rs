@@ -35,6 +35,7 @@ fn check_at(path: &str, value: &Value, shape: &Shape) -> Result<(), CommandError
                 values.join(", ")
             )))
         }
+        Shape::Alternate { of, .. } => check_alternate(path, value, of),
         Shape::Record { members, .. } => {
             let map = value.as_object().ok_or_else(|| wrong(path, "object"))?;
             check_members(path, map, members)?;
@@ -53,6 +54,17 @@ fn check_at(path: &str, value: &Value, shape: &Shape) -> Result<(), CommandError
             refuse_others(path, map, &[base, members])
         }
     }
+}
+
+/// As one of the shapes; the sentence is that of the one whose type it has, else of the first.
+fn check_alternate(path: &str, value: &Value, of: &[Shape]) -> Result<(), CommandError> {
+    let is_word = |shape: &&Shape| matches!(shape, Shape::Text | Shape::Choice { .. });
+    let bool_or_other = |shape: &&Shape| matches!(shape, Shape::Bool) == value.is_boolean();
+    let shape = match value {
+        Value::String(_) => of.iter().find(is_word),
+        _ => of.iter().find(bool_or_other),
+    };
+    shape.or(of.first()).map_or(Ok(()), |shape| check_at(path, value, shape))
 }
 
 fn check_integer(path: &str, value: &Value, min: i64, max: u64) -> Result<(), CommandError> {

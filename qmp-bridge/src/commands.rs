@@ -205,7 +205,11 @@ fn served() -> Vec<Registration> {
         handled::<_, Nothing>("snapshot-create", Command::SnapshotCreate),
         handled::<_, Nothing>("snapshot-merge", Command::SnapshotMerge),
         handled::<_, Nothing>("snapshot-delete", Command::SnapshotDelete),
+        handled::<_, Nothing>("block_resize", Command::BlockResize),
+        handled::<_, Nothing>("block-set-write-threshold", Command::BlockSetWriteThreshold),
         handled::<_, Nothing>("blockdev-snapshot-sync", Command::BlockdevSnapshotSync),
+        handled::<_, Nothing>("transaction", Command::Transaction),
+        handled::<_, Nothing>("block-commit", Command::BlockCommit),
         handled::<_, Nothing>("block-export-add", Command::BlockExportAdd),
         handled::<_, Nothing>("block-export-del", Command::BlockExportDel),
         handled::<_, Vec<BlockExportInfo>>("query-block-exports", |Nothing {}| {
@@ -220,10 +224,6 @@ pub fn deferred() -> Vec<Registration> {
     vec![
         handled::<_, Nothing>("metadata-snapshot-reserve", Command::MetadataSnapshotReserve),
         handled::<_, Nothing>("metadata-snapshot-release", Command::MetadataSnapshotRelease),
-        handled::<_, Nothing>("block_resize", Command::BlockResize),
-        handled::<_, Nothing>("block-commit", Command::BlockCommit),
-        handled::<_, Nothing>("block-set-write-threshold", Command::BlockSetWriteThreshold),
-        handled::<_, Nothing>("transaction", Command::Transaction),
     ]
 }
 

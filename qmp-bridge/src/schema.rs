@@ -28,6 +28,8 @@ union! {
         Builtin(SchemaBuiltin) = "builtin",
         /// One of some words.
         Enum(SchemaEnum) = "enum",
+        /// One of some types.
+        Alternate(SchemaAlternate) = "alternate",
         /// A list.
         Array(SchemaArray) = "array",
         /// Named members.
@@ -76,6 +78,22 @@ record! {
     pub struct SchemaEnumMember {
         /// The word.
         name: String,
+    }
+}
+
+record! {
+    /// One of some types.
+    pub struct SchemaAlternate {
+        /// The types.
+        members: Vec<SchemaAlternateMember>,
+    }
+}
+
+record! {
+    /// One of them.
+    pub struct SchemaAlternateMember {
+        /// The type.
+        kind as "type": String,
     }
 }
 
@@ -187,7 +205,10 @@ impl Types {
                 self.describe(&name, || SchemaEntity::Array(SchemaArray { element_type }));
                 name
             }
-            Shape::Choice { .. } | Shape::Record { .. } | Shape::Union { .. } => {
+            Shape::Choice { .. }
+            | Shape::Alternate { .. }
+            | Shape::Record { .. }
+            | Shape::Union { .. } => {
                 if let Some(number) = self.numbered.iter().position(|known| known == shape) {
                     return number.to_string();
                 }
@@ -208,6 +229,11 @@ impl Types {
                 let members =
                     values.iter().map(|name| SchemaEnumMember { name: name.clone() }).collect();
                 SchemaEntity::Enum(SchemaEnum { members, values })
+            }
+            Shape::Alternate { of, .. } => {
+                let members =
+                    of.iter().map(|shape| SchemaAlternateMember { kind: self.name_of(shape) });
+                SchemaEntity::Alternate(SchemaAlternate { members: members.collect() })
             }
             Shape::Union { base, tag, variants, .. } => {
                 let variants = variants

@@ -1,8 +1,9 @@
-//! Work that a device does without a guest: flushes of a table, and merges.
+//! Work that a device does without a guest: flushes of a table, merges, and commits of layers.
 //!
 //! Owns the engine and the executor that such work has of its own, and how they take turns. Never
 //! knows why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
 
+mod commit;
 mod files;
 mod merge;
 #[cfg(all(test, not(feature = "shuttle")))]
@@ -12,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::commit::{CommitEnd, CommitHandle, CommitProgress, CommitSource};
 pub use self::files::FileExecutor;
 pub use self::merge::{MergeEnd, MergeHandle};
 use crate::engine::{Engine, EngineConfig};
@@ -47,6 +49,27 @@ pub trait Executor: Send {
     /// # Errors
     /// What the system says.
     fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno>;
+}
+
+/// An executor with bytes of its own, that requests write: those of the request `copy` lie in
+/// memory of [`SLICE`](crate::io::SLICE) bytes that nothing else touches until it has ended.
+pub trait CopyExecutor: Executor {
+    /// Such requests there can be: their tokens are the numbers below.
+    fn copies(&self) -> usize;
+
+    /// Reads `len` bytes from `offset` of a file into the bytes of `copy`, from the byte `at` on,
+    /// and waits for that.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn fetch(
+        &mut self,
+        copy: Token,
+        at: usize,
+        file: FileId,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), Errno>;
 }
 
 /// A waker that is also somebody else's.

@@ -27,6 +27,9 @@ pub struct Line {
 pub struct FlushSet {
     /// Stores whose log must be committed and whose data synced.
     pub stores: Vec<Arc<Store>>,
+    /// The same, where they are merged into `media`: a device whose store is Invalid is its origin,
+    /// and a flush of it no more than the origin's.
+    pub merged: Vec<Arc<Store>>,
     /// Other files to be synced.
     pub media: Vec<Arc<Medium>>,
     /// Files that the lowest layers lie on: to be synced where they owe that.
@@ -177,26 +180,26 @@ impl FlushSet {
                 Target::Plain(backing) => backing.media().for_each(|m| add(&mut set.media, m)),
                 Target::Snapshot(snapshot) => {
                     let ex = &exceptions[snapshot.exceptions];
-                    ex.layers.iter().for_each(|s| set.add_store(s));
+                    ex.layers.iter().for_each(|store| add_store(&mut set.stores, store));
                     ex.origin.media().for_each(|m| add(&mut set.below, m));
                 }
                 Target::Origin(origin) => {
                     origin.backing.media().for_each(|m| add(&mut set.media, m));
                 }
                 Target::Merge(merge) => {
-                    set.add_store(exceptions[merge.exceptions].store());
+                    add_store(&mut set.merged, exceptions[merge.exceptions].store());
                     merge.origin.backing.media().for_each(|m| add(&mut set.media, m));
                 }
             }
         }
         set
     }
+}
 
-    fn add_store(&mut self, store: &Arc<Store>) {
-        let known = self.stores.iter().any(|known| Arc::ptr_eq(known, store));
-        if !known && store.persistence() != Persistence::Transient {
-            self.stores.push(store.clone());
-        }
+fn add_store(stores: &mut Vec<Arc<Store>>, store: &Arc<Store>) {
+    let known = stores.iter().any(|known| Arc::ptr_eq(known, store));
+    if !known && store.persistence() != Persistence::Transient {
+        stores.push(store.clone());
     }
 }
 

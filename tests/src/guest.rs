@@ -24,6 +24,15 @@ use tempfile::TempDir;
 pub enum Disk {
     /// An image that QEMU itself serves, raw and writable.
     File(PathBuf),
+    /// An image that QEMU itself serves, raw and read-only.
+    ReadOnly(PathBuf),
+    /// An NBD server's; each write and flush is passed on as it comes.
+    Nbd {
+        /// Its socket.
+        socket: PathBuf,
+        /// The export's name.
+        export: String,
+    },
     /// A vhost-user-blk server's.
     Served {
         /// Its socket.
@@ -260,6 +269,8 @@ fn arguments(command: &mut Command, config: &GuestConfig) {
     for disk in &config.disks {
         match disk {
             Disk::File(image) => command.arg("--file").arg(image),
+            Disk::ReadOnly(image) => command.arg("--readonly").arg(image),
+            Disk::Nbd { socket, export } => command.arg("--nbd").arg(socket).arg(export),
             Disk::Served { socket, queues } => {
                 command.arg("--served").arg(socket).arg(queues.to_string())
             }

@@ -8,8 +8,10 @@
 pub mod bench;
 pub mod client;
 pub mod disk;
+pub mod disklog;
 pub mod guest;
 pub mod kernel;
+pub mod powercut;
 pub mod rng;
 pub mod server;
 pub mod verify;

@@ -181,6 +181,12 @@ impl ServerCommand {
 
     /// Starts the program and waits until it listens.
     pub fn start(&self) -> Result<Server, ServerError> {
+        let mut server = self.spawn()?;
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    fn spawn(&self) -> Result<Server, ServerError> {
         let failed = |source| ServerError::Run { program: self.program.clone(), source };
         let stderr = self.dir.join("stderr.log");
         let log = File::create(&stderr).map_err(failed)?;
@@ -192,9 +198,14 @@ impl ServerCommand {
             .stdout(Stdio::null())
             .stderr(log);
         let child = spawn_on(&mut command, self.cpu).map_err(failed)?;
-        let mut server = Server { child, command: self.clone(), stderr };
-        server.wait_until_it_listens()?;
-        Ok(server)
+        Ok(Server { child, command: self.clone(), stderr })
+    }
+
+    /// Starts the program and kills it after `life`, wherever in its start it is by then.
+    pub fn start_and_kill(&self, life: Duration) -> Result<(), ServerError> {
+        let server = self.spawn()?;
+        std::thread::sleep(life);
+        server.kill()
     }
 
     fn line(&self) -> String {

@@ -185,6 +185,17 @@ fn plain_disk_with_direct_io_on_disk() {
     load_and_restart(&plain(&scratch, &file), Ledger::zeroed(SECTORS), 4);
 }
 
+/// Workers that never sleep, on as many processors as there are.
+#[test]
+fn polling_workers_serve_and_stop() {
+    for place in [Place::Memory, Place::Disk] {
+        let scratch = scratch(place);
+        let file = scratch.sparse("disk.raw", SECTORS * 512).unwrap();
+        let command = plain(&scratch, &file).arg("--poll");
+        load_and_restart(&command, Ledger::zeroed(SECTORS), 1);
+    }
+}
+
 #[test]
 fn plain_disk_outlives_a_killed_server() {
     let scratch = scratch(Place::Memory);

@@ -1,10 +1,16 @@
 //! A real guest on a served disk: mkfs, files, fsck, fio with verification, and each boot's two
-//! start/stop cycles, the firmware's and the kernel's, over a reboot.
+//! start/stop cycles, the firmware's and the kernel's, over a reboot. And a disk that gets longer
+//! under a running guest.
 //!
-//! The same is put to qemu-storage-daemon, which proves the guest and its script.
+//! The first is put to qemu-storage-daemon, which proves the guest and its script.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::guest::{Disk, Guest, GuestConfig};
 use snapblk_tests::server::{Place, Scratch, Server, ServerCommand};
 
@@ -61,4 +67,59 @@ fn a_guest_lives_on_snapblk() {
     a_guest_lives_on(&server, 2, &["write", "back"]);
     let status = server.terminate().unwrap_or_else(|error| panic!("{error}"));
     assert!(status.success(), "SIGTERM ended it with {status}");
+}
+
+/// By `block_resize`, then by a table: the guest's kernel is told each time.
+#[test]
+fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
+    let sizes = [DISK / 512, (DISK + (1 << 20)) / 512, (DISK + (3 << 20)) / 512];
+    let scratch = Scratch::new(Place::Memory).unwrap();
+    let image = scratch.sparse("disk.raw", DISK).unwrap();
+    let command = ServerCommand::snapblk(&scratch).unwrap();
+    let server = start(&command.arg("--blk-file").arg(&image).arg("--num-queues").arg("2"));
+    let mut monitor = Qmp::connect(server.monitor()).unwrap_or_else(|error| panic!("{error}"));
+    let mut call = |command: &str, arguments: Value| {
+        monitor.call(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"));
+    };
+
+    let mut config = GuestConfig::new(include_str!("../guest/resized-disk.sh"))
+        .disk(Disk::Served { socket: server.socket().to_owned(), queues: 2 });
+    config.timeout = Duration::from_secs(240);
+    let mut guest = Guest::boot(&config).unwrap_or_else(|error| panic!("{error}"));
+    for round in 1..sizes.len() {
+        let seen = guest.wait_for_line("ready ").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(seen, sizes[round - 1].to_string());
+        let wanted = sizes[round];
+        if round == 1 {
+            call("block_resize", json!({"device": "disk0", "size": wanted * 512}));
+        } else {
+            let file = fs::File::options().write(true).open(&image).unwrap();
+            file.set_len(wanted * 512).unwrap();
+            let line = format!("0 {wanted} linear {} 0", image.display());
+            call("table-load", json!({"name": "disk0", "table": [line]}));
+            call("device-resume", json!({"name": "disk0"}));
+        }
+        guest.send_line(&wanted.to_string()).unwrap();
+    }
+    let result = guest.finish().unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
+    result.expect_success();
+
+    // What the guest wrote behind the old end is in the file.
+    let content = fs::read(&image).unwrap();
+    let found: Vec<String> = sizes
+        .windows(2)
+        .map(|range| {
+            let new = &content[range[0] as usize * 512..range[1] as usize * 512];
+            sha256(&scratch.file("new", new).unwrap())
+        })
+        .collect();
+    let said: Vec<String> = result.said("new").map(|words| words.concat()).collect();
+    assert_eq!(found, said);
+}
+
+fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().expect("sha256sum is installed");
+    assert!(output.status.success(), "sha256sum could not read {}", path.display());
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().next().unwrap_or_default().to_owned()
 }

@@ -104,9 +104,14 @@ fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
         _ => {}
     }
     let answer = client.call(request.command, request.arguments)?;
-    if let Verb::Merge(merge) = &args.verb {
-        let job = merge.job();
-        if merge.wait {
+    let begun = match &args.verb {
+        Verb::Merge(merge) => Some((merge.job(), merge.wait)),
+        Verb::Commit(commit) => Some((commit.job(), commit.wait)),
+        _ => None,
+    };
+    if let Some((job, wait)) = begun {
+        if wait {
+            follow::complete_when_ready(&mut client, &job)?;
             return follow::wait(&mut client, &job, args.json, out);
         }
         if !args.json {

@@ -5,10 +5,11 @@
 //! called `disk0`. Never serves anything.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
+
+pub use crate::server::OnFull;
 
 mod file;
 mod run;
@@ -47,6 +48,8 @@ pub struct Disk {
     pub on_full: Option<OnFull>,
     /// The socket of the guest's agent.
     pub guest_agent: Option<PathBuf>,
+    /// Its workers never sleep.
+    pub poll: bool,
     /// Do it although something speaks against it.
     pub force: bool,
 }
@@ -114,36 +117,8 @@ pub enum Socket {
     Fd(i32),
 }
 
-/// What happens when a store is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnFull {
-    /// Writes that need room fail.
-    #[default]
-    Fail,
-    /// They wait that long for the store to grow.
-    Wait(Duration),
-}
-
 fn on_full(text: &str) -> Result<OnFull, String> {
-    let wrong = || format!("'{text}' is neither 'fail' nor, say, 'wait=30s'");
-    if text == "fail" {
-        return Ok(OnFull::Fail);
-    }
-    let time = text.strip_prefix("wait=").ok_or_else(wrong)?;
-    let (number, seconds) = match (time.strip_suffix("ms"), time.strip_suffix('s')) {
-        (Some(number), _) => return Ok(OnFull::Wait(Duration::from_millis(parse(number)?))),
-        (None, Some(number)) => (number, 1),
-        (None, None) => match time.strip_suffix('m') {
-            Some(number) => (number, 60),
-            None => (time, 1),
-        },
-    };
-    let seconds = parse(number)?.checked_mul(seconds).ok_or_else(wrong)?;
-    return Ok(OnFull::Wait(Duration::from_secs(seconds)));
-
-    fn parse(number: &str) -> Result<u64, String> {
-        number.parse().map_err(|_| format!("'{number}' is not a number"))
-    }
+    text.parse()
 }
 
 impl Args for Serve {
@@ -205,6 +180,11 @@ impl Args for Serve {
                 each("guest-agent", "SOCKET", "Freeze file systems through this agent")
                     .value_parser(path()),
             )
+            .arg(flag(
+                "poll",
+                "Never sleep while a front-end is connected: a core for each queue, and the \
+                 shortest way for each request",
+            ))
             .arg(flag("force", "Do it although a file's state speaks against it"))
             .next_help_heading(None::<&str>)
     }
@@ -255,7 +235,7 @@ struct Group {
 
 /// The groups in order. What stands before the first `--name` is a group if it is anything.
 fn groups(matches: &ArgMatches) -> Vec<Group> {
-    const OF_A_DISK: [&str; 11] = [
+    const OF_A_DISK: [&str; 12] = [
         "table",
         "blk-file",
         "read-only",
@@ -266,6 +246,7 @@ fn groups(matches: &ArgMatches) -> Vec<Group> {
         "state",
         "on-full",
         "guest-agent",
+        "poll",
         "force",
     ];
     let names: Vec<&String> = matches.get_many("name").unwrap_or_default().collect();
@@ -320,6 +301,7 @@ impl Group {
             state: self.one(matches, "state")?,
             on_full: self.one(matches, "on-full")?,
             guest_agent: self.one(matches, "guest-agent")?,
+            poll: self.one::<bool>(matches, "poll")?.is_some(),
             force: self.one::<bool>(matches, "force")?.is_some(),
         })
     }

@@ -180,9 +180,10 @@ impl DeviceEngine for Engine {
     }
 
     fn fail_held(&mut self, all: bool) {
-        // Nothing is held for want of room yet, only for other workers.
         if all {
             Engine::fail_held(self);
+        } else {
+            Engine::fail_held_for_room(self);
         }
     }
 
@@ -237,6 +238,10 @@ impl DeviceIo for Io {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         Io::wait(self, timeout)
+    }
+
+    fn is_ready(&mut self) -> bool {
+        Io::is_ready(self)
     }
 
     fn in_flight(&self) -> usize {

@@ -3,26 +3,23 @@
 //! Owns the translation from a command to a verb, and from what went wrong to the monitor's error
 //! classes. Never knows how a command travels.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapblk_qmp::Handler;
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
-    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode,
-    BlockdevSnapshotSync, Command, NewImageMode, Persistence, SnapshotCreate, SocketAddress,
+    BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
+    Command, DeviceMessage, SocketAddress, TransactionAction,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
-use snapblk_store::cow;
-use snapblk_store::device::{CreateSnapshot, DeviceError, OverlaySnapshot, Suspend, TableKind};
+use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
-use snapblk_store::units::{ChunkSize, SECTOR_SIZE};
 
 use super::binding::Served;
-use super::{End, Exported, Server, info};
+use super::{End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
-use crate::export::{Export, ExportConfig, SocketAddress as Listen, StopMode};
+use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -43,7 +40,7 @@ pub(super) fn told(error: DeviceError) -> CommandError {
     CommandError { class, desc: error.to_string() }
 }
 
-fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
+pub(super) fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandError> {
     result.map(|()| Answer::DONE).map_err(told)
 }
 
@@ -52,39 +49,43 @@ impl Server {
         let devices = &self.devices;
         match command {
             Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
-            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
+            Command::DeviceRemove(c) => {
+                done(devices.remove(&c.name, c.force.unwrap_or(false)))?;
+                self.lockfs.thaw(&c.name);
+                Ok(Answer::DONE)
+            }
             Command::TableLoad(c) => {
                 let lines = parse_table(c.table.iter().map(String::as_str))
                     .map_err(|error| CommandError::generic(error.to_string()))?;
                 done(devices.load(&c.name, lines, c.read_only.unwrap_or(false)))
             }
             Command::TableClear(c) => done(devices.clear(&c.name)),
-            Command::DeviceSuspend(c) => {
-                let how = Suspend { noflush: c.noflush.unwrap_or(false) };
-                done(devices.suspend(&c.name, how))
-            }
-            Command::DeviceResume(c) => done(devices.resume(&c.name)),
-            Command::DeviceMessage(c) => {
-                devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
-                let (name, message) = (&c.name, &c.message);
-                let sentence = format!("no target of '{name}' knows the message '{message}'");
-                Err(CommandError::generic(sentence))
-            }
+            Command::DeviceSuspend(c) => self.suspend(&c),
+            Command::DeviceResume(c) => self.resume(&c),
+            Command::DeviceMessage(c) => self.message(&c),
             Command::QueryDevices(c) => {
                 let inactive = c.inactive.unwrap_or(false);
                 let kind = if inactive { TableKind::Inactive } else { TableKind::Active };
                 let all = devices.query(c.name.as_deref(), kind).map_err(told)?;
                 Ok(Answer::Devices(all.into_iter().map(info::device).collect()))
             }
-            Command::SnapshotCreate(c) => self.create_snapshot(c),
+            Command::SnapshotCreate(c) => self.transact(vec![TransactionAction::SnapshotCreate(c)]),
             Command::SnapshotMerge(c) => self.start_merge(c),
             Command::SnapshotDelete(c) => {
                 let delete = c.delete_store.unwrap_or(false);
                 done(devices.delete_snapshot(&c.device, &c.snapshot, delete))
             }
-            Command::BlockdevSnapshotSync(c) => self.overlay_snapshot(c),
-            Command::BlockExportAdd(c) => self.add_export(c),
+            Command::BlockdevSnapshotSync(c) => {
+                self.transact(vec![TransactionAction::BlockdevSnapshotSync(c)])
+            }
+            Command::Transaction(c) => self.transaction(c),
+            Command::BlockCommit(c) => self.start_commit(c),
+            Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
             Command::BlockExportDel(c) => self.delete_export(&c),
+            Command::BlockSetWriteThreshold(c) => {
+                done(devices.set_write_threshold(&c.node_name, c.write_threshold))
+            }
+            Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
                 let reason = ShutdownCause::HostQmpQuit;
@@ -92,45 +93,39 @@ impl Server {
                 self.end(End::Quit);
                 Ok(Answer::DONE)
             }
-            Command::MetadataSnapshotReserve(_)
-            | Command::MetadataSnapshotRelease(_)
-            | Command::BlockResize(_)
-            | Command::BlockCommit(_)
-            | Command::BlockSetWriteThreshold(_)
-            | Command::Transaction(_) => {
+            Command::MetadataSnapshotReserve(_) | Command::MetadataSnapshotRelease(_) => {
                 Err(CommandError::command_not_found("This command is not served"))
             }
         }
     }
 
-    fn create_snapshot(&self, c: SnapshotCreate) -> Result<Answer, CommandError> {
-        let chunk = c.chunk_size.map(chunk_of_bytes).transpose()?;
-        done(self.devices.create_snapshot(&CreateSnapshot {
-            device: c.device,
-            name: c.name,
-            cow: PathBuf::from(c.cow),
-            chunk,
-            size: c.size,
-            persistence: match c.persistent {
-                None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
-                Some(Persistence::Persistent) => cow::Persistence::Persistent,
-                Some(Persistence::Transient) => cow::Persistence::Transient,
-            },
-            existing: c.mode == Some(NewImageMode::Existing),
-        }))
-    }
-
-    fn overlay_snapshot(&self, c: BlockdevSnapshotSync) -> Result<Answer, CommandError> {
-        let request = OverlaySnapshot {
-            device: c.device,
-            cow: PathBuf::from(c.snapshot_file),
-            below: c.snapshot_node_name,
-            existing: c.mode == Some(NewImageMode::Existing),
+    /// The one message there is: `on-full fail`, or `on-full wait=30s`.
+    fn message(&self, c: &DeviceMessage) -> Result<Answer, CommandError> {
+        self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+        let (name, message) = (&c.name, &c.message);
+        let Some(words) = message.strip_prefix("on-full ") else {
+            return Err(CommandError::generic(format!(
+                "no target of '{name}' knows the message '{message}'"
+            )));
         };
-        self.devices.overlay_snapshot(&request).map(|_| Answer::DONE).map_err(told)
+        let on_full: OnFull = words.trim().parse().map_err(CommandError::generic)?;
+        self.devices.set_patience(name, on_full.patience());
+        Ok(Answer::Message(String::new()))
     }
 
-    fn add_export(self: &Arc<Self>, c: BlockExportAdd) -> Result<Answer, CommandError> {
+    fn resize(&self, c: BlockResize) -> Result<Answer, CommandError> {
+        let ((Some(name), None) | (None, Some(name))) = (c.device, c.node_name) else {
+            return Err(CommandError::generic("give one of 'device' and 'node-name'"));
+        };
+        done(self.devices.resize(&name, c.size))
+    }
+
+    /// Starts an export, with workers that sleep as `polling` says.
+    pub(super) fn add_export(
+        self: &Arc<Self>,
+        c: BlockExportAdd,
+        polling: Polling,
+    ) -> Result<Answer, CommandError> {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
@@ -165,12 +160,15 @@ impl Server {
             writable,
             logical_block,
             serial: c.node_name.clone(),
+            polling,
         };
         let failed = self.failed.lock().expect("channel lock poisoned").clone();
         let (devices, device) = (self.devices.clone(), &c.node_name);
         let binding = Served::new(devices, device, writable, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
             .map_err(|error| generic(error.to_string()))?;
+        let resized = (c.node_name.clone(), Box::new(export.size_changed()) as Box<_>);
+        self.resizes().insert(c.id.clone(), resized);
         exports.insert(c.id, Exported { export, device: c.node_name });
         Ok(Answer::DONE)
     }
@@ -186,6 +184,7 @@ impl Server {
             .ok_or_else(|| CommandError::generic(format!("there is no export '{}'", c.id)))?;
         exported.export.stop(mode).map_err(|error| CommandError::generic(error.to_string()))?;
         exports.remove(&c.id);
+        self.resizes().remove(&c.id);
         drop(exports);
         self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
         Ok(Answer::DONE)
@@ -200,16 +199,4 @@ impl Server {
         };
         Answer::Exports(self.exports().iter().map(info).collect())
     }
-}
-
-fn chunk_of_bytes(bytes: u64) -> Result<ChunkSize, CommandError> {
-    u32::try_from(bytes / SECTOR_SIZE)
-        .ok()
-        .filter(|_| bytes.is_multiple_of(SECTOR_SIZE))
-        .and_then(ChunkSize::from_sectors)
-        .ok_or_else(|| {
-            CommandError::generic(format!(
-                "a chunk of {bytes} bytes is not possible: use a power of two from 512 to 1 GiB"
-            ))
-        })
 }

@@ -49,7 +49,7 @@ fn target(status: &TargetStatus) -> TargetInfo {
 fn snapshot(status: &TargetStatus, spec: &SnapshotSpec) -> SnapshotTarget {
     let state = match status.state {
         _ if status.merge_failed => SnapshotState::MergeFailed,
-        None | Some(StoreState::Valid) => SnapshotState::Valid,
+        None | Some(StoreState::Valid | StoreState::Full) => SnapshotState::Valid,
         Some(StoreState::Overflow | StoreState::ReadOnly) => SnapshotState::Overflow,
         Some(StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked) => {
             SnapshotState::Invalid

@@ -4,20 +4,25 @@
 
 mod binding;
 mod commands;
+mod commit;
 mod info;
+mod lockfs;
 mod merge;
+mod moment;
+mod on_full;
 mod start;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapblk_qmp::{Events, Jobs};
-use snapblk_store::control::command::{self, Command};
+use snapblk_store::control::command;
 use snapblk_store::control::event::{
-    BlockIoError, DeviceChanged, ErrorAction, Event, IoOperation, SnapshotFailed,
+    BlockIoError, BlockWriteThreshold, DeviceChanged, ErrorAction, Event, IoOperation,
+    SnapshotFailed,
 };
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::device::{DeviceEvent, Devices, DevicesConfig};
@@ -26,6 +31,8 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+use lockfs::Lockfs;
+pub use on_full::OnFull;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
 
 /// How long requests in flight may take before a command that needs them to end is given up.
@@ -46,21 +53,31 @@ struct Exported {
     device: String,
 }
 
+/// By export: the device that it serves, and what is to be called when that has another size.
+type Resizes = BTreeMap<String, (String, Box<dyn Fn() + Send>)>;
+
 /// The process's disks and what is done with them.
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
+    resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
     /// Takes the names of devices on which a guest's request failed, and whether it was a read.
     failed: Mutex<Sender<(String, bool)>>,
     options: IoOptions,
+    lockfs: Lockfs,
 }
 
 impl Server {
-    /// A server without devices, and where it is heard that the process is to end.
-    fn new(state: Option<PathBuf>, force: bool) -> (Arc<Server>, Receiver<End>) {
+    /// A server without devices, and where it is heard that the process is to end. `agents` are the
+    /// sockets of guests' agents, by disk.
+    fn new(
+        state: Option<PathBuf>,
+        force: bool,
+        agents: &BTreeMap<String, PathBuf>,
+    ) -> (Arc<Server>, Receiver<End>) {
         let files = Arc::new(Files::default());
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
@@ -79,17 +96,26 @@ impl Server {
         };
         let (ends, end) = channel();
         let devices = Arc::new(Devices::new(files, workers, config));
-        pass_on(happens, events.clone(), Arc::downgrade(&devices));
+        let resizes = Arc::<Mutex<Resizes>>::default();
+        let (events_of, resizes_of) = (events.clone(), resizes.clone());
+        let devices_of = Arc::downgrade(&devices);
+        Passing { happens, events: events_of, resizes: resizes_of, devices: devices_of }.start();
         let server = Server {
             devices,
             exports: Mutex::default(),
+            resizes,
             jobs: Jobs::new(events.clone()),
+            lockfs: Lockfs::new(agents, &events),
             failed: Mutex::new(tell_failures(events.clone())),
             events,
             ends: Mutex::new(ends),
             options,
         };
         (Arc::new(server), end)
+    }
+
+    fn resizes(&self) -> MutexGuard<'_, Resizes> {
+        self.resizes.lock().expect("resizes lock poisoned")
     }
 
     fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Exported>> {
@@ -104,6 +130,8 @@ impl Server {
 
     /// Stops all exports and makes everything durable. False where something could not be.
     fn stop(&self) -> bool {
+        // While their disks still serve, where they do.
+        self.lockfs.thaw_all();
         let exports = std::mem::take(&mut *self.exports());
         for (_, mut exported) in exports {
             // Stopping hard is never refused.
@@ -113,23 +141,66 @@ impl Server {
     }
 }
 
-/// Turns what happens to devices into the monitor's events. Events may come from a worker, which
+/// Turns what happens to devices into what follows from it. Events may come from a worker, which
 /// must not wait for a client, nor for the state file: a thread of their own passes them on.
-fn pass_on(happens: Receiver<DeviceEvent>, events: Arc<Events>, devices: Weak<Devices>) {
-    let spawned = std::thread::Builder::new().name("events".into()).spawn(move || {
-        for event in happens {
-            if let DeviceEvent::Store { store, event: StoreEvent::InvalidNotWritten, .. } = &event
-                && let Some(devices) = devices.upgrade()
-            {
-                devices.record_invalid(store);
+struct Passing {
+    happens: Receiver<DeviceEvent>,
+    events: Arc<Events>,
+    resizes: Arc<Mutex<Resizes>>,
+    devices: Weak<Devices>,
+}
+
+impl Passing {
+    fn start(self) {
+        let spawned =
+            std::thread::Builder::new().name("events".into()).spawn(move || self.pass_on());
+        if let Err(error) = spawned {
+            tracing::error!("events of devices are lost: {error}");
+        }
+    }
+
+    fn pass_on(self) {
+        // When stores that are full are to be looked at again.
+        let mut look_at: Option<Instant> = None;
+        loop {
+            let event = match look_at {
+                None => self.happens.recv().map_err(RecvTimeoutError::from),
+                Some(at) => self.happens.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match event {
+                Ok(event) => {
+                    if let DeviceEvent::Store { event: StoreEvent::Full, .. } = &event {
+                        look_at = Some(Instant::now());
+                    }
+                    self.follow(event);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            if let Some(event) = monitor_event(event) {
-                events.emit(&event);
+            let now = Instant::now();
+            if look_at.is_some_and(|at| at <= now) {
+                look_at = self.devices.upgrade().and_then(|devices| devices.tend_full(now));
             }
         }
-    });
-    if let Err(error) = spawned {
-        tracing::error!("events of devices are lost: {error}");
+    }
+
+    fn follow(&self, event: DeviceEvent) {
+        match &event {
+            DeviceEvent::Store { store, event: StoreEvent::InvalidNotWritten, .. } => {
+                if let Some(devices) = self.devices.upgrade() {
+                    devices.record_invalid(store);
+                }
+            }
+            DeviceEvent::Resized { device, .. } => {
+                let resizes = self.resizes.lock().expect("resizes lock poisoned");
+                let of_it = resizes.values().filter(|(of, _)| of == device);
+                of_it.for_each(|(_, resized)| resized());
+            }
+            _ => {}
+        }
+        if let Some(event) = monitor_event(event) {
+            self.events.emit(&event);
+        }
     }
 }
 
@@ -175,6 +246,21 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
                 store,
                 "a chunk could not be kept, and the store could not be marked invalid",
             )),
+            StoreEvent::Full => Event::BlockIoError(BlockIoError {
+                node_name: Some(device.clone()),
+                device,
+                operation: IoOperation::Write,
+                action: ErrorAction::Stop,
+                nospace: Some(true),
+                reason: format!("the store {store} is full: writes wait until it has grown"),
+            }),
+            StoreEvent::ThresholdPassed { threshold, exceeded } => {
+                Event::BlockWriteThreshold(BlockWriteThreshold {
+                    node_name: device,
+                    amount_exceeded: exceeded,
+                    write_threshold: threshold,
+                })
+            }
             StoreEvent::Overflowed => Event::SnapshotOverflow(failed(
                 device,
                 store,
@@ -190,8 +276,13 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
 }
 
 /// The command that adds an export, for what the program's arguments ask for.
-fn add_command(id: &str, device: &str, addr: command::SocketAddress, queues: u16) -> Command {
-    Command::BlockExportAdd(command::BlockExportAdd {
+fn add_command(
+    id: &str,
+    device: &str,
+    addr: command::SocketAddress,
+    queues: u16,
+) -> command::BlockExportAdd {
+    command::BlockExportAdd {
         id: id.into(),
         node_name: device.into(),
         writable: Some(true),
@@ -200,5 +291,5 @@ fn add_command(id: &str, device: &str, addr: command::SocketAddress, queues: u16
             num_queues: Some(queues),
             logical_block_size: None,
         }),
-    })
+    }
 }

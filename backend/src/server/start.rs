@@ -17,7 +17,8 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, Server, add_command};
+use super::{End, OnFull, Server, add_command};
+use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,6 +59,12 @@ pub struct DiskArgs {
     pub socket: Option<DiskSocket>,
     /// Virtqueues; none for one a core.
     pub num_queues: Option<u16>,
+    /// Whether its workers never sleep while a front-end is connected.
+    pub poll: bool,
+    /// What its writes do when a store is full.
+    pub on_full: OnFull,
+    /// The socket of its guest's agent.
+    pub guest_agent: Option<PathBuf>,
 }
 
 /// What to serve.
@@ -125,9 +132,12 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let first = first_tables(&args.disks)?;
     let state = args.state.clone().or_else(|| default_state(args, &first));
-    let (server, ends) = Server::new(state, args.force);
+    let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
+    let agents = args.disks.iter().filter_map(agent).collect();
+    let (server, ends) = Server::new(state, args.force, &agents);
     start_devices(&server, args, &first)?;
     server.resume_merges().map_err(|error| ServeError::Export { disk: names(&first), error })?;
+    server.resume_commits();
     for disk in &args.disks {
         start_export(&server, disk)?;
     }
@@ -178,6 +188,9 @@ fn start_devices(
     args: &ServeArgs,
     first: &[FirstTable],
 ) -> Result<(), ServeError> {
+    for disk in &args.disks {
+        server.devices.set_patience(&disk.name, disk.on_full.patience());
+    }
     let mut at = String::new();
     let make = |table: &FirstTable| {
         at.clone_from(&table.name);
@@ -215,7 +228,8 @@ fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError>
     let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
     let command = add_command(&disk.name, &disk.name, addr, queues);
     let failed = |error| ServeError::Export { disk: disk.name.clone(), error };
-    server.execute(command).map(|_| ()).map_err(failed)
+    let polling = if disk.poll { Polling::Always } else { Polling::Adaptive };
+    server.add_export(command, polling).map(|_| ()).map_err(failed)
 }
 
 /// The tables that the arguments give their disks.

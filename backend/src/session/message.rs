@@ -138,6 +138,7 @@ pub(super) enum Message {
     SetVringCall(VringFd),
     SetVringErr(VringFd),
     SetVringEnable(VringState),
+    SetBackendReqFd(OwnedFd),
     GetConfig { offset: u32, size: u32, flags: u32 },
     SetConfig { offset: u32, data: Vec<u8> },
 }
@@ -151,6 +152,7 @@ fn needs(request: FrontendReq) -> Option<Protocol> {
         R::GET_MAX_MEM_SLOTS | R::ADD_MEM_REG | R::REM_MEM_REG => Protocol::CONFIGURE_MEM_SLOTS,
         R::GET_STATUS | R::SET_STATUS => Protocol::STATUS,
         R::RESET_DEVICE => Protocol::RESET_DEVICE,
+        R::SET_BACKEND_REQ_FD => Protocol::BACKEND_REQ,
         _ => return None,
     })
 }
@@ -222,6 +224,10 @@ pub(super) fn decode(
         R::SET_VRING_KICK => return p.vring_fd(fds).map(Message::SetVringKick),
         R::SET_VRING_CALL => return p.vring_fd(fds).map(Message::SetVringCall),
         R::SET_VRING_ERR => return p.vring_fd(fds).map(Message::SetVringErr),
+        R::SET_BACKEND_REQ_FD => {
+            p.exact::<0>()?;
+            return take_one(request, &mut fds).map(Message::SetBackendReqFd);
+        }
         R::GET_CONFIG => p.get_config()?,
         R::SET_CONFIG => p.set_config()?,
         _ => return Err(Refusal::NotSupported(request)),

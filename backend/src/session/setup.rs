@@ -8,9 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use snapblk_store::units::Sector;
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
 use super::Disk;
+use super::channel::{Channel, Closed};
 use super::message::{Message, Refusal, VringFd, VringState};
 use crate::config::{self, ConfigSpace};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
@@ -23,7 +25,8 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
-    .union(Protocol::STATUS);
+    .union(Protocol::STATUS)
+    .union(Protocol::BACKEND_REQ);
 
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
@@ -81,6 +84,9 @@ pub(super) struct Setup<T> {
     writeback: bool,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
+    channel: Option<Channel>,
+    /// The size that the front-end saw, or was told to look at, last.
+    seen: Option<Sector>,
 }
 
 fn nonsense(what: impl ToString) -> Refusal {
@@ -99,6 +105,8 @@ impl<T> Setup<T> {
             writeback: true,
             memory: Arc::default(),
             vrings,
+            channel: None,
+            seen: None,
         }
     }
 
@@ -122,7 +130,9 @@ impl<T> Setup<T> {
             Message::GetStatus => return Ok(Answer::U64(self.status)),
             Message::GetVringBase(index) => return self.stop_ring(index).map(Answer::Vring),
             Message::GetConfig { offset, size, flags } => {
-                let data = self.config_space().read(offset, size);
+                let space = self.config_space();
+                self.seen = Some(space.geometry.size);
+                let data = space.read(offset, size);
                 return Ok(Answer::Config { offset, flags, data });
             }
             // Nothing to own, and the protocol has a back-end ignore the second.
@@ -154,8 +164,43 @@ impl<T> Setup<T> {
             Message::SetVringCall(call) => self.set_call(call)?,
             Message::SetVringErr(err) => self.set_err(err)?,
             Message::SetVringEnable(state) => self.set_enabled(state)?,
+            Message::SetBackendReqFd(socket) => {
+                self.channel = Some(Channel::new(socket));
+                self.tell_size();
+            }
         }
         Ok(Answer::Done)
+    }
+
+    /// The back-end channel, where there is one.
+    pub(super) fn channel(&self) -> Option<&Channel> {
+        self.channel.as_ref()
+    }
+
+    /// Takes what came over the back-end channel.
+    pub(super) fn take_answers(&mut self) {
+        let taken = self.channel.as_mut().map_or(Ok(()), Channel::take_answers);
+        self.note_channel(taken);
+    }
+
+    /// Tells the front-end to look at the configuration again, where the disk has another size
+    /// than it saw.
+    pub(super) fn tell_size(&mut self) {
+        let size = self.disk.geometry().size;
+        let Some(channel) = self.channel.as_ref().filter(|_| self.seen.is_some_and(|s| s != size))
+        else {
+            return;
+        };
+        let told = channel.config_changed(self.acknowledges());
+        self.seen = Some(size);
+        self.note_channel(told);
+    }
+
+    fn note_channel(&mut self, outcome: Result<(), Closed>) {
+        if let Err(why) = outcome {
+            tracing::debug!("{why}");
+            self.channel = None;
+        }
     }
 
     /// Begins to stop all rings: what is in flight ends, what is owed is made durable.

@@ -20,6 +20,8 @@ use crate::testing::{
     Driver, MEMORY_SIZE, PATIENCE, TestBinding, TestDisk, USER_BASE, eventually, shared_memory,
 };
 
+mod resize;
+
 struct Server {
     dir: tempfile::TempDir,
     disk: Arc<TestDisk>,
@@ -65,6 +67,7 @@ fn export_config(socket: SocketAddress, num_queues: u16) -> ExportConfig {
         writable: true,
         logical_block: LogicalBlock::B512,
         serial: "snapblk-test".into(),
+        polling: crate::export::Polling::Adaptive,
     }
 }
 

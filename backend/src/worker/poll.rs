@@ -1,10 +1,21 @@
 //! How long to look at a ring before going to sleep.
 //!
-//! Owns the one number, and how it follows what happened: a sleep that ends soon would have been
+//! Owns the choice not to sleep at all; and the one number, and how it follows what happened: a sleep that ends soon would have been
 //! better polled away (two wake-ups between idle cores cost about 65 µs, a poll 17), a long one
 //! shows that polling was for nothing. Never knows the time: it is told.
 
 use std::time::Duration;
+
+/// Whether a worker that has nothing to do may sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// It looks a little longer where that pays, then sleeps.
+    #[default]
+    Adaptive,
+    /// Never while its ring is served: it takes its whole core, and no request waits for it to be
+    /// woken.
+    Always,
+}
 
 /// The longest poll.
 const LONGEST: Duration = Duration::from_micros(50);

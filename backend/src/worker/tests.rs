@@ -15,12 +15,14 @@ struct Bench {
 
 impl Bench {
     fn new(event_idx: bool) -> Bench {
+        Bench::with(event_idx, Polling::Adaptive)
+    }
+
+    fn with(event_idx: bool, polling: Polling) -> Bench {
         let disk = TestDisk::new(2048);
         let binding = TestBinding::new(&disk);
         let (_, memory) = shared_memory();
-        let (worker, thread) =
-            spawn("worker".into(), *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0", true, binding.clone())
-                .unwrap();
+        let (worker, thread) = spawn("worker".into(), options(polling), binding.clone()).unwrap();
         binding.attach("test", vec![worker.clone()]);
         worker.set_memory(Arc::new(memory.clone())).wait(PATIENCE).unwrap();
         let driver = Driver::new(&memory, 0, event_idx);
@@ -59,6 +61,11 @@ impl Bench {
     fn suspend(&self, flush: bool) {
         self.worker.suspend(flush).wait(PATIENCE).unwrap().unwrap();
     }
+}
+
+fn options(polling: Polling) -> WorkerOptions {
+    let serial = *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    WorkerOptions { serial, writable: true, polling }
 }
 
 impl Drop for Bench {
@@ -142,6 +149,27 @@ fn write_zeroes_gives_space_back_only_where_the_guest_lets_it() {
     assert_eq!(bench.driver.run(13, 0, &range(1)).0, 0);
     assert_eq!((bench.disk.count(IoOp::Zero), bench.disk.count(IoOp::Punch)), (1, 1));
     assert_eq!(bench.disk.bytes(0, 4096), [0; 4096]);
+}
+
+#[test]
+fn a_worker_that_never_sleeps_needs_no_kick_and_rests_all_the_same() {
+    let mut bench = Bench::with(true, Polling::Always);
+    bench.disk.indirect.store(true, Ordering::SeqCst);
+    bench.start();
+    assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
+    for round in 0..200u64 {
+        bench.driver.ask(0, 1, round, &[2; 512]);
+        assert_eq!(bench.driver.await_used().0, 0);
+    }
+    // A request in flight is waited for, and a suspend is seen.
+    bench.disk.hold(true);
+    bench.driver.ask(0, 1, 0, &[3; 512]);
+    bench.disk.await_count(IoOp::Write, 202);
+    let suspend = bench.worker.suspend(true);
+    bench.disk.hold(false);
+    suspend.wait(PATIENCE).unwrap().unwrap();
+    assert_eq!(bench.driver.await_used().0, 0);
+    assert_eq!(bench.disk.bytes(0, 512), [3; 512]);
 }
 
 /// Known bug 22.

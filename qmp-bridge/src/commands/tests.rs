@@ -16,6 +16,7 @@ fn samples(shape: &Shape, full: bool) -> Vec<Value> {
         Shape::Integer { min, max } => vec![json!(min), json!(max)],
         Shape::List(element) => vec![json!([]), Value::Array(samples(element, full))],
         Shape::Choice { values, .. } => values.iter().map(|word| json!(word)).collect(),
+        Shape::Alternate { of, .. } => of.iter().flat_map(|shape| samples(shape, full)).collect(),
         Shape::Record { members, .. } => records(vec![Map::new()], members, full),
         Shape::Union { base, tag, variants, .. } => variants
             .iter()

@@ -1,6 +1,7 @@
 //! An executor for work without a guest, over the process's files.
 //!
-//! Owns the worker's executor and the descriptor that wakes it. Never knows what the work is.
+//! Owns the worker's executor, the descriptor that wakes it, and the bytes of what it copies.
+//! Never knows what the work is.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,12 +10,16 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Executor;
+use super::{CopyExecutor, Executor};
 use crate::io::{
-    Action, Completion, Errno, FileId, Files, GuestData, Io, IoOptions, ScratchConfig, Seg, Storage,
+    Action, Aligned, Completion, Errno, FileId, Files, GuestData, Io, IoOptions, ScratchConfig,
+    Seg, Storage,
 };
 use crate::request::Token;
 use crate::workers::Wake;
+
+/// What direct I/O asks of memory, everywhere.
+const ALIGN: usize = 4096;
 
 /// Key of the waker among what is watched.
 const WAKE: u64 = 0;
@@ -25,9 +30,25 @@ pub struct FileExecutor {
     files: Arc<Files>,
     io: Io,
     event: Arc<OwnedFd>,
+    copies: Copies,
 }
 
 impl FileExecutor {
+    /// As [`FileExecutor::new`], with room for the bytes of `copies` requests of
+    /// [`SLICE`](crate::io::SLICE) bytes each.
+    ///
+    /// # Errors
+    /// No memory, or no more descriptors.
+    pub fn copying(
+        files: Arc<Files>,
+        scratch: u32,
+        options: IoOptions,
+        copies: usize,
+    ) -> io::Result<FileExecutor> {
+        let executor = FileExecutor::new(files, scratch, options)?;
+        Ok(FileExecutor { copies: Copies::new(copies), ..executor })
+    }
+
     /// An executor over `files` with `scratch` bytes of memory for the engine.
     ///
     /// # Errors
@@ -37,7 +58,7 @@ impl FileExecutor {
         let scratch = ScratchConfig { buffers: 1, size: scratch };
         let mut io = Io::new(files.clone(), scratch, options)?;
         io.watch(event.as_fd(), WAKE)?;
-        Ok(FileExecutor { files, io, event })
+        Ok(FileExecutor { files, io, event, copies: Copies::new(0) })
     }
 }
 
@@ -47,7 +68,7 @@ impl Executor for FileExecutor {
     }
 
     fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]) {
-        self.io.submit(action, segs, meta, &NoGuest);
+        self.io.submit(action, segs, meta, &self.copies);
     }
 
     fn completed(&mut self) -> Option<Completion> {
@@ -79,9 +100,42 @@ impl Wake for EventWake {
     }
 }
 
-/// There are no bytes of a guest in this work.
-struct NoGuest;
+impl CopyExecutor for FileExecutor {
+    fn copies(&self) -> usize {
+        self.copies.0.len()
+    }
 
-impl GuestData for NoGuest {
-    fn push_iovecs(&self, _: Token, _: u32, _: u32, _: &mut Vec<libc::iovec>) {}
+    fn fetch(
+        &mut self,
+        copy: Token,
+        at: usize,
+        file: FileId,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), Errno> {
+        let FileExecutor { files, copies, .. } = self;
+        let info = files.get(file).ok_or(Errno(libc::EBADF))?;
+        let bytes = copies.0[copy.0 as usize].bytes_mut();
+        let read = info.read_at(&mut bytes[at..at + len], offset);
+        read.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno))
+    }
+}
+
+/// What requests that copy write, by their tokens; of other work there are no bytes.
+#[derive(Debug)]
+struct Copies(Vec<Aligned>);
+
+impl Copies {
+    fn new(count: usize) -> Copies {
+        Copies((0..count).map(|_| Aligned::new(ALIGN)).collect())
+    }
+}
+
+impl GuestData for Copies {
+    fn push_iovecs(&self, copy: Token, offset: u32, len: u32, out: &mut Vec<libc::iovec>) {
+        if let Some(bytes) = self.0.get(copy.0 as usize) {
+            let base = bytes.bytes()[offset as usize..].as_ptr().cast_mut().cast();
+            out.push(libc::iovec { iov_base: base, iov_len: len as usize });
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::table::Table;
 use crate::workers::{Wake, Workers};
 
 /// How often a merge whose speed is limited gets its share.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// How a merge ended.
 #[derive(Debug)]
@@ -190,18 +190,18 @@ impl AttachedWorker for MergeHandle {
 }
 
 /// How much may be copied when.
-struct Pace {
+pub(super) struct Pace {
     speed: Option<u64>,
     granted: Instant,
 }
 
 impl Pace {
-    fn new() -> Pace {
+    pub(super) fn new() -> Pace {
         Pace { speed: None, granted: Instant::now() }
     }
 
     /// The bytes that are due now, if there is something new to say.
-    fn due(&mut self, speed: Option<u64>, now: Instant) -> Option<Option<u64>> {
+    pub(super) fn due(&mut self, speed: Option<u64>, now: Instant) -> Option<Option<u64>> {
         let changed = speed != self.speed;
         self.speed = speed;
         let Some(speed) = speed else { return changed.then_some(None) };

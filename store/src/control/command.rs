@@ -3,6 +3,9 @@
 //! What the monitor answers by itself (its version, its commands, its jobs) is not here, but
 //! for [`job::JobCommand`](super::job::JobCommand). spec/interface.md "The monitor".
 
+use serde::{Deserialize, Serialize};
+
+use super::shape::{Described, Shape};
 use crate::{choice, record, union};
 
 /// A command with its arguments, checked for shape and nothing else.
@@ -146,6 +149,33 @@ choice! {
     }
 }
 
+/// `persistent` of a command: how a store keeps its exceptions, or only whether it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Persistent {
+    /// In which way.
+    As(Persistence),
+    /// True: on disk, `PO`. False: in memory, `N`.
+    Whether(bool),
+}
+
+impl Persistent {
+    /// The way that is meant.
+    pub fn way(self) -> Persistence {
+        match self {
+            Persistent::As(way) => way,
+            Persistent::Whether(true) => Persistence::PersistentOverflow,
+            Persistent::Whether(false) => Persistence::Transient,
+        }
+    }
+}
+
+impl Described for Persistent {
+    fn shape() -> Shape {
+        Shape::Alternate { name: "Persistent", of: vec![Persistence::shape(), Shape::Bool] }
+    }
+}
+
 choice! {
     /// What is done about the file of a new store (QEMU's `NewImageMode`).
     pub enum NewImageMode {
@@ -170,9 +200,11 @@ record! {
         /// Length of the store in bytes; as much as can be needed where missing.
         size: Option<u64>,
         /// `PO` where missing.
-        persistent: Option<Persistence>,
+        persistent: Option<Persistent>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -225,6 +257,8 @@ record! {
         snapshot_node_name: Option<String>,
         /// `absolute-paths` where missing.
         mode: Option<NewImageMode>,
+        /// The guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
     }
 }
 
@@ -356,6 +390,26 @@ record! {
     pub struct Transaction {
         /// What is done, at one moment.
         actions: Vec<TransactionAction>,
+        /// How; as QEMU's where missing.
+        properties: Option<TransactionProperties>,
+    }
+}
+
+record! {
+    /// How a transaction is carried out.
+    pub struct TransactionProperties {
+        /// What becomes of the jobs that its actions start.
+        completion_mode: Option<ActionCompletionMode>,
+    }
+}
+
+choice! {
+    /// What jobs that a transaction starts have to do with each other.
+    pub enum ActionCompletionMode {
+        /// Nothing.
+        Individual = "individual",
+        /// All of them succeed or none does. No action that there is starts a job.
+        Grouped = "grouped",
     }
 }
 

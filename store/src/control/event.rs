@@ -64,6 +64,10 @@ events! {
         DeviceSuspended(DeviceChanged) = "DEVICE_SUSPENDED",
         /// A device serves again.
         DeviceResumed(DeviceChanged) = "DEVICE_RESUMED",
+        /// A guest was thawed before what it was frozen for was over.
+        GuestThawedEarly(GuestThaw) = "GUEST_THAWED_EARLY",
+        /// A guest that was told to thaw did not confirm that it has.
+        GuestThawFailed(GuestThaw) = "GUEST_THAW_FAILED",
         /// A leg of a mirror is not written any more.
         MirrorLegFailed(MirrorLegFailed) = "MIRROR_LEG_FAILED",
         /// The process stops.
@@ -226,6 +230,16 @@ record! {
     pub struct DeviceChanged {
         /// The device.
         device: String,
+    }
+}
+
+record! {
+    /// How a guest's freeze ended.
+    pub struct GuestThaw {
+        /// The socket of the guest's agent.
+        agent: String,
+        /// Why, for a person.
+        reason: String,
     }
 }
 

@@ -30,6 +30,13 @@ pub enum Shape {
         /// The words.
         values: &'static [&'static str],
     },
+    /// One of some shapes that JSON tells apart by their type.
+    Alternate {
+        /// The type's name.
+        name: &'static str,
+        /// The shapes.
+        of: Vec<Shape>,
+    },
     /// Named members.
     Record {
         /// The type's name.

@@ -194,6 +194,11 @@ impl Log {
         self.capacity.load(Ordering::Acquire)
     }
 
+    /// Whether another chunk can be given out.
+    pub fn has_room(&self) -> bool {
+        self.next().0 < self.capacity()
+    }
+
     /// The store grew.
     pub fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Release);

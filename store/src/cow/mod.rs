@@ -10,6 +10,7 @@ pub mod log;
 pub mod open;
 #[cfg(not(feature = "shuttle"))]
 pub mod owed;
+mod room;
 pub mod store;
 pub mod tail;
 pub mod words;

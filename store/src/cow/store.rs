@@ -5,9 +5,11 @@
 //! within the tables that serve it. Never knows what maps to it. Keeps I8 and I14.
 
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
 use super::log::Log;
+use super::room::Room;
 use super::tail::Tail;
 use crate::io::FileId;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -15,16 +17,21 @@ use crate::units::{ChunkSize, DataIndex, StoreChunk};
 
 /// How a store keeps its exceptions: the letter in a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Persistence {
     /// `P`: on disk; full means Invalid.
-    Persistent,
+    Persistent = 0,
     /// `PO`: on disk; filled by a snapshot write it overflows, and can grow.
-    Overflow,
+    Overflow = 1,
     /// `N`: in memory only, gone with the process.
-    Transient,
+    Transient = 2,
 }
 
 impl Persistence {
+    fn from_u8(value: u8) -> Persistence {
+        [Persistence::Persistent, Persistence::Overflow, Persistence::Transient][value as usize]
+    }
+
     /// The letters of a table line.
     pub const fn letters(self) -> &'static str {
         match self {
@@ -41,22 +48,25 @@ impl Persistence {
 pub enum StoreState {
     /// For everything.
     Valid = 0,
+    /// It is full, and what needs room in it waits: until it has grown, or nobody waits any more.
+    Full = 1,
     /// It was full: reads serve, writes fail, until it has grown and is opened again.
-    Overflow = 1,
+    Overflow = 2,
     /// A commit failed under a guest's own disk: reads serve, writes fail until it is opened again.
-    ReadOnly = 2,
+    ReadOnly = 3,
     /// It is being marked invalid on disk: nobody may act on that yet (I14).
-    Invalidating = 3,
+    Invalidating = 4,
     /// Its content cannot be trusted: nothing serves, for good.
-    Invalid = 4,
+    Invalid = 5,
     /// It is not to be trusted, and that could be written nowhere: writes to its origin fail.
-    Unmarked = 5,
+    Unmarked = 6,
 }
 
 impl StoreState {
     fn from_u8(value: u8) -> StoreState {
         [
             StoreState::Valid,
+            StoreState::Full,
             StoreState::Overflow,
             StoreState::ReadOnly,
             StoreState::Invalidating,
@@ -95,6 +105,15 @@ pub enum StoreEvent {
     /// It became Invalid, and its header could not be written: it must be recorded elsewhere, and
     /// [`Store::recorded`] called.
     InvalidNotWritten,
+    /// It is full, and what needs room waits for that.
+    Full,
+    /// It has filled up beyond what was to be told of.
+    ThresholdPassed {
+        /// Bytes that were to be told of.
+        threshold: u64,
+        /// Bytes in use beyond them.
+        exceeded: u64,
+    },
     /// It overflowed.
     Overflowed,
     /// A commit failed: it is read-only until it is opened again.
@@ -146,10 +165,11 @@ pub struct Store {
     geometry: Geometry,
     /// Chunks it has now: it may grow.
     device_chunks: AtomicU64,
-    persistence: Persistence,
+    persistence: AtomicU8,
     guest_disk: AtomicBool,
     sealed: AtomicBool,
     state: AtomicU8,
+    room: Room,
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
@@ -173,10 +193,11 @@ impl Store {
             file: parts.file,
             geometry: parts.geometry,
             device_chunks: AtomicU64::new(parts.geometry.device_chunks),
-            persistence: parts.persistence,
+            persistence: AtomicU8::new(parts.persistence as u8),
             guest_disk: AtomicBool::new(parts.guest_disk),
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
+            room: Room::default(),
             log: parts.log,
             tail: Mutex::new(TailSlot {
                 entries: parts.tail.position(),
@@ -216,7 +237,7 @@ impl Store {
     pub fn grow(&self, device_chunks: u64) {
         self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
         let geometry = self.geometry();
-        self.log.set_capacity(match self.persistence {
+        self.log.set_capacity(match self.persistence() {
             Persistence::Transient => geometry.device_chunks,
             _ => geometry.capacity(),
         });
@@ -224,7 +245,28 @@ impl Store {
 
     /// How it keeps exceptions.
     pub fn persistence(&self) -> Persistence {
-        self.persistence
+        Persistence::from_u8(self.persistence.load(Ordering::Acquire))
+    }
+
+    /// A table takes the store over, as P or as PO: what being full means is the table's to say.
+    /// Nothing is in flight. A store is in memory or on disk for as long as it lives.
+    pub fn set_persistence(&self, persistence: Persistence) {
+        let transient = |of| of == Persistence::Transient;
+        assert_eq!(transient(persistence), transient(self.persistence()), "it stays where it is");
+        self.persistence.store(persistence as u8, Ordering::Release);
+        if persistence == Persistence::Persistent {
+            // Which becomes Invalid where a guest's own disk only refuses.
+            self.set_guest_disk(false);
+        }
+    }
+
+    /// It is activated again: one that was full, and has room now, takes writes.
+    pub fn reactivate(&self) {
+        if self.log.next().0 < self.log.capacity() {
+            let (full, valid) = (StoreState::Overflow as u8, StoreState::Valid as u8);
+            // Any other state stays.
+            let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// Whether it is a guest's own disk.
@@ -252,13 +294,13 @@ impl Store {
     /// Whether the mapping to `chunk` survives a power cut.
     #[inline]
     pub fn is_durable(&self, chunk: StoreChunk) -> bool {
-        self.persistence == Persistence::Transient
+        self.persistence() == Persistence::Transient
             || self.geometry.index_of(chunk).is_none_or(|index| index < self.log.committed())
     }
 
     /// Where data chunk `index` lies, and how many from it on follow each other, at most `count`.
     pub fn place_of(&self, index: DataIndex, count: u64) -> (StoreChunk, u64) {
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return (StoreChunk(index.0), count);
         }
         let area = self.geometry.entries_per_area();
@@ -273,6 +315,11 @@ impl Store {
     /// Nothing more is ever written to it, and all that was is durable.
     pub fn set_sealed(&self) {
         self.sealed.store(true, Ordering::Release);
+    }
+
+    /// Layers above it are about to be committed into it.
+    pub fn unseal(&self) {
+        self.sealed.store(false, Ordering::Release);
     }
 
     /// Takes the tail, to commit. The log's leader alone may ask.
@@ -319,6 +366,14 @@ impl Store {
         self.merge.store(mark as u8, Ordering::Release);
     }
 
+    /// It is not merged any more: its device is a snapshot again, and takes exceptions where
+    /// allocation left off. Not where it is in doubt what is left.
+    pub fn leave_merge(&self) {
+        if self.merge_mark() != MergeMark::InDoubt {
+            self.set_merge_mark(MergeMark::None);
+        }
+    }
+
     /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
     /// caller wakes the workers.
     pub fn doubt(&self, entries: Vec<Entry>) {
@@ -356,7 +411,7 @@ impl Store {
 
     /// The header was written durably, or could not be.
     pub fn invalidated(&self, written: bool) {
-        if written || self.persistence == Persistence::Transient {
+        if written || self.persistence() == Persistence::Transient {
             self.state.store(StoreState::Invalid as u8, Ordering::Release);
             self.observer.store_event(&self.name, StoreEvent::Invalidated);
         } else {
@@ -385,6 +440,85 @@ impl Store {
         }
     }
 
+    /// Says once when more than `bytes` are in use, which may be at once; none says nothing.
+    pub fn set_write_threshold(&self, bytes: Option<u64>) {
+        self.room.set_threshold(bytes);
+        self.look_at_threshold();
+    }
+
+    /// Chunks were given out. Who sets a threshold meanwhile is told at the next chunk at the
+    /// latest.
+    #[inline]
+    pub fn look_at_threshold(&self) {
+        if let Some(threshold) = self.room.threshold() {
+            self.compare_with(threshold);
+        }
+    }
+
+    #[cold]
+    fn compare_with(&self, threshold: u64) {
+        let next = match self.persistence() {
+            Persistence::Transient => StoreChunk(self.log.next().0),
+            _ => self.geometry.next_free(self.log.next()),
+        };
+        let exceeded = self.geometry.chunk.store_offset(next).saturating_sub(threshold);
+        if exceeded > 0 && self.room.take_threshold(threshold) {
+            let event = StoreEvent::ThresholdPassed { threshold, exceeded };
+            self.observer.store_event(&self.name, event);
+        }
+    }
+
+    /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
+    /// at all it fails at once, as it does from the start.
+    pub fn set_patience(&self, patience: Duration) {
+        self.room.set_patience(patience);
+    }
+
+    /// How long what needs room waits for it.
+    pub fn patience(&self) -> Duration {
+        self.room.patience()
+    }
+
+    /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
+    pub fn wait_for_room(&self) -> bool {
+        if !self.room.is_waited_for() {
+            return false;
+        }
+        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
+        match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                self.room.set_below(self.log.has_room());
+                self.observer.store_event(&self.name, StoreEvent::Full);
+                true
+            }
+            Err(now) => now == full,
+        }
+    }
+
+    /// Whether it has room itself, and the file system below it had none.
+    pub fn is_full_below(&self) -> bool {
+        self.room.is_below()
+    }
+
+    /// There is room again: what waits goes on. The caller wakes the workers.
+    pub fn go_on(&self) {
+        self.room.set_given_up(false);
+        self.no_longer_full();
+    }
+
+    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
+    /// the workers.
+    pub fn give_up(&self) {
+        self.room.set_given_up(true);
+        self.no_longer_full();
+    }
+
+    fn no_longer_full(&self) {
+        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
+        // Otherwise it is worse than full by now, or was not full.
+        let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     fn degrade(&self, to: StoreState) -> bool {
         let was = self.state.fetch_max(to as u8, Ordering::AcqRel);
         StoreState::from_u8(was) < to
@@ -396,7 +530,7 @@ impl Store {
     /// thing: see [`Store::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
-        if self.persistence == Persistence::Transient {
+        if self.persistence() == Persistence::Transient {
             return Usage {
                 allocated: self.log.next().0 * chunk,
                 total: self.geometry().device_chunks * chunk,

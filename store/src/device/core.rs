@@ -3,14 +3,17 @@
 //! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
 //! do not change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::build::Active;
+use super::commit::Commit;
 use super::disks::Disks;
 use super::error::DeviceError;
+use super::full::FullStores;
+use super::handover::Lost;
 use super::origins::Origins;
 use super::state::StateFile;
 use crate::attached::AttachedWorker;
@@ -71,10 +74,19 @@ pub struct DevicesConfig {
 }
 
 /// A table that was loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Loaded {
     pub(super) lines: Vec<TableLine>,
     pub(super) read_only: bool,
+    /// By line: snapshots that have no store, and why.
+    pub(super) lost: BTreeMap<usize, Lost>,
+}
+
+impl Loaded {
+    /// A table with all of its stores.
+    pub(super) fn of(lines: Vec<TableLine>, read_only: bool) -> Loaded {
+        Loaded { lines, read_only, ..Loaded::default() }
+    }
 }
 
 /// One device.
@@ -84,6 +96,9 @@ pub(super) struct Device {
     pub(super) active: Option<Active>,
     pub(super) inactive: Option<Loaded>,
     pub(super) suspended: bool,
+    /// It was removed while another was to take its stores over: it is out of sight, suspended, and
+    /// gone when that has happened.
+    pub(super) removed: bool,
     /// By export, or other user.
     pub(super) users: BTreeMap<String, User>,
 }
@@ -108,15 +123,23 @@ pub(super) struct Inner {
     pub(super) origins: Origins,
     pub(super) devices: BTreeMap<String, Device>,
     pub(super) state: StateFile,
+    pub(super) full: FullStores,
+    /// By job: the commits that run, and what they hold.
+    pub(super) commits: BTreeMap<String, Commit>,
+    /// While the state is restored: the devices that are layers below others, whose tables
+    /// nobody needs.
+    pub(super) lower_layers: BTreeSet<String>,
 }
 
 impl Inner {
     pub(super) fn device(&self, name: &str) -> Result<&Device, DeviceError> {
-        self.devices.get(name).ok_or_else(|| DeviceError::NotFound(name.into()))
+        let device = self.devices.get(name).filter(|device| !device.removed);
+        device.ok_or_else(|| DeviceError::NotFound(name.into()))
     }
 
     pub(super) fn device_mut(&mut self, name: &str) -> Result<&mut Device, DeviceError> {
-        self.devices.get_mut(name).ok_or_else(|| DeviceError::NotFound(name.into()))
+        let device = self.devices.get_mut(name).filter(|device| !device.removed);
+        device.ok_or_else(|| DeviceError::NotFound(name.into()))
     }
 
     pub(super) fn active(&self, name: &str) -> Result<&Active, DeviceError> {
@@ -140,6 +163,9 @@ impl Devices {
             origins: Origins::default(),
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),
+            full: FullStores::default(),
+            commits: BTreeMap::new(),
+            lower_layers: BTreeSet::new(),
         };
         Devices { files, workers, config, inner: Mutex::new(inner) }
     }

@@ -69,7 +69,8 @@ pub enum DeviceError {
     #[error("{0}")]
     Refused(String),
     /// A store has a live owner.
-    #[error("the store {} is served by the device '{owner}' already; a store has one owner", store.display())]
+    #[error("the store {} is served by the device '{owner}' already; a store has one owner. To hand it over, \
+         suspend '{owner}' first", store.display())]
     Owned {
         /// The store.
         store: PathBuf,

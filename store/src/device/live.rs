@@ -18,6 +18,9 @@ use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
 use crate::units::ChunkSize;
 
+/// Bytes that a file system which had none must have again before a store on it is tried again.
+const ROOM_BELOW: u64 = 1 << 20;
+
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LiveFor {
@@ -100,11 +103,33 @@ impl Live {
         Ok((Live { store, disk, owed }, opened))
     }
 
-    /// Looks at the file's length again: a store that grew has room again.
+    /// Looks at the file's length again: a store that grew has room again, and what waits for that
+    /// goes on. The caller wakes the workers.
     pub(super) fn grow(&self) -> Result<(), DeviceError> {
+        self.look_at_length()?;
+        if self.store.log().has_room() {
+            self.store.go_on();
+        }
+        Ok(())
+    }
+
+    fn look_at_length(&self) -> Result<(), DeviceError> {
         let geometry = Geometry::of_len(self.store.chunk(), self.disk.len()?);
         self.store.grow(geometry.device_chunks);
         Ok(())
+    }
+
+    /// Whether there is room in it by now, and below it where that was what had none.
+    pub(super) fn has_found_room(&self) -> bool {
+        if let Err(error) = self.look_at_length() {
+            tracing::warn!("{error}");
+        }
+        let below = || {
+            let Ok(stat) = rustix::fs::fstatvfs(&self.disk.info.file) else { return false };
+            stat.f_bavail.saturating_mul(stat.f_frsize)
+                >= ROOM_BELOW.max(self.store.chunk().bytes())
+        };
+        self.store.log().has_room() && (!self.store.is_full_below() || below())
     }
 }
 

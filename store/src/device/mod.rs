@@ -5,24 +5,32 @@
 //! live owner a store) and I9 (tables are swapped while nothing is in flight).
 
 mod build;
+mod chain;
+mod commit;
 mod core;
 mod disks;
 mod error;
 mod files;
+mod full;
 mod guards;
+mod handover;
 mod live;
+mod moment;
 mod origins;
 mod query;
+mod resize;
 mod snapshots;
 mod state;
+mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
+pub use commit::CommitWork;
 pub use error::DeviceError;
 pub use files::make_overlay_store;
+pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
-pub use snapshots::{CreateSnapshot, OverlaySnapshot};
-pub use state::{FirstTable, MergeJob, State, StateError};
+pub use state::{CommitJob, FirstTable, MergeJob, State, StateError};
 pub use verbs::{Suspend, TableKind};

@@ -60,7 +60,8 @@ impl Devices {
         if let Some(name) = name {
             inner.device(name)?;
         }
-        let wanted = inner.devices.iter().filter(|(known, _)| name.is_none_or(|n| n == *known));
+        let known = inner.devices.iter().filter(|(_, device)| !device.removed);
+        let wanted = known.filter(|(known, _)| name.is_none_or(|n| n == *known));
         let status = wanted.map(|(name, device)| {
             let uppers = inner
                 .devices
@@ -129,10 +130,14 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
                 }
                 _ if failed => "Merge failed".into(),
                 StoreState::Overflow => "Overflow".into(),
-                StoreState::Valid | StoreState::ReadOnly => {
+                StoreState::Valid | StoreState::Full | StoreState::ReadOnly => {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
                 }
             };
+        }
+        if active.lost.contains_key(&number) {
+            target.state = Some(StoreState::Invalid);
+            target.status = "Invalid".into();
         }
         target
     };

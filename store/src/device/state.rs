@@ -13,11 +13,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::build::Active;
-use super::core::{Devices, Inner, Loaded};
+use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::files::sync_name;
+use super::handover::Lost;
 use crate::io::{FileInfo, Files};
-use crate::lines::{TableLine, parse_table};
+use crate::lines::{TableLine, TargetSpec, parse_table};
+use crate::units::Sector;
+
+mod restore;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -112,6 +116,14 @@ pub(super) struct DeviceState {
     inactive: Option<Vec<String>>,
     #[serde(default)]
     inactive_read_only: bool,
+    /// Lines of the table that have no store, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<(usize, Lost)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    inactive_lost: Vec<(usize, Lost)>,
+    /// It only waits for its stores to be taken over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
 }
 
 /// Everything that is kept.
@@ -131,6 +143,8 @@ pub struct State {
     devices: BTreeMap<String, DeviceState>,
     #[serde(default)]
     jobs: BTreeMap<String, MergeJob>,
+    #[serde(default)]
+    commits: BTreeMap<String, CommitJob>,
     #[serde(default)]
     bases: Vec<BaseState>,
 }
@@ -153,6 +167,33 @@ pub struct MergeJob {
     pub auto_dismiss: bool,
 }
 
+/// A commit that runs as a job, to be started again after a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CommitJob {
+    /// The device whose chain it is.
+    pub device: String,
+    /// The highest layer that goes; the device itself where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<String>,
+    /// The layer that takes the data; the lowest where missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// The device's own store is being merged into the base: it has a `snapshot-merge` table.
+    #[serde(default)]
+    pub pivoted: bool,
+    /// Bytes a second at most; 0 for no limit.
+    pub speed: u64,
+    /// Whether the job ends by itself.
+    pub auto_finalize: bool,
+    /// Whether the job is forgotten when it has ended.
+    pub auto_dismiss: bool,
+    /// The files below all stores that it writes: they change while it runs. Filled in when it
+    /// begins.
+    #[serde(default)]
+    pub writes: Vec<PathBuf>,
+}
+
 /// What the program's arguments made of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -165,6 +206,17 @@ struct First {
 impl First {
     fn of(table: &FirstTable) -> First {
         First { table: texts(&table.lines), read_only: table.read_only }
+    }
+
+    /// Whether all there is between this and `other` is how long the last line is.
+    fn differs_in_length(&self, other: &First) -> bool {
+        let lengthless = |lines: &[String]| -> Option<Vec<TableLine>> {
+            let mut lines = parse_table(lines.iter().map(String::as_str)).ok()?;
+            lines.last_mut()?.len = Sector(0);
+            Some(lines)
+        };
+        let same = lengthless(&self.table) == lengthless(&other.table);
+        same && self.read_only == other.read_only
     }
 }
 
@@ -179,7 +231,56 @@ fn texts(lines: &[TableLine]) -> Vec<String> {
     lines.iter().map(TableLine::to_string).collect()
 }
 
+fn size_of(lines: &[TableLine]) -> Sector {
+    lines.last().map_or(Sector(0), |line| Sector(line.start.0 + line.len.0))
+}
+
+fn pairs(lost: &BTreeMap<usize, Lost>) -> Vec<(usize, Lost)> {
+    lost.iter().map(|(line, lost)| (*line, *lost)).collect()
+}
+
+impl DeviceState {
+    fn active(&self) -> Result<Option<Loaded>, DeviceError> {
+        if self.table.is_empty() {
+            return Ok(None);
+        }
+        Self::loaded(&self.table, self.read_only, &self.lost).map(Some)
+    }
+
+    fn inactive(&self) -> Result<Option<Loaded>, DeviceError> {
+        let lost = &self.inactive_lost;
+        let loaded = |lines: &Vec<String>| Self::loaded(lines, self.inactive_read_only, lost);
+        self.inactive.as_ref().map(loaded).transpose()
+    }
+
+    fn loaded(
+        lines: &[String],
+        read_only: bool,
+        lost: &[(usize, Lost)],
+    ) -> Result<Loaded, DeviceError> {
+        let lines = parse_table(lines.iter().map(String::as_str))?;
+        let lost = lost.iter().copied().collect();
+        Ok(Loaded { lost, ..Loaded::of(lines, read_only) })
+    }
+}
+
 impl State {
+    /// Whether the device of `table` has become one that finds room in it: arguments that take a
+    /// file as long as it is say something else once the disk, or the file alone, has grown.
+    fn is_within(&self, table: &FirstTable) -> bool {
+        let Some(device) = self.devices.get(&table.name) else { return false };
+        let lines = parse_table(device.table.iter().map(String::as_str));
+        let (now, given) = (lines.map(|lines| size_of(&lines)), size_of(&table.lines));
+        if now.as_ref().is_ok_and(|now| *now < given) {
+            let name = &table.name;
+            tracing::warn!(
+                "there is room for {given} sectors below '{name}', which stays as large as it was \
+                 until 'block_resize'"
+            );
+        }
+        now.is_ok_and(|now| now <= given)
+    }
+
     /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
     pub(super) fn of(
         files: &Files,
@@ -205,6 +306,9 @@ impl State {
                     table: active.map(|active| texts(&active.lines)).unwrap_or_default(),
                     inactive: inactive.map(|loaded| texts(&loaded.lines)),
                     inactive_read_only: inactive.is_some_and(|loaded| loaded.read_only),
+                    lost: active.map(|active| pairs(&active.lost)).unwrap_or_default(),
+                    inactive_lost: inactive.map(|loaded| pairs(&loaded.lost)).unwrap_or_default(),
+                    removed: device.is_some_and(|device| device.removed),
                 },
             );
             // Tables that are about to be replaced may be written until they are.
@@ -213,24 +317,34 @@ impl State {
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
+        state.commits = inner.state.commits.clone();
+        let written = |base: &BaseState| {
+            inner.state.commits.values().any(|commit| commit.writes.contains(&base.path))
+        };
+        state.bases.retain(|base| !written(base));
         state.invalid = inner.state.invalid.clone();
         state
     }
 
-    fn loaded(&self, name: &str) -> Result<Option<Loaded>, DeviceError> {
-        let Some(device) = self.devices.get(name).filter(|d| !d.table.is_empty()) else {
-            return Ok(None);
-        };
-        let lines = parse_table(device.table.iter().map(String::as_str))?;
-        Ok(Some(Loaded { lines, read_only: device.read_only }))
+    /// The same with the devices `names` not suspended.
+    pub(super) fn serving(mut self, names: &[String]) -> State {
+        for name in names {
+            if let Some(device) = self.devices.get_mut(name) {
+                device.suspended = false;
+            }
+        }
+        self
     }
 }
 
-/// The files below a guest's own disk that nothing of this process writes. With `settled`, also
-/// those that were opened for writing, and are not written any more.
+/// The files below a guest's own disk that nothing of this process writes; a merge writes them.
+/// With `settled`, also those that were opened for writing, and are not written any more.
 fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
     let mut bases = Vec::new();
-    for snap in active.snaps.values() {
+    for (number, snap) in &active.snaps {
+        if matches!(active.lines[*number].target, TargetSpec::Merge(_)) {
+            continue;
+        }
         let files = snap.origin.media().filter_map(|medium| files.get(medium.file));
         let frozen =
             |info: &Arc<FileInfo>| !info.writable || (settled && snap.live.store.is_guest_disk());
@@ -254,6 +368,7 @@ pub(super) struct StateFile {
     path: Option<PathBuf>,
     first: BTreeMap<String, First>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
+    pub(super) commits: BTreeMap<String, CommitJob>,
     invalid: BTreeSet<PathBuf>,
     generation: u64,
 }
@@ -303,6 +418,7 @@ impl StateFile {
         let given = First::of(table);
         match state.first.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
+            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
             Some(knows) => Err(StateError::Other {
                 device: table.name.clone(),
                 knows: knows.to_string(),
@@ -315,6 +431,17 @@ impl StateFile {
     /// Whether the store at `path` is known to be invalid.
     pub(super) fn is_invalid(&self, path: &Path) -> bool {
         !self.invalid.is_empty() && self.invalid.contains(&absolute(path))
+    }
+
+    /// Whether the program's arguments gave `path` to a device to be written, as it is.
+    pub(super) fn gave_to_write(&self, path: &Path) -> bool {
+        let lines = self.first.values().filter(|first| !first.read_only).flat_map(|f| &f.table);
+        lines.filter_map(|line| line.parse::<TableLine>().ok()).any(|line| match &line.target {
+            TargetSpec::Linear { dev, .. } => {
+                dev.path().is_some_and(|given| absolute(given) == absolute(path))
+            }
+            _ => false,
+        })
     }
 
     /// The store at `path` is made anew.
@@ -332,166 +459,6 @@ pub struct FirstTable {
     pub lines: Vec<TableLine>,
     /// Whether it refuses writes.
     pub read_only: bool,
-}
-
-impl Devices {
-    /// Starts with the devices of the program's arguments: as the state file says they have
-    /// become, or as they are given where it does not know them. `make_stores` is called for a
-    /// device that is new, before its table is built.
-    ///
-    /// # Errors
-    /// A state that is about something else, a base that changed, and whatever a table can be
-    /// refused for.
-    pub fn start(
-        &self,
-        first: &[FirstTable],
-        mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
-    ) -> Result<(), DeviceError> {
-        let kept = self.lock().state.read()?;
-        let path = self.lock().state.path.take();
-        let started = self.start_from(kept, first, &mut make_stores);
-        let inner = &mut *self.lock();
-        inner.state.path = path;
-        let known = started?;
-        // A plain disk leaves no trace until a command changes something.
-        let has_stores = |device: &super::core::Device| {
-            device.active.as_ref().is_some_and(|active| !active.snaps.is_empty())
-        };
-        if known || inner.devices.values().any(has_stores) {
-            self.keep(inner)?;
-        }
-        Ok(())
-    }
-
-    /// True where a state was found.
-    fn start_from(
-        &self,
-        kept: Option<State>,
-        first: &[FirstTable],
-        make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
-    ) -> Result<bool, DeviceError> {
-        let known = kept.is_some();
-        let mut resumed = Vec::new();
-        if let Some(state) = kept {
-            for table in first {
-                if StateFile::same_first(&state, table)? {
-                    resumed.push(table.name.clone());
-                }
-            }
-            self.check_bases(&state)?;
-            self.restore(&state)?;
-        }
-        for table in first.iter().filter(|table| !resumed.contains(&table.name)) {
-            make_stores(table)?;
-            self.lock().state.first.insert(table.name.clone(), First::of(table));
-            self.create(&table.name, None)?;
-            self.load(&table.name, table.lines.clone(), table.read_only)?;
-            self.resume(&table.name)?;
-        }
-        Ok(known)
-    }
-
-    /// The merges that run as jobs, by the jobs' names: after a start those to be started again.
-    pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
-        self.lock().state.jobs.clone()
-    }
-
-    /// The store called `store` is invalid and its header, which could not be written, does not
-    /// say so: keeps that here instead. Until then nobody acts on it.
-    pub fn record_invalid(&self, store: &str) {
-        let inner = &mut *self.lock();
-        // It may have moved to another device since it was opened.
-        let active = inner.devices.values().filter_map(|device| device.active.as_ref());
-        let mut snaps = active.flat_map(|active| active.snaps.values());
-        let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
-        let live = snap.live.clone();
-        inner.state.invalid.insert(absolute(&live.disk.info.path));
-        let recorded = self.keep(inner).inspect_err(|error| {
-            tracing::error!("{error}; writes to the origin of {store} fail from now on");
-        });
-        live.store.recorded(recorded.is_ok() && inner.state.path.is_some());
-        self.workers.wake(u64::MAX);
-    }
-
-    fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
-        if self.config.force {
-            return Ok(());
-        }
-        for base in &state.bases {
-            let what = format!("cannot use {}", base.path.display());
-            let meta = std::fs::metadata(&base.path).map_err(DeviceError::io(what))?;
-            let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-            let is_file = meta.is_file();
-            if is_file && (meta.len() != base.size || modified != base.modified) {
-                let say = |size: u64, at: i64| format!("{size} bytes, changed at {at} ns");
-                return Err(StateError::BaseChanged {
-                    base: base.path.clone(),
-                    store: base.store.clone(),
-                    had: say(base.size, base.modified),
-                    has: say(meta.len(), modified),
-                }
-                .into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the devices of `state` again, those below first.
-    fn restore(&self, state: &State) -> Result<(), DeviceError> {
-        {
-            let inner = &mut *self.lock();
-            inner.state.first = state.first.clone();
-            inner.state.jobs = state.jobs.clone();
-            inner.state.invalid = state.invalid.clone();
-            inner.state.generation = state.generation;
-        }
-        self.restore_all(state)
-    }
-
-    fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
-        for (name, device) in &state.devices {
-            self.create(name, device.uuid.as_deref())?;
-        }
-        let mut left: Vec<&String> = state.devices.keys().collect();
-        while !left.is_empty() {
-            let ready = |name: &&&String| {
-                let lines = &state.devices[**name].table;
-                let below = parse_table(lines.iter().map(String::as_str)).unwrap_or_default();
-                !left.iter().any(|other| super::build::lines_name(&below, other))
-            };
-            let Some(&name) = left.iter().find(ready) else {
-                return Err(DeviceError::refused("the state file's tables lie on each other"));
-            };
-            left.retain(|other| *other != name);
-            if let Some(loaded) = state.loaded(name)? {
-                self.refuse_lost_stores(name, &loaded)?;
-                self.load(name, loaded.lines, loaded.read_only)?;
-                self.resume(name)?;
-            }
-        }
-        for (name, device) in &state.devices {
-            if let Some(lines) = &device.inactive {
-                let lines = parse_table(lines.iter().map(String::as_str))?;
-                self.load(name, lines, device.inactive_read_only)?;
-            }
-            if device.suspended && !device.table.is_empty() {
-                self.suspend(name, super::verbs::Suspend { noflush: true })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A store that the state knows is never made anew.
-    fn refuse_lost_stores(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
-        for spec in loaded.lines.iter().filter_map(|line| line.target.snapshot()) {
-            let Some(path) = spec.cow.path() else { continue };
-            if spec.persistence != crate::cow::Persistence::Transient && is_empty(path) {
-                let store = path.to_owned();
-                return Err(StateError::StoreGone { store, device: name.into() }.into());
-            }
-        }
-        Ok(())
-    }
 }
 
 fn absolute(path: &Path) -> PathBuf {

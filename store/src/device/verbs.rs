@@ -10,6 +10,8 @@ use std::time::Instant;
 use super::build::{Active, Plan, Snap, lines_name};
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
+use super::full::spread_patience;
+use super::handover::{can_move, settle};
 use super::state::State;
 use crate::cow::StoreState;
 use crate::lines::TableLine;
@@ -69,11 +71,20 @@ impl Devices {
             }
             return self.replace_by_errors(inner, name);
         }
-        if let Some(active) = &device.active
-            && !self.flush(active)
-        {
-            return Err(DeviceError::FlushFailed(name.into()));
+        let hands_over = device.suspended && inner.destination_of(name).is_some();
+        if hands_over {
+            self.flush_device(inner, name)?;
+            self.remove_source(inner, name)?;
+        } else {
+            self.let_go(inner, name)?;
         }
+        self.forget_removed(inner);
+        Ok(())
+    }
+
+    /// Removes a device that nothing uses, with what it has.
+    pub(super) fn let_go(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
+        self.flush_device(inner, name)?;
         let mut plan = Plan::new(self, inner);
         plan.next.insert(name.into(), None);
         plan.follow()?;
@@ -82,11 +93,19 @@ impl Devices {
         })
     }
 
+    fn flush_device(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
+        let active = inner.devices.get(name).and_then(|device| device.active.as_ref());
+        match active {
+            Some(active) if !self.flush(active) => Err(DeviceError::FlushFailed(name.into())),
+            _ => Ok(()),
+        }
+    }
+
     fn replace_by_errors(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
         let size = inner.active(name)?.table.size();
         let line = format!("0 {size} error").parse().map_err(DeviceError::Line)?;
         let mut plan = Plan::new(self, inner);
-        plan.set(name, &Loaded { lines: vec![line], read_only: false }, &[])?;
+        plan.set(name, &Loaded::of(vec![line], false), &[])?;
         plan.follow()?;
         self.apply(plan, |_| ())
     }
@@ -102,8 +121,24 @@ impl Devices {
         read_only: bool,
     ) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
+        let loaded = Loaded::of(lines, read_only);
         inner.device(name)?;
-        for param in lines.iter().flat_map(|line| line.target.params()) {
+        inner.refuse_third(name, &loaded)?;
+        self.put(inner, name, loaded)?;
+        self.forget_removed(inner);
+        Ok(())
+    }
+
+    /// Puts a table into the inactive slot.
+    pub(super) fn put(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        loaded: Loaded,
+    ) -> Result<(), DeviceError> {
+        let lines = loaded.lines.iter().enumerate();
+        let used = lines.filter(|(number, _)| !loaded.lost.contains_key(number));
+        for param in used.flat_map(|(_, line)| line.target.params()) {
             match (param.device(), param.path()) {
                 (Some(device), _) if !inner.devices.contains_key(device) => {
                     return Err(DeviceError::NotFound(device.into()));
@@ -115,7 +150,7 @@ impl Devices {
                 _ => {}
             }
         }
-        let before = inner.device_mut(name)?.inactive.replace(Loaded { lines, read_only });
+        let before = inner.device_mut(name)?.inactive.replace(loaded);
         self.keep(inner).inspect_err(|_| {
             if let Ok(device) = inner.device_mut(name) {
                 device.inactive = before;
@@ -134,7 +169,9 @@ impl Devices {
             if let Ok(device) = inner.device_mut(name) {
                 device.inactive = before;
             }
-        })
+        })?;
+        self.forget_removed(inner);
+        Ok(())
     }
 
     /// Stops serving: new requests wait with the front-end, those in flight end or are held.
@@ -166,49 +203,68 @@ impl Devices {
         Ok(())
     }
 
-    /// Serves again: with the inactive table, if there is one.
+    /// Serves again: with the inactive table, if there is one. Where that names a store of a
+    /// suspended device, the store moves.
     ///
     /// # Errors
     /// Where that table cannot serve: the old one is bound again, the new one is back in the
-    /// inactive slot, and the device is suspended.
+    /// inactive slot, and the device is suspended. Where its own store is to be handed over to a
+    /// table that another device has loaded: nothing has changed.
     pub fn resume(&self, name: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        let device = inner.device_mut(name)?;
+        let device = inner.device(name)?;
         let was_suspended = device.suspended;
-        let serves = !was_suspended && device.active.is_some();
-        let Some(loaded) = device.inactive.take() else {
-            if device.active.is_none() {
-                return Err(DeviceError::NoTable(name.into()));
-            }
-            device.suspended = false;
-            let next = BTreeMap::new();
-            let kept = self
-                .refuse_second_writers(inner, &next, |writer| writes(inner, writer))
-                .and_then(|()| self.keep(inner));
-            if let Err(error) = kept {
-                inner.device_mut(name)?.suspended = was_suspended;
+        if was_suspended || device.inactive.is_some() {
+            inner.refuse_source(name)?;
+        }
+        let Some(loaded) = inner.device_mut(name)?.inactive.take() else {
+            return self.resume_as_it_is(inner, name, was_suspended);
+        };
+        let paused = match self.pause(inner, name, &loaded) {
+            Ok(paused) => paused,
+            Err(error) => {
+                inner.device_mut(name)?.inactive = Some(loaded);
                 return Err(error);
             }
-            go(inner, &with_uppers(inner, name));
-            self.event(DeviceEvent::Resumed(name.into()));
-            return Ok(());
         };
-        if serves {
-            self.pause(inner, name)?;
-        } else if let Ok(active) = inner.active(name) {
-            // It may have been suspended without a flush.
-            owe(active);
-        }
         let device = inner.device_mut(name)?;
         device.suspended = false;
         let before = device.active.as_ref().map(|active| active.table.size());
         if let Err(error) = self.swap_in(inner, name, &loaded) {
-            return Err(self.failed_resume(inner, name, loaded, was_suspended, error));
+            let error = self.failed_resume(inner, name, loaded, was_suspended, error);
+            go(inner, &paused);
+            return Err(error);
         }
+        go(inner, &paused);
+        self.forget_removed(inner);
         let size = inner.active(name)?.table.size();
         if before.is_some_and(|before| before != size) {
             self.event(DeviceEvent::Resized { device: name.into(), bytes: size.bytes() });
         }
+        self.event(DeviceEvent::Resumed(name.into()));
+        Ok(())
+    }
+
+    fn resume_as_it_is(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        was_suspended: bool,
+    ) -> Result<(), DeviceError> {
+        let device = inner.device_mut(name)?;
+        if device.active.is_none() {
+            return Err(DeviceError::NoTable(name.into()));
+        }
+        device.suspended = false;
+        let next = BTreeMap::new();
+        let kept = self
+            .refuse_second_writers(inner, &next, |writer| writes(inner, writer))
+            .and_then(|()| self.keep(inner));
+        if let Err(error) = kept {
+            inner.device_mut(name)?.suspended = was_suspended;
+            return Err(error);
+        }
+        go(inner, &with_uppers(inner, name));
         self.event(DeviceEvent::Resumed(name.into()));
         Ok(())
     }
@@ -238,36 +294,55 @@ impl Devices {
         error
     }
 
-    /// Stops a device that serves and commits what it owes, so that its stores can be opened again.
-    fn pause(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
-        self.stop(inner, &with_uppers(inner, name))?;
-        if let Ok(active) = inner.active(name)
-            && !self.flush(active)
-        {
-            // A store that is full or failed says so to whoever opens it again; what a file owes
-            // is known to whoever lies on it.
+    /// Stops a device that serves, and who else uses a store that is to be opened again for
+    /// `loaded`: an origin's writes would make exceptions that its new table does not know.
+    /// Commits what they owe. Returns who was stopped.
+    pub(super) fn pause(
+        &self,
+        inner: &Inner,
+        name: &str,
+        loaded: &Loaded,
+    ) -> Result<Vec<String>, DeviceError> {
+        let device = inner.device(name)?;
+        let serves = !device.suspended && device.active.is_some();
+        let mut names = if serves { with_uppers(inner, name) } else { Vec::new() };
+        let reopened = inner.reopened(name, loaded);
+        for user in reopened.iter().flat_map(|(_, snap)| inner.users_of(snap)) {
+            names.extend(with_uppers(inner, &user));
+        }
+        names.sort();
+        names.dedup();
+        self.stop(inner, &names)?;
+        let own = serves.then_some(name).into_iter();
+        for owner in own.chain(reopened.iter().map(|(owner, _)| owner.as_str())) {
+            if let Ok(active) = inner.active(owner)
+                && !self.flush(active)
+            {
+                // A store that is full or failed says so to whoever opens it again; what a file
+                // owes is known to whoever lies on it.
+                owe(active);
+            }
+        }
+        if let (false, Some(active)) = (serves, &device.active) {
+            // It may have been suspended without a flush.
             owe(active);
         }
-        Ok(())
+        Ok(names)
     }
 
     fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+        let sources = inner.sources(name, loaded)?;
         let old = inner.device(name)?.active.as_ref();
-        // A store that is not as it was is opened again: that is what reactivation means. But not
-        // one of which it could not be written down that it is invalid.
-        let moves = |snap: &&Snap| {
-            matches!(
-                snap.live.store.state(),
-                StoreState::Valid | StoreState::Invalidating | StoreState::Unmarked
-            )
-        };
-        let reuse: Vec<_> =
-            old.map(|a| a.snaps.values().filter(moves).cloned().collect()).unwrap_or_default();
+        let snaps = old.into_iter().flat_map(|active| active.snaps.values());
+        let reuse: Vec<_> = snaps.filter(|snap| can_move(snap)).cloned().collect();
         let mut plan = Plan::new(self, inner);
-        plan.set(name, loaded, &reuse)?;
+        plan.take_over(name, loaded, reuse, &sources)?;
         plan.refuse_shrink(name)?;
         plan.follow()?;
-        self.apply(plan, |_| ())
+        self.apply(plan, |inner| {
+            inner.devices.retain(|_, device| !device.removed || device.active.is_some());
+            self.reactivate(inner, name);
+        })
     }
 
     /// Carries a plan out: keeps the state, stops workers, swaps tables, lets workers go.
@@ -277,7 +352,8 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, .. } = plan;
+        let Plan { inner, next, released, still, .. } = plan;
+        self.refuse_committing(inner, &next)?;
         self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
         for name in next.keys() {
@@ -286,19 +362,38 @@ impl Devices {
         }
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
-        inner.state.keep(State::of(&self.files, inner, &next))?;
+        let lost = inner.lose_sources(&next);
+        let state = State::of(&self.files, inner, &next).serving(&released);
+        if let Err(error) = inner.state.keep(state) {
+            inner.find_sources(lost);
+            return Err(error.into());
+        }
         if let Err(error) = self.stop(inner, &names) {
+            inner.find_sources(lost);
+            let _ = self.keep(inner);
+            return Err(error);
+        }
+        if let Some(Err(error)) = still.map(|still| still()) {
+            go(inner, &names);
             let _ = self.keep(inner);
             return Err(error);
         }
         let mut old = Vec::new();
         for (name, active) in next {
+            active.iter().for_each(settle);
             let device = inner.devices.entry(name).or_default();
             old.push(std::mem::replace(&mut device.active, active));
         }
+        for name in &released {
+            inner.devices.entry(name.clone()).or_default().suspended = false;
+        }
         also(inner);
+        spread_patience(inner);
         go(inner, &names);
+        // A store that grew on the way may be waited for by others.
+        self.workers.wake(u64::MAX);
         drop(old);
+        released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())
     }
 
@@ -331,6 +426,7 @@ impl Devices {
     pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.active(name)?;
+        inner.refuse_held(name)?;
         if writable {
             let next = BTreeMap::new();
             self.refuse_second_writers(inner, &next, |writer| writer == name)?;
@@ -430,7 +526,7 @@ pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
 }
 
 /// Whether the device, or one below it, is suspended or has no table.
-fn blocked(inner: &Inner, name: &str) -> bool {
+pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
     let Some(device) = inner.devices.get(name) else { return true };
     let Some(active) = &device.active else { return true };
     let below = active.lines.iter().flat_map(|line| line.target.params());
@@ -444,7 +540,7 @@ fn writes(inner: &Inner, name: &str) -> bool {
 }
 
 /// Lets the workers of `names` serve the tables they have now.
-fn go(inner: &Inner, names: &[String]) {
+pub(super) fn go(inner: &Inner, names: &[String]) {
     for name in names.iter().filter(|name| !blocked(inner, name)) {
         let device = &inner.devices[name];
         if let Some(active) = &device.active {

@@ -52,6 +52,8 @@ pub(super) struct Claimed {
     claim: Claim,
     exceptions: usize,
     request: usize,
+    /// The byte of the request with which its part begins.
+    from: u64,
     fill: Fill,
     /// Where the old bytes are, once they were asked for: from this byte of the buffer.
     buf: Option<(Buf, u32)>,
@@ -102,8 +104,15 @@ impl Core {
         pending.outstanding += 1;
         pending.cursor += len;
         let valid = ex.valid_len(chunk);
-        let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
-        let claimed = self.claims.insert(claimed);
+        let claimed = self.claims.insert(Claimed {
+            claim,
+            exceptions,
+            request: index,
+            from: at,
+            fill,
+            buf: None,
+            slices: None,
+        });
         if fill.covers(0, valid) || self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed);
         } else {
@@ -127,9 +136,15 @@ impl Core {
         let ex = &table.exceptions()[exceptions];
         let Ok(claim) = ex.table.claim(chunk, Entry::Unmapped) else { return false };
         self.requests[index].outstanding += 1;
-        let fill = Fill::Nothing;
-        let claimed = Claimed { claim, exceptions, request: index, fill, buf: None, slices: None };
-        let claimed = self.claims.insert(claimed);
+        let claimed = self.claims.insert(Claimed {
+            claim,
+            exceptions,
+            request: index,
+            from: self.requests[index].cursor,
+            fill: Fill::Nothing,
+            buf: None,
+            slices: None,
+        });
         if self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed);
         } else {
@@ -310,6 +325,7 @@ impl Core {
             }
             Allocation::Full => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
         }
+        ex.store().look_at_threshold();
         if log.wants_commit() {
             self.commit_soon(table, exceptions);
         }
@@ -412,13 +428,23 @@ impl Core {
     /// A claim comes to nothing: the chunk stays where it was, and its snapshot, its request or
     /// both bear the failure (`spec: targets`, the table of failures).
     fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
-        let Claimed { claim, exceptions, request, fill, buf, .. } = self.claims.remove(claimed);
+        let Claimed { claim, exceptions, request, from, fill, buf, .. } =
+            self.claims.remove(claimed);
         let ex = &table.exceptions()[exceptions];
         let waiting = ex.table.put_back(claim);
         self.worker.all().wake(waiting);
         self.release(table, buf);
         let store = ex.store();
         let for_origin = fill == Fill::Nothing;
+        if is_full(result) && store.wait_for_room() {
+            // It holds nothing while it waits, and is decided anew when there is room. A write to
+            // an origin is, always.
+            let again = &mut self.requests[request].again;
+            if !for_origin {
+                *again = Some(again.map_or(from, |other| other.min(from)));
+            }
+            return self.part_ended(request, true);
+        }
         if !for_origin && is_full(result) && store.persistence() == Persistence::Overflow {
             store.overflow();
         } else if for_origin || !store.is_guest_disk() {

@@ -90,7 +90,9 @@ impl Core {
         if !self.to_end.is_empty() {
             let set = table.flush_set();
             let needed = |store: &&Arc<Store>| !store.is_sealed();
-            let stores = set.stores.iter().filter(needed).cloned();
+            let usable = |store: &&Arc<Store>| store.state() < StoreState::Invalidating;
+            let merged = set.merged.iter().filter(usable);
+            let stores = set.stores.iter().filter(needed).chain(merged).cloned();
             let parts = stores
                 .map(|store| Part::Store { store, ticket: None })
                 .chain(set.media.iter().cloned().map(Part::Medium))

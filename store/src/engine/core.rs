@@ -108,6 +108,11 @@ pub(super) struct Pending {
     /// Actions and claims that have not ended.
     pub(super) outstanding: u32,
     pub(super) failed: bool,
+    /// A piece from here on found no room: when all parts have ended, it is dispatched again from
+    /// here.
+    pub(super) again: Option<u64>,
+    /// It is parked, and waits for room in a store.
+    pub(super) for_room: bool,
     /// It is being dispatched, is in the parked list or waits for a barrier: completions do not end
     /// it.
     pub(super) waiting: bool,
@@ -211,14 +216,38 @@ impl Core {
             cursor: 0,
             outstanding: 0,
             failed: false,
+            again: None,
+            for_room: false,
             waiting: true,
         });
         self.ready.push_back(index);
     }
 
-    /// Everything parked may go on.
-    pub(super) fn look_again(&mut self) {
+    /// Everything parked may go on, from its beginning: what was done of it was done by another
+    /// table.
+    pub(super) fn replay(&mut self) {
+        self.drop_merge();
+        for &index in self.parked.iter().chain(&self.ready) {
+            let pending = &mut self.requests[index];
+            debug_assert_eq!(pending.outstanding, 0);
+            (pending.cursor, pending.again) = (0, None);
+        }
         self.freed = true;
+    }
+
+    /// The merge that ran here is no more; what it asked for holds nothing.
+    fn drop_merge(&mut self) {
+        self.merge = None;
+        let Core { requests, parked, ready, .. } = self;
+        let mut keep = |index: &usize| {
+            let merges = requests[*index].asker == Asker::Merge;
+            if merges {
+                requests.remove(*index);
+            }
+            !merges
+        };
+        parked.retain(&mut keep);
+        ready.retain(keep);
     }
 
     /// Nothing can go on without a table.
@@ -233,8 +262,34 @@ impl Core {
             && self.rounds.is_empty()
             && self.invalidations.is_empty()
             && self.barriers.is_empty()
-            && self.merge.as_ref().is_none_or(|job| job.is_quiet())
+            && self.merge.as_ref().is_none_or(|job| job.is_quiet() || self.is_merge_held(job))
             && self.finished.is_empty()
+    }
+
+    /// Whether all that the merge waits for is room.
+    fn is_merge_held(&self, job: &MergeJob) -> bool {
+        let held = |index: &&usize| {
+            let pending = &self.requests[**index];
+            pending.for_room && pending.asker == Asker::Merge
+        };
+        job.asked().is_some_and(|asked| asked == self.parked.iter().filter(held).count())
+    }
+
+    /// Ends the requests that wait for room in a store, with an error.
+    pub(super) fn fail_held_for_room(&mut self) {
+        let Core { requests, parked, .. } = self;
+        let mut failed = Vec::new();
+        parked.retain(|&index| {
+            if requests[index].for_room {
+                failed.push(index);
+            }
+            !requests[index].for_room
+        });
+        for index in failed {
+            let pending = &mut self.requests[index];
+            (pending.failed, pending.waiting) = (true, false);
+            self.maybe_ended(index);
+        }
     }
 
     pub(super) fn fail_held(&mut self) {
@@ -354,8 +409,15 @@ impl Core {
         if pending.waiting || pending.outstanding != 0 {
             return;
         }
-        if !pending.failed && pending.cursor < pending.len {
-            return;
+        if !pending.failed {
+            if let Some(again) = pending.again.take() {
+                (pending.cursor, pending.waiting) = (again, true);
+                self.ready.push_back(index);
+                return;
+            }
+            if pending.cursor < pending.len {
+                return;
+            }
         }
         if pending.durable && !pending.failed {
             pending.waiting = true;

@@ -25,6 +25,7 @@ impl Core {
     /// Takes a request as far as it goes now. It counts as waiting meanwhile: a part of it that
     /// fails on the spot does not end it under its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
+        self.requests[index].for_room = false;
         loop {
             let pending = &self.requests[index];
             if pending.failed || pending.cursor == pending.len {
@@ -45,7 +46,8 @@ impl Core {
         if self.is_merge(index) {
             return self.origin_write(table, index, left);
         }
-        match table.decide(op, at, left) {
+        let decision = table.decide(op, at, left);
+        match decision {
             Decision::Pass { file, offset, len, track } => {
                 self.pass(table, index, (file, offset, len), track)
             }
@@ -71,7 +73,8 @@ impl Core {
                 Flow::On
             }
             // Who ends the change wakes every worker.
-            Decision::WaitState => {
+            Decision::WaitState | Decision::WaitRoom => {
+                self.requests[index].for_room = decision == Decision::WaitRoom;
                 self.park(index);
                 Flow::Aside
             }

@@ -268,6 +268,14 @@ impl MergeJob {
         matches!(self.stage, Stage::Idle | Stage::Reading(_) | Stage::Ended(_))
     }
 
+    /// How many requests for parts of the origin it waits for, where that is all that it does.
+    pub(super) fn asked(&self) -> Option<usize> {
+        match self.stage {
+            Stage::Protect { left, .. } if left > 0 => Some(left as usize),
+            _ => None,
+        }
+    }
+
     pub(super) fn progress(&self) -> MergeProgress {
         let state = match self.stage {
             Stage::Ended(state) => state,
@@ -338,7 +346,7 @@ impl Core {
             return Err(MergeFailure::Store);
         }
         match store.state() {
-            StoreState::Valid | StoreState::Overflow => {}
+            StoreState::Valid | StoreState::Full | StoreState::Overflow => {}
             StoreState::ReadOnly => return Err(MergeFailure::NotSynced),
             StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
                 return Err(MergeFailure::Invalid);

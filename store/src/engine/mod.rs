@@ -59,7 +59,7 @@ impl Engine {
         Engine { table: None, core: Core::new(worker, config) }
     }
 
-    /// Takes a table, or none. Held requests are looked at again in the next step.
+    /// Takes a table, or none. Held requests are replayed in the next step.
     ///
     /// # Panics
     /// Unless the engine is quiet: what is in flight was decided by the old table (I9).
@@ -68,9 +68,8 @@ impl Engine {
         if let Some(table) = &table {
             self.core.adopt(table);
         }
-        self.core.merge = None;
         self.table = table;
-        self.core.look_again();
+        self.core.replay();
     }
 
     /// The table it serves.
@@ -153,6 +152,13 @@ impl Engine {
     pub fn fail_held(&mut self) {
         assert!(self.is_quiet(), "only what holds nothing can be given up");
         self.core.fail_held();
+    }
+
+    /// Ends the requests with an error that are held because a store has no room for them. Quiet
+    /// engines only.
+    pub fn fail_held_for_room(&mut self) {
+        assert!(self.is_quiet(), "only what holds nothing can be given up");
+        self.core.fail_held_for_room();
     }
 
     /// Stops leading commits for others and starting background work; before a suspend.

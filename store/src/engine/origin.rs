@@ -17,6 +17,8 @@ use crate::units::{Chunk, SECTOR_SHIFT};
 struct Obstacles {
     /// Copies of this worker, and chunks and states that others change.
     waits: bool,
+    /// A store is full, and a copy needs room in it.
+    room: bool,
     /// Something changed while it was looked at.
     again: bool,
     /// A mapping is only volatile.
@@ -44,7 +46,8 @@ impl Core {
         if found.again {
             return Flow::On;
         }
-        if found.waits {
+        if found.waits || found.room {
+            self.requests[index].for_room = found.room;
             self.park(index);
             return Flow::Aside;
         }
@@ -95,6 +98,7 @@ impl Core {
         let ex = &table.exceptions()[exceptions];
         match Origin::verdict(ex, chunk) {
             Verdict::Go => {}
+            Verdict::Copy if ex.store().state() == StoreState::Full => found.room = true,
             // Full already, by a write of its own: it cannot keep what is overwritten now.
             Verdict::Copy if ex.store().state() != StoreState::Valid => {
                 self.invalidate(ex.store());

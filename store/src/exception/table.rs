@@ -151,6 +151,33 @@ impl ExceptionTable {
         self.word_or_new(chunk).store(Entry::Mapped(place).to_word(), Ordering::Release);
     }
 
+    /// The first chunk from `from` on that is mapped, and where it lies.
+    pub fn next_mapped(&self, from: Chunk) -> Option<(Chunk, Place)> {
+        let mut chunk = from.0;
+        while chunk < self.chunks {
+            if self.leaves[(chunk / LEAF_CHUNKS) as usize].load(Ordering::Acquire).is_null() {
+                chunk = (chunk / LEAF_CHUNKS + 1) * LEAF_CHUNKS;
+                continue;
+            }
+            if let Entry::Mapped(place) = self.get(Chunk(chunk)) {
+                return Some((Chunk(chunk), place));
+            }
+            chunk += 1;
+        }
+        None
+    }
+
+    /// Lets every mapped chunk lie where `place` says, nowhere for `None`; while no worker serves
+    /// and no chunk is moved.
+    pub fn remap(&self, mut place: impl FnMut(Chunk, Place) -> Option<Place>) {
+        let mut from = Chunk(0);
+        while let Some((chunk, was)) = self.next_mapped(from) {
+            let entry = place(chunk, was).map_or(Entry::Unmapped, Entry::Mapped);
+            self.word_or_new(chunk).store(entry.to_word(), Ordering::Release);
+            from = Chunk(chunk.0 + 1);
+        }
+    }
+
     /// Registers worker `bit` as waiting for `chunk`, and looks again: true if it is still as
     /// `seen`, and the worker will be woken; false if it changed, and there is nothing to wait for.
     pub fn wait(&self, chunk: Chunk, seen: Entry, bit: u32) -> bool {
@@ -262,6 +289,29 @@ mod tests {
         assert!(table.wait(Chunk(3), Entry::Pending, 5));
         assert_eq!(table.publish(claim, place(2)), 1 << 5);
         assert!(!table.wait(Chunk(3), Entry::Pending, 5));
+    }
+
+    #[test]
+    fn what_is_mapped_is_found_and_moved() {
+        let table = ExceptionTable::new(10_000);
+        for chunk in [0, 511, 512, 9_999] {
+            table.load(Chunk(chunk), place(chunk + 2));
+        }
+        let memory = table.memory();
+        let found = |table: &ExceptionTable| {
+            let mut all = Vec::new();
+            let mut from = Chunk(0);
+            while let Some((chunk, place)) = table.next_mapped(from) {
+                all.push((chunk.0, place.chunk.0));
+                from = Chunk(chunk.0 + 1);
+            }
+            all
+        };
+        assert_eq!(found(&table), [(0, 2), (511, 513), (512, 514), (9_999, 10_001)]);
+        table.remap(|chunk, _| (chunk.0 != 511).then(|| place(chunk.0 + 7)));
+        assert_eq!(found(&table), [(0, 7), (512, 519), (9_999, 10_006)]);
+        assert_eq!(table.get(Chunk(511)), Entry::Unmapped);
+        assert_eq!(table.memory(), memory, "regions that nothing is mapped in take no memory");
     }
 
     #[test]

@@ -196,6 +196,16 @@ impl Io {
         Some(completion)
     }
 
+    /// Whether a completion or a signal is there, or the system holds some back until
+    /// [`Io::enter`]; no system call.
+    pub fn is_ready(&mut self) -> bool {
+        let held_back = match &mut self.driver {
+            Driver::Ring(ring) => ring.has_answers(),
+            Driver::Poll(_) => false,
+        };
+        held_back || !self.done.is_empty() || !self.fired.is_empty()
+    }
+
     /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: each time it
     /// is signalled, its counter is consumed and `key` comes out of [`Io::fired`]. The descriptor
     /// is duplicated, and may be closed by the caller. Without a ring only `wait` looks at it.

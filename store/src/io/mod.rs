@@ -21,7 +21,8 @@ pub use executor::{Io, IoOptions};
 pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};
 pub use lock::{Lock, LockError};
 pub use shared::SharedWords;
-pub use storage::Storage;
+pub(crate) use storage::Aligned;
+pub use storage::{SLICE, Storage};
 
 use crate::request::Token;
 

@@ -150,6 +150,11 @@ impl Sim {
         FileId(self.disks.len() as u32 - 1)
     }
 
+    /// Makes the disk at least `bytes` long.
+    pub fn grow_disk(&mut self, file: FileId, bytes: u64) {
+        self.disks[file.0 as usize].grow(bytes);
+    }
+
     /// A disk.
     pub fn disk(&self, file: FileId) -> &Disk {
         &self.disks[file.0 as usize]

@@ -233,13 +233,14 @@ fn read_up_to(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<usi
 }
 
 /// A buffer of one slice whose first byte is aligned.
-struct Aligned {
+#[derive(Debug)]
+pub(crate) struct Aligned {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Aligned {
-    fn new(align: usize) -> Aligned {
+    pub(crate) fn new(align: usize) -> Aligned {
         let bytes = vec![0; SLICE + align];
         let start = bytes.as_ptr().align_offset(align.max(1));
         Aligned { bytes, start }
@@ -247,5 +248,15 @@ impl Aligned {
 
     fn slice(&mut self, len: usize) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + len]
+    }
+
+    /// All of it.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + SLICE]
+    }
+
+    /// All of it, to be filled.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.slice(SLICE)
     }
 }

@@ -146,6 +146,11 @@ impl Ring {
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
+    /// Whether answers are there, or held back until the next system call.
+    pub(crate) fn has_answers(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
     /// Hands queued steps over and lets the kernel post its answers; waits for at least one
     /// where `wait` says so, at most that long. One system call.
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {

@@ -58,9 +58,17 @@ impl Exceptions {
         self.store().chunk()
     }
 
-    /// Bytes of `chunk` that the device has: less than a chunk for the last of an odd length.
+    /// Bytes of `chunk` that a copy of it must hold: less than a chunk for the last of an odd
+    /// length. Those that the origin alone has are among them: the device may grow.
     #[inline]
     pub fn valid_len(&self, chunk: Chunk) -> u64 {
+        let end = self.len.max(self.origin.len());
+        self.chunk().bytes().min(end - self.chunk().start_of(chunk))
+    }
+
+    /// Bytes of `chunk` that the device has.
+    #[inline]
+    pub fn own_len(&self, chunk: Chunk) -> u64 {
         self.chunk().bytes().min(self.len - self.chunk().start_of(chunk))
     }
 
@@ -138,6 +146,8 @@ pub enum Decision {
     },
     /// A store changes its state: wait for that.
     WaitState,
+    /// A store is full, and the request needs room in it: wait for that.
+    WaitRoom,
 }
 
 /// A range to be tracked, in sectors.

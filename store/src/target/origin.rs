@@ -63,7 +63,7 @@ impl Origin {
             StoreState::Invalid => return Verdict::Go,
             StoreState::Invalidating => return Verdict::WaitState,
             StoreState::Unmarked => return Verdict::Refuse,
-            StoreState::Valid | StoreState::Overflow | StoreState::ReadOnly => {}
+            StoreState::Valid | StoreState::Full | StoreState::Overflow | StoreState::ReadOnly => {}
         }
         match ex.table.get(chunk) {
             Entry::Unmapped => Verdict::Copy,

@@ -35,8 +35,9 @@ impl Snapshot {
     /// What becomes of `op` on `[offset, offset + len)` of the snapshot.
     #[inline]
     pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
-        match ex.store().state() {
-            StoreState::Valid => {}
+        let state = ex.store().state();
+        match state {
+            StoreState::Valid | StoreState::Full => {}
             StoreState::Overflow | StoreState::ReadOnly if op == Op::Read => {}
             StoreState::Invalidating => return Decision::WaitState,
             _ => return Decision::Fail,
@@ -54,6 +55,9 @@ impl Snapshot {
                 self.pass(ex, offset, len, chunk, place)
             }
             (_, Entry::Busy(_)) => self.wait(chunk, entry),
+            (_, Entry::Unmapped | Entry::Mapped(_)) if state == StoreState::Full => {
+                Decision::WaitRoom
+            }
             (_, Entry::Unmapped | Entry::Mapped(_)) => {
                 let len = len.min(ex.chunk().bytes() - ex.chunk().offset_in(offset));
                 Decision::Move { exceptions: self.exceptions, chunk, seen: entry, len }
@@ -105,7 +109,7 @@ impl Snapshot {
     ) -> Decision {
         let within = ex.chunk().offset_in(offset);
         let len = len.min(ex.chunk().bytes() - within);
-        let whole = within == 0 && len == ex.valid_len(chunk);
+        let whole = within == 0 && len == ex.own_len(chunk);
         match entry {
             Entry::Mapped(place)
                 if self.features.discard_zeroes_cow && whole && ex.is_top(place) =>

@@ -8,6 +8,7 @@ mod build;
 pub mod change;
 mod crash;
 pub mod everywhere;
+mod full;
 pub mod model;
 pub mod run;
 
@@ -340,7 +341,7 @@ impl World {
         choices.extend((!runnable.is_empty()).then_some(1));
         choices.extend(io.then_some(2));
         if choices.is_empty() {
-            if self.outstanding() > 0 && self.sim.in_flight() == 0 {
+            if self.outstanding() > 0 && self.sim.in_flight() == 0 && !self.is_waiting_for_room() {
                 return Err(format!("nothing goes on, and these have not ended: {}", self.stuck()));
             }
             return Ok(false);

@@ -29,7 +29,7 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub u64);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Claim {
     ticket: Ticket,
     sectors: Range<u64>,
@@ -60,7 +60,7 @@ fn list(permitted: &[Generation]) -> String {
 }
 
 /// The model of one disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
     certain: Vec<Generation>,
     uncertain: BTreeMap<u64, Vec<Generation>>,
@@ -83,6 +83,33 @@ impl Ledger {
     fn filled(sectors: u64, generation: Generation) -> Self {
         let certain = vec![generation; sectors as usize];
         Self { certain, uncertain: BTreeMap::new(), claims: Vec::new(), newest: 1, tickets: 0 }
+    }
+
+    /// The disk that `bytes` were read from, where they may be a moment between this model's and
+    /// now: each sector is as here, or was written since by a request of a newer generation.
+    ///
+    /// # Errors
+    /// The first sector that is neither.
+    pub fn later(&self, bytes: &[u8]) -> Result<Self, Mismatch> {
+        let mut later = self.clone();
+        for (sector, bytes) in (0..).zip(bytes.chunks_exact(SECTOR)) {
+            match Found::new(bytes) {
+                Found::Stamp { sector: named, generation }
+                    if named == sector && generation.0 > self.newest =>
+                {
+                    later.set(sector, generation);
+                    later.newest = later.newest.max(generation.0);
+                }
+                _ => later.check(sector, bytes)?,
+            }
+        }
+        Ok(later)
+    }
+
+    /// The disk holds again what `then` holds; generations go on from where they are.
+    pub fn roll_back(&mut self, then: &Self) {
+        self.certain.clone_from(&then.certain);
+        self.uncertain.clone_from(&then.uncertain);
     }
 
     /// The bytes of a whole disk stamped with generation 1.
@@ -249,6 +276,22 @@ mod tests {
         assert!(ledger.check(0, &bytes(0, 1)).is_err(), "it was seen to be there");
         assert!(ledger.check(1, &bytes(1, 1)).is_ok());
         assert!(ledger.check(1, &bytes(1, 2)).is_err(), "it was seen not to be there");
+    }
+
+    #[test]
+    fn a_later_moment_holds_what_was_there_or_what_came_since() {
+        let mut ledger = Ledger::stamped(2);
+        let generation = ledger.next_generation();
+        let ticket = ledger.claim(0..1, Effect::Store(generation)).unwrap();
+        ledger.acknowledge(ticket);
+        let disk = |a, b| [bytes(0, a), bytes(1, b)].concat();
+        assert!(ledger.later(&disk(2, 3)).is_ok_and(|mut l| l.check(0, &disk(2, 3)).is_ok()));
+        assert!(ledger.later(&disk(1, 3)).is_err(), "from before");
+        assert!(ledger.later(&[bytes(0, 2), bytes(0, 3)].concat()).is_err(), "another sector's");
+        let mut now = ledger.clone();
+        now.roll_back(&Ledger::stamped(2));
+        assert!(now.check(0, &disk(1, 1)).is_ok());
+        assert_eq!(now.next_generation(), Generation(3));
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! The control plane through the real program: its monitor, its tables, its state, with a real
 //! front end at its sockets.
 
+mod commits;
 mod common;
 mod config;
 mod devices;
 mod exports;
 mod full;
 mod golden;
+mod handovers;
 mod history;
 mod locks;
 mod merges;
+mod moments;
 mod monitor;
 mod overlays;
+mod resize;
 mod snapshots;
 mod state;
+mod waits;

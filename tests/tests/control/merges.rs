@@ -109,7 +109,7 @@ fn rollback_under_load(place: Place) {
     assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
 }
 
-/// Scenario 72: killed in mid-merge, started with the first arguments.
+/// Scenario 72: killed in mid-merge, started with the first arguments, and killed again.
 #[test]
 fn scenario_72_killed_in_mid_merge_it_goes_on() {
     let scratch = scratch();
@@ -134,8 +134,18 @@ fn scenario_72_killed_in_mid_merge_it_goes_on() {
     let (jobs, tables) = (world.call("query-jobs", json!({})), world.tables());
     assert!(jobs[0]["id"] == "j", "it ended before it could be killed: {tables:?}");
     world.kill();
+    for generation in 6..8 {
+        let mut world = World::start(&plain(&scratch, &file));
+        assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
+        let mut disk = world.disk();
+        assert_same("again", &disk.read_all().unwrap(), &wanted);
+        // To what was merged first: the origin itself changes, and the next start takes it so.
+        let last = stamped(SECTORS - 5, 5, generation);
+        disk.write((SECTORS - 5) * 512, &last).unwrap();
+        wanted.splice(wanted.len() - 5 * 512.., last);
+        world.kill();
+    }
     let mut world = World::start(&plain(&scratch, &file));
-    assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
     assert_same("again", &world.disk().read_all().unwrap(), &wanted);
     world.event("MERGE_COMPLETED");
     world.event("BLOCK_JOB_COMPLETED");
@@ -143,4 +153,127 @@ fn scenario_72_killed_in_mid_merge_it_goes_on() {
     assert_same("rolled back", &world.disk().read_all().unwrap(), &wanted);
     world.stop();
     assert_same("the file", &std::fs::read(&file).unwrap(), &wanted);
+}
+
+/// Another snapshot's chunks are smaller than the merged one's.
+#[test]
+fn scenario_42_another_snapshot_with_smaller_chunks_is_unchanged() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut disk = world.disk();
+    let create = |world: &mut World, name: &str, chunk: u64| {
+        let cow = format!("{name}.cow");
+        let create = json!({"device": "disk0", "name": name, "cow": cow, "chunk-size": chunk});
+        world.call("snapshot-create", create);
+    };
+    create(&mut world, "before", 4096);
+    disk.write(100 * 512, &stamped(100, 333, 2)).unwrap();
+    create(&mut world, "merged", 65536);
+    let merged = world.content(&scratch, "merged");
+    disk.write(40 * 512, &stamped(40, 5000, 3)).unwrap();
+    create(&mut world, "after", 4096);
+    disk.write(0, &stamped(0, 2000, 4)).unwrap();
+    let others = ["before", "after"];
+    let wanted = others.map(|name| world.content(&scratch, name));
+    assert_same("after", &wanted[1][40 * 512..5040 * 512], &stamped(40, 5000, 3));
+    let merge = json!({"device": "disk0", "snapshot": "merged", "job-id": "j"});
+    world.call("snapshot-merge", merge);
+    world.event("MERGE_COMPLETED");
+    assert_same("disk0", &disk.read_all().unwrap(), &merged);
+    for (name, wanted) in others.iter().zip(&wanted) {
+        assert_same(name, &world.content(&scratch, name), wanted);
+    }
+    world.event("BLOCK_JOB_COMPLETED");
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &merged);
+}
+
+#[test]
+fn scenario_43_a_second_merge_and_one_of_a_store_in_memory_are_refused() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    for (name, kind) in [("one", "PO"), ("two", "P"), ("memory", "N")] {
+        let cow = format!("{name}.cow");
+        let create = json!({"device": "disk0", "name": name, "cow": cow, "persistent": kind});
+        world.call("snapshot-create", create);
+    }
+    world.disk().write(0, &stamped(0, SECTORS, 2)).unwrap();
+    let merge = |world: &mut World, name: &str, speed: u64| {
+        let merge = json!({"device": "disk0", "snapshot": name, "job-id": name, "speed": speed});
+        world.qmp.call("snapshot-merge", merge).map_err(|error| error.to_string())
+    };
+    let tables = world.tables();
+    let said = merge(&mut world, "memory", 0).unwrap_err();
+    assert!(said.contains("transient"), "{said}");
+    assert_eq!(world.tables(), tables);
+    merge(&mut world, "one", 1 << 20).unwrap();
+    let said = merge(&mut world, "two", 0).unwrap_err();
+    assert!(said.contains("disk0"), "{said}");
+    // By a table too, beside the one that merges, through its device and past it.
+    let table = world.table("two")[0].replace(" snapshot ", " snapshot-merge ");
+    world.call("device-create", json!({"name": "second"}));
+    world.call("device-suspend", json!({"name": "two"}));
+    for origin in ["disk0", "disk0-real"] {
+        let table = table.replace(" disk0 ", &format!(" {origin} "));
+        world.call("table-load", json!({"name": "second", "table": [table]}));
+        let said = world.refused("device-resume", json!({"name": "second"}));
+        assert!(said.contains("one merge at a time"), "{said}");
+    }
+    world.call("table-clear", json!({"name": "second"}));
+    world.call("device-resume", json!({"name": "two"}));
+    for name in ["two", "memory"] {
+        assert_same(name, &world.content(&scratch, name), &stamped(0, SECTORS, 1));
+    }
+    world.event("MERGE_COMPLETED");
+    world.stop();
+}
+
+/// Snapshots that are taken of the origin while the disk merges, and is written: each is what the
+/// origin's file held then.
+#[test]
+fn scenario_47_a_new_snapshot_in_mid_merge_is_exact_at_its_moment() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    world.disk().write(0, &stamped(0, SECTORS, 1 << 30)).unwrap();
+    let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": 4 << 20});
+    world.call("snapshot-merge", merge);
+    let connect = Connect::to(world.server.socket()).pool(1 << 20);
+    let clock = Clock::default();
+    let (history, moments) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
+        let mut moments = Vec::new();
+        for n in 0..3u32 {
+            clock.wait_for(30);
+            let name = format!("new{n}");
+            let store = scratch.sparse(&format!("{name}.cow"), 16 << 20).unwrap();
+            let chunk = 8 << n;
+            world.call("device-suspend", json!({"name": "disk0"}));
+            let moment = std::fs::read(&file).unwrap();
+            let line = format!("0 {SECTORS} snapshot disk0 {} P {chunk}", word(&store));
+            world.make(&name, &[line]);
+            world.call("device-resume", json!({"name": "disk0"}));
+            moments.push((name, moment));
+        }
+        // All of them are of a time when something was left to be merged.
+        let old = stamped(0, SECTORS, 1 << 30);
+        let is_left = |(_, moment): &(String, Vec<u8>)| {
+            moment.chunks(512).zip(old.chunks(512)).any(|(now, old)| now == old)
+        };
+        assert!(moments.iter().all(is_left), "it ended before the snapshot was taken");
+        world.event("MERGE_COMPLETED");
+        clock.wait_for(50);
+        clock.end();
+        (load.join().expect("the load does not panic"), moments)
+    });
+    for (name, moment) in moments {
+        assert_same(&name, &world.content(&scratch, &name), &moment);
+    }
+    assert_same("disk0", &world.disk().read_all().unwrap(), &history.last_content());
+    world.event("BLOCK_JOB_COMPLETED");
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
 }

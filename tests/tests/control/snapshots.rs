@@ -465,3 +465,27 @@ fn what_an_overlay_lies_on_is_not_written() {
     assert!(!output.status.success(), "the image is not locked any more");
     world.stop();
 }
+
+/// `persistent` says in which way, or only whether.
+#[test]
+fn a_snapshot_is_kept_as_it_is_asked_for() {
+    let scratch = scratch();
+    let file = disk_file(&scratch);
+    let mut world = World::start(&plain(&scratch, &file));
+    let ways = [(json!(true), " PO "), (json!(false), " N "), (json!("P"), " P ")];
+    for (number, (persistent, letter)) in ways.into_iter().enumerate() {
+        let (name, cow) = (format!("s{number}"), format!("s{number}.cow"));
+        let arguments =
+            json!({"device": "disk0", "name": name, "cow": cow, "persistent": persistent});
+        world.call("snapshot-create", arguments);
+        let table = world.table(&name);
+        assert!(table[0].contains(letter), "{persistent}: {table:?}");
+    }
+    for (persistent, why) in [(json!(1), "expected: string"), (json!("Q"), "'Q'")] {
+        let arguments =
+            json!({"device": "disk0", "name": "x", "cow": "x.cow", "persistent": persistent});
+        let said = world.refused("snapshot-create", arguments);
+        assert!(said.contains(why), "{said}");
+    }
+    world.stop();
+}

@@ -9,7 +9,7 @@ const FILE: usize = 600;
 const FUNCTION: usize = 100;
 
 /// Too long; to be divided.
-const LONG_FILES: [&str; 1] = ["store/src/device/build.rs"];
+const LONG_FILES: [&str; 0] = [];
 /// Too long.
 const LONG_FUNCTIONS: [&str; 0] = [];
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use snapblk_qmp::client::{Client, ClientError};
-use snapblk_store::control::job::JobInfo;
+use snapblk_store::control::job::{JobInfo, JobStatus, JobType};
 
 use super::CtlError;
 
@@ -44,6 +44,25 @@ pub(super) fn watch(
                 Err(ClientError::HungUp) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+/// Waits until a job is ready, and completes it; one that ends before, or ends by itself, is left
+/// to whoever waits for its end.
+pub(super) fn complete_when_ready(client: &mut Client, id: &str) -> Result<(), CtlError> {
+    loop {
+        let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
+        match jobs.iter().find(|job| job.id == id).map(|job| (job.kind, job.status)) {
+            Some((JobType::Commit, JobStatus::Ready)) => {
+                client.call("job-complete", json!({ "id": id }))?;
+                return Ok(());
+            }
+            Some((
+                JobType::Commit,
+                JobStatus::Created | JobStatus::Running | JobStatus::Paused | JobStatus::Standby,
+            )) => std::thread::sleep(REFRESH),
+            _ => return Ok(()),
         }
     }
 }

@@ -57,6 +57,14 @@ fn every_verb_is_a_command_of_the_monitor() {
             json!({"device": "d", "snapshot": "s", "job-id": "merge-d"}),
         ),
         (
+            "commit d --top d.2 --base d.1 --speed 1M",
+            "block-commit",
+            json!({
+                "job-id": "commit-d", "device": "d", "top-node": "d.2", "base-node": "d.1",
+                "speed": 1 << 20,
+            }),
+        ),
+        (
             "merge d s --job-id j --speed 1M --wait",
             "snapshot-merge",
             json!({"device": "d", "snapshot": "s", "job-id": "j", "speed": 1_048_576}),
@@ -71,6 +79,12 @@ fn every_verb_is_a_command_of_the_monitor() {
             "blockdev-snapshot-sync",
             json!({"device": "d", "snapshot-file": "new.cow", "snapshot-node-name": "base"}),
         ),
+        (
+            "threshold d 4K",
+            "block-set-write-threshold",
+            json!({"node-name": "d", "write-threshold": 4096}),
+        ),
+        ("resize d 2G", "block_resize", json!({"device": "d", "size": 2_147_483_648_u64})),
         (
             "export e d /run/e.sock --writable --num-queues 4 --logical-block-size 4K",
             "block-export-add",
@@ -111,6 +125,7 @@ fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
         "message d m",
         "snapshot d s --cow c",
         "merge d s",
+        "commit d",
         "delete d s",
         "overlay d f",
         "exports",

@@ -132,6 +132,37 @@ pub enum Verb {
         /// Take a store that is there instead of making one
         #[arg(long)]
         existing: bool,
+        /// Do not ask the guest to freeze its file systems
+        #[arg(long)]
+        skip_lockfs: bool,
+    },
+    /// Take snapshots of several live disks at one moment: all or none
+    Transaction(TransactionArgs),
+
+    /// Make a disk longer, which its guest sees at once
+    ///
+    /// With the size that it has, the stores below it are looked at again.
+    #[command(visible_alias = "block_resize")]
+    Resize {
+        /// The disk
+        device: String,
+        /// How large it is to be
+        #[arg(value_parser = size::parse)]
+        size: u64,
+    },
+
+    /// Let layers of a chain of overlays go down into what lies below, while the guest runs
+    #[command(visible_alias = "block-commit")]
+    Commit(CommitArgs),
+
+    /// Say once when a store has filled up so far
+    #[command(visible_alias = "block-set-write-threshold")]
+    Threshold {
+        /// The overlay or snapshot
+        device: String,
+        /// Bytes in use; 0 says nothing
+        #[arg(value_parser = size::parse)]
+        size: u64,
     },
 
     /// List exports
@@ -224,6 +255,27 @@ pub struct SnapshotArgs {
     /// Take a store that is there instead of making one
     #[arg(long)]
     pub existing: bool,
+    /// Do not ask the guest to freeze its file systems
+    #[arg(long)]
+    pub skip_lockfs: bool,
+}
+
+/// Arguments of `transaction`.
+#[derive(clap::Args, Debug)]
+pub struct TransactionArgs {
+    /// Snapshots, as DEVICE=NAME=FILE: the disk, the snapshot's name, the file that keeps what the
+    /// disk overwrites
+    #[arg(long, value_name = "DEVICE=NAME=FILE", value_parser = parts::<3>)]
+    pub snapshot: Vec<[String; 3]>,
+    /// Overlays, as DEVICE=FILE: the disk, the overlay's file
+    #[arg(
+        long, value_name = "DEVICE=FILE", value_parser = parts::<2>,
+        required_unless_present = "snapshot"
+    )]
+    pub overlay: Vec<[String; 2]>,
+    /// Do not ask the guests to freeze their file systems
+    #[arg(long)]
+    pub skip_lockfs: bool,
 }
 
 /// Arguments of `merge`.
@@ -234,6 +286,28 @@ pub struct MergeArgs {
     /// The snapshot
     pub snapshot: String,
     /// Name of the job [default: merge-DEVICE]
+    #[arg(long)]
+    pub job_id: Option<String>,
+    /// Bytes per second at most
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub speed: Option<u64>,
+    /// Wait for the end, with a progress bar
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Arguments of `commit`.
+#[derive(clap::Args, Debug)]
+pub struct CommitArgs {
+    /// The disk
+    pub device: String,
+    /// The highest layer that goes [default: the disk's own store; `job-complete` ends it then]
+    #[arg(long, value_name = "NAME")]
+    pub top: Option<String>,
+    /// The layer that takes the data [default: what lies below all layers]
+    #[arg(long, value_name = "NAME")]
+    pub base: Option<String>,
+    /// Name of the job [default: commit-DEVICE]
     #[arg(long)]
     pub job_id: Option<String>,
     /// Bytes per second at most
@@ -349,7 +423,9 @@ impl Verb {
                 },
             ),
             Verb::Snapshot(snapshot) => snapshot.request(),
+            Verb::Transaction(transaction) => transaction.request(),
             Verb::Merge(merge) => merge.request(),
+            Verb::Commit(commit) => commit.request(),
             Verb::Delete { device, snapshot, delete_store } => Request::new(
                 "snapshot-delete",
                 &control::SnapshotDelete {
@@ -358,13 +434,29 @@ impl Verb {
                     delete_store: set(*delete_store),
                 },
             ),
-            Verb::Overlay { device, file, node_name, existing } => Request::new(
+            Verb::Overlay { device, file, node_name, existing, skip_lockfs } => Request::new(
                 "blockdev-snapshot-sync",
                 &control::BlockdevSnapshotSync {
                     device: device.clone(),
                     snapshot_file: file.clone(),
                     snapshot_node_name: node_name.clone(),
                     mode: mode(*existing),
+                    skip_lockfs: set(*skip_lockfs),
+                },
+            ),
+            Verb::Resize { device, size } => Request::new(
+                "block_resize",
+                &control::BlockResize {
+                    device: Some(device.clone()),
+                    node_name: None,
+                    size: *size,
+                },
+            ),
+            Verb::Threshold { device, size } => Request::new(
+                "block-set-write-threshold",
+                &control::BlockSetWriteThreshold {
+                    node_name: device.clone(),
+                    write_threshold: *size,
                 },
             ),
             Verb::Export(export) => export.request(),
@@ -401,10 +493,39 @@ impl SnapshotArgs {
             cow: self.cow.clone(),
             chunk_size: self.chunk_size,
             size: self.size,
-            persistent: self.persistent.map(Persistent::on_the_wire),
+            persistent: self.persistent.map(|way| control::Persistent::As(way.on_the_wire())),
             mode: mode(self.existing),
+            skip_lockfs: set(self.skip_lockfs),
         };
         Request::new("snapshot-create", &arguments)
+    }
+}
+
+impl TransactionArgs {
+    fn request(&self) -> Request {
+        let snapshots = self.snapshot.iter().cloned().map(|[device, name, cow]| {
+            control::TransactionAction::SnapshotCreate(control::SnapshotCreate {
+                device,
+                name,
+                cow,
+                chunk_size: None,
+                size: None,
+                persistent: None,
+                mode: None,
+                skip_lockfs: set(self.skip_lockfs),
+            })
+        });
+        let overlays = self.overlay.iter().cloned().map(|[device, snapshot_file]| {
+            control::TransactionAction::BlockdevSnapshotSync(control::BlockdevSnapshotSync {
+                device,
+                snapshot_file,
+                snapshot_node_name: None,
+                mode: None,
+                skip_lockfs: set(self.skip_lockfs),
+            })
+        });
+        let actions = snapshots.chain(overlays).collect();
+        Request::new("transaction", &control::Transaction { actions, properties: None })
     }
 }
 
@@ -424,6 +545,26 @@ impl MergeArgs {
             auto_dismiss: None,
         };
         Request::new("snapshot-merge", &arguments)
+    }
+}
+
+impl CommitArgs {
+    /// The name of the job.
+    pub(super) fn job(&self) -> String {
+        self.job_id.clone().unwrap_or_else(|| format!("commit-{}", self.device))
+    }
+
+    fn request(&self) -> Request {
+        let arguments = control::BlockCommit {
+            job_id: Some(self.job()),
+            device: self.device.clone(),
+            base_node: self.base.clone(),
+            top_node: self.top.clone(),
+            speed: self.speed,
+            auto_finalize: None,
+            auto_dismiss: None,
+        };
+        Request::new("block-commit", &arguments)
     }
 }
 
@@ -453,6 +594,16 @@ impl Persistent {
             Persistent::N => control::Persistence::Transient,
         }
     }
+}
+
+/// The parts of `A=B=…`; the last may have a `=` in it.
+fn parts<const N: usize>(text: &str) -> Result<[String; N], String> {
+    let all: Vec<String> = text.splitn(N, '=').map(str::to_owned).collect();
+    let whole = all.iter().all(|part| !part.is_empty());
+    all.try_into()
+        .ok()
+        .filter(|_| whole)
+        .ok_or_else(|| format!("{N} parts with '=' between them are needed"))
 }
 
 /// A flag as an argument: left out where it is not set.

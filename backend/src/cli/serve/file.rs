@@ -35,6 +35,8 @@ struct FileDisk {
     socket_path: Option<PathBuf>,
     fd: Option<i32>,
     num_queues: Option<u16>,
+    #[serde(default)]
+    poll: bool,
     on_full: Option<String>,
     guest_agent: Option<PathBuf>,
 }
@@ -112,6 +114,7 @@ impl FileDisk {
             source,
             socket: Socket::new(self.socket_path, self.fd).map_err(of)?,
             num_queues: self.num_queues,
+            poll: self.poll,
             state: state.clone(),
             on_full,
             guest_agent: self.guest_agent,
@@ -129,6 +132,7 @@ impl Disk {
         }
         self.socket = self.socket.take().or(known.socket);
         self.num_queues = self.num_queues.or(known.num_queues);
+        self.poll |= known.poll;
         self.state = self.state.take().or(known.state);
         self.on_full = self.on_full.or(known.on_full);
         self.guest_agent = self.guest_agent.take().or(known.guest_agent);

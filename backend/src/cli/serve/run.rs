@@ -3,7 +3,7 @@
 use crate::cli::CliError;
 use crate::server::{self, DiskArgs, DiskSocket, DiskSource, ServeArgs};
 
-use super::{Disk, OnFull, Serve, Socket, Source};
+use super::{Disk, Serve, Socket, Source};
 
 impl Serve {
     /// Serves the disks until a signal or the monitor ends that.
@@ -14,7 +14,6 @@ impl Serve {
         let serve = self.with_file()?;
         let mut args = ServeArgs { monitor: serve.monitor.clone(), ..ServeArgs::default() };
         for disk in &serve.disks {
-            refuse_unbuilt(disk)?;
             args.disks.push(disk_args(disk)?);
             args.force |= disk.force;
             if let Some(state) = &disk.state {
@@ -28,16 +27,6 @@ impl Serve {
         }
         server::serve(&args).map_err(|error| CliError::Refused(error.to_string()))
     }
-}
-
-fn refuse_unbuilt(disk: &Disk) -> Result<(), CliError> {
-    let missing = match disk {
-        Disk { on_full: Some(OnFull::Wait(_)), .. } => "--on-full wait",
-        Disk { guest_agent: Some(_), .. } => "--guest-agent",
-        _ => return Ok(()),
-    };
-    let name = &disk.name;
-    Err(CliError::Refused(format!("disk '{name}': {missing} is not built yet; leave it out")))
 }
 
 fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
@@ -57,5 +46,13 @@ fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),
     });
-    Ok(DiskArgs { name: disk.name.clone(), source, socket, num_queues: disk.num_queues })
+    Ok(DiskArgs {
+        name: disk.name.clone(),
+        source,
+        socket,
+        num_queues: disk.num_queues,
+        poll: disk.poll,
+        on_full: disk.on_full.unwrap_or_default(),
+        guest_agent: disk.guest_agent.clone(),
+    })
 }

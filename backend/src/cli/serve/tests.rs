@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use clap::Parser;
 
 use super::*;
@@ -27,6 +29,7 @@ fn a_plain_disk_as_qemu_s_conventions_have_it() {
     let source = Source::File { path: "disk.img".into(), read_only: true, overlay: None };
     assert_eq!(disk.source, source);
     assert_eq!(disk.on_full, None);
+    assert!(!disk.poll && parse("--blk-file d --poll").disks[0].poll);
     assert_eq!(parse("--blk-file d --fd 3").disks[0].socket, Some(Socket::Fd(3)));
 }
 

@@ -45,6 +45,8 @@ impl Core {
             cursor: 0,
             outstanding: 0,
             failed: false,
+            again: None,
+            for_room: false,
             waiting: true,
         });
         self.ready.push_back(index);

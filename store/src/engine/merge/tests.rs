@@ -695,6 +695,11 @@ fn s46_with_an_invalid_store_the_device_is_its_origin() {
     case.world.settle();
     case.ended_ok(token);
     assert!(case.origin() == case.model);
+    // Its flush is the origin's, and nothing of the store's.
+    case.world.done.clear();
+    case.guest_flush();
+    assert!(case.world.done.iter().any(|(op, file, _)| (*op, *file) == (IoOp::Sync, ORIGIN)));
+    assert!(!case.world.done.iter().any(|(_, file, _)| *file == STORE));
 }
 
 /// 48: a discard succeeds, and does nothing.

@@ -70,6 +70,13 @@ impl Disk {
         self.content.len() as u64
     }
 
+    /// Makes it longer, durably, by zeroes.
+    pub(super) fn grow(&mut self, bytes: u64) {
+        self.content.resize(self.content.len().max(bytes as usize), 0);
+        self.platter.resize(self.content.len(), 0);
+        self.from.resize(self.content.len().div_ceil(SECTOR), 0);
+    }
+
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.content.is_empty()

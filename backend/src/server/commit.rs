@@ -1,0 +1,404 @@
+//! `block-commit`: layers of a chain go down as a job.
+//!
+//! Owns the fit between the threads that copy and merge and the monitor's job: progress, pause,
+//! cancel, when it is ready, and which change of tables is due when. Never knows how a chunk is
+//! copied. A job whose top is the served device is ready when the layers below have gone, and ends
+//! by `job-complete`: the device's own store is merged then, as in a rollback.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
+use snapblk_store::attached::AttachedWorker;
+use snapblk_store::background::{CommitEnd, CommitHandle, FileExecutor, MergeEnd, MergeHandle};
+use snapblk_store::control::CommandError;
+use snapblk_store::control::answer::Answer;
+use snapblk_store::control::command::BlockCommit;
+use snapblk_store::control::job::JobType;
+use snapblk_store::device::{CommitJob, CommitWork, User};
+use snapblk_store::engine::{EngineConfig, MergeState};
+
+use super::Server;
+use super::commands::told;
+
+/// How often a job's progress is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Memory of a commit: fewer requests than a guest has, larger copies.
+const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
+
+/// Copies in flight.
+const COPIES: usize = 8;
+
+impl Server {
+    pub(super) fn start_commit(self: &Arc<Self>, c: BlockCommit) -> Result<Answer, CommandError> {
+        let id = c.job_id.unwrap_or_else(|| c.device.clone());
+        self.jobs.check_id(&id)?;
+        let job = CommitJob {
+            device: c.device,
+            top: c.top_node,
+            base: c.base_node,
+            speed: c.speed.unwrap_or(0),
+            auto_finalize: c.auto_finalize.unwrap_or(true),
+            auto_dismiss: c.auto_dismiss.unwrap_or(true),
+            ..CommitJob::default()
+        };
+        let work = self.devices.begin_commit(&id, &job).map_err(told)?;
+        self.run_commit(&id, job, Some(work)).map(|()| Answer::DONE)
+    }
+
+    /// Starts again the commits that ran when the process ended. One that cannot be is given up:
+    /// its chain serves what it served.
+    pub(super) fn resume_commits(self: &Arc<Self>) {
+        for (id, job) in self.devices.commit_jobs() {
+            let work = if job.pivoted {
+                self.devices.resume_pivot(&id).map(|()| None)
+            } else {
+                self.devices.begin_commit(&id, &job).map(Some)
+            };
+            let started = work.map_err(told).and_then(|work| self.run_commit(&id, job, work));
+            if let Err(error) = started {
+                tracing::error!("the commit '{id}' does not go on: {}", error.desc);
+                self.forget_commit(&id);
+            }
+        }
+    }
+
+    fn forget_commit(&self, id: &str) {
+        if let Err(error) = self.devices.forget_commit(id) {
+            tracing::error!("the end of the job '{id}' could not be kept: {error}");
+        }
+    }
+
+    /// Runs the commit `job`, which the devices know: `work` first, or what is left of one that
+    /// merges already.
+    fn run_commit(
+        self: &Arc<Self>,
+        id: &str,
+        job: CommitJob,
+        work: Option<CommitWork>,
+    ) -> Result<(), CommandError> {
+        let spec = JobSpec {
+            id: id.into(),
+            kind: JobType::Commit,
+            speed: job.speed,
+            auto_finalize: job.auto_finalize,
+            auto_dismiss: job.auto_dismiss,
+        };
+        let (say, said) = channel();
+        let activates = work.as_ref().is_none_or(|work| work.activates);
+        let commit = Arc::new(Commit {
+            server: Arc::downgrade(self),
+            id: id.into(),
+            job,
+            activates,
+            say,
+            now: Mutex::new(Now { stage: Stage::Resting, paused: false, before: 0 }),
+        });
+        let driver = commit.clone();
+        let handle = self.jobs.create(spec, |_| driver)?;
+        handle.start();
+        let begun = match work {
+            Some(CommitWork { copy: Some((source, table)), .. }) => {
+                commit.copy(self, (source, table))
+            }
+            Some(CommitWork { copy: None, .. }) => {
+                commit.send(Said::Copied(CommitEnd::Finished));
+                Ok(())
+            }
+            None => commit.merge(self),
+        };
+        let watched = handle.clone();
+        let begun = begun.and_then(|()| {
+            let thread = std::thread::Builder::new().name("job".into());
+            let spawned = thread.spawn(move || commit.watch(&said, &watched));
+            spawned.map(|_| ()).map_err(|error| cannot_start(&error))
+        });
+        begun.map_err(|error| {
+            self.forget_commit(id);
+            handle.finish(Outcome::Failed(error.clone()));
+            CommandError::generic(error)
+        })
+    }
+}
+
+fn cannot_start(error: &std::io::Error) -> String {
+    format!("the commit cannot start: {error}")
+}
+
+/// What happens to a job, for the thread that watches it.
+enum Said {
+    Copied(CommitEnd),
+    /// The user wants it to end, and the device merges already.
+    Pivoted,
+    /// It was cancelled while nothing was at work.
+    Cancelled,
+    Merged(MergeEnd),
+}
+
+/// Where the work is.
+enum Stage {
+    /// Nothing is at work: it begins, is ready, or all is done.
+    Resting,
+    Copying(CommitHandle),
+    Ready,
+    Merging(Option<MergeHandle>),
+}
+
+struct Now {
+    stage: Stage,
+    /// The user wants it paused.
+    paused: bool,
+    /// Bytes that were copied before the stage in hand.
+    before: u64,
+}
+
+/// The work of one job.
+struct Commit {
+    server: Weak<Server>,
+    id: String,
+    job: CommitJob,
+    activates: bool,
+    say: Sender<Said>,
+    now: Mutex<Now>,
+}
+
+impl Commit {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().expect("commit lock poisoned")
+    }
+
+    fn send(&self, said: Said) {
+        // The watcher has gone only where the job is over.
+        let _ = self.say.send(said);
+    }
+
+    fn user(&self) -> String {
+        format!("job {}", self.id)
+    }
+
+    fn speed(&self) -> Option<u64> {
+        Some(self.job.speed).filter(|speed| *speed != 0)
+    }
+
+    /// Begins to copy the layers that go.
+    fn copy(
+        &self,
+        server: &Server,
+        what: (snapblk_store::background::CommitSource, Arc<snapblk_store::table::Table>),
+    ) -> Result<(), String> {
+        let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
+        let executor = FileExecutor::copying(files, CONFIG.scratch, server.options, COPIES)
+            .map_err(|error| cannot_start(&error))?;
+        let say = self.say.clone();
+        let on_end = move |end| {
+            let _ = say.send(Said::Copied(end));
+        };
+        let copy = CommitHandle::start(workers, executor, CONFIG, what, self.speed(), on_end)
+            .map_err(|error| cannot_start(&error))?;
+        self.now().stage = Stage::Copying(copy.clone());
+        self.attach(server, Arc::new(copy))
+    }
+
+    /// Begins to merge the device's own store, for which it has its table.
+    fn merge(&self, server: &Server) -> Result<(), String> {
+        let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
+        let table = server.devices.table(&self.job.device).map_err(|error| error.to_string())?;
+        let executor = FileExecutor::new(files, CONFIG.scratch, server.options)
+            .map_err(|error| cannot_start(&error))?;
+        let say = self.say.clone();
+        let on_end = move |end| {
+            let _ = say.send(Said::Merged(end));
+        };
+        let merge = MergeHandle::start(workers, executor, CONFIG, table, self.speed(), on_end)
+            .map_err(|error| cannot_start(&error))?;
+        {
+            let mut now = self.now();
+            if now.paused {
+                merge.pause();
+            }
+            now.stage = Stage::Merging(Some(merge.clone()));
+        }
+        self.attach(server, Arc::new(merge))
+    }
+
+    fn attach(&self, server: &Server, worker: Arc<dyn AttachedWorker>) -> Result<(), String> {
+        // It writes by its own rules, not as a guest does.
+        let user = User { writable: false, workers: vec![worker] };
+        let attached = server.devices.attach(&self.job.device, &self.user(), user);
+        attached.map_err(|error| error.to_string())
+    }
+
+    /// Follows the work from one stage to the next until the job is over.
+    fn watch(&self, said: &Receiver<Said>, handle: &JobHandle) {
+        loop {
+            let said = match said.recv_timeout(TICK) {
+                Ok(said) => said,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tell(handle);
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.tell(handle);
+            let Some(server) = self.server.upgrade() else { return };
+            let outcome = match said {
+                Said::Copied(end) => {
+                    server.devices.detach(&self.job.device, &self.user());
+                    self.copied(&server, &end, handle)
+                }
+                Said::Pivoted => self.merge(&server).err().map(Outcome::Failed),
+                Said::Cancelled => Some(Outcome::Cancelled),
+                Said::Merged(end) => {
+                    server.devices.detach(&self.job.device, &self.user());
+                    Some(match end {
+                        MergeEnd::Finished => Outcome::Completed,
+                        MergeEnd::Cancelled => Outcome::Cancelled,
+                        failed => Outcome::Failed(failed.to_string()),
+                    })
+                }
+            };
+            if let Some(outcome) = outcome {
+                if outcome != Outcome::Completed {
+                    server.forget_commit(&self.id);
+                }
+                return handle.finish(outcome);
+            }
+        }
+    }
+
+    /// The copies ended: how the job did, if it is over with that.
+    fn copied(&self, server: &Server, end: &CommitEnd, handle: &JobHandle) -> Option<Outcome> {
+        match end {
+            CommitEnd::Finished => {}
+            CommitEnd::Cancelled => return Some(Outcome::Cancelled),
+            failed => return Some(Outcome::Failed(failed.to_string())),
+        }
+        let before = {
+            let mut now = self.now();
+            let copied = match &now.stage {
+                Stage::Copying(copy) => copy.progress().total,
+                _ => 0,
+            };
+            now.stage = Stage::Resting;
+            copied
+        };
+        if !self.activates {
+            return Some(Outcome::Completed);
+        }
+        if let Err(error) = server.devices.drop_layers(&self.id) {
+            return Some(Outcome::Failed(error.to_string()));
+        }
+        {
+            let mut now = self.now();
+            now.stage = Stage::Ready;
+            now.before = before;
+        }
+        self.tell(handle);
+        None
+    }
+
+    /// Tells the job how far the work is.
+    fn tell(&self, handle: &JobHandle) {
+        let now = self.now();
+        match &now.stage {
+            Stage::Resting => {}
+            Stage::Copying(copy) => {
+                let progress = copy.progress();
+                handle.progress(progress.done, progress.total);
+                if progress.paused {
+                    handle.paused();
+                }
+            }
+            // Again and again: one that is paused is ready when it has been resumed.
+            Stage::Ready if now.paused => handle.paused(),
+            Stage::Ready => handle.ready(),
+            Stage::Merging(None) => {}
+            Stage::Merging(Some(merge)) => {
+                let progress = merge.progress();
+                let (done, total) = (progress.done, progress.total);
+                handle.progress(
+                    now.before + done * progress.chunk,
+                    now.before + total * progress.chunk,
+                );
+                if progress.state == MergeState::Paused {
+                    handle.paused();
+                }
+            }
+        }
+    }
+}
+
+impl JobDriver for Commit {
+    fn pause(&self) {
+        let mut now = self.now();
+        now.paused = true;
+        match &now.stage {
+            Stage::Copying(copy) => copy.pause(),
+            Stage::Merging(Some(merge)) => merge.pause(),
+            Stage::Resting | Stage::Ready | Stage::Merging(None) => {}
+        }
+    }
+
+    fn resume(&self) {
+        let mut now = self.now();
+        now.paused = false;
+        match &now.stage {
+            Stage::Copying(copy) => copy.resume(),
+            Stage::Merging(Some(merge)) => merge.resume(),
+            Stage::Resting | Stage::Ready | Stage::Merging(None) => {}
+        }
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        let mut now = self.now();
+        match &now.stage {
+            Stage::Copying(copy) => copy.cancel(),
+            Stage::Ready => {
+                now.stage = Stage::Resting;
+                self.send(Said::Cancelled);
+            }
+            Stage::Merging(_) => {
+                return Err(format!(
+                    "the job '{}' was completed: '{}' is its base already, and what is left is \
+                     merged into it",
+                    self.id, self.job.device
+                ));
+            }
+            // It waits to be finalized: nobody else gives back what it holds.
+            Stage::Resting => {
+                drop(now);
+                if let Some(server) = self.server.upgrade() {
+                    server.forget_commit(&self.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&self) -> Result<(), String> {
+        let mut now = self.now();
+        if !matches!(now.stage, Stage::Ready) {
+            return Err(format!("the job '{}' completes already", self.id));
+        }
+        let Some(server) = self.server.upgrade() else { return Ok(()) };
+        server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
+        now.stage = Stage::Merging(None);
+        self.send(Said::Pivoted);
+        Ok(())
+    }
+
+    fn finalize(&self) -> Result<(), String> {
+        let Some(server) = self.server.upgrade() else { return Ok(()) };
+        let ended = if self.activates {
+            server.devices.end_pivot(&self.id)
+        } else {
+            server.devices.drop_layers(&self.id).map(|_| ())
+        };
+        ended.map_err(|error| {
+            server.forget_commit(&self.id);
+            error.to_string()
+        })
+    }
+}

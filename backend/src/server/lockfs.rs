@@ -1,0 +1,168 @@
+//! Guests that hold their file systems still while their disks do (device-mapper's lockfs).
+//!
+//! Owns which disk has which agent, and the freezes of devices that are suspended. A guest is frozen
+//! before its disk stands still, because what it has not written yet goes through that disk, and
+//! thawed when the disk serves again. Never knows what an agent is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use snapblk_qmp::Events;
+use snapblk_store::control::CommandError;
+use snapblk_store::control::answer::Answer;
+use snapblk_store::control::command::{DeviceName, DeviceSuspend};
+use snapblk_store::control::event::{Event, GuestThaw};
+use snapblk_store::device::{DeviceError, Suspend};
+
+use super::Server;
+use super::commands::{done, told};
+use crate::agent::{Agent, AgentError, AgentEvent, Bounds, FROZEN, Frozen};
+
+/// The agents of a process's guests.
+#[derive(Default)]
+pub(super) struct Lockfs {
+    /// By disk; disks of one guest share one.
+    agents: BTreeMap<String, Arc<Agent>>,
+    /// By device that is suspended.
+    held: Mutex<BTreeMap<String, Still>>,
+}
+
+impl Lockfs {
+    /// `sockets` by disk. Guests that a killed process left frozen are thawed.
+    pub(super) fn new(sockets: &BTreeMap<String, PathBuf>, events: &Arc<Events>) -> Lockfs {
+        let mut by_socket: BTreeMap<&PathBuf, Arc<Agent>> = BTreeMap::new();
+        for path in sockets.values() {
+            by_socket.entry(path).or_insert_with(|| {
+                let (events, agent) = (events.clone(), path.display().to_string());
+                let sink = move |event| events.emit(&said(&agent, event));
+                Agent::new(path, Bounds::default(), Box::new(sink))
+            });
+        }
+        by_socket.values().cloned().for_each(thaw_what_was_left);
+        let agent = |(disk, path): (&String, &PathBuf)| (disk.clone(), by_socket[path].clone());
+        Lockfs { agents: sockets.iter().map(agent).collect(), held: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Still>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets all guests go.
+    pub(super) fn thaw_all(&self) {
+        let held = std::mem::take(&mut *self.held());
+        drop(held);
+    }
+
+    /// Lets the guest of a device that was suspended go.
+    pub(super) fn thaw(&self, device: &str) {
+        let held = self.held().remove(device);
+        drop(held);
+    }
+}
+
+/// Guests that hold still, until it is dropped.
+#[derive(Default)]
+pub(super) struct Still(Vec<Frozen>);
+
+impl Still {
+    /// The last word before what they hold still for happens.
+    ///
+    /// # Errors
+    /// One of them runs again.
+    pub(super) fn last_word(&self) -> Result<(), DeviceError> {
+        let checked = self.0.iter().try_for_each(Frozen::check);
+        checked.map_err(|error: AgentError| DeviceError::Refused(error.to_string()))?;
+        self.0.iter().for_each(Frozen::served);
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Freezes the guests whose disks stand still while `devices` do. Guests that are not connected,
+    /// and disks that stand still already, have nothing to freeze.
+    ///
+    /// # Errors
+    /// No guest is frozen then.
+    pub(super) fn freeze<'d>(
+        &self,
+        devices: impl IntoIterator<Item = &'d str>,
+    ) -> Result<Still, CommandError> {
+        let mut disks = BTreeSet::new();
+        for device in devices {
+            disks.extend(self.devices.serving_over(device).map_err(told)?);
+        }
+        disks.retain(|disk| self.has_front_end(disk));
+        let mut agents: Vec<&Arc<Agent>> = Vec::new();
+        for agent in disks.iter().filter_map(|disk| self.lockfs.agents.get(disk)) {
+            if !agents.iter().any(|known| Arc::ptr_eq(known, agent)) {
+                agents.push(agent);
+            }
+        }
+        // All at once: the bound of the first does not run while the last is asked.
+        let frozen: Vec<Result<Frozen, AgentError>> = std::thread::scope(|scope| {
+            let asked: Vec<_> = agents.iter().map(|agent| scope.spawn(|| agent.freeze())).collect();
+            let panicked =
+                |agent: &Agent| AgentError::Expired { path: agent.path().into(), bound: FROZEN };
+            let answers = asked.into_iter().zip(&agents);
+            answers
+                .map(|(asked, agent)| asked.join().unwrap_or_else(|_| Err(panicked(agent))))
+                .collect()
+        });
+        let frozen: Result<Vec<Frozen>, AgentError> = frozen.into_iter().collect();
+        frozen.map(Still).map_err(|error| CommandError::generic(error.to_string()))
+    }
+
+    fn has_front_end(&self, device: &str) -> bool {
+        self.exports().values().any(|one| one.device == device && one.export.is_connected())
+    }
+
+    /// `device-suspend`: the guest is frozen until the device is resumed, or its bound ends that.
+    pub(super) fn suspend(&self, c: &DeviceSuspend) -> Result<Answer, CommandError> {
+        let noflush = c.noflush.unwrap_or(false);
+        if !noflush && !c.skip_lockfs.unwrap_or(false) {
+            let still = self.freeze([c.name.as_str()])?;
+            if !still.0.is_empty() {
+                let before = self.lockfs.held().insert(c.name.clone(), still);
+                drop(before);
+            }
+        }
+        let suspended = self.devices.suspend(&c.name, Suspend { noflush });
+        if suspended.is_err() {
+            self.lockfs.thaw(&c.name);
+        }
+        done(suspended)
+    }
+
+    /// `device-resume`: the guest is let go where the device serves again.
+    pub(super) fn resume(&self, c: &DeviceName) -> Result<Answer, CommandError> {
+        done(self.devices.resume(&c.name))?;
+        self.lockfs.thaw(&c.name);
+        Ok(Answer::DONE)
+    }
+}
+
+/// What happened to a freeze, as an event of the monitor.
+fn said(agent: &str, event: AgentEvent) -> Event {
+    let agent = agent.to_owned();
+    match event {
+        AgentEvent::ThawedEarly => {
+            let bound = FROZEN.as_secs();
+            let reason = format!("it was frozen for {bound} s, which is the most that is allowed");
+            Event::GuestThawedEarly(GuestThaw { agent, reason })
+        }
+        AgentEvent::ThawFailed(reason) => Event::GuestThawFailed(GuestThaw { agent, reason }),
+    }
+}
+
+/// A process that is killed leaves its guest frozen, and nobody else would thaw it.
+fn thaw_what_was_left(agent: Arc<Agent>) {
+    let look = move || match agent.thaw_what_was_left() {
+        Ok(true) => tracing::warn!("{} was frozen, and is thawed", agent.path().display()),
+        Ok(false) => {}
+        Err(error) => tracing::debug!("whether a guest was left frozen is not known: {error}"),
+    };
+    if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(look) {
+        tracing::error!("whether a guest was left frozen is not known: {error}");
+    }
+}

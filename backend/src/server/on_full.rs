@@ -1,0 +1,45 @@
+//! What a disk's writes do when a store is full, in words: `fail`, or `wait=30s`.
+//!
+//! Owns the words, which the command line, the configuration file and the monitor share.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What happens when a store is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// Writes that need room fail.
+    #[default]
+    Fail,
+    /// They wait that long for the store to grow.
+    Wait(Duration),
+}
+
+impl OnFull {
+    /// How long writes wait; for no time at all where they fail.
+    pub fn patience(self) -> Duration {
+        match self {
+            OnFull::Fail => Duration::ZERO,
+            OnFull::Wait(patience) => patience,
+        }
+    }
+}
+
+impl FromStr for OnFull {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OnFull, String> {
+        let wrong = || format!("'{text}' is neither 'fail' nor, say, 'wait=30s'");
+        if text == "fail" {
+            return Ok(OnFull::Fail);
+        }
+        let time = text.strip_prefix("wait=").ok_or_else(wrong)?;
+        let (number, millis) = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)]
+            .into_iter()
+            .find_map(|(unit, millis)| Some((time.strip_suffix(unit)?, millis)))
+            .ok_or_else(wrong)?;
+        let number: u64 = number.parse().map_err(|_| format!("'{number}' is not a number"))?;
+        let millis = number.checked_mul(millis).ok_or_else(wrong)?;
+        Ok(OnFull::Wait(Duration::from_millis(millis)))
+    }
+}

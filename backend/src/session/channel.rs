@@ -1,0 +1,89 @@
+//! The back-end channel: where the front-end is told what it did not ask for (vhost-user, "Back-end
+//! communication").
+//!
+//! Owns the channel's socket and its one message, that the configuration space changed. Never waits
+//! for the front-end: a message that does not fit what it has not read yet is not needed, as each
+//! of those makes it read the configuration anew, and an answer is taken when it comes. Never knows
+//! what changed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
+const CONFIG_CHANGE: u32 = 2;
+const VERSION: u32 = 1;
+const NEED_REPLY: u32 = 0x8;
+/// Bytes of an answer: a header, and whether it was done.
+const ANSWER_LEN: usize = 20;
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: OwnedFd,
+    answer: [u8; ANSWER_LEN],
+    have: usize,
+}
+
+/// The channel is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Closed {
+    #[error("the front-end closed the back-end channel")]
+    HungUp,
+    #[error("the back-end channel failed: {0}")]
+    Failed(Errno),
+}
+
+impl Channel {
+    /// The channel of a front-end that gave `socket`.
+    pub(super) fn new(socket: OwnedFd) -> Channel {
+        Channel { socket, answer: [0; ANSWER_LEN], have: 0 }
+    }
+
+    /// Says that the configuration space changed; with `acknowledged`, asks for an answer.
+    pub(super) fn config_changed(&self, acknowledged: bool) -> Result<(), Closed> {
+        let flags = if acknowledged { VERSION | NEED_REPLY } else { VERSION };
+        let message = [CONFIG_CHANGE, flags, 0].map(u32::to_ne_bytes);
+        loop {
+            // A stream takes so few bytes whole or not at all.
+            return match send(
+                &self.socket,
+                message.as_flattened(),
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(_) | Err(Errno::AGAIN) => Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(Errno::PIPE | Errno::CONNRESET) => Err(Closed::HungUp),
+                Err(error) => Err(Closed::Failed(error)),
+            };
+        }
+    }
+
+    /// Takes the answers that have come.
+    pub(super) fn take_answers(&mut self) -> Result<(), Closed> {
+        loop {
+            let into = &mut self.answer[self.have..];
+            match recv(&self.socket, into, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(Closed::HungUp),
+                Ok((_, bytes)) => self.have += bytes,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Err(Closed::HungUp),
+                Err(error) => return Err(Closed::Failed(error)),
+            }
+            if self.have == ANSWER_LEN {
+                self.have = 0;
+                if self.answer[12..] != [0; 8] {
+                    tracing::warn!("the front-end could not follow a change of the configuration");
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,478 @@
+//! A commit of layers as a job: what they hold is written to what lies below, as a guest would.
+//!
+//! Owns the thread, its pace, what is copied next, and what is asked of it. Never knows what it
+//! writes to: that is a table, whose engine keeps the order of data and entries; nor what becomes
+//! of the layers. Reads only layers that nobody writes any more. When it says that it has
+//! finished, everything that it wrote is durable.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+use super::merge::{Pace, TICK};
+use super::{CopyExecutor, FlushError, Host};
+use crate::attached::{AttachedWorker, StopError};
+use crate::engine::EngineConfig;
+use crate::exception::{Layer, Place};
+use crate::io::{Errno, SLICE};
+use crate::request::{Op, Request, Status, Token};
+use crate::table::Table;
+use crate::target::Exceptions;
+use crate::units::{Chunk, SECTOR_SHIFT, Sector};
+use crate::workers::{Wake, Workers};
+
+/// What is copied: the chunks that layers above one of a chain hold, as the highest shows them.
+#[derive(Debug)]
+pub struct CommitSource {
+    /// The highest layer's table, which nobody changes.
+    pub exceptions: Exceptions,
+    /// What this layer holds, and those below it, stays where it is; 0 where all goes.
+    pub above: Layer,
+}
+
+impl CommitSource {
+    /// The first chunk from `from` on that is copied, and where it lies.
+    fn next(&self, from: Chunk) -> Option<(Chunk, Place)> {
+        let mut from = from;
+        loop {
+            let (chunk, place) = self.exceptions.table.next_mapped(from)?;
+            if place.layer > self.above {
+                return Some((chunk, place));
+            }
+            from = Chunk(chunk.0 + 1);
+        }
+    }
+
+    /// Bytes that are copied in all.
+    fn total(&self) -> u64 {
+        let mut total = 0;
+        let mut from = Chunk(0);
+        while let Some((chunk, _)) = self.next(from) {
+            total += self.exceptions.valid_len(chunk);
+            from = Chunk(chunk.0 + 1);
+        }
+        total
+    }
+
+    /// What is copied next from byte `at` of the device on: as much as follows without a gap, at
+    /// most `room` bytes. Each part of it lies in one piece in a store.
+    fn pieces(&self, at: u64, mut room: u64, pieces: &mut Vec<Piece>) {
+        pieces.clear();
+        let size = self.exceptions.chunk();
+        if at >= self.exceptions.len {
+            return;
+        }
+        let Some((first, _)) = self.next(size.chunk_of(at)) else { return };
+        let mut at = at.max(size.start_of(first));
+        while let Some((chunk, place)) = self.next(size.chunk_of(at)) {
+            if room == 0 || size.start_of(chunk) > at {
+                return;
+            }
+            let within = size.offset_in(at);
+            let len = room.min(self.exceptions.valid_len(chunk) - within);
+            match pieces.last_mut() {
+                Some(last) if last.goes_on(size.bytes(), chunk, place) => last.len += len,
+                _ => pieces.push(Piece { start: at, chunk, place, len }),
+            }
+            at += len;
+            room -= len;
+            if size.offset_in(at) != 0 || at >= self.exceptions.len {
+                return;
+            }
+        }
+    }
+}
+
+/// Bytes that lie in one piece in a store.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// First byte of the device.
+    start: u64,
+    /// The chunk it begins in, and where that lies.
+    chunk: Chunk,
+    place: Place,
+    len: u64,
+}
+
+impl Piece {
+    /// Whether `chunk` follows it, on the device and in the store.
+    fn goes_on(&self, bytes: u64, chunk: Chunk, place: Place) -> bool {
+        let more = chunk.0 - self.chunk.0;
+        self.start + self.len == chunk.0 * bytes
+            && self.place.layer == place.layer
+            && self.place.chunk.0 + more == place.chunk.0
+    }
+}
+
+/// How a commit ended.
+#[derive(Debug)]
+pub enum CommitEnd {
+    /// Everything was written, and is durable.
+    Finished,
+    /// It was cancelled.
+    Cancelled,
+    /// A layer could not be read.
+    Read(Errno),
+    /// What lies below could not be written; the store is full, or its file cannot be written.
+    Write,
+    /// What was written could not be made durable.
+    Flush,
+    /// Its I/O can no longer be waited for.
+    Wait(io::Error),
+}
+
+impl fmt::Display for CommitEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommitEnd::Finished => f.write_str("the commit is complete"),
+            CommitEnd::Cancelled => f.write_str("the commit was cancelled"),
+            CommitEnd::Read(errno) => {
+                let error = io::Error::from_raw_os_error(errno.0);
+                write!(f, "a layer cannot be read: {error}; the chain is as it was")
+            }
+            CommitEnd::Write => f.write_str(
+                "the base cannot be written, or is full; the chain is as it was, make room and \
+                 begin again",
+            ),
+            CommitEnd::Flush => {
+                f.write_str("the base cannot be made durable; the chain is as it was")
+            }
+            CommitEnd::Wait(error) => write!(f, "cannot wait for the commit's files: {error}"),
+        }
+    }
+}
+
+/// How far a commit is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommitProgress {
+    /// Bytes that were written.
+    pub done: u64,
+    /// Bytes there are.
+    pub total: u64,
+    /// It is paused, and nothing is in flight.
+    pub paused: bool,
+}
+
+/// Where the thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Running,
+    Stopped,
+    Ended,
+}
+
+/// What is asked of the thread, and what it says.
+struct Control {
+    stop: bool,
+    cancel: bool,
+    paused: bool,
+    speed: Option<u64>,
+    at: At,
+    progress: CommitProgress,
+}
+
+struct Inner {
+    control: Mutex<Control>,
+    changed: Condvar,
+    wake: Arc<dyn Wake>,
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().expect("commit control lock poisoned")
+    }
+
+    fn ask(&self, change: impl FnOnce(&mut Control)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+        self.wake.wake();
+    }
+}
+
+/// A commit that runs. Cloned, it is the same commit; dropped, the commit goes on.
+#[derive(Clone)]
+pub struct CommitHandle(Arc<Inner>);
+
+impl fmt::Debug for CommitHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommitHandle").field("progress", &self.progress()).finish_non_exhaustive()
+    }
+}
+
+impl CommitHandle {
+    /// Starts to write what `source` holds to `table`, at `speed` bytes a second at most, until
+    /// it ends, which `on_end` is told in the commit's own thread, when it has let go of both.
+    /// `config.scratch` is the executor's.
+    ///
+    /// # Errors
+    /// No more threads.
+    pub fn start<E: CopyExecutor + 'static>(
+        workers: Arc<Workers>,
+        executor: E,
+        config: EngineConfig,
+        (source, table): (CommitSource, Arc<Table>),
+        speed: Option<u64>,
+        on_end: impl FnOnce(CommitEnd) + Send + 'static,
+    ) -> io::Result<CommitHandle> {
+        let inner = Arc::new(Inner {
+            control: Mutex::new(Control {
+                stop: false,
+                cancel: false,
+                paused: false,
+                speed,
+                at: At::Running,
+                progress: CommitProgress::default(),
+            }),
+            changed: Condvar::new(),
+            wake: executor.waker(),
+        });
+        let handle = CommitHandle(inner.clone());
+        std::thread::Builder::new().name(String::from("commit")).spawn(move || {
+            let free = (0..executor.copies() as u32).rev().map(Token).collect();
+            let mut host = Host::new(workers, executor, config);
+            host.bind(Some(table));
+            let pace = Pace::new();
+            let pieces = Vec::new();
+            let mut job =
+                Job { host, inner, source, at: 0, free, flying: 0, allowed: None, pace, pieces };
+            let end = job.run();
+            if !matches!(end, CommitEnd::Wait(_)) {
+                job.host.bind(None);
+            }
+            let inner = job.inner.clone();
+            drop(job);
+            inner.lock().at = At::Ended;
+            inner.changed.notify_all();
+            on_end(end);
+        })?;
+        Ok(handle)
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> CommitProgress {
+        self.0.lock().progress
+    }
+
+    /// Pauses it after what is in flight.
+    pub fn pause(&self) {
+        self.0.ask(|control| control.paused = true);
+    }
+
+    /// Lets it go on after a pause.
+    pub fn resume(&self) {
+        self.0.ask(|control| control.paused = false);
+    }
+
+    /// Ends it after what is in flight.
+    pub fn cancel(&self) {
+        self.0.ask(|control| control.cancel = true);
+    }
+}
+
+impl AttachedWorker for CommitHandle {
+    fn stop(&self) {
+        self.0.ask(|control| control.stop = true);
+    }
+
+    fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
+        let mut control = self.0.lock();
+        while control.at == At::Running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                control.stop = false;
+                drop(control);
+                self.0.ask(|_| ());
+                return Err(StopError::Deadline);
+            }
+            let waited = self.0.changed.wait_timeout(control, left);
+            control = waited.expect("commit control lock poisoned").0;
+        }
+        Ok(())
+    }
+
+    /// Goes on with what it has: it does not work on the device's own table.
+    fn go(&self, _: Arc<Table>) {
+        self.0.ask(|control| {
+            control.stop = false;
+            if control.at == At::Stopped {
+                control.at = At::Running;
+            }
+        });
+    }
+}
+
+struct Job<E> {
+    host: Host<E>,
+    inner: Arc<Inner>,
+    source: CommitSource,
+    /// Everything before this byte of the device was begun.
+    at: u64,
+    /// Copies that are not in flight.
+    free: Vec<Token>,
+    flying: usize,
+    /// Bytes that may be begun, where the speed is limited.
+    allowed: Option<u64>,
+    pace: Pace,
+    pieces: Vec<Piece>,
+}
+
+/// What was asked when it was last looked.
+#[derive(Clone, Copy)]
+struct Asked {
+    stop: bool,
+    cancel: bool,
+    paused: bool,
+}
+
+impl<E: CopyExecutor> Job<E> {
+    fn run(&mut self) -> CommitEnd {
+        self.inner.lock().progress.total = self.source.total();
+        let mut failed = None;
+        loop {
+            let asked = self.obey();
+            let hold = asked.stop || asked.cancel || asked.paused || failed.is_some();
+            let mut all_begun = false;
+            if !hold {
+                match self.begin() {
+                    Ok(all) => all_begun = all,
+                    Err(errno) => failed = Some(CommitEnd::Read(errno)),
+                }
+            }
+            self.host.go_on();
+            if !self.collect() {
+                failed.get_or_insert(CommitEnd::Write);
+            }
+            if self.flying == 0 {
+                if let Some(failure) = failed.take() {
+                    return self.settle(failure);
+                }
+                if asked.cancel {
+                    return self.settle(CommitEnd::Cancelled);
+                }
+                if all_begun {
+                    return self.settle(CommitEnd::Finished);
+                }
+                if asked.stop {
+                    if let Err(error) = self.rest() {
+                        return CommitEnd::Wait(error);
+                    }
+                    continue;
+                }
+                self.inner.lock().progress.paused = asked.paused;
+            }
+            if !hold && !all_begun && !self.free.is_empty() && self.allowed != Some(0) {
+                // Copies came back after the last look at what comes next.
+                continue;
+            }
+            let limited = self.allowed.is_some();
+            if let Err(error) = self.host.wait(limited.then_some(TICK)) {
+                return CommitEnd::Wait(error);
+            }
+        }
+    }
+
+    /// Takes up what is asked.
+    fn obey(&mut self) -> Asked {
+        let mut control = self.inner.lock();
+        match self.pace.due(control.speed, Instant::now()) {
+            Some(Some(bytes)) => self.allowed = Some(bytes),
+            Some(None) => self.allowed = None,
+            None => {}
+        }
+        control.progress.paused &= control.paused;
+        Asked { stop: control.stop, cancel: control.cancel, paused: control.paused }
+    }
+
+    /// Begins as many copies as there is room and speed for; true where nothing is left.
+    fn begin(&mut self) -> Result<bool, Errno> {
+        while !self.free.is_empty() && self.allowed != Some(0) {
+            let mut pieces = std::mem::take(&mut self.pieces);
+            self.source.pieces(self.at, self.room(), &mut pieces);
+            let begun = self.copy(&pieces);
+            self.pieces = pieces;
+            if !begun? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Bytes that the next copy may have: whole chunks where they fit, so that none is written
+    /// twice.
+    fn room(&self) -> u64 {
+        let chunk = self.source.exceptions.chunk().bytes();
+        let allowed = self.allowed.map(|bytes| bytes.next_multiple_of(chunk));
+        allowed.map_or(SLICE as u64, |bytes| bytes.min(SLICE as u64))
+    }
+
+    /// Reads `pieces`, which follow each other, and begins to write them; false where there are
+    /// none.
+    fn copy(&mut self, pieces: &[Piece]) -> Result<bool, Errno> {
+        let Some(first) = pieces.first() else { return Ok(false) };
+        let Some(&token) = self.free.last() else { return Ok(true) };
+        let size = self.source.exceptions.chunk();
+        let mut len = 0;
+        for piece in pieces {
+            let within = size.offset_in(piece.start);
+            let (file, offset) = self.source.exceptions.file_offset(piece.place, within);
+            self.host.executor.fetch(token, len as usize, file, offset, piece.len as usize)?;
+            len += piece.len;
+        }
+        self.free.pop();
+        self.flying += 1;
+        self.at = first.start + len;
+        if let Some(allowed) = &mut self.allowed {
+            *allowed = allowed.saturating_sub(len);
+        }
+        let sector = Sector(first.start >> SECTOR_SHIFT);
+        self.host.engine.submit(Request { token, op: Op::Write, sector, len, durable: false });
+        self.inner.lock().progress.done += len;
+        Ok(true)
+    }
+
+    /// Takes back the copies that ended; false where one failed.
+    fn collect(&mut self) -> bool {
+        let mut ok = true;
+        while let Some((token, status)) = self.host.engine.pop_finished() {
+            self.free.push(token);
+            self.flying -= 1;
+            ok &= status == Status::Ok;
+        }
+        ok
+    }
+
+    /// Makes durable what was written, also where that was not all: what is owed must not outlive
+    /// this engine.
+    fn settle(&mut self, end: CommitEnd) -> CommitEnd {
+        match (self.host.flush(), end) {
+            (Err(FlushError::Wait(error)), _) => CommitEnd::Wait(error),
+            (Err(FlushError::Failed), CommitEnd::Finished) => CommitEnd::Flush,
+            (_, end) => end,
+        }
+    }
+
+    /// Says that it stopped, as soon as nothing is in flight, and waits until it may go on.
+    fn rest(&mut self) -> io::Result<()> {
+        self.host.engine.set_stopping(true);
+        while !self.host.engine.is_quiet() {
+            self.host.go_on();
+            if !self.host.engine.is_quiet() {
+                self.host.wait(None)?;
+            }
+        }
+        let mut control = self.inner.lock();
+        if control.stop {
+            control.at = At::Stopped;
+            self.inner.changed.notify_all();
+            while control.at == At::Stopped && !control.cancel {
+                let waited = self.inner.changed.wait(control);
+                control = waited.expect("commit control lock poisoned");
+            }
+            control.at = At::Running;
+        }
+        drop(control);
+        self.host.engine.set_stopping(false);
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! What is done about a store's room: how long what finds none waits, and who is told before.
+//!
+//! Owns what was asked for, and whether the wait is over. Never knows how much room there is, nor
+//! who waits.
+
+use std::time::Duration;
+
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Nobody is to be told how full the store is.
+const NO_THRESHOLD: u64 = u64::MAX;
+
+/// See the module's description.
+pub(super) struct Room {
+    /// How long what needs room waits, in milliseconds.
+    patience: AtomicU64,
+    /// That time is over.
+    given_up: AtomicBool,
+    /// It was the file system below that had none.
+    below: AtomicBool,
+    /// Bytes in use beyond which somebody is told, once.
+    threshold: AtomicU64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room {
+            patience: AtomicU64::new(0),
+            given_up: AtomicBool::new(false),
+            below: AtomicBool::new(false),
+            threshold: AtomicU64::new(NO_THRESHOLD),
+        }
+    }
+}
+
+impl Room {
+    pub(super) fn set_patience(&self, patience: Duration) {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.patience.store(millis, Ordering::Release);
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience.load(Ordering::Acquire))
+    }
+
+    /// Whether what finds no room waits.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.patience.load(Ordering::Acquire) != 0 && !self.given_up.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_given_up(&self, given_up: bool) {
+        self.given_up.store(given_up, Ordering::Release);
+    }
+
+    pub(super) fn set_below(&self, below: bool) {
+        self.below.store(below, Ordering::Release);
+    }
+
+    pub(super) fn is_below(&self) -> bool {
+        self.below.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_threshold(&self, bytes: Option<u64>) {
+        self.threshold.store(bytes.unwrap_or(NO_THRESHOLD), Ordering::SeqCst);
+    }
+
+    /// What is to be told of, if anything: one load.
+    #[inline]
+    pub(super) fn threshold(&self) -> Option<u64> {
+        Some(self.threshold.load(Ordering::SeqCst)).filter(|bytes| *bytes != NO_THRESHOLD)
+    }
+
+    /// The threshold was passed: true for the one caller who is to tell of it.
+    pub(super) fn take_threshold(&self, bytes: u64) -> bool {
+        let order = Ordering::SeqCst;
+        self.threshold.compare_exchange(bytes, NO_THRESHOLD, order, order).is_ok()
+    }
+}

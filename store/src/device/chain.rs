@@ -1,0 +1,199 @@
+//! Chains of overlays: which devices one is made of, and which part of it a commit takes away.
+//!
+//! Owns the way down a chain and the names in it. Changes no table of its own accord. After a
+//! restart the layers below the top rest: nothing is owed to them, and the top's exception table
+//! speaks for all of them, so that neither a flush nor memory grows with the depth.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::core::{Devices, Inner};
+use super::error::DeviceError;
+use super::state::CommitJob;
+use crate::exception::Layer;
+use crate::lines::{Param, TableLine, TargetSpec};
+
+/// What the lowest store of a chain lies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Bottom {
+    File(Param),
+    Device(String),
+}
+
+/// A chain, from the device that is served down.
+#[derive(Clone, Debug)]
+struct Chain {
+    /// The devices that have a store, the highest first.
+    overlays: Vec<String>,
+    bottom: Bottom,
+}
+
+/// What a commit goes into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CommitBase {
+    /// The file below all stores.
+    File(Param),
+    /// The device below all stores.
+    Device(String),
+    /// The store of a layer.
+    Layer(String),
+}
+
+impl CommitBase {
+    /// As a table line names it.
+    pub(super) fn param(&self) -> Param {
+        match self {
+            CommitBase::File(param) => param.clone(),
+            CommitBase::Device(name) | CommitBase::Layer(name) => Param::Device(name.clone()),
+        }
+    }
+
+    /// The device that it is.
+    pub(super) fn device(&self) -> Option<&str> {
+        match self {
+            CommitBase::File(_) => None,
+            CommitBase::Device(name) | CommitBase::Layer(name) => Some(name),
+        }
+    }
+}
+
+/// The part of a chain that a commit takes away.
+#[derive(Clone, Debug)]
+pub(super) struct Cut {
+    /// Devices that stay above it, the highest first.
+    pub(super) stay: Vec<String>,
+    /// Layers that go, the highest first; none of them is the device that is served.
+    pub(super) go: Vec<String>,
+    /// Where their content goes.
+    pub(super) base: CommitBase,
+    /// The served device's own store goes, too, in the end.
+    pub(super) activates: bool,
+    /// The highest layer that stays below, and the highest that goes.
+    pub(super) layers: (Layer, Layer),
+}
+
+impl Cut {
+    /// All devices of the chain from the served one to the base.
+    pub(super) fn chain(&self) -> Vec<String> {
+        let all = self.stay.iter().chain(&self.go).map(String::as_str);
+        all.chain(self.base.device()).map(str::to_owned).collect()
+    }
+
+    /// Those below whatever stays: nobody else may use them.
+    pub(super) fn held(&self) -> Vec<String> {
+        let all = self.go.iter().map(String::as_str);
+        all.chain(self.base.device()).map(str::to_owned).collect()
+    }
+}
+
+impl Inner {
+    fn chain(&self, device: &str) -> Result<Chain, DeviceError> {
+        let mut overlays = Vec::new();
+        let mut at = device.to_owned();
+        loop {
+            let active = self.active(&at)?;
+            let Some(snap) = active.whole_snapshot() else { break };
+            if !snap.live.store.is_guest_disk() {
+                return Err(DeviceError::refused(format!(
+                    "'{at}' is a snapshot of a live origin; 'snapshot-merge' takes the origin back \
+                     to it"
+                )));
+            }
+            overlays.push(at);
+            match &active.lines[0].target {
+                TargetSpec::Snapshot(spec) => match &spec.origin {
+                    Param::Device(below) => at = below.clone(),
+                    file => return Ok(Chain { overlays, bottom: Bottom::File(file.clone()) }),
+                },
+                _ => unreachable!("a whole snapshot is a snapshot"),
+            }
+        }
+        if overlays.is_empty() {
+            return Err(DeviceError::refused(format!(
+                "'{device}' is not an overlay, so there is nothing to commit"
+            )));
+        }
+        Ok(Chain { overlays, bottom: Bottom::Device(at) })
+    }
+
+    /// What `job` takes away from the chain as it is now.
+    pub(super) fn cut(&self, job: &CommitJob) -> Result<Cut, DeviceError> {
+        let device = &job.device;
+        let Chain { overlays, bottom } = self.chain(device)?;
+        let position = |name: &str| overlays.iter().position(|overlay| overlay == name);
+        let not_there = |name: &str| {
+            DeviceError::refused(format!("'{name}' is not a layer of the chain of '{device}'"))
+        };
+        let top = match &job.top {
+            Some(name) => position(name).ok_or_else(|| not_there(name))?,
+            None => 0,
+        };
+        let (end, base) = match (&job.base, &bottom) {
+            (None, Bottom::File(file)) => (overlays.len(), CommitBase::File(file.clone())),
+            (None, Bottom::Device(name)) => (overlays.len(), CommitBase::Device(name.clone())),
+            (Some(name), Bottom::Device(bottom)) if name == bottom => {
+                (overlays.len(), CommitBase::Device(name.clone()))
+            }
+            (Some(name), _) => {
+                let at = position(name).ok_or_else(|| not_there(name))?;
+                (at, CommitBase::Layer(name.clone()))
+            }
+        };
+        if end <= top {
+            return Err(DeviceError::refused(format!(
+                "'{}' is not below '{}', so there is nothing to commit into it",
+                overlays[end], overlays[top]
+            )));
+        }
+        let activates = top == 0;
+        if let (true, CommitBase::Layer(name)) = (activates, &base) {
+            return Err(DeviceError::refused(format!(
+                "the active layer of '{device}' can be committed into what lies below all layers, \
+                 not into the layer '{name}'; put a new overlay on top with \
+                 'blockdev-snapshot-sync' and commit what is below it then"
+            )));
+        }
+        let first = top.max(1);
+        let layer = |at: usize| Layer((overlays.len() - at) as u16);
+        Ok(Cut {
+            stay: overlays[..first].to_vec(),
+            go: overlays[first..end].to_vec(),
+            base,
+            activates,
+            layers: (layer(end), layer(first)),
+        })
+    }
+}
+
+impl Devices {
+    /// Nothing is owed any more to the layers below the tops of all chains: they rest, and a
+    /// flush passes them by. Where that cannot be made sure of, flushes go on to see to it.
+    pub(super) fn seal_layers(&self) {
+        let inner = &*self.lock();
+        let actives = || inner.devices.values().filter_map(|device| device.active.as_ref());
+        for active in actives() {
+            let Some(snap) = active.whole_snapshot().filter(|snap| snap.layers.len() > 1) else {
+                continue;
+            };
+            let below = &snap.layers[..snap.layers.len() - 1];
+            let rests = below.iter().all(|live| live.store.is_sealed());
+            if !snap.shared && !rests && self.config.flusher.flush(&active.table) {
+                below.iter().for_each(|live| live.store.set_sealed());
+            }
+        }
+    }
+}
+
+/// The devices of `tables` that lie below another of them as layers of a chain.
+pub(super) fn lower_layers(tables: &BTreeMap<String, Vec<TableLine>>) -> BTreeSet<String> {
+    let snapshot = |line: &TableLine| match &line.target {
+        TargetSpec::Snapshot(spec) => Some(spec.origin.clone()),
+        _ => None,
+    };
+    let below = tables.values().flatten().filter_map(snapshot);
+    let below = below.filter_map(|origin| origin.device().map(str::to_owned));
+    let is_layer = |name: &String| match tables.get(name).map(Vec::as_slice) {
+        Some([only]) => snapshot(only).is_some(),
+        _ => false,
+    };
+    below.filter(is_layer).collect()
+}

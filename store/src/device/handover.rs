@@ -1,0 +1,377 @@
+//! Handing a live store over: from the table that has it to one that is loaded and names it.
+//!
+//! Owns who may take a store from whom, and when; and what is left of a table that gave its store
+//! away. The *source* is the device whose active table has the store, the *destination* the one
+//! whose inactive table names it. No link between the two is kept: each is looked up in the tables
+//! when it is needed. Never knows what is in a store: its exceptions move as they are, nothing is
+//! read. Keeps I8: a store moves within one plan, so that there is one owner before and after.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::build::{Active, Plan, Snap};
+use super::core::{DeviceEvent, Devices, Inner, Loaded};
+use super::error::DeviceError;
+use crate::cow::store::StoreEvent;
+use crate::cow::{Persistence, StoreState};
+use crate::io::Identity;
+use crate::lines::{SnapshotSpec, TargetSpec};
+
+/// Why a snapshot's line has no store. Its status is Invalid; a table that is loaded anew opens the
+/// store, if nobody else has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Lost {
+    /// Another table took it over: every request fails.
+    HandedOver,
+    /// It was to be taken over, and its owner was gone before. Every request fails; a merge is its
+    /// plain origin.
+    SourceGone,
+}
+
+/// A device that is to give stores away: which of its lines.
+type Sources = BTreeMap<String, Vec<usize>>;
+
+fn identity_of(spec: &SnapshotSpec) -> Option<Identity> {
+    Identity::of_path(spec.cow.path()?).ok()
+}
+
+fn identity(snap: &Snap) -> Identity {
+    snap.live.disk.info.identity
+}
+
+impl Loaded {
+    /// The lines that want a store, and which.
+    fn wants(&self) -> impl Iterator<Item = (usize, Identity)> {
+        let lines = self.lines.iter().enumerate();
+        let wanted = lines.filter(|(number, _)| !self.lost.contains_key(number));
+        wanted.filter_map(|(number, line)| Some((number, identity_of(line.target.snapshot()?)?)))
+    }
+}
+
+impl Active {
+    /// The line whose store that is.
+    fn has(&self, store: Identity) -> Option<usize> {
+        self.snaps.iter().find(|(_, snap)| identity(snap) == store).map(|(number, _)| *number)
+    }
+
+    fn stores(&self) -> impl Iterator<Item = Identity> {
+        self.snaps.values().map(identity)
+    }
+}
+
+impl Inner {
+    /// Whether the store of `spec` lives in some table.
+    pub(super) fn lives(&self, spec: &SnapshotSpec) -> bool {
+        identity_of(spec).is_some_and(|store| self.source(store, "").is_some())
+    }
+
+    /// The device other than `but` whose active table has the store, and which line of it.
+    fn source(&self, store: Identity, but: &str) -> Option<(&str, usize)> {
+        let others = self.devices.iter().filter(|(name, _)| *name != but);
+        others
+            .into_iter()
+            .find_map(|(name, device)| Some((name.as_str(), device.active.as_ref()?.has(store)?)))
+    }
+
+    /// The device other than `but` whose inactive table names the store.
+    fn destination(&self, store: Identity, but: &str) -> Option<&str> {
+        let others = self.devices.iter().filter(|(name, _)| *name != but);
+        let wants = |loaded: &Loaded| loaded.wants().any(|(_, wanted)| wanted == store);
+        let mut names = others.filter(|(_, device)| device.inactive.as_ref().is_some_and(wants));
+        names.next().map(|(name, _)| name.as_str())
+    }
+
+    /// The device that is to take a store over from `name`.
+    pub(super) fn destination_of(&self, name: &str) -> Option<&str> {
+        let active = self.devices.get(name)?.active.as_ref()?;
+        active.stores().find_map(|store| self.destination(store, name))
+    }
+
+    /// A store has one destination.
+    pub(super) fn refuse_third(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+        for (number, store) in loaded.wants() {
+            if let Some(other) = self.destination(store, name) {
+                return Err(DeviceError::refused(format!(
+                    "pairing failed: a table that names the store of the line '{}' is loaded into \
+                     '{other}' already; clear that one first",
+                    loaded.lines[number]
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A source does not go on while a destination is loaded.
+    pub(super) fn refuse_source(&self, name: &str) -> Result<(), DeviceError> {
+        let Some(other) = self.destination_of(name) else { return Ok(()) };
+        Err(DeviceError::refused(format!(
+            "'{name}' is to hand its store over to the table that is loaded into '{other}'; resume \
+             '{other}', or clear that table first"
+        )))
+    }
+
+    /// The devices that give their stores to `loaded`, the new table of `name`.
+    pub(super) fn sources(&self, name: &str, loaded: &Loaded) -> Result<Sources, DeviceError> {
+        let mut sources = Sources::new();
+        for (number, store) in loaded.wants() {
+            let Some((source, line)) = self.source(store, name) else { continue };
+            let device = &self.devices[source];
+            if let (Some(active), Some(spec)) =
+                (&device.active, loaded.lines[number].target.snapshot())
+            {
+                if !device.suspended {
+                    let store = spec.cow.to_string().into();
+                    return Err(DeviceError::Owned { store, owner: source.into() });
+                }
+                self.refuse_move(source, active, line, spec)?;
+            }
+            sources.entry(source.to_owned()).or_default().push(line);
+        }
+        Ok(sources)
+    }
+
+    /// Refuses to move the store of `line` of `source` to a line that says `to`, where that is not
+    /// a snapshot of the same.
+    fn refuse_move(
+        &self,
+        source: &str,
+        active: &Active,
+        line: usize,
+        to: &SnapshotSpec,
+    ) -> Result<(), DeviceError> {
+        let (snap, from) = (&active.snaps[&line], active.lines[line].target.snapshot());
+        let transient = |persistence: Persistence| persistence == Persistence::Transient;
+        if transient(snap.live.store.persistence()) != transient(to.persistence) {
+            return Err(DeviceError::refused(format!(
+                "'{source}' keeps the store {} {}; a table takes it over as it is",
+                to.cow,
+                if transient(to.persistence) { "on disk (P or PO)" } else { "in memory (N)" }
+            )));
+        }
+        let below = to.origin.device().and_then(|name| self.devices.get(name)?.active.as_ref());
+        let stacked = below.is_some_and(|below| below.whole_snapshot().is_some());
+        let layered = snap.layers.len() > 1;
+        if stacked != layered || (layered && from.is_some_and(|from| from.origin != to.origin)) {
+            return Err(other_origin(source, to));
+        }
+        let lies_on_it = |upper: &Snap| {
+            let lower = &upper.layers[..upper.layers.len() - 1];
+            lower.iter().any(|live| std::sync::Arc::ptr_eq(live, &snap.live))
+        };
+        let all = self.devices.iter();
+        let mut uppers = all.filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
+        if let Some((upper, _)) = uppers.find(|(_, a)| a.snaps.values().any(lies_on_it)) {
+            let by = format!("the device '{upper}', which lies on its store");
+            return Err(DeviceError::InUse { name: source.into(), by });
+        }
+        Ok(())
+    }
+
+    /// The stores that must be opened again for `loaded`, the new table of `name`, with the device
+    /// that has each. Those of a device that serves are not its to take.
+    pub(super) fn reopened(&self, name: &str, loaded: &Loaded) -> Vec<(String, Snap)> {
+        let reopened = |(number, store): (usize, Identity)| {
+            let (owner, line) = self.source(store, "")?;
+            let device = &self.devices[owner];
+            let snap = device.active.as_ref()?.snaps.get(&line)?;
+            let new = &loaded.lines[number];
+            let transient = |persistence: Persistence| persistence == Persistence::Transient;
+            let moves = can_move(snap)
+                && snap.len == new.len.bytes()
+                && transient(snap.live.store.persistence())
+                    == transient(new.target.snapshot()?.persistence);
+            let is_ours = owner == name || device.suspended;
+            (is_ours && !moves).then(|| (owner.to_owned(), snap.clone()))
+        };
+        loaded.wants().filter_map(reopened).collect()
+    }
+
+    /// The devices whose requests may reach the store of `snap`.
+    pub(super) fn users_of(&self, snap: &Snap) -> Vec<String> {
+        let store = &snap.live.store;
+        let uses = |active: &Active| {
+            let mut layers = active.table.exceptions().iter().flat_map(|ex| &ex.layers);
+            layers.any(|layer| std::sync::Arc::ptr_eq(layer, store))
+        };
+        let using = self.devices.iter().filter(|(_, d)| d.active.as_ref().is_some_and(uses));
+        using.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Notes which inactive tables wait for a store that nobody has any more once `next` serves.
+    /// Returns what was noted, so that it can be undone.
+    pub(super) fn lose_sources(
+        &mut self,
+        next: &BTreeMap<String, Option<Active>>,
+    ) -> Vec<(String, usize)> {
+        let now = self.devices.values().filter_map(|device| device.active.as_ref());
+        let live: Vec<Identity> = now.flat_map(Active::stores).collect();
+        let unchanged = self.devices.iter().filter(|(name, _)| !next.contains_key(*name));
+        let unchanged = unchanged.filter_map(|(_, device)| device.active.as_ref());
+        let stays: Vec<Identity> =
+            unchanged.chain(next.values().flatten()).flat_map(Active::stores).collect();
+        let mut noted = Vec::new();
+        for (name, device) in &mut self.devices {
+            let Some(loaded) = &mut device.inactive else { continue };
+            let wants: Vec<_> = loaded.wants().collect();
+            for (number, store) in wants {
+                if live.contains(&store) && !stays.contains(&store) {
+                    loaded.lost.insert(number, Lost::SourceGone);
+                    noted.push((name.clone(), number));
+                }
+            }
+        }
+        noted
+    }
+
+    /// Undoes [`Inner::lose_sources`].
+    pub(super) fn find_sources(&mut self, noted: Vec<(String, usize)>) {
+        for (name, number) in noted {
+            let device = self.devices.get_mut(&name);
+            if let Some(loaded) = device.and_then(|device| device.inactive.as_mut()) {
+                loaded.lost.remove(&number);
+            }
+        }
+    }
+}
+
+fn other_origin(source: &str, to: &SnapshotSpec) -> DeviceError {
+    DeviceError::refused(format!(
+        "the store {} of '{source}' is not one of '{}': a store belongs to one origin",
+        to.cow, to.origin
+    ))
+}
+
+impl Plan<'_> {
+    /// Gives `name` the table `loaded`, which takes over the stores of its old table, those of
+    /// `reuse`, and those of `sources`.
+    pub(super) fn take_over(
+        &mut self,
+        name: &str,
+        loaded: &Loaded,
+        mut reuse: Vec<Snap>,
+        sources: &Sources,
+    ) -> Result<(), DeviceError> {
+        let mut given = Vec::new();
+        for (source, lines) in sources {
+            let snaps = self.part_with(source, lines)?;
+            given.extend(snaps.iter().map(|snap| (source, snap.key.clone(), identity(snap))));
+            reuse.extend(snaps.into_iter().filter(can_move));
+        }
+        self.set(name, loaded, &reuse)?;
+        for (source, key, store) in given {
+            let active = self.active(name);
+            let Some(line) = active.and_then(|active| active.has(store)) else { continue };
+            let taken = active.is_some_and(|active| active.snaps[&line].key == key);
+            if let (false, Some(to)) = (taken, loaded.lines[line].target.snapshot()) {
+                return Err(other_origin(source, to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the stores of `lines` away from `source`, which answers with errors in their place.
+    fn part_with(&mut self, source: &str, lines: &[usize]) -> Result<Vec<Snap>, DeviceError> {
+        let device = &self.inner.devices[source];
+        let Some(active) = &device.active else { return Ok(Vec::new()) };
+        let mut loaded = active.loaded();
+        loaded.lost.extend(lines.iter().map(|line| (*line, Lost::HandedOver)));
+        let (mut given, mut rest) = (Vec::new(), Vec::new());
+        for (line, snap) in &active.snaps {
+            let part = if lines.contains(line) { &mut given } else { &mut rest };
+            part.push(snap.clone());
+        }
+        // A table that is loaded into it is what it goes on with; and until then nobody sees an
+        // error who waits for it.
+        let releases = rest.is_empty() && device.inactive.is_none();
+        if device.removed && rest.is_empty() {
+            self.next.insert(source.into(), None);
+        } else {
+            self.set(source, &loaded, &rest)?;
+            if releases {
+                self.released.push(source.into());
+            }
+        }
+        Ok(given)
+    }
+}
+
+/// Whether a store goes on as it is when a table is loaded for it. One that only reads since a
+/// commit failed is opened again: that is what reactivation means.
+pub(super) fn can_move(snap: &Snap) -> bool {
+    snap.live.store.state() != StoreState::ReadOnly
+}
+
+/// What a table makes of stores that were another's before. Nothing is in flight.
+pub(super) fn settle(active: &Active) {
+    for (line, snap) in &active.snaps {
+        let store = &snap.live.store;
+        match &active.lines[*line].target {
+            TargetSpec::Snapshot(spec) => {
+                store.set_persistence(spec.persistence);
+                store.leave_merge();
+            }
+            TargetSpec::Merge(spec) => store.set_persistence(spec.persistence),
+            _ => {}
+        }
+    }
+}
+
+impl Devices {
+    /// A device with a new table is active again: what has room is not full, and what is Invalid
+    /// says so.
+    pub(super) fn reactivate(&self, inner: &Inner, name: &str) {
+        let Some(active) = inner.devices.get(name).and_then(|d| d.active.as_ref()) else { return };
+        for snap in active.snaps.values() {
+            snap.live.store.reactivate();
+            if snap.live.store.state() >= StoreState::Invalid {
+                self.say_invalid(name, snap.live.store.name());
+            }
+        }
+        for line in active.lost.keys() {
+            if let Some(spec) = active.lines[*line].target.snapshot() {
+                self.say_invalid(name, &spec.cow.to_string());
+            }
+        }
+    }
+
+    fn say_invalid(&self, device: &str, store: &str) {
+        tracing::error!("'{device}' is resumed with the store {store}, which is Invalid");
+        let (device, store) = (device.to_owned(), store.to_owned());
+        self.event(DeviceEvent::Store { device, store, event: StoreEvent::Invalidated });
+    }
+
+    /// Removes a suspended source by name alone, where a destination is to have its stores.
+    pub(super) fn remove_source(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
+        let Some(mut device) = inner.devices.remove(name) else { return Ok(()) };
+        let inactive = device.inactive.take();
+        device.removed = true;
+        // No device that is made can be called so.
+        let hidden = (1..).map(|n| format!("{name} (removed {n})"));
+        let hidden = hidden.into_iter().find(|hidden| !inner.devices.contains_key(hidden));
+        let hidden = hidden.unwrap_or_default();
+        inner.devices.insert(hidden.clone(), device);
+        self.keep(inner).inspect_err(|_| {
+            if let Some(mut device) = inner.devices.remove(&hidden) {
+                device.inactive = inactive;
+                device.removed = false;
+                inner.devices.insert(name.into(), device);
+            }
+        })
+    }
+
+    /// Lets go of sources that were removed and that nobody is to take over from any more.
+    pub(super) fn forget_removed(&self, inner: &mut Inner) {
+        let unwanted = |inner: &Inner| {
+            let mut removed = inner.devices.iter().filter(|(_, device)| device.removed);
+            removed.find(|(n, _)| inner.destination_of(n).is_none()).map(|(n, _)| n.clone())
+        };
+        while let Some(name) = unwanted(inner) {
+            if let Err(error) = self.let_go(inner, &name) {
+                tracing::error!("{error}");
+                return;
+            }
+        }
+    }
+}

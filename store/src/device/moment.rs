@@ -1,0 +1,375 @@
+//! One moment of one device or of several: snapshots and overlays, planned together.
+//!
+//! Owns what `snapshot-create`, `blockdev-snapshot-sync` and `transaction` do to tables: every action
+//! adds to one plan, which is applied once, so that all devices stand still together, the state is
+//! written once, and all go on. Where anything fails nothing has changed, and files that were made
+//! are gone again. Never knows how guests are told to hold still; who does says with the last word
+//! before the swap whether they do.
+
+use std::path::{Path, PathBuf};
+
+use super::build::{Plan, Snap};
+use super::core::{Devices, Inner, Loaded};
+use super::error::DeviceError;
+use super::files::{Existing, Made, full_size, make_store, make_transient};
+use super::verbs::{blocked, with_uppers};
+use crate::cow::Persistence;
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::target::Features;
+use crate::units::{ChunkSize, Sector};
+
+/// What is done at a moment.
+#[derive(Clone, Debug)]
+pub enum MomentAction {
+    /// `snapshot-create`.
+    Create(CreateSnapshot),
+    /// `blockdev-snapshot-sync`.
+    Overlay(OverlaySnapshot),
+    /// `abort`: it fails, so that what stands before it is undone.
+    Abort,
+}
+
+/// `snapshot-create`: a point in time of a live device, which goes on as an origin.
+#[derive(Clone, Debug)]
+pub struct CreateSnapshot {
+    /// The device to take a snapshot of.
+    pub device: String,
+    /// The snapshot's name.
+    pub name: String,
+    /// Where its store is to be made.
+    pub cow: PathBuf,
+    /// The store's chunk; 4 KiB where none is asked for.
+    pub chunk: Option<ChunkSize>,
+    /// The store's size in bytes; as much as could be needed where none is asked for.
+    pub size: Option<u64>,
+    /// How the store keeps exceptions.
+    pub persistence: Persistence,
+    /// Whether a store that is there is used.
+    pub existing: bool,
+}
+
+/// `blockdev-snapshot-sync`: a fresh overlay on top of a live device, whose old table lives on
+/// below, read-only.
+#[derive(Clone, Debug)]
+pub struct OverlaySnapshot {
+    /// The device to put an overlay on.
+    pub device: String,
+    /// Where the overlay's store is to be made.
+    pub cow: PathBuf,
+    /// The name under which the old table lives on; `<device>.N` where none is asked for.
+    pub below: Option<String>,
+    /// Whether a store that is there is used.
+    pub existing: bool,
+}
+
+impl MomentAction {
+    /// The device whose moment it is; none of [`MomentAction::Abort`].
+    pub fn device(&self) -> Option<&str> {
+        match self {
+            MomentAction::Create(request) => Some(&request.device),
+            MomentAction::Overlay(request) => Some(&request.device),
+            MomentAction::Abort => None,
+        }
+    }
+}
+
+impl Devices {
+    /// Carries out `actions`, in their order, at one point in time of all their devices. `still` is
+    /// asked while they stand still, right before tables change: an error there undoes everything.
+    ///
+    /// # Errors
+    /// Everything is as it was then; stores that were made are removed.
+    pub fn take_moment(
+        &self,
+        actions: &[MomentAction],
+        still: &dyn Fn() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        if actions.is_empty() {
+            return Ok(());
+        }
+        let inner = &mut *self.lock();
+        let mut made = MadeStores::default();
+        // The plan, and with it the stores that were opened, is gone when the files go.
+        let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
+        self.seal(inner, &overlaid);
+        Ok(())
+    }
+
+    fn swap(
+        &self,
+        inner: &mut Inner,
+        actions: &[MomentAction],
+        made: &mut MadeStores,
+        still: &dyn Fn() -> Result<(), DeviceError>,
+    ) -> Result<Vec<Overlaid>, DeviceError> {
+        let plan = Plan::new(self, inner);
+        let mut moment = Moment { plan, made, seen: Vec::new(), overlaid: Vec::new() };
+        for action in actions {
+            moment.add(action)?;
+        }
+        let Moment { mut plan, overlaid, .. } = moment;
+        for Overlaid { device, .. } in &overlaid {
+            // What was written below is made durable behind the guest's back; until then a flush
+            // covers it too.
+            let old = plan.inner.active(device)?.table.clone();
+            old.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
+        }
+        plan.still = Some(still);
+        self.apply(plan, |_| ())?;
+        Ok(overlaid)
+    }
+
+    /// Makes durable what lies below new overlays. Until that has succeeded a guest's flush does it.
+    fn seal(&self, inner: &mut Inner, overlaid: &[Overlaid]) {
+        if overlaid.iter().any(|one| one.sealed.is_none())
+            && let Err(error) = self.keep(inner)
+        {
+            // A file that was written until now is a base from now on: what it is like is kept,
+            // to be told from what it may be made to be. It has happened, kept or not.
+            tracing::error!("{error}; a change of the base would not be noticed");
+        }
+        for Overlaid { device, sealed } in overlaid {
+            let Ok(active) = inner.active(device) else { continue };
+            let table = active.table.clone();
+            if self.config.flusher.flush(&table) {
+                table.flush_set().below.iter().for_each(|medium| medium.set_owing(false));
+                sealed.iter().for_each(|snap| snap.live.store.set_sealed());
+            }
+        }
+    }
+
+    /// Which of `name` and the devices that lie on it serve now: those whose guests stand still
+    /// while `name` does.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn serving_over(&self, name: &str) -> Result<Vec<String>, DeviceError> {
+        let inner = self.lock();
+        inner.device(name)?;
+        let all = with_uppers(&inner, name).into_iter();
+        Ok(all.filter(|name| !blocked(&inner, name)).collect())
+    }
+}
+
+/// A device that gets an overlay.
+struct Overlaid {
+    device: String,
+    /// What was on top until then; none where it was a plain disk.
+    sealed: Option<Snap>,
+}
+
+/// Store files that were made, to be undone together.
+#[derive(Default)]
+struct MadeStores(Vec<(Made, PathBuf)>);
+
+impl MadeStores {
+    fn undo(&mut self) {
+        while let Some((made, path)) = self.0.pop() {
+            made.undo(&path);
+        }
+    }
+}
+
+/// What the actions so far come to.
+struct Moment<'a, 'm> {
+    plan: Plan<'a>,
+    made: &'m mut MadeStores,
+    /// The devices that an action names.
+    seen: Vec<String>,
+    overlaid: Vec<Overlaid>,
+}
+
+impl Moment<'_, '_> {
+    fn add(&mut self, action: &MomentAction) -> Result<(), DeviceError> {
+        if let Some(device) = action.device() {
+            self.plan.inner.device(device)?;
+            if self.seen.iter().any(|seen| seen == device) {
+                return Err(DeviceError::refused(format!(
+                    "two actions of the transaction name '{device}'; one moment of it is one action"
+                )));
+            }
+            self.seen.push(device.into());
+        }
+        match action {
+            MomentAction::Create(request) => self.create(request),
+            MomentAction::Overlay(request) => self.overlay(request),
+            MomentAction::Abort => Err(DeviceError::refused(
+                "the transaction was given up by its action 'abort'; nothing has changed",
+            )),
+        }
+    }
+
+    fn create(&mut self, request: &CreateSnapshot) -> Result<(), DeviceError> {
+        let device = &request.device;
+        DeviceError::check_name(&request.name)?;
+        if self.plan.inner.device(device)?.suspended {
+            return Err(DeviceError::Suspended(device.clone()));
+        }
+        self.plan.refuse_taken(&request.name)?;
+        let before = self.plan.served(device)?.loaded();
+        let len = self.plan.served(device)?.table.size();
+        let (real, origin) = match OriginOf::device(&self.plan, device)? {
+            OriginOf::Served(param) => (None, param),
+            OriginOf::Covered(real) => (None, Param::Device(real)),
+            OriginOf::Plain => {
+                let real = format!("{device}-real");
+                self.plan.refuse_taken(&real)?;
+                (Some(real.clone()), Param::Device(real))
+            }
+        };
+        let chunk = request.chunk.unwrap_or(ChunkSize::TOOLS);
+        let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
+        let made = match request.persistence {
+            Persistence::Transient => make_transient(&request.cow, size)?,
+            _ => make_store(&request.cow, chunk, size, existing(request.existing))?,
+        };
+        self.was_made(made, &request.cow);
+        let mut changed = vec![device.clone(), request.name.clone()];
+        if let Some(real) = real {
+            self.plan.set(&real, &before, &[])?;
+            changed.push(real);
+        }
+        let origin = line(len, TargetSpec::Origin { origin });
+        let loaded = Loaded::of(origin, before.read_only);
+        self.plan.set(device, &loaded, &[])?;
+        let spec = SnapshotSpec {
+            origin: Param::Device(device.clone()),
+            cow: Param::from_path(&request.cow),
+            persistence: request.persistence,
+            chunk: Some(chunk),
+            features: Features::default(),
+        };
+        let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
+        self.plan.set(&request.name, &snapshot, &[])?;
+        self.plan.follow_changes(changed)
+    }
+
+    fn overlay(&mut self, request: &OverlaySnapshot) -> Result<(), DeviceError> {
+        let device = &request.device;
+        let active = self.plan.served(device)?;
+        let snap = active.whole_snapshot().cloned();
+        if snap.as_ref().is_some_and(|snap| !snap.live.store.is_guest_disk()) {
+            return Err(DeviceError::refused(format!(
+                "'{device}' is a snapshot of a live origin, whose writes go on into its store, so \
+                 nothing can be stacked on it"
+            )));
+        }
+        let len = active.table.size();
+        let chunk = snap.as_ref().map_or(ChunkSize::TOOLS, |s| s.live.store.geometry().chunk);
+        let is_origin = !active.origin_keys.is_empty();
+        let below = match &request.below {
+            Some(name) => {
+                self.plan.refuse_taken(name)?;
+                DeviceError::check_name(name)?;
+                name.clone()
+            }
+            None => self.free_name(device),
+        };
+        if is_origin {
+            return Err(DeviceError::refused(format!(
+                "'{device}' is an origin; 'snapshot-create' takes a snapshot of it"
+            )));
+        }
+        let size = full_size(chunk, len.bytes());
+        let made = make_store(&request.cow, chunk, size, existing(request.existing))?;
+        self.was_made(made, &request.cow);
+        self.stack(request, &below, chunk, snap.as_ref())?;
+        self.overlaid.push(Overlaid { device: device.clone(), sealed: snap });
+        self.plan.follow_changes(vec![device.clone(), below])
+    }
+
+    /// Moves the table of the device to `below` and puts an overlay on top.
+    fn stack(
+        &mut self,
+        request: &OverlaySnapshot,
+        below: &str,
+        chunk: ChunkSize,
+        snap: Option<&Snap>,
+    ) -> Result<(), DeviceError> {
+        let active = self.plan.served(&request.device)?;
+        let (before, len) = (active.loaded(), active.table.size());
+        let shared: Vec<Snap> = match snap {
+            Some(snap) => vec![Snap { shared: true, ..snap.clone() }],
+            None => active.snaps.values().cloned().collect(),
+        };
+        let spec = SnapshotSpec {
+            origin: Param::Device(below.into()),
+            cow: Param::from_path(&request.cow),
+            persistence: Persistence::Overflow,
+            chunk: Some(chunk),
+            features: Features::default(),
+        };
+        let frozen = Loaded { read_only: true, ..before.clone() };
+        self.plan.set(below, &frozen, &shared)?;
+        self.plan.next.insert(request.device.clone(), None);
+        let lines = line(len, TargetSpec::Snapshot(spec));
+        let top = Loaded::of(lines, before.read_only);
+        match snap {
+            Some(snap) => self.plan.set_on_top(&request.device, &top, snap),
+            None => self.plan.set(&request.device, &top, &[]),
+        }
+    }
+
+    fn was_made(&mut self, made: Made, cow: &Path) {
+        if made != Made::Nothing {
+            self.plan.inner.state.forget_invalid(cow);
+        }
+        self.made.0.push((made, cow.into()));
+    }
+
+    fn free_name(&self, device: &str) -> String {
+        let free = |number: &u32| !self.plan.is_taken(&format!("{device}.{number}"));
+        let number = (1..).find(free).unwrap_or_default();
+        format!("{device}.{number}")
+    }
+}
+
+/// What a device is to its snapshots.
+pub(super) enum OriginOf {
+    /// It is an origin, over this.
+    Served(Param),
+    /// It is linear over its `-real` device, as a finished merge leaves it.
+    Covered(String),
+    /// It is neither.
+    Plain,
+}
+
+impl OriginOf {
+    /// What `device` will be once `plan` is applied.
+    pub(super) fn device(plan: &Plan<'_>, device: &str) -> Result<OriginOf, DeviceError> {
+        let active = plan.served(device)?;
+        match &active.lines[..] {
+            [TableLine { target: TargetSpec::Origin { origin }, .. }] => {
+                Ok(OriginOf::Served(origin.clone()))
+            }
+            [TableLine { target: TargetSpec::Linear { dev, offset: Sector(0) }, .. }]
+                if dev.device() == Some(&format!("{device}-real")) =>
+            {
+                Ok(OriginOf::Covered(format!("{device}-real")))
+            }
+            lines => match lines.iter().find(|line| line.target.snapshot().is_some()) {
+                Some(line) if matches!(line.target, TargetSpec::Merge(_)) => {
+                    Err(DeviceError::refused(format!(
+                        "'{device}' merges a snapshot; wait until that has ended"
+                    )))
+                }
+                Some(_) => Err(DeviceError::refused(format!(
+                    "'{device}' is an overlay; 'blockdev-snapshot-sync' takes a snapshot of it"
+                ))),
+                None if active.origin_keys.is_empty() => Ok(OriginOf::Plain),
+                None => Err(DeviceError::refused(format!(
+                    "only a part of '{device}' is an origin; take the snapshot with 'table-load'"
+                ))),
+            },
+        }
+    }
+}
+
+fn existing(used: bool) -> Existing {
+    if used { Existing::Used } else { Existing::Refused }
+}
+
+/// A table of one line.
+pub(super) fn line(len: Sector, target: TargetSpec) -> Vec<TableLine> {
+    vec![TableLine { start: Sector(0), len, target }]
+}

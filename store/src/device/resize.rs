@@ -1,0 +1,196 @@
+//! `block_resize`: a device gets longer at its end, and what it lies on with it.
+//!
+//! Owns which tables can grow without being written anew, and the length of the files below them:
+//! a file is made longer, durably, before a table that needs it, and is as it was where that comes
+//! to nothing. Never makes anything shorter.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::build::Plan;
+use super::core::{DeviceEvent, Devices, Inner, Loaded};
+use super::disks::Disk;
+use super::error::DeviceError;
+use super::handover::can_move;
+use super::verbs::{go, with_uppers};
+use crate::io::OpenMode;
+use crate::lines::{Param, TargetSpec};
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// What has to change, from the lowest device up.
+#[derive(Default)]
+struct Growth {
+    tables: Vec<(String, Loaded)>,
+    /// Files, and the bytes they need.
+    files: Vec<(PathBuf, u64)>,
+}
+
+/// A file that was made longer.
+struct Grown {
+    disk: Arc<Disk>,
+    before: u64,
+}
+
+impl Devices {
+    /// Gives a device `bytes`. With the size that it has, it is only looked at again how long the
+    /// stores below it are.
+    ///
+    /// # Errors
+    /// Where it would get shorter, or its end is nothing that can grow by itself. Everything is as
+    /// it was then.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let before = inner.active(name)?.table.size();
+        if !bytes.is_multiple_of(SECTOR_SIZE) {
+            return Err(DeviceError::refused(format!(
+                "{bytes} bytes are no whole number of sectors; give a multiple of {SECTOR_SIZE}"
+            )));
+        }
+        let size = Sector::from_bytes(bytes);
+        if size < before {
+            return Err(DeviceError::refused(format!(
+                "'{name}' has {} bytes and is not made smaller, which would lose what is there; \
+                 load a shorter table when nothing exports it",
+                before.bytes()
+            )));
+        }
+        let mut growth = Growth::default();
+        growth.of(inner, name, size)?;
+        let grown = grow_files(inner, &growth.files)?;
+        if let Err(error) = self.swap_longer(inner, name, &growth.tables) {
+            grown.iter().for_each(Grown::undo);
+            return Err(error);
+        }
+        if size != before {
+            self.event(DeviceEvent::Resized { device: name.into(), bytes });
+        }
+        Ok(())
+    }
+
+    fn swap_longer(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        tables: &[(String, Loaded)],
+    ) -> Result<(), DeviceError> {
+        let serves = !inner.device(name)?.suspended;
+        if serves {
+            let loaded = inner.active(name)?.loaded();
+            self.pause(inner, name, &loaded)?;
+        }
+        let mut plan = Plan::new(self, inner);
+        let swapped = tables
+            .iter()
+            .try_for_each(|(name, loaded)| {
+                let active = plan.inner.active(name)?;
+                let reuse: Vec<_> =
+                    active.snaps.values().filter(|s| can_move(s)).cloned().collect();
+                plan.set(name, loaded, &reuse)
+            })
+            .and_then(|()| plan.follow())
+            .and_then(|()| {
+                self.apply(plan, |inner| {
+                    tables.iter().for_each(|(name, _)| self.reactivate(inner, name));
+                })
+            });
+        if swapped.is_err() && serves {
+            go(inner, &with_uppers(inner, name));
+        }
+        swapped
+    }
+}
+
+impl Growth {
+    /// What it takes for the device `name` to have `size`.
+    fn of(&mut self, inner: &Inner, name: &str, size: Sector) -> Result<(), DeviceError> {
+        let active = inner.active(name)?;
+        let mut loaded = active.loaded();
+        let before = active.table.size();
+        if size > before
+            && let Some(line) = loaded.lines.last_mut()
+        {
+            if let Some(snapshot) = snapshot_of(inner, name) {
+                return Err(DeviceError::refused(format!(
+                    "'{snapshot}' is a snapshot of '{name}' as long as that is now, and nothing \
+                     could be rolled back to it any more; merge or delete it first"
+                )));
+            }
+            line.len = Sector(size.0 - line.start.0);
+            let (below, end) = match &line.target {
+                TargetSpec::Zero | TargetSpec::Error => (None, Sector(0)),
+                TargetSpec::Linear { dev, offset } => {
+                    (Some(dev), Sector(offset.0.saturating_add(line.len.0)))
+                }
+                TargetSpec::Origin { origin } => (Some(origin), line.len),
+                TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => {
+                    return Err(DeviceError::refused(format!(
+                        "'{name}' is a {} and as long as '{}' below it; make that longer, load a \
+                         table of {size} sectors, and resume",
+                        line.target.name(),
+                        spec.origin
+                    )));
+                }
+            };
+            match below {
+                Some(Param::Device(below)) if inner.active(below)?.table.size() < end => {
+                    self.of(inner, below, end)?;
+                }
+                Some(Param::Path(path)) if !active.read_only => {
+                    self.files.push((path.clone(), end.0.saturating_mul(SECTOR_SIZE)));
+                }
+                _ => {}
+            }
+        }
+        self.tables.push((name.into(), loaded));
+        Ok(())
+    }
+}
+
+/// A snapshot of what `name` is the origin of.
+fn snapshot_of<'a>(inner: &'a Inner, name: &str) -> Option<&'a String> {
+    let keys = &inner.active(name).ok()?.origin_keys;
+    let snapshots = inner.devices.iter().filter(|(other, _)| *other != name);
+    let of = |active: &super::build::Active| {
+        active.snaps.values().any(|snap| keys.values().any(|key| *key == snap.key))
+    };
+    let mut of_it = snapshots.filter(|(_, device)| device.active.as_ref().is_some_and(of));
+    of_it.next().map(|(snapshot, _)| snapshot)
+}
+
+fn grow_files(inner: &mut Inner, files: &[(PathBuf, u64)]) -> Result<Vec<Grown>, DeviceError> {
+    let mut grown: Vec<Grown> = Vec::new();
+    for (path, bytes) in files {
+        let one = inner.disks.open(path, OpenMode::ReadWrite).and_then(|disk| {
+            let before = disk.len()?;
+            // A block device is as long as it is; where that does not do, the table says so.
+            if before >= *bytes || disk.info.block_device {
+                return Ok(None);
+            }
+            let what = format!("cannot make {} longer", path.display());
+            let file = &disk.info.file;
+            let longer = file.set_len(*bytes).and_then(|()| file.sync_all());
+            let one = Grown { disk, before };
+            if longer.is_err() {
+                one.undo();
+            }
+            longer.map_err(DeviceError::io(what)).map(|()| Some(one))
+        });
+        match one {
+            Ok(one) => grown.extend(one),
+            Err(error) => {
+                grown.iter().for_each(Grown::undo);
+                return Err(error);
+            }
+        }
+    }
+    Ok(grown)
+}
+
+impl Grown {
+    fn undo(&self) {
+        if let Err(error) = self.disk.info.file.set_len(self.before) {
+            let path = self.disk.info.path.display();
+            tracing::warn!("{path} stays longer than it needs to be: {error}");
+        }
+    }
+}

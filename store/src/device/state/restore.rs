@@ -1,0 +1,197 @@
+//! A start: the arguments' tables, or what had become of them when the process ended.
+//!
+//! Owns the choice between the two, and the order in which devices are made again: those below
+//! first. Never changes what is kept before all of it serves.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+
+use super::{
+    CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute, is_empty,
+};
+use crate::device::build::lines_name;
+use crate::device::chain::lower_layers;
+use crate::device::core::{Device, Devices, Loaded};
+use crate::device::error::DeviceError;
+use crate::device::verbs::Suspend;
+use crate::lines::parse_table;
+
+impl Devices {
+    /// Starts with the devices of the program's arguments: as the state file says they have
+    /// become, or as they are given where it does not know them. `make_stores` is called for a
+    /// device that is new, before its table is built.
+    ///
+    /// # Errors
+    /// A state that is about something else, a base that changed, and whatever a table can be
+    /// refused for.
+    pub fn start(
+        &self,
+        first: &[FirstTable],
+        mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let kept = self.lock().state.read()?;
+        let path = self.lock().state.path.take();
+        let started = self.start_from(kept, first, &mut make_stores);
+        let inner = &mut *self.lock();
+        inner.state.path = path;
+        let known = started?;
+        // A plain disk leaves no trace until a command changes something.
+        let has_stores =
+            |device: &Device| device.active.as_ref().is_some_and(|active| !active.snaps.is_empty());
+        if known || inner.devices.values().any(has_stores) {
+            self.keep(inner)?;
+        }
+        Ok(())
+    }
+
+    /// True where a state was found.
+    fn start_from(
+        &self,
+        kept: Option<State>,
+        first: &[FirstTable],
+        make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        let known = kept.is_some();
+        let mut resumed = Vec::new();
+        if let Some(state) = kept {
+            for table in first {
+                if StateFile::same_first(&state, table)? {
+                    resumed.push(table.name.clone());
+                }
+            }
+            self.check_bases(&state)?;
+            self.restore(&state)?;
+        }
+        for table in first.iter().filter(|table| !resumed.contains(&table.name)) {
+            make_stores(table)?;
+            self.lock().state.first.insert(table.name.clone(), First::of(table));
+            self.create(&table.name, None)?;
+            self.load(&table.name, table.lines.clone(), table.read_only)?;
+            self.resume(&table.name)?;
+        }
+        Ok(known)
+    }
+
+    /// The merges that run as jobs, by the jobs' names: after a start those to be started again.
+    pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
+        self.lock().state.jobs.clone()
+    }
+
+    /// The store called `store` is invalid and its header, which could not be written, does not
+    /// say so: keeps that here instead. Until then nobody acts on it.
+    pub fn record_invalid(&self, store: &str) {
+        let inner = &mut *self.lock();
+        // It may have moved to another device since it was opened.
+        let active = inner.devices.values().filter_map(|device| device.active.as_ref());
+        let mut snaps = active.flat_map(|active| active.snaps.values());
+        let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
+        let live = snap.live.clone();
+        inner.state.invalid.insert(absolute(&live.disk.info.path));
+        let recorded = self.keep(inner).inspect_err(|error| {
+            tracing::error!("{error}; writes to the origin of {store} fail from now on");
+        });
+        live.store.recorded(recorded.is_ok() && inner.state.path.is_some());
+        self.workers.wake(u64::MAX);
+    }
+
+    fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
+        if self.config.force {
+            return Ok(());
+        }
+        for base in &state.bases {
+            let what = format!("cannot use {}", base.path.display());
+            let meta = std::fs::metadata(&base.path).map_err(DeviceError::io(what))?;
+            let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+            let is_file = meta.is_file();
+            if is_file && (meta.len() != base.size || modified != base.modified) {
+                let say = |size: u64, at: i64| format!("{size} bytes, changed at {at} ns");
+                return Err(StateError::BaseChanged {
+                    base: base.path.clone(),
+                    store: base.store.clone(),
+                    had: say(base.size, base.modified),
+                    has: say(meta.len(), modified),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The commits that run as jobs, by the jobs' names: after a start those to be started again.
+    pub fn commit_jobs(&self) -> BTreeMap<String, CommitJob> {
+        self.lock().state.commits.clone()
+    }
+
+    /// Makes the devices of `state` again, those below first.
+    fn restore(&self, state: &State) -> Result<(), DeviceError> {
+        {
+            let inner = &mut *self.lock();
+            inner.state.first = state.first.clone();
+            inner.state.jobs = state.jobs.clone();
+            inner.state.commits = state.commits.clone();
+            inner.state.invalid = state.invalid.clone();
+            inner.state.generation = state.generation;
+        }
+        let mut tables = BTreeMap::new();
+        for (name, device) in &state.devices {
+            tables.extend(device.active()?.map(|loaded| (name.clone(), loaded.lines)));
+        }
+        self.lock().lower_layers = lower_layers(&tables);
+        let restored = self.restore_all(state);
+        self.lock().lower_layers.clear();
+        self.seal_layers();
+        restored
+    }
+
+    fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
+        for (name, device) in &state.devices {
+            let uuid = device.uuid.clone();
+            self.lock().devices.insert(name.clone(), Device { uuid, ..Device::default() });
+        }
+        let mut left: Vec<&String> = state.devices.keys().collect();
+        while !left.is_empty() {
+            let ready = |name: &&&String| {
+                let lines = &state.devices[**name].table;
+                let below = parse_table(lines.iter().map(String::as_str)).unwrap_or_default();
+                !left.iter().any(|other| lines_name(&below, other))
+            };
+            let Some(&name) = left.iter().find(ready) else {
+                return Err(DeviceError::refused("the state file's tables lie on each other"));
+            };
+            left.retain(|other| *other != name);
+            if let Some(loaded) = state.devices[name].active()? {
+                self.refuse_lost_stores(name, &loaded)?;
+                self.put(&mut self.lock(), name, loaded)?;
+                self.resume(name)?;
+            }
+        }
+        for (name, device) in &state.devices {
+            if let Some(loaded) = device.inactive()? {
+                self.put(&mut self.lock(), name, loaded)?;
+            }
+            if device.suspended && !device.table.is_empty() {
+                self.suspend(name, Suspend { noflush: true })?;
+            }
+            if device.removed {
+                self.lock().device_mut(name)?.removed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// A store that the state knows is never made anew.
+    fn refuse_lost_stores(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+        for (number, line) in loaded.lines.iter().enumerate() {
+            let Some(spec) = line.target.snapshot() else { continue };
+            if loaded.lost.contains_key(&number) {
+                continue;
+            }
+            let Some(path) = spec.cow.path() else { continue };
+            if spec.persistence != crate::cow::Persistence::Transient && is_empty(path) {
+                let store = path.to_owned();
+                return Err(StateError::StoreGone { store, device: name.into() }.into());
+            }
+        }
+        Ok(())
+    }
+}

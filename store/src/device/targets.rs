@@ -1,0 +1,516 @@
+//! From lines to targets: one device's table, built beside what serves.
+//!
+//! Owns the resolution of what lines name: files, devices, stores. Never knows which devices change
+//! with it (`build` does), nor when workers get the table. A line whose store was lost is built
+//! without it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::build::{Active, Plan, Snap};
+use super::core::{Inner, Loaded};
+use super::disks::Disk;
+use super::error::DeviceError;
+use super::handover::Lost;
+use super::live::{self, Live, LiveFor};
+use super::origins::{FileOf, OriginKey};
+use crate::cow::open::{OpenOptions, OpenStore, open};
+use crate::cow::{MergeMark, Persistence};
+use crate::exception::{ExceptionTable, Layer};
+use crate::io::{FileId, OpenMode};
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::table::{Line, Table};
+use crate::target::{Backing, Exceptions, ExtentPlace, Merge, Origin, Snapshot, Target};
+use crate::units::ChunkSize;
+
+/// What a parameter comes down to.
+enum Base {
+    Plain(Backing),
+    Stacked { snap: Snap, name: String },
+}
+
+impl Plan<'_> {
+    pub(super) fn build(
+        &mut self,
+        name: &str,
+        loaded: &Loaded,
+        reuse: &[Snap],
+    ) -> Result<Active, DeviceError> {
+        self.refuse_loop(name, &loaded.lines)?;
+        let mut made = Made::default();
+        let mut lines = Vec::new();
+        for (number, line) in loaded.lines.iter().enumerate() {
+            let target = match loaded.lost.get(&number) {
+                Some(lost) => self.without_store(name, number, line, *lost, &mut made)?,
+                None => self.target(name, number, line, loaded.read_only, reuse, &mut made)?,
+            };
+            let (start, len) = (line.start.bytes(), line.len.bytes());
+            lines.push(Line { start, len, target });
+        }
+        let block = made.disks.iter().map(|disk| disk.info.logical_block()).max().unwrap_or(512);
+        let table = Table::new(lines, made.exceptions)
+            .with_read_only(loaded.read_only)
+            .with_logical_block(block);
+        Ok(Active {
+            lines: loaded.lines.clone(),
+            read_only: loaded.read_only,
+            table: Arc::new(table),
+            snaps: made.snaps,
+            lost: loaded.lost.clone(),
+            origin_keys: made.origin_keys,
+            disks: made.disks,
+        })
+    }
+
+    fn target(
+        &mut self,
+        name: &str,
+        number: usize,
+        line: &TableLine,
+        read_only: bool,
+        reuse: &[Snap],
+        made: &mut Made,
+    ) -> Result<Target, DeviceError> {
+        let len = line.len.bytes();
+        let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        match &line.target {
+            TargetSpec::Zero => Ok(Target::Plain(plain(len, ExtentPlace::Zero))),
+            TargetSpec::Error => Ok(Target::Plain(plain(len, ExtentPlace::Error))),
+            TargetSpec::Linear { dev, offset } => match self.resolve_linear(dev, mode, made)? {
+                Base::Plain(backing) => {
+                    let start = offset.bytes();
+                    long_enough(line, dev, backing.len(), start.saturating_add(len))?;
+                    let backing = backing.slice(start, len);
+                    match self.origin_below(dev)? {
+                        Some((key, at)) if !read_only => {
+                            let origin = self.origin(name, backing, &key, made)?;
+                            made.origin_keys.insert(number, key);
+                            Ok(Target::Origin(Origin { start: at + start, ..origin }))
+                        }
+                        _ => Ok(Target::Plain(backing)),
+                    }
+                }
+                Base::Stacked { snap, name } if offset.0 == 0 && len == snap.len => {
+                    let snap = self.own_table(&name, &snap)?;
+                    Ok(self.snapshot_target(&snap, Default::default(), made))
+                }
+                Base::Stacked { .. } => Err(DeviceError::refused(format!(
+                    "the line '{line}' takes a part of the snapshot '{dev}'; take all of it"
+                ))),
+            },
+            TargetSpec::Origin { origin } => {
+                let Base::Plain(backing) = self.resolve(origin, mode, made)? else {
+                    return Err(DeviceError::refused(format!(
+                        "'{origin}' is a snapshot: snapshots of a snapshot are layers; use \
+                         'blockdev-snapshot-sync'"
+                    )));
+                };
+                long_enough(line, origin, backing.len(), len)?;
+                let key = self.key(&backing);
+                let origin = self.origin(name, backing.slice(0, len), &key, made)?;
+                made.origin_keys.insert(number, key);
+                Ok(Target::Origin(origin))
+            }
+            TargetSpec::Snapshot(spec) => {
+                let snap = self.snap(name, line, spec, reuse, made)?;
+                refuse_in_doubt(line, &snap)?;
+                let target = self.snapshot_target(&snap, spec.features, made);
+                made.snaps.insert(number, snap);
+                Ok(target)
+            }
+            TargetSpec::Merge(spec) => {
+                let snap = self.snap(name, line, spec, reuse, made)?;
+                self.merge_target(name, number, line, spec, snap, made)
+            }
+        }
+    }
+
+    /// A snapshot's line that lost its store. A merge whose store is Invalid is its origin.
+    fn without_store(
+        &mut self,
+        name: &str,
+        number: usize,
+        line: &TableLine,
+        lost: Lost,
+        made: &mut Made,
+    ) -> Result<Target, DeviceError> {
+        match &line.target {
+            TargetSpec::Merge(spec) if lost == Lost::SourceGone => {
+                let origin = TargetSpec::Origin { origin: spec.origin.clone() };
+                let line = TableLine { target: origin, ..line.clone() };
+                self.target(name, number, &line, false, &[], made)
+            }
+            _ => Ok(Target::Plain(plain(line.len.bytes(), ExtentPlace::Error))),
+        }
+    }
+
+    /// Which origin `dev` is, and where it begins in it: what writes it is to be seen by its
+    /// snapshots.
+    fn origin_below(&self, dev: &Param) -> Result<Option<(OriginKey, u64)>, DeviceError> {
+        let Some(active) = dev.device().and_then(|name| self.active(name)) else { return Ok(None) };
+        match (active.table.lines(), active.origin_keys.get(&0)) {
+            ([Line { target: Target::Origin(origin), .. }], Some(key)) => {
+                Ok(Some((key.clone(), origin.start)))
+            }
+            _ if active.origin_keys.is_empty() => Ok(None),
+            _ => Err(DeviceError::refused(format!(
+                "only a part of '{dev}' is an origin, so nothing can lie on it"
+            ))),
+        }
+    }
+
+    fn snapshot_target(
+        &mut self,
+        snap: &Snap,
+        features: crate::target::Features,
+        made: &mut Made,
+    ) -> Target {
+        made.exceptions.push(snap.exceptions());
+        // An overlay's base is read-only; anything else may be written by an origin.
+        let tracked = (!snap.live.store.is_guest_disk()).then(|| self.inner.origins.id(&snap.key));
+        Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
+    }
+
+    fn merge_target(
+        &mut self,
+        name: &str,
+        number: usize,
+        line: &TableLine,
+        spec: &SnapshotSpec,
+        snap: Snap,
+        made: &mut Made,
+    ) -> Result<Target, DeviceError> {
+        if spec.persistence == Persistence::Transient {
+            let sentence = format!("the line '{line}' merges a transient store, which cannot be");
+            return Err(DeviceError::refused(sentence));
+        }
+        if let Some(other) = self.merging(&snap.key, name) {
+            let sentence =
+                format!("'{other}' merges into this origin already; one merge at a time");
+            return Err(DeviceError::refused(sentence));
+        }
+        let Base::Plain(backing) = self.resolve(&spec.origin, OpenMode::ReadWrite, made)? else {
+            let sentence = format!("'{}' is a layer; commit it with 'block-commit'", spec.origin);
+            return Err(DeviceError::refused(sentence));
+        };
+        let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made)?;
+        made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
+        let merge = Merge {
+            exceptions: made.exceptions.len() - 1,
+            origin,
+            writes: self.inner.origins.fresh(),
+        };
+        made.origin_keys.insert(number, snap.key.clone());
+        made.snaps.insert(number, snap);
+        Ok(Target::Merge(merge))
+    }
+
+    pub(super) fn merging(&self, key: &OriginKey, but: &str) -> Option<String> {
+        self.names().into_iter().filter(|name| name != but).find(|name| {
+            self.active(name).is_some_and(|active| {
+                active.lines.iter().enumerate().any(|(number, line)| {
+                    matches!(line.target, TargetSpec::Merge(_))
+                        && active.snaps.get(&number).is_some_and(|snap| snap.key == *key)
+                })
+            })
+        })
+    }
+
+    /// The origin `key` with all snapshots of it, but those that `name` itself merges.
+    fn origin(
+        &mut self,
+        name: &str,
+        backing: Backing,
+        key: &OriginKey,
+        made: &mut Made,
+    ) -> Result<Origin, DeviceError> {
+        self.refuse_layers_over(name, key)?;
+        let mut snapshots: Vec<Snap> = Vec::new();
+        for other in self.names().iter().filter(|other| *other != name) {
+            let Some(active) = self.active(other) else { continue };
+            for (number, snap) in &active.snaps {
+                let merges = matches!(active.lines[*number].target, TargetSpec::Merge(_));
+                if snap.key == *key && !merges {
+                    snapshots.push(snap.clone());
+                }
+            }
+        }
+        snapshots.sort_by_key(|snap| std::cmp::Reverse(snap.live.store.geometry().chunk.bytes()));
+        let mut numbers = Vec::new();
+        for snap in &snapshots {
+            snap.live.store.set_guest_disk(false);
+            made.exceptions.push(snap.exceptions());
+            numbers.push(made.exceptions.len() - 1);
+        }
+        let tracked = self.inner.origins.id(key);
+        Ok(Origin { backing, start: 0, tracked, snapshots: numbers })
+    }
+
+    /// The live snapshot of a line: one that moves, or a store that is opened.
+    fn snap(
+        &mut self,
+        name: &str,
+        line: &TableLine,
+        spec: &SnapshotSpec,
+        reuse: &[Snap],
+        made: &mut Made,
+    ) -> Result<Snap, DeviceError> {
+        if spec.features.discard_passdown_origin {
+            return Err(DeviceError::refused(format!(
+                "the line '{line}' asks for discard_passdown_origin, which is not built yet; leave \
+                 it out"
+            )));
+        }
+        let base = self.resolve(&spec.origin, OpenMode::ReadOnly, made)?;
+        let len = line.len.bytes();
+        let has = match &base {
+            Base::Plain(backing) => backing.len(),
+            Base::Stacked { snap, .. } => snap.len,
+        };
+        long_enough(line, &spec.origin, has, len)?;
+        made.refuse_twice(spec)?;
+        if let Some(snap) = reused(spec, len, reuse)? {
+            let mut snap = snap.clone();
+            snap.live.grow()?;
+            warn_of_chunk(spec, &snap);
+            if let Base::Plain(backing) = base {
+                snap.key = self.key(&backing);
+                snap.origin = backing;
+            }
+            return Ok(snap);
+        }
+        self.refuse_owned(name, spec)?;
+        let (layers, key, origin) = match base {
+            Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
+            Base::Stacked { snap, name } => {
+                self.refuse_children(&name)?;
+                if self.is_served_origin(&snap.key) {
+                    return Err(DeviceError::refused(format!(
+                        "'{name}' is a snapshot of an origin that is served, so nothing can be \
+                         stacked on it"
+                    )));
+                }
+                (snap.layers, snap.key, snap.origin)
+            }
+        };
+        self.refuse_own_origin(spec, &origin)?;
+        let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
+        let replaces = self.inner.lives(spec);
+        let (live, opened) = self.open_store(name, spec, LiveFor { len, guest_disk, replaces })?;
+        let chunk = opened.geometry.chunk;
+        self.refuse_unaligned(line, chunk, &live, &origin)?;
+        if let Some(lower) = layers.last()
+            && lower.store.geometry().chunk != chunk
+        {
+            return Err(DeviceError::refused(format!(
+                "the store {} has chunks of {chunk}, but the layers below have {}: give it theirs",
+                spec.cow,
+                lower.store.geometry().chunk
+            )));
+        }
+        // A layer is about to be stacked on: its own table would be read for nobody.
+        let shared = self.inner.lower_layers.contains(name);
+        let table = read_layers(if shared { &[] } else { &layers }, chunk, len)?;
+        if !shared {
+            live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+        }
+        let live = Arc::new(live);
+        let layers = layers.into_iter().chain([live.clone()]).collect();
+        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared })
+    }
+
+    /// Opens a store; one that is known to be invalid is, whatever its header says.
+    pub(super) fn open_store(
+        &mut self,
+        name: &str,
+        spec: &SnapshotSpec,
+        how: LiveFor,
+    ) -> Result<(Live, OpenStore), DeviceError> {
+        let observer = self.devices.observer(name);
+        let Inner { disks, state, .. } = &mut *self.inner;
+        Live::open(disks, spec, how, state, observer)
+    }
+
+    pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {
+        self.names()
+            .iter()
+            .filter_map(|name| self.active(name))
+            .any(|active| active.origin_keys.values().any(|known| known == key))
+    }
+
+    fn resolve_linear(
+        &mut self,
+        param: &Param,
+        mode: OpenMode,
+        made: &mut Made,
+    ) -> Result<Base, DeviceError> {
+        let merges = |line: &TableLine| matches!(line.target, TargetSpec::Merge(_));
+        let below = param.device().and_then(|name| self.active(name));
+        if below.is_some_and(|active| active.lines.iter().any(merges)) {
+            return Err(DeviceError::refused(format!(
+                "'{param}' merges a snapshot, so only snapshots can lie on it until that has ended"
+            )));
+        }
+        self.resolve(param, mode, made)
+    }
+
+    fn resolve(
+        &mut self,
+        param: &Param,
+        mode: OpenMode,
+        made: &mut Made,
+    ) -> Result<Base, DeviceError> {
+        match param {
+            Param::Path(path) => {
+                let disk = self.inner.disks.open(path, mode)?;
+                let len = disk.len()? & !511;
+                let backing = Backing::file(disk.medium.clone(), 0, len);
+                made.disks.push(disk);
+                Ok(Base::Plain(backing))
+            }
+            Param::Device(name) => {
+                if !self.inner.devices.contains_key(name) && !self.next.contains_key(name) {
+                    return Err(DeviceError::NotFound(name.clone()));
+                }
+                let active = self.active(name).ok_or_else(|| DeviceError::NoTable(name.clone()))?;
+                if let Some(snap) = active.whole_snapshot() {
+                    return Ok(Base::Stacked { snap: snap.clone(), name: name.clone() });
+                }
+                made.disks.extend(active.disks.iter().cloned());
+                below(active.table.lines()).map(Base::Plain).ok_or_else(|| {
+                    DeviceError::refused(format!(
+                        "the device '{name}' is not made of linear, zero, error and \
+                         snapshot-origin alone, so nothing can lie on it"
+                    ))
+                })
+            }
+        }
+    }
+
+    pub(super) fn key(&self, backing: &Backing) -> OriginKey {
+        OriginKey::of(backing, |file| self.identity(file))
+    }
+
+    pub(super) fn identity(&self, file: FileId) -> FileOf {
+        self.devices.identity(file)
+    }
+}
+
+/// The live snapshot that moves; none where its store is to be opened again, for a device of
+/// another length. Whatever its state is: only a table that is loaded for the device itself opens a
+/// store again, never one that changes beside it.
+fn reused<'s>(
+    spec: &SnapshotSpec,
+    len: u64,
+    reuse: &'s [Snap],
+) -> Result<Option<&'s Snap>, DeviceError> {
+    let Some(snap) = same_store(spec, reuse) else { return Ok(None) };
+    let transient = |of: Persistence| of == Persistence::Transient;
+    if transient(snap.live.store.persistence()) != transient(spec.persistence) {
+        return Ok(None);
+    }
+    if snap.len != len && spec.persistence == Persistence::Transient {
+        return Err(DeviceError::refused(format!(
+            "the transient store {} would be lost: its device cannot change its length",
+            spec.cow
+        )));
+    }
+    Ok((snap.len == len).then_some(snap))
+}
+
+/// The one of `snaps` whose store is that of `spec`, however it is named.
+fn same_store<'s>(spec: &SnapshotSpec, snaps: &'s [Snap]) -> Option<&'s Snap> {
+    let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
+    snaps.iter().find(|snap| snap.live.disk.info.identity == identity)
+}
+
+/// Whether its newest entries are still on disk is not known: a write could bring them back.
+fn refuse_in_doubt(line: &TableLine, snap: &Snap) -> Result<(), DeviceError> {
+    if snap.live.store.merge_mark() != MergeMark::InDoubt {
+        return Ok(());
+    }
+    Err(DeviceError::refused(format!(
+        "the merge of the store in the line '{line}' failed while it removed exceptions, and which \
+         of them are left is not known; resume it as 'snapshot-merge' first"
+    )))
+}
+
+fn warn_of_chunk(spec: &SnapshotSpec, snap: &Snap) {
+    let has = snap.live.store.chunk();
+    if let Some(asked) = spec.chunk.filter(|asked| *asked != has) {
+        tracing::warn!("the store {} has chunks of {has}, not the {asked} of its table", spec.cow);
+    }
+}
+
+#[derive(Default)]
+struct Made {
+    exceptions: Vec<Exceptions>,
+    snaps: BTreeMap<usize, Snap>,
+    origin_keys: BTreeMap<usize, OriginKey>,
+    disks: Vec<Arc<Disk>>,
+}
+
+impl Made {
+    fn refuse_twice(&self, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+        let identity = spec.cow.path().and_then(|path| crate::io::Identity::of_path(path).ok());
+        let same = |snap: &Snap| Some(snap.live.disk.info.identity) == identity;
+        if self.snaps.values().any(same) {
+            return Err(DeviceError::refused(format!(
+                "the store {} is named by two lines of the table; a store has one owner",
+                spec.cow
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn plain(len: u64, place: ExtentPlace) -> Backing {
+    let mut backing = Backing::default();
+    backing.push(len, place);
+    backing
+}
+
+/// An exception table with what the stores of `layers` say on disk.
+pub(super) fn read_layers(
+    layers: &[Arc<Live>],
+    chunk: ChunkSize,
+    len: u64,
+) -> Result<ExceptionTable, DeviceError> {
+    let table = ExceptionTable::new(chunk.count_for(len));
+    for (below, lower) in layers.iter().enumerate() {
+        let options = OpenOptions { chunk: None, create: false, origin_len: Some(len) };
+        let opened = open(&*lower.disk.info, &options)?;
+        live::load(&table, &opened, Layer(below as u16 + 1));
+    }
+    Ok(table)
+}
+
+/// The extents that lines come down to, if they are plain; an origin means what it maps, also
+/// while a snapshot is merged into it.
+fn below(lines: &[Line]) -> Option<Backing> {
+    let mut all = Backing::default();
+    for line in lines {
+        let backing = match &line.target {
+            Target::Plain(backing) => backing,
+            Target::Origin(origin) => &origin.backing,
+            Target::Merge(merge) => &merge.origin.backing,
+            Target::Snapshot(_) => return None,
+        };
+        for extent in backing.extents() {
+            all.push(extent.len, extent.place.clone());
+        }
+    }
+    Some(all)
+}
+
+fn long_enough(line: &TableLine, what: &Param, has: u64, needed: u64) -> Result<(), DeviceError> {
+    if needed <= has {
+        return Ok(());
+    }
+    Err(DeviceError::TooShort {
+        line: line.to_string(),
+        what: what.to_string(),
+        has: has >> 9,
+        needed: needed >> 9,
+    })
+}

@@ -1,0 +1,154 @@
+//! What moves with a store, and what is refused.
+
+use super::*;
+use crate::cow::log::Allocation;
+use crate::cow::{Entry, MergeMark, Persistence, Store};
+use crate::device::{DeviceEvent, Suspend, TableKind};
+use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
+
+/// An origin and its snapshot `a`, whose store has few chunks.
+fn world_with(persistence: &str) -> World {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", 8 * 8);
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("a", &[&line("snapshot", persistence)]).unwrap();
+    world
+}
+
+fn line(target: &str, persistence: &str) -> String {
+    format!("0 {LEN} {target} {{}}/disk {{}}/store {persistence}")
+}
+
+fn store_of(world: &World, device: &str) -> Arc<Store> {
+    world.table(device).exceptions()[0].store().clone()
+}
+
+/// Suspends `a`, and gives its store to a table of the new device `b`.
+fn hand_over(world: &World, to: &str) -> Result<(), DeviceError> {
+    world.devices.suspend("a", Suspend::default()).unwrap();
+    world.device("b", &[to])
+}
+
+fn refused(done: Result<(), DeviceError>, why: &str) {
+    let said = done.unwrap_err().to_string();
+    assert!(said.contains(why), "{said}");
+}
+
+fn fill(store: &Store) {
+    let Allocation::Run { first, count } = store.log().allocate(u64::MAX) else {
+        panic!("there is room");
+    };
+    for n in 0..count {
+        let _ = store.log().finish(DataIndex(first.0 + n), None);
+    }
+    store.overflow();
+}
+
+#[test]
+fn chunk_size_and_overflow_move_and_the_letters_are_the_new_table_s_own() {
+    let world = world_with("PO 8");
+    let before = store_of(&world, "a");
+    fill(&before);
+    hand_over(&world, &line("snapshot", "P 64")).unwrap();
+    let store = store_of(&world, "b");
+    assert!(Arc::ptr_eq(&before, &store), "nothing is read");
+    assert_eq!(store.chunk(), ChunkSize::from_sectors(8).unwrap());
+    assert_eq!(store.persistence(), Persistence::Persistent);
+    assert_eq!(store.state(), StoreState::Overflow);
+    let status = world.devices.query(Some("b"), TableKind::Active).unwrap();
+    assert_eq!(status[0].targets[0].params.rsplit_once("/store ").unwrap().1, "P 8");
+    assert_eq!(status[0].targets[0].status, "Overflow");
+    let decided = world.table("a").decide(Op::Read, 0, 4096);
+    assert_eq!(decided, Decision::Fail);
+}
+
+/// Scenario 25: the same store, longer.
+#[test]
+fn scenario_25_a_store_that_grew_is_cured_by_a_reload_and_one_that_did_not_is_not() {
+    let world = world_with("PO 8");
+    fill(&store_of(&world, "a"));
+    world.load("a", &[&line("snapshot", "PO 8")]).unwrap();
+    assert_eq!(store_of(&world, "a").state(), StoreState::Overflow);
+    world.file("store", 8 * 20);
+    hand_over(&world, &line("snapshot", "PO 8")).unwrap();
+    assert_eq!(store_of(&world, "b").state(), StoreState::Valid);
+    assert_eq!(store_of(&world, "b").usage().total, 8 * 20);
+}
+
+#[test]
+fn an_invalid_source_gives_an_invalid_destination_and_an_error() {
+    let (happened, events) = std::sync::mpsc::channel();
+    let happened = std::sync::Mutex::new(happened);
+    for persistence in ["P 8", "N 8"] {
+        let mut world = world_with("P 8");
+        let happened = happened.lock().unwrap().clone();
+        world.watch(move |event| happened.send(event).unwrap());
+        if persistence == "N 8" {
+            world.devices.remove("a", false).unwrap();
+            world.device("a", &[&line("snapshot", persistence)]).unwrap();
+        }
+        let store = store_of(&world, "a");
+        assert!(store.begin_invalidate());
+        // The header is left as it is: what moves is what is known.
+        store.recorded(true);
+        while events.try_recv().is_ok() {}
+        hand_over(&world, &line("snapshot", persistence)).unwrap();
+        assert_eq!(store_of(&world, "b").state(), StoreState::Invalid, "{persistence}");
+        let said = |event| matches!(event, DeviceEvent::Store { device, .. } if device == "b");
+        assert!(events.try_iter().any(said), "{persistence}");
+        assert_eq!(world.table("b").decide(Op::Read, 0, 4096), Decision::Fail);
+    }
+}
+
+#[test]
+fn a_store_does_not_move_to_another_origin_nor_out_of_memory() {
+    let world = world_with("N 8");
+    refused(hand_over(&world, &line("snapshot", "P 8")), "in memory (N)");
+    world.file("disk2", LEN);
+    let other = format!("0 {LEN} snapshot {{}}/disk2 {{}}/store N 8");
+    refused(world.load("b", &[&other]), "belongs to one origin");
+    // Nothing has changed, and the one that is right is taken over.
+    assert_eq!(store_of(&world, "a").persistence(), Persistence::Transient);
+    let before = store_of(&world, "a");
+    world.load("b", &[&line("snapshot", "N 8")]).unwrap();
+    assert!(Arc::ptr_eq(&before, &store_of(&world, "b")));
+}
+
+/// I8: a store that others lie on stays with its device.
+#[test]
+fn a_layer_is_not_handed_over() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("a", &[&line("snapshot", "PO 8")]).unwrap();
+    world.overlay("a", "store2");
+    world.devices.suspend("a.1", Suspend::default()).unwrap();
+    refused(world.device("b", &[&line("snapshot", "PO 8")]), "which lies on its store");
+}
+
+/// Leaving half a merge for a snapshot: it takes exceptions again, where allocation left off; but
+/// not while it is in doubt which entries are left.
+#[test]
+fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("a", &[&line("snapshot-merge", "P 8")]).unwrap();
+    let store = store_of(&world, "a");
+    store.set_merge_mark(MergeMark::Merging);
+    store.doubt(vec![Entry { old: Chunk(1), new: StoreChunk(2) }]);
+    refused(world.load("a", &[&line("snapshot", "P 8")]), "resume it as 'snapshot-merge' first");
+    world.devices.clear("a").unwrap();
+    world.load("a", &[&line("snapshot-merge", "P 8")]).unwrap();
+    assert_eq!(store_of(&world, "a").merge_mark(), MergeMark::InDoubt);
+    store.no_doubt();
+    store.set_merge_mark(MergeMark::Merging);
+    for mark in [MergeMark::Merging, MergeMark::Failed] {
+        store.set_merge_mark(mark);
+        world.load("a", &[&line("snapshot", "P 8")]).unwrap();
+        assert!(Arc::ptr_eq(&store, &store_of(&world, "a")));
+        assert_eq!(store.merge_mark(), MergeMark::None);
+        world.load("a", &[&line("snapshot-merge", "P 8")]).unwrap();
+    }
+}

@@ -1,0 +1,284 @@
+//! Full stores that are waited for (scenarios 25 and 78): nothing is lost, nothing hangs, and what
+//! needs no room goes on meanwhile.
+#![cfg(not(feature = "shuttle"))]
+
+mod world;
+
+use snapblk_store::cow::store::StoreEvent;
+use snapblk_store::cow::{Persistence, StoreState};
+use snapblk_store::io::sim::{Fault, Rng};
+use snapblk_store::io::{Errno, IoOp};
+use snapblk_store::request::{Op, Status};
+use world::{Config, Req, Shape, Snap, World};
+
+const OK: Option<Status> = Some(Status::Ok);
+const ERROR: Option<Status> = Some(Status::Error);
+
+fn req(device: usize, op: Op, sector: u64, count: u64) -> Req {
+    Req { device, op, sector, count, durable: false }
+}
+
+fn write(device: usize, sector: u64, count: u64) -> Req {
+    req(device, Op::Write, sector, count)
+}
+
+/// An overlay of eight chunks, of which two find room.
+fn overlay() -> Config {
+    let shape = Shape::Overlay { chunk: 8, store: 4 * 8 };
+    Config { queues: 2, failures: true, ..Config::new(shape, 64) }
+}
+
+/// An origin with a snapshot whose store has room for two chunks of eight.
+fn origin(persistence: Persistence) -> Config {
+    let snap = Snap { chunk: 8, persistence, store: 4 * 8, sectors: 64 };
+    Config { queues: 2, failures: true, ..Config::new(Shape::Origin(vec![snap]), 64) }
+}
+
+fn each(config: &Config, test: impl Fn(&mut World)) {
+    for seed in 0..30 {
+        let mut world = World::new(config.clone(), seed);
+        world.be_patient();
+        test(&mut world);
+        world.judge_all().unwrap();
+        world.check_quiet().unwrap();
+    }
+}
+
+/// A request that is not ended by what happens next.
+fn is_held(world: &mut World, held: Req) {
+    assert_eq!(world.one(held), Ok(None));
+    assert_eq!(world.state(0), StoreState::Full);
+}
+
+/// How a request ended that was held until now.
+fn ending(world: &mut World, held: Req) -> Option<Status> {
+    world.run().unwrap();
+    world.ended.iter().find(|(of, _)| *of == held).map(|&(_, status)| status)
+}
+
+#[test]
+fn s78_a_write_that_finds_its_store_full_waits_until_that_has_grown() {
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        assert_eq!(world.state(0), StoreState::Valid, "nothing needed more room");
+        let held = write(0, 18, 4);
+        is_held(world, held);
+        assert_eq!(world.events.list(), [("store0".into(), StoreEvent::Full)]);
+        // Reads, also of the very chunk, writes of what has its place, flushes: all go on.
+        for other in [
+            req(0, Op::Read, 0, 18),
+            req(0, Op::Read, 22, 42),
+            write(0, 3, 9),
+            req(0, Op::Flush, 0, 0),
+            req(0, Op::Discard, 40, 8),
+        ] {
+            assert_eq!(world.one(other), Ok(OK), "{other:?}");
+        }
+        // And what is to come waits behind it, also across a suspend.
+        let behind = write(0, 32, 8);
+        is_held(world, behind);
+        world.swap_tables().unwrap();
+        world.run().unwrap();
+        assert_eq!((world.ended.len(), world.state(0)), (0, StoreState::Full));
+        world.grow(0, 8 * 8);
+        assert_eq!(ending(world, held), OK);
+        assert_eq!(ending(world, behind), OK);
+        assert_eq!(world.state(0), StoreState::Valid);
+    });
+}
+
+/// Mapped, free, mapped and free chunks in one request, and zeroes: what was done of it before it
+/// met the end is not in the way of the rest.
+#[test]
+fn s78_a_request_over_many_chunks_is_held_as_a_whole() {
+    for op in [Op::Write, Op::WriteZeroes { unmap: true }] {
+        each(&overlay(), |world| {
+            assert_eq!(world.one(write(0, 16, 8)), Ok(OK));
+            let held = req(0, op, 1, 60);
+            is_held(world, held);
+            world.grow(0, 8);
+            assert_eq!(ending(world, held), None, "that was too little");
+            world.swap_tables().unwrap();
+            world.grow(0, 40 * 8);
+            assert_eq!(ending(world, held), OK);
+        });
+    }
+}
+
+#[test]
+fn s78_when_the_time_is_over_writes_fail_as_without_a_wait() {
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        let (first, second) = (write(0, 16, 8), write(0, 30, 12));
+        is_held(world, first);
+        is_held(world, second);
+        world.give_up(0);
+        assert_eq!((ending(world, first), ending(world, second)), (ERROR, ERROR));
+        assert_eq!(world.state(0), StoreState::Overflow);
+        assert_eq!(world.one(req(0, Op::Read, 0, 64)), Ok(OK));
+        let events = [StoreEvent::Full, StoreEvent::Overflowed].map(|e| ("store0".into(), e));
+        assert_eq!(world.events.list(), events);
+    });
+}
+
+/// The origin's write waits for its copy; then it is made, or given up, as the table of failures
+/// says.
+#[test]
+fn s78_an_origins_write_waits_for_room_in_its_snapshot() {
+    for persistence in [Persistence::Persistent, Persistence::Overflow, Persistence::Transient] {
+        // A transient store has no metadata.
+        let room = if persistence == Persistence::Transient { 32 } else { 16 };
+        for grows in [true, false] {
+            each(&origin(persistence), |world| {
+                assert_eq!(world.one(write(0, 0, room)), Ok(OK));
+                let held = write(0, room - 4, 16);
+                is_held(world, held);
+                assert_eq!(world.one(req(0, Op::Read, 56, 8)), Ok(OK));
+                assert_eq!(world.one(req(1, Op::Read, 0, 64)), Ok(OK));
+                assert_eq!(world.one(write(0, 2, 3)), Ok(OK), "that has its copy");
+                world.swap_tables().unwrap();
+                if grows {
+                    world.grow(0, 64);
+                } else {
+                    world.give_up(0);
+                }
+                assert_eq!(ending(world, held), OK);
+                let state = if grows { StoreState::Valid } else { StoreState::Invalid };
+                assert_eq!(world.state(0), state);
+            });
+        }
+    }
+}
+
+/// A snapshot that is written itself.
+#[test]
+fn s78_a_persistent_snapshot_is_invalid_when_the_time_is_over() {
+    each(&origin(Persistence::Persistent), |world| {
+        assert_eq!(world.one(write(1, 0, 16)), Ok(OK));
+        let held = write(1, 16, 8);
+        is_held(world, held);
+        world.give_up(0);
+        assert_eq!(ending(world, held), ERROR);
+        assert_eq!(world.state(0), StoreState::Invalid);
+    });
+}
+
+/// A front end that leaves does not wait.
+#[test]
+fn s78_what_waits_for_room_can_be_given_up_alone() {
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        let held = write(0, 16, 8);
+        is_held(world, held);
+        world.fail_held();
+        assert_eq!(ending(world, held), ERROR);
+        world.grow(0, 64);
+        assert_eq!(world.one(held), Ok(OK));
+    });
+}
+
+/// The file system below a sparse store is full: the place that could not be written is left out.
+#[test]
+fn s78_a_store_without_room_below_it_is_waited_for() {
+    each(&overlay(), |world| {
+        let file = Some(world.store_file(0));
+        let (op, range, after) = (Some(IoOp::Write), None, 0);
+        world.grow(0, 64);
+        world.sim.add_fault(Fault { file, op, range, after, count: 1, errno: Errno::ENOSPC });
+        let held = write(0, 0, 8);
+        is_held(world, held);
+        assert!(world.stores[0].is_full_below());
+        world.grow(0, 0);
+        assert_eq!(ending(world, held), OK);
+    });
+}
+
+/// Anything, in any order, with stores that grow, are given up, and tables that are swapped while
+/// requests are held. Where stores only ever grow, nothing may fail.
+#[test]
+fn s25_and_s78_anything_while_stores_fill_up_and_grow() {
+    let (mut fulls, mut given_up) = (0, 0);
+    for seed in world::budget::Budget::from_env(400).seeds() {
+        let mut rng = Rng::new(seed ^ 0x7878);
+        let only_grows = rng.chance(1, 2);
+        let mut config = some_config(&mut rng);
+        config.failures = !only_grows;
+        let mut world = World::new(config, seed);
+        world.be_patient();
+        for _ in 0..3 {
+            ask_some(&mut world, &mut rng);
+            // A world that is waiting for room comes to rest again and again.
+            for turn in 0.. {
+                assert!(turn < 2000, "seed {seed}: no end");
+                for _ in 0..rng.below(60) {
+                    world.turn().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                }
+                if rng.chance(1, 4) {
+                    world.swap_tables().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                }
+                world.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                let full: Vec<usize> = (0..world.stores.len())
+                    .filter(|&store| world.state(store) == StoreState::Full)
+                    .collect();
+                let Some(&store) = full.first() else { break };
+                fulls += 1;
+                if !only_grows && rng.chance(1, 6) {
+                    given_up += 1;
+                    world.give_up(store);
+                } else {
+                    let more = 1 + rng.below(80);
+                    world.grow(store, more);
+                }
+            }
+            if rng.chance(1, 3) {
+                let power = rng.chance(1, 2);
+                world.crash(power).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                world.be_patient();
+            }
+        }
+        world.judge_all().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        world.check_quiet().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+    assert!(fulls > 200 && given_up > 10, "{fulls} times full, {given_up} times given up");
+}
+
+fn some_config(rng: &mut Rng) -> Config {
+    let sectors = 40 + rng.below(160);
+    let snap = |rng: &mut Rng| Snap {
+        chunk: 1 << rng.below(5),
+        persistence: *rng.pick(&[Persistence::Persistent, Persistence::Overflow]),
+        store: 64 + rng.below(64),
+        sectors: 8 + rng.below(sectors - 8),
+    };
+    let shape = match rng.below(2) {
+        0 => Shape::Overlay { chunk: 1 << rng.below(5), store: 64 + rng.below(64) },
+        _ => Shape::Origin((0..1 + rng.below(3)).map(|_| snap(rng)).collect()),
+    };
+    let mut config = Config::new(shape, sectors);
+    config.queues = 1 + rng.below(3) as usize;
+    config.depth = 1 + rng.below(24) as usize;
+    config.claims = 1 + rng.below(20) as usize;
+    config
+}
+
+fn ask_some(world: &mut World, rng: &mut Rng) {
+    let sizes: Vec<u64> = match &world.config.shape {
+        Shape::Origin(snaps) => {
+            [world.config.sectors].into_iter().chain(snaps.iter().map(|s| s.sectors)).collect()
+        }
+        _ => vec![world.config.sectors],
+    };
+    for _ in 0..30 {
+        let device = rng.below(sizes.len() as u64) as usize;
+        let sector = rng.below(sizes[device]);
+        let count = (1 + rng.below(40)).min(sizes[device] - sector);
+        let op = match rng.below(8) {
+            0..=4 => Op::Write,
+            5 => Op::WriteZeroes { unmap: true },
+            6 => Op::Read,
+            _ => Op::Flush,
+        };
+        let (sector, count) = if op == Op::Flush { (0, 0) } else { (sector, count) };
+        world.ask([Req { device, op, sector, count, durable: rng.chance(1, 12) }]);
+    }
+}

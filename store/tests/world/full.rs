@@ -1,0 +1,60 @@
+//! Stores that are full while what needs room in them waits: whoever looks after them.
+
+use super::*;
+use std::time::Duration;
+
+impl World {
+    /// What finds a store full waits, until [`World::grow`] or [`World::give_up`].
+    pub fn be_patient(&mut self) {
+        self.stores.iter().for_each(|store| store.set_patience(Duration::from_secs(30)));
+    }
+
+    /// Whether a store is full, and waited for.
+    pub fn is_waiting_for_room(&self) -> bool {
+        self.stores.iter().any(|store| store.state() == StoreState::Full)
+    }
+
+    /// The store is `sectors` longer; what waits for room goes on.
+    pub fn grow(&mut self, store: usize, sectors: u64) {
+        let file = self.specs[store].file;
+        let bytes = self.sim.disk(file).len() + sectors * SECTOR as u64;
+        self.sim.grow_disk(file, bytes);
+        let store = &self.stores[store];
+        store.grow(Geometry::of_len(store.chunk(), bytes).device_chunks);
+        if store.log().has_room() {
+            store.go_on();
+        }
+        self.workers.wake(u64::MAX);
+    }
+
+    /// The time is over.
+    pub fn give_up(&mut self, store: usize) {
+        self.stores[store].give_up();
+        self.workers.wake(u64::MAX);
+    }
+
+    /// Suspends every device, which only what is in flight can hold up, and gives it its table
+    /// again.
+    pub fn swap_tables(&mut self) -> Outcome {
+        self.hosts.iter_mut().for_each(|host| host.engine.set_stopping(true));
+        self.run()?;
+        for host in &mut self.hosts {
+            if !host.engine.is_quiet() {
+                return Err(format!("{:?} does not come to rest", host.engine));
+            }
+            let table = host.engine.table().cloned();
+            host.engine.bind(table);
+            host.engine.set_stopping(false);
+            host.touched = true;
+        }
+        Ok(())
+    }
+
+    /// A front end leaves: what waits for room fails, and nothing else does.
+    pub fn fail_held(&mut self) {
+        for host in &mut self.hosts {
+            host.engine.fail_held_for_room();
+            host.touched = true;
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Devices that get longer under a connected front end.
+
+use std::fs::metadata;
+
+use serde_json::json;
+
+use super::common::{
+    World, assert_same, does_not_start, monitor_only, overlay, plain, scratch, serve, stamped, word,
+};
+
+const SECTORS: u64 = 1024;
+const MORE: u64 = 1536;
+
+#[test]
+fn scenario_57_a_plain_disk_grows_with_its_file() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut disk = world.disk();
+    assert!(disk.write(SECTORS * 512, &stamped(SECTORS, 8, 2)).is_err_and(|e| e.is_refused()));
+    world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert_eq!(metadata(&file).unwrap().len(), MORE * 512);
+    assert_eq!(world.device("disk0")["size"], MORE * 512);
+    // The session that was there reads and writes the new range, and not behind it.
+    assert_same("new", &disk.read(SECTORS * 512, 4096).unwrap(), &[0; 4096]);
+    let more = stamped(SECTORS, MORE - SECTORS, 2);
+    disk.write(SECTORS * 512, &more).unwrap();
+    assert!(disk.write(MORE * 512, &[0; 512]).is_err_and(|e| e.is_refused()));
+    let wanted = [stamped(0, SECTORS, 1), more].concat();
+    drop(disk);
+    assert_eq!(world.disk().info().capacity, MORE * 512);
+
+    // The same size by its other name changes nothing; no other sizes and names.
+    world.call("block_resize", json!({"node-name": "disk0", "size": MORE * 512}));
+    for (arguments, why) in [
+        (json!({"device": "disk0", "size": SECTORS * 512}), "not made smaller"),
+        (json!({"device": "disk0", "size": MORE * 512 + 1}), "multiple of 512"),
+        (json!({"size": MORE * 512}), "one of 'device' and 'node-name'"),
+        (json!({"device": "disk0", "node-name": "disk0", "size": 0}), "one of"),
+        (json!({"device": "disk0", "size": 1u64 << 63}), "cannot make"),
+    ] {
+        let said = world.refused("block_resize", arguments);
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(metadata(&file).unwrap().len(), MORE * 512);
+    world.kill();
+    let world = World::start(&plain(&scratch, &file));
+    assert_same("after a restart", &world.disk().read_all().unwrap(), &wanted);
+    world.stop();
+}
+
+#[test]
+fn scenario_57_a_longer_table_serves_the_session_that_is_there() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, MORE, 1)).unwrap();
+    let line = |sectors: u64| format!("0 {sectors} linear {} 0", word(&file));
+    let mut world = World::start(&serve(&scratch).arg("--table").arg(line(SECTORS)));
+    let mut disk = world.disk();
+    assert!(disk.read(SECTORS * 512, 512).is_err_and(|error| error.is_refused()));
+    world.swap("disk0", &[line(MORE)]);
+    assert_same("new", &disk.read(SECTORS * 512, 512).unwrap(), &stamped(SECTORS, 1, 1));
+    world.stop();
+}
+
+/// What a disk lies on grows with it, also where a finished merge or a deleted snapshot left a
+/// device below; an origin with snapshots does not, as nothing could be rolled back any more.
+#[test]
+fn a_disk_grows_through_the_devices_below_it() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut disk = world.disk();
+    let snapshot = json!({"device": "disk0", "name": "before", "cow": "before.cow"});
+    world.call("snapshot-create", snapshot);
+    let said = world.refused("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert!(
+        said.contains("'before' is a snapshot of 'disk0'") && said.contains("delete"),
+        "{said}"
+    );
+    assert_eq!(metadata(&file).unwrap().len(), SECTORS * 512);
+    world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "before"}));
+    world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert_eq!(world.table("disk0"), [format!("0 {MORE} snapshot-origin disk0-real")]);
+    assert_eq!(world.table("disk0-real"), [format!("0 {MORE} linear {} 0", word(&file))]);
+    disk.write(SECTORS * 512, &stamped(SECTORS, MORE - SECTORS, 2)).unwrap();
+    let wanted = [stamped(0, SECTORS, 1), stamped(SECTORS, MORE - SECTORS, 2)].concat();
+    drop(disk);
+    assert_same("disk0", &world.disk().read_all().unwrap(), &wanted);
+    world.stop();
+}
+
+/// The last line grows, where its end is one that can.
+#[test]
+fn the_end_of_a_table_grows() {
+    let scratch = scratch();
+    let file = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    let linear = format!("8 8 linear {} 16", word(&file));
+    world.make("d", &["0 8 zero".into(), linear]);
+    world.call("block_resize", json!({"device": "d", "size": 1016 * 512}));
+    let grown = format!("8 1008 linear {} 16", word(&file));
+    assert_eq!(world.table("d"), ["0 8 zero".to_owned(), grown]);
+    assert_eq!(metadata(&file).unwrap().len(), SECTORS * 512, "it was long enough");
+    world.call("block_resize", json!({"device": "d", "size": 1017 * 512}));
+    assert_eq!(metadata(&file).unwrap().len(), (SECTORS + 1) * 512);
+    world.make("z", &["0 8 zero".into()]);
+    world.call("block_resize", json!({"device": "z", "size": 1 << 20}));
+    assert_eq!(world.device("z")["size"], 1 << 20);
+    world.stop();
+
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&overlay(&scratch, &base));
+    let said = world.refused("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert!(said.contains("is a snapshot") && said.contains(word(&base)), "{said}");
+    assert_eq!(metadata(&base).unwrap().len(), SECTORS * 512);
+    world.stop();
+}
+
+/// A table that cannot be had leaves the file as long as it was, and the disk serving.
+#[test]
+fn a_resize_that_fails_leaves_everything_as_it_was() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let state = scratch.path("state");
+    let mut world = World::start(&plain(&scratch, &file).arg("--state").arg(&state));
+    let mut disk = world.disk();
+    // The state file's place is taken: what is to be kept cannot be.
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(state.join("in the way"), "").unwrap();
+    world.refused("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert_eq!(metadata(&file).unwrap().len(), SECTORS * 512);
+    assert_same("disk0", &disk.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    assert!(disk.write(SECTORS * 512, &[0; 512]).is_err_and(|error| error.is_refused()));
+    world.kill();
+}
+
+/// Killed between the longer file and the kept table: the disk is as it was, and can grow.
+#[test]
+fn a_file_that_grew_alone_is_served_as_it_was() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    // What is kept from the first command on.
+    world.call("table-clear", json!({"name": "disk0"}));
+    world.kill();
+    let longer = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    longer.set_len(MORE * 512).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 1));
+    world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    assert_eq!(world.disk().info().capacity, MORE * 512);
+    world.stop();
+    longer.set_len((SECTORS - 8) * 512).unwrap();
+    let said = does_not_start(&plain(&scratch, &file));
+    assert!(said.contains("knows the device 'disk0'"), "{said}");
+}

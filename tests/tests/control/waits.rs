@@ -1,0 +1,280 @@
+//! Full stores whose writes wait: `--on-full wait`, growth, and what happens when it does not come.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use snapblk_tests::disk::Disk;
+use snapblk_tests::server::{Scratch, ServerCommand};
+
+use super::common::{World, assert_same, disk, overlay, plain, scratch, serve, stamped, word};
+
+const SECTORS: u64 = 2048;
+/// Room for 14 chunks of 4 KiB; two more are metadata.
+const STORE: u64 = 16 * 4096;
+/// Longer than any test takes, unless something hangs.
+const LONG: &str = "wait=2m";
+/// How long something that must not happen is waited for.
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// A small store for an overlay over `base`, and the command that serves it.
+fn small_overlay(scratch: &Scratch, base: &Path, on_full: &str) -> (PathBuf, ServerCommand) {
+    let store = scratch.path("store.cow");
+    let line = format!("0 {SECTORS} snapshot {} {} PO 8", word(base), word(&store));
+    std::fs::File::create(&store).unwrap().set_len(STORE).unwrap();
+    (store, serve(scratch).arg("--table").arg(line).arg("--on-full").arg(on_full))
+}
+
+fn grow(store: &Path, chunks: u64) {
+    OpenOptions::new().write(true).open(store).unwrap().set_len(chunks * 4096).unwrap();
+}
+
+/// Writes all chunks that find room, and begins the next; the number of that.
+fn fill(disk: &mut Disk) -> u64 {
+    for n in 0..14 {
+        disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+    }
+    disk.begin_write(14 * 4096, &stamped(14 * 8, 8, 2)).unwrap();
+    14
+}
+
+fn chunk_is(disk: &mut Disk, n: u64, generation: u32) {
+    assert_same("a chunk", &disk.read(n * 4096, 4096).unwrap(), &stamped(n * 8, 8, generation));
+}
+
+fn is_the_event(event: &Value, device: &str, store: &Path) {
+    let data = &event["data"];
+    assert_eq!((&data["device"], &data["node-name"]), (&json!(device), &json!(device)));
+    assert_eq!((&data["action"], &data["operation"]), (&json!("stop"), &json!("write")));
+    assert_eq!(data["nospace"], true);
+    assert!(data["reason"].as_str().unwrap().contains(word(store)), "{data}");
+}
+
+/// The file gets longer, and that is all: the server notices by itself.
+#[test]
+fn scenario_78_a_held_write_goes_on_when_its_store_has_grown() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (store, command) = small_overlay(&scratch, &base, LONG);
+    let mut world = World::start(&command);
+    let mut held = world.disk();
+    fill(&mut held);
+    is_the_event(&world.event("BLOCK_IO_ERROR"), "disk0", &store);
+    assert!(held.end(MOMENT).is_err(), "it is held");
+    assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot 128/128 16")]);
+    assert_eq!(world.device("disk0")["targets"][0]["state"], "valid");
+    grow(&store, 40);
+    held.end(Duration::from_secs(20)).unwrap();
+    for n in 0..15 {
+        chunk_is(&mut held, n, 2);
+    }
+    world.kill();
+    let world = World::start(&command);
+    chunk_is(&mut world.disk(), 14, 2);
+    chunk_is(&mut world.disk(), 15, 1);
+    world.stop();
+}
+
+/// A held write does not stand in the way of a suspend, and the table that follows carries it out.
+#[test]
+fn scenario_78_and_56_a_reload_with_a_bigger_store_loses_nothing() {
+    for how in ["reload", "resize", "bigger file elsewhere"] {
+        let scratch = scratch();
+        let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+        let (store, command) = small_overlay(&scratch, &base, LONG);
+        let mut world = World::start(&command);
+        let mut held = world.disk();
+        fill(&mut held);
+        world.event("BLOCK_IO_ERROR");
+        let began = Instant::now();
+        world.call("device-suspend", json!({"name": "disk0"}));
+        assert!(began.elapsed() < Duration::from_secs(10), "the suspend waits for the held write");
+        let table = world.table("disk0");
+        match how {
+            "reload" => {
+                grow(&store, 40);
+                world.swap("disk0", &table);
+            }
+            "resize" => {
+                grow(&store, 40);
+                world.call("device-resume", json!({"name": "disk0"}));
+                world.call("block_resize", json!({"device": "disk0", "size": SECTORS * 512}));
+            }
+            _ => {
+                let bigger = scratch.path("bigger.cow");
+                std::fs::copy(&store, &bigger).unwrap();
+                grow(&bigger, 40);
+                world.swap("disk0", &[table[0].replace("store.cow", "bigger.cow")]);
+            }
+        }
+        held.end(Duration::from_secs(20)).unwrap_or_else(|error| panic!("{how}: {error}"));
+        for n in 0..15 {
+            chunk_is(&mut held, n, 2);
+        }
+        let status = world.status("disk0");
+        assert_eq!(status, [format!("0 {SECTORS} snapshot 136/320 16")], "{how}");
+        world.stop();
+    }
+}
+
+/// Meanwhile all else serves; at the end of the time it is as without a wait.
+#[test]
+fn scenario_78_when_the_time_is_over_the_write_fails() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (store, command) = small_overlay(&scratch, &base, "wait=2s");
+    let mut world = World::start(&command);
+    let mut held = world.disk();
+    let began = Instant::now();
+    fill(&mut held);
+    world.event("BLOCK_IO_ERROR");
+    assert!(held.end(Duration::from_secs(20)).is_err_and(|error| error.is_refused()));
+    assert!(began.elapsed() >= Duration::from_secs(2));
+    assert_eq!(world.event("SNAPSHOT_OVERFLOW")["data"]["cow"], word(&store));
+    assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot Overflow")]);
+    chunk_is(&mut held, 13, 2);
+    chunk_is(&mut held, 14, 1);
+    // Scenario 25, by a resize to the size that it has.
+    grow(&store, 40);
+    world.call("block_resize", json!({"device": "disk0", "size": SECTORS * 512}));
+    held.write(14 * 4096, &stamped(14 * 8, 8, 3)).unwrap();
+    chunk_is(&mut held, 14, 3);
+    world.stop();
+}
+
+/// The origin's guest waits for room in a snapshot's store; other disks of the process do not
+/// notice, and the snapshot is kept.
+#[test]
+fn scenario_78_an_origins_writes_wait_for_its_snapshots() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file).arg("--on-full").arg(LONG));
+    let snapshot =
+        json!({"device": "disk0", "name": "snap", "cow": scratch.path("s.cow"), "size": STORE});
+    world.call("snapshot-create", snapshot);
+    let socket = world.export(&scratch, "snap", false);
+    let (mut origin, mut snap) = (world.disk(), disk(&socket));
+    fill(&mut origin);
+    is_the_event(&world.event("BLOCK_IO_ERROR"), "snap", &scratch.path("s.cow"));
+    assert!(origin.end(MOMENT).is_err(), "it is held");
+    assert_same("snap", &snap.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot 128/128 16")]);
+    grow(&scratch.path("s.cow"), 40);
+    origin.end(Duration::from_secs(20)).unwrap();
+    assert_same("snap", &snap.read_all().unwrap(), &stamped(0, SECTORS, 1));
+    chunk_is(&mut origin, 14, 2);
+    world.stop();
+}
+
+/// A front end that goes does not wait either, and nor does the end of the process.
+#[test]
+fn scenario_78_who_leaves_does_not_wait() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (_, command) = small_overlay(&scratch, &base, LONG);
+    let mut world = World::start(&command);
+    let mut held = world.disk();
+    fill(&mut held);
+    world.event("BLOCK_IO_ERROR");
+    let began = Instant::now();
+    drop(held);
+    let mut next = world.disk();
+    chunk_is(&mut next, 13, 2);
+    next.begin_write(20 * 4096, &stamped(160, 8, 2)).unwrap();
+    assert!(next.end(MOMENT).is_err(), "it is held");
+    world.stop();
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+/// Waiting costs nothing.
+#[test]
+fn scenario_78_who_waits_for_room_uses_no_processor() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (_, command) = small_overlay(&scratch, &base, LONG);
+    let mut world = World::start(&command);
+    let mut held = world.disk();
+    fill(&mut held);
+    world.event("BLOCK_IO_ERROR");
+    let before = processor_time(world.server.pid());
+    assert!(held.end(Duration::from_secs(2)).is_err(), "it is held");
+    let used = processor_time(world.server.pid()) - before;
+    assert!(used < Duration::from_millis(100), "{used:?} of two seconds");
+    drop(held);
+    world.stop();
+}
+
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name in parentheses may hold anything; user and system time are words 14 and 15.
+    let words: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = words[11..13].iter().map(|word| word.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// The policy of a disk that runs, by the monitor.
+#[test]
+fn the_monitor_changes_what_a_full_store_does() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&overlay(&scratch, &base));
+    let tell = |message: &str| json!({"name": "disk0", "message": message});
+    for wrong in ["on-full", "on-full maybe", "on-full wait=1s more", "on-fool fail"] {
+        world.refused("device-message", tell(wrong));
+    }
+    world.call("device-message", tell("on-full wait=2m"));
+    world.stop();
+
+    let (store, command) = small_overlay(&scratch, &base, "fail");
+    let command = command.arg("--state").arg(scratch.path("other.state"));
+    let mut world = World::start(&command);
+    world.call("device-message", tell("on-full wait=2m"));
+    let mut held = world.disk();
+    fill(&mut held);
+    is_the_event(&world.event("BLOCK_IO_ERROR"), "disk0", &store);
+    assert!(held.end(MOMENT).is_err(), "it is held");
+    world.call("device-message", tell("on-full fail"));
+    assert!(held.end(Duration::from_secs(20)).is_err_and(|error| error.is_refused()));
+    world.event("SNAPSHOT_OVERFLOW");
+    world.stop();
+}
+
+/// QEMU's event, once each time that it is asked for.
+#[test]
+fn a_store_that_fills_up_says_so_once() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let (_, command) = small_overlay(&scratch, &base, "fail");
+    let mut world = World::start(&command);
+    let mut disk = world.disk();
+    let threshold = |world: &mut World, bytes: u64| {
+        let arguments = json!({"node-name": "disk0", "write-threshold": bytes});
+        world.call("block-set-write-threshold", arguments);
+    };
+    // Two chunks are metadata: four of data pass five chunks, three do not.
+    threshold(&mut world, 5 * 4096);
+    for n in 0..3 {
+        disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+    }
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none());
+    disk.write(3 * 4096, &stamped(24, 8, 2)).unwrap();
+    let told = json!({"node-name": "disk0", "amount-exceeded": 4096, "write-threshold": 5 * 4096});
+    assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);
+    disk.write(4 * 4096, &stamped(32, 8, 2)).unwrap();
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none(), "once");
+    // One that is passed already says so at once; one that was taken back never.
+    threshold(&mut world, 4096);
+    let told = json!({"node-name": "disk0", "amount-exceeded": 6 * 4096, "write-threshold": 4096});
+    assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);
+    threshold(&mut world, 8 * 4096);
+    threshold(&mut world, 0);
+    disk.write(5 * 4096, &stamped(40, 64, 2)).unwrap();
+    assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none());
+
+    world.make("plain", &["0 8 zero".into()]);
+    let arguments = json!({"node-name": "plain", "write-threshold": 1});
+    let said = world.refused("block-set-write-threshold", arguments);
+    assert!(said.contains("'plain' has not one store"), "{said}");
+    world.stop();
+}

@@ -1,0 +1,32 @@
+//! SIGKILL of the whole process under a verified load, over and over: whatever moment it comes at,
+//! the process started again with its first arguments has every acknowledged write, and every
+//! snapshot is as it was taken (scenarios 70 and 72).
+//!
+//! A test goes on for `SNAPBLK_SECONDS` (a few where it is not set) and prints what it met. What a
+//! seed repeats are the choices; at which instruction a kill hits is the machine's.
+
+mod overlay;
+mod rounds;
+mod snapshots;
+
+use snapblk_tests::server::Place;
+
+#[test]
+fn scenario_70_an_overlay_outlives_kills() {
+    overlay::outlives_kills(Place::Memory);
+}
+
+#[test]
+fn scenario_70_an_overlay_outlives_kills_on_disk() {
+    overlay::outlives_kills(Place::Disk);
+}
+
+#[test]
+fn scenario_72_snapshots_and_rollbacks_outlive_kills() {
+    snapshots::outlive_kills(Place::Memory);
+}
+
+#[test]
+fn scenario_72_snapshots_and_rollbacks_outlive_kills_on_disk() {
+    snapshots::outlive_kills(Place::Disk);
+}
