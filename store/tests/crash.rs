@@ -8,7 +8,7 @@ use world::budget::Budget;
 use world::everywhere::{Harm, everywhere};
 use world::run::{Case, sweep};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 /// From so many seeds on everything must be met, not only what a short run meets.
 const LONG: u64 = 5000;
 

@@ -241,5 +241,5 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

@@ -4,7 +4,7 @@
 //! them; what it lists in tables is read from there, so that page and code cannot drift apart.
 //!
 //! Two tables of the documentation are made here: `docs/scenarios.md` says which test proves which
-//! scenario. After adding or renaming such a test:
+//! scenario, and `docs/mutations.md` which test fails when the code is broken. After adding or renaming such a test:
 //!
 //! ```text
 //! SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy
@@ -13,6 +13,7 @@
 mod crates;
 mod documents;
 mod licences;
+mod mutations;
 mod rooms;
 mod scenarios;
 mod shape;

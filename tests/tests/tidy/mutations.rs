@@ -1,0 +1,139 @@
+//! Which test fails when the code is broken, and how: `docs/mutations.md`, made from the patches in
+//! `tests/mutations`. `tests/mutate` tries them; here they are only held against the code.
+
+use std::collections::BTreeMap;
+
+use crate::{none, read, root};
+
+const PAGE: &str = "docs/mutations.md";
+const DIRECTORY: &str = "tests/mutations";
+
+const HEAD: &str = "# Mutations
+
+What breaks when the code is broken. Each patch in `tests/mutations` puts one mistake back, and the test beside it fails
+then. A scenario's number is that in [scenarios.md](scenarios.md). A known bug is a mistake that others made in code like
+this; the numbers are this project's own.
+
+```sh
+tests/mutate               # all of them
+tests/mutate --sample 8    # some
+tests/mutate 12            # this one
+```
+
+The table is made from the patches, and a test fails where one of them no longer applies or the table is not what they
+say: `SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy` writes it.
+
+| patch | what is broken | scenarios | known bugs | the test that fails |
+| --- | --- | --- | --- | --- |
+";
+
+/// One patch: its name, what its header says, and for each file the text before each change.
+struct Patch {
+    name: String,
+    header: BTreeMap<String, String>,
+    before: Vec<(String, String)>,
+}
+
+impl Patch {
+    fn parse(name: &str, text: &str) -> Patch {
+        let (head, body) = text.split_once("\n\n").unwrap_or((text, ""));
+        let pair = |line: &str| {
+            let (key, value) = line.split_once(": ")?;
+            Some((key.to_owned(), value.to_owned()))
+        };
+        let header = head.lines().filter_map(pair).collect();
+        let (mut file, mut before) = (String::new(), Vec::<(String, String)>::new());
+        for line in body.lines() {
+            if let Some(path) = line.strip_prefix("--- a/") {
+                path.clone_into(&mut file);
+            } else if line.starts_with("@@") {
+                before.push((file.clone(), String::new()));
+            } else if let (Some((_, text)), Some(kept)) =
+                (before.last_mut(), line.strip_prefix([' ', '-']).or(line.is_empty().then_some("")))
+            {
+                *text += kept;
+                text.push('\n');
+            }
+        }
+        Patch { name: name.to_owned(), header, before }
+    }
+
+    fn says(&self, key: &str) -> &str {
+        self.header.get(key).map_or("", String::as_str)
+    }
+
+    /// Why it does not apply, or says too little.
+    fn problems(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for key in ["Breaks", "Test"] {
+            if self.says(key).is_empty() {
+                found.push(format!("{}: its header has no '{key}:'", self.name));
+            }
+        }
+        if self.before.is_empty() {
+            found.push(format!("{}: it changes nothing", self.name));
+        }
+        for (file, text) in &self.before {
+            if !root().join(file).is_file() || !read(file).contains(text.as_str()) {
+                found
+                    .push(format!("{}: {file} does not have the lines that it changes", self.name));
+            }
+        }
+        found
+    }
+
+    fn row(&self) -> String {
+        format!(
+            "| [{0}](../{DIRECTORY}/{0}.patch) | {1} | {2} | {3} | `{4}` |\n",
+            self.name,
+            self.says("Breaks"),
+            self.says("Scenarios"),
+            self.says("Known bugs"),
+            self.says("Test"),
+        )
+    }
+}
+
+fn patches() -> Vec<Patch> {
+    let directory = root().join(DIRECTORY);
+    let entries = std::fs::read_dir(&directory).expect("the patches' directory");
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.expect("an entry").file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".patch").map(str::to_owned))
+        .collect();
+    names.sort();
+    names
+        .iter()
+        .map(|name| Patch::parse(name, &read(&format!("{DIRECTORY}/{name}.patch"))))
+        .collect()
+}
+
+#[test]
+fn every_mutation_applies() {
+    let problems: Vec<String> = patches().iter().flat_map(Patch::problems).collect();
+    none("A patch in tests/mutations fits the code, and says what it breaks.", &problems);
+}
+
+#[test]
+fn the_table_of_mutations_is_what_the_patches_say() {
+    let rows: String = patches().iter().map(Patch::row).collect();
+    let new = format!("{HEAD}{rows}");
+    if std::env::var_os("SNAPBLK_UPDATE").is_some() {
+        std::fs::write(root().join(PAGE), new).expect("the page can be written");
+        return;
+    }
+    assert!(
+        read(PAGE) == new,
+        "{PAGE} is not what the patches say: run\n  SNAPBLK_UPDATE=1 cargo test -p snapblk-tests \
+         --test tidy\nand commit it"
+    );
+}
+
+#[test]
+fn a_patch_is_read_as_it_is_applied() {
+    let text =
+        "Breaks: x\nTest: cargo test\n\n--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n kept\n-old\n+new\n";
+    let patch = Patch::parse("001-x", text);
+    assert_eq!(patch.says("Breaks"), "x");
+    assert_eq!(patch.before, [("f".to_owned(), "kept\nold\n".to_owned())]);
+}
