@@ -47,3 +47,33 @@ fn usage_errors_have_their_status() {
     assert!(said.contains("no command was given"), "{said}");
     assert!(place.ok("--version").starts_with("snapblk 0."));
 }
+
+#[test]
+fn a_usage_error_of_serve_shows_the_usage_of_serve() {
+    let place = Place::new();
+    for line in ["serve", "serve --overlay o --socket-path v", "serve --name a --fd 3"] {
+        let said = place.fails(2, line);
+        assert!(said.contains("Usage: snapblk serve [OPTIONS]"), "{said}");
+        assert!(!said.contains("\n\n\n"), "{said}");
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_none_is_named() {
+    let place = Place::new();
+    place.sparse("disk", 4096);
+    let said = place.fails(1, "serve --blk-file disk --fd 177");
+    assert!(said.contains("descriptor 177"), "{said}");
+}
+
+/// A log in a file or a journal is read by people and scripts, not by terminals.
+#[test]
+fn warnings_that_do_not_go_to_a_terminal_have_no_colours() {
+    let place = Place::new();
+    let mut header = vec![0; 4096 * 3];
+    header[..16].copy_from_slice(b"SnAp\0\0\0\0\x01\0\0\0\x08\0\0\0");
+    place.file("cow", &header);
+    let said = place.fails(1, "check cow");
+    assert!(said.contains("Invalid"), "{said}");
+    assert!(!said.contains('\x1b'), "{said}");
+}

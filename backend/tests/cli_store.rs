@@ -201,3 +201,15 @@ fn a_reader_that_goes_away_is_no_failure() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn a_store_for_an_origin_without_a_sector_is_not_made() {
+    let place = Place::new();
+    place.sparse("empty", 0);
+    place.sparse("few", 511);
+    for origin in ["empty", "few"] {
+        let said = place.fails(1, &format!("create cow --origin {origin}"));
+        assert!(said.contains(&format!("the origin {origin} has")), "{said}");
+        assert!(!place.path("cow").exists());
+    }
+}

@@ -6,13 +6,16 @@
 //! than [`MAX_MESSAGE`] or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
 //!
 //! docs/interop/qmp-spec of QEMU: output is ASCII and ends with CRLF; an ASCII control
-//! character (or the byte 0xFF) brings the parser into a known state.
+//! character (or the byte 0xFF) brings the parser into a known state. As an extension of QEMU's
+//! parser, strings may stand in single quotes, where `"` needs no backslash; a key that an object
+//! has twice is an error.
 
 use std::io;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::Formatter;
+use serde_json::{Map, Value};
 
 /// Bytes of one message at most.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -31,10 +34,10 @@ enum State {
     Start,
     /// Within a number or a name.
     Bare,
-    /// Within a string.
-    Text,
-    /// Within a string, behind a backslash.
-    Escape,
+    /// Within a string that this quote ends.
+    Text(u8),
+    /// Within such a string, behind a backslash.
+    Escape(u8),
     /// Behind an error, up to a byte that is likely to begin something new.
     Recovery,
 }
@@ -80,23 +83,26 @@ impl Parser {
                     return false;
                 }
             },
-            State::Text => match byte {
-                b'"' => {
+            State::Text(quote) => match byte {
+                _ if byte == quote => {
                     self.state = State::Start;
-                    self.push(byte, found);
+                    self.push(b'"', found);
                     self.token_ended(found);
                 }
-                b'\\' => {
-                    self.state = State::Escape;
-                    self.push(byte, found);
-                }
+                // What follows decides whether the backslash is kept.
+                b'\\' => self.state = State::Escape(quote),
+                b'"' => self.escaped(byte, found),
                 0x20..=0xfd => self.push(byte, found),
                 _ => self.stray(byte, found),
             },
-            State::Escape => match byte {
+            State::Escape(quote) => match byte {
                 0x20..=0xfd => {
-                    self.state = State::Text;
-                    self.push(byte, found);
+                    self.state = State::Text(quote);
+                    if byte == b'\'' {
+                        self.push(byte, found);
+                    } else {
+                        self.escaped(byte, found);
+                    }
                 }
                 _ => self.stray(byte, found),
             },
@@ -123,7 +129,11 @@ impl Parser {
                 }
                 return;
             }
-            b'"' => self.state = State::Text,
+            b'"' => self.state = State::Text(byte),
+            b'\'' => {
+                self.state = State::Text(byte);
+                return self.push(b'"', found);
+            }
             b'-' | b'0'..=b'9' | b'a'..=b'z' => self.state = State::Bare,
             b'{' => self.braces += 1,
             b'}' => self.braces -= 1,
@@ -148,6 +158,14 @@ impl Parser {
             return self.fail(format!("a message of more than {MAX_MESSAGE} bytes"), found);
         }
         self.message.push(byte);
+    }
+
+    /// A byte of a string, with a backslash before it.
+    fn escaped(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
+        self.push(b'\\', found);
+        if self.state != State::Recovery {
+            self.push(byte, found);
+        }
     }
 
     /// A byte that cannot stand where it stands.
@@ -176,7 +194,8 @@ impl Parser {
             return;
         }
         let message = std::mem::take(self).message;
-        found(serde_json::from_slice(&message).map_err(|error| describe(&error)));
+        let value = serde_json::from_slice(&message).map(|Unique(value)| value);
+        found(value.map_err(|error| describe(&error)));
     }
 }
 
@@ -188,6 +207,68 @@ fn describe(error: &serde_json::Error) -> ParseError {
         "expected value" => "expecting value".to_owned(),
         other => other.to_owned(),
     })
+}
+
+/// A value none of whose objects has a key twice: of two commands in one message neither is
+/// carried out.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UniqueVisitor).map(Unique)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Unique(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Unique(value))) = members.next_entry::<String, Unique>()? {
+            if object.insert(key, value).is_some() {
+                return Err(A::Error::custom("duplicate key"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
 }
 
 /// A value as one line: ASCII, `{"key": value, …}` as QEMU spaces it, CRLF at the end.

@@ -84,6 +84,13 @@ impl Create {
                 self.origin.display()
             )));
         }
+        if origin.len < 512 {
+            return Err(CliError::Refused(format!(
+                "the origin {} has {} bytes; a disk has at least one sector of 512",
+                self.origin.display(),
+                origin.len
+            )));
+        }
         self.check_block(&origin)?;
         let made = !self.store.exists();
         if made {

@@ -3,6 +3,7 @@
 //! Owns words, exit statuses and how answers look. Never knows how a store is laid out or served:
 //! each command is one file that asks the store's crate. Exit status: 0 done, 1 failed, 2 usage.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -109,6 +110,8 @@ fn start_logging() {
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Colours are for terminals; a log file or a journal gets plain text.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .try_init();
     // Only a second start in one process fails, and then the first one serves.

@@ -329,5 +329,7 @@ fn conflict(message: String) -> Error {
 }
 
 fn usage(kind: ErrorKind, message: &str) -> Error {
-    Error::raw(kind, format!("{message}\n"))
+    // Formatted here, because clap would otherwise show the usage of the whole program.
+    let mut command = Serve::augment_args(Command::new("serve").bin_name("snapblk serve"));
+    Error::raw(kind, message).format(&mut command)
 }

@@ -150,7 +150,11 @@ impl Server {
                 let number: i32 = fd.str.parse().map_err(|_| {
                     generic(format!("'{}' is not the number of a descriptor", fd.str))
                 })?;
-                Listen::inherited(number).map_err(|error| generic(error.to_string()))?
+                Listen::inherited(number).map_err(|error| {
+                    generic(format!(
+                        "descriptor {number} is not one that this process was started with: {error}"
+                    ))
+                })?
             }
         };
         let config = ExportConfig {

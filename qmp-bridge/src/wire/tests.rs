@@ -36,6 +36,25 @@ fn brackets_and_quotes_in_strings_do_not_count() {
     assert_eq!(parse(br#"{"a":"}]\"{["}"#), [Ok(json!({"a": "}]\"{["}))]);
 }
 
+/// QEMU's parser takes strings in single quotes, and many examples are written so.
+#[test]
+fn strings_may_stand_in_single_quotes() {
+    assert_eq!(parse(b"{'execute': 'quit'}"), [Ok(json!({"execute": "quit"}))]);
+    assert_eq!(
+        parse(br#"{'a"': ['\\', 'it\'s', "it's", "\'", '\"', '\n', '']}"#),
+        [Ok(json!({"a\"": ["\\", "it's", "it's", "'", "\"", "\n", ""]}))]
+    );
+}
+
+#[test]
+fn a_key_that_comes_twice_is_an_error() {
+    let duplicate = || Err("JSON parse error, duplicate key".to_owned());
+    assert_eq!(parse(br#"{"execute": "quit", "execute": "query-jobs"}"#), [duplicate()]);
+    assert_eq!(parse(br#"{"id": [{"a": 1, "a": null}]}"#), [duplicate()]);
+    assert_eq!(parse(br#"{"a": {"a": 1}, "b": {"a": 1}}"#).len(), 1);
+    assert!(parse(br#"{"a": {"a": 1}, "b": {"a": 1}}"#)[0].is_ok());
+}
+
 #[test]
 fn the_specification_s_parsing_error() {
     assert_eq!(parse(br#"{ "execute": }"#), [Err("JSON parse error, expecting value".to_owned())]);
@@ -53,7 +72,7 @@ fn reading_goes_on_behind_an_error() {
         b"{\"half\": [\xff",
         b"{\"half\": \"te\x01",
         b"{\"half\": [1, \x1b",
-        b"{\"a\": 'single'\n",
+        b"{\"a\": 'single\n",
         b"GET / HTTP/1.1\n",
     ] {
         let mut bytes = bad.to_vec();
