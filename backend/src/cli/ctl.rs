@@ -7,6 +7,7 @@
 mod follow;
 mod render;
 pub mod size;
+mod transaction;
 mod verb;
 
 use std::io::{self, IsTerminal, Write};

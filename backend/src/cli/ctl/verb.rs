@@ -9,6 +9,7 @@ use snapblk_store::control::command as control;
 
 use super::CtlError;
 use super::size;
+use super::transaction::TransactionArgs;
 
 /// What a person can ask of a running server.
 #[derive(Subcommand, Debug)]
@@ -260,24 +261,6 @@ pub struct SnapshotArgs {
     pub skip_lockfs: bool,
 }
 
-/// Arguments of `transaction`.
-#[derive(clap::Args, Debug)]
-pub struct TransactionArgs {
-    /// Snapshots, as DEVICE=NAME=FILE: the disk, the snapshot's name, the file that keeps what the
-    /// disk overwrites
-    #[arg(long, value_name = "DEVICE=NAME=FILE", value_parser = parts::<3>)]
-    pub snapshot: Vec<[String; 3]>,
-    /// Overlays, as DEVICE=FILE: the disk, the overlay's file
-    #[arg(
-        long, value_name = "DEVICE=FILE", value_parser = parts::<2>,
-        required_unless_present = "snapshot"
-    )]
-    pub overlay: Vec<[String; 2]>,
-    /// Do not ask the guests to freeze their file systems
-    #[arg(long)]
-    pub skip_lockfs: bool,
-}
-
 /// Arguments of `merge`.
 #[derive(clap::Args, Debug)]
 pub struct MergeArgs {
@@ -362,7 +345,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    fn new(command: &'static str, arguments: &impl Serialize) -> Self {
+    pub(super) fn new(command: &'static str, arguments: &impl Serialize) -> Self {
         // The arguments are records of strings and numbers: they always serialize.
         Request { command, arguments: serde_json::to_value(arguments).unwrap_or_default() }
     }
@@ -501,34 +484,6 @@ impl SnapshotArgs {
     }
 }
 
-impl TransactionArgs {
-    fn request(&self) -> Request {
-        let snapshots = self.snapshot.iter().cloned().map(|[device, name, cow]| {
-            control::TransactionAction::SnapshotCreate(control::SnapshotCreate {
-                device,
-                name,
-                cow,
-                chunk_size: None,
-                size: None,
-                persistent: None,
-                mode: None,
-                skip_lockfs: set(self.skip_lockfs),
-            })
-        });
-        let overlays = self.overlay.iter().cloned().map(|[device, snapshot_file]| {
-            control::TransactionAction::BlockdevSnapshotSync(control::BlockdevSnapshotSync {
-                device,
-                snapshot_file,
-                snapshot_node_name: None,
-                mode: None,
-                skip_lockfs: set(self.skip_lockfs),
-            })
-        });
-        let actions = snapshots.chain(overlays).collect();
-        Request::new("transaction", &control::Transaction { actions, properties: None })
-    }
-}
-
 impl MergeArgs {
     /// The name of the job.
     pub(super) fn job(&self) -> String {
@@ -596,18 +551,8 @@ impl Persistent {
     }
 }
 
-/// The parts of `A=B=…`; the last may have a `=` in it.
-fn parts<const N: usize>(text: &str) -> Result<[String; N], String> {
-    let all: Vec<String> = text.splitn(N, '=').map(str::to_owned).collect();
-    let whole = all.iter().all(|part| !part.is_empty());
-    all.try_into()
-        .ok()
-        .filter(|_| whole)
-        .ok_or_else(|| format!("{N} parts with '=' between them are needed"))
-}
-
 /// A flag as an argument: left out where it is not set.
-fn set(flag: bool) -> Option<bool> {
+pub(super) fn set(flag: bool) -> Option<bool> {
     flag.then_some(true)
 }
 
