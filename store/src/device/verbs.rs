@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::build::{Active, Plan, Snap, lines_name};
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
-use super::handover::{can_move, settle};
+use super::handover::settle;
 use super::state::State;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
@@ -331,12 +331,8 @@ impl Devices {
 
     fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         let sources = inner.sources(name, loaded)?;
-        let old = inner.device(name)?.active.as_ref();
-        let moves = |snap: &&Snap| can_move(snap);
-        let reuse: Vec<_> =
-            old.map(|a| a.snaps.values().filter(moves).cloned().collect()).unwrap_or_default();
         let mut plan = Plan::new(self, inner);
-        plan.take_over(name, loaded, reuse, &sources)?;
+        plan.take_over(name, loaded, &sources)?;
         plan.refuse_shrink(name)?;
         plan.follow()?;
         self.apply(plan, |inner| {
