@@ -366,14 +366,6 @@ impl Store {
         self.merge.store(mark as u8, Ordering::Release);
     }
 
-    /// It is not merged any more: its device is a snapshot again, and takes exceptions where
-    /// allocation left off. Not where it is in doubt what is left.
-    pub fn leave_merge(&self) {
-        if self.merge_mark() != MergeMark::InDoubt {
-            self.set_merge_mark(MergeMark::None);
-        }
-    }
-
     /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
     /// caller wakes the workers.
     pub fn doubt(&self, entries: Vec<Entry>) {

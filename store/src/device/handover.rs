@@ -14,9 +14,9 @@ use super::build::{Active, Plan, Snap};
 use super::core::{DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use crate::cow::store::StoreEvent;
-use crate::cow::{Persistence, StoreState};
+use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::io::Identity;
-use crate::lines::{SnapshotSpec, TargetSpec};
+use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 
 /// Why a snapshot's line has no store. Its status is Invalid; a table that is loaded anew opens the
 /// store, if nobody else has it.
@@ -176,13 +176,8 @@ impl Inner {
             let (owner, line) = self.source(store, "")?;
             let device = &self.devices[owner];
             let snap = device.active.as_ref()?.snaps.get(&line)?;
-            let new = &loaded.lines[number];
-            let transient = |persistence: Persistence| persistence == Persistence::Transient;
-            let moves = can_move(snap)
-                && snap.len == new.len.bytes()
-                && transient(snap.live.store.persistence())
-                    == transient(new.target.snapshot()?.persistence);
             let is_ours = owner == name || device.suspended;
+            let moves = can_move(snap, &loaded.lines[number]);
             (is_ours && !moves).then(|| (owner.to_owned(), snap.clone()))
         };
         loaded.wants().filter_map(reopened).collect()
@@ -244,20 +239,28 @@ fn other_origin(source: &str, to: &SnapshotSpec) -> DeviceError {
 }
 
 impl Plan<'_> {
-    /// Gives `name` the table `loaded`, which takes over the stores of its old table, those of
-    /// `reuse`, and those of `sources`.
+    /// Gives `name` the table `loaded`, which takes over the stores of its old table and those of
+    /// `sources`.
     pub(super) fn take_over(
         &mut self,
         name: &str,
         loaded: &Loaded,
-        mut reuse: Vec<Snap>,
         sources: &Sources,
     ) -> Result<(), DeviceError> {
+        let reopened = self.inner.reopened(name, loaded);
+        for (_, snap) in &reopened {
+            refuse_in_doubt(snap, loaded)?;
+        }
+        let moves = |snap: &Snap| {
+            !reopened.iter().any(|(_, other)| std::sync::Arc::ptr_eq(&other.live, &snap.live))
+        };
+        let own = self.inner.device(name)?.active.iter().flat_map(|active| active.snaps.values());
+        let mut reuse: Vec<Snap> = own.filter(|snap| moves(snap)).cloned().collect();
         let mut given = Vec::new();
         for (source, lines) in sources {
             let snaps = self.part_with(source, lines)?;
             given.extend(snaps.iter().map(|snap| (source, snap.key.clone(), identity(snap))));
-            reuse.extend(snaps.into_iter().filter(can_move));
+            reuse.extend(snaps.into_iter().filter(moves));
         }
         self.set(name, loaded, &reuse)?;
         for (source, key, store) in given {
@@ -297,25 +300,43 @@ impl Plan<'_> {
     }
 }
 
-/// Whether a store goes on as it is when a table is loaded for it. One that only reads since a
-/// commit failed is opened again: that is what reactivation means.
-pub(super) fn can_move(snap: &Snap) -> bool {
-    snap.live.store.state() != StoreState::ReadOnly
+/// Whether a store goes on as it is when a table with `line` is loaded for it. One that only reads
+/// since a commit failed is opened again: that is what reactivation means. So is one whose merge is
+/// left: a snapshot allocates behind the newest exception that is left, and nothing else knows it.
+fn can_move(snap: &Snap, line: &TableLine) -> bool {
+    let store = &snap.live.store;
+    let transient = |persistence: Persistence| persistence == Persistence::Transient;
+    let kept = line
+        .target
+        .snapshot()
+        .is_some_and(|spec| transient(spec.persistence) == transient(store.persistence()));
+    let merges = matches!(line.target, TargetSpec::Merge(_));
+    kept && snap.len == line.len.bytes()
+        && store.state() != StoreState::ReadOnly
+        && (merges || store.merge_mark() == MergeMark::None)
 }
 
 /// What a table makes of stores that were another's before. Nothing is in flight.
 pub(super) fn settle(active: &Active) {
     for (line, snap) in &active.snaps {
         let store = &snap.live.store;
-        match &active.lines[*line].target {
-            TargetSpec::Snapshot(spec) => {
-                store.set_persistence(spec.persistence);
-                store.leave_merge();
-            }
-            TargetSpec::Merge(spec) => store.set_persistence(spec.persistence),
-            _ => {}
+        if let Some(spec) = active.lines[*line].target.snapshot() {
+            store.set_persistence(spec.persistence);
         }
     }
+}
+
+/// Whether its newest entries are still on disk is not known: what is read now may be gone later.
+fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
+    let merges = loaded.lines.iter().any(|line| matches!(line.target, TargetSpec::Merge(_)));
+    if merges || snap.live.store.merge_mark() != MergeMark::InDoubt {
+        return Ok(());
+    }
+    Err(DeviceError::refused(format!(
+        "the merge of the store {} failed while it removed exceptions, and which of them are left \
+         is not known; resume it as 'snapshot-merge' first",
+        snap.live.store.name()
+    )))
 }
 
 impl Devices {

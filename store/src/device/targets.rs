@@ -14,8 +14,8 @@ use super::error::DeviceError;
 use super::handover::Lost;
 use super::live::{self, Live, LiveFor};
 use super::origins::{FileOf, OriginKey};
+use crate::cow::Persistence;
 use crate::cow::open::{OpenOptions, OpenStore, open};
-use crate::cow::{MergeMark, Persistence};
 use crate::exception::{ExceptionTable, Layer};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
@@ -116,7 +116,6 @@ impl Plan<'_> {
             }
             TargetSpec::Snapshot(spec) => {
                 let snap = self.snap(name, line, spec, reuse, made)?;
-                refuse_in_doubt(line, &snap)?;
                 let target = self.snapshot_target(&snap, spec.features, made);
                 made.snaps.insert(number, snap);
                 Ok(target)
@@ -450,17 +449,6 @@ fn beside_a_merge(origin: &str, merges: &str) -> DeviceError {
         "'{merges}' merges a snapshot into the origin of '{origin}'; an origin does not stand beside \
          a merge: load the merge into its device, or wait until that has ended"
     ))
-}
-
-/// Whether its newest entries are still on disk is not known: a write could bring them back.
-fn refuse_in_doubt(line: &TableLine, snap: &Snap) -> Result<(), DeviceError> {
-    if snap.live.store.merge_mark() != MergeMark::InDoubt {
-        return Ok(());
-    }
-    Err(DeviceError::refused(format!(
-        "the merge of the store in the line '{line}' failed while it removed exceptions, and which \
-         of them are left is not known; resume it as 'snapshot-merge' first"
-    )))
 }
 
 fn warn_of_chunk(spec: &SnapshotSpec, snap: &Snap) {

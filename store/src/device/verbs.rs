@@ -11,7 +11,7 @@ use super::build::{Active, Plan, Snap, lines_name};
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
-use super::handover::{can_move, settle};
+use super::handover::settle;
 use super::state::State;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
@@ -332,11 +332,8 @@ impl Devices {
 
     fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         let sources = inner.sources(name, loaded)?;
-        let old = inner.device(name)?.active.as_ref();
-        let snaps = old.into_iter().flat_map(|active| active.snaps.values());
-        let reuse: Vec<_> = snaps.filter(|snap| can_move(snap)).cloned().collect();
         let mut plan = Plan::new(self, inner);
-        plan.take_over(name, loaded, reuse, &sources)?;
+        plan.take_over(name, loaded, &sources)?;
         plan.refuse_shrink(name)?;
         plan.follow()?;
         self.apply(plan, |inner| {
