@@ -55,7 +55,10 @@ impl Core {
                 self.act_for_request(IoOp::Clear, NO_FILE, 0, len, index, None);
                 self.advance(index, len)
             }
-            Decision::Nothing { len } => self.advance(index, len),
+            Decision::Nothing { len } => {
+                self.discard_origin(table, index, len);
+                self.advance(index, len)
+            }
             Decision::Fail => {
                 self.requests[index].failed = true;
                 Flow::On
@@ -113,7 +116,38 @@ impl Core {
             tracked = Some(id);
         }
         self.act_for_request(io_op(table, op, at), file, offset, len, index, tracked);
+        self.discard_origin(table, index, len);
         self.advance(index, len)
+    }
+
+    /// `discard_passdown_origin`: what the request discards of a snapshot goes to the origin's
+    /// file too, past all exceptions (spec/targets.md "snapshot").
+    fn discard_origin(&mut self, table: &Table, index: usize, len: u64) {
+        let pending = &self.requests[index];
+        let (op, at) = (pending.op, pending.start + pending.cursor);
+        if op != Op::Discard {
+            return;
+        }
+        let piece = table.piece(at, len);
+        let Target::Snapshot(snapshot) = piece.target else { return };
+        if !snapshot.features.discard_passdown_origin {
+            return;
+        }
+        let origin = &table.exceptions()[snapshot.exceptions].origin;
+        let mut done = 0;
+        while done < len {
+            done += match origin.decide(op, piece.offset + done, len - done) {
+                Decision::Pass { file, offset, len, .. } => {
+                    self.act_for_request(IoOp::Discard, file, offset, len, index, None);
+                    len
+                }
+                Decision::Nothing { len } | Decision::Clear { len } => len,
+                _ => {
+                    self.requests[index].failed = true;
+                    break;
+                }
+            };
+        }
     }
 
     /// Sends `[offset, offset + len)` of an origin below its snapshots, which allowed it.
