@@ -303,15 +303,16 @@ impl Plan<'_> {
 /// Whether a store goes on as it is when a table with `line` is loaded for it. One that only reads
 /// since a commit failed is opened again: that is what reactivation means. So is one whose merge is
 /// left: a snapshot allocates behind the newest exception that is left, and nothing else knows it.
-fn can_move(snap: &Snap, line: &TableLine) -> bool {
+/// A transient one is never opened again, which would lose it: another length is refused.
+pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
     let store = &snap.live.store;
-    let transient = |persistence: Persistence| persistence == Persistence::Transient;
+    let is_transient = store.persistence() == Persistence::Transient;
     let kept = line
         .target
         .snapshot()
-        .is_some_and(|spec| transient(spec.persistence) == transient(store.persistence()));
+        .is_some_and(|spec| (spec.persistence == Persistence::Transient) == is_transient);
     let merges = matches!(line.target, TargetSpec::Merge(_));
-    kept && snap.len == line.len.bytes()
+    kept && (is_transient || snap.len == line.len.bytes())
         && store.state() != StoreState::ReadOnly
         && (merges || store.merge_mark() == MergeMark::None)
 }

@@ -83,8 +83,9 @@ impl Devices {
             .iter()
             .try_for_each(|(name, loaded)| {
                 let active = plan.inner.active(name)?;
-                let reuse: Vec<_> =
-                    active.snaps.values().filter(|s| can_move(s)).cloned().collect();
+                let snaps = active.snaps.iter();
+                let moves = snaps.filter(|(line, snap)| can_move(snap, &loaded.lines[**line]));
+                let reuse: Vec<_> = moves.map(|(_, snap)| snap.clone()).collect();
                 plan.set(name, loaded, &reuse)
             })
             .and_then(|()| plan.follow())

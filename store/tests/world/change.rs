@@ -107,10 +107,10 @@ impl World {
                 let may = if is_overlay {
                     role == Role::Serve && is_valid(0) && self.devices[0].stores.len() < 40
                 } else {
-                    !matches!(self.config.shape, Shape::Plain)
-                        && !matches!(role, Role::Snapshot(_))
-                        // A copy home that failed leaves the base what nobody can tell.
-                        && !(matches!(role, Role::Merge(_)) && self.config.origin_failures)
+                    let is_plain = matches!(self.config.shape, Shape::Plain);
+                    // A copy home that failed leaves the base what nobody can tell.
+                    let unsure = matches!(role, Role::Merge(_)) && self.config.origin_failures;
+                    !(is_plain || unsure || matches!(role, Role::Snapshot(_)))
                         && self.devices.len() < 8
                 };
                 may.then_some(Some(0))

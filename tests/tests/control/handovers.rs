@@ -458,7 +458,7 @@ fn an_origin_does_not_stand_beside_a_merge() {
     let scratch = scratch();
     let (_, mut world, _) = world_with_snapshot(&scratch);
     let beside = format!("0 {SECTORS} snapshot-origin disk0-real");
-    world.make("other", &[beside.clone()]);
+    world.make("other", std::slice::from_ref(&beside));
     let snapshot = world.table("a")[0].clone();
     let merge = snapshot.replace(" snapshot disk0 ", " snapshot-merge disk0-real ");
     world.call("device-suspend", json!({"name": "a"}));
