@@ -31,6 +31,8 @@ pub(super) struct Snap {
     pub(super) len: u64,
     /// Whether `table` is that of a layer above.
     pub(super) shared: bool,
+    /// Whether what it discards is discarded of the origin too.
+    pub(super) passes_down: bool,
 }
 
 impl Snap {

@@ -17,6 +17,7 @@ mod handover;
 mod live;
 mod moment;
 mod origins;
+mod passdown;
 mod query;
 mod resize;
 mod snapshots;

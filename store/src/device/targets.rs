@@ -14,6 +14,7 @@ use super::error::DeviceError;
 use super::handover::Lost;
 use super::live::{self, Live, LiveFor};
 use super::origins::{FileOf, OriginKey};
+use super::passdown;
 use crate::cow::Persistence;
 use crate::cow::open::{OpenOptions, OpenStore, open};
 use crate::exception::{ExceptionTable, Layer};
@@ -24,7 +25,7 @@ use crate::target::{Backing, Exceptions, ExtentPlace, Merge, Origin, Snapshot, T
 use crate::units::ChunkSize;
 
 /// What a parameter comes down to.
-enum Base {
+pub(super) enum Base {
     Plain(Backing),
     Stacked { snap: Snap, name: String },
 }
@@ -116,6 +117,7 @@ impl Plan<'_> {
             }
             TargetSpec::Snapshot(spec) => {
                 let snap = self.snap(name, line, spec, reuse, made)?;
+                self.refuse_beside_passdown(name, line, &snap, &made.snaps)?;
                 let target = self.snapshot_target(&snap, spec.features, made);
                 made.snaps.insert(number, snap);
                 Ok(target)
@@ -271,13 +273,8 @@ impl Plan<'_> {
         reuse: &[Snap],
         made: &mut Made,
     ) -> Result<Snap, DeviceError> {
-        if spec.features.discard_passdown_origin {
-            return Err(DeviceError::refused(format!(
-                "the line '{line}' asks for discard_passdown_origin, which is not built yet; leave \
-                 it out"
-            )));
-        }
-        let base = self.resolve(&spec.origin, OpenMode::ReadOnly, made)?;
+        let base = self.resolve(&spec.origin, passdown::mode(spec), made)?;
+        self.refuse_passdown_to(spec, &base)?;
         let len = line.len.bytes();
         let has = match &base {
             Base::Plain(backing) => backing.len(),
@@ -289,6 +286,7 @@ impl Plan<'_> {
             let mut snap = snap.clone();
             snap.live.grow()?;
             warn_of_chunk(spec, &snap);
+            snap.passes_down = passdown::asks(line);
             if let Base::Plain(backing) = base {
                 snap.key = self.key(&backing);
                 snap.origin = backing;
@@ -335,7 +333,8 @@ impl Plan<'_> {
         }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
-        Ok(Snap { live, table: Arc::new(table), layers, key, origin, len, shared })
+        let (table, passes_down) = (Arc::new(table), passdown::asks(line));
+        Ok(Snap { live, table, layers, key, origin, len, shared, passes_down })
     }
 
     /// Opens a store; one that is known to be invalid is, whatever its header says.

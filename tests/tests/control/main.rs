@@ -16,6 +16,7 @@ mod merges;
 mod moments;
 mod monitor;
 mod overlays;
+mod passdown;
 mod resize;
 mod snapshots;
 mod state;

@@ -427,21 +427,8 @@ impl Verb {
                     skip_lockfs: set(*skip_lockfs),
                 },
             ),
-            Verb::Resize { device, size } => Request::new(
-                "block_resize",
-                &control::BlockResize {
-                    device: Some(device.clone()),
-                    node_name: None,
-                    size: *size,
-                },
-            ),
-            Verb::Threshold { device, size } => Request::new(
-                "block-set-write-threshold",
-                &control::BlockSetWriteThreshold {
-                    node_name: device.clone(),
-                    write_threshold: *size,
-                },
-            ),
+            Verb::Resize { device, size } => resize(device, *size),
+            Verb::Threshold { device, size } => threshold(device, *size),
             Verb::Export(export) => export.request(),
             Verb::Unexport { id, hard } => Request::new(
                 "block-export-del",
@@ -549,6 +536,17 @@ impl Persistent {
             Persistent::N => control::Persistence::Transient,
         }
     }
+}
+
+fn resize(device: &str, size: u64) -> Request {
+    let device = Some(device.to_owned());
+    Request::new("block_resize", &control::BlockResize { device, node_name: None, size })
+}
+
+fn threshold(device: &str, write_threshold: u64) -> Request {
+    let node_name = device.to_owned();
+    let arguments = control::BlockSetWriteThreshold { node_name, write_threshold };
+    Request::new("block-set-write-threshold", &arguments)
 }
 
 /// A flag as an argument: left out where it is not set.

@@ -1,0 +1,92 @@
+//! Which snapshots may pass discards down to their origin (`discard_passdown_origin`).
+//!
+//! Owns the refusals: what is discarded of an origin past all exceptions is lost to every other
+//! snapshot of it, so a snapshot that passes discards down is the only one (spec/targets.md
+//! "snapshot"). Changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::build::{Plan, Snap};
+use super::error::DeviceError;
+use super::targets::Base;
+use crate::io::OpenMode;
+use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
+use crate::target::ExtentPlace;
+
+/// How a snapshot needs its origin.
+pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
+    match spec.features.discard_passdown_origin {
+        true => OpenMode::ReadWrite,
+        false => OpenMode::ReadOnly,
+    }
+}
+
+/// Whether the snapshot of `line` passes discards down. A merge's go to its origin anyhow, which
+/// keeps what other snapshots need.
+pub(super) fn asks(line: &TableLine) -> bool {
+    matches!(&line.target, TargetSpec::Snapshot(spec) if spec.features.discard_passdown_origin)
+}
+
+impl Plan<'_> {
+    /// The origin of a snapshot that passes discards down can be written, and is no snapshot.
+    pub(super) fn refuse_passdown_to(
+        &self,
+        spec: &SnapshotSpec,
+        base: &Base,
+    ) -> Result<(), DeviceError> {
+        if !spec.features.discard_passdown_origin {
+            return Ok(());
+        }
+        let why = match base {
+            Base::Stacked { name, .. } => format!("'{name}' is a snapshot of it too"),
+            Base::Plain(backing) => {
+                let is_fixed = |place: &ExtentPlace| match place {
+                    ExtentPlace::File { medium, .. } => {
+                        self.devices.files.get(medium.file).is_none_or(|info| !info.writable)
+                    }
+                    ExtentPlace::Zero | ExtentPlace::Error => false,
+                };
+                let below = spec.origin.device().and_then(|name| self.active(name));
+                let fixed = below.is_some_and(|active| active.read_only)
+                    || backing.extents().iter().any(|extent| is_fixed(&extent.place));
+                if !fixed {
+                    return Ok(());
+                }
+                "that is read-only".to_owned()
+            }
+        };
+        Err(DeviceError::refused(format!(
+            "discard_passdown_origin would discard parts of the origin {}, but {why}; leave the \
+             feature out",
+            spec.origin
+        )))
+    }
+
+    /// A snapshot that passes discards down is the only one of its origin: neither is one made
+    /// beside others, nor another beside it. `siblings` are those of the same table.
+    pub(super) fn refuse_beside_passdown(
+        &self,
+        name: &str,
+        line: &TableLine,
+        snap: &Snap,
+        siblings: &BTreeMap<usize, Snap>,
+    ) -> Result<(), DeviceError> {
+        let names = self.names();
+        let others = names.iter().filter(|other| *other != name);
+        let others = others.flat_map(|other| {
+            let snaps = self.active(other).into_iter().flat_map(|active| active.snaps.values());
+            snaps.map(move |snap| (other.as_str(), snap))
+        });
+        let store = |snap: &Snap| snap.live.disk.info.identity;
+        let mut all = others.chain(siblings.values().map(|snap| (name, snap)));
+        let beside = |other: &Snap| other.key == snap.key && store(other) != store(snap);
+        match all.find(|(_, other)| beside(other) && (snap.passes_down || other.passes_down)) {
+            Some((other, _)) => Err(DeviceError::refused(format!(
+                "the line '{line}' would make two snapshots of an origin, the other in '{other}', \
+                 of which one passes discards down to it (discard_passdown_origin): the other \
+                 would lose what it has not copied; leave the feature out"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
