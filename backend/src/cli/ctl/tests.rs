@@ -136,6 +136,7 @@ fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
         "snapshot d s --cow c",
         "transaction --overlay d=c",
         "resize d 1G",
+        "threshold d 1G",
         "merge d s",
         "commit d",
         "delete d s",
