@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::io::files::OpenMode;
-use crate::io::{IoOp, Tag};
+use crate::io::{FileInfo, IoOp, Storage, Tag};
 use crate::request::Token;
 
 const DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target");
@@ -507,6 +507,25 @@ fn a_flush_follows_the_writes_that_completed() {
         assert_eq!(rig.run(IoOp::Sync, 0, 0, &[], &guest), Ok(()), "{}", rig.what);
         assert_eq!(rig.run(IoOp::Write, 0, 0, &[], &guest), Ok(()), "nothing is soon done");
     });
+}
+
+/// What a sync does shows only when the power goes; that the system is asked shows where it refuses.
+#[test]
+fn a_sync_is_the_system_s() {
+    for uring in [true, false] {
+        let mut rig = rig(DISK, false, uring, &content(4096));
+        let files = rig.io.files.clone();
+        // A pipe cannot be synced.
+        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+        let mut info = FileInfo::open(&rig.path, OpenMode::ReadWrite, false).unwrap();
+        info.file = pipe.into();
+        assert_eq!(info.sync().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        rig.file = files.add(info);
+        rig.io.adopt_files(&[rig.file]);
+        let guest = Guest::new(4096, 0, 4096, 1);
+        let synced = rig.run(IoOp::Sync, 0, 0, &[], &guest);
+        assert_eq!(synced, Err(Errno(libc::EINVAL)), "{}", rig.what);
+    }
 }
 
 /// A loop device over a file, where this machine lets us make one.
