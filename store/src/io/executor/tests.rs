@@ -75,6 +75,7 @@ fn rig(root: &str, direct: bool, uring: bool, content: &[u8]) -> Rig {
 }
 
 fn rig_with(root: &str, direct: bool, mode: OpenMode, options: IoOptions, bytes: &[u8]) -> Rig {
+    std::fs::create_dir_all(root).unwrap();
     let dir = tempfile::tempdir_in(root).unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, bytes).unwrap();
@@ -558,6 +559,7 @@ impl Drop for Loop {
 #[test]
 fn block_devices_are_served_with_their_blocks() {
     for (sector, uring) in [(512, true), (4096, true), (4096, false)] {
+        std::fs::create_dir_all(DISK).unwrap();
         let dir = tempfile::tempdir_in(DISK).unwrap();
         let path = dir.path().join("file");
         let mut model = content(1 << 20);
