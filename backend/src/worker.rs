@@ -230,8 +230,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     fn has_work(&self) -> bool {
-        let memory = self.memories.current();
-        self.is_serving() && self.ring.as_ref().is_some_and(|ring| ring.vring.has_work(memory))
+        self.is_serving() && self.ring.as_ref().is_some_and(|ring| ring.vring.has_work())
     }
 
     /// Takes what the guest made available, a batch at most.
@@ -387,7 +386,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let mut timeout = None;
         if armed && let Some(ring) = &mut self.ring {
             match ring.kick {
-                Kick::Event(_) if ring.vring.arm(self.memories.current()) => return,
+                Kick::Event(_) if ring.vring.arm() => return,
                 Kick::Event(_) => {}
                 Kick::Poll => timeout = Some(UNKICKED_POLL),
             }
@@ -407,7 +406,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.poll.slept(before.elapsed());
         }
         if armed && let Some(ring) = &mut self.ring {
-            ring.vring.disarm(self.memories.current());
+            ring.vring.disarm();
         }
     }
 
