@@ -1,5 +1,6 @@
 //! Devices over real files: what commands do to tables, stores and what is owed.
 
+mod durable;
 mod handover;
 
 use std::fs::File;
