@@ -4,6 +4,8 @@
 //! Never knows why a chunk is moved: a target decides that. Keeps I5 (at most one pending a
 //! chunk; pending and mapped never both) and I17 (register, look again, sleep).
 
+mod directory;
+mod leaf;
 pub mod table;
 pub mod word;
 
