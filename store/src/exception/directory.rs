@@ -168,6 +168,18 @@ impl Directory {
         }
     }
 
+    /// The words of `region`'s leaf, if it has one.
+    pub(super) fn leaf_mut(&mut self, region: usize) -> Option<(Class, &mut [AtomicU64])> {
+        let slot = Slot(*self.regions[region].get_mut());
+        if slot == Slot::NONE {
+            return None;
+        }
+        let words = std::ptr::slice_from_raw_parts_mut(slot.address(), slot.class().words());
+        // SAFETY: `allocate` made that many words there, and `&mut self` proves that nobody is in
+        // any leaf.
+        Some((slot.class(), unsafe { &mut *words }))
+    }
+
     fn make(&self, region: usize, class: Class) {
         let new = self.allocate(class, NAMED);
         let swapped = self.regions[region].compare_exchange(

@@ -50,7 +50,8 @@ impl Class {
 
     /// The smallest that has room for `count` chunks.
     pub(super) fn for_count(count: usize) -> Class {
-        let fits = |slots: &u16| *slots as usize * 4 < REGION * 3 && limit(*slots as usize) >= count;
+        let fits =
+            |slots: &u16| *slots as usize * 4 < REGION * 3 && limit(*slots as usize) >= count;
         SLOTS.iter().position(fits).map_or(Class::FLAT, |class| Class(class as u8))
     }
 
@@ -163,6 +164,40 @@ impl<'a> Leaf<'a> {
     }
 }
 
+/// Enters a chunk's word into a leaf that nobody shares yet. False where it has no room.
+pub(super) fn put(leaf: &mut [AtomicU64], class: Class, word: u64) -> bool {
+    let key = key_of(word);
+    if class == Class::FLAT {
+        *leaf[key.0 as usize].get_mut() = word;
+        return true;
+    }
+    let (head, slots) = leaf.split_at_mut(HEAD);
+    let count = slots.len();
+    for n in 0..count {
+        let slot = slots[(home(key, count) + n) % count].get_mut();
+        if *slot == EMPTY {
+            let counts = head[0].get_mut();
+            if (*counts % REFERENCE) as usize >= limit(count) {
+                return false;
+            }
+            *counts += 1;
+            *slot = word;
+            return true;
+        }
+        if key_of(*slot) == key {
+            *slot = word;
+            return true;
+        }
+    }
+    false
+}
+
+/// The slot at which the search for a chunk begins. Neighbours, and chunks at any one distance,
+/// come apart: 2531 / 4096 is the golden ratio.
+fn home(key: Key, slots: usize) -> usize {
+    (key.0 as usize * 2531) % REGION * slots / REGION
+}
+
 /// What a flat leaf knows of a chunk.
 #[inline]
 pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> Entry {
@@ -188,9 +223,7 @@ impl<'a> Sparse<'a> {
 
     /// The slots in which a chunk may be, in the order in which they are looked at.
     fn path(self, key: Key) -> impl Iterator<Item = &'a AtomicU64> {
-        // Neighbours, and chunks at any one distance, come apart: 2531 / 4096 is the golden ratio.
-        let spread = (key.0 as usize * 2531) % REGION;
-        let (before, from) = self.slots.split_at(spread * self.slots.len() / REGION);
+        let (before, from) = self.slots.split_at(home(key, self.slots.len()));
         from.iter().chain(before)
     }
 

@@ -13,8 +13,8 @@
 //! the new leaf before anyone changes the word there, so who looks after the change finds it.
 
 use super::directory::{Directory, Look};
-use super::leaf::{Changed, REGION, get_flat};
-use super::word::{Entry, Key, Place};
+use super::leaf::{Changed, REGION, get_flat, put};
+use super::word::{Entry, Key, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::Chunk;
 
@@ -132,10 +132,39 @@ impl ExceptionTable {
             let count = &mut counts[self.within(chunk).0];
             *count = count.saturating_add(1);
         }
-        for (region, &count) in counts.iter().enumerate().filter(|(_, count)| **count != 0) {
-            self.directory.reserve(region, count.into());
+        for (region, word) in self.by_stripe(mappings) {
+            self.directory.reserve(region, counts[region].into());
+            if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word))
+            {
+                let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);
+                let _ = self.change(Chunk(chunk), |_| Some(Entry::from_word(word)));
+            }
         }
-        mappings.for_each(|(chunk, place)| self.load(chunk, place));
+    }
+
+    /// `mappings` as regions and words, those of neighbouring regions together: entered at random
+    /// over a large table they would mostly wait for memory.
+    fn by_stripe(
+        &self,
+        mappings: impl Iterator<Item = (Chunk, Place)> + Clone,
+    ) -> Vec<(usize, u64)> {
+        const STRIPES: usize = 256;
+        let regions = self.directory.regions().div_ceil(STRIPES).max(1);
+        let mut starts = [0; STRIPES + 1];
+        for (chunk, _) in mappings.clone() {
+            starts[self.within(chunk).0 / regions + 1] += 1;
+        }
+        for stripe in 1..=STRIPES {
+            starts[stripe] += starts[stripe - 1];
+        }
+        let mut sorted = vec![(0, 0); starts[STRIPES]];
+        for (chunk, place) in mappings {
+            let (region, key) = self.within(chunk);
+            let at = &mut starts[region / regions];
+            sorted[*at] = (region, Entry::Mapped(place).to_word(key));
+            *at += 1;
+        }
+        sorted
     }
 
     /// Enters one mapping, over one of a lower layer; before any worker serves.
