@@ -1,8 +1,9 @@
 //! How long to look at a ring before going to sleep.
 //!
-//! Owns the choice not to sleep at all; and the one number, and how it follows what happened: a sleep that ends soon would have been
-//! better polled away (two wake-ups between idle cores cost about 65 µs, a poll 17), a long one
-//! shows that polling was for nothing. Never knows the time: it is told.
+//! Owns the choice not to sleep at all; and the one number, and how it follows what happened: a
+//! sleep that ends soon would have been better polled away (two wake-ups between idle cores cost
+//! 65 µs and more, a poll 17), a long one shows that polling was for nothing. Never knows the time:
+//! it is told.
 
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ pub enum Polling {
     Always,
 }
 
-/// The longest poll.
-const LONGEST: Duration = Duration::from_micros(50);
-/// Where growing starts.
+/// The longest poll: what it takes to wake the other end, on an idle core of a virtual machine.
+const LONGEST: Duration = Duration::from_micros(200);
+/// The shortest.
 const FIRST: Duration = Duration::from_micros(6);
 /// Sleeps that pass without polling after polling was found to be in the way.
 const FIRST_PAUSE: u32 = 64;
@@ -69,7 +70,8 @@ impl AdaptivePoll {
             self.pause = self.next_pause;
             self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
         } else {
-            self.window = (self.window * 2).clamp(FIRST, LONGEST);
+            // As long as would have been enough, and half as long again.
+            self.window = ((self.window + slept) * 3 / 2).clamp(FIRST, LONGEST);
         }
     }
 }
@@ -85,11 +87,12 @@ mod tests {
     fn short_sleeps_lengthen_the_poll_and_one_idle_spell_ends_it() {
         let mut poll = AdaptivePoll::default();
         assert_eq!(poll.window(), Duration::ZERO);
-        for _ in 0..4 {
+        poll.slept(SHORT);
+        assert_eq!(poll.window(), SHORT * 3 / 2);
+        while poll.window() < LONGEST {
             poll.slept(SHORT);
         }
-        assert_eq!(poll.window(), Duration::from_micros(48));
-        for _ in 0..4 {
+        for _ in 0..6 {
             poll.slept(LONG);
         }
         assert_eq!(poll.window(), Duration::ZERO);
