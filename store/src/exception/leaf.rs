@@ -91,10 +91,8 @@ pub(super) struct Sparse<'a> {
 
 /// How a change of a word ended.
 pub(super) enum Changed {
-    /// It was changed from this.
-    From(Entry),
-    /// It was not to be changed from this.
-    Not(Entry),
+    /// It was changed from this; the error: it is this, and was not to be changed from that.
+    Here(Result<Entry, Entry>),
     /// The leaf has no room, or is being replaced: see to it that it is, and change the new one's.
     Elsewhere(Class),
 }
@@ -109,19 +107,9 @@ impl<'a> Leaf<'a> {
 
     /// Changes what is known of a chunk to what `to` makes of it, unless that is nothing.
     pub(super) fn change(self, key: Key, to: &mut dyn FnMut(Entry) -> Option<Entry>) -> Changed {
-        let words = match self {
-            Leaf::Sparse(leaf) => return leaf.change(key, to),
-            Leaf::Flat(words) => words,
-        };
-        let cell = &words[key.0 as usize];
-        let mut word = cell.load(Ordering::Acquire);
-        loop {
-            let now = Entry::from_word(word);
-            let Some(next) = to(now) else { return Changed::Not(now) };
-            match swap(cell, word, next.to_word(key)) {
-                Ok(()) => return Changed::From(now),
-                Err(other) => word = other,
-            }
+        match self {
+            Leaf::Flat(words) => Changed::Here(change_flat(words, key, to)),
+            Leaf::Sparse(leaf) => leaf.change(key, to),
         }
     }
 
@@ -204,6 +192,24 @@ pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> Entry {
     Entry::from_word(words[key.0 as usize].load(Ordering::Acquire))
 }
 
+/// [`Leaf::change`] of a flat leaf.
+pub(super) fn change_flat(
+    words: &[AtomicU64; REGION],
+    key: Key,
+    to: &mut dyn FnMut(Entry) -> Option<Entry>,
+) -> Result<Entry, Entry> {
+    let cell = &words[key.0 as usize];
+    let mut word = cell.load(Ordering::Acquire);
+    loop {
+        let now = Entry::from_word(word);
+        let next = to(now).ok_or(now)?;
+        match swap(cell, word, next.to_word(key)) {
+            Ok(()) => return Ok(now),
+            Err(other) => word = other,
+        }
+    }
+}
+
 impl<'a> Sparse<'a> {
     /// The leaf whose words, head and all, are these.
     pub(super) fn of(words: &'a [AtomicU64]) -> Sparse<'a> {
@@ -252,23 +258,23 @@ impl<'a> Sparse<'a> {
                     break;
                 }
                 let now = Entry::from_word(word);
-                let Some(next) = to(now) else { return Changed::Not(now) };
+                let Some(next) = to(now) else { return Changed::Here(Err(now)) };
                 if word == EMPTY && self.taken() >= limit(self.slots.len()) {
                     return larger(self.class());
                 }
                 match swap(cell, word, next.to_word(key)) {
                     Ok(()) if word == EMPTY => {
                         self.counts().fetch_add(1, Ordering::Relaxed);
-                        return Changed::From(now);
+                        return Changed::Here(Ok(now));
                     }
-                    Ok(()) => return Changed::From(now),
+                    Ok(()) => return Changed::Here(Ok(now)),
                     Err(other) => word = other,
                 }
             }
         }
         match to(Entry::Unmapped) {
             Some(_) => larger(self.class()),
-            None => Changed::Not(Entry::Unmapped),
+            None => Changed::Here(Err(Entry::Unmapped)),
         }
     }
 

@@ -13,7 +13,7 @@
 //! the new leaf before anyone changes the word there, so who looks after the change finds it.
 
 use super::directory::{Directory, Look};
-use super::leaf::{Changed, REGION, get_flat, put};
+use super::leaf::{Changed, REGION, change_flat, get_flat, put};
 use super::word::{Entry, Key, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::Chunk;
@@ -224,10 +224,12 @@ impl ExceptionTable {
     ) -> Result<Entry, Entry> {
         let (region, key) = self.within(chunk);
         loop {
+            if let Look::Flat(words) = self.directory.look(region) {
+                return change_flat(words, key, &mut to);
+            }
             let pinned = self.directory.pin_or_make(region);
             match pinned.leaf().change(key, &mut to) {
-                Changed::From(before) => return Ok(before),
-                Changed::Not(now) => return Err(now),
+                Changed::Here(changed) => return changed,
                 Changed::Elsewhere(class) => pinned.replace(class),
             }
         }

@@ -4,7 +4,7 @@ use crate::exception::word::{Entry, Key};
 
 fn enter(pinned: &Pinned<'_>, key: u16) -> bool {
     let mut to = |_| Some(Entry::Pending);
-    matches!(pinned.leaf().change(Key(key), &mut to), Changed::From(Entry::Unmapped))
+    matches!(pinned.leaf().change(Key(key), &mut to), Changed::Here(Ok(Entry::Unmapped)))
 }
 
 #[test]

@@ -144,6 +144,7 @@ fn a_chunk_that_is_mapped_in_a_lower_layer_takes_no_second_place() {
 /// What is pending, and who waits for it, does not change by its region's growing.
 #[test]
 fn a_claim_outlives_the_leaf_it_was_made_in() {
+    let all = if cfg!(miri) { 150 } else { 4096 };
     let table = ExceptionTable::new(4096);
     let claim = table.claim(Chunk(0), Entry::Unmapped).unwrap();
     let given_up = table.claim(Chunk(1), Entry::Unmapped).unwrap();
@@ -154,7 +155,7 @@ fn a_claim_outlives_the_leaf_it_was_made_in() {
     assert_eq!(table.put_back(given_up), 0);
     assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
     assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
-    (100..4096).for_each(|chunk| moved(&table, chunk, chunk));
+    (100..all).for_each(|chunk| moved(&table, chunk, chunk));
     assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
     assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
 }
@@ -225,7 +226,9 @@ fn carry_out(
     map: &mut BTreeMap<u64, u64>,
 ) {
     if matches!(step, Step::Remap) {
-        let to = |chunk: u64, at: u64| (chunk % stride != 0).then_some((at + from) % (1 << 37));
+        let to = |chunk: u64, at: u64| {
+            (!chunk.is_multiple_of(stride)).then_some((at + from) % (1 << 37))
+        };
         table.remap(|chunk, at| to(chunk.0, at.chunk.0).map(place));
         *map = map.iter().filter_map(|(&chunk, &at)| Some((chunk, to(chunk, at)?))).collect();
         return;
