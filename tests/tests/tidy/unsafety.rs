@@ -8,7 +8,7 @@ const FENCED: [&str; 8] = [
     "store/src/io/uring.rs",
     "store/src/io/buffer.rs",
     "store/src/io/shared.rs",
-    "store/src/exception/table.rs",
+    "store/src/exception/directory.rs",
     "backend/src/memory.rs",
     "backend/src/memory/mapped.rs",
     "tests/src/client/memory.rs",
