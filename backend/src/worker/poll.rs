@@ -22,6 +22,10 @@ pub enum Polling {
 const LONGEST: Duration = Duration::from_micros(200);
 /// The shortest.
 const FIRST: Duration = Duration::from_micros(6);
+/// A sleep that ends sooner would have been better polled away. It has both ends' waking in it.
+const SHORT: Duration = Duration::from_micros(600);
+/// The longest polls in a row that bring nothing before polling counts as in the way.
+const MISSES: u32 = 3;
 /// Sleeps that pass without polling after polling was found to be in the way.
 const FIRST_PAUSE: u32 = 64;
 /// The longest such pause.
@@ -31,13 +35,14 @@ const LONGEST_PAUSE: u32 = 1 << 14;
 #[derive(Debug)]
 pub(crate) struct AdaptivePoll {
     window: Duration,
+    misses: u32,
     pause: u32,
     next_pause: u32,
 }
 
 impl Default for AdaptivePoll {
     fn default() -> Self {
-        AdaptivePoll { window: Duration::ZERO, pause: 0, next_pause: FIRST_PAUSE }
+        AdaptivePoll { window: Duration::ZERO, misses: 0, pause: 0, next_pause: FIRST_PAUSE }
     }
 }
 
@@ -49,6 +54,7 @@ impl AdaptivePoll {
 
     /// Work came while polling.
     pub(crate) fn hit(&mut self) {
+        self.misses = 0;
         self.next_pause = FIRST_PAUSE;
     }
 
@@ -58,14 +64,20 @@ impl AdaptivePoll {
             self.pause -= 1;
             return;
         }
-        if slept >= LONGEST {
+        if slept >= SHORT {
             self.window /= 2;
             if self.window < FIRST {
                 self.window = Duration::ZERO;
             }
         } else if self.window == LONGEST {
-            // The longest poll brought nothing and then work came at once: the other end waited
-            // for this core. Polling is in its way.
+            // The longest poll brought nothing and then work came at once. Now and then that is
+            // chance; again and again the other end waits for this core, and polling is in its
+            // way.
+            self.misses += 1;
+            if self.misses < MISSES {
+                return;
+            }
+            self.misses = 0;
             self.window = Duration::ZERO;
             self.pause = self.next_pause;
             self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
@@ -80,17 +92,17 @@ impl AdaptivePoll {
 mod tests {
     use super::*;
 
-    const SHORT: Duration = Duration::from_micros(20);
+    const SOON: Duration = Duration::from_micros(20);
     const LONG: Duration = Duration::from_millis(5);
 
     #[test]
     fn short_sleeps_lengthen_the_poll_and_one_idle_spell_ends_it() {
         let mut poll = AdaptivePoll::default();
         assert_eq!(poll.window(), Duration::ZERO);
-        poll.slept(SHORT);
-        assert_eq!(poll.window(), SHORT * 3 / 2);
+        poll.slept(SOON);
+        assert_eq!(poll.window(), SOON * 3 / 2);
         while poll.window() < LONGEST {
-            poll.slept(SHORT);
+            poll.slept(SOON);
         }
         for _ in 0..6 {
             poll.slept(LONG);
@@ -104,12 +116,12 @@ mod tests {
         let pauses: Vec<u32> = (0..3)
             .map(|_| {
                 while poll.window() < LONGEST {
-                    poll.slept(SHORT);
+                    poll.slept(SOON);
                 }
-                poll.slept(SHORT);
+                (0..MISSES).for_each(|_| poll.slept(SOON));
                 let mut paused = 0;
                 while poll.window() == Duration::ZERO {
-                    poll.slept(SHORT);
+                    poll.slept(SOON);
                     paused += 1;
                 }
                 paused

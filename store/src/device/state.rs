@@ -391,8 +391,17 @@ impl StateFile {
         let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
         sync_file(&file).map_err(fail("flush"))?;
+        let before = std::fs::read(path).ok();
         std::fs::rename(&new, path).map_err(fail("replace"))?;
-        sync_name(path).map_err(fail("flush"))?;
+        if let Err(error) = sync_name(path) {
+            // The caller goes on with what was: so does the next start, as far as that is to be
+            // had where a directory cannot be synced.
+            let _ = match before {
+                Some(text) => std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)),
+                None => std::fs::remove_file(path),
+            };
+            return Err(fail("flush")(error));
+        }
         self.generation = generation;
         Ok(())
     }

@@ -68,7 +68,8 @@ impl Slot {
         self.class().words() * 8
     }
 
-    /// SAFETY: the word came from [`Slot::allocate`], and the leaf is not freed during `'a`.
+    /// # Safety
+    /// The word came from [`Slot::allocate`], and the leaf is not freed during `'a`.
     unsafe fn leaf<'a>(self) -> Leaf<'a> {
         let words = std::ptr::slice_from_raw_parts(self.address(), self.class().words());
         // SAFETY: `allocate` made that many words there, and the caller sees to it that they stay;
@@ -80,7 +81,8 @@ impl Slot {
         }
     }
 
-    /// SAFETY: the word came from [`Slot::allocate`], and this is the only use of the leaf from now on.
+    /// # Safety
+    /// The word came from [`Slot::allocate`], and this is the only use of the leaf from now on.
     unsafe fn free(self) {
         let words = std::ptr::slice_from_raw_parts_mut(self.address(), self.class().words());
         // SAFETY: `allocate` took them from a box of that many words, and nobody else has them.
@@ -198,7 +200,8 @@ impl Directory {
         slot
     }
 
-    /// SAFETY: as [`Slot::free`] wants.
+    /// # Safety
+    /// As [`Slot::free`].
     unsafe fn free(&self, slot: Slot) {
         self.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
         // SAFETY: the caller's.

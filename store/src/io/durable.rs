@@ -13,7 +13,7 @@ use std::path::Path;
 /// What the system says: anything written since the last success may be lost.
 pub fn sync_file(file: &File) -> io::Result<()> {
     #[cfg(all(test, not(feature = "shuttle")))]
-    seen::note(file);
+    seen::note(file)?;
     file.sync_all()
 }
 
@@ -31,17 +31,28 @@ pub fn sync_name(path: &Path) -> io::Result<()> {
 pub(crate) mod seen {
     use std::cell::RefCell;
     use std::fs::File;
+    use std::io;
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
 
     thread_local! {
         static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+        static FAILS: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
     }
 
     /// `file` is synced, under the name that it has now.
-    pub(super) fn note(file: &File) {
-        let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        SYNCED.with_borrow_mut(|synced| synced.extend(name));
+    pub(super) fn note(file: &File) -> io::Result<()> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        if FAILS.with_borrow_mut(|fails| fails.take_if(|fails| *fails == name)).is_some() {
+            return Err(io::Error::other("it was to fail"));
+        }
+        SYNCED.with_borrow_mut(|synced| synced.push(name));
+        Ok(())
+    }
+
+    /// The next sync of `name` fails.
+    pub(crate) fn fail(name: PathBuf) {
+        FAILS.set(Some(name));
     }
 
     /// What was synced since this was last asked, in order.

@@ -44,13 +44,18 @@ fn unsafe_code_says_why_it_is_sound() {
         let comments: Vec<&str> = source.comments.lines().collect();
         for (n, _) in unsafe_lines(&source.code) {
             let above = &comments[n.saturating_sub(REACH)..=n];
-            if !above.iter().any(|line| line.contains("SAFETY:")) {
+            let says = |line: &&str| line.contains("SAFETY:") || line.contains("# Safety");
+            if !above.iter().any(says) {
                 let why = format!("{}:{}: no SAFETY comment above", source.path, n + 1);
                 broken.push((source.path.clone(), why));
             }
         }
     }
-    none_but("Each unsafe block has a comment that begins with SAFETY:.", broken, &[]);
+    none_but(
+        "Each unsafe block has a comment that begins with SAFETY:, each unsafe function a section.",
+        broken,
+        &[],
+    );
 }
 
 /// Lines with the keyword; `unsafe fn` in a type, as of a pointer, needs no reason.

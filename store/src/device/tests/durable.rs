@@ -99,6 +99,20 @@ fn the_state_is_durable_and_so_is_its_name() {
     assert_eq!(world.made_durable(), ["state.new", "."]);
 }
 
+/// Where the directory cannot be synced the command fails, and the next start sees what was.
+#[test]
+fn a_state_whose_name_cannot_be_synced_is_the_one_before() {
+    let world = World::new();
+    world.devices.create("first", None).unwrap();
+    let before = std::fs::read(world.path("state")).unwrap();
+    seen::fail(std::fs::canonicalize(world.dir.path()).unwrap());
+    let failed = world.devices.create("second", None);
+    assert!(failed.is_err_and(|error| error.to_string().contains("cannot flush")));
+    assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
+    world.devices.create("second", None).unwrap();
+    assert_ne!(std::fs::read(world.path("state")).unwrap(), before);
+}
+
 /// What a killed process wrote to a file and did not sync is nobody else's to sync.
 #[test]
 fn a_file_is_synced_when_it_is_opened() {

@@ -88,8 +88,8 @@ fn bytes_each(table: &ExceptionTable, count: u64) -> f64 {
 #[cfg(not(miri))]
 const TEBIBYTE: u64 = 1 << 28;
 
+#[cfg(not(miri))] // it is about numbers, not about memory
 #[test]
-#[cfg(not(miri))]
 fn an_exception_scattered_at_random_takes_16_bytes_at_most() {
     const COUNT: u64 = 1_000_000;
     let mut opened = ExceptionTable::new(TEBIBYTE);
@@ -107,8 +107,8 @@ fn an_exception_scattered_at_random_takes_16_bytes_at_most() {
     }
 }
 
+#[cfg(not(miri))] // it is about numbers, not about memory
 #[test]
-#[cfg(not(miri))]
 fn a_dense_exception_takes_9_bytes_at_most() {
     const COUNT: u64 = 100_000;
     let table = ExceptionTable::new(COUNT);
@@ -128,8 +128,8 @@ fn memory_follows_what_changed() {
 }
 
 /// However many chunks of a region are mapped, and wherever: none costs much more than 16 bytes.
+#[cfg(not(miri))] // it is about numbers, not about memory
 #[test]
-#[cfg(not(miri))]
 fn a_region_is_never_much_larger_than_what_it_holds() {
     let table = ExceptionTable::new(4096);
     let empty = table.memory();
