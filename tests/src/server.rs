@@ -87,10 +87,11 @@ pub fn find_snapblk() -> Result<PathBuf, ServerError> {
     }
 }
 
-/// The `qemu-storage-daemon` to compare with: `$QEMU_STORAGE_DAEMON`, or the one in `PATH`.
+/// The `qemu-storage-daemon` to compare with: the first of `$QEMU_STORAGE_DAEMON`, or the one in
+/// `PATH`.
 pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
-    if let Some(path) = named_in("QEMU_STORAGE_DAEMON") {
-        return Ok(path);
+    if let Some(first) = named_qemu_storage_daemons().into_iter().next() {
+        return Ok(first);
     }
     find_in_path("qemu-storage-daemon").ok_or(ServerError::Missing {
         program: "qemu-storage-daemon",
@@ -100,11 +101,20 @@ pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
     })
 }
 
-/// The program that the environment variable `variable` names. Servers run in directories of their
-/// own, so a relative path is made absolute here.
+/// All programs that `$QEMU_STORAGE_DAEMON` names; like `PATH`, it is a list divided by colons.
+pub fn named_qemu_storage_daemons() -> Vec<PathBuf> {
+    let Some(list) = std::env::var_os("QEMU_STORAGE_DAEMON") else { return Vec::new() };
+    std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).map(absolute).collect()
+}
+
+/// The program that the environment variable `variable` names.
 fn named_in(variable: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(variable)?);
-    Some(std::path::absolute(&path).unwrap_or(path))
+    std::env::var_os(variable).map(|path| absolute(path.into()))
+}
+
+/// Servers run in directories of their own, so a relative path is made absolute first.
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// The program `name` in the directories of `PATH`.
@@ -155,6 +165,17 @@ impl ServerCommand {
         command.awaited = vec![command.monitor.clone()];
         let monitor = command.monitor.clone();
         Ok(command.arg("serve").arg("--monitor").arg(monitor))
+    }
+
+    /// The same without waiting for the disk's socket, which a command to the monitor makes.
+    pub fn awaiting_monitor_alone(mut self) -> Self {
+        self.awaited = vec![self.monitor.clone()];
+        self
+    }
+
+    /// The monitor's socket.
+    pub fn monitor(&self) -> &Path {
+        &self.monitor
     }
 
     /// `qemu-storage-daemon`; its exports must name [`ServerCommand::socket`].
