@@ -8,8 +8,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use snapblk_tests::bench::{
-    BenchError, Contender, Daemon, Job, Probe, Report, Run, Scale, Settings, document, plot,
-    table,
+    BenchError, Contender, Daemon, Job, Probe, Report, Run, Scale, Settings, document, plot, table,
 };
 use snapblk_tests::server::{Place, find_snapblk};
 
@@ -42,7 +41,7 @@ struct Args {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     servers: Vec<String>,
     /// How many set-ups of a peer are measured in full, the best at a glance; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     finalists: usize,
     /// A qemu-storage-daemon; may be repeated [default: those at hand]
     #[arg(long, value_name = "NAME=PATH", value_parser = Daemon::named)]

@@ -39,7 +39,8 @@ impl Daemon {
         let mut programs = named_qemu_storage_daemons();
         if programs.is_empty() {
             programs.extend(find_in_path("qemu-storage-daemon"));
-            let [program, script] = FETCHED.map(|path| Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+            let [program, script] =
+                FETCHED.map(|path| Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
             if program.is_file() {
                 programs.push(script);
             }

@@ -242,7 +242,31 @@ impl Driver {
         Ok(sample)
     }
 
-    fn stretch(&mut self, job: &Job, mut offsets: Offsets, end: End) -> Result<Sample, BenchError> {
+    /// Drives the job until `over` says so, which is asked with the time of every batch of
+    /// completions.
+    pub(super) fn drive(
+        &mut self,
+        seed: u64,
+        over: impl FnMut(Instant) -> Result<bool, BenchError>,
+    ) -> Result<Sample, BenchError> {
+        let job = self.job;
+        let offsets = job.offsets(self.disk, seed);
+        let sample = self.stretch_until(&job, offsets, over)?;
+        self.drain()?;
+        Ok(sample)
+    }
+
+    fn stretch(&mut self, job: &Job, offsets: Offsets, end: End) -> Result<Sample, BenchError> {
+        let start = Instant::now();
+        self.stretch_until(job, offsets, |now| Ok(end.is_at(now - start)))
+    }
+
+    fn stretch_until(
+        &mut self,
+        job: &Job,
+        mut offsets: Offsets,
+        mut over: impl FnMut(Instant) -> Result<bool, BenchError>,
+    ) -> Result<Sample, BenchError> {
         let mut until_flush = job.flush_every;
         let mut more = true;
         let mut watch = Watch::begin(job.depth);
@@ -271,7 +295,7 @@ impl Driver {
             self.queue.kick()?;
             let ios = self.reap_some(job.write)?;
             watch.completed(ios);
-            if end.is_at(watch.last - watch.start) {
+            if over(watch.last)? {
                 return Ok(watch.sample());
             }
         }
@@ -309,7 +333,8 @@ impl Driver {
     /// Writes these clusters, several at once, and flushes.
     pub(super) fn fill(&mut self, clusters: Vec<u64>) -> Result<(), BenchError> {
         std::mem::swap(&mut self.idle, &mut self.spare);
-        let fill = Job { write: true, depth: FILL_DEPTH, block: CLUSTER, flush_every: None, ..self.job };
+        let fill =
+            Job { write: true, depth: FILL_DEPTH, block: CLUSTER, flush_every: None, ..self.job };
         self.stretch(&fill, Offsets::List(clusters.into_iter()), End::WithOffsets)?;
         self.queue.flush(0)?;
         self.drain()?;

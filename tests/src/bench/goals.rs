@@ -5,7 +5,7 @@
 use super::target::Against::{Best, BestIn, Limit, Nothing};
 use super::target::Bound::{AtLeast, AtMost};
 use super::target::Measure::{Cpu, Figure, Idle, P50, Syscalls};
-use super::target::Who::{DefaultQcow2, Named, Only, Others, Qemu};
+use super::target::Who::{DefaultQcow2, Durable, Named, Only, Others, Qemu};
 use super::target::{Against, Bound, Measure, Target};
 use crate::server::Place::{Disk, Memory};
 
@@ -138,7 +138,51 @@ const fn probe(
     Target { job, place: Memory, subject, measure, against, bound }
 }
 
-const ENGINE: [Target; 0] = [];
+const ENGINE: [Target; 15] = [
+    probe("origin-first-qd32", "snapblk-1-snapshot", Figure, Best(Qemu), AtLeast(2.0)),
+    Target {
+        place: Disk,
+        ..probe("origin-first-qd32", "snapblk-1-snapshot", Figure, Best(Durable), AtLeast(2.0))
+    },
+    probe(
+        "origin-first-qd32",
+        "snapblk-16-snapshots",
+        Figure,
+        Best(Only("snapblk-1-snapshot")),
+        AtLeast(1.0 / 6.0),
+    ),
+    probe(
+        "chain-randread-qd32",
+        "snapblk-100-layers",
+        Figure,
+        Best(Only("snapblk-1-layer")),
+        AtLeast(0.97),
+    ),
+    probe(
+        "chain-first-dense-qd32",
+        "snapblk-100-layers",
+        Figure,
+        Best(Only("snapblk-1-layer")),
+        AtLeast(0.97),
+    ),
+    probe("live-snapshot-gap", "snapblk", Figure, Nothing, AtMost(1.0)),
+    probe("live-snapshot-gap", "snapblk", Figure, Best(Qemu), AtMost(0.1)),
+    Target {
+        place: Disk,
+        ..probe("merge-runs", "snapblk", Figure, Best(Only("copy")), AtLeast(0.8))
+    },
+    Target {
+        place: Disk,
+        ..probe("merge-scattered", "snapblk", Figure, Best(Only("fio")), AtLeast(0.8))
+    },
+    Target { place: Disk, ..probe("merge-load", "snapblk", Figure, Nothing, AtLeast(0.7)) },
+    probe("open-million", "snapblk", Figure, Nothing, AtMost(150.0)),
+    probe("open-million", "snapblk", Figure, Best(Only("read-twice")), AtMost(1.0)),
+    probe("memory-scattered", "snapblk", Figure, Nothing, AtMost(16.0)),
+    probe("memory-dense", "snapblk", Figure, Nothing, AtMost(9.0)),
+    // Measured in process, by a benchmark of the engine, if at all.
+    probe("two-queues", "snapblk", Figure, Nothing, AtLeast(1.7)),
+];
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +196,7 @@ mod tests {
         let contenders = Contender::all(&daemons);
         let probes = Probe::matching(&[]);
         for target in goals() {
-            if probes.iter().any(|probe| probe.name == target.job) {
+            if probes.iter().any(|probe| probe.name == target.job) || target.job == "two-queues" {
                 continue;
             }
             let jobs = Job::matching(&[target.job.to_owned()]);

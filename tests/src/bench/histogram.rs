@@ -66,7 +66,10 @@ mod tests {
     fn a_bucket_holds_its_middle_and_none_is_wider_than_its_share() {
         for nanoseconds in (0..1 << 21).chain([123_456_789, 59_999_999_999]) {
             let middle = middle(bucket(nanoseconds));
-            assert!(middle.abs_diff(nanoseconds) * 100 <= nanoseconds * 2, "{nanoseconds} {middle}");
+            assert!(
+                middle.abs_diff(nanoseconds) * 100 <= nanoseconds * 2,
+                "{nanoseconds} {middle}"
+            );
         }
     }
 

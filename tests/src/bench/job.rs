@@ -20,6 +20,8 @@ pub enum Layout {
     Overlay,
     /// Many layers over a raw file, each with some of the clusters, and an empty one on top.
     Chain,
+    /// A raw file of which there is a snapshot: the first write to a place copies what was there.
+    Origin,
     /// No file: what the way to a server and back costs.
     Null,
 }
@@ -131,7 +133,7 @@ const NULL: Job = Job { layout: Layout::Null, depth: 32, ..MEMORY };
 const FIRST_WRITES: Job = Job { layout: Layout::Overlay, write: true, depth: 32, ..PLAIN };
 
 /// All jobs, in the order of the report.
-pub(super) const JOBS: [Job; 26] = [
+pub(super) const JOBS: [Job; 27] = [
     Job { name: "randread-qd32", title: "4 KiB random read, QD32", depth: 32, ..PLAIN },
     Job {
         name: "randwrite-qd32",
@@ -203,12 +205,7 @@ pub(super) const JOBS: [Job; 26] = [
     Job { name: "null-read-qd32", title: "null device: 4 KiB read, QD32", ..NULL },
     Job { name: "null-write-qd32", title: "null device: 4 KiB write, QD32", write: true, ..NULL },
     Job { name: "seqread-qd8", title: "128 KiB sequential read, QD8", ..SEQUENTIAL },
-    Job {
-        name: "seqwrite-qd8",
-        title: "128 KiB sequential write, QD8",
-        write: true,
-        ..SEQUENTIAL
-    },
+    Job { name: "seqwrite-qd8", title: "128 KiB sequential write, QD8", write: true, ..SEQUENTIAL },
     Job {
         name: "first-sparse-qd32",
         title: "overlay: first 4 KiB writes, one per 64 KiB, QD32",
@@ -249,6 +246,13 @@ pub(super) const JOBS: [Job; 26] = [
         write: false,
         half_written: true,
         walk: Walk::Random,
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "origin-first-qd32",
+        title: "origin: first 4 KiB writes, one per 64 KiB, QD32",
+        layout: Layout::Origin,
+        walk: Walk::OnePerCluster { part: 2 },
         ..FIRST_WRITES
     },
     Job {
@@ -312,6 +316,17 @@ impl Job {
     /// are none.
     pub fn matching(patterns: &[String]) -> Vec<Self> {
         JOBS.into_iter().filter(|job| is_wanted(patterns, job.name)).collect()
+    }
+
+    /// Random reads, several at once, as of a guest under load.
+    pub(super) const RANDOM_READS: Self = Job { name: "load", depth: 32, ..PLAIN };
+
+    /// Random writes, several at once.
+    pub(super) const RANDOM_WRITES: Self = Job { write: true, ..Self::RANDOM_READS };
+
+    /// The job of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        JOBS.into_iter().find(|job| job.name == name)
     }
 
     /// Whether it is done on `place`.
@@ -410,10 +425,7 @@ mod tests {
         };
         assert_eq!(names(&[]).len(), JOBS.len());
         assert_eq!(names(&["seq*"]), ["seqread-qd8", "seqwrite-qd8"]);
-        assert_eq!(
-            names(&["first-dense*", "randread-qd1"]),
-            ["randread-qd1", "first-dense-qd32"]
-        );
+        assert_eq!(names(&["first-dense*", "randread-qd1"]), ["randread-qd1", "first-dense-qd32"]);
         assert!(names(&["dense"]).is_empty());
     }
 }

@@ -103,7 +103,9 @@ fn repeat(job: &Job, file: &File, disk: u64, time: Duration, seed: u64) -> io::R
     let (start, mut ios) = (Instant::now(), 0);
     loop {
         for _ in 0..STRETCH {
-            let Some(offset) = offsets.next() else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+            let Some(offset) = offsets.next() else {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            };
             let buffer = &mut buffers[ios % job.depth];
             match job.write {
                 true => file.write_all_at(buffer, offset)?,

@@ -7,10 +7,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use serde_json::json;
+use snapblk_qmp::client::Client as Qmp;
+
 use super::job::Ends;
-use super::qemu::{Format, Qemu};
-use super::{BenchError, Daemon, Ground, Job, Layout, Version, template};
-use crate::server::{Place, ServerCommand, find_in_path, find_snapblk};
+use super::qemu::{Aio, Format, Qemu};
+use super::template::refused;
+use super::{BenchError, Daemon, Ground, Job, Layout, Qcow2, Version, template};
+use crate::server::{Place, Server, ServerCommand, find_in_path, find_snapblk};
 
 /// Layers of the long chain.
 const MANY_LAYERS: u32 = 100;
@@ -24,6 +28,8 @@ pub enum Setup {
     Mapped,
     /// So many layers, the topmost of them empty.
     Layers(u32),
+    /// The raw image with so many fresh snapshots.
+    Origin(u32),
 }
 
 /// What kind of server a contender is.
@@ -64,10 +70,12 @@ impl Contender {
     /// All that can be set up with these daemons, snapblk first.
     pub fn all(daemons: &[Daemon]) -> Vec<Self> {
         let mut all = vec![
-            Self::new("snapblk", Kind::Snapblk(Setup::Linear)),
+            Self::own(),
             Self::new("snapblk-mapped", Kind::Snapblk(Setup::Mapped)),
             Self::new("snapblk-100-layers", Kind::Snapblk(Setup::Layers(MANY_LAYERS))),
             Self::new("snapblk-1-layer", Kind::Snapblk(Setup::Layers(1))),
+            Self::new("snapblk-1-snapshot", Kind::Snapblk(Setup::Origin(1))),
+            Self::new("snapblk-16-snapshots", Kind::Snapblk(Setup::Origin(16))),
             Self::new("fio", Kind::Fio),
             Self::new("syscalls", Kind::Syscalls),
         ];
@@ -95,18 +103,29 @@ impl Contender {
         matches!(self.kind, Kind::Qemu(_))
     }
 
-    /// Whether it is what people run who never chose anything: it is always measured in full.
-    pub(super) fn is_default(&self) -> bool {
-        matches!(&self.kind, Kind::Qemu(qemu) if qemu.format == Format::Qcow2(super::Qcow2::DEFAULT))
+    /// Whether it is always measured in full: what people run who never chose anything, and what
+    /// is as durable as snapblk.
+    pub(super) fn is_fixture(&self) -> bool {
+        let Kind::Qemu(qemu) = &self.kind else { return false };
+        match qemu.format {
+            Format::Qcow2(qcow2) => qcow2 == Qcow2::DEFAULT,
+            Format::CopyBeforeWrite { durable, .. } => durable,
+            _ => false,
+        }
     }
 
     /// Whether it takes part in a job on `place`.
     pub fn does(&self, job: &Job, place: Place) -> bool {
         match &self.kind {
-            Kind::Snapblk(Setup::Linear) => job.layout != Layout::Chain,
+            Kind::Snapblk(Setup::Linear) => {
+                matches!(job.layout, Layout::Plain | Layout::Overlay | Layout::Null)
+            }
+            Kind::Snapblk(Setup::Origin(_)) => job.layout == Layout::Origin,
             Kind::Snapblk(Setup::Mapped) => job.layout == Layout::Plain,
             Kind::Snapblk(Setup::Layers(_)) => job.layout == Layout::Chain,
-            Kind::Qemu(qemu) => qemu.serves(job.layout),
+            // It never polls for good; among its ways to sleep, `native` is the fastest.
+            Kind::Qemu(qemu) if job.ends == Ends::BothPoll && qemu.aio != Aio::Native => false,
+            Kind::Qemu(qemu) => qemu.serves(job.layout, place),
             Kind::External { .. } => job.layout == Layout::Plain && job.ends != Ends::OneCore,
             Kind::Fio => job.layout == Layout::Plain && place == Place::Disk,
             Kind::Syscalls => {
@@ -136,6 +155,18 @@ impl Contender {
         }
     }
 
+    /// What is done to a server that listens, before anybody connects.
+    pub(super) fn prepare(&self, server: &Server, ground: &Ground) -> Result<(), BenchError> {
+        let Kind::Snapblk(Setup::Origin(snapshots)) = self.kind else { return Ok(()) };
+        let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
+        for n in 1..=snapshots {
+            let cow = ground.scratch().path(&format!("overlay/snap{n}.cow"));
+            let arguments = json!({"device": "disk0", "name": format!("snap{n}"), "cow": cow});
+            qmp.call("snapshot-create", arguments).map_err(refused)?;
+        }
+        Ok(())
+    }
+
     /// What the report names: the program, its version, and how it was run.
     pub(super) fn version(&self) -> Result<Version, BenchError> {
         let (program, setup) = match &self.kind {
@@ -155,6 +186,17 @@ impl Contender {
         Ok(self.called(said.lines().next().unwrap_or_default(), &setup))
     }
 
+    /// This program, with a setup of its own.
+    pub(super) fn set_up_as(&self, name: &str, setup: &str) -> Result<Version, BenchError> {
+        let version = self.version()?;
+        Ok(Version { name: name.to_owned(), setup: setup.to_owned(), ..version })
+    }
+
+    /// snapblk, as it is set up by default.
+    pub(super) fn own() -> Self {
+        Self::new("snapblk", Kind::Snapblk(Setup::Linear))
+    }
+
     fn called(&self, program: &str, setup: &str) -> Version {
         let (program, setup) = (program.to_owned(), setup.to_owned());
         Version { name: self.name.clone(), program, setup }
@@ -168,12 +210,18 @@ fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerComman
             let line = format!("0 {} zero", ground.disk() / 512);
             return Ok(command.arg("--table").arg(line));
         }
+        (_, Setup::Origin(_)) => {
+            // A state of its own: the image is a plain disk in the next job.
+            let state = ground.fresh_overlay_dir()?.join("state");
+            let command = command.arg("--blk-file").arg(ground.image("snapblk")?);
+            return Ok(command.arg("--state").arg(state));
+        }
         (_, Setup::Mapped) => template::mapped(ground)?,
         (_, Setup::Layers(layers)) => template::chain(ground, layers)?,
-        (Layout::Overlay, Setup::Linear) => {
+        (Layout::Overlay, _) => {
             (ground.image("snapblk")?, ground.fresh_overlay_dir()?.join("store.cow"))
         }
-        (_, Setup::Linear) => return Ok(command.arg("--blk-file").arg(ground.image("snapblk")?)),
+        _ => return Ok(command.arg("--blk-file").arg(ground.image("snapblk")?)),
     };
     Ok(command.arg("--blk-file").arg(base).arg("--overlay").arg(store))
 }
@@ -182,6 +230,7 @@ fn describe(setup: Setup) -> String {
     match setup {
         Setup::Linear => "snapblk serve, defaults".to_owned(),
         Setup::Mapped => "an overlay in which every chunk was written before".to_owned(),
+        Setup::Origin(n) => format!("{n} snapshots of 4 KiB chunks, each copy durable at once"),
         Setup::Layers(1) => "an empty overlay over the image".to_owned(),
         Setup::Layers(n) => format!("an empty overlay over {} written ones", n - 1),
     }

@@ -4,12 +4,16 @@
 //! `cache.direct=on` and one queue.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
 use super::peer::said_by;
 use super::{BenchError, Daemon, Ground, Layout};
-use crate::server::{ServerCommand, find_in_path};
+use crate::server::{Place, ServerCommand, find_in_path};
 
 /// How qemu-storage-daemon does I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +82,11 @@ impl Qcow2 {
         said_by(Command::new(qemu_img).args(create).args(args)).map(drop)
     }
 
+    fn name(self) -> String {
+        let extended = if self.extended_l2 { "-extl2" } else { "" };
+        format!("{}{extended}", self.cluster)
+    }
+
     fn options(self) -> String {
         let extended_l2 = if self.extended_l2 { "on" } else { "off" };
         format!("cluster_size={},extended_l2={extended_l2}", self.cluster)
@@ -91,6 +100,14 @@ pub enum Format {
     Raw,
     /// A fresh qcow2 overlay on the raw image.
     Qcow2(Qcow2),
+    /// The raw image below a `copy-before-write` filter, which copies to a fresh qcow2 image.
+    CopyBeforeWrite {
+        /// How that is made.
+        target: Qcow2,
+        /// Whether every write to it is synchronous (`chattr +S`), so that the copy is durable
+        /// before the guest's write.
+        durable: bool,
+    },
     /// Nothing: `null-co`.
     Null,
 }
@@ -125,6 +142,11 @@ impl Qemu {
                 add(aio, false, Format::Qcow2(qcow2));
             }
         }
+        for target in [Qcow2::DEFAULT, Qcow2::SMALL, Qcow2::EXTENDED] {
+            for durable in [false, true] {
+                add(Aio::Native, false, Format::CopyBeforeWrite { target, durable });
+            }
+        }
         add(Aio::Native, false, Format::Null);
         add(Aio::Native, true, Format::Null);
         all
@@ -138,9 +160,10 @@ impl Qemu {
         match format {
             Format::Raw => format!("qsd-{daemon}-raw-{aio}{thread}"),
             Format::Null => format!("qsd-{daemon}-null{thread}"),
-            Format::Qcow2(Qcow2 { cluster, extended_l2 }) => {
-                let extended = if *extended_l2 { "-extl2" } else { "" };
-                format!("qsd-{daemon}-qcow2-{cluster}{extended}-{aio}{thread}")
+            Format::Qcow2(qcow2) => format!("qsd-{daemon}-qcow2-{}-{aio}{thread}", qcow2.name()),
+            Format::CopyBeforeWrite { target, durable } => {
+                let durable = if *durable { "-durable" } else { "" };
+                format!("qsd-{daemon}-cbw-{}{durable}-{aio}{thread}", target.name())
             }
         }
     }
@@ -152,16 +175,25 @@ impl Qemu {
             Format::Raw => "raw".to_owned(),
             Format::Null => return format!("null-co, {thread}"),
             Format::Qcow2(qcow2) => format!("qcow2 on raw, {}", qcow2.options()),
+            Format::CopyBeforeWrite { target, durable } => {
+                let durable = if durable { ", synchronous (chattr +S)" } else { "" };
+                format!("copy-before-write on raw, to qcow2 with {}{durable}", target.options())
+            }
         };
         format!("{disk}, cache.direct=on, aio={}, {thread}", self.aio.option())
     }
 
-    /// Whether it takes part in jobs of this layout.
-    pub(super) fn serves(&self, layout: Layout) -> bool {
+    /// Whether it takes part in jobs of this layout on `place`.
+    pub(super) fn serves(&self, layout: Layout, place: Place) -> bool {
         match layout {
             Layout::Plain => self.format == Format::Raw,
             Layout::Overlay => matches!(self.format, Format::Qcow2(_)),
             Layout::Null => self.format == Format::Null,
+            Layout::Origin => match self.format {
+                // In memory nothing is durable, and everything is synchronous.
+                Format::CopyBeforeWrite { durable, .. } => !durable || place == Place::Disk,
+                _ => false,
+            },
             Layout::Chain => false,
         }
     }
@@ -186,19 +218,45 @@ impl Qemu {
             return Ok(vec![format!("driver=null-co,node-name=disk,size={}", ground.disk())]);
         }
         let image = ground.image("qemu")?;
-        let Format::Qcow2(qcow2) = self.format else {
-            let raw = "driver=raw,node-name=disk,file=image".to_owned();
-            return Ok(vec![file_node("image", &image, self.aio), raw]);
-        };
-        let path = ground.fresh_overlay_dir()?.join("overlay.qcow2");
-        qcow2.make(&image, &path)?;
-        Ok(vec![
-            file_node("image", &image, self.aio) + ",read-only=on",
-            "driver=raw,node-name=base,file=image,read-only=on".to_owned(),
-            file_node("overlay", &path, self.aio),
-            "driver=qcow2,node-name=disk,file=overlay,backing=base".to_owned(),
-        ])
+        let path = || ground.fresh_overlay_dir().map(|dir| dir.join("overlay.qcow2"));
+        let file = |node: &str, path: &Path| file_node(node, path, self.aio);
+        match self.format {
+            Format::Raw | Format::Null => {
+                Ok(vec![file("image", &image), "driver=raw,node-name=disk,file=image".to_owned()])
+            }
+            Format::Qcow2(qcow2) => {
+                let path = path()?;
+                qcow2.make(&image, &path)?;
+                Ok(vec![
+                    file("image", &image) + ",read-only=on",
+                    "driver=raw,node-name=base,file=image,read-only=on".to_owned(),
+                    file("overlay", &path),
+                    "driver=qcow2,node-name=disk,file=overlay,backing=base".to_owned(),
+                ])
+            }
+            Format::CopyBeforeWrite { target, durable } => {
+                let path = path()?;
+                target.make_empty(&path, ground.disk())?;
+                if durable {
+                    synchronous(&path).map_err(BenchError::at("make a file synchronous"))?;
+                }
+                Ok(vec![
+                    file("image", &image),
+                    "driver=raw,node-name=base,file=image".to_owned(),
+                    file("copies", &path),
+                    "driver=qcow2,node-name=snapshot,file=copies".to_owned(),
+                    "driver=copy-before-write,node-name=disk,file=base,target=snapshot".to_owned(),
+                ])
+            }
+        }
     }
+}
+
+/// Makes every write to `path` wait until it is durable, as `chattr +S` does.
+fn synchronous(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    let flags = ioctl_getflags(&file)?;
+    Ok(ioctl_setflags(&file, flags | IFlags::SYNC)?)
 }
 
 /// A node for a file, with O_DIRECT.

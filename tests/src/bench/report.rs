@@ -190,8 +190,12 @@ impl Row {
     pub fn compared_with(&self, first: &Row) -> Option<Comparison> {
         (self.server != first.server).then(|| {
             let (ratio, verdict) = match self.unit.is_cost() {
-                false => (first.figure.median / self.figure.median, first.figure.against(&self.figure)),
-                true => (self.figure.median / first.figure.median, self.figure.against(&first.figure)),
+                false => {
+                    (first.figure.median / self.figure.median, first.figure.against(&self.figure))
+                }
+                true => {
+                    (self.figure.median / first.figure.median, self.figure.against(&first.figure))
+                }
             };
             Comparison { ratio, verdict }
         })

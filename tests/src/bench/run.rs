@@ -16,7 +16,7 @@ use super::probe::Probe;
 use super::report::{Report, Row, Unit, Version};
 use super::stats::Spread;
 use super::turn::{Turn, Work};
-use super::{Contender, Ground, Kind};
+use super::{Contender, Daemon, Ground, Kind};
 use crate::server::{Place, pin_thread};
 
 /// Repetitions in which the server's processor time without requests is looked at.
@@ -53,6 +53,21 @@ pub struct Settings {
     pub only_parts: bool,
 }
 
+impl Settings {
+    /// Every qemu-storage-daemon that takes part.
+    pub(super) fn daemons(&self) -> Vec<Daemon> {
+        let mut daemons: Vec<Daemon> = Vec::new();
+        for contender in &self.contenders {
+            if let Kind::Qemu(qemu) = &contender.kind
+                && !daemons.contains(&qemu.daemon)
+            {
+                daemons.push(qemu.daemon.clone());
+            }
+        }
+        daemons
+    }
+}
+
 /// What one contender's repetitions of one job came to.
 #[derive(Default)]
 struct Tally {
@@ -77,7 +92,8 @@ impl<'a> Run<'a> {
     pub fn new(settings: Settings, say: &'a dyn Fn(&str)) -> Result<Self, BenchError> {
         if !settings.only_parts {
             let cpu = settings.client_cpu;
-            pin_thread(cpu).map_err(BenchError::at(format!("keep the client on processor {cpu}")))?;
+            pin_thread(cpu)
+                .map_err(BenchError::at(format!("keep the client on processor {cpu}")))?;
         }
         Ok(Self { settings, say, failures: Vec::new() })
     }
@@ -117,7 +133,8 @@ impl<'a> Run<'a> {
         work: &dyn Fn(&mut Self, &Ground) -> Result<Report, BenchError>,
     ) -> Result<Option<Report>, BenchError> {
         let place_name = if place == Place::Memory { "tmpfs" } else { "disk" };
-        let kept = self.settings.parts.as_ref().map(|dir| dir.join(format!("{place_name}-{name}.json")));
+        let kept =
+            self.settings.parts.as_ref().map(|dir| dir.join(format!("{place_name}-{name}.json")));
         if let Some(path) = kept.as_deref().filter(|path| path.exists()) {
             return load(path).map(Some);
         }
@@ -199,7 +216,7 @@ impl<'a> Run<'a> {
     }
 
     /// The contenders that are measured in full: of the peers the best at a glance by rate, the
-    /// best by processor time, and the best of those that nobody chose.
+    /// best by processor time, and the best of those that are always there.
     fn finalists<'c>(
         &mut self,
         ground: &Ground,
@@ -225,16 +242,20 @@ impl<'a> Run<'a> {
         }
         glances.sort_by(|a, b| b.1.total_cmp(&a.1));
         let frugal = glances.iter().min_by(|a, b| a.2.total_cmp(&b.2)).map(|glance| glance.0);
-        let default = glances.iter().map(|glance| glance.0).find(|peer| peer.is_default());
-        let mut kept: Vec<&Contender> = glances.iter().take(wanted).map(|glance| glance.0).collect();
-        kept.extend(frugal.into_iter().chain(default));
+        let fixture = glances.iter().map(|glance| glance.0).find(|peer| peer.is_fixture());
+        let mut kept: Vec<&Contender> =
+            glances.iter().take(wanted).map(|glance| glance.0).collect();
+        kept.extend(frugal.into_iter().chain(fixture));
         field.retain(|contender| !contender.is_peer() || kept.contains(contender));
         field
     }
 
     fn failed(&mut self, who: &Contender, job: &str, error: &BenchError, notes: &mut Vec<String>) {
-        let failure = format!("{} was not measured in {job}: {error}.", who.name);
-        (self.say)(&failure);
+        (self.say)(&format!("{} in {job}: {error}", who.name));
+        // The rest is what the server said.
+        let error = error.to_string();
+        let error = error.lines().next().unwrap_or_default();
+        let failure = format!("{} was not measured in {job}: {error}", who.name);
         notes.push(failure.clone());
         if matches!(who.kind, Kind::Snapblk(_)) {
             self.failures.push(failure);

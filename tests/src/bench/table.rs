@@ -7,7 +7,14 @@ use super::stats::Spread;
 
 /// The columns; the first two are text.
 const HEADER: [&str; COLUMNS] = [
-    "job", "server", "kIOPS", "min–max", "CPU µs/IO", "p50 µs", "idle ms/s", "syscalls/IO",
+    "job",
+    "server",
+    "kIOPS",
+    "min–max",
+    "CPU µs/IO",
+    "p50 µs",
+    "idle ms/s",
+    "syscalls/IO",
     "first ÷ this",
 ];
 const COLUMNS: usize = 9;
@@ -105,8 +112,8 @@ pub(super) fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bench::report::Version;
     use crate::bench::Scale;
+    use crate::bench::report::Version;
 
     pub(crate) fn report() -> Report {
         let row = |server: &str, samples: &[f64], syscalls| Row {
@@ -147,7 +154,17 @@ pub(super) mod tests {
         };
         assert_eq!(
             split(lines[4])[1..10],
-            ["4 KiB random read, QD1", "snapblk", "155", "150–160", "2.50", "6.25", "–", "1.25", ""]
+            [
+                "4 KiB random read, QD1",
+                "snapblk",
+                "155",
+                "150–160",
+                "2.50",
+                "6.25",
+                "–",
+                "1.25",
+                ""
+            ]
         );
         assert_eq!(
             split(lines[5])[1..10],

@@ -34,6 +34,8 @@ pub enum Who {
     Named(&'static str),
     /// qcow2 as `qemu-img` makes it.
     DefaultQcow2,
+    /// Those whose copies are durable before the guest's write.
+    Durable,
     /// Whoever is not snapblk.
     Others,
 }
@@ -137,9 +139,10 @@ impl Target {
     /// The rows of `job` on the target's kind of file system.
     fn rows<'a>(&self, report: &'a Report, job: &str) -> impl Iterator<Item = &'a Row> {
         let in_memory = self.place == Place::Memory;
-        report.rows.iter().filter(move |row| {
-            row.job == job && row.ground.starts_with("disk") != in_memory
-        })
+        report
+            .rows
+            .iter()
+            .filter(move |row| row.job == job && row.ground.starts_with("disk") != in_memory)
     }
 
     /// The best of `who` in `job`, and its name.
@@ -200,6 +203,7 @@ impl Who {
             Self::Only(name) => server == name,
             Self::Named(start) => server.starts_with(start),
             Self::DefaultQcow2 => server.starts_with("qsd-") && server.contains("-qcow2-64k-"),
+            Self::Durable => server.contains("-durable"),
             Self::Others => !server.starts_with("snapblk"),
         }
     }

@@ -27,7 +27,8 @@ pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> 
     let (base, store) = (dir.join("base.img"), dir.join("store.cow"));
     if !store.exists() {
         // Nothing of the image is ever read: it needs no bytes.
-        let sparse = || fs::create_dir(&dir).and_then(|()| File::create(&base)?.set_len(ground.disk()));
+        let sparse =
+            || fs::create_dir(&dir).and_then(|()| File::create(&base)?.set_len(ground.disk()));
         sparse().map_err(BenchError::at("make the mapped overlay"))?;
         let server = overlay(ground, &base, &store)?.start()?;
         let mut driver = writer(&server, ground)?;

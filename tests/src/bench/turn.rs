@@ -71,7 +71,7 @@ impl Run<'_> {
         };
         let idle = then_idle.then(|| idle_time(pid)).flatten();
         drop(driver);
-        stop(server)?;
+        stop(contender, server)?;
         Ok(Turn { sample, cpu: meter.spent(), idle })
     }
 
@@ -110,7 +110,7 @@ impl Run<'_> {
         let sample = driver.glance(GLANCE, seed, &mut counter)?;
         let count = counter.count();
         drop(driver);
-        stop(server)?;
+        stop(contender, server)?;
         let count = count.map_err(BenchError::at("count with perf"))?;
         Ok(Some(count as f64 / sample.ios.max(1) as f64))
     }
@@ -151,7 +151,11 @@ impl Run<'_> {
             _ => self.settings.server_cpu,
         };
         let server = match contender.command(ground, job)? {
-            Some(command) => Some(command.on_cpu(cpu).start()?),
+            Some(command) => {
+                let server = command.on_cpu(cpu).start()?;
+                contender.prepare(&server, ground)?;
+                Some(server)
+            }
             None => None,
         };
         let socket = match (&contender.kind, &server) {
@@ -190,10 +194,12 @@ fn idle_time(pid: Option<u32>) -> Option<Duration> {
     meter.spent()
 }
 
-/// Ends a server the way it likes best: nothing it owes is left for the next one's time.
-pub(super) fn stop(server: Option<Server>) -> Result<(), BenchError> {
-    if let Some(server) = server {
-        server.terminate()?;
+/// Ends a server: snapblk in good order, so that what it owes is not left for the next one's time.
+/// A peer is killed, since nothing of its files is used again, and 7.2 with an I/O thread may hang.
+fn stop(contender: &Contender, server: Option<Server>) -> Result<(), BenchError> {
+    match (&contender.kind, server) {
+        (Kind::Qemu(_), Some(server)) => Ok(server.kill()?),
+        (_, Some(server)) => Ok(server.terminate().map(drop)?),
+        (_, None) => Ok(()),
     }
-    Ok(())
 }
