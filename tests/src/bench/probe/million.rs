@@ -148,8 +148,7 @@ fn loaded(
     origin: &Path,
     store: &Path,
 ) -> Result<(Duration, u64), BenchError> {
-    let state = ground.scratch().path("overlay/state");
-    let command = ServerCommand::snapblk_monitor(ground.scratch())?.arg("--state").arg(&state);
+    let command = ServerCommand::snapblk_monitor(ground.scratch())?;
     let server = command.on_cpu(run.settings.server_cpu).start()?;
     let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
     let device = json!({"name": "disk"});
@@ -165,8 +164,6 @@ fn loaded(
     let grown = resident(server.pid())?.saturating_sub(before);
     drop(qmp);
     server.terminate()?;
-    // Nothing of it is there for the next one.
-    let _ = fs::remove_file(&state);
     Ok((taken, grown))
 }
 
