@@ -133,7 +133,8 @@ pub struct ServerCommand {
     monitor: PathBuf,
     /// Sockets that must listen before the server counts as started.
     awaited: Vec<PathBuf>,
-    cpu: Option<usize>,
+    /// The processors that it keeps to; those of its maker where there are none.
+    cpus: Vec<usize>,
 }
 
 impl ServerCommand {
@@ -147,7 +148,7 @@ impl ServerCommand {
             awaited: vec![socket.clone()],
             socket,
             monitor: scratch.socket("monitor.sock"),
-            cpu: None,
+            cpus: Vec::new(),
         }
     }
 
@@ -190,8 +191,13 @@ impl ServerCommand {
     }
 
     /// The same on one processor only.
-    pub fn on_cpu(mut self, cpu: usize) -> Self {
-        self.cpu = Some(cpu);
+    pub fn on_cpu(self, cpu: usize) -> Self {
+        self.on_cpus(vec![cpu])
+    }
+
+    /// The same on these processors only.
+    pub fn on_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.cpus = cpus;
         self
     }
 
@@ -218,7 +224,7 @@ impl ServerCommand {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let child = spawn_on(&mut command, self.cpu).map_err(failed)?;
+        let child = spawn_on(&mut command, &self.cpus).map_err(failed)?;
         Ok(Server { child, command: self.clone(), stderr })
     }
 
@@ -260,12 +266,14 @@ pub(crate) fn settle() {
     drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Spawns `command` with this thread's processors, or only `cpu`: a child inherits the processors
-/// of the thread that made it.
-fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
-    let Some(cpu) = cpu else { return spawn(command) };
+/// Spawns `command` with this thread's processors, or only `cpus` if there are any: a child inherits
+/// the processors of the thread that made it.
+fn spawn_on(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
+    if cpus.is_empty() {
+        return spawn(command);
+    }
     let before = sched_getaffinity(None)?;
-    pin_thread(cpu)?;
+    keep_to(cpus)?;
     let child = spawn(command);
     sched_setaffinity(None, &before)?;
     child
@@ -273,8 +281,13 @@ fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
 
 /// Keeps the calling thread on processor `cpu`.
 pub fn pin_thread(cpu: usize) -> io::Result<()> {
+    keep_to(&[cpu])
+}
+
+/// Keeps the calling thread on the processors `cpus`.
+fn keep_to(cpus: &[usize]) -> io::Result<()> {
     let mut only = CpuSet::new();
-    only.set(cpu);
+    cpus.iter().for_each(|&cpu| only.set(cpu));
     Ok(sched_setaffinity(None, &only)?)
 }
 

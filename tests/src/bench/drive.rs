@@ -344,7 +344,7 @@ impl Driver {
 }
 
 /// Buffers full of bytes that no server can take for zeroes.
-fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
+pub(super) fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
     let mut rng = Rng::new(block);
     let mut bytes = vec![0; block as usize];
     (0..count)

@@ -7,6 +7,7 @@ mod gap;
 mod merge;
 mod million;
 mod monitor;
+mod queues;
 
 use super::drive::BenchError;
 use super::run::Found;
@@ -25,7 +26,13 @@ pub struct Probe {
 }
 
 /// All probes, in the order of the report.
-const PROBES: [Probe; 7] = [
+const PROBES: [Probe; 8] = [
+    Probe {
+        name: "two-queues",
+        title: "4 KiB random read, rings filled beforehand",
+        work: queues::measure,
+        ..Probe::IN_MEMORY
+    },
     Probe {
         name: "live-snapshot-gap",
         title: "longest gap around a live snapshot, random writes, QD32",

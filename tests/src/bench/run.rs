@@ -206,8 +206,8 @@ impl<'a> Run<'a> {
         match self.carry_out(ground, probe) {
             Ok((rows, versions)) => (report.rows, report.versions) = (rows, versions),
             Err(error) => {
-                let failure = format!("{} was not measured: {error}.", probe.name);
-                (self.say)(&failure);
+                (self.say)(&format!("{}: {error}", probe.name));
+                let failure = format!("{} failed and has no figure.", probe.name);
                 report.notes.push(failure.clone());
                 self.failures.push(failure);
             }
@@ -252,10 +252,7 @@ impl<'a> Run<'a> {
 
     fn failed(&mut self, who: &Contender, job: &str, error: &BenchError, notes: &mut Vec<String>) {
         (self.say)(&format!("{} in {job}: {error}", who.name));
-        // The rest is what the server said.
-        let error = error.to_string();
-        let error = error.lines().next().unwrap_or_default();
-        let failure = format!("{} was not measured in {job}: {error}", who.name);
+        let failure = format!("{} failed in {job} and has no figure there.", who.name);
         notes.push(failure.clone());
         if matches!(who.kind, Kind::Snapblk(_)) {
             self.failures.push(failure);

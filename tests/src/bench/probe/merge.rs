@@ -32,7 +32,7 @@ const MIB: f64 = (1 << 20) as f64;
 /// Half the disk in long runs, against a sequential copy of as much.
 pub(super) fn runs(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     let bytes = ground.disk() / 2;
-    let (from, to) = (ground.image("limit")?, ground.image("chain")?);
+    let (from, to) = (ground.image("limit")?, ground.image("copy")?);
     let (mut own, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..run.settings.repetitions {
         own.push(bytes as f64 / MIB / merged(run, ground, "first-seq64k-qd8")?.as_secs_f64());
