@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     servers: Vec<String>,
     /// How many set-ups of a peer are measured in full, the best at a glance; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     finalists: usize,
     /// A qemu-storage-daemon; may be repeated [default: those at hand]
     #[arg(long, value_name = "NAME=PATH", value_parser = Daemon::named)]
