@@ -74,6 +74,8 @@ pub trait DeviceIo: 'static {
     fn adopt_files(&mut self, files: &[FileId]);
     /// Queues an action, or carries it out.
     fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G);
+    /// Whether an action has ended when [`submit`](Self::submit) returns.
+    fn is_synchronous(&self) -> bool;
     /// Hands what is queued to the system, without waiting.
     fn enter(&mut self) -> io::Result<()>;
     /// The next action that ended.

@@ -9,6 +9,8 @@
 
 #![cfg_attr(test, allow(unsafe_code))]
 
+mod mapped;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +19,9 @@ use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion,
 };
+
+use mapped::Mapped;
+pub use mapped::Window;
 
 /// How many regions a front-end may add: what QEMU's own vhost-user library allows.
 pub const MAX_REGIONS: usize = 509;
@@ -71,6 +76,8 @@ pub struct BadAddress(pub u64);
 pub struct GuestMemory {
     map: GuestMemoryMmap,
     regions: Vec<Region>,
+    /// The same, at their places in this process, by guest address.
+    mapped: Vec<Mapped>,
 }
 
 impl std::fmt::Debug for GuestMemory {
@@ -113,13 +120,18 @@ impl GuestMemory {
         let mapping = MmapRegion::from_file(file, size).map_err(|e| unmappable(e.to_string()))?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(region.guest))
             .ok_or(MemoryError::Bounds(region.guest))?;
+        let mapping = Arc::new(mapping);
         let map = self
             .map
-            .insert_region(Arc::new(mapping))
+            .insert_region(mapping.clone())
             .map_err(|_| MemoryError::Overlap(region.guest))?;
         let mut regions = self.regions.clone();
         regions.push(region);
-        Ok(GuestMemory { map, regions })
+        let one = Mapped::new(region, mapping).ok_or(MemoryError::Bounds(region.guest))?;
+        let mut mapped = self.mapped.clone();
+        let at = mapped.partition_point(|other| other.region.guest < region.guest);
+        mapped.insert(at, one);
+        Ok(GuestMemory { map, regions, mapped })
     }
 
     /// This memory without a region, which is known by its addresses and size.
@@ -133,7 +145,24 @@ impl GuestMemory {
             .map_err(|_| MemoryError::Unknown(region.guest))?;
         let mut regions = self.regions.clone();
         regions.remove(at);
-        Ok(GuestMemory { map, regions })
+        let mut mapped = self.mapped.clone();
+        mapped.retain(|other| other.region.guest != region.guest);
+        Ok(GuestMemory { map, regions, mapped })
+    }
+
+    /// The region in which `address` lies, if any does.
+    #[inline]
+    fn region_of(&self, address: GuestAddress) -> Option<&Mapped> {
+        let above = self.mapped.partition_point(|mapped| mapped.region.guest <= address.0);
+        self.mapped.get(above.checked_sub(1)?)
+    }
+
+    /// The memory that the front-end has at `user`, `len` bytes of one region that begin at a
+    /// multiple of `align` bytes, here and in the guest.
+    pub fn window(&self, user: u64, len: usize, align: usize) -> Option<Window> {
+        let address = self.guest_of_user(user, len as u64)?;
+        address.0.is_multiple_of(align as u64).then_some(())?;
+        self.region_of(address)?.window(address.0, len, align)
     }
 
     /// The guest-physical address of front-end address `user`, if one region holds `len` bytes
@@ -157,6 +186,22 @@ impl GuestMemory {
         len: u32,
         out: &mut Vec<libc::iovec>,
     ) -> Result<(), BadAddress> {
+        if let Some(base) = self.region_of(address).and_then(|of| of.host(address.0, len as usize))
+        {
+            out.push(libc::iovec { iov_base: base.as_ptr().cast(), iov_len: len as usize });
+            return Ok(());
+        }
+        self.push_pieces(address, len, out)
+    }
+
+    /// The same for a range that is not all in one region.
+    #[cold]
+    fn push_pieces(
+        &self,
+        address: GuestAddress,
+        len: u32,
+        out: &mut Vec<libc::iovec>,
+    ) -> Result<(), BadAddress> {
         let before = out.len();
         for slice in GuestMemoryBackend::get_slices(&self.map, address, len as usize) {
             let Ok(slice) = slice else {
@@ -174,12 +219,18 @@ impl GuestMemory {
     /// Copies bytes out of the guest's memory.
     #[inline]
     pub fn read(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), BadAddress> {
+        if self.region_of(address).is_some_and(|of| of.read(address.0, into)) {
+            return Ok(());
+        }
         self.map.read_slice(into, address).map_err(|_| BadAddress(address.0))
     }
 
     /// Copies bytes into the guest's memory.
     #[inline]
     pub fn write(&self, address: GuestAddress, from: &[u8]) -> Result<(), BadAddress> {
+        if self.region_of(address).is_some_and(|of| of.write(address.0, from)) {
+            return Ok(());
+        }
         self.map.write_slice(from, address).map_err(|_| BadAddress(address.0))
     }
 
@@ -188,8 +239,8 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// The map itself, for the ring's accesses.
-    #[inline]
+    /// The map itself, for the drivers of tests.
+    #[cfg(test)]
     pub fn map(&self) -> &GuestMemoryMmap {
         &self.map
     }

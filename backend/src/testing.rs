@@ -311,6 +311,10 @@ impl DeviceIo for TestIo {
         self.done.push_back(Completion { tag: action.tag, result });
     }
 
+    fn is_synchronous(&self) -> bool {
+        true
+    }
+
     fn enter(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -1,22 +1,35 @@
 //! A split virtqueue, as the device sees it.
 //!
 //! Owns positions in the available and the used ring and the suppression of notifications in
-//! both directions; the ring itself is `virtio-queue`'s, and no other module names it. Never
-//! knows what a chain means. Whatever a guest writes into a ring ends in a chain that says it is
-//! malformed or in a ring that is out of order, never in a panic or an endless loop.
+//! both directions (virtio 1.2, 2.7). Never knows what a chain means. Whatever a guest writes into
+//! a ring ends in a chain that says it is malformed or in a ring that is out of order, never in a
+//! panic or an endless loop.
+//!
+//! Looks at the available index only where it knows of no more chains, and tells of completions
+//! when it is asked to publish them: the other end has these words in its cache.
 
-use std::sync::atomic::Ordering;
+mod chain;
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _, GuestMemoryMmap, Permissions};
+use std::sync::atomic::{Ordering, fence};
 
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Window};
+
+pub use chain::{Chain, Descriptor};
 
 /// The longest queue that is served; what QEMU and Linux allow.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver polls.
 const NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`: the device needs no kicks.
+const NO_NOTIFY: u16 = 1;
+
+/// Where the flags lie in the available and in the used ring.
+const FLAGS: usize = 0;
+/// Where the index lies in both.
+const INDEX: usize = 2;
+/// Where the entries begin in both.
+const ENTRIES: usize = 4;
 
 /// What a front-end said about a ring before it started it. Addresses are the front-end's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,60 +66,23 @@ pub enum VringError {
     },
 }
 
-/// One piece of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Where it lies.
-    pub address: GuestAddress,
-    /// Bytes.
-    pub len: u32,
-    /// Whether the device writes it; otherwise it reads it.
-    pub writable: bool,
-}
-
-/// A chain of descriptors as the guest made it available.
-#[derive(Debug)]
-pub struct Chain<'m> {
-    chain: DescriptorChain<&'m GuestMemoryMmap>,
-    unfinished: bool,
-}
-
-impl<'m> Chain<'m> {
-    /// The chain's name in the used ring. Not necessarily below the queue's size.
-    #[inline]
-    pub fn head(&self) -> u16 {
-        self.chain.head_index()
-    }
-
-    /// Whether the descriptors seen so far do not end the chain. After the last one this tells a
-    /// chain that was cut short (a loop, an index out of range, a bad indirect table) from a
-    /// whole one.
-    #[inline]
-    pub fn is_unfinished(&self) -> bool {
-        self.unfinished
-    }
-}
-
-impl Iterator for Chain<'_> {
-    type Item = Descriptor;
-
-    #[inline]
-    fn next(&mut self) -> Option<Descriptor> {
-        let descriptor = self.chain.next()?;
-        self.unfinished = descriptor.has_next();
-        Some(Descriptor {
-            address: descriptor.addr(),
-            len: descriptor.len(),
-            writable: descriptor.is_write_only(),
-        })
-    }
-}
-
 /// A ring that was started.
 #[derive(Debug)]
 pub struct Vring {
-    queue: Queue,
     setup: VringSetup,
+    table: Window,
+    available: Window,
+    used: Window,
+    /// The place of the next chain in the available ring.
+    next: u16,
+    /// The available index when last looked at.
+    seen: u16,
+    /// The used index, with completions that the guest was not shown yet.
+    completed: u16,
+    /// The used index as the guest sees it.
+    published: u16,
+    /// The used index when the driver's wish for interrupts was last asked.
+    told: u16,
     /// The guest moved the available index further than a ring is long: nothing in it can be
     /// trusted until it is set up anew.
     broken: bool,
@@ -119,108 +95,120 @@ impl Vring {
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             return Err(VringError::Size(size));
         }
-        let mut queue = Queue::new(size).map_err(|_| VringError::Size(size))?;
-        queue.set_event_idx(setup.event_idx);
-        queue.set_next_avail(setup.base);
-        let mut ring = Vring { queue, setup, broken: false };
-        ring.relocate(memory)?;
-        let used = ring
-            .queue
-            .used_idx(memory.map(), Ordering::Acquire)
-            .map_err(|_| VringError::Address { part: "used ring", address: setup.used })?;
-        ring.queue.set_next_used(used.0);
-        Ok(ring)
+        let (table, available, used) = parts(&setup, memory)?;
+        let completed = used.load_u16(INDEX, Ordering::Acquire);
+        Ok(Vring {
+            setup,
+            table,
+            available,
+            used,
+            next: setup.base,
+            seen: setup.base,
+            completed,
+            published: completed,
+            told: completed,
+            broken: false,
+        })
     }
 
     /// Finds the ring again where the guest's memory was laid out anew.
     pub fn relocate(&mut self, memory: &GuestMemory) -> Result<(), VringError> {
-        let size = u64::from(self.setup.size);
-        let find = |part, address, len: u64, align: u64, access| {
-            memory
-                .guest_of_user(address, len)
-                .filter(|found| found.0 % align == 0)
-                .filter(|found| memory.map().check_range(*found, len as usize, access))
-                .ok_or(VringError::Address { part, address })
-        };
-        let setup = self.setup;
-        let table = find("descriptor table", setup.descriptor, 16 * size, 16, Permissions::Read)?;
-        let available =
-            find("available ring", setup.available, 6 + 2 * size, 2, Permissions::Read)?;
-        let used = find("used ring", setup.used, 6 + 8 * size, 4, Permissions::ReadWrite)?;
-        let halves =
-            |address: GuestAddress| (Some(address.0 as u32), Some((address.0 >> 32) as u32));
-        let (low, high) = halves(table);
-        self.queue.set_desc_table_address(low, high);
-        let (low, high) = halves(available);
-        self.queue.set_avail_ring_address(low, high);
-        let (low, high) = halves(used);
-        self.queue.set_used_ring_address(low, high);
-        self.queue.set_ready(true);
+        (self.table, self.available, self.used) = parts(&self.setup, memory)?;
         Ok(())
     }
 
-    /// The next chain, if there is one.
+    /// The next chain, if there is one; its descriptors are followed as it is looked at.
     #[inline]
-    pub fn take<'m>(&mut self, memory: &'m GuestMemory) -> Option<Chain<'m>> {
-        if self.broken {
+    pub fn take<'r>(&'r mut self, memory: &'r GuestMemory) -> Option<Chain<'r>> {
+        if self.seen == self.next && !self.look() {
             return None;
         }
-        match self.queue.iter(memory.map()) {
-            Ok(mut chains) => chains.next().map(|chain| Chain { chain, unfinished: true }),
-            Err(_) => {
-                self.broken = true;
-                None
-            }
+        let place = ENTRIES + 2 * usize::from(self.next & (self.setup.size - 1));
+        let head = self.available.load_u16(place, Ordering::Relaxed);
+        self.next = self.next.wrapping_add(1);
+        Some(Chain::new(memory, &self.table, self.setup.size, head))
+    }
+
+    /// Looks how far the driver is; false where there is no more than was known.
+    fn look(&mut self) -> bool {
+        if self.broken {
+            return false;
         }
+        // Acquire: the entries and descriptors that were written before the index.
+        let index = self.available.load_u16(INDEX, Ordering::Acquire);
+        if index.wrapping_sub(self.next) > self.setup.size {
+            self.broken = true;
+            return false;
+        }
+        self.seen = index;
+        self.seen != self.next
     }
 
     /// Whether chains are waiting.
     #[inline]
-    pub fn has_work(&self, memory: &GuestMemory) -> bool {
+    pub fn has_work(&self) -> bool {
         !self.broken
-            && self
-                .queue
-                .avail_idx(memory.map(), Ordering::Acquire)
-                .is_ok_and(|index| index.0 != self.queue.next_avail())
+            && (self.seen != self.next
+                || self.available.load_u16(INDEX, Ordering::Relaxed) != self.next)
     }
 
-    /// Gives a chain back; `len` bytes of its writable part were written. A head that is no
-    /// descriptor of this queue has no place in the used ring and is dropped.
+    /// Gives a chain back; `len` bytes of its writable part were written. The driver sees it once
+    /// it is published. A head that is no descriptor of this queue has no place in the used ring
+    /// and is dropped.
     #[inline]
-    pub fn complete(&mut self, memory: &GuestMemory, head: u16, len: u32) {
-        if head < self.setup.size && self.queue.add_used(memory.map(), head, len).is_err() {
-            self.broken = true;
+    pub fn complete(&mut self, head: u16, len: u32) {
+        if head < self.setup.size {
+            let place = ENTRIES + 8 * usize::from(self.completed & (self.setup.size - 1));
+            self.used.store_u32(place, head.into());
+            self.used.store_u32(place + 4, len);
+            self.completed = self.completed.wrapping_add(1);
         }
     }
 
-    /// Whether the driver wants to hear of what was completed since this was last asked.
+    /// Shows the driver what was completed. True where it wants to hear of that.
     #[inline]
-    pub fn wants_interrupt(&mut self, memory: &GuestMemory) -> bool {
+    pub fn publish(&mut self) -> bool {
+        if self.published != self.completed {
+            // Release: the entries, status bytes and data before the index.
+            self.used.store_u16(INDEX, self.completed, Ordering::Release);
+            self.published = self.completed;
+        }
+        // What is published comes before the look at whether that is waited for; the driver does
+        // these two the other way round (2.7.7.2).
+        fence(Ordering::SeqCst);
         if !self.setup.event_idx {
-            let flags =
-                memory.map().load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-            if flags.is_ok_and(|flags| u16::from_le(flags) & NO_INTERRUPT != 0) {
-                return false;
-            }
+            return self.available.load_u16(FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
         }
-        self.queue.needs_notification(memory.map()).unwrap_or(true)
+        let event = ENTRIES + 2 * usize::from(self.setup.size);
+        let event = self.available.load_u16(event, Ordering::Relaxed);
+        let since = self.completed.wrapping_sub(std::mem::replace(&mut self.told, self.completed));
+        self.completed.wrapping_sub(event).wrapping_sub(1) < since
     }
 
     /// Asks the driver to kick for the next chain. True where one came meanwhile: then it will
     /// not kick, and the ring must be looked at again.
-    pub fn arm(&mut self, memory: &GuestMemory) -> bool {
-        !self.broken && self.queue.enable_notification(memory.map()).unwrap_or(false)
+    pub fn arm(&mut self) -> bool {
+        if self.setup.event_idx {
+            let event = ENTRIES + 8 * usize::from(self.setup.size);
+            self.used.store_u16(event, self.next, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(FLAGS, 0, Ordering::Relaxed);
+        }
+        // Asked before looked; the driver does these two the other way round.
+        fence(Ordering::SeqCst);
+        self.has_work()
     }
 
     /// Kicks are not needed now.
-    pub fn disarm(&mut self, memory: &GuestMemory) {
-        // Advisory: a guest that took the ring's memory away is noticed elsewhere.
-        let _ = self.queue.disable_notification(memory.map());
+    pub fn disarm(&mut self) {
+        if !self.setup.event_idx {
+            self.used.store_u16(FLAGS, NO_NOTIFY, Ordering::Relaxed);
+        }
     }
 
     /// Where a later start has to go on in the available ring.
     pub fn base(&self) -> u16 {
-        self.queue.next_avail()
+        self.next
     }
 
     /// Whether the guest broke the ring.
@@ -232,6 +220,20 @@ impl Vring {
     pub fn size(&self) -> u16 {
         self.setup.size
     }
+}
+
+/// Where the descriptor table, the available and the used ring lie (virtio 1.2, 2.7: their sizes
+/// and alignments).
+fn parts(setup: &VringSetup, memory: &GuestMemory) -> Result<(Window, Window, Window), VringError> {
+    let size = usize::from(setup.size);
+    let find = |part, address, len, align| {
+        memory.window(address, len, align).ok_or(VringError::Address { part, address })
+    };
+    Ok((
+        find("descriptor table", setup.descriptor, 16 * size, 16)?,
+        find("available ring", setup.available, 6 + 2 * size, 2)?,
+        find("used ring", setup.used, 6 + 8 * size, 4)?,
+    ))
 }
 
 #[cfg(test)]

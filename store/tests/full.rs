@@ -163,6 +163,26 @@ fn s78_a_persistent_snapshot_is_invalid_when_the_time_is_over() {
     });
 }
 
+/// Given up once is not given up for ever.
+#[test]
+fn s25_s78_a_store_that_was_given_up_and_cured_is_waited_for_again() {
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        let first = write(0, 16, 8);
+        is_held(world, first);
+        world.give_up(0);
+        assert_eq!(ending(world, first), ERROR);
+        assert_eq!(world.state(0), StoreState::Overflow);
+        world.grow(0, 2 * 8);
+        world.stores[0].reactivate();
+        assert_eq!(world.one(write(0, 16, 16)), Ok(OK));
+        let second = write(0, 40, 8);
+        is_held(world, second);
+        world.grow(0, 64);
+        assert_eq!(ending(world, second), OK);
+    });
+}
+
 /// A front end that leaves does not wait.
 #[test]
 fn s78_what_waits_for_room_can_be_given_up_alone() {

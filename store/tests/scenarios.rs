@@ -88,6 +88,15 @@ fn s6_a_read_of_the_origin_across_chunks_is_one_read() {
 }
 
 #[test]
+fn s9_an_origin_without_snapshots_takes_a_write_of_1_mib() {
+    each(origin(vec![], 4096), |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 2048)), Ok(OK));
+        assert_eq!(world.sim.performed(world.base, IoOp::Write), 1, "whole");
+        world.judge_all().unwrap();
+    });
+}
+
+#[test]
 fn s10_what_lies_past_a_snapshots_end_makes_no_exception() {
     each(origin(vec![snap(4, PERSISTENT, 400, 30)], 64), |world| {
         assert_eq!(world.one(req(0, Op::Write, 32, 32)), Ok(OK));
@@ -135,6 +144,30 @@ fn s13_reads_of_a_snapshot_without_end_do_not_starve_an_origin_write() {
             assert!(turns < 2000, "starved");
         }
         world.run().unwrap();
+    });
+}
+
+/// A read that comes behind the write does not hold it up, however long one that came before does.
+#[test]
+fn s13_reads_behind_an_origin_write_do_not_go_to_the_origin() {
+    let mut config = origin(vec![snap(8, PERSISTENT, 400, 64)], 64);
+    config.scratch = 64 << 10;
+    each(config, |world| {
+        world.ask([req(1, Op::Read, 0, 8)]);
+        while world.sim.in_flight() == 0 {
+            world.turn().unwrap();
+        }
+        world.sim.hold_submitted();
+        let write = req(0, Op::Write, 0, 8);
+        assert_eq!(world.one(write), Ok(None), "the write waits for the read");
+        let before = world.sim.performed(world.base, IoOp::Read);
+        for sector in 0..5 {
+            assert_eq!(world.one(req(1, Op::Read, sector, 3)), Ok(OK));
+        }
+        assert_eq!(world.sim.performed(world.base, IoOp::Read), before);
+        world.sim.release();
+        world.run().unwrap();
+        world.judge_all().unwrap();
     });
 }
 

@@ -64,7 +64,7 @@ pub fn judge(stores: &[Store]) -> Result<Vec<Verdict>, GuestError> {
         config = config.disk(Disk::File(store.origin.clone())).disk(Disk::File(store.cow.clone()));
     }
     config.script = format!("PLAN='{plan}'\n{}", include_str!("../guest/kernel-stores.sh"));
-    config.timeout = Duration::from_secs(240);
+    config.timeout = Duration::from_secs(600);
     let result = Guest::boot(&config)?.finish()?;
     Ok(stores.iter().map(|store| verdict(&result.lines, &store.name)).collect())
 }

@@ -69,7 +69,7 @@ fn a_snapshot_of_a_frozen_guest_needs_no_recovery() {
         .disk(view(&mut qmp, &scratch, "view-frozen"))
         .disk(view(&mut qmp, &scratch, "view-torn"));
     config.agent = Some(agent.clone());
-    config.timeout = Duration::from_secs(180);
+    config.timeout = Duration::from_secs(400);
     let mut guest = Guest::boot(&config).unwrap_or_else(|error| panic!("{error}"));
     let ready = guest.wait_for_line("ready");
     ready.unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));

@@ -27,7 +27,7 @@ fn a_guest_lives_on(server: &Server, queues: u16, cache: &[&str]) {
         .disk(Disk::Served { socket: server.socket().to_owned(), queues });
     config.cpus = u32::from(queues);
     config.reboots = true;
-    config.timeout = Duration::from_secs(240);
+    config.timeout = Duration::from_secs(600);
     let guest = Guest::boot(&config).unwrap_or_else(|error| panic!("{error}"));
     let result = guest.finish().unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
     result.expect_success();
@@ -84,7 +84,7 @@ fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
 
     let mut config = GuestConfig::new(include_str!("../guest/resized-disk.sh"))
         .disk(Disk::Served { socket: server.socket().to_owned(), queues: 2 });
-    config.timeout = Duration::from_secs(240);
+    config.timeout = Duration::from_secs(600);
     let mut guest = Guest::boot(&config).unwrap_or_else(|error| panic!("{error}"));
     for round in 1..sizes.len() {
         let seen = guest.wait_for_line("ready ").unwrap_or_else(|error| panic!("{error}"));

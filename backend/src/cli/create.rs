@@ -1,12 +1,12 @@
 //! `snapblk create`: an empty store for the changes to a disk.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use snapblk_store::cow::{Geometry, open};
+use snapblk_store::cow::Geometry;
+use snapblk_store::device::make_empty;
 use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
 use snapblk_store::units::ChunkSize;
 
@@ -165,11 +165,7 @@ impl Create {
                 USEFUL_CHUNKS * self.chunk_size.bytes()
             )));
         }
-        open::create(&store, geometry)?;
-        if !store.block_device {
-            sync_folder_of(&self.store)
-                .map_err(CliError::io("flush the folder of", &self.store))?;
-        }
+        make_empty(&store, geometry)?;
         Ok(geometry)
     }
 
@@ -213,13 +209,4 @@ impl Create {
             self.store.display()
         )))
     }
-}
-
-/// Makes the name of a new file durable.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
 }

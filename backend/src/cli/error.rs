@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use snapblk_store::cow::StoreError;
+use snapblk_store::device::DeviceError;
 use snapblk_store::io::{FileError, LockError};
 
 /// Why a command failed: one sentence that names what was wrong and what to do about it.
@@ -24,6 +25,9 @@ pub enum CliError {
     /// A file cannot be opened.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The store cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A file is in use.
     #[error(transparent)]
     Lock(#[from] LockError),

@@ -214,6 +214,10 @@ impl DeviceIo for Io {
         Io::submit(self, action, segs, meta, guest);
     }
 
+    fn is_synchronous(&self) -> bool {
+        Io::is_synchronous(self)
+    }
+
     fn enter(&mut self) -> io::Result<()> {
         Io::enter(self)
     }

@@ -32,7 +32,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let read = slot.writable_len > 1;
         self.memories.left(generation);
         if let Some(ring) = &mut self.ring {
-            ring.vring.complete(self.memories.current(), head, len);
+            ring.vring.complete(head, len);
             ring.owes_interrupt = true;
         }
         read
@@ -41,7 +41,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Returns a chain that is no request.
     pub(super) fn give_back(&mut self, head: u16) {
         if let Some(ring) = &mut self.ring {
-            ring.vring.complete(self.memories.current(), head, 0);
+            ring.vring.complete(head, 0);
             ring.owes_interrupt = true;
         }
     }
@@ -51,7 +51,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     pub(super) fn interrupt(&mut self) {
         if let Some(ring) = &mut self.ring
             && std::mem::take(&mut ring.owes_interrupt)
-            && ring.vring.wants_interrupt(self.memories.current())
+            && ring.vring.publish()
             && let Some(call) = &ring.call
         {
             signal(call);

@@ -135,6 +135,7 @@ fn a_batch_of_all_kinds_is_answered_once_each() {
     assert_eq!(bench.disk.bytes(64, 4096), [0xbb; 4096]);
     assert_eq!(&bench.driver.data(2, 20)[..6], b"serial");
     assert_eq!(bench.disk.count(IoOp::Discard), 2, "one for each range");
+    assert_eq!(bench.disk.count(IoOp::Sync), 1, "of the flush");
     assert_eq!(bench.driver.next_used(), None);
 }
 

@@ -96,7 +96,7 @@ fn lists_events_and_out_of_band_are_described() {
     let data = &all[change["arg-type"].as_str().unwrap()];
     assert_eq!(data["members"][0], json!({"name": "id", "type": "str"}));
     assert!(all["quit"].get("allow-oob").is_none());
-    assert!(!all.contains_key("block-commit"));
+    assert!(!all.contains_key("metadata-snapshot-reserve"));
 }
 
 /// The wire names of QEMU's own commands, as it describes them; ours may lack optional ones.

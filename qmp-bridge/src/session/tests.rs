@@ -242,7 +242,7 @@ fn commands_that_nothing_carries_out_do_not_exist() {
     for name in ["qmp_capabilities", "query-commands", "device-create", "snapshot-merge", "quit"] {
         assert!(names.contains(&name), "{name} is listed");
     }
-    for name in ["block-set-write-threshold", "block-commit", "metadata-snapshot-reserve"] {
+    for name in ["metadata-snapshot-reserve", "metadata-snapshot-release"] {
         assert!(!names.contains(&name), "{name} is not listed");
         let desc = format!("The command {name} has not been found");
         talk.refused(json!({"execute": name}), "CommandNotFound", &desc);

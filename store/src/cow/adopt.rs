@@ -122,3 +122,6 @@ pub fn tail_of(store: &OpenStore) -> Tail {
         .collect();
     Tail::new(store.geometry, count, &last)
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -1,7 +1,7 @@
 //! Reading a store before it serves, and making a new one.
 //!
 //! Owns the blocking, sequential reading of a store's metadata and every check on it (see the
-//! project's store format notes: "Opening", "Creating", "Invalidating"). Never runs while the
+//! project's store format notes: "Opening", "Creating"). Never runs while the
 //! store is being served, and never knows what serves it. Keeps: nothing is taken for a mapping
 //! that could not have been written as one; a header never becomes durable before its empty
 //! area 0 is.
@@ -218,14 +218,6 @@ pub fn remove_newest<S: Storage>(
     store.entries.truncate(start);
     store.next = next(&store.geometry, &store.entries);
     Ok(())
-}
-
-/// Marks the store as Invalid, durably and for good.
-///
-/// # Errors
-/// What the system says; whether it landed is then unknown.
-pub fn write_invalid<S: Storage>(storage: &S, chunk: ChunkSize) -> Result<(), StoreError> {
-    write_header(storage, &Header { valid: false, chunk }).map_err(|kind| kind.of(storage.name()))
 }
 
 /// Writes the header's sector, which is the smallest thing that cannot be torn, and flushes.

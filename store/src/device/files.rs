@@ -9,6 +9,7 @@ use std::path::Path;
 use super::error::DeviceError;
 use crate::cow::Geometry;
 use crate::cow::open::create;
+use crate::io::durable::{sync_file, sync_name};
 use crate::io::{FileInfo, OpenMode};
 use crate::units::ChunkSize;
 
@@ -80,8 +81,7 @@ pub(super) fn make_store(
     let file = file.map_err(DeviceError::io(what("make")))?;
     let made = file.set_len(size).map_err(DeviceError::io(what("size"))).and_then(|()| {
         let info = FileInfo::open(path, OpenMode::ReadWrite, false)?;
-        create(&info, Geometry::of_len(chunk, size))?;
-        sync_name(path)
+        make_empty(&info, Geometry::of_len(chunk, size))
     });
     if made.is_err() {
         makes.undo(path);
@@ -89,7 +89,8 @@ pub(super) fn make_store(
     made.map(|()| makes)
 }
 
-/// Makes a file of `size` bytes for a transient store, of which only the size matters.
+/// Makes a file of `size` bytes for a transient store, of which only the size matters: that it has
+/// for good, since a start looks for the file that its device names.
 pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError> {
     let makes = match std::fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() > 0 => {
@@ -102,11 +103,11 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
         Err(_) => Made::File,
     };
     let what = format!("cannot make the store {}", path.display());
-    std::fs::File::create(path)
-        .and_then(|file| file.set_len(size))
+    let made = File::create(path)
+        .and_then(|file| file.set_len(size).and_then(|()| sync_file(&file)))
         .map_err(DeviceError::io(what))
-        .inspect_err(|_| makes.undo(path))?;
-    Ok(makes)
+        .and_then(|()| name_it(path));
+    made.inspect_err(|_| makes.undo(path)).map(|()| makes)
 }
 
 /// Makes the store of an overlay over `len` bytes where there is none yet, as large as could be
@@ -119,10 +120,17 @@ pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
 }
 
-/// Makes the name of a new file durable.
-pub(super) fn sync_name(path: &Path) -> Result<(), DeviceError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
+/// Makes `file`, which is as long as it is to be, an empty store: it, its length and its name are
+/// durable then.
+///
+/// # Errors
+/// A store of fewer than two chunks, and what the system says.
+pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError> {
+    create(file, geometry)?;
+    if file.block_device { Ok(()) } else { name_it(&file.path) }
+}
+
+fn name_it(path: &Path) -> Result<(), DeviceError> {
     let what = format!("cannot make {} durable in its directory", path.display());
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(DeviceError::io(what))
+    sync_name(path).map_err(DeviceError::io(what))
 }

@@ -30,7 +30,7 @@ mod verbs;
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
 pub use commit::CommitWork;
 pub use error::DeviceError;
-pub use files::make_overlay_store;
+pub use files::{make_empty, make_overlay_store};
 pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use state::{CommitJob, FirstTable, MergeJob, State, StateError};

@@ -14,6 +14,7 @@ use super::error::DeviceError;
 use super::handover::can_move;
 use super::verbs::{go, with_uppers};
 use crate::io::OpenMode;
+use crate::io::durable::sync_file;
 use crate::lines::{Param, TargetSpec};
 use crate::units::{SECTOR_SIZE, Sector};
 
@@ -169,7 +170,7 @@ fn grow_files(inner: &mut Inner, files: &[(PathBuf, u64)]) -> Result<Vec<Grown>,
             }
             let what = format!("cannot make {} longer", path.display());
             let file = &disk.info.file;
-            let longer = file.set_len(*bytes).and_then(|()| file.sync_all());
+            let longer = file.set_len(*bytes).and_then(|()| sync_file(file));
             let one = Grown { disk, before };
             if longer.is_err() {
                 one.undo();

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::build::Active;
 use super::core::{Inner, Loaded};
 use super::error::DeviceError;
-use super::files::sync_name;
 use super::handover::Lost;
+use crate::io::durable::{sync_file, sync_name};
 use crate::io::{FileInfo, Files};
 use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::units::Sector;
@@ -390,9 +390,9 @@ impl StateFile {
         let new = PathBuf::from(name);
         let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
-        file.sync_all().map_err(fail("flush"))?;
+        sync_file(&file).map_err(fail("flush"))?;
         std::fs::rename(&new, path).map_err(fail("replace"))?;
-        sync_name(path).map_err(|error| fail("flush")(std::io::Error::other(error.to_string())))?;
+        sync_name(path).map_err(fail("flush"))?;
         self.generation = generation;
         Ok(())
     }

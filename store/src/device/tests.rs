@@ -1,5 +1,6 @@
 //! Devices over real files: what commands do to tables, stores and what is owed.
 
+mod durable;
 mod handover;
 
 use std::fs::File;
@@ -15,13 +16,14 @@ use super::state::CommitJob;
 use crate::background::{CommitEnd, CommitHandle, FileExecutor};
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
+use crate::exception::Entry;
 use crate::flusher::CallerFlusher;
 use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
 use crate::lines::parse_table;
 use crate::request::{Op, Request, Token};
 use crate::table::Table;
 use crate::target::{Decision, Target};
-use crate::units::Sector;
+use crate::units::{Chunk, Sector};
 use crate::workers::{Wake, Workers};
 
 /// Sectors of every disk here.
@@ -120,9 +122,15 @@ impl World {
 
     /// The files that a guest's flush of the device syncs.
     fn synced(&self, name: &str) -> Vec<FileId> {
+        self.carry_out(name, Op::Flush, 0)
+    }
+
+    /// A guest's request for the first sectors of the device, as if all that it takes succeeded;
+    /// the files that are synced for it.
+    fn carry_out(&self, name: &str, op: Op, sectors: u64) -> Vec<FileId> {
         let mut engine = self.engine(name);
-        let (token, op, sector) = (Token(0), Op::Flush, Sector(0));
-        engine.submit(Request { token, op, sector, len: 0, durable: false });
+        let (token, sector, len) = (Token(0), Sector(0), sectors * 512);
+        engine.submit(Request { token, op, sector, len, durable: false });
         let mut synced = Vec::new();
         while engine.requests() > 0 {
             engine.step();
@@ -286,6 +294,31 @@ fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
     again.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store2 P 8")]).unwrap();
     std::fs::create_dir(again.path("state.new")).unwrap();
     assert_eq!(invalidate(&again), StoreState::Unmarked);
+}
+
+/// What the process wrote is gone with it, and what anybody left in the file was never there.
+#[test]
+fn scenario_21_a_store_in_memory_is_empty_after_a_restart() {
+    let mut world = World::new();
+    world.file("disk", LEN);
+    let left = store_of(&[3]);
+    std::fs::write(world.path("store"), &left).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store N 8")]).unwrap();
+    for _ in 0..2 {
+        let table = world.table("snap");
+        let exceptions = &table.exceptions()[0];
+        let mapped = (0..LEN / 8).filter(|n| exceptions.table.get(Chunk(*n)) != Entry::Unmapped);
+        assert_eq!(mapped.count(), 0);
+        assert_eq!(exceptions.store().usage().allocated, 0);
+        world.carry_out("snap", Op::Write, 8);
+        assert!(matches!(exceptions.table.get(Chunk(0)), Entry::Mapped(_)));
+        assert_eq!(exceptions.store().usage().allocated, 8);
+        drop(table);
+        let World { dir, devices, .. } = world;
+        drop(devices);
+        world = World::at(dir);
+        world.devices.start(&[], |_| Ok(())).unwrap();
+    }
 }
 
 /// Scenario 57: the exceptions of a longer device fit in its table.

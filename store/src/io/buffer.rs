@@ -305,24 +305,26 @@ impl IoVecs {
         }
     }
 
-    /// `preadv` into the next pieces.
+    /// `preadv` into the next pieces. One piece alone is a `pread`, which spares the kernel a list.
     pub(crate) fn read_from(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
-        let window = self.window();
-        // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
-        let got = unsafe {
-            libc::preadv(fd.as_raw_fd(), window.as_ptr(), window.len() as i32, offset as i64)
-        };
-        result(got)
+        let (fd, offset) = (fd.as_raw_fd(), offset as i64);
+        result(match self.window() {
+            // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
+            [one] => unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) },
+            // SAFETY: as above.
+            many => unsafe { libc::preadv(fd, many.as_ptr(), many.len() as i32, offset) },
+        })
     }
 
-    /// `pwritev` of the next pieces.
+    /// `pwritev` of the next pieces, likewise.
     pub(crate) fn write_to(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
-        let window = self.window();
-        // SAFETY: the pieces are readable memory that stays mapped (this module's invariant).
-        let put = unsafe {
-            libc::pwritev(fd.as_raw_fd(), window.as_ptr(), window.len() as i32, offset as i64)
-        };
-        result(put)
+        let (fd, offset) = (fd.as_raw_fd(), offset as i64);
+        result(match self.window() {
+            // SAFETY: the pieces are readable memory that stays mapped (this module's invariant).
+            [one] => unsafe { libc::pwrite(fd, one.iov_base, one.iov_len, offset) },
+            // SAFETY: as above.
+            many => unsafe { libc::pwritev(fd, many.as_ptr(), many.len() as i32, offset) },
+        })
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Io {
     done: VecDeque<Completion>,
     fired: VecDeque<u64>,
     driver: Driver,
+    /// No file that was adopted is served by the ring.
+    synchronous: bool,
     syscalls: u64,
     in_flight: usize,
     // Last, so that it goes last: see `Drop`.
@@ -87,6 +89,7 @@ impl Io {
             done: VecDeque::new(),
             fired: VecDeque::new(),
             driver,
+            synchronous: true,
             syscalls: 0,
             in_flight: 0,
             memory: Memory::new(scratch)?,
@@ -121,6 +124,14 @@ impl Io {
             };
             self.targets[at] = Some(Box::new(Target::new(info, fixed)));
         }
+        let plain = matches!(self.driver, Driver::Poll(_));
+        self.synchronous = plain || !self.targets.iter().flatten().any(|of| of.info.uring);
+    }
+
+    /// Whether an action has ended when [`Io::submit`] returns: no file of those adopted is served
+    /// by io_uring.
+    pub fn is_synchronous(&self) -> bool {
+        self.synchronous
     }
 
     /// Takes up an action: queues it, or carries it out where plain calls serve its file better.

@@ -5,6 +5,7 @@
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
 pub mod buffer;
+pub mod durable;
 pub mod executor;
 pub mod files;
 pub mod lock;

@@ -8,6 +8,7 @@ use std::io;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::durable::sync_file;
 use super::files::FileInfo;
 
 #[cfg(test)]
@@ -165,7 +166,7 @@ impl Storage for FileInfo {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        sync_file(&self.file)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {

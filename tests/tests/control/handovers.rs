@@ -195,6 +195,8 @@ fn scenario_52_a_third_that_names_the_store_is_refused() {
 fn scenario_53_without_its_source_a_destination_is_invalid_and_the_store_is_not() {
     let scratch = scratch();
     let (command, mut world, wanted) = world_with_snapshot(&scratch);
+    // Another store that stays where it is.
+    world.call("snapshot-create", json!({"device": "disk0", "name": "o", "cow": "o.cow"}));
     let table = load_copy(&mut world, "a", "b");
     world.call("device-remove", json!({"name": "a"}));
     for resumed in [false, true] {

@@ -25,7 +25,7 @@ pub(crate) fn run(scripts: &[Script]) -> Result<Vec<Vec<Seen>>, GuestError> {
     }
     let patterns = scratch.file("patterns", &patterns()).expect("patterns");
     config = config.disk(Disk::File(patterns));
-    config.timeout = Duration::from_secs(300);
+    config.timeout = Duration::from_secs(900);
     let result = Guest::boot(&config)?.finish()?;
     result.expect_success();
     Ok(scripts

@@ -74,7 +74,7 @@ pub(crate) fn run(setup: &Setup) -> Vec<Record> {
         config = config.disk(Disk::Nbd { socket: socket.clone(), export });
     }
     config = config.disk(Disk::ReadOnly(programs(&scratch)));
-    config.timeout = Duration::from_secs(240);
+    config.timeout = Duration::from_secs(600);
     let result = Guest::boot(&config).and_then(Guest::finish);
     result.unwrap_or_else(|error| panic!("{error}")).expect_success();
     logged.take()

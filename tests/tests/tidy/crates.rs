@@ -27,11 +27,10 @@ const NEVER: [(&str, &[&str]); 2] = [
 const KNOWN: [&str; 0] = [];
 
 /// Crates that are an implementation detail of a few files, and those files.
-const ONLY_IN: [(&str, &[&str]); 7] = [
+const ONLY_IN: [(&str, &[&str]); 6] = [
     ("io_uring", &["store/src/io/uring.rs"]),
     ("nix", &["store/src/io/lock.rs", "backend/src/signals.rs"]),
     ("toml", &["store/src/device/state.rs", "backend/src/cli/serve"]),
-    ("virtio_queue", &["backend/src/vring.rs"]),
     ("virtio_bindings", &["backend/src/config.rs", "backend/src/request.rs"]),
     ("vhost", &["backend/src/session"]),
     ("clap", &["backend/src/cli"]),

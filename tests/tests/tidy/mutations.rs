@@ -1,9 +1,9 @@
 //! Which test fails when the code is broken, and how: `docs/mutations.md`, made from the patches in
 //! `tests/mutations`. `tests/mutate` tries them; here they are only held against the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{none, read, root};
+use crate::{none, read, root, scenarios};
 
 const PAGE: &str = "docs/mutations.md";
 const DIRECTORY: &str = "tests/mutations";
@@ -11,14 +11,16 @@ const DIRECTORY: &str = "tests/mutations";
 const HEAD: &str = "# Mutations
 
 What breaks when the code is broken. Each patch in `tests/mutations` puts one mistake back, and the test beside it fails
-then. A scenario's number is that in [scenarios.md](scenarios.md). A known bug is a mistake that others made in code like
-this; the numbers are this project's own.
+then. A scenario's number is that in [scenarios.md](scenarios.md); each that has a test is broken by one of them at least.
+A known bug is a mistake that others made in code like this; the numbers are this project's own.
 
 ```sh
 tests/mutate               # all of them
 tests/mutate --sample 8    # some
 tests/mutate 12            # this one
 ```
+
+Tests of the program run the broken one. Those in a guest need what `images/setup` makes.
 
 The table is made from the patches, and a test fails where one of them no longer applies or the table is not what they
 say: `SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy` writes it.
@@ -82,6 +84,12 @@ impl Patch {
         found
     }
 
+    /// The numbers of the scenarios that it is said to break.
+    fn scenarios(&self) -> impl Iterator<Item = Result<u32, &str>> {
+        let words = self.says("Scenarios").split(", ").filter(|word| !word.is_empty());
+        words.map(|word| word.parse().map_err(|_| word))
+    }
+
     fn row(&self) -> String {
         format!(
             "| [{0}](../{DIRECTORY}/{0}.patch) | {1} | {2} | {3} | `{4}` |\n",
@@ -112,6 +120,27 @@ fn patches() -> Vec<Patch> {
 fn every_mutation_applies() {
     let problems: Vec<String> = patches().iter().flat_map(Patch::problems).collect();
     none("A patch in tests/mutations fits the code, and says what it breaks.", &problems);
+}
+
+#[test]
+fn every_scenario_that_a_test_proves_has_a_mutation() {
+    let (all, patches) = (scenarios::all(), patches());
+    let mut broken = BTreeSet::new();
+    let mut problems = Vec::new();
+    for patch in &patches {
+        for scenario in patch.scenarios() {
+            match scenario {
+                Ok(number) if all.contains_key(&number) => _ = broken.insert(number),
+                Ok(number) => problems.push(format!("{}: no scenario is {number}", patch.name)),
+                Err(word) => problems.push(format!("{}: '{word}' is no number", patch.name)),
+            }
+        }
+    }
+    let unbroken = all.iter().filter(|(number, proven)| **proven && !broken.contains(*number));
+    problems.extend(unbroken.map(|(number, _)| {
+        format!("scenario {number} has tests, and no mutation says which of them can fail")
+    }));
+    none("A patch in tests/mutations breaks each scenario that has a test.", &problems);
 }
 
 #[test]

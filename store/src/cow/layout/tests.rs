@@ -13,11 +13,13 @@ fn b512(device_chunks: u64) -> Geometry {
 
 #[test]
 fn scenario_14_header_is_byte_exact() {
-    let header = Header { valid: true, chunk: ChunkSize::from_sectors(8).unwrap() };
-    let bytes = [0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0];
-    assert_eq!(header.encode(), bytes);
-    assert_eq!(Header::decode(&bytes), Ok(Some(header)));
-    assert_eq!(&bytes[..4], b"SnAp");
+    for (valid, word) in [(true, 1), (false, 0)] {
+        let header = Header { valid, chunk: ChunkSize::from_sectors(8).unwrap() };
+        let bytes = [0x53, 0x6e, 0x41, 0x70, word, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0];
+        assert_eq!(header.encode(), bytes);
+        assert_eq!(Header::decode(&bytes), Ok(Some(header)));
+        assert_eq!(&bytes[..4], b"SnAp");
+    }
 }
 
 #[test]

@@ -115,6 +115,16 @@ fn a_store_does_not_move_to_another_origin_nor_out_of_memory() {
     assert!(Arc::ptr_eq(&before, &store_of(&world, "b")));
 }
 
+/// Scenario 8, known bug 13: nothing is written to it either.
+#[test]
+fn scenario_8_a_store_that_is_its_own_origin_is_refused() {
+    let world = World::new();
+    world.file("disk", LEN);
+    let own = format!("0 {LEN} snapshot {{}}/disk {{}}/disk P 8");
+    refused(world.device("snap", &[&own]), "is the origin itself");
+    assert!(std::fs::read(world.path("disk")).unwrap().iter().all(|byte| *byte == 0));
+}
+
 /// I8: a store that others lie on stays with its device.
 #[test]
 fn a_layer_is_not_handed_over() {

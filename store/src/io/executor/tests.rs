@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::io::files::OpenMode;
-use crate::io::{IoOp, Tag};
+use crate::io::{FileInfo, IoOp, Storage, Tag};
 use crate::request::Token;
 
 const DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target");
@@ -75,6 +75,7 @@ fn rig(root: &str, direct: bool, uring: bool, content: &[u8]) -> Rig {
 }
 
 fn rig_with(root: &str, direct: bool, mode: OpenMode, options: IoOptions, bytes: &[u8]) -> Rig {
+    std::fs::create_dir_all(root).unwrap();
     let dir = tempfile::tempdir_in(root).unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, bytes).unwrap();
@@ -509,6 +510,25 @@ fn a_flush_follows_the_writes_that_completed() {
     });
 }
 
+/// What a sync does shows only when the power goes; that the system is asked shows where it refuses.
+#[test]
+fn a_sync_is_the_system_s() {
+    for uring in [true, false] {
+        let mut rig = rig(DISK, false, uring, &content(4096));
+        let files = rig.io.files.clone();
+        // A pipe cannot be synced.
+        let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+        let mut info = FileInfo::open(&rig.path, OpenMode::ReadWrite, false).unwrap();
+        info.file = pipe.into();
+        assert_eq!(info.sync().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        rig.file = files.add(info);
+        rig.io.adopt_files(&[rig.file]);
+        let guest = Guest::new(4096, 0, 4096, 1);
+        let synced = rig.run(IoOp::Sync, 0, 0, &[], &guest);
+        assert_eq!(synced, Err(Errno(libc::EINVAL)), "{}", rig.what);
+    }
+}
+
 /// A loop device over a file, where this machine lets us make one.
 struct Loop(PathBuf);
 
@@ -539,6 +559,7 @@ impl Drop for Loop {
 #[test]
 fn block_devices_are_served_with_their_blocks() {
     for (sector, uring) in [(512, true), (4096, true), (4096, false)] {
+        std::fs::create_dir_all(DISK).unwrap();
         let dir = tempfile::tempdir_in(DISK).unwrap();
         let path = dir.path().join("file");
         let mut model = content(1 << 20);

@@ -2,7 +2,9 @@ use super::*;
 
 /// A folder on the disk (the build's own), and one on tmpfs.
 fn on_disk() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/../target").unwrap()
+    let root = env!("CARGO_MANIFEST_DIR").to_owned() + "/../target";
+    std::fs::create_dir_all(&root).unwrap();
+    tempfile::tempdir_in(root).unwrap()
 }
 
 fn on_tmpfs() -> tempfile::TempDir {

@@ -6,6 +6,7 @@ use super::*;
 #[test]
 fn words_outlive_their_mapping() {
     for root in ["/dev/shm", concat!(env!("CARGO_MANIFEST_DIR"), "/../target")] {
+        std::fs::create_dir_all(root).unwrap();
         let dir = tempfile::tempdir_in(root).unwrap();
         let path = dir.path().join("owed");
         let words = SharedWords::create(&path, 3000).unwrap();

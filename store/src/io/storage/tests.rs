@@ -4,6 +4,7 @@ use super::*;
 use crate::io::files::OpenMode;
 
 fn filled(root: &str, len: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+    std::fs::create_dir_all(root).unwrap();
     let dir = tempfile::tempdir_in(root).unwrap();
     let path = dir.path().join("file");
     let content: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251) as u8).collect();

@@ -1,0 +1,299 @@
+//! What commands make durable, and what they refuse where that cannot be done.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::attached::{AttachedWorker, StopError};
+use crate::cow::Persistence;
+use crate::device::moment::CreateSnapshot;
+use crate::device::{MergeJob, Suspend, User};
+use crate::exception::Entry;
+use crate::io::durable::seen;
+use crate::units::Chunk;
+
+impl World {
+    /// The files that control synced since this was last asked, by their names here, one after the
+    /// other; `.` is the directory.
+    fn made_durable(&self) -> Vec<String> {
+        let here = std::fs::canonicalize(self.dir.path()).unwrap();
+        let name = |path: PathBuf| match path.strip_prefix(&here).unwrap().to_str().unwrap() {
+            "" => String::from("."),
+            name => name.to_owned(),
+        };
+        let mut names: Vec<String> = seen::take().into_iter().map(name).collect();
+        names.dedup();
+        names
+    }
+
+    fn linear(&self, name: &str) -> FileId {
+        self.file(name, LEN);
+        self.device(name, &[&format!("0 {LEN} linear {{}}/{name} 0")]).unwrap();
+        self.synced(name)[0]
+    }
+
+    fn fail_flushes(&self, fails: bool) {
+        self.flusher.fails.store(fails, Ordering::SeqCst);
+    }
+}
+
+fn cannot_flush<T: std::fmt::Debug>(done: Result<T, DeviceError>) {
+    assert!(matches!(done, Err(DeviceError::FlushFailed(_))), "{done:?}");
+}
+
+/// Takes what the engine asks for, and answers it with success.
+fn answer(engine: &mut Engine) -> Vec<Action> {
+    engine.step();
+    let actions: Vec<Action> = std::iter::from_fn(|| engine.pop_action()).collect();
+    for Action { tag, .. } in &actions {
+        engine.complete(Completion { tag: *tag, result: Ok(()) });
+    }
+    actions
+}
+
+fn write(engine: &mut Engine, chunk: u64, durable: bool) {
+    let (token, op, sector) = (Token(chunk as u32), Op::Write, Sector(chunk * 8));
+    engine.submit(Request { token, op, sector, len: 4096, durable });
+}
+
+/// Known bug 21, in the engine.
+#[test]
+fn a_write_that_is_to_be_durable_ends_behind_a_sync() {
+    let world = World::new();
+    let file = world.linear("disk");
+    let mut engine = world.engine("disk");
+    write(&mut engine, 1, true);
+    let mut asked = Vec::new();
+    while engine.pop_finished().is_none() {
+        let actions = answer(&mut engine);
+        assert!(!actions.is_empty());
+        asked.extend(actions.iter().map(|action| (action.op, action.file)));
+    }
+    assert_eq!(asked, [(IoOp::Write, file), (IoOp::Sync, file)]);
+}
+
+/// Known bug 10: chunks are moved a few at a time, and who waits for that goes on by itself.
+#[test]
+fn chunks_are_moved_a_few_at_a_time() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let config = EngineConfig { claims: 4, ..EngineConfig::default() };
+    let mut engine = Engine::new(world.devices.workers().clone(), Box::new(NoWake), config);
+    engine.bind(Some(world.table("disk")));
+    (0..16).for_each(|chunk| write(&mut engine, chunk, false));
+    for _ in 0..4 {
+        let bytes: u64 = answer(&mut engine).iter().map(|action| action.len).sum();
+        assert_eq!(bytes, 4 * 4096);
+    }
+    engine.step();
+    let ended = std::iter::from_fn(|| engine.pop_finished()).count();
+    assert_eq!((ended, engine.requests()), (16, 0));
+}
+
+/// The file first: the name would otherwise be that of an empty file.
+#[test]
+fn the_state_is_durable_and_so_is_its_name() {
+    let world = World::new();
+    world.devices.create("disk", None).unwrap();
+    assert_eq!(world.made_durable(), ["state.new", "."]);
+}
+
+/// What a killed process wrote to a file and did not sync is nobody else's to sync.
+#[test]
+fn a_file_is_synced_when_it_is_opened() {
+    let world = World::new();
+    world.linear("disk");
+    assert!(world.made_durable().contains(&String::from("disk")));
+}
+
+/// A store is there for good, with its name, before the state names it.
+#[test]
+fn a_new_store_is_durable_before_it_is_used() {
+    let world = World::new();
+    world.linear("disk");
+    world.made_durable();
+    world.overlay("disk", "store");
+    let durable = world.made_durable();
+    assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
+}
+
+/// Only the size of a transient store matters, but a start looks for the file.
+#[test]
+fn a_transient_store_is_there_after_a_power_cut() {
+    let world = World::new();
+    world.linear("disk");
+    world.made_durable();
+    let action = MomentAction::Create(CreateSnapshot {
+        device: "disk".into(),
+        name: "snap".into(),
+        cow: world.path("store"),
+        chunk: None,
+        size: None,
+        persistence: Persistence::Transient,
+        existing: false,
+    });
+    world.devices.take_moment(&[action], &|| Ok(())).unwrap();
+    let durable = world.made_durable();
+    assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
+}
+
+#[test]
+fn a_file_that_was_made_longer_stays_so() {
+    let world = World::new();
+    world.linear("disk");
+    world.made_durable();
+    world.devices.resize("disk", 2 * LEN * 512).unwrap();
+    assert_eq!(world.made_durable(), ["disk", "state.new", "."]);
+}
+
+#[test]
+fn nothing_ends_whose_writes_cannot_be_made_durable() {
+    let world = World::new();
+    world.linear("disk");
+    world.fail_flushes(true);
+    cannot_flush(world.devices.suspend("disk", Suspend::default()));
+    cannot_flush(world.devices.remove("disk", false));
+    assert!(world.devices.suspend("disk", Suspend { noflush: true }).is_ok());
+    cannot_flush(world.devices.remove("disk", false));
+    world.devices.resume("disk").unwrap();
+    assert!(!world.devices.close());
+}
+
+/// A table that only reads what the one before it wrote syncs that, whoever could not before.
+#[test]
+fn what_a_table_leaves_behind_is_the_next_one_s_to_sync() {
+    let over = |name: &str| format!("0 {LEN} snapshot {{}}/{name} {{}}/{name}.cow PO 8");
+    let world = World::new();
+    let mut bases = Vec::new();
+    for name in ["serves", "suspended"] {
+        bases.push(world.linear(name));
+        world.file(&format!("{name}.cow"), LEN);
+    }
+    world.fail_flushes(true);
+    world.load("serves", &[&over("serves")]).unwrap();
+    world.fail_flushes(false);
+    world.devices.suspend("suspended", Suspend { noflush: true }).unwrap();
+    world.load("suspended", &[&over("suspended")]).unwrap();
+    for (name, base) in ["serves", "suspended"].into_iter().zip(bases) {
+        assert!(world.synced(name).contains(&base), "{name}");
+    }
+}
+
+/// A merge erases the list, and what is owed is not in it.
+#[test]
+fn a_rollback_begins_with_a_snapshot_that_owes_nothing() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    world.fail_flushes(true);
+    let job = MergeJob {
+        device: "disk".into(),
+        snapshot: "snap".into(),
+        cow: String::new(),
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: true,
+    };
+    cannot_flush(world.devices.begin_merge("m", &job));
+    world.fail_flushes(false);
+    world.devices.begin_merge("m", &job).unwrap();
+}
+
+#[test]
+fn a_commit_takes_no_layer_that_owes_something() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store0", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store0 PO 8")]).unwrap();
+    for layer in 1..3 {
+        world.overlay("disk", &format!("store{layer}"));
+    }
+    // disk over disk.2 over disk.1: into a layer, which is read again.
+    let named = |name: &str| Some(String::from(name));
+    let (top, base) = (named("disk.2"), named("disk.1"));
+    let into_layer = CommitJob { device: "disk".into(), top, base, ..CommitJob::default() };
+    world.fail_flushes(true);
+    cannot_flush(world.devices.begin_commit("c", &into_layer));
+    world.fail_flushes(false);
+    world.devices.begin_commit("c", &into_layer).unwrap();
+}
+
+/// The device's own store becomes one that is merged, and owes nothing.
+#[test]
+fn a_pivot_waits_for_what_the_device_owes() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "store2");
+    let job = CommitJob { device: "disk".into(), ..CommitJob::default() };
+    assert!(world.devices.begin_commit("c", &job).unwrap().activates);
+    world.fail_flushes(true);
+    cannot_flush(world.devices.pivot("c"));
+    world.fail_flushes(false);
+    world.devices.pivot("c").unwrap();
+}
+
+/// Layers of a chain that was opened again rest only once nothing is owed to them.
+#[test]
+fn layers_rest_only_where_that_is_sure() {
+    for fails in [true, false] {
+        let world = World::new();
+        world.file("disk", LEN);
+        world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+        world.overlay("disk", "store1");
+        world.overlay("disk", "store2");
+        let World { dir, devices, .. } = world;
+        drop(devices);
+        let again = World::at(dir);
+        again.fail_flushes(fails);
+        again.devices.start(&[], |_| Ok(())).unwrap();
+        let table = again.table("disk");
+        let lower = &table.exceptions()[0].layers[0];
+        assert_eq!(lower.is_sealed(), !fails);
+    }
+}
+
+/// A worker that still has something in flight when it is asked to stop.
+struct Late(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl AttachedWorker for Late {
+    fn stop(&self) {
+        if let Some(in_flight) = self.0.lock().unwrap().take() {
+            in_flight();
+        }
+    }
+
+    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
+        Ok(())
+    }
+
+    fn go(&self, _: Arc<Table>) {}
+}
+
+/// Known bug 15: a store is read for its next table only when the last one is at rest.
+#[test]
+fn a_store_is_not_read_while_its_old_table_is_live() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let (workers, table) = (world.devices.workers().clone(), world.table("disk"));
+    let in_flight = move || {
+        let mut engine = Engine::new(workers, Box::new(NoWake), EngineConfig::default());
+        engine.bind(Some(table));
+        write(&mut engine, 5, false);
+        while engine.pop_finished().is_none() {
+            answer(&mut engine);
+        }
+        engine.bind(None);
+    };
+    let late: Arc<dyn AttachedWorker> = Arc::new(Late(Mutex::new(Some(Box::new(in_flight)))));
+    world.devices.attach("disk", "guest", User { writable: true, workers: vec![late] }).unwrap();
+    world.load("disk", &[&format!("0 {} snapshot {{}}/disk {{}}/store PO 8", 2 * LEN)]).unwrap();
+    let entry = world.table("disk").exceptions()[0].table.get(Chunk(5));
+    assert!(matches!(entry, Entry::Mapped(_)), "{entry:?}");
+}

@@ -1,0 +1,51 @@
+//! Making files and their names durable, by plain system calls, for whoever may wait for that.
+//!
+//! Owns these calls, so that tests see what was synced: a missing one loses nothing until the power
+//! goes. Never knows what is in a file.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// Makes durable what was written to `file`, and its length.
+///
+/// # Errors
+/// What the system says: anything written since the last success may be lost.
+pub fn sync_file(file: &File) -> io::Result<()> {
+    #[cfg(all(test, not(feature = "shuttle")))]
+    seen::note(file);
+    file.sync_all()
+}
+
+/// Makes durable which file `path` names: after it was made, renamed or removed.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_file(&File::open(parent.unwrap_or(Path::new(".")))?)
+}
+
+/// What this thread synced, for tests.
+#[cfg(all(test, not(feature = "shuttle")))]
+pub(crate) mod seen {
+    use std::cell::RefCell;
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::path::PathBuf;
+
+    thread_local! {
+        static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// `file` is synced, under the name that it has now.
+    pub(super) fn note(file: &File) {
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        SYNCED.with_borrow_mut(|synced| synced.extend(name));
+    }
+
+    /// What was synced since this was last asked, in order.
+    pub(crate) fn take() -> Vec<PathBuf> {
+        SYNCED.take()
+    }
+}
