@@ -99,7 +99,17 @@ fn sequential_and_mapped(all: &mut Vec<Target>) {
             all.push(Target { job, place, ..mapped });
         }
     }
-    for job in ["randread-qd1", "randwrite-qd1", "randread-qd1-poll", "randwrite-qd1-poll"] {
+    for job in [
+        "randread-qd1-onecore",
+        "randwrite-qd1-onecore",
+        "randread-qd1",
+        "randwrite-qd1",
+        "randread-qd1-poll",
+        "randwrite-qd1-poll",
+        "busy-randread-qd32",
+        "busy-randwrite-qd32",
+        "busy-randread-qd1",
+    ] {
         all.push(Target { job, ..mapped });
     }
     for job in ["randread-qd1-poll", "randwrite-qd1-poll"] {

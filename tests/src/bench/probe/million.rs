@@ -159,9 +159,11 @@ fn loaded(
     let before = resident(server.pid())?;
     let start = Instant::now();
     qmp.call("table-load", json!({"name": "disk", "table": [line]})).map_err(refused)?;
-    qmp.call("device-resume", device).map_err(refused)?;
+    qmp.call("device-resume", device.clone()).map_err(refused)?;
     let taken = start.elapsed();
     let grown = resident(server.pid())?.saturating_sub(before);
+    // A device that is there at the end is there at the next start, too.
+    qmp.call("device-remove", device).map_err(refused)?;
     drop(qmp);
     server.terminate()?;
     Ok((taken, grown))
