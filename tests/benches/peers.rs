@@ -125,7 +125,7 @@ fn measure(args: &Args) -> Done {
     let say = |line: &str| eprintln!("{line}");
     let (report, failures) = Run::new(settings, &say)?.report()?;
     let markdown = table::markdown(&report);
-    println!("\n{}\n{markdown}", document::targets(&report));
+    println!("\n{}\n{markdown}", document::judged(&report));
     write_all(args, &report, &markdown)?;
     match failures.len() {
         0 => Ok(()),

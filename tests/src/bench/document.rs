@@ -18,7 +18,7 @@ pub fn files(report: &Report, path: &Path) -> Vec<(PathBuf, String)> {
          Written by `cargo bench -p snapblk-tests -- --report docs/performance.md`; \
          [benchmark.md](benchmark.md) says what is done and how to read it.\n\n\
          ## Targets\n\n{}\n",
-        targets(report)
+        targets(report, &goals())
     );
     let mut files = Vec::new();
     for ground in report.grounds() {
@@ -40,20 +40,29 @@ fn picture_beside(path: &Path, ground: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{kind}.svg"))
 }
 
+/// How those targets stand that the report has figures for.
+pub fn judged(report: &Report) -> String {
+    let mut goals = goals();
+    goals.retain(|target| target.judge(report) != Outcome::NotMeasured);
+    targets(report, &goals)
+}
+
 /// The targets and how each stands, as a table, and how many hold.
-pub fn targets(report: &Report) -> String {
+fn targets(report: &Report, goals: &[Target]) -> String {
+    /// Columns of words.
+    const WORDS: usize = 5;
     let header = ["job", "of", "on", "figure", "compared with", "must be", "is", "min–max", ""];
     let mut lines = vec![header.map(str::to_owned)];
-    let (mut hold, mut judged) = (0, 0);
-    let goals = goals();
-    for target in &goals {
+    let (mut hold, mut measured) = (0, 0);
+    for target in goals {
         let outcome = target.judge(report);
         hold += usize::from(matches!(outcome, Outcome::Holds(_)));
-        judged += usize::from(outcome != Outcome::NotMeasured);
+        measured += usize::from(outcome != Outcome::NotMeasured);
         lines.push(line(target, report, &outcome));
     }
-    let missing = goals.len() - judged;
-    format!("{hold} of {judged} hold; {missing} were not measured.\n\n{}", table::aligned(&lines))
+    let missing = goals.len() - measured;
+    let table = table::aligned(&lines, WORDS);
+    format!("{hold} of {measured} targets hold; {missing} were not measured.\n\n{table}")
 }
 
 fn line(target: &Target, report: &Report, outcome: &Outcome) -> [String; 9] {
@@ -68,7 +77,7 @@ fn line(target: &Target, report: &Report, outcome: &Outcome) -> [String; 9] {
         target.title(report).to_owned(),
         target.subject.to_owned(),
         if target.place == Place::Memory { "tmpfs" } else { "disk" }.to_owned(),
-        target.measure.name().to_owned(),
+        target.figure_name(report).to_owned(),
         show(|found| found.with.clone()),
         target.bound.to_string(),
         show(|found| format!("{:.2}", found.value.median)),
@@ -90,7 +99,7 @@ mod tests {
         let text = &files[0].1;
         assert!(text.contains("](performance-tmpfs.svg)"), "{text}");
         // The report has rows of one job with other peers than the targets ask for.
-        let none = format!("0 of 0 hold; {} were not measured.", goals().len());
+        let none = format!("0 of 0 targets hold; {} were not measured.", goals().len());
         assert!(text.contains(&none), "{text}");
     }
 }

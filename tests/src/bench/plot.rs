@@ -15,9 +15,10 @@ const BAR: f64 = 14.0;
 const GROUP_GAP: f64 = 14.0;
 const TITLE: f64 = 18.0;
 const HEAD: f64 = 34.0;
-/// Colours that stay apart for most eyes (Okabe and Ito).
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442"];
+/// Colours that stay apart for most eyes (Okabe and Ito): snapblk's, the machine's, the peers'.
+const OWN: [&str; 2] = ["#0072b2", "#56b4e9"];
+const MACHINE: &str = "#999999";
+const PEERS: [&str; 5] = ["#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
 
 /// The whole report in SVG.
 pub fn svg(report: &Report) -> String {
@@ -66,7 +67,7 @@ impl Page {
         let is_shown = |version: &&Version| shown.contains(&format!(">{}<", version.name));
         for version in report.versions.iter().filter(is_shown) {
             self.y += 16.0;
-            let line = format!("{}: {} ({})", version.name, version.program, version.setup);
+            let line = format!("{}: {}", version.name, version.setup);
             text(&mut self.body, 16.0, self.y, "start", "normal", &line);
         }
         let (height, body) = (self.y + 20.0, self.body);
@@ -114,9 +115,17 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
     y + GROUP_GAP
 }
 
+/// The first of snapblk's set-ups has another colour than its others; peers take theirs in turn.
 fn colour(report: &Report, server: &str) -> &'static str {
-    let index = report.versions.iter().position(|version| version.name == server).unwrap_or(0);
-    COLOURS[index % COLOURS.len()]
+    match server {
+        "snapblk" => OWN[0],
+        "fio" | "syscalls" | "copy" | "read-twice" => MACHINE,
+        own if own.starts_with("snapblk") => OWN[1],
+        _ => {
+            let index = report.versions.iter().position(|version| version.name == server);
+            PEERS[index.unwrap_or(0) % PEERS.len()]
+        }
+    }
 }
 
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, weight: &str, words: &str) {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::report::{Report, Row, Unit};
 use super::stats::Spread;
 
-/// The columns; the first two are text.
+/// The columns.
 const HEADER: [&str; COLUMNS] = [
     "job",
     "server",
@@ -34,7 +34,7 @@ pub fn figures(report: &Report, ground: &str) -> String {
     for rows in report.jobs(ground) {
         lines.extend(rows.iter().map(|row| cells(row, &rows[0])));
     }
-    aligned(&lines)
+    aligned(&lines, 2)
 }
 
 /// Machine, programs and notes.
@@ -78,9 +78,8 @@ pub(super) fn digits(value: f64) -> String {
     }
 }
 
-/// A Markdown table: the first two columns to the left, the others to the right.
-pub(super) fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
-    const LEFT: usize = 2;
+/// A Markdown table: the first `left` columns to the left, the others to the right.
+pub(super) fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
     let width = |column: usize| {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0).max(3)
     };
@@ -89,7 +88,7 @@ pub(super) fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
     for (index, line) in lines.iter().enumerate() {
         for (column, cell) in line.iter().enumerate() {
             let pad = " ".repeat(widths[column] - cell.chars().count());
-            let _ = match column < LEFT {
+            let _ = match column < left {
                 true => write!(out, "| {cell}{pad} "),
                 false => write!(out, "| {pad}{cell} "),
             };
@@ -98,7 +97,7 @@ pub(super) fn aligned<const N: usize>(lines: &[[String; N]]) -> String {
         if index == 0 {
             for (column, width) in widths.iter().enumerate() {
                 let dashes = "-".repeat(*width);
-                let _ = match column < LEFT {
+                let _ = match column < left {
                     true => write!(out, "| {dashes} "),
                     false => write!(out, "| {dashes}:"),
                 };

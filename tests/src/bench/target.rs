@@ -116,6 +116,20 @@ impl Target {
         report.rows.iter().find(|row| row.job == self.job).map_or(self.job, |row| &row.title)
     }
 
+    /// What its figure is called.
+    pub fn figure_name(&self, report: &Report) -> &'static str {
+        match self.measure {
+            Measure::Figure => {
+                let row = report.rows.iter().find(|row| row.job == self.job);
+                row.map_or("figure", |row| row.unit.shown().1)
+            }
+            Measure::Cpu => "CPU µs/IO",
+            Measure::P50 => "p50 µs",
+            Measure::Idle => "idle ms/s",
+            Measure::Syscalls => "syscalls/IO",
+        }
+    }
+
     fn find(&self, report: &Report) -> Option<Found> {
         let own = self.rows(report, self.job).find(|row| row.server == self.subject)?;
         let own = self.measure.of(own)?;
@@ -181,17 +195,6 @@ impl Measure {
             Self::P50 => row.p50_us,
             Self::Idle => row.idle_ms,
             Self::Syscalls => Spread::of(&[row.syscalls?]),
-        }
-    }
-
-    /// What it is called in the report.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Figure => "figure",
-            Self::Cpu => "CPU per I/O",
-            Self::P50 => "p50",
-            Self::Idle => "idle ms/s",
-            Self::Syscalls => "system calls per I/O",
         }
     }
 }
