@@ -146,6 +146,100 @@ fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
     });
 }
 
+/// Moves `chunk` unless another has; returns where it lies.
+fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
+    loop {
+        match table.get(chunk) {
+            Entry::Mapped(at) => return at,
+            Entry::Unmapped => {
+                if let Ok(claim) = table.claim(chunk, Entry::Unmapped) {
+                    thread::yield_now();
+                    me.worker.all().wake(table.publish(claim, place(to)));
+                }
+            }
+            seen => {
+                if table.wait(chunk, seen, me.worker.bit()) {
+                    me.sleep();
+                }
+            }
+        }
+    }
+}
+
+/// I5, I17, I18: three move chunks of one region, whose leaf is as good as full and is replaced
+/// on the way: three times, or once by the array that stays. Two of the chunks are wanted by all.
+/// Each is moved once, what was seen of it stays, and whoever waits is woken, whichever leaf it
+/// looked at.
+#[test]
+fn a_region_that_grows_loses_nothing() {
+    check(|| grow(&[0, 1, 2], 2 + 11));
+    check(|| grow(&[0, 1, 2, 5, 6, 7, 8, 9], 16));
+}
+
+fn grow(loaded: &'static [u64], words: usize) {
+    let table = ExceptionTable::new(16);
+    loaded.iter().for_each(|&chunk| table.load(Chunk(chunk), place(chunk)));
+    let empty = ExceptionTable::new(16).memory();
+    let table = with_workers(3, table, |number, me, table| {
+        let own = 10 + number as u64;
+        let wanted = if number == 1 { [4, own, 3] } else { [3, 4, own] };
+        let mut seen = Vec::new();
+        for chunk in wanted.map(Chunk) {
+            seen.push((chunk, moved(me, table, chunk, 100 + own)));
+            for &(chunk, at) in &seen {
+                assert_eq!(table.get(chunk), Entry::Mapped(at));
+            }
+        }
+    });
+    let mapped = |chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_));
+    let meant = |chunk| matches!(chunk, 3 | 4 | 10..13) || loaded.contains(&chunk);
+    assert!((0..16).all(|chunk| mapped(chunk) == meant(chunk)));
+    assert_eq!(table.memory() - empty, words * 8, "the leaves that were replaced are gone");
+}
+
+/// A chunk is copied back, and then another, while their region grows: whoever wants to write it
+/// meanwhile waits, and finds what became of it.
+#[test]
+fn a_busy_chunk_in_a_region_that_grows_stays_busy() {
+    check(|| {
+        let table = ExceptionTable::new(16);
+        (0..3).for_each(|chunk| table.load(Chunk(chunk), place(chunk)));
+        let shared = (table, AtomicU64::new(0));
+        with_workers(3, shared, |number, me, (table, copying)| match number {
+            0 => {
+                for chunk in 0..2 {
+                    assert!(table.mark_busy(Chunk(chunk), place(chunk)));
+                    copying.store(1, Ordering::SeqCst);
+                    thread::yield_now();
+                    copying.store(0, Ordering::SeqCst);
+                    let waiting = match chunk {
+                        0 => table.keep_busy_mapped(Chunk(0), place(0)),
+                        _ => table.clear_busy(Chunk(1), place(1)),
+                    };
+                    me.worker.all().wake(waiting);
+                }
+            }
+            1 => {
+                let mut last = Entry::Mapped(place(1));
+                while last != Entry::Unmapped {
+                    last = table.get(Chunk(1));
+                    if matches!(last, Entry::Busy(_)) && table.wait(Chunk(1), last, me.worker.bit())
+                    {
+                        me.sleep();
+                    }
+                    thread::yield_now();
+                }
+                assert_eq!(copying.load(Ordering::SeqCst), 0);
+                assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(0)));
+                moved(me, table, Chunk(1), 51);
+            }
+            _ => (5..10).for_each(|chunk| {
+                moved(me, table, Chunk(chunk), chunk);
+            }),
+        });
+    });
+}
+
 fn commit(me: &Sleeper, log: &Log) {
     let bit = me.worker.bit();
     let lead = |log: &Log| {

@@ -147,8 +147,6 @@ impl Drop for Live {
 }
 
 /// Enters a store's exceptions into a table, as those of `layer`.
-pub(super) fn load(table: &ExceptionTable, opened: &OpenStore, layer: Layer) {
-    for &(old, chunk) in &opened.entries {
-        table.load(old, Place { layer, chunk });
-    }
+pub(super) fn load(table: &mut ExceptionTable, opened: &OpenStore, layer: Layer) {
+    table.fill(opened.entries.iter().map(|&(old, chunk)| (old, Place { layer, chunk })));
 }

@@ -324,12 +324,12 @@ impl Plan<'_> {
         }
         // A layer is about to be stacked on: its own table would be read for nobody.
         let shared = self.inner.lower_layers.contains(name);
-        let table = match shared {
+        let mut table = match shared {
             true => ExceptionTable::new(0),
             false => read_layers(&layers, chunk, len)?,
         };
         if !shared {
-            live::load(&table, &opened, Layer(layers.len() as u16 + 1));
+            live::load(&mut table, &opened, Layer(layers.len() as u16 + 1));
         }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
@@ -491,11 +491,11 @@ pub(super) fn read_layers(
     chunk: ChunkSize,
     len: u64,
 ) -> Result<ExceptionTable, DeviceError> {
-    let table = ExceptionTable::new(chunk.count_for(len));
+    let mut table = ExceptionTable::new(chunk.count_for(len));
     for (below, lower) in layers.iter().enumerate() {
         let options = OpenOptions { chunk: None, create: false, origin_len: Some(len) };
         let opened = open(&*lower.disk.info, &options)?;
-        live::load(&table, &opened, Layer(below as u16 + 1));
+        live::load(&mut table, &opened, Layer(below as u16 + 1));
     }
     Ok(table)
 }

@@ -1,9 +1,14 @@
 //! Relocation: which chunks of a device live elsewhere, and who is moving one right now.
 //!
+//! `table` is what others see: a word a chunk (`word`). Words lie in a `leaf` a region, and the
+//! `directory` says which one and how long it lives.
+//!
 //! Owns the table that all workers of a store share and the protocol by which they meet in it.
 //! Never knows why a chunk is moved: a target decides that. Keeps I5 (at most one pending a
 //! chunk; pending and mapped never both) and I17 (register, look again, sleep).
 
+mod directory;
+mod leaf;
 pub mod table;
 pub mod word;
 

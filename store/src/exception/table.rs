@@ -1,36 +1,25 @@
 //! The table that all workers share: one word a chunk, lock-free.
 //!
-//! Owns the words, the memory they lie in and the masks of who waits for one. A look-up is a load;
-//! whoever wants to move a chunk claims it by one compare-and-swap and holds a [`Claim`] until it
-//! publishes the new place or puts the old one back. Regions of [`LEAF_CHUNKS`] chunks get memory
-//! when their first chunk is claimed, so memory follows what changed, not how large the disk is
-//! (known bug 25).
+//! Owns the masks of who waits for a chunk, and the protocol by which a word changes. A look-up is
+//! a load; whoever wants to move a chunk claims it by one compare-and-swap and holds a [`Claim`]
+//! until it publishes the new place or puts the old one back. Never knows where words lie: a region
+//! of 4096 chunks has a small hash table that grows, and an array in the end, so that memory
+//! follows what changed, not how large the disk is (known bug 25).
 //!
 //! Waiting (I17): a waiter adds its bit to the mask of the chunk's bucket and then looks at the
 //! word *again*; the owner changes the word and then takes the mask. Both masks and words are
-//! changed by read-modify-writes or Release stores that the other side reads after its own, so one
-//! of the two always sees the other.
+//! changed by read-modify-writes that the other side reads after its own, so one of the two always
+//! sees the other. A word that moved to a larger leaf is no way around that: the directory names
+//! the new leaf before anyone changes the word there, so who looks after the change finds it.
 
-#![allow(unsafe_code)]
-
-use super::word::{Entry, Place};
-use crate::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use super::directory::{Directory, Look};
+use super::leaf::{Changed, REGION, change_flat, get_flat, put};
+use super::word::{Entry, Key, Place, key_of};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::Chunk;
 
-/// Chunks that share one allocation of the table: 4 KiB of words.
-pub const LEAF_CHUNKS: u64 = 512;
 /// Buckets of waiting masks; a collision costs a spurious wake and nothing else.
 const BUCKETS: usize = 256;
-
-struct Leaf {
-    words: [AtomicU64; LEAF_CHUNKS as usize],
-}
-
-impl Leaf {
-    fn new() -> Box<Leaf> {
-        Box::new(Leaf { words: std::array::from_fn(|_| AtomicU64::new(0)) })
-    }
-}
 
 /// The right, and the duty, to end a pending chunk. Not cloneable: one chunk has one owner (I5).
 #[derive(Debug)]
@@ -55,20 +44,17 @@ impl Claim {
 /// Which chunks of a device live elsewhere.
 pub struct ExceptionTable {
     chunks: u64,
-    leaves: Box<[AtomicPtr<Leaf>]>,
-    leaves_in_use: AtomicUsize,
+    directory: Directory,
     waiting: Box<[AtomicU64]>,
 }
 
 impl ExceptionTable {
-    /// A table for a device of `chunks` chunks, all unmapped. Takes 8 bytes for every
-    /// [`LEAF_CHUNKS`] chunks at once, the rest as chunks are claimed.
+    /// A table for a device of `chunks` chunks, all unmapped. Takes 8 bytes for every 4096 chunks
+    /// at once, the rest as chunks are claimed: 8 to 16 bytes each.
     pub fn new(chunks: u64) -> Self {
-        let leaves = chunks.div_ceil(LEAF_CHUNKS) as usize;
         ExceptionTable {
             chunks,
-            leaves: (0..leaves).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
-            leaves_in_use: AtomicUsize::new(0),
+            directory: Directory::new(chunks.div_ceil(REGION as u64) as usize),
             waiting: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -80,33 +66,32 @@ impl ExceptionTable {
 
     /// Bytes of memory taken.
     pub fn memory(&self) -> usize {
-        self.leaves.len() * 8
-            + self.leaves_in_use.load(Ordering::Relaxed) * size_of::<Leaf>()
-            + BUCKETS * 8
+        self.directory.memory() + BUCKETS * 8
     }
 
     /// What is known of `chunk`.
     #[inline]
     pub fn get(&self, chunk: Chunk) -> Entry {
-        match self.word(chunk) {
-            Some(word) => Entry::from_word(word.load(Ordering::Acquire)),
-            None => Entry::Unmapped,
+        let (region, key) = self.within(chunk);
+        match self.directory.look(region) {
+            Look::Flat(words) => get_flat(words, key),
+            Look::Nothing => Entry::Unmapped,
+            Look::Sparse => self.get_pinned(region, key),
         }
+    }
+
+    #[inline(never)]
+    fn get_pinned(&self, region: usize, key: Key) -> Entry {
+        let pinned = self.directory.pin(region);
+        pinned.map_or(Entry::Unmapped, |pinned| pinned.leaf().get(key))
     }
 
     /// Takes `chunk` for moving, if it is still as `seen` (`Unmapped` or `Mapped`) says; otherwise
     /// says what it is now.
     pub fn claim(&self, chunk: Chunk, seen: Entry) -> Result<Claim, Entry> {
         debug_assert!(matches!(seen, Entry::Unmapped | Entry::Mapped(_)));
-        self.word_or_new(chunk)
-            .compare_exchange(
-                seen.to_word(),
-                Entry::Pending.to_word(),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
-            .map(|_| Claim { chunk, before: seen })
-            .map_err(Entry::from_word)
+        self.change(chunk, |now| (now == seen).then_some(Entry::Pending))
+            .map(|before| Claim { chunk, before })
     }
 
     /// Ends a claim: the chunk lies at `place` from now on. Returns who waited, a bit a worker.
@@ -124,14 +109,8 @@ impl ExceptionTable {
     /// Marks a mapped chunk as being copied back: from now on new writes to it wait. False where
     /// it is not mapped at `place`.
     pub fn mark_busy(&self, chunk: Chunk, place: Place) -> bool {
-        let Some(word) = self.word(chunk) else { return false };
-        word.compare_exchange(
-            Entry::Mapped(place).to_word(),
-            Entry::Busy(place).to_word(),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        )
-        .is_ok()
+        let at_place = |now| (now == Entry::Mapped(place)).then_some(Entry::Busy(place));
+        self.change(chunk, at_place).is_ok()
     }
 
     /// The chunk was copied back: it lies where the origin has it. Returns who waited.
@@ -146,23 +125,65 @@ impl ExceptionTable {
         self.end(chunk, Entry::Busy(place), Entry::Mapped(place))
     }
 
-    /// Enters a mapping read from a store, over one of a lower layer; before any worker serves.
+    /// Enters mappings read from a store, over those of lower layers; before the table is shared.
+    pub fn fill(&mut self, mappings: impl Iterator<Item = (Chunk, Place)> + Clone) {
+        let mut counts = vec![0u16; self.directory.regions()];
+        for (chunk, _) in mappings.clone() {
+            let count = &mut counts[self.within(chunk).0];
+            *count = count.saturating_add(1);
+        }
+        for (region, word) in self.by_stripe(mappings) {
+            self.directory.reserve(region, counts[region].into());
+            if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word))
+            {
+                let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);
+                let _ = self.change(Chunk(chunk), |_| Some(Entry::from_word(word)));
+            }
+        }
+    }
+
+    /// `mappings` as regions and words, those of neighbouring regions together: entered at random
+    /// over a large table they would mostly wait for memory.
+    fn by_stripe(
+        &self,
+        mappings: impl Iterator<Item = (Chunk, Place)> + Clone,
+    ) -> Vec<(usize, u64)> {
+        const STRIPES: usize = 256;
+        let regions = self.directory.regions().div_ceil(STRIPES).max(1);
+        let mut starts = [0; STRIPES + 1];
+        for (chunk, _) in mappings.clone() {
+            starts[self.within(chunk).0 / regions + 1] += 1;
+        }
+        for stripe in 1..=STRIPES {
+            starts[stripe] += starts[stripe - 1];
+        }
+        let mut sorted = vec![(0, 0); starts[STRIPES]];
+        for (chunk, place) in mappings {
+            let (region, key) = self.within(chunk);
+            let at = &mut starts[region / regions];
+            sorted[*at] = (region, Entry::Mapped(place).to_word(key));
+            *at += 1;
+        }
+        sorted
+    }
+
+    /// Enters one mapping, over one of a lower layer; before any worker serves.
     pub fn load(&self, chunk: Chunk, place: Place) {
-        self.word_or_new(chunk).store(Entry::Mapped(place).to_word(), Ordering::Release);
+        let _ = self.change(chunk, |_| Some(Entry::Mapped(place)));
     }
 
     /// The first chunk from `from` on that is mapped, and where it lies.
     pub fn next_mapped(&self, from: Chunk) -> Option<(Chunk, Place)> {
         let mut chunk = from.0;
         while chunk < self.chunks {
-            if self.leaves[(chunk / LEAF_CHUNKS) as usize].load(Ordering::Acquire).is_null() {
-                chunk = (chunk / LEAF_CHUNKS + 1) * LEAF_CHUNKS;
-                continue;
+            let (region, key) = self.within(Chunk(chunk));
+            let start = chunk - u64::from(key.0);
+            if let Some(pinned) = self.directory.pin(region)
+                && let Some((key, place)) = pinned.leaf().next_mapped(key)
+            {
+                return Some((Chunk(start + u64::from(key.0)), place));
             }
-            if let Entry::Mapped(place) = self.get(Chunk(chunk)) {
-                return Some((Chunk(chunk), place));
-            }
-            chunk += 1;
+            chunk = start + REGION as u64;
         }
         None
     }
@@ -173,7 +194,7 @@ impl ExceptionTable {
         let mut from = Chunk(0);
         while let Some((chunk, was)) = self.next_mapped(from) {
             let entry = place(chunk, was).map_or(Entry::Unmapped, Entry::Mapped);
-            self.word_or_new(chunk).store(entry.to_word(), Ordering::Release);
+            let _ = self.change(chunk, |_| Some(entry));
             from = Chunk(chunk.0 + 1);
         }
     }
@@ -187,60 +208,42 @@ impl ExceptionTable {
     }
 
     fn end(&self, chunk: Chunk, from: Entry, to: Entry) -> u64 {
-        let word = self.word(chunk).expect("a claimed chunk has a word");
-        let was = word.swap(to.to_word(), Ordering::AcqRel);
-        assert_eq!(Entry::from_word(was), from, "I5: {chunk:?} changed under its owner");
+        let ended = self.change(chunk, |now| (now == from).then_some(to));
+        assert_eq!(ended, Ok(from), "I5: {chunk:?} changed under its owner");
         fence(Ordering::SeqCst);
         let mask = &self.waiting[Self::bucket(chunk)];
         if mask.load(Ordering::SeqCst) == 0 { 0 } else { mask.swap(0, Ordering::AcqRel) }
+    }
+
+    /// Changes what is known of `chunk` to what `to` makes of it, and returns what it was; the
+    /// error is what it is, where `to` makes nothing of that.
+    fn change(
+        &self,
+        chunk: Chunk,
+        mut to: impl FnMut(Entry) -> Option<Entry>,
+    ) -> Result<Entry, Entry> {
+        let (region, key) = self.within(chunk);
+        loop {
+            if let Look::Flat(words) = self.directory.look(region) {
+                return change_flat(words, key, &mut to);
+            }
+            let pinned = self.directory.pin_or_make(region);
+            match pinned.leaf().change(key, &mut to) {
+                Changed::Here(changed) => return changed,
+                Changed::Elsewhere(class) => pinned.replace(class),
+            }
+        }
     }
 
     fn bucket(chunk: Chunk) -> usize {
         (chunk.0 as usize) % BUCKETS
     }
 
+    /// The region of `chunk`, and which of its chunks it is.
     #[inline]
-    fn word(&self, chunk: Chunk) -> Option<&AtomicU64> {
+    fn within(&self, chunk: Chunk) -> (usize, Key) {
         debug_assert!(chunk.0 < self.chunks);
-        let leaf = self.leaves[(chunk.0 / LEAF_CHUNKS) as usize].load(Ordering::Acquire);
-        // SAFETY: a leaf pointer is null or came from `Box::into_raw` in `word_or_new`, is
-        // published with Release after the leaf was initialised, and is freed only by `drop`.
-        let leaf = unsafe { leaf.as_ref() }?;
-        Some(&leaf.words[(chunk.0 % LEAF_CHUNKS) as usize])
-    }
-
-    fn word_or_new(&self, chunk: Chunk) -> &AtomicU64 {
-        let slot = &self.leaves[(chunk.0 / LEAF_CHUNKS) as usize];
-        if slot.load(Ordering::Acquire).is_null() {
-            let new = Box::into_raw(Leaf::new());
-            match slot.compare_exchange(
-                std::ptr::null_mut(),
-                new,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => {
-                    self.leaves_in_use.fetch_add(1, Ordering::Relaxed);
-                }
-                // SAFETY: `new` came from `Box::into_raw` above and lost the race, so nobody else
-                // has seen it.
-                Err(_) => drop(unsafe { Box::from_raw(new) }),
-            }
-        }
-        self.word(chunk).expect("the leaf was just made")
-    }
-}
-
-impl Drop for ExceptionTable {
-    fn drop(&mut self) {
-        for slot in &self.leaves {
-            let leaf = slot.load(Ordering::Acquire);
-            if !leaf.is_null() {
-                // SAFETY: the pointer came from `Box::into_raw`, and `&mut self` proves that no
-                // worker holds a reference into the leaf.
-                drop(unsafe { Box::from_raw(leaf) });
-            }
-        }
+        ((chunk.0 / REGION as u64) as usize, Key((chunk.0 % REGION as u64) as u16))
     }
 }
 
@@ -254,74 +257,4 @@ impl std::fmt::Debug for ExceptionTable {
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]
-mod tests {
-    use super::*;
-    use crate::exception::Layer;
-    use crate::units::StoreChunk;
-
-    fn place(chunk: u64) -> Place {
-        Place { layer: Layer::FIRST, chunk: StoreChunk(chunk) }
-    }
-
-    #[test]
-    fn a_claimed_chunk_is_pending_until_published() {
-        let table = ExceptionTable::new(1000);
-        let claim = table.claim(Chunk(700), Entry::Unmapped).unwrap();
-        assert_eq!(table.get(Chunk(700)), Entry::Pending);
-        assert_eq!(table.claim(Chunk(700), Entry::Unmapped).unwrap_err(), Entry::Pending);
-        assert_eq!(table.publish(claim, place(2)), 0);
-        assert_eq!(table.get(Chunk(700)), Entry::Mapped(place(2)));
-    }
-
-    #[test]
-    fn a_claim_put_back_leaves_the_chunk_as_it_was() {
-        let table = ExceptionTable::new(10);
-        table.load(Chunk(3), place(9));
-        let claim = table.claim(Chunk(3), Entry::Mapped(place(9))).unwrap();
-        assert_eq!(table.put_back(claim), 0);
-        assert_eq!(table.get(Chunk(3)), Entry::Mapped(place(9)));
-    }
-
-    #[test]
-    fn the_owner_learns_who_waits() {
-        let table = ExceptionTable::new(10);
-        let claim = table.claim(Chunk(3), Entry::Unmapped).unwrap();
-        assert!(table.wait(Chunk(3), Entry::Pending, 5));
-        assert_eq!(table.publish(claim, place(2)), 1 << 5);
-        assert!(!table.wait(Chunk(3), Entry::Pending, 5));
-    }
-
-    #[test]
-    fn what_is_mapped_is_found_and_moved() {
-        let table = ExceptionTable::new(10_000);
-        for chunk in [0, 511, 512, 9_999] {
-            table.load(Chunk(chunk), place(chunk + 2));
-        }
-        let memory = table.memory();
-        let found = |table: &ExceptionTable| {
-            let mut all = Vec::new();
-            let mut from = Chunk(0);
-            while let Some((chunk, place)) = table.next_mapped(from) {
-                all.push((chunk.0, place.chunk.0));
-                from = Chunk(chunk.0 + 1);
-            }
-            all
-        };
-        assert_eq!(found(&table), [(0, 2), (511, 513), (512, 514), (9_999, 10_001)]);
-        table.remap(|chunk, _| (chunk.0 != 511).then(|| place(chunk.0 + 7)));
-        assert_eq!(found(&table), [(0, 7), (512, 519), (9_999, 10_006)]);
-        assert_eq!(table.get(Chunk(511)), Entry::Unmapped);
-        assert_eq!(table.memory(), memory, "regions that nothing is mapped in take no memory");
-    }
-
-    #[test]
-    fn memory_follows_what_changed() {
-        let table = ExceptionTable::new(1 << 28);
-        let empty = table.memory();
-        for chunk in 0..512 {
-            let claim = table.claim(Chunk(chunk), Entry::Unmapped).unwrap();
-            let _ = table.publish(claim, place(2 + chunk));
-        }
-        assert_eq!(table.memory() - empty, 4096);
-    }
-}
+mod tests;

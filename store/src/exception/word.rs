@@ -1,16 +1,33 @@
 //! One chunk's state, packed into the 64-bit word that workers compare and swap.
 //!
 //! ```text
-//! 63 62 | 61 … 49 | 48 … 37 | 36 … 0
-//! state | zero    | layer   | chunk of that layer's store
+//! 63 62 | 61     | 60 … 49 | 48 … 37 | 36 … 0
+//! state | frozen | key     | layer   | chunk of that layer's store
 //! ```
+//!
+//! The key says which chunk of its region the word is about. The zero word is about none. A chunk
+//! that is known to be unmapped again has a word of its own, so that no word ever becomes zero
+//! again and a search past it goes on.
 
 use crate::units::StoreChunk;
 
 const STATE_SHIFT: u32 = 62;
+const KEY_SHIFT: u32 = 49;
+const KEY_MASK: u64 = (1 << 12) - 1;
 const LAYER_SHIFT: u32 = 37;
 const LAYER_MASK: u64 = (1 << 12) - 1;
 const CHUNK_MASK: u64 = (1 << LAYER_SHIFT) - 1;
+/// Makes the word of an unmapped chunk other than zero, whatever its key.
+const UNMAPPED: u64 = 1;
+
+/// The word of no chunk.
+pub(super) const EMPTY: u64 = 0;
+/// Set in every word of a leaf that a larger one replaces: the word does not change any more.
+pub(super) const FROZEN: u64 = 1 << 61;
+
+/// A chunk within its region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key(pub(super) u16);
 
 /// A store in a chain of them, from the bottom: the first is 1. What lies below all of them, the
 /// origin, is no layer.
@@ -52,15 +69,18 @@ pub enum Entry {
 }
 
 impl Entry {
-    pub(super) const fn to_word(self) -> u64 {
-        match self {
-            Entry::Unmapped => 0,
+    pub(super) const fn to_word(self, key: Key) -> u64 {
+        let key = (key.0 as u64) << KEY_SHIFT;
+        debug_assert!(key & !(KEY_MASK << KEY_SHIFT) == 0);
+        key | match self {
+            Entry::Unmapped => UNMAPPED,
             Entry::Pending => 1 << STATE_SHIFT,
             Entry::Mapped(place) => (2 << STATE_SHIFT) | place.bits(),
             Entry::Busy(place) => (3 << STATE_SHIFT) | place.bits(),
         }
     }
 
+    /// What a word says, frozen or not; the zero word: nothing.
     pub(super) const fn from_word(word: u64) -> Entry {
         let place = Place {
             layer: Layer(((word >> LAYER_SHIFT) & LAYER_MASK) as u16),
@@ -73,6 +93,11 @@ impl Entry {
             _ => Entry::Busy(place),
         }
     }
+}
+
+/// Which chunk a word is about; of no meaning for the zero word.
+pub(super) const fn key_of(word: u64) -> Key {
+    Key(((word >> KEY_SHIFT) & KEY_MASK) as u16)
 }
 
 impl Place {
@@ -89,15 +114,21 @@ mod tests {
 
     #[test]
     fn nothing_known_is_the_zero_word() {
-        assert_eq!(Entry::Unmapped.to_word(), 0);
+        assert_eq!(Entry::from_word(EMPTY), Entry::Unmapped);
+        assert_ne!(Entry::Unmapped.to_word(Key(0)), EMPTY);
     }
 
     proptest! {
         #[test]
-        fn a_word_holds_every_layer_and_chunk(layer in 1u16..=4095, chunk in 0u64..(1 << 37)) {
+        fn a_word_holds_every_key_layer_and_chunk(
+            key in 0u16..4096, layer in 0u16..=4095, chunk in 0u64..(1 << 37)
+        ) {
             let place = Place { layer: Layer(layer), chunk: StoreChunk(chunk) };
-            for entry in [Entry::Mapped(place), Entry::Busy(place)] {
-                prop_assert_eq!(Entry::from_word(entry.to_word()), entry);
+            for entry in [Entry::Unmapped, Entry::Pending, Entry::Mapped(place), Entry::Busy(place)] {
+                let word = entry.to_word(Key(key));
+                prop_assert_eq!(word & FROZEN, 0);
+                prop_assert_eq!(Entry::from_word(word | FROZEN), entry);
+                prop_assert_eq!(key_of(word | FROZEN), Key(key));
             }
         }
     }

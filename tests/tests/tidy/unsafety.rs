@@ -8,7 +8,7 @@ const FENCED: [&str; 8] = [
     "store/src/io/uring.rs",
     "store/src/io/buffer.rs",
     "store/src/io/shared.rs",
-    "store/src/exception/table.rs",
+    "store/src/exception/directory.rs",
     "backend/src/memory.rs",
     "backend/src/memory/mapped.rs",
     "tests/src/client/memory.rs",
@@ -44,13 +44,18 @@ fn unsafe_code_says_why_it_is_sound() {
         let comments: Vec<&str> = source.comments.lines().collect();
         for (n, _) in unsafe_lines(&source.code) {
             let above = &comments[n.saturating_sub(REACH)..=n];
-            if !above.iter().any(|line| line.contains("SAFETY:")) {
+            let says = |line: &&str| line.contains("SAFETY:") || line.contains("# Safety");
+            if !above.iter().any(says) {
                 let why = format!("{}:{}: no SAFETY comment above", source.path, n + 1);
                 broken.push((source.path.clone(), why));
             }
         }
     }
-    none_but("Each unsafe block has a comment that begins with SAFETY:.", broken, &[]);
+    none_but(
+        "Each unsafe block has a comment that begins with SAFETY:, each unsafe function a section.",
+        broken,
+        &[],
+    );
 }
 
 /// Lines with the keyword; `unsafe fn` in a type, as of a pointer, needs no reason.

@@ -1,0 +1,294 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::exception::Layer;
+use crate::units::StoreChunk;
+
+fn place(chunk: u64) -> Place {
+    Place { layer: Layer::FIRST, chunk: StoreChunk(chunk) }
+}
+
+fn moved(table: &ExceptionTable, chunk: u64, to: u64) {
+    let claim = table.claim(Chunk(chunk), table.get(Chunk(chunk))).unwrap();
+    let _ = table.publish(claim, place(to));
+}
+
+fn found(table: &ExceptionTable) -> Vec<(u64, u64)> {
+    let mut all = Vec::new();
+    let mut from = Chunk(0);
+    while let Some((chunk, place)) = table.next_mapped(from) {
+        all.push((chunk.0, place.chunk.0));
+        from = Chunk(chunk.0 + 1);
+    }
+    all
+}
+
+#[test]
+fn a_claimed_chunk_is_pending_until_published() {
+    let table = ExceptionTable::new(1000);
+    let claim = table.claim(Chunk(700), Entry::Unmapped).unwrap();
+    assert_eq!(table.get(Chunk(700)), Entry::Pending);
+    assert_eq!(table.claim(Chunk(700), Entry::Unmapped).unwrap_err(), Entry::Pending);
+    assert_eq!(table.publish(claim, place(2)), 0);
+    assert_eq!(table.get(Chunk(700)), Entry::Mapped(place(2)));
+}
+
+#[test]
+fn a_claim_put_back_leaves_the_chunk_as_it_was() {
+    let table = ExceptionTable::new(10);
+    table.load(Chunk(3), place(9));
+    let claim = table.claim(Chunk(3), Entry::Mapped(place(9))).unwrap();
+    assert_eq!(table.put_back(claim), 0);
+    assert_eq!(table.get(Chunk(3)), Entry::Mapped(place(9)));
+}
+
+#[test]
+fn the_owner_learns_who_waits() {
+    let table = ExceptionTable::new(10);
+    let claim = table.claim(Chunk(3), Entry::Unmapped).unwrap();
+    assert!(table.wait(Chunk(3), Entry::Pending, 5));
+    assert_eq!(table.publish(claim, place(2)), 1 << 5);
+    assert!(!table.wait(Chunk(3), Entry::Pending, 5));
+}
+
+#[test]
+fn what_is_mapped_is_found_and_moved() {
+    let table = ExceptionTable::new(10_000);
+    for chunk in [0, 4095, 4096, 9_999] {
+        table.load(Chunk(chunk), place(chunk + 2));
+    }
+    let memory = table.memory();
+    assert_eq!(found(&table), [(0, 2), (4095, 4097), (4096, 4098), (9_999, 10_001)]);
+    table.remap(|chunk, _| (chunk.0 != 4095).then(|| place(chunk.0 + 7)));
+    assert_eq!(found(&table), [(0, 7), (4096, 4103), (9_999, 10_006)]);
+    assert_eq!(table.get(Chunk(4095)), Entry::Unmapped);
+    assert_eq!(table.memory(), memory, "regions that nothing is mapped in take no memory");
+}
+
+/// `count` different chunks below `chunks`, in no order that the table could know.
+fn scattered(count: u64, chunks: u64) -> impl Iterator<Item = u64> + Clone {
+    assert!(chunks.is_power_of_two());
+    // An odd multiplier walks every number below a power of two; the rest mixes the upper bits in.
+    let mix = move |n: u64| {
+        let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % chunks;
+        let n = (n ^ (n >> (chunks.ilog2() / 2))).wrapping_mul(0xbf58_476d_1ce4_e5b9) % chunks;
+        n ^ (n >> (chunks.ilog2() / 2))
+    };
+    (0..count).map(mix)
+}
+
+/// Bytes for each of `count` exceptions, all that the table takes among them.
+fn bytes_each(table: &ExceptionTable, count: u64) -> f64 {
+    table.memory() as f64 / count as f64
+}
+
+const TEBIBYTE: u64 = 1 << 28;
+
+#[cfg(not(miri))] // it is about numbers, not about memory
+#[test]
+fn an_exception_scattered_at_random_takes_16_bytes_at_most() {
+    const COUNT: u64 = 1_000_000;
+    let mut opened = ExceptionTable::new(TEBIBYTE);
+    let read = scattered(COUNT, TEBIBYTE).zip(2..);
+    opened.fill(read.clone().map(|(chunk, to)| (Chunk(chunk), place(to))));
+    assert!(bytes_each(&opened, COUNT) <= 16.0, "{}", bytes_each(&opened, COUNT));
+    for (chunk, to) in read.step_by(97) {
+        assert_eq!(opened.get(Chunk(chunk)), Entry::Mapped(place(to)));
+    }
+    // As dense, and three times as dense, on a part of that disk; one after another.
+    for (chunks, count) in [(TEBIBYTE / 16, COUNT / 16), (TEBIBYTE / 64, 3 * COUNT / 64)] {
+        let claimed = ExceptionTable::new(chunks);
+        scattered(count, chunks).for_each(|chunk| moved(&claimed, chunk, 2));
+        assert!(bytes_each(&claimed, count) <= 16.0, "{count}: {}", bytes_each(&claimed, count));
+    }
+}
+
+#[cfg(not(miri))] // it is about numbers, not about memory
+#[test]
+fn a_dense_exception_takes_9_bytes_at_most() {
+    const COUNT: u64 = 100_000;
+    let table = ExceptionTable::new(COUNT);
+    (0..COUNT).for_each(|chunk| moved(&table, chunk, 2 + chunk));
+    assert!(bytes_each(&table, COUNT) <= 9.0, "{}", bytes_each(&table, COUNT));
+    assert!((0..COUNT).all(|n| table.get(Chunk(n)) == Entry::Mapped(place(2 + n))));
+    assert_eq!(table.next_mapped(Chunk(COUNT - 1)), Some((Chunk(COUNT - 1), place(COUNT + 1))));
+}
+
+/// However many chunks of a region are mapped, and wherever: none costs much more than 16 bytes.
+#[cfg(not(miri))] // it is about numbers, not about memory
+#[test]
+fn a_region_is_never_much_larger_than_what_it_holds() {
+    let table = ExceptionTable::new(4096);
+    let empty = table.memory();
+    for (n, chunk) in scattered(4096, 4096).enumerate() {
+        moved(&table, chunk, 2);
+        let (count, bytes) = (n + 1, table.memory() - empty);
+        assert!(bytes <= 16 * count + 32, "{bytes} bytes for {count}");
+    }
+    assert_eq!(table.memory() - empty, 8 * 4096, "all of them are an array");
+}
+
+#[test]
+fn a_chunk_that_is_mapped_in_a_lower_layer_takes_no_second_place() {
+    let mut table = ExceptionTable::new(10_000);
+    table.fill([5, 6, 9_000].map(|chunk| (Chunk(chunk), place(chunk))).into_iter());
+    let upper = |chunk| Place { layer: Layer(2), chunk: StoreChunk(chunk) };
+    table.fill([6, 7].map(|chunk| (Chunk(chunk), upper(chunk))).into_iter());
+    assert_eq!(found(&table), [(5, 5), (6, 6), (7, 7), (9_000, 9_000)]);
+    assert_eq!(table.get(Chunk(6)), Entry::Mapped(upper(6)));
+    assert_eq!(table.get(Chunk(5)), Entry::Mapped(place(5)));
+}
+
+/// What is pending, and who waits for it, does not change by its region's growing.
+#[test]
+fn a_claim_outlives_the_leaf_it_was_made_in() {
+    let all = if cfg!(miri) { 150 } else { 4096 };
+    let table = ExceptionTable::new(4096);
+    let claim = table.claim(Chunk(0), Entry::Unmapped).unwrap();
+    let given_up = table.claim(Chunk(1), Entry::Unmapped).unwrap();
+    assert!(table.wait(Chunk(0), Entry::Pending, 3));
+    (2..100).for_each(|chunk| moved(&table, chunk, chunk));
+    assert_eq!(table.get(Chunk(0)), Entry::Pending);
+    assert_eq!(table.publish(claim, place(7)), 1 << 3);
+    assert_eq!(table.put_back(given_up), 0);
+    assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
+    assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
+    (100..all).for_each(|chunk| moved(&table, chunk, chunk));
+    assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
+    assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
+}
+
+/// Threads that race in one region, from its first chunk until it is an array: each chunk is moved
+/// once, and what was published stays.
+#[test]
+fn threads_that_grow_a_region_lose_nothing() {
+    const THREADS: u64 = 3;
+    let count = if cfg!(miri) { 60 } else { 4096 };
+    for _ in 0..if cfg!(miri) { 1 } else { 20 } {
+        let table = ExceptionTable::new(4096);
+        let moved = |thread: u64| {
+            let mut own = 0;
+            for chunk in scattered(4096, 4096).take(count) {
+                match table.claim(Chunk(chunk), Entry::Unmapped) {
+                    Ok(claim) => {
+                        own += 1;
+                        let _ = table.publish(claim, place(chunk * THREADS + thread));
+                    }
+                    Err(Entry::Mapped(at)) => {
+                        assert_eq!(at.chunk.0 / THREADS, chunk);
+                        assert_eq!(table.get(Chunk(chunk)), Entry::Mapped(at));
+                    }
+                    Err(other) => assert_eq!(other, Entry::Pending),
+                }
+            }
+            own
+        };
+        let all: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || moved(n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(all, count);
+        assert_eq!(found(&table).len(), count);
+    }
+}
+
+/// Chunks of the table that is tried against a map: three regions.
+const TRIED: u64 = 3 * 4096 - 5;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Move,
+    GiveUp,
+    Enter,
+    /// Copied back, or begun to be and given up.
+    Back(bool),
+    Remap,
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Step, u64, u64, u64)>> {
+    let step = prop_oneof![
+        4 => Just(Step::Move),
+        1 => Just(Step::GiveUp),
+        1 => Just(Step::Enter),
+        2 => any::<bool>().prop_map(Step::Back),
+        1 => Just(Step::Remap),
+    ];
+    let most = if cfg!(miri) { 30 } else { 3000 };
+    prop::collection::vec((step, 0..TRIED, 1u64..40, 1u64..most), 1..12)
+}
+
+/// Carries a step out on every `stride`th chunk from `from` on, in both.
+fn carry_out(
+    (step, from, stride, count): (Step, u64, u64, u64),
+    table: &ExceptionTable,
+    map: &mut BTreeMap<u64, u64>,
+) {
+    if matches!(step, Step::Remap) {
+        let to = |chunk: u64, at: u64| {
+            (!chunk.is_multiple_of(stride)).then_some((at + from) % (1 << 37))
+        };
+        table.remap(|chunk, at| to(chunk.0, at.chunk.0).map(place));
+        *map = map.iter().filter_map(|(&chunk, &at)| Some((chunk, to(chunk, at)?))).collect();
+        return;
+    }
+    for chunk in (0..count).map(|n| (from + n * stride) % TRIED) {
+        let before = map.get(&chunk).copied();
+        let seen = before.map_or(Entry::Unmapped, |at| Entry::Mapped(place(at)));
+        assert_eq!(table.get(Chunk(chunk)), seen);
+        let to = before.unwrap_or(chunk) + 1;
+        match step {
+            Step::Move => {
+                let claim = table.claim(Chunk(chunk), seen).unwrap();
+                assert_eq!(table.claim(Chunk(chunk), seen).unwrap_err(), Entry::Pending);
+                assert_eq!(table.publish(claim, place(to)), 0);
+                map.insert(chunk, to);
+            }
+            Step::GiveUp => {
+                let claim = table.claim(Chunk(chunk), seen).unwrap();
+                assert_eq!(table.put_back(claim), 0);
+            }
+            Step::Enter => {
+                table.load(Chunk(chunk), place(to));
+                map.insert(chunk, to);
+            }
+            Step::Back(done) => {
+                let at = place(before.unwrap_or(0));
+                assert_eq!(table.mark_busy(Chunk(chunk), at), before.is_some());
+                if before.is_some() && done {
+                    let _ = table.clear_busy(Chunk(chunk), at);
+                    map.remove(&chunk);
+                } else if before.is_some() {
+                    let _ = table.keep_busy_mapped(Chunk(chunk), at);
+                }
+            }
+            Step::Remap => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 3 } else { 100 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_table_says_what_a_map_would(steps in steps()) {
+        let table = ExceptionTable::new(TRIED);
+        let mut map = BTreeMap::new();
+        for step in steps {
+            carry_out(step, &table, &mut map);
+            prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
+        }
+        for chunk in 0..TRIED {
+            let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+            prop_assert_eq!(table.get(Chunk(chunk)), mapped);
+        }
+        let mut again = ExceptionTable::new(TRIED);
+        again.fill(map.iter().map(|(&chunk, &at)| (Chunk(chunk), place(at))));
+        prop_assert_eq!(found(&again), Vec::from_iter(map));
+    }
+}
