@@ -47,7 +47,7 @@ impl Snap {
 }
 
 /// An active table and what it keeps alive.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Active {
     pub(super) lines: Vec<TableLine>,
     pub(super) read_only: bool,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::build::Active;
@@ -126,6 +126,9 @@ pub(super) struct Inner {
     pub(super) full: FullStores,
     /// By job: the commits that run, and what they hold.
     pub(super) commits: BTreeMap<String, Commit>,
+    /// Devices that threads without the lock are bringing to rest: they and what lies on them do
+    /// not change until that is over.
+    pub(super) suspending: BTreeSet<String>,
     /// While the state is restored: the devices that are layers below others, whose tables
     /// nobody needs.
     pub(super) lower_layers: BTreeSet<String>,
@@ -153,7 +156,11 @@ pub struct Devices {
     pub(super) workers: Arc<Workers>,
     pub(super) config: DevicesConfig,
     inner: Mutex<Inner>,
+    /// Fewer devices are on their way to rest.
+    settled: Condvar,
 }
+
+const POISONED: &str = "devices lock poisoned";
 
 impl Devices {
     /// No devices yet.
@@ -165,9 +172,10 @@ impl Devices {
             state: StateFile::new(config.state.clone()),
             full: FullStores::default(),
             commits: BTreeMap::new(),
+            suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
         };
-        Devices { files, workers, config, inner: Mutex::new(inner) }
+        Devices { files, workers, config, inner: Mutex::new(inner), settled: Condvar::new() }
     }
 
     /// The process's files.
@@ -180,8 +188,26 @@ impl Devices {
         &self.workers
     }
 
+    /// For a verb that changes tables: no device is between two states.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("devices lock poisoned")
+        let unsettled = |inner: &mut Inner| !inner.suspending.is_empty();
+        self.settled.wait_while(self.look(), unsettled).expect(POISONED)
+    }
+
+    /// For who only looks, or minds itself what is on its way to rest.
+    pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect(POISONED)
+    }
+
+    /// Waits until something came to rest.
+    pub(super) fn wait_for_rest<'i>(&self, inner: MutexGuard<'i, Inner>) -> MutexGuard<'i, Inner> {
+        self.settled.wait(inner).expect(POISONED)
+    }
+
+    /// The devices `names` are at rest, or serve on.
+    pub(super) fn came_to_rest(&self, inner: &mut Inner, names: &[String]) {
+        inner.suspending.retain(|name| !names.contains(name));
+        self.settled.notify_all();
     }
 
     pub(super) fn event(&self, event: DeviceEvent) {

@@ -56,7 +56,7 @@ impl Devices {
         name: Option<&str>,
         kind: TableKind,
     ) -> Result<Vec<DeviceStatus>, DeviceError> {
-        let inner = self.lock();
+        let inner = self.look();
         if let Some(name) = name {
             inner.device(name)?;
         }

@@ -2,6 +2,7 @@
 
 mod durable;
 mod handover;
+mod suspends;
 
 use std::fs::File;
 use std::path::PathBuf;

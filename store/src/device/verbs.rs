@@ -13,6 +13,7 @@ use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
 use super::state::State;
+use crate::attached::AttachedWorker;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
@@ -180,17 +181,31 @@ impl Devices {
     /// Where requests do not end in time, or what was written cannot be made durable; the device
     /// serves on then.
     pub fn suspend(&self, name: &str, how: Suspend) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let device = inner.device(name)?;
-        if device.suspended {
-            return Ok(());
-        }
-        let names = with_uppers(inner, name);
-        self.stop(inner, &names)?;
-        let flushed = match &inner.device(name)?.active {
-            Some(active) if !how.noflush => self.flush(active),
-            _ => true,
+        let mut inner = self.look();
+        let names = loop {
+            if inner.device(name)?.suspended {
+                return Ok(());
+            }
+            let names = with_uppers(&inner, name);
+            if !names.iter().any(|name| inner.suspending.contains(name)) {
+                break names;
+            }
+            inner = self.wait_for_rest(inner);
         };
+        // It takes as long as the slowest of its disks: a suspend of another device, and whoever
+        // asks how things are, do not wait for it.
+        inner.suspending.extend(names.iter().cloned());
+        let active = inner.device(name)?.active.clone().filter(|_| !how.noflush);
+        let workers = serving(&inner, &names);
+        drop(inner);
+        let stopped = self.stop_workers(&workers);
+        let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active));
+        let inner = &mut *self.look();
+        self.came_to_rest(inner, &names);
+        if let Err(error) = stopped {
+            go(inner, &names);
+            return Err(error);
+        }
         inner.device_mut(name)?.suspended = true;
         let kept =
             if flushed { self.keep(inner) } else { Err(DeviceError::FlushFailed(name.into())) };
@@ -395,20 +410,18 @@ impl Devices {
 
     /// Stops the workers of `names`; on an error they all go on.
     fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
-        let running: Vec<&String> = names.iter().filter(|name| !blocked(inner, name)).collect();
-        let workers =
-            |name: &&String| inner.devices.get(*name).into_iter().flat_map(Device::workers);
-        for worker in running.iter().flat_map(workers) {
+        self.stop_workers(&serving(inner, names)).inspect_err(|_| go(inner, names))
+    }
+
+    /// Stops workers; on an error some of them have stopped.
+    fn stop_workers(&self, serving: &[(String, Serving)]) -> Result<(), DeviceError> {
+        for worker in serving.iter().flat_map(|(_, workers)| workers) {
             worker.stop();
         }
         let deadline = Instant::now() + self.config.deadline;
-        for name in &running {
-            for worker in workers(name) {
-                if worker.stopped(deadline).is_err() {
-                    let name = (*name).clone();
-                    go(inner, names);
-                    return Err(DeviceError::Busy(name));
-                }
+        for (name, workers) in serving {
+            if workers.iter().any(|worker| worker.stopped(deadline).is_err()) {
+                return Err(DeviceError::Busy(name.clone()));
             }
         }
         Ok(())
@@ -552,6 +565,16 @@ pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
     let Some(active) = &device.active else { return true };
     let below = active.lines.iter().flat_map(|line| line.target.params());
     device.suspended || below.filter_map(|p| p.device()).any(|below| blocked(inner, below))
+}
+
+/// The workers of one device.
+type Serving = Vec<Arc<dyn AttachedWorker>>;
+
+/// The workers of those of `names` that serve.
+fn serving(inner: &Inner, names: &[String]) -> Vec<(String, Serving)> {
+    let serve = names.iter().filter(|name| !blocked(inner, name));
+    let workers = |name: &String| inner.devices[name].workers().cloned().collect();
+    serve.map(|name| (name.clone(), workers(name))).collect()
 }
 
 /// Whether guests write to the device now.

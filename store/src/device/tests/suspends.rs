@@ -1,0 +1,83 @@
+//! Suspends beside each other.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+use crate::attached::{AttachedWorker, StopError};
+use crate::device::{Suspend, TableKind, User};
+
+/// A worker whose disk hangs until it is told that it does not any more.
+struct Hanging {
+    asked: Sender<()>,
+    released: Mutex<Receiver<()>>,
+}
+
+impl AttachedWorker for Hanging {
+    fn stop(&self) {
+        self.asked.send(()).unwrap();
+    }
+
+    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
+        let released = self.released.lock().unwrap().recv_timeout(Duration::from_secs(10));
+        released.map_err(|_| StopError::Deadline)
+    }
+
+    fn go(&self, _: Arc<Table>) {}
+}
+
+/// A world with the devices `a`, whose worker hangs, and `b`; who hears of the hang, and ends it.
+fn hanging() -> (World, Receiver<()>, Sender<()>) {
+    let world = World::new();
+    for name in ["a", "b"] {
+        world.file(name, LEN);
+        world.device(name, &[&format!("0 {LEN} linear {{}}/{name} 0")]).unwrap();
+    }
+    let (asked, is_asked) = channel();
+    let (release, released) = channel();
+    let worker: Arc<dyn AttachedWorker> =
+        Arc::new(Hanging { asked, released: Mutex::new(released) });
+    let user = User { writable: true, workers: vec![worker] };
+    world.devices.attach("a", "export", user).unwrap();
+    (world, is_asked, release)
+}
+
+/// spec/targets.md: there is no global lock.
+#[test]
+fn a_suspend_does_not_wait_for_another_device_s() {
+    let (world, is_asked, release) = hanging();
+    let how = Suspend::default();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| world.devices.suspend("a", how));
+        is_asked.recv().unwrap();
+        // All of this while the first one hangs.
+        world.devices.suspend("b", how).unwrap();
+        let status = world.devices.query(None, TableKind::Active).unwrap();
+        assert_eq!(status.iter().map(|one| one.suspended).collect::<Vec<_>>(), [false, true]);
+        assert!(!slow.is_finished());
+        release.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+    });
+    let status = world.devices.query(Some("a"), TableKind::Active).unwrap();
+    assert!(status[0].suspended);
+}
+
+/// A verb for the same device finds it at rest, or serving again, never between.
+#[test]
+fn a_resume_waits_for_the_suspend_of_its_device_and_a_failed_one_serves_on() {
+    let (world, is_asked, release) = hanging();
+    std::thread::scope(|scope| {
+        let suspend = scope.spawn(|| world.devices.suspend("a", Suspend::default()));
+        is_asked.recv().unwrap();
+        let second = scope.spawn(|| world.devices.suspend("a", Suspend::default()));
+        let resume = scope.spawn(|| world.devices.resume("a"));
+        assert!(!second.is_finished() && !resume.is_finished());
+        drop(release);
+        assert!(matches!(suspend.join().unwrap(), Err(DeviceError::Busy(_))));
+        // What hung once does so again.
+        assert!(second.join().unwrap().is_err());
+        resume.join().unwrap().unwrap();
+    });
+    let status = world.devices.query(Some("a"), TableKind::Active).unwrap();
+    assert!(!status[0].suspended);
+}
