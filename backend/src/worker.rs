@@ -210,9 +210,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         busy |= self.take_batch();
         busy |= self.drive();
         // A worker that is about to sleep submits by the system call in which it waits; one that
-        // does not sleep waits for nothing.
+        // goes on submits what it had before, and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let submits = was_unsubmitted || (self.unsubmitted && (never_sleeps || self.has_work()));
+        let submits =
+            self.unsubmitted && (never_sleeps || (was_unsubmitted && busy) || self.has_work());
         if submits || (never_sleeps && self.io.is_ready()) {
             self.unsubmitted = false;
             self.note(|io| io.enter());

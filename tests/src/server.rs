@@ -87,10 +87,11 @@ pub fn find_snapblk() -> Result<PathBuf, ServerError> {
     }
 }
 
-/// The `qemu-storage-daemon` to compare with: `$QEMU_STORAGE_DAEMON`, or the one in `PATH`.
+/// The `qemu-storage-daemon` to compare with: the first of `$QEMU_STORAGE_DAEMON`, or the one in
+/// `PATH`.
 pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
-    if let Some(path) = named_in("QEMU_STORAGE_DAEMON") {
-        return Ok(path);
+    if let Some(first) = named_qemu_storage_daemons().into_iter().next() {
+        return Ok(first);
     }
     find_in_path("qemu-storage-daemon").ok_or(ServerError::Missing {
         program: "qemu-storage-daemon",
@@ -100,11 +101,20 @@ pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
     })
 }
 
-/// The program that the environment variable `variable` names. Servers run in directories of their
-/// own, so a relative path is made absolute here.
+/// All programs that `$QEMU_STORAGE_DAEMON` names; like `PATH`, it is a list divided by colons.
+pub fn named_qemu_storage_daemons() -> Vec<PathBuf> {
+    let Some(list) = std::env::var_os("QEMU_STORAGE_DAEMON") else { return Vec::new() };
+    std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).map(absolute).collect()
+}
+
+/// The program that the environment variable `variable` names.
 fn named_in(variable: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(variable)?);
-    Some(std::path::absolute(&path).unwrap_or(path))
+    std::env::var_os(variable).map(|path| absolute(path.into()))
+}
+
+/// Servers run in directories of their own, so a relative path is made absolute first.
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// The program `name` in the directories of `PATH`.
@@ -123,7 +133,8 @@ pub struct ServerCommand {
     monitor: PathBuf,
     /// Sockets that must listen before the server counts as started.
     awaited: Vec<PathBuf>,
-    cpu: Option<usize>,
+    /// The processors that it keeps to; those of its maker where there are none.
+    cpus: Vec<usize>,
 }
 
 impl ServerCommand {
@@ -137,7 +148,7 @@ impl ServerCommand {
             awaited: vec![socket.clone()],
             socket,
             monitor: scratch.socket("monitor.sock"),
-            cpu: None,
+            cpus: Vec::new(),
         }
     }
 
@@ -157,6 +168,17 @@ impl ServerCommand {
         Ok(command.arg("serve").arg("--monitor").arg(monitor))
     }
 
+    /// The same without waiting for the disk's socket, which a command to the monitor makes.
+    pub fn awaiting_monitor_alone(mut self) -> Self {
+        self.awaited = vec![self.monitor.clone()];
+        self
+    }
+
+    /// The monitor's socket.
+    pub fn monitor(&self) -> &Path {
+        &self.monitor
+    }
+
     /// `qemu-storage-daemon`; its exports must name [`ServerCommand::socket`].
     pub fn qemu_storage_daemon(scratch: &Scratch) -> Result<Self, ServerError> {
         Ok(Self::new(find_qemu_storage_daemon()?, scratch))
@@ -169,8 +191,13 @@ impl ServerCommand {
     }
 
     /// The same on one processor only.
-    pub fn on_cpu(mut self, cpu: usize) -> Self {
-        self.cpu = Some(cpu);
+    pub fn on_cpu(self, cpu: usize) -> Self {
+        self.on_cpus(vec![cpu])
+    }
+
+    /// The same on these processors only.
+    pub fn on_cpus(mut self, cpus: Vec<usize>) -> Self {
+        self.cpus = cpus;
         self
     }
 
@@ -197,7 +224,7 @@ impl ServerCommand {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let child = spawn_on(&mut command, self.cpu).map_err(failed)?;
+        let child = spawn_on(&mut command, &self.cpus).map_err(failed)?;
         Ok(Server { child, command: self.clone(), stderr })
     }
 
@@ -239,12 +266,14 @@ pub(crate) fn settle() {
     drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Spawns `command` with this thread's processors, or only `cpu`: a child inherits the processors
-/// of the thread that made it.
-fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
-    let Some(cpu) = cpu else { return spawn(command) };
+/// Spawns `command` with this thread's processors, or only `cpus` if there are any: a child inherits
+/// the processors of the thread that made it.
+fn spawn_on(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
+    if cpus.is_empty() {
+        return spawn(command);
+    }
     let before = sched_getaffinity(None)?;
-    pin_thread(cpu)?;
+    keep_to(cpus)?;
     let child = spawn(command);
     sched_setaffinity(None, &before)?;
     child
@@ -252,8 +281,13 @@ fn spawn_on(command: &mut Command, cpu: Option<usize>) -> io::Result<Child> {
 
 /// Keeps the calling thread on processor `cpu`.
 pub fn pin_thread(cpu: usize) -> io::Result<()> {
+    keep_to(&[cpu])
+}
+
+/// Keeps the calling thread on the processors `cpus`.
+fn keep_to(cpus: &[usize]) -> io::Result<()> {
     let mut only = CpuSet::new();
-    only.set(cpu);
+    cpus.iter().for_each(|&cpu| only.set(cpu));
     Ok(sched_setaffinity(None, &only)?)
 }
 

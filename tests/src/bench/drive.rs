@@ -8,6 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::cost::Meter;
+use super::histogram::Histogram;
 use super::job::{CLUSTER, Job, Offsets, Scale, Walk};
 use crate::client::{Buffer, Client, ConnectError, Pool, Queue, RequestError, SubmitError};
 use crate::rng::Rng;
@@ -17,8 +18,8 @@ use crate::server::ServerError;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a job runs before it is measured.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Requests in flight while an overlay is prepared.
-const PREPARE_DEPTH: usize = 8;
+/// Requests in flight while a disk is filled.
+const FILL_DEPTH: usize = 8;
 
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,10 @@ pub struct Sample {
     pub ios: u64,
     /// The time.
     pub elapsed: Duration,
+    /// The median latency; none where several requests were in flight at once.
+    pub p50: Option<Duration>,
+    /// The longest time without a completion.
+    pub gap: Duration,
 }
 
 impl Sample {
@@ -108,11 +113,65 @@ pub(super) struct Driver {
 enum End {
     /// When the offsets do.
     WithOffsets,
-    /// After this time.
+    /// After this time, or when the offsets do.
     After(Duration),
 }
 
+impl End {
+    fn is_at(self, elapsed: Duration) -> bool {
+        matches!(self, Self::After(time) if elapsed >= time)
+    }
+}
+
+/// What is seen of a stretch of work from one batch of completions to the next. The clock is read
+/// once a batch.
+struct Watch {
+    start: Instant,
+    last: Instant,
+    gap: Duration,
+    ios: u64,
+    latencies: Option<Histogram>,
+}
+
+impl Watch {
+    /// Begins now. At depth 1 the time from one completion to the next is the latency, and the
+    /// client's part of it a fraction of a microsecond.
+    fn begin(depth: usize) -> Self {
+        let start = Instant::now();
+        let latencies = (depth == 1).then(Histogram::default);
+        Self { start, last: start, gap: Duration::ZERO, ios: 0, latencies }
+    }
+
+    fn completed(&mut self, ios: u64) {
+        let now = Instant::now();
+        let since = now - self.last;
+        self.last = now;
+        self.gap = self.gap.max(since);
+        self.ios += ios;
+        if let Some(latencies) = &mut self.latencies {
+            latencies.add(since);
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        Sample {
+            ios: self.ios,
+            elapsed: self.last - self.start,
+            p50: self.latencies.as_ref().and_then(Histogram::median),
+            gap: self.gap,
+        }
+    }
+}
+
 impl Driver {
+    /// Bytes of shared memory for filling a disk.
+    pub(super) const FILL_POOL: usize = (FILL_DEPTH + 1) * CLUSTER as usize;
+
+    /// A session for filling a disk of `disk` bytes, and nothing else.
+    pub(super) fn to_fill(client: Client, disk: u64) -> Result<Self, BenchError> {
+        Self::new(client, Job::FILL, disk)
+    }
+
     /// Takes the first queue of `client` for `job` on a disk of `disk` bytes.
     pub(super) fn new(client: Client, job: Job, disk: u64) -> Result<Self, BenchError> {
         let found = client.info().capacity;
@@ -124,7 +183,7 @@ impl Driver {
             queues.into_iter().next().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let idle = filled_buffers(&mut pool, job.depth, job.block)?;
         let spare = if job.half_written {
-            filled_buffers(&mut pool, PREPARE_DEPTH, CLUSTER)?
+            filled_buffers(&mut pool, FILL_DEPTH, CLUSTER)?
         } else {
             Vec::new()
         };
@@ -134,7 +193,7 @@ impl Driver {
     /// Brings disk and server into the state in which they are measured.
     pub(super) fn prepare(&mut self, seed: u64) -> Result<(), BenchError> {
         if self.job.half_written {
-            self.write_every_other_cluster()?;
+            self.fill((0..self.disk / CLUSTER).step_by(2).map(|c| c * CLUSTER).collect())?;
         }
         // First writes cannot be rehearsed: reads wake the server and the client instead.
         let rehearsal = match self.job.walk.is_fixed() {
@@ -144,6 +203,22 @@ impl Driver {
         let offsets = rehearsal.offsets(self.disk, seed ^ u64::MAX);
         self.stretch(&rehearsal, offsets, End::After(WARM_UP)).map(drop)?;
         self.drain()
+    }
+
+    /// A short look at how fast it goes, for `time` at most.
+    pub(super) fn glance(
+        &mut self,
+        time: Duration,
+        seed: u64,
+        meter: &mut dyn Meter,
+    ) -> Result<Sample, BenchError> {
+        let job = self.job;
+        let offsets = job.offsets(self.disk, seed);
+        meter.start();
+        let sample = self.stretch(&job, offsets, End::After(time))?;
+        meter.stop();
+        self.drain()?;
+        Ok(sample)
     }
 
     /// Measures one repetition, from the first request to the last completion or the end of the
@@ -167,10 +242,34 @@ impl Driver {
         Ok(sample)
     }
 
-    fn stretch(&mut self, job: &Job, mut offsets: Offsets, end: End) -> Result<Sample, BenchError> {
-        let (mut ios, mut until_flush) = (0, job.flush_every);
-        let mut more = true;
+    /// Drives the job until `over` says so, which is asked with the time of every batch of
+    /// completions.
+    pub(super) fn drive(
+        &mut self,
+        seed: u64,
+        over: impl FnMut(Instant) -> Result<bool, BenchError>,
+    ) -> Result<Sample, BenchError> {
+        let job = self.job;
+        let offsets = job.offsets(self.disk, seed);
+        let sample = self.stretch_until(&job, offsets, over)?;
+        self.drain()?;
+        Ok(sample)
+    }
+
+    fn stretch(&mut self, job: &Job, offsets: Offsets, end: End) -> Result<Sample, BenchError> {
         let start = Instant::now();
+        self.stretch_until(job, offsets, |now| Ok(end.is_at(now - start)))
+    }
+
+    fn stretch_until(
+        &mut self,
+        job: &Job,
+        mut offsets: Offsets,
+        mut over: impl FnMut(Instant) -> Result<bool, BenchError>,
+    ) -> Result<Sample, BenchError> {
+        let mut until_flush = job.flush_every;
+        let mut more = true;
+        let mut watch = Watch::begin(job.depth);
         loop {
             while more && self.queue.in_flight() < job.depth {
                 if until_flush == Some(0) {
@@ -191,15 +290,13 @@ impl Driver {
                 until_flush = until_flush.map(|left| left - 1);
             }
             if self.queue.in_flight() == 0 {
-                return Ok(Sample { ios, elapsed: start.elapsed() });
+                return Ok(watch.sample());
             }
             self.queue.kick()?;
-            ios += self.reap_some(job.write)?;
-            if let End::After(time) = end {
-                let elapsed = start.elapsed();
-                if elapsed >= time {
-                    return Ok(Sample { ios, elapsed });
-                }
+            let ios = self.reap_some(job.write)?;
+            watch.completed(ios);
+            if over(watch.last)? {
+                return Ok(watch.sample());
             }
         }
     }
@@ -233,10 +330,11 @@ impl Driver {
         Ok(())
     }
 
-    fn write_every_other_cluster(&mut self) -> Result<(), BenchError> {
+    /// Writes these clusters, several at once, and flushes.
+    pub(super) fn fill(&mut self, clusters: Vec<u64>) -> Result<(), BenchError> {
         std::mem::swap(&mut self.idle, &mut self.spare);
-        let fill = Job { write: true, depth: PREPARE_DEPTH, block: CLUSTER, ..self.job };
-        let clusters: Vec<u64> = (0..self.disk / CLUSTER).step_by(2).map(|c| c * CLUSTER).collect();
+        let fill =
+            Job { write: true, depth: FILL_DEPTH, block: CLUSTER, flush_every: None, ..self.job };
         self.stretch(&fill, Offsets::List(clusters.into_iter()), End::WithOffsets)?;
         self.queue.flush(0)?;
         self.drain()?;
@@ -246,7 +344,7 @@ impl Driver {
 }
 
 /// Buffers full of bytes that no server can take for zeroes.
-fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
+pub(super) fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
     let mut rng = Rng::new(block);
     let mut bytes = vec![0; block as usize];
     (0..count)

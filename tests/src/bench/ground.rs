@@ -19,6 +19,8 @@ use crate::server::{Place, Scratch, disk_dir};
 pub struct Ground {
     /// Its name in the report.
     pub name: String,
+    /// What kind of file system it is.
+    pub place: Place,
     scratch: Scratch,
     disk: u64,
 }
@@ -39,7 +41,12 @@ impl Ground {
             Place::Memory => kind,
             Place::Disk => format!("disk ({kind})"),
         };
-        Ok(Self { name, scratch, disk })
+        Ok(Self { name, place, scratch, disk })
+    }
+
+    /// Bytes of the disks.
+    pub fn disk(&self) -> u64 {
+        self.disk
     }
 
     /// Where servers keep their sockets and logs.
@@ -72,7 +79,7 @@ impl Ground {
     }
 
     /// Waits until nothing is left to write, so that no repetition pays for the one before.
-    fn settle(&self) -> Result<(), BenchError> {
+    pub(super) fn settle(&self) -> Result<(), BenchError> {
         File::open(self.scratch.dir())
             .and_then(|dir| Ok(syncfs(&dir)?))
             .map_err(BenchError::at("sync the file system"))

@@ -4,7 +4,9 @@
 //! server. A job that must write each place for the first time visits a fixed list of offsets
 //! once; every other job runs for a time.
 
+use crate::client::Waiting;
 use crate::rng::Rng;
+use crate::server::Place;
 
 /// The grain of "each into its own 64 KiB": the default cluster of qcow2.
 pub(super) const CLUSTER: u64 = 64 << 10;
@@ -16,6 +18,35 @@ pub enum Layout {
     Plain,
     /// A fresh overlay over a raw file that stays as it is.
     Overlay,
+    /// Many layers over a raw file, each with some of the clusters, and an empty one on top.
+    Chain,
+    /// A raw file of which there is a snapshot: the first write to a place copies what was there.
+    Origin,
+    /// No file: what the way to a server and back costs.
+    Null,
+}
+
+/// How the two ends wait for each other, and on which processors they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Both sleep, on a processor each.
+    Sleep,
+    /// Both sleep, on one processor.
+    OneCore,
+    /// The client polls, the server waits as it likes best.
+    ClientPolls,
+    /// Neither ever sleeps, where the server has such a mode.
+    BothPoll,
+}
+
+impl Ends {
+    /// How the client waits.
+    pub(super) fn client(self) -> Waiting {
+        match self {
+            Self::Sleep | Self::OneCore => Waiting::Sleep,
+            Self::ClientPolls | Self::BothPoll => Waiting::Poll,
+        }
+    }
 }
 
 /// In what order a job visits the disk.
@@ -71,6 +102,12 @@ pub struct Job {
     pub flush_every: Option<u64>,
     /// Before the measurement every other cluster is written.
     pub half_written: bool,
+    /// How the ends wait.
+    pub ends: Ends,
+    /// Where it is done; everywhere if `None`.
+    pub only_on: Option<Place>,
+    /// Afterwards the server's processor time without requests is measured.
+    pub then_idle: bool,
 }
 
 const PLAIN: Job = Job {
@@ -83,15 +120,21 @@ const PLAIN: Job = Job {
     walk: Walk::Random,
     flush_every: None,
     half_written: false,
+    ends: Ends::Sleep,
+    only_on: None,
+    then_idle: false,
 };
 
+const MEMORY: Job = Job { only_on: Some(Place::Memory), ..PLAIN };
+const CLIENT_POLLS: Job = Job { ends: Ends::ClientPolls, ..PLAIN };
+const BOTH_POLL: Job = Job { ends: Ends::BothPoll, ..MEMORY };
+const SEQUENTIAL: Job = Job { block: 128 << 10, depth: 8, walk: Walk::Loop, ..PLAIN };
+const NULL: Job = Job { layout: Layout::Null, depth: 32, ..MEMORY };
 const FIRST_WRITES: Job = Job { layout: Layout::Overlay, write: true, depth: 32, ..PLAIN };
 
 /// All jobs, in the order of the report.
-pub(super) const JOBS: [Job; 11] = [
-    Job { name: "randread-qd1", title: "4 KiB random read, QD1", ..PLAIN },
+pub(super) const JOBS: [Job; 27] = [
     Job { name: "randread-qd32", title: "4 KiB random read, QD32", depth: 32, ..PLAIN },
-    Job { name: "randwrite-qd1", title: "4 KiB random write, QD1", write: true, ..PLAIN },
     Job {
         name: "randwrite-qd32",
         title: "4 KiB random write, QD32",
@@ -100,26 +143,80 @@ pub(super) const JOBS: [Job; 11] = [
         ..PLAIN
     },
     Job {
-        name: "seqread-qd8",
-        title: "128 KiB sequential read, QD8",
-        block: 128 << 10,
-        depth: 8,
-        walk: Walk::Loop,
-        ..PLAIN
+        name: "randread-qd32-poll",
+        title: "4 KiB random read, QD32, client polls",
+        depth: 32,
+        only_on: Some(Place::Disk),
+        ..CLIENT_POLLS
     },
     Job {
-        name: "seqwrite-qd8",
-        title: "128 KiB sequential write, QD8",
-        write: true,
-        block: 128 << 10,
-        depth: 8,
-        walk: Walk::Loop,
-        ..PLAIN
+        name: "randread-qd1-onecore",
+        title: "4 KiB random read, QD1, one core",
+        ends: Ends::OneCore,
+        ..MEMORY
     },
+    Job {
+        name: "randwrite-qd1-onecore",
+        title: "4 KiB random write, QD1, one core",
+        write: true,
+        ends: Ends::OneCore,
+        ..MEMORY
+    },
+    Job { name: "randread-qd1", title: "4 KiB random read, QD1", then_idle: true, ..MEMORY },
+    Job { name: "randwrite-qd1", title: "4 KiB random write, QD1", write: true, ..MEMORY },
+    Job {
+        name: "randread-qd1-poll",
+        title: "4 KiB random read, QD1, client polls",
+        ..CLIENT_POLLS
+    },
+    Job {
+        name: "randwrite-qd1-poll",
+        title: "4 KiB random write, QD1, client polls",
+        write: true,
+        ..CLIENT_POLLS
+    },
+    Job {
+        name: "busy-randread-qd32",
+        title: "4 KiB random read, QD32, both poll",
+        depth: 32,
+        ..BOTH_POLL
+    },
+    Job {
+        name: "busy-randwrite-qd32",
+        title: "4 KiB random write, QD32, both poll",
+        write: true,
+        depth: 32,
+        ..BOTH_POLL
+    },
+    Job { name: "busy-randread-qd1", title: "4 KiB random read, QD1, both poll", ..BOTH_POLL },
+    Job {
+        name: "busy-null-read-qd32",
+        title: "null device: 4 KiB read, QD32, both poll",
+        ends: Ends::BothPoll,
+        ..NULL
+    },
+    Job {
+        name: "busy-null-write-qd32",
+        title: "null device: 4 KiB write, QD32, both poll",
+        ends: Ends::BothPoll,
+        write: true,
+        ..NULL
+    },
+    Job { name: "null-read-qd32", title: "null device: 4 KiB read, QD32", ..NULL },
+    Job { name: "null-write-qd32", title: "null device: 4 KiB write, QD32", write: true, ..NULL },
+    Job { name: "seqread-qd8", title: "128 KiB sequential read, QD8", ..SEQUENTIAL },
+    Job { name: "seqwrite-qd8", title: "128 KiB sequential write, QD8", write: true, ..SEQUENTIAL },
     Job {
         name: "first-sparse-qd32",
         title: "overlay: first 4 KiB writes, one per 64 KiB, QD32",
         walk: Walk::OnePerCluster { part: 1 },
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "first-sparse-qd1",
+        title: "overlay: first 4 KiB writes, one per 64 KiB, QD1",
+        depth: 1,
+        walk: Walk::OnePerCluster { part: 4 },
         ..FIRST_WRITES
     },
     Job {
@@ -151,10 +248,32 @@ pub(super) const JOBS: [Job; 11] = [
         walk: Walk::Random,
         ..FIRST_WRITES
     },
+    Job {
+        name: "origin-first-qd32",
+        title: "origin: first 4 KiB writes, one per 64 KiB, QD32",
+        layout: Layout::Origin,
+        walk: Walk::OnePerCluster { part: 2 },
+        ..FIRST_WRITES
+    },
+    Job {
+        name: "chain-randread-qd32",
+        title: "chain of layers: 4 KiB random read, QD32",
+        layout: Layout::Chain,
+        depth: 32,
+        ..MEMORY
+    },
+    Job {
+        name: "chain-first-dense-qd32",
+        title: "chain of layers: first 4 KiB writes, dense, QD32",
+        layout: Layout::Chain,
+        only_on: Some(Place::Memory),
+        walk: Walk::Dense { part: 4 },
+        ..FIRST_WRITES
+    },
 ];
 
 /// How large the work is.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Scale {
     /// Bytes on the disk; a multiple of 1 MiB.
     pub disk: u64,
@@ -190,12 +309,29 @@ impl Iterator for Offsets {
 }
 
 impl Job {
+    /// What fills a disk before anything is measured; only its buffers matter.
+    pub(super) const FILL: Self = Job { name: "fill", half_written: true, ..PLAIN };
+
     /// The jobs whose names match one of `patterns` (`*` stands for anything); all where there
     /// are none.
     pub fn matching(patterns: &[String]) -> Vec<Self> {
-        let wanted =
-            |job: &Job| patterns.is_empty() || patterns.iter().any(|p| matches_glob(p, job.name));
-        JOBS.into_iter().filter(wanted).collect()
+        JOBS.into_iter().filter(|job| is_wanted(patterns, job.name)).collect()
+    }
+
+    /// Random reads, several at once, as of a guest under load.
+    pub(super) const RANDOM_READS: Self = Job { name: "load", depth: 32, ..PLAIN };
+
+    /// Random writes, several at once.
+    pub(super) const RANDOM_WRITES: Self = Job { write: true, ..Self::RANDOM_READS };
+
+    /// The job of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        JOBS.into_iter().find(|job| job.name == name)
+    }
+
+    /// Whether it is done on `place`.
+    pub fn is_on(&self, place: Place) -> bool {
+        self.only_on.is_none_or(|only| only == place)
     }
 
     /// The offsets of one repetition on a disk of `disk` bytes; the same for the same `seed`.
@@ -215,6 +351,11 @@ impl Job {
         }
         Offsets::List(list.into_iter())
     }
+}
+
+/// Whether `name` matches one of `patterns`, or there are none.
+pub(super) fn is_wanted(patterns: &[String], name: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| matches_glob(pattern, name))
 }
 
 /// Whether `name` is what `pattern` says, where `*` stands for any characters.
@@ -271,6 +412,12 @@ mod tests {
     }
 
     #[test]
+    fn every_job_has_a_name_and_a_title_of_its_own() {
+        let of = |text: fn(&Job) -> &str| JOBS.iter().map(text).collect::<HashSet<_>>().len();
+        assert_eq!((of(|job| job.name), of(|job| job.title)), (JOBS.len(), JOBS.len()));
+    }
+
+    #[test]
     fn jobs_are_chosen_by_glob() {
         let names = |patterns: &[&str]| {
             let patterns: Vec<String> = patterns.iter().map(|&p| p.to_owned()).collect();
@@ -278,7 +425,7 @@ mod tests {
         };
         assert_eq!(names(&[]).len(), JOBS.len());
         assert_eq!(names(&["seq*"]), ["seqread-qd8", "seqwrite-qd8"]);
-        assert_eq!(names(&["*dense*", "randread-qd1"]), ["randread-qd1", "first-dense-qd32"]);
+        assert_eq!(names(&["first-dense*", "randread-qd1"]), ["randread-qd1", "first-dense-qd32"]);
         assert!(names(&["dense"]).is_empty());
     }
 }

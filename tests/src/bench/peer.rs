@@ -1,60 +1,48 @@
-//! The servers in the benchmark and how each is set up.
+//! Who takes part in the benchmark.
 //!
-//! Owns command lines and the making of fresh overlays. Never drives a server. All of them serve
-//! their files with O_DIRECT, with one queue.
+//! Owns which contender does which job, and how snapblk is set up. Never drives a server. All of
+//! them serve their files with O_DIRECT, with one queue. Two of them are no servers: what the file
+//! itself can do, without a guest in between.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use super::{BenchError, Ground, Layout, Version};
-use crate::server::{ServerCommand, find_in_path, find_qemu_storage_daemon, find_snapblk};
+use serde_json::json;
+use snapblk_qmp::client::Client as Qmp;
 
-/// How qemu-storage-daemon does I/O.
+use super::job::Ends;
+use super::qemu::{Aio, Format, Qemu};
+use super::template::refused;
+use super::{BenchError, Daemon, Ground, Job, Layout, Qcow2, Version, template};
+use crate::server::{Place, Server, ServerCommand, find_in_path, find_snapblk};
+
+/// Layers of the long chain.
+const MANY_LAYERS: u32 = 100;
+
+/// What snapblk serves in jobs on a plain disk, or as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aio {
-    /// Linux AIO (`aio=native`).
-    Native,
-    /// io_uring (`aio=io_uring`).
-    IoUring,
-}
-
-impl Aio {
-    fn option(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::IoUring => "io_uring",
-        }
-    }
-}
-
-/// What qemu-storage-daemon serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The raw image, written in place.
-    Raw,
-    /// A fresh qcow2 overlay on the raw image.
-    Qcow2 {
-        /// The cluster size, as `qemu-img` takes it.
-        cluster: &'static str,
-        /// Whether clusters have 32 subclusters.
-        extended_l2: bool,
-    },
+pub enum Setup {
+    /// The raw image itself, and in overlay jobs a fresh overlay.
+    Linear,
+    /// An overlay in which every chunk was written before.
+    Mapped,
+    /// So many layers, the topmost of them empty.
+    Layers(u32),
+    /// The raw image with so many fresh snapshots.
+    Origin(u32),
 }
 
 /// What kind of server a contender is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `snapblk serve`.
-    Snapblk,
+    Snapblk(Setup),
     /// `qemu-storage-daemon`.
-    Qemu {
-        /// How it does I/O.
-        aio: Aio,
-        /// Whether the export is on an I/O thread.
-        iothread: bool,
-        /// What it serves.
-        format: Format,
-    },
+    Qemu(Qemu),
+    /// No server: `fio` with io_uring straight on the file.
+    Fio,
+    /// No server: `pread` or `pwrite` in a loop.
+    Syscalls,
     /// A server that runs already, with a disk of its own: for plain jobs only, since nobody
     /// here can give it a fresh overlay.
     External {
@@ -65,7 +53,7 @@ pub enum Kind {
     },
 }
 
-/// A server in the benchmark.
+/// A contender in the benchmark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
     /// Its name in the report, and to choose it by.
@@ -74,36 +62,26 @@ pub struct Contender {
     pub kind: Kind,
 }
 
-/// The peers of a report that nobody asked more of.
-const DEFAULT_PEERS: [&str; 2] = ["qsd-raw-native", "qsd-qcow2-64k-native"];
-
 impl Contender {
-    fn qemu(name: &str, aio: Aio, iothread: bool, format: Format) -> Self {
-        Self { name: name.to_owned(), kind: Kind::Qemu { aio, iothread, format } }
+    fn new(name: &str, kind: Kind) -> Self {
+        Self { name: name.to_owned(), kind }
     }
 
-    /// All that can be set up here.
-    pub fn all() -> Vec<Self> {
-        let qcow2 = |cluster, extended_l2| Format::Qcow2 { cluster, extended_l2 };
-        let (native, uring) = (Aio::Native, Aio::IoUring);
-        vec![
-            Self { name: "snapblk".to_owned(), kind: Kind::Snapblk },
-            Self::qemu("qsd-raw-native", native, false, Format::Raw),
-            Self::qemu("qsd-raw-native-iothread", native, true, Format::Raw),
-            Self::qemu("qsd-raw-uring", uring, false, Format::Raw),
-            Self::qemu("qsd-raw-uring-iothread", uring, true, Format::Raw),
-            Self::qemu("qsd-qcow2-64k-native", native, false, qcow2("64k", false)),
-            Self::qemu("qsd-qcow2-64k-native-iothread", native, true, qcow2("64k", false)),
-            Self::qemu("qsd-qcow2-64k-uring", uring, false, qcow2("64k", false)),
-            Self::qemu("qsd-qcow2-128k-extl2-native", native, false, qcow2("128k", true)),
-            Self::qemu("qsd-qcow2-4k-native", native, false, qcow2("4k", false)),
-        ]
-    }
-
-    /// snapblk and, for each layout, qemu-storage-daemon as most people run it.
-    pub fn defaults() -> Vec<Self> {
-        let wanted = |c: &Self| c.kind == Kind::Snapblk || DEFAULT_PEERS.contains(&&*c.name);
-        Self::all().into_iter().filter(wanted).collect()
+    /// All that can be set up with these daemons, snapblk first.
+    pub fn all(daemons: &[Daemon]) -> Vec<Self> {
+        let mut all = vec![
+            Self::own(),
+            Self::new("snapblk-mapped", Kind::Snapblk(Setup::Mapped)),
+            Self::new("snapblk-100-layers", Kind::Snapblk(Setup::Layers(MANY_LAYERS))),
+            Self::new("snapblk-1-layer", Kind::Snapblk(Setup::Layers(1))),
+            Self::new("snapblk-1-snapshot", Kind::Snapblk(Setup::Origin(1))),
+            Self::new("snapblk-16-snapshots", Kind::Snapblk(Setup::Origin(16))),
+            Self::new("fio", Kind::Fio),
+            Self::new("syscalls", Kind::Syscalls),
+        ];
+        let setups = daemons.iter().flat_map(Qemu::all);
+        all.extend(setups.map(|qemu| Self { name: qemu.name(), kind: Kind::Qemu(qemu) }));
+        all
     }
 
     /// A server that runs already: `NAME=SOCKET` or `NAME=SOCKET,pid=N`.
@@ -117,156 +95,150 @@ impl Contender {
         if name.is_empty() || socket.is_empty() {
             return Err(usage());
         }
-        let kind = Kind::External { socket: socket.into(), pid };
-        Ok(Self { name: name.to_owned(), kind })
+        Ok(Self::new(name, Kind::External { socket: socket.into(), pid }))
     }
 
-    /// Whether it takes part in jobs of this layout.
-    pub fn serves(&self, layout: Layout) -> bool {
-        match self.kind {
-            Kind::Snapblk => true,
-            Kind::Qemu { format: Format::Raw, .. } | Kind::External { .. } => {
-                layout == Layout::Plain
-            }
-            Kind::Qemu { format: Format::Qcow2 { .. }, .. } => layout == Layout::Overlay,
+    /// Whether it is one of several set-ups of which only the best are measured in full.
+    pub(super) fn is_peer(&self) -> bool {
+        matches!(self.kind, Kind::Qemu(_))
+    }
+
+    /// Whether it is always measured in full: what people run who never chose anything, and what
+    /// is as durable as snapblk.
+    pub(super) fn is_fixture(&self) -> bool {
+        let Kind::Qemu(qemu) = &self.kind else { return false };
+        match qemu.format {
+            Format::Qcow2(qcow2) => qcow2 == Qcow2::DEFAULT,
+            Format::CopyBeforeWrite { durable, .. } => durable,
+            _ => false,
         }
     }
 
-    /// The command that serves `layout` on `ground`, with a fresh overlay where one is asked for;
-    /// none for a server that runs already.
+    /// Whether it takes part in a job on `place`.
+    pub fn does(&self, job: &Job, place: Place) -> bool {
+        match &self.kind {
+            Kind::Snapblk(Setup::Linear) => {
+                matches!(job.layout, Layout::Plain | Layout::Overlay | Layout::Null)
+            }
+            Kind::Snapblk(Setup::Origin(_)) => job.layout == Layout::Origin,
+            Kind::Snapblk(Setup::Mapped) => job.layout == Layout::Plain,
+            Kind::Snapblk(Setup::Layers(_)) => job.layout == Layout::Chain,
+            // It never polls for good; among its ways to sleep, `native` is the fastest.
+            Kind::Qemu(qemu) if job.ends == Ends::BothPoll && qemu.aio != Aio::Native => false,
+            Kind::Qemu(qemu) => qemu.serves(job.layout, place),
+            Kind::External { .. } => job.layout == Layout::Plain && job.ends != Ends::OneCore,
+            Kind::Fio => job.layout == Layout::Plain && place == Place::Disk,
+            Kind::Syscalls => {
+                let waits_for_nobody = job.ends == Ends::Sleep && job.depth > 1;
+                job.layout == Layout::Plain && place == Place::Memory && waits_for_nobody
+            }
+        }
+    }
+
+    /// The command that serves its disk for `job` on `ground`, a fresh overlay where one is asked
+    /// for; none where no server is to be started.
     pub(super) fn command(
         &self,
         ground: &Ground,
-        layout: Layout,
+        job: &Job,
     ) -> Result<Option<ServerCommand>, BenchError> {
-        let overlay = match (&self.kind, layout) {
-            (Kind::External { .. }, _) => return Ok(None),
-            (_, Layout::Plain) => None,
-            (_, Layout::Overlay) => Some(ground.fresh_overlay_dir()?),
-        };
-        match self.kind {
-            Kind::External { .. } => Ok(None),
-            Kind::Snapblk => {
-                let image = ground.image("snapblk")?;
-                let command = ServerCommand::snapblk(ground.scratch())?;
-                let command = command.arg("--blk-file").arg(image);
-                Ok(Some(match overlay {
-                    None => command,
-                    Some(dir) => command.arg("--overlay").arg(dir.join("store.cow")),
+        match &self.kind {
+            Kind::External { .. } | Kind::Fio | Kind::Syscalls => Ok(None),
+            Kind::Qemu(qemu) => qemu.command(ground).map(Some),
+            Kind::Snapblk(setup) => {
+                let command = snapblk(ground, job.layout, *setup)?;
+                Ok(Some(match job.ends {
+                    Ends::BothPoll => command.arg("--poll"),
+                    _ => command,
                 }))
             }
-            Kind::Qemu { aio, iothread, format } => {
-                let image = ground.image("qemu")?;
-                let mut command = ServerCommand::qemu_storage_daemon(ground.scratch())?;
-                for arg in qemu_disk(&image, overlay.as_deref(), aio, format)? {
-                    command = command.arg(arg);
-                }
-                Ok(Some(with_qemu_export(command, iothread)))
-            }
         }
+    }
+
+    /// What is done to a server that listens, before anybody connects.
+    pub(super) fn prepare(&self, server: &Server, ground: &Ground) -> Result<(), BenchError> {
+        let Kind::Snapblk(Setup::Origin(snapshots)) = self.kind else { return Ok(()) };
+        let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
+        for n in 1..=snapshots {
+            let cow = ground.scratch().path(&format!("overlay/snap{n}.cow"));
+            let arguments = json!({"device": "disk0", "name": format!("snap{n}"), "cow": cow});
+            qmp.call("snapshot-create", arguments).map_err(refused)?;
+        }
+        Ok(())
     }
 
     /// What the report names: the program, its version, and how it was run.
     pub(super) fn version(&self) -> Result<Version, BenchError> {
         let (program, setup) = match &self.kind {
-            Kind::Snapblk => (find_snapblk()?, "snapblk serve, defaults".to_owned()),
+            Kind::Snapblk(setup) => (find_snapblk()?, describe(*setup)),
+            Kind::Qemu(qemu) => (qemu.daemon.program.clone(), qemu.setup()),
+            Kind::Fio => {
+                let fio = find_in_path("fio").unwrap_or_else(|| "fio".into());
+                (fio, "ioengine=io_uring, direct=1, on the file itself".to_owned())
+            }
+            Kind::Syscalls => return Ok(self.called("pread and pwrite", "in a loop, on the file")),
             Kind::External { socket, .. } => {
                 let setup = format!("running already at {}", socket.display());
-                return Ok(Version {
-                    name: self.name.clone(),
-                    program: "unknown program".to_owned(),
-                    setup,
-                });
-            }
-            Kind::Qemu { aio, iothread, format } => {
-                let format = match format {
-                    Format::Raw => "raw".to_owned(),
-                    Format::Qcow2 { cluster, extended_l2: false } => {
-                        format!("qcow2 on raw, cluster_size={cluster}")
-                    }
-                    Format::Qcow2 { cluster, extended_l2: true } => {
-                        format!("qcow2 on raw, cluster_size={cluster},extended_l2=on")
-                    }
-                };
-                let thread = if *iothread { "iothread" } else { "no iothread" };
-                let aio = aio.option();
-                let setup = format!("{format}, cache.direct=on, aio={aio}, {thread}");
-                (find_qemu_storage_daemon()?, setup)
+                return Ok(self.called("unknown program", &setup));
             }
         };
-        let said = run(Command::new(&program).arg("--version"))?;
-        let program = said.lines().next().unwrap_or_default().to_owned();
-        Ok(Version { name: self.name.clone(), program, setup })
+        let said = said_by(Command::new(&program).arg("--version"))?;
+        Ok(self.called(said.lines().next().unwrap_or_default(), &setup))
+    }
+
+    /// This program, with a setup of its own.
+    pub(super) fn set_up_as(&self, name: &str, setup: &str) -> Result<Version, BenchError> {
+        let version = self.version()?;
+        Ok(Version { name: name.to_owned(), setup: setup.to_owned(), ..version })
+    }
+
+    /// snapblk, as it is set up by default.
+    pub(super) fn own() -> Self {
+        Self::new("snapblk", Kind::Snapblk(Setup::Linear))
+    }
+
+    fn called(&self, program: &str, setup: &str) -> Version {
+        let (program, setup) = (program.to_owned(), setup.to_owned());
+        Version { name: self.name.clone(), program, setup }
     }
 }
 
-/// The block nodes, the topmost called `disk`. Makes the overlay.
-fn qemu_disk(
-    image: &Path,
-    overlay: Option<&Path>,
-    aio: Aio,
-    format: Format,
-) -> Result<Vec<String>, BenchError> {
-    let file = |node: &str, path: &Path, more: &str| {
-        format!(
-            "driver=file,node-name={node},filename={},cache.direct=on,aio={}{more}",
-            path.display(),
-            aio.option()
-        )
-    };
-    let nodes = match (format, overlay) {
-        (Format::Qcow2 { cluster, extended_l2 }, Some(dir)) => {
-            let path = dir.join("overlay.qcow2");
-            make_qcow2(image, &path, cluster, extended_l2)?;
-            vec![
-                file("image", image, ",read-only=on"),
-                "driver=raw,node-name=base,file=image,read-only=on".to_owned(),
-                file("overlay", &path, ""),
-                "driver=qcow2,node-name=disk,file=overlay,backing=base".to_owned(),
-            ]
+fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerCommand, BenchError> {
+    let command = ServerCommand::snapblk(ground.scratch())?.arg("--num-queues").arg("1");
+    let (base, store) = match (layout, setup) {
+        (Layout::Null, _) => {
+            let line = format!("0 {} zero", ground.disk() / 512);
+            return Ok(command.arg("--table").arg(line));
         }
-        _ => vec![file("image", image, ""), "driver=raw,node-name=disk,file=image".to_owned()],
+        (_, Setup::Origin(_)) => {
+            // A state of its own: the image is a plain disk in the next job.
+            let state = ground.fresh_overlay_dir()?.join("state");
+            let command = command.arg("--blk-file").arg(ground.image("snapblk")?);
+            return Ok(command.arg("--state").arg(state));
+        }
+        (_, Setup::Mapped) => template::mapped(ground)?,
+        (_, Setup::Layers(layers)) => template::chain(ground, layers)?,
+        (Layout::Overlay, _) => {
+            (ground.image("snapblk")?, ground.fresh_overlay_dir()?.join("store.cow"))
+        }
+        _ => return Ok(command.arg("--blk-file").arg(ground.image("snapblk")?)),
     };
-    Ok(nodes.into_iter().flat_map(|node| ["--blockdev".to_owned(), node]).collect())
+    Ok(command.arg("--blk-file").arg(base).arg("--overlay").arg(store))
 }
 
-fn with_qemu_export(command: ServerCommand, iothread: bool) -> ServerCommand {
-    let mut export = format!(
-        "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=1,addr.type=unix,\
-         addr.path={}",
-        command.socket().display()
-    );
-    let mut command = command;
-    if iothread {
-        command = command.arg("--object").arg("iothread,id=thread");
-        export.push_str(",iothread=thread");
+fn describe(setup: Setup) -> String {
+    match setup {
+        Setup::Linear => "snapblk serve, defaults".to_owned(),
+        Setup::Mapped => "an overlay in which every chunk was written before".to_owned(),
+        Setup::Origin(n) => format!("{n} snapshots of 4 KiB chunks, each copy durable at once"),
+        Setup::Layers(1) => "an empty overlay over the image".to_owned(),
+        Setup::Layers(n) => format!("an empty overlay over {} written ones", n - 1),
     }
-    command.arg("--export").arg(export)
-}
-
-fn make_qcow2(
-    image: &Path,
-    overlay: &Path,
-    cluster: &str,
-    extended_l2: bool,
-) -> Result<(), BenchError> {
-    let qemu_img = find_in_path("qemu-img").ok_or_else(|| BenchError::Io {
-        step: "find qemu-img (Debian's qemu-utils)".to_owned(),
-        source: std::io::ErrorKind::NotFound.into(),
-    })?;
-    let extended_l2 = if extended_l2 { "on" } else { "off" };
-    let options = format!("cluster_size={cluster},extended_l2={extended_l2}");
-    run(Command::new(qemu_img)
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-o", &options, "-b"])
-        .arg(image)
-        .arg(overlay))
-    .map(drop)
 }
 
 /// Runs a command to its end, and gives what it said.
-fn run(command: &mut Command) -> Result<String, BenchError> {
-    let step = || format!("run {}", command.get_program().display());
-    let step = step();
+pub(super) fn said_by(command: &mut Command) -> Result<String, BenchError> {
+    let step = format!("run {}", command.get_program().display());
     let output = command.output().map_err(BenchError::at(step.clone()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -278,6 +250,7 @@ fn run(command: &mut Command) -> Result<String, BenchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn a_running_server_is_named_with_or_without_its_process() {
@@ -290,11 +263,19 @@ mod tests {
     }
 
     #[test]
-    fn every_default_peer_exists_and_every_layout_has_one() {
-        let defaults = Contender::defaults();
-        assert_eq!(defaults.len(), 1 + DEFAULT_PEERS.len());
-        for layout in [Layout::Plain, Layout::Overlay] {
-            assert_eq!(defaults.iter().filter(|c| c.serves(layout)).count(), 2);
+    fn every_job_has_contenders_and_every_contender_a_name_of_its_own() {
+        let daemons = ["7.2", "10.0"].map(|name| Daemon::named(&format!("{name}=/bin/q")).unwrap());
+        let all = Contender::all(&daemons);
+        assert_eq!(all.iter().map(|c| &c.name).collect::<HashSet<_>>().len(), all.len());
+        for job in Job::matching(&[]) {
+            for place in [Place::Memory, Place::Disk].into_iter().filter(|&p| job.is_on(p)) {
+                let count = |of: fn(&Contender) -> bool| {
+                    all.iter().filter(|c| c.does(&job, place) && of(c)).count()
+                };
+                let own = count(|c| matches!(c.kind, Kind::Snapblk(_)));
+                let wanted = if job.layout == Layout::Chain { (2, 0) } else { (1, 1) };
+                assert!(own >= wanted.0 && count(Contender::is_peer) >= wanted.1, "{}", job.name);
+            }
         }
     }
 }

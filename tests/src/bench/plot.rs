@@ -5,7 +5,8 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Row};
+use super::report::{Report, Row, Version};
+use super::table::digits;
 
 const WIDTH: f64 = 980.0;
 const LABELS: f64 = 240.0;
@@ -14,42 +15,74 @@ const BAR: f64 = 14.0;
 const GROUP_GAP: f64 = 14.0;
 const TITLE: f64 = 18.0;
 const HEAD: f64 = 34.0;
-/// Colours that stay apart for most eyes (Okabe and Ito).
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442"];
+/// Colours that stay apart for most eyes (Okabe and Ito): snapblk's, the machine's, the peers'.
+const OWN: [&str; 2] = ["#0072b2", "#56b4e9"];
+const MACHINE: &str = "#999999";
+const PEERS: [&str; 5] = ["#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
 
 /// The whole report in SVG.
 pub fn svg(report: &Report) -> String {
-    let mut body = String::new();
-    let mut y = 30.0;
-    text(&mut body, 16.0, y, "start", "bold", "Requests a second, in thousands: median, min–max");
-    y += 10.0;
+    let mut page = Page::headed(report);
     for ground in report.grounds() {
-        y += HEAD;
-        text(&mut body, 16.0, y, "start", "bold", ground);
-        y += 10.0;
+        page.panel(report, ground);
+    }
+    page.close(report)
+}
+
+/// The figures of one file system in SVG.
+pub fn panel(report: &Report, ground: &str) -> String {
+    let mut page = Page::headed(report);
+    page.panel(report, ground);
+    page.close(report)
+}
+
+/// A picture that grows downwards.
+struct Page {
+    body: String,
+    y: f64,
+}
+
+impl Page {
+    fn headed(report: &Report) -> Self {
+        let mut body = String::new();
+        let words = "The median of each, with the smallest and the largest repetition";
+        text(&mut body, 16.0, 30.0, "start", "bold", words);
+        text(&mut body, 16.0, 48.0, "start", "normal", &report.machine);
+        Self { body, y: 56.0 }
+    }
+
+    fn panel(&mut self, report: &Report, ground: &str) {
+        self.y += HEAD;
+        text(&mut self.body, 16.0, self.y, "start", "bold", ground);
+        self.y += 10.0;
         for rows in report.jobs(ground) {
-            y = group(&mut body, report, rows, y);
+            self.y = group(&mut self.body, report, rows, self.y);
         }
     }
-    y += 16.0;
-    text(&mut body, 16.0, y, "start", "normal", "Each job has a scale of its own.");
-    for version in &report.versions {
-        y += 16.0;
-        let line = format!("{}: {} ({})", version.name, version.program, version.setup);
-        text(&mut body, 16.0, y, "start", "normal", &line);
+
+    fn close(mut self, report: &Report) -> String {
+        self.y += 16.0;
+        text(&mut self.body, 16.0, self.y, "start", "normal", "Each job has a scale of its own.");
+        let shown = self.body.clone();
+        let is_shown = |version: &&Version| shown.contains(&format!(">{}<", version.name));
+        for version in report.versions.iter().filter(is_shown) {
+            self.y += 16.0;
+            let line = format!("{}: {}", version.name, version.setup);
+            text(&mut self.body, 16.0, self.y, "start", "normal", &line);
+        }
+        let (height, body) = (self.y + 20.0, self.body);
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+             width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
+             font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+             {body}</svg>\n"
+        )
     }
-    let height = y + 20.0;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{body}</svg>\n"
-    )
 }
 
 /// The bars of one job from `y` down; gives where the next may begin.
 fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
-    let largest = rows.iter().map(|row| row.iops.max).fold(f64::MIN_POSITIVE, f64::max);
+    let largest = rows.iter().map(|row| row.figure.max).fold(f64::MIN_POSITIVE, f64::max);
     text(out, 16.0, y + 13.0, "start", "normal", &rows[0].title);
     y += TITLE;
     for row in rows {
@@ -59,11 +92,11 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
         let _ = writeln!(
             out,
             "<rect x=\"{LABELS}\" y=\"{y}\" width=\"{:.1}\" height=\"{}\" fill=\"{}\"/>",
-            x(row.iops.median) - LABELS,
+            x(row.figure.median) - LABELS,
             BAR - 2.0,
             colour(report, &row.server),
         );
-        let (low, high) = (x(row.iops.min), x(row.iops.max));
+        let (low, high) = (x(row.figure.min), x(row.figure.max));
         let _ = writeln!(
             out,
             "<path d=\"M{low:.1} {middle}H{high:.1}M{low:.1} {}v6M{high:.1} {}v6\" \
@@ -71,19 +104,28 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
             middle - 3.0,
             middle - 3.0,
         );
-        let figure = match row.cpu_us {
-            Some(cpu) => format!("{:.1} k · {:.2} µs CPU", row.iops.median / 1e3, cpu.median),
-            None => format!("{:.1} k", row.iops.median / 1e3),
-        };
+        let (by, unit) = row.unit.shown();
+        let mut figure = format!("{} {unit}", digits(row.figure.median / by));
+        if let Some(cpu) = row.cpu_us {
+            let _ = write!(figure, " · {:.2} µs CPU", cpu.median);
+        }
         text(out, LABELS + BARS + 12.0, y + 11.0, "start", "normal", &figure);
         y += BAR;
     }
     y + GROUP_GAP
 }
 
+/// The first of snapblk's set-ups has another colour than its others; peers take theirs in turn.
 fn colour(report: &Report, server: &str) -> &'static str {
-    let index = report.versions.iter().position(|version| version.name == server).unwrap_or(0);
-    COLOURS[index % COLOURS.len()]
+    match server {
+        "snapblk" => OWN[0],
+        "fio" | "syscalls" | "copy" | "read-twice" => MACHINE,
+        own if own.starts_with("snapblk") => OWN[1],
+        _ => {
+            let index = report.versions.iter().position(|version| version.name == server);
+            PEERS[index.unwrap_or(0) % PEERS.len()]
+        }
+    }
 }
 
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, weight: &str, words: &str) {

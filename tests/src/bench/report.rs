@@ -1,12 +1,15 @@
 //! What a run of the benchmark found, as plain data.
+//!
+//! Owns the shape of the figures, and how the reports of several parts become one. Never knows how
+//! they were measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::job::Scale;
 use super::stats::{Spread, Verdict};
 
-/// A whole run.
-#[derive(Clone, Debug, Serialize)]
+/// A whole run, or a part of one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The machine, in one line.
     pub machine: String,
@@ -23,7 +26,7 @@ pub struct Report {
 }
 
 /// A server that took part.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     /// Its name in the rows.
     pub name: String,
@@ -33,8 +36,42 @@ pub struct Version {
     pub setup: String,
 }
 
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Requests a second.
+    Iops,
+    /// Mebibytes a second.
+    MibPerSecond,
+    /// Milliseconds; the fewer the better.
+    Milliseconds,
+    /// Bytes for each exception; the fewer the better.
+    BytesPerException,
+    /// A share of what there would be otherwise.
+    Share,
+}
+
+impl Unit {
+    /// Whether fewer are better.
+    pub fn is_cost(self) -> bool {
+        matches!(self, Self::Milliseconds | Self::BytesPerException)
+    }
+
+    /// What stands behind a figure, and by what the figure is divided before.
+    pub fn shown(self) -> (f64, &'static str) {
+        match self {
+            Self::Iops => (1000.0, "kIOPS"),
+            Self::MibPerSecond => (1.0, "MiB/s"),
+            Self::Milliseconds => (1.0, "ms"),
+            Self::BytesPerException => (1.0, "B/exception"),
+            Self::Share => (1.0, "of it"),
+        }
+    }
+}
+
 /// One job of one server on one file system.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The file system.
     pub ground: String,
@@ -44,14 +81,20 @@ pub struct Row {
     pub title: String,
     /// The server.
     pub server: String,
-    /// Bytes in a request.
-    pub block: u64,
-    /// Requests a second, one figure a repetition, in their order.
+    /// What is counted.
+    pub unit: Unit,
+    /// One figure a repetition, in their order.
     pub samples: Vec<f64>,
-    /// Requests a second.
-    pub iops: Spread,
+    /// The samples in short.
+    pub figure: Spread,
     /// Microseconds of the server's processor time for each request; none where unknown.
     pub cpu_us: Option<Spread>,
+    /// Microseconds that a request took, the median of each repetition; none where several were in
+    /// flight.
+    pub p50_us: Option<Spread>,
+    /// Milliseconds of the server's processor time in a second without requests, a second after
+    /// the last; none where not measured.
+    pub idle_ms: Option<Spread>,
     /// The server's system calls for each request; none where they could not be counted.
     pub syscalls: Option<f64>,
 }
@@ -59,7 +102,7 @@ pub struct Row {
 /// The first server of a job against another one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The first server's median over the other's.
+    /// How many times better the first server's median is than the other's.
     pub ratio: f64,
     /// What the spreads allow to be said.
     pub verdict: Verdict,
@@ -68,8 +111,12 @@ pub struct Comparison {
 impl Report {
     /// The file systems, in their order.
     pub fn grounds(&self) -> Vec<&str> {
-        let mut grounds: Vec<&str> = self.rows.iter().map(|row| &*row.ground).collect();
-        grounds.dedup();
+        let mut grounds: Vec<&str> = Vec::new();
+        for row in &self.rows {
+            if !grounds.contains(&&*row.ground) {
+                grounds.push(&row.ground);
+            }
+        }
         grounds
     }
 
@@ -79,14 +126,112 @@ impl Report {
             .chunk_by(|a, b| (&a.ground, &a.job) == (&b.ground, &b.job))
             .filter(move |rows| rows[0].ground == ground)
     }
+
+    /// Adds another part. What both say is said once; where machine or scale differ, a note says so.
+    pub fn add(&mut self, part: Report) {
+        let differs = (&part.machine, part.scale, part.repetitions)
+            != (&self.machine, self.scale, self.repetitions);
+        if differs {
+            let jobs: Vec<&str> = part.jobs_of_all_grounds();
+            let Scale { disk, seconds } = part.scale;
+            self.notes.push(format!(
+                "Measured apart from the rest: {}, on {}, disks of {} MiB, {seconds} s, {} \
+                 repetitions.",
+                jobs.join(", "),
+                part.machine,
+                disk >> 20,
+                part.repetitions
+            ));
+        }
+        add_missing(&mut self.versions, part.versions.clone());
+        add_missing(&mut self.notes, part.notes.clone());
+        self.rows.extend(part.rows);
+    }
+
+    fn jobs_of_all_grounds(&self) -> Vec<&str> {
+        let mut jobs: Vec<&str> = self.rows.iter().map(|row| &*row.job).collect();
+        jobs.dedup();
+        jobs
+    }
+}
+
+fn add_missing<T: PartialEq>(to: &mut Vec<T>, from: Vec<T>) {
+    for item in from {
+        if !to.contains(&item) {
+            to.push(item);
+        }
+    }
 }
 
 impl Row {
+    /// A row without any cost.
+    pub fn new(
+        (ground, job, title): (&str, &str, &str),
+        server: &str,
+        unit: Unit,
+        samples: Vec<f64>,
+    ) -> Option<Self> {
+        Some(Self {
+            ground: ground.to_owned(),
+            job: job.to_owned(),
+            title: title.to_owned(),
+            server: server.to_owned(),
+            unit,
+            figure: Spread::of(&samples)?,
+            samples,
+            cpu_us: None,
+            p50_us: None,
+            idle_ms: None,
+            syscalls: None,
+        })
+    }
+
     /// How `first` does against this row; none for itself.
     pub fn compared_with(&self, first: &Row) -> Option<Comparison> {
-        (self.server != first.server).then(|| Comparison {
-            ratio: first.iops.median / self.iops.median,
-            verdict: first.iops.against(&self.iops),
+        (self.server != first.server).then(|| {
+            let (ratio, verdict) = match self.unit.is_cost() {
+                false => {
+                    (first.figure.median / self.figure.median, first.figure.against(&self.figure))
+                }
+                true => {
+                    (self.figure.median / first.figure.median, self.figure.against(&first.figure))
+                }
+            };
+            Comparison { ratio, verdict }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::table::tests::report;
+
+    #[test]
+    fn parts_become_one_report_and_what_differs_is_said() {
+        let (mut whole, mut part) = (report(), report());
+        part.rows.iter_mut().for_each(|row| row.job = "other".to_owned());
+        whole.add(part.clone());
+        assert_eq!((whole.rows.len(), whole.versions.len(), whole.notes.len()), (4, 1, 1));
+        assert_eq!(whole.jobs("tmpfs").count(), 2);
+        part.repetitions = 1;
+        whole.add(part);
+        assert!(whole.notes[1].contains("other") && whole.notes[1].contains("1 repetitions"));
+    }
+
+    #[test]
+    fn where_fewer_are_better_the_ratio_turns_round() {
+        let row = |server: &str, sample| {
+            Row::new(("tmpfs", "gap", "a gap"), server, Unit::Milliseconds, vec![sample]).unwrap()
+        };
+        let (first, other) = (row("snapblk", 1.0), row("peer", 4.0));
+        let found = other.compared_with(&first).unwrap();
+        assert_eq!((found.ratio, found.verdict), (4.0, Verdict::Better));
+    }
+
+    #[test]
+    fn a_report_survives_being_written() {
+        let text = serde_json::to_string(&report()).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report());
     }
 }

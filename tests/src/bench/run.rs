@@ -2,26 +2,33 @@
 //!
 //! Owns the order of things. In each repetition of a job every contender has its turn, a fresh
 //! process each time and the only one that runs; the order turns round from one repetition to the
-//! next, so that a machine that drifts drifts for all of them.
+//! next, so that a machine that drifts drifts for all of them. Keeps each part that is done, where
+//! it is told to, so that a long run can be made in pieces.
 
+use std::cell::OnceCell;
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use super::cost::{CpuMeter, SyscallCounter};
-use super::drive::{BenchError, Driver, Sample};
-use super::job::{CLUSTER, Job, Layout, Scale};
-use super::report::{Report, Row};
+use super::drive::BenchError;
+use super::explain::{explanations, machine};
+use super::job::{Job, Scale};
+use super::probe::Probe;
+use super::report::{Report, Row, Unit, Version};
 use super::stats::Spread;
-use super::{Contender, Ground, Kind};
-use crate::client::{Client, Connect, Waiting};
-use crate::server::{Place, Server, pin_thread};
+use super::turn::{Turn, Work};
+use super::{Contender, Daemon, Ground, Kind};
+use crate::server::{Place, pin_thread};
+
+/// Repetitions in which the server's processor time without requests is looked at.
+const IDLE_LOOKS: usize = 2;
 
 /// How a run is to be.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Which jobs.
     pub jobs: Vec<Job>,
+    /// Which probes.
+    pub probes: Vec<Probe>,
     /// Which servers; the others are compared with the first.
     pub contenders: Vec<Contender>,
     /// On which file systems.
@@ -32,20 +39,33 @@ pub struct Settings {
     pub scale: Scale,
     /// Repetitions of each figure.
     pub repetitions: usize,
+    /// How many set-ups of a peer are measured in full, the best at a glance; all if 0.
+    pub finalists: usize,
     /// Whether system calls are counted, in a repetition more.
     pub count_syscalls: bool,
     /// The processor of the servers.
     pub server_cpu: usize,
     /// The processor of the client.
     pub client_cpu: usize,
-    /// How the client waits.
-    pub waiting: Waiting,
+    /// Where parts are kept: what is there already is not measured again.
+    pub parts: Option<PathBuf>,
+    /// Nothing is measured: the parts are all there is.
+    pub only_parts: bool,
 }
 
-/// One repetition.
-struct Turn {
-    sample: Sample,
-    cpu: Option<Duration>,
+impl Settings {
+    /// Every qemu-storage-daemon that takes part.
+    pub(super) fn daemons(&self) -> Vec<Daemon> {
+        let mut daemons: Vec<Daemon> = Vec::new();
+        for contender in &self.contenders {
+            if let Kind::Qemu(qemu) = &contender.kind
+                && !daemons.contains(&qemu.daemon)
+            {
+                daemons.push(qemu.daemon.clone());
+            }
+        }
+        daemons
+    }
 }
 
 /// What one contender's repetitions of one job came to.
@@ -53,232 +73,244 @@ struct Turn {
 struct Tally {
     iops: Vec<f64>,
     cpu_us: Vec<f64>,
+    p50_us: Vec<f64>,
+    idle_ms: Vec<f64>,
     syscalls: Option<f64>,
+    failed: bool,
 }
 
 /// A run that is under way.
-pub struct Run {
-    settings: Settings,
-    notes: Vec<String>,
+pub struct Run<'a> {
+    pub(super) settings: Settings,
+    pub(super) say: &'a dyn Fn(&str),
+    failures: Vec<String>,
 }
 
-impl Run {
-    /// Prepares a run: the calling thread becomes the client and keeps to its processor.
-    pub fn new(settings: Settings) -> Result<Self, BenchError> {
-        let cpu = settings.client_cpu;
-        pin_thread(cpu).map_err(BenchError::at(format!("keep the client on processor {cpu}")))?;
-        Ok(Self { settings, notes: Vec::new() })
+impl<'a> Run<'a> {
+    /// Prepares a run: the calling thread becomes the client and keeps to its processor. `say`
+    /// hears of each figure as it is found, and of what fails.
+    pub fn new(settings: Settings, say: &'a dyn Fn(&str)) -> Result<Self, BenchError> {
+        if !settings.only_parts {
+            let cpu = settings.client_cpu;
+            pin_thread(cpu)
+                .map_err(BenchError::at(format!("keep the client on processor {cpu}")))?;
+        }
+        Ok(Self { settings, say, failures: Vec::new() })
     }
 
-    /// Does it all. `progress` hears of each figure as it is found.
-    pub fn report(mut self, progress: &mut dyn FnMut(&Row)) -> Result<Report, BenchError> {
-        let settings = self.settings.clone();
-        let versions =
-            settings.contenders.iter().map(Contender::version).collect::<Result<_, _>>()?;
-        let mut rows = Vec::new();
-        for &place in &settings.places {
-            let ground = Ground::new(place, settings.dir.as_deref(), settings.scale.disk)?;
-            for job in &settings.jobs {
-                for row in self.job(&ground, job)? {
-                    progress(&row);
-                    rows.push(row);
+    /// Does it all, and says what of snapblk's own failed; a peer that fails is left out, and a
+    /// note says so.
+    pub fn report(mut self) -> Result<(Report, Vec<String>), BenchError> {
+        let mut whole: Option<Report> = None;
+        let mut add = |part: Option<Report>| match (&mut whole, part) {
+            (_, None) => {}
+            (Some(whole), Some(part)) => whole.add(part),
+            (None, part) => whole = part,
+        };
+        for place in self.settings.places.clone() {
+            let ground = OnceCell::new();
+            for job in self.settings.jobs.clone() {
+                if job.is_on(place) {
+                    add(self.part(place, job.name, &ground, &|run, ground| run.job(ground, &job))?);
+                }
+            }
+            for probe in self.settings.probes.clone() {
+                if probe.is_on(place) {
+                    let work = |run: &mut Self, ground: &Ground| run.probe(ground, &probe);
+                    add(self.part(place, probe.name, &ground, &work)?);
                 }
             }
         }
-        let machine = machine();
-        let mut notes = explanations(&settings);
-        notes.extend(self.notes);
-        let Settings { scale, repetitions, .. } = settings;
-        Ok(Report { machine, scale, repetitions, versions, notes, rows })
+        Ok((whole.unwrap_or_else(|| self.nothing()), self.failures))
     }
 
-    fn job(&mut self, ground: &Ground, job: &Job) -> Result<Vec<Row>, BenchError> {
-        let settings = self.settings.clone();
-        let mut turns: Vec<(&Contender, Tally)> = settings
-            .contenders
-            .iter()
-            .filter(|contender| contender.serves(job.layout))
-            .map(|contender| (contender, Tally::default()))
-            .collect();
-        for repetition in 0..settings.repetitions {
-            for (contender, tally) in &mut turns {
-                let turn = self.timed(ground, job, contender, repetition as u64)?;
-                tally.iops.push(turn.sample.iops());
-                tally.cpu_us.extend(turn.cpu.map(|cpu| per_request(cpu, turn.sample)));
+    /// A part of the report: kept from before, or measured now, and kept if all went well.
+    fn part(
+        &mut self,
+        place: Place,
+        name: &str,
+        ground: &OnceCell<Ground>,
+        work: &dyn Fn(&mut Self, &Ground) -> Result<Report, BenchError>,
+    ) -> Result<Option<Report>, BenchError> {
+        let place_name = if place == Place::Memory { "tmpfs" } else { "disk" };
+        let kept =
+            self.settings.parts.as_ref().map(|dir| dir.join(format!("{place_name}-{name}.json")));
+        if let Some(path) = kept.as_deref().filter(|path| path.exists()) {
+            return load(path).map(Some);
+        }
+        if self.settings.only_parts {
+            return Ok(None);
+        }
+        let ground = match ground.get() {
+            Some(ground) => ground,
+            None => {
+                let Settings { dir, scale, .. } = &self.settings;
+                let fresh = Ground::new(place, dir.as_deref(), scale.disk)?;
+                ground.get_or_init(|| fresh)
             }
-            turns.reverse();
-        }
-        if settings.repetitions % 2 == 1 {
-            turns.reverse();
-        }
-        if settings.count_syscalls {
-            for (contender, tally) in &mut turns {
-                tally.syscalls = self.counted(ground, job, contender)?;
-            }
-        }
-        let row = |(contender, tally): (&Contender, Tally)| {
-            Some(Row {
-                ground: ground.name.clone(),
-                job: job.name.to_owned(),
-                title: job.title.to_owned(),
-                server: contender.name.clone(),
-                block: job.block,
-                iops: Spread::of(&tally.iops)?,
-                cpu_us: Spread::of(&tally.cpu_us),
-                syscalls: tally.syscalls,
-                samples: tally.iops,
-            })
         };
-        Ok(turns.into_iter().filter_map(row).collect())
+        let failures = self.failures.len();
+        let report = work(self, ground)?;
+        for row in &report.rows {
+            (self.say)(&progress(row));
+        }
+        if let Some(path) = kept.filter(|_| self.failures.len() == failures) {
+            keep(&path, &report)?;
+        }
+        Ok(Some(report))
     }
 
-    /// One timed repetition.
-    fn timed(
-        &self,
-        ground: &Ground,
-        job: &Job,
-        contender: &Contender,
-        seed: u64,
-    ) -> Result<Turn, BenchError> {
-        let (server, mut driver) = self.set_up(ground, job, contender)?;
-        driver.prepare(seed)?;
-        let mut meter = CpuMeter::new(pid(contender, server.as_ref()));
-        let sample = driver.measure(&self.settings.scale, seed, &mut meter)?;
-        drop(driver);
-        stop(server)?;
-        Ok(Turn { sample, cpu: meter.spent() })
+    /// All contenders of one job.
+    fn job(&mut self, ground: &Ground, job: &Job) -> Result<Report, BenchError> {
+        let contenders = self.settings.contenders.clone();
+        let field: Vec<&Contender> =
+            contenders.iter().filter(|contender| contender.does(job, ground.place)).collect();
+        let mut report = self.nothing();
+        let field = self.finalists(ground, job, field, &mut report.notes);
+        let mut turns: Vec<(&Contender, Tally)> =
+            field.into_iter().map(|contender| (contender, Tally::default())).collect();
+        let repetitions = self.settings.repetitions;
+        for repetition in 0..repetitions {
+            for (contender, tally) in turns.iter_mut().filter(|(_, tally)| !tally.failed) {
+                let idle = job.then_idle && repetition < IDLE_LOOKS;
+                let work = Work::Full { then_idle: idle };
+                match self.turn(ground, job, contender, work, repetition as u64) {
+                    Ok(turn) => tally.add(&turn),
+                    Err(error) => {
+                        tally.failed = true;
+                        self.failed(contender, job.name, &error, &mut report.notes);
+                    }
+                }
+            }
+            turns.reverse();
+        }
+        if repetitions % 2 == 1 {
+            turns.reverse();
+        }
+        turns.retain(|(_, tally)| !tally.failed);
+        if self.settings.count_syscalls {
+            for (contender, tally) in &mut turns {
+                tally.syscalls = self.syscalls(ground, job, contender, &mut report.notes);
+            }
+        }
+        for (contender, tally) in turns {
+            let Some(row) = tally.row(ground, job, contender) else { continue };
+            report.rows.push(row);
+            report.versions.push(contender.version()?);
+        }
+        Ok(report)
     }
 
-    /// A repetition in which system calls are counted; none where that cannot be.
-    fn counted(
+    fn probe(&mut self, ground: &Ground, probe: &Probe) -> Result<Report, BenchError> {
+        let mut report = self.nothing();
+        match self.carry_out(ground, probe) {
+            Ok((rows, versions)) => (report.rows, report.versions) = (rows, versions),
+            Err(error) => {
+                (self.say)(&format!("{}: {error}", probe.name));
+                let failure = format!("{} failed and has no figure.", probe.name);
+                report.notes.push(failure.clone());
+                self.failures.push(failure);
+            }
+        }
+        Ok(report)
+    }
+
+    /// The contenders that are measured in full: of the peers the best at a glance by rate, the
+    /// best by processor time, and the best of those that are always there.
+    fn finalists<'c>(
         &mut self,
         ground: &Ground,
         job: &Job,
-        contender: &Contender,
-    ) -> Result<Option<f64>, BenchError> {
-        let (server, mut driver) = self.set_up(ground, job, contender)?;
-        let seed = self.settings.repetitions as u64;
-        driver.prepare(seed)?;
-        let Some(pid) = pid(contender, server.as_ref()) else { return Ok(None) };
-        let mut counter = match SyscallCounter::attach(pid, ground.scratch().dir()) {
-            Ok(counter) => counter,
-            Err(error) => return Ok(self.uncounted(&error)),
-        };
-        // Long enough to count, short enough to be bearable for what perf slows.
-        let scale = Scale { seconds: self.settings.scale.seconds.min(0.5), ..self.settings.scale };
-        let sample = driver.measure(&scale, seed, &mut counter)?;
-        let count = counter.count();
-        drop(driver);
-        stop(server)?;
-        Ok(match count {
-            Ok(count) => Some(count as f64 / sample.ios.max(1) as f64),
-            Err(error) => self.uncounted(&error),
+        mut field: Vec<&'c Contender>,
+        notes: &mut Vec<String>,
+    ) -> Vec<&'c Contender> {
+        let peers: Vec<&Contender> = field.iter().copied().filter(|c| c.is_peer()).collect();
+        let wanted = self.settings.finalists;
+        // To look at all of them takes time too.
+        if wanted == 0 || peers.len() <= wanted + 1 {
+            return field;
+        }
+        let mut glances: Vec<(&Contender, f64, f64)> = Vec::new();
+        for peer in peers {
+            match self.turn(ground, job, peer, Work::Glance, 0) {
+                Ok(turn) => {
+                    let cpu = turn.cpu_us().unwrap_or(f64::INFINITY);
+                    glances.push((peer, turn.sample.iops(), cpu));
+                }
+                Err(error) => self.failed(peer, job.name, &error, notes),
+            }
+        }
+        glances.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let frugal = glances.iter().min_by(|a, b| a.2.total_cmp(&b.2)).map(|glance| glance.0);
+        let fixture = glances.iter().map(|glance| glance.0).find(|peer| peer.is_fixture());
+        let mut kept: Vec<&Contender> =
+            glances.iter().take(wanted).map(|glance| glance.0).collect();
+        kept.extend(frugal.into_iter().chain(fixture));
+        field.retain(|contender| !contender.is_peer() || kept.contains(contender));
+        field
+    }
+
+    fn failed(&mut self, who: &Contender, job: &str, error: &BenchError, notes: &mut Vec<String>) {
+        (self.say)(&format!("{} in {job}: {error}", who.name));
+        let failure = format!("{} failed in {job} and has no figure there.", who.name);
+        notes.push(failure.clone());
+        if matches!(who.kind, Kind::Snapblk(_)) {
+            self.failures.push(failure);
+        }
+    }
+
+    /// A report without figures.
+    fn nothing(&self) -> Report {
+        Report {
+            machine: machine(),
+            scale: self.settings.scale,
+            repetitions: self.settings.repetitions,
+            versions: Vec::new(),
+            notes: explanations(&self.settings),
+            rows: Vec::new(),
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, turn: &Turn) {
+        self.iops.push(turn.sample.iops());
+        self.cpu_us.extend(turn.cpu_us());
+        self.p50_us.extend(turn.sample.p50.map(|time| time.as_secs_f64() * 1e6));
+        self.idle_ms.extend(turn.idle.map(|time| time.as_secs_f64() * 1e3));
+    }
+
+    fn row(self, ground: &Ground, job: &Job, contender: &Contender) -> Option<Row> {
+        let of = (&*ground.name, job.name, job.title);
+        Some(Row {
+            cpu_us: Spread::of(&self.cpu_us),
+            p50_us: Spread::of(&self.p50_us),
+            idle_ms: Spread::of(&self.idle_ms),
+            syscalls: self.syscalls,
+            ..Row::new(of, &contender.name, Unit::Iops, self.iops)?
         })
     }
-
-    fn uncounted(&mut self, error: &std::io::Error) -> Option<f64> {
-        let note = format!("System calls could not be counted: {error}.");
-        if !self.notes.contains(&note) {
-            self.notes.push(note);
-        }
-        None
-    }
-
-    /// A fresh server and a session with it.
-    fn set_up(
-        &self,
-        ground: &Ground,
-        job: &Job,
-        contender: &Contender,
-    ) -> Result<(Option<Server>, Driver), BenchError> {
-        let server = match contender.command(ground, job.layout)? {
-            Some(command) => Some(command.on_cpu(self.settings.server_cpu).start()?),
-            None => None,
-        };
-        let socket = match (&contender.kind, &server) {
-            (Kind::External { socket, .. }, _) => socket.clone(),
-            (_, Some(server)) => server.socket().to_owned(),
-            (_, None) => PathBuf::new(),
-        };
-        let block = job.block.max(if job.half_written { CLUSTER } else { 0 }) as usize;
-        let pool = (job.depth + 8) * block.next_multiple_of(4096);
-        let mut connect = Connect::to(socket).pool(pool);
-        connect.waiting = self.settings.waiting;
-        let driver = Driver::new(Client::connect(&connect)?, *job, self.settings.scale.disk)?;
-        Ok((server, driver))
-    }
 }
 
-fn pid(contender: &Contender, server: Option<&Server>) -> Option<u32> {
-    match contender.kind {
-        Kind::External { pid, .. } => pid,
-        _ => server.map(Server::pid),
-    }
+fn progress(row: &Row) -> String {
+    let (by, unit) = row.unit.shown();
+    let Row { ground, job, server, figure, .. } = row;
+    format!("{ground:12} {job:24} {server:32} {:9.2} {unit}", figure.median / by)
 }
 
-/// Ends a server the way it likes best: nothing it owes is left for the next one's time.
-fn stop(server: Option<Server>) -> Result<(), BenchError> {
-    if let Some(server) = server {
-        server.terminate()?;
-    }
-    Ok(())
+fn load(path: &Path) -> Result<Report, BenchError> {
+    let step = format!("read {}", path.display());
+    let text = fs::read(path).map_err(BenchError::at(step.clone()))?;
+    serde_json::from_slice(&text).map_err(|error| BenchError::at(step)(error.into()))
 }
 
-fn per_request(cpu: Duration, sample: Sample) -> f64 {
-    cpu.as_secs_f64() * 1e6 / sample.ios.max(1) as f64
-}
-
-/// Processor, number of them, kernel.
-fn machine() -> String {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown processor", |(_, model)| model.trim());
-    let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
-    let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{model}, {cores} processors, Linux {}", kernel.trim())
-}
-
-/// What a reader must know of any run.
-fn explanations(settings: &Settings) -> Vec<String> {
-    let Scale { disk, seconds } = settings.scale;
-    let waits = match settings.waiting {
-        Waiting::Sleep => "sleeps until it is called",
-        Waiting::Poll => "polls",
+fn keep(path: &Path, report: &Report) -> Result<(), BenchError> {
+    let write = || {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        fs::write(path, serde_json::to_string_pretty(report)?)
     };
-    let overlays = settings.jobs.iter().any(|job| job.layout == Layout::Overlay);
-    let mut notes = vec![
-        format!(
-            "Median, smallest and largest of {} repetitions; the servers take turns, each in a \
-             fresh process on processor {}, the client on processor {}, where it {waits}.",
-            settings.repetitions, settings.server_cpu, settings.client_cpu
-        ),
-        format!(
-            "Disks of {} MiB, written in full, O_DIRECT, one queue; jobs without a fixed amount \
-             of work run {seconds} s.",
-            disk >> 20
-        ),
-        "\"first ÷ this\" is the median of a job's first server over this one's; `better` and \
-         `worse` where no repetition of the one reaches one of the other, else `par`."
-            .to_owned(),
-        "CPU is the server's own, all threads, user and system, from the scheduler's counters."
-            .to_owned(),
-    ];
-    if overlays {
-        notes.push(
-            "Each repetition of an overlay job has a fresh overlay; first writes are a fixed \
-             number of requests, the same for every server."
-                .to_owned(),
-        );
-    }
-    if settings.count_syscalls {
-        notes.push(format!(
-            "System calls are from a repetition of their own under `{}`; calls that io_uring \
-             saves are not in it, nor is what its kernel threads do.",
-            SyscallCounter::METHOD
-        ));
-    }
-    notes
+    write().map_err(BenchError::at(format!("write {}", path.display())))
 }
+
+/// What a probe gives.
+pub(super) type Found = (Vec<Row>, Vec<Version>);

@@ -2,22 +2,44 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Row};
+use super::report::{Report, Row, Unit};
+use super::stats::Spread;
 
-const HEADER: [&str; 7] =
-    ["job", "server", "kIOPS", "min–max", "CPU µs/IO", "syscalls/IO", "first ÷ this"];
+/// The columns.
+const HEADER: [&str; COLUMNS] = [
+    "job",
+    "server",
+    "kIOPS",
+    "min–max",
+    "CPU µs/IO",
+    "p50 µs",
+    "idle ms/s",
+    "syscalls/IO",
+    "first ÷ this",
+];
+const COLUMNS: usize = 9;
 
 /// The whole report in Markdown.
 pub fn markdown(report: &Report) -> String {
     let mut out = String::new();
     for ground in report.grounds() {
-        let mut lines = vec![HEADER.map(str::to_owned)];
-        for rows in report.jobs(ground) {
-            lines.extend(rows.iter().map(|row| cells(row, &rows[0])));
-        }
-        let _ = writeln!(out, "### {ground}\n\n{}", aligned(&lines));
+        let _ = writeln!(out, "### {ground}\n\n{}", figures(report, ground));
     }
-    let _ = writeln!(out, "Machine: {}.\n", report.machine);
+    out + &provenance(report)
+}
+
+/// The figures of one file system.
+pub fn figures(report: &Report, ground: &str) -> String {
+    let mut lines = vec![HEADER.map(str::to_owned)];
+    for rows in report.jobs(ground) {
+        lines.extend(rows.iter().map(|row| cells(row, &rows[0])));
+    }
+    aligned(&lines, 2)
+}
+
+/// Machine, programs and notes.
+pub fn provenance(report: &Report) -> String {
+    let mut out = format!("Machine: {}.\n\n", report.machine);
     for version in &report.versions {
         let _ = writeln!(out, "- **{}**: {} — {}", version.name, version.program, version.setup);
     }
@@ -28,21 +50,27 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-fn cells(row: &Row, first: &Row) -> [String; 7] {
+fn cells(row: &Row, first: &Row) -> [String; COLUMNS] {
     let title = if std::ptr::eq(row, first) { row.title.clone() } else { String::new() };
-    let spread = format!("{}–{}", kilo(row.iops.min), kilo(row.iops.max));
-    let cpu = row.cpu_us.map_or_else(|| "–".to_owned(), |cpu| format!("{:.2}", cpu.median));
+    let (by, unit) = row.unit.shown();
+    let unit = if row.unit == Unit::Iops { String::new() } else { format!(" {unit}") };
+    let shown = |value: f64| digits(value / by);
+    let median = shown(row.figure.median) + &unit;
+    let spread = format!("{}–{}", shown(row.figure.min), shown(row.figure.max));
+    let cost = |spread: Option<Spread>| {
+        spread.map_or_else(|| "–".to_owned(), |spread| format!("{:.2}", spread.median))
+    };
     let syscalls = row.syscalls.map_or_else(|| "–".to_owned(), |count| format!("{count:.2}"));
     let comparison = row
         .compared_with(first)
         .map(|found| format!("{:.2}× {}", found.ratio, found.verdict))
         .unwrap_or_default();
-    [title, row.server.clone(), kilo(row.iops.median), spread, cpu, syscalls, comparison]
+    let (cpu, p50, idle) = (cost(row.cpu_us), cost(row.p50_us), cost(row.idle_ms));
+    [title, row.server.clone(), median, spread, cpu, p50, idle, syscalls, comparison]
 }
 
-/// Thousands, with three digits that count.
-fn kilo(value: f64) -> String {
-    let value = value / 1000.0;
+/// With three digits that count.
+pub(super) fn digits(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
@@ -50,18 +78,17 @@ fn kilo(value: f64) -> String {
     }
 }
 
-/// A Markdown table: the first two columns to the left, the others to the right.
-fn aligned(lines: &[[String; 7]]) -> String {
-    const LEFT: usize = 2;
+/// A Markdown table: the first `left` columns to the left, the others to the right.
+pub(super) fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
     let width = |column: usize| {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0).max(3)
     };
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; N] = std::array::from_fn(width);
     let mut out = String::new();
     for (index, line) in lines.iter().enumerate() {
         for (column, cell) in line.iter().enumerate() {
             let pad = " ".repeat(widths[column] - cell.chars().count());
-            let _ = match column < LEFT {
+            let _ = match column < left {
                 true => write!(out, "| {cell}{pad} "),
                 false => write!(out, "| {pad}{cell} "),
             };
@@ -70,7 +97,7 @@ fn aligned(lines: &[[String; 7]]) -> String {
         if index == 0 {
             for (column, width) in widths.iter().enumerate() {
                 let dashes = "-".repeat(*width);
-                let _ = match column < LEFT {
+                let _ = match column < left {
                     true => write!(out, "| {dashes} "),
                     false => write!(out, "| {dashes}:"),
                 };
@@ -84,20 +111,21 @@ fn aligned(lines: &[[String; 7]]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::bench::Scale;
     use crate::bench::report::Version;
-    use crate::bench::{Scale, Spread};
 
     pub(crate) fn report() -> Report {
         let row = |server: &str, samples: &[f64], syscalls| Row {
-            ground: "tmpfs".to_owned(),
-            job: "randread-qd1".to_owned(),
-            title: "4 KiB random read, QD1".to_owned(),
-            server: server.to_owned(),
-            block: 4096,
-            samples: samples.to_vec(),
-            iops: Spread::of(samples).unwrap(),
             cpu_us: Spread::of(&[2.5]),
+            p50_us: Spread::of(&[6.25]),
             syscalls,
+            ..Row::new(
+                ("tmpfs", "randread-qd1", "4 KiB random read, QD1"),
+                server,
+                Unit::Iops,
+                samples.to_vec(),
+            )
+            .unwrap()
         };
         Report {
             machine: "two cores".to_owned(),
@@ -124,12 +152,22 @@ pub(super) mod tests {
             line.split('|').map(|cell| cell.trim().to_owned()).collect()
         };
         assert_eq!(
-            split(lines[4])[1..8],
-            ["4 KiB random read, QD1", "snapblk", "155", "150–160", "2.50", "1.25", ""]
+            split(lines[4])[1..10],
+            [
+                "4 KiB random read, QD1",
+                "snapblk",
+                "155",
+                "150–160",
+                "2.50",
+                "6.25",
+                "–",
+                "1.25",
+                ""
+            ]
         );
         assert_eq!(
-            split(lines[5])[1..8],
-            ["", "peer", "100", "99.0–110", "2.50", "–", "1.55× better"]
+            split(lines[5])[1..10],
+            ["", "peer", "100", "99.0–110", "2.50", "6.25", "–", "–", "1.55× better"]
         );
         let width = lines[2].chars().count();
         assert!(lines[2..6].iter().all(|line| line.chars().count() == width), "{text}");

@@ -1,0 +1,119 @@
+//! How long a live snapshot keeps a loaded disk waiting.
+//!
+//! Owns the procedure: a queue kept full of random writes, a snapshot every now and then, and the
+//! longest time without a completion around each. The thread that drives the disk sends the
+//! commands too, so that no third thread takes a processor away.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::super::drive::BenchError;
+use super::super::job::{Job, Layout};
+use super::super::qemu::{Aio, Format, Qcow2, Qemu};
+use super::super::run::Found;
+use super::super::turn::session;
+use super::super::{Contender, Ground, Kind, Row, Run, Unit};
+use super::Probe;
+use super::monitor::Monitor;
+use crate::server::ServerCommand;
+
+/// From one snapshot to the next.
+const BETWEEN: Duration = Duration::from_millis(10);
+/// How long after the answer a gap still counts.
+const AFTER: Duration = Duration::from_millis(5);
+/// Snapshots in each repetition.
+const SNAPSHOTS: usize = 10;
+
+/// The longest gaps of all snapshots, in milliseconds, of snapblk and of each daemon.
+pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    let (mut rows, mut versions) = (Vec::new(), Vec::new());
+    let own = Contender::own();
+    let job = Job { layout: Layout::Overlay, ..Job::RANDOM_WRITES };
+    if let Some(command) = own.command(ground, &job)? {
+        let gaps = gaps(run, ground, &command, &snapblk_command)?;
+        rows.extend(Row::new(probe.of(ground), "snapblk", Unit::Milliseconds, gaps));
+        versions.push(own.version()?);
+    }
+    for daemon in run.settings.daemons() {
+        let format = Format::Qcow2(Qcow2::DEFAULT);
+        let qemu = Qemu { daemon, aio: Aio::Native, iothread: false, format };
+        let command = qemu.command(ground)?;
+        let monitor = command.monitor().display();
+        let chardev = format!("socket,id=monitor,path={monitor},server=on,wait=off");
+        let command = command.arg("--chardev").arg(chardev).arg("--monitor").arg("monitor");
+        let gaps = gaps(run, ground, &command, &qemu_command)?;
+        let contender = Contender { name: qemu.name(), kind: Kind::Qemu(qemu) };
+        rows.extend(Row::new(probe.of(ground), &contender.name, Unit::Milliseconds, gaps));
+        versions.push(contender.version()?);
+    }
+    Ok((rows, versions))
+}
+
+fn snapblk_command(_: usize, file: &Path) -> Value {
+    json!({"execute": "blockdev-snapshot-sync",
+           "arguments": {"device": "disk0", "snapshot-file": file}})
+}
+
+fn qemu_command(n: usize, file: &Path) -> Value {
+    let top = if n == 0 { "disk".to_owned() } else { format!("layer{n}") };
+    let name = format!("layer{}", n + 1);
+    json!({"execute": "blockdev-snapshot-sync",
+           "arguments": {"node-name": top, "snapshot-file": file, "format": "qcow2",
+                         "snapshot-node-name": name}})
+}
+
+/// Where the taking of a snapshot stands.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// The next is sent then.
+    Quiet(Instant),
+    /// It was sent.
+    Sent,
+    /// It was answered; the gap counts until then.
+    Answered(Instant),
+}
+
+fn gaps(
+    run: &Run<'_>,
+    ground: &Ground,
+    command: &ServerCommand,
+    snapshot: &dyn Fn(usize, &Path) -> Value,
+) -> Result<Vec<f64>, BenchError> {
+    let server = command.clone().on_cpu(run.settings.server_cpu).start()?;
+    let failed = || BenchError::at("have a snapshot made");
+    let mut monitor = Monitor::connect(server.monitor()).map_err(failed())?;
+    let mut driver = session(server.socket().to_owned(), &Job::RANDOM_WRITES, ground.disk())?;
+    driver.prepare(0)?;
+    let wanted = SNAPSHOTS * run.settings.repetitions;
+    let mut gaps = Vec::new();
+    let mut longest = Duration::ZERO;
+    let mut last = Instant::now();
+    let mut phase = Phase::Quiet(last + BETWEEN);
+    driver.drive(1, |now| {
+        longest = longest.max(now - last);
+        last = now;
+        phase = match phase {
+            Phase::Quiet(until) if now >= until => {
+                let file = ground.scratch().path(&format!("overlay/snap{}", gaps.len()));
+                monitor.send(&snapshot(gaps.len(), &file)).map_err(failed())?;
+                longest = Duration::ZERO;
+                Phase::Sent
+            }
+            Phase::Sent => match monitor.answer().map_err(failed())? {
+                Some(message) if message.get("return").is_some() => Phase::Answered(now + AFTER),
+                _ => Phase::Sent,
+            },
+            Phase::Answered(until) if now >= until => {
+                gaps.push(longest.as_secs_f64() * 1e3);
+                Phase::Quiet(now + BETWEEN)
+            }
+            same => same,
+        };
+        Ok(gaps.len() == wanted)
+    })?;
+    drop(driver);
+    server.kill()?;
+    Ok(gaps)
+}

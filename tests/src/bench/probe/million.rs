@@ -1,0 +1,191 @@
+//! A store with a million exceptions: how long it takes to open, and how much memory it takes.
+//!
+//! Owns the making of such a store by hand: a header, and areas of entries with sparse data between
+//! them (ARCHITECTURE.md's format, chunks of 4 KiB).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use snapblk_qmp::client::Client as Qmp;
+
+use super::super::drive::BenchError;
+use super::super::run::Found;
+use super::super::template::refused;
+use super::super::{Contender, Ground, Row, Run, Unit};
+use super::Probe;
+use crate::rng::Rng;
+use crate::server::ServerCommand;
+
+const CHUNK: u64 = 4096;
+/// Entries of 16 bytes in an area of one chunk.
+const PER_AREA: u64 = CHUNK / 16;
+/// The kernel's magic word, "SnAp".
+const MAGIC: u32 = 0x7041_6e53;
+/// Chunks of the disk for each exception, where they are scattered.
+const SPARSE: u64 = 64;
+
+/// Where the exceptions are.
+#[derive(Clone, Copy)]
+enum Spread {
+    /// One chunk after the other.
+    Dense,
+    /// Anywhere, in random order, one in each [`SPARSE`] chunks.
+    Scattered,
+}
+
+/// The time to open the store, in milliseconds, against that to read its areas twice.
+pub(super) fn open(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    let count = exceptions(run);
+    let (origin, store) = make(ground, Spread::Scattered, count)?;
+    let (mut own, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..run.settings.repetitions {
+        own.push(loaded(run, ground, &origin, &store)?.0.as_secs_f64() * 1e3);
+        let read = read_twice(&store, count).map_err(BenchError::at("read a store's areas"))?;
+        plain.push(read.as_secs_f64() * 1e3);
+    }
+    let snapblk = Contender::own();
+    let setup = format!("a snapshot with {count} exceptions, from table-load to the end of resume");
+    let versions = vec![
+        snapblk.set_up_as("snapblk", &setup)?,
+        snapblk.set_up_as("read-twice", "not run: its store's areas read twice with pread")?,
+    ];
+    let rows =
+        [("snapblk", own), ("read-twice", plain)].into_iter().filter_map(|(name, samples)| {
+            Row::new(probe.of(ground), name, Unit::Milliseconds, samples)
+        });
+    Ok((rows.collect(), versions))
+}
+
+/// Resident bytes for each exception, scattered ones.
+pub(super) fn scattered(
+    run: &Run<'_>,
+    ground: &Ground,
+    probe: &Probe,
+) -> Result<Found, BenchError> {
+    memory(run, ground, probe, Spread::Scattered)
+}
+
+/// Resident bytes for each exception, dense ones.
+pub(super) fn dense(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    memory(run, ground, probe, Spread::Dense)
+}
+
+fn memory(
+    run: &Run<'_>,
+    ground: &Ground,
+    probe: &Probe,
+    spread: Spread,
+) -> Result<Found, BenchError> {
+    let count = exceptions(run);
+    let (origin, store) = make(ground, spread, count)?;
+    let (_, bytes) = loaded(run, ground, &origin, &store)?;
+    let each = vec![bytes as f64 / count as f64];
+    let row = Row::new(probe.of(ground), "snapblk", Unit::BytesPerException, each);
+    Ok((row.into_iter().collect(), vec![Contender::own().version()?]))
+}
+
+/// A million; fewer where the disks are small too, since the run is then a trial.
+fn exceptions(run: &Run<'_>) -> u64 {
+    if run.settings.scale.disk >= 1 << 30 { 1_000_000 } else { 50_000 }
+}
+
+/// A sparse disk and a store for it with `count` exceptions.
+fn make(ground: &Ground, spread: Spread, count: u64) -> Result<(PathBuf, PathBuf), BenchError> {
+    let dir = ground.fresh_overlay_dir()?;
+    let (origin, store) = (dir.join("origin.img"), dir.join("store.cow"));
+    let mut rng = Rng::new(count);
+    let (chunks, mut old) = match spread {
+        Spread::Dense => (count, (0..count).collect::<Vec<u64>>()),
+        Spread::Scattered => {
+            (count * SPARSE, (0..count).map(|n| n * SPARSE + rng.below(SPARSE)).collect())
+        }
+    };
+    if let Spread::Scattered = spread {
+        rng.shuffle(&mut old);
+    }
+    let write = || {
+        File::create(&origin)?.set_len(chunks * CHUNK)?;
+        write_store(&store, &old)
+    };
+    write().map_err(BenchError::at("make a store by hand"))?;
+    Ok((origin, store))
+}
+
+fn write_store(path: &Path, old: &[u64]) -> io::Result<()> {
+    let file = File::create(path)?;
+    let mut header = Vec::new();
+    for word in [MAGIC, 1, 1, (CHUNK / 512) as u32] {
+        header.extend(word.to_le_bytes());
+    }
+    file.write_all_at(&header, 0)?;
+    for (area, entries) in old.chunks(PER_AREA as usize).enumerate() {
+        let at = area_chunk(area as u64);
+        let mut bytes = Vec::with_capacity(CHUNK as usize);
+        for (entry, old) in entries.iter().enumerate() {
+            bytes.extend(old.to_le_bytes());
+            bytes.extend((at + 1 + entry as u64).to_le_bytes());
+        }
+        file.write_all_at(&bytes, at * CHUNK)?;
+    }
+    // Room for the next area, so that the last one may be full.
+    let areas = old.len() as u64 / PER_AREA + 2;
+    file.set_len(area_chunk(areas) * CHUNK)
+}
+
+/// The chunk of the store that an area lies in: behind the header, and the data of those before.
+fn area_chunk(area: u64) -> u64 {
+    1 + area * (1 + PER_AREA)
+}
+
+/// How long it takes until the store is in use, and by how many bytes the process grows.
+fn loaded(
+    run: &Run<'_>,
+    ground: &Ground,
+    origin: &Path,
+    store: &Path,
+) -> Result<(Duration, u64), BenchError> {
+    let command = ServerCommand::snapblk_monitor(ground.scratch())?;
+    let server = command.on_cpu(run.settings.server_cpu).start()?;
+    let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
+    let device = json!({"name": "disk"});
+    qmp.call("device-create", device.clone()).map_err(refused)?;
+    let len = fs::metadata(origin).map_err(BenchError::at("look at a disk"))?.len();
+    let (origin, store) = (origin.display(), store.display());
+    let line = format!("0 {} snapshot {origin} {store} PO {}", len / 512, CHUNK / 512);
+    let before = resident(server.pid())?;
+    let start = Instant::now();
+    qmp.call("table-load", json!({"name": "disk", "table": [line]})).map_err(refused)?;
+    qmp.call("device-resume", device.clone()).map_err(refused)?;
+    let taken = start.elapsed();
+    let grown = resident(server.pid())?.saturating_sub(before);
+    // A device that is there at the end is there at the next start, too.
+    qmp.call("device-remove", device).map_err(refused)?;
+    drop(qmp);
+    server.terminate()?;
+    Ok((taken, grown))
+}
+
+/// Bytes of memory that a process has for itself.
+fn resident(pid: u32) -> Result<u64, BenchError> {
+    let step = || BenchError::at("read a server's memory");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(step())?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| step()(io::ErrorKind::InvalidData.into()))
+}
+
+fn read_twice(store: &Path, count: u64) -> io::Result<Duration> {
+    let file = File::open(store)?;
+    let mut area = vec![0; CHUNK as usize];
+    let start = Instant::now();
+    for _ in 0..2 {
+        for n in 0..count.div_ceil(PER_AREA) {
+            file.read_exact_at(&mut area, area_chunk(n) * CHUNK)?;
+        }
+    }
+    Ok(start.elapsed())
+}

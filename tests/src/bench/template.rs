@@ -1,0 +1,103 @@
+//! Disks that take long to make and are used again: made once, on each file system.
+//!
+//! Owns the overlay that is mapped throughout and the chains of layers, and how a chain gets an
+//! empty layer on top again. Everything is made through snapblk itself, as a guest and an operator
+//! would make it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use snapblk_qmp::client::{Client as Qmp, ClientError};
+
+use super::drive::{BenchError, Driver};
+use super::ground::Ground;
+use super::job::CLUSTER;
+use crate::client::{Client, Connect};
+use crate::server::ServerCommand;
+
+/// Bytes at the head of an empty store that are not zero, at most.
+const HEAD: u64 = 64 << 10;
+
+/// Image and store of an overlay in which every chunk has been written, in order.
+pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> {
+    let dir = ground.scratch().path("mapped");
+    let (base, store) = (dir.join("base.img"), dir.join("store.cow"));
+    if !store.exists() {
+        // Nothing of the image is ever read: it needs no bytes.
+        let sparse =
+            || fs::create_dir(&dir).and_then(|()| File::create(&base)?.set_len(ground.disk()));
+        sparse().map_err(BenchError::at("make the mapped overlay"))?;
+        let server = overlay(ground, &base, &store)?.start()?;
+        let mut driver = writer(&server, ground)?;
+        driver.fill(clusters(ground, 0, 1))?;
+        drop(driver);
+        server.terminate()?;
+    }
+    Ok((base, store))
+}
+
+/// Image and first store of a chain of `layers`: all but the topmost hold an equal share of the
+/// clusters, the topmost is empty.
+pub(super) fn chain(ground: &Ground, layers: u32) -> Result<(PathBuf, PathBuf), BenchError> {
+    let dir = ground.scratch().path(&format!("chain-{layers}"));
+    let (base, store) = (ground.image("chain")?, dir.join("layer1.cow"));
+    let top = dir.join(format!("layer{layers}.cow"));
+    let head = dir.join("head");
+    if dir.exists() {
+        empty(&top, &head).map_err(BenchError::at(format!("empty {}", top.display())))?;
+        return Ok((base, store));
+    }
+    fs::create_dir(&dir).map_err(BenchError::at("make a chain's directory"))?;
+    let server = overlay(ground, &base, &store)?.start()?;
+    let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
+    let mut driver = writer(&server, ground)?;
+    for layer in 1..layers {
+        driver.fill(clusters(ground, u64::from(layer - 1), u64::from(layers - 1)))?;
+        let file = dir.join(format!("layer{}.cow", layer + 1));
+        let arguments = json!({"device": "disk0", "snapshot-file": file});
+        qmp.call("blockdev-snapshot-sync", arguments).map_err(refused)?;
+    }
+    drop(driver);
+    drop(qmp);
+    server.terminate()?;
+    let keep = || {
+        let mut bytes = vec![0; HEAD as usize];
+        let count = File::open(&top)?.read_at(&mut bytes, 0)?;
+        fs::write(&head, &bytes[..count])
+    };
+    keep().map_err(BenchError::at("look at the empty layer"))?;
+    Ok((base, store))
+}
+
+/// Gives `store` back the head that it had when it was empty, and nothing else.
+fn empty(store: &Path, head: &Path) -> io::Result<()> {
+    let len = fs::metadata(store)?.len();
+    let mut file = OpenOptions::new().write(true).open(store)?;
+    file.set_len(0)?;
+    file.write_all(&fs::read(head)?)?;
+    file.set_len(len)?;
+    file.sync_all()
+}
+
+/// Every `step`th cluster of the disk from the `first`.
+fn clusters(ground: &Ground, first: u64, step: u64) -> Vec<u64> {
+    (first..ground.disk() / CLUSTER).step_by(step as usize).map(|n| n * CLUSTER).collect()
+}
+
+fn overlay(ground: &Ground, base: &Path, store: &Path) -> Result<ServerCommand, BenchError> {
+    let command = ServerCommand::snapblk(ground.scratch())?.arg("--num-queues").arg("1");
+    Ok(command.arg("--blk-file").arg(base).arg("--overlay").arg(store))
+}
+
+fn writer(server: &crate::server::Server, ground: &Ground) -> Result<Driver, BenchError> {
+    let connect = Connect::to(server.socket()).pool(Driver::FILL_POOL);
+    Driver::to_fill(Client::connect(&connect)?, ground.disk())
+}
+
+/// The monitor's word on what it was to do.
+pub(super) fn refused(error: ClientError) -> BenchError {
+    BenchError::at("have a command carried out by the monitor")(io::Error::other(error))
+}
