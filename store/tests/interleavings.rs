@@ -547,3 +547,24 @@ fn engines_of_an_origin_and_its_snapshot_agree() {
         assert_eq!(image, [2, 3, 5, 1]);
     });
 }
+
+/// I17: a flush that joins the round of a worker that is about to stop, which leads no other, is
+/// not forgotten: it leads the next round itself.
+#[test]
+fn a_flush_outlives_a_leader_that_stops() {
+    check(|| {
+        let pair = Arc::new(Pair::new());
+        let workers = Arc::new(Workers::with_capacity(2));
+        let run = |stopping: bool| {
+            let mut host = Host::new(&workers, &pair.tables[1]);
+            let pair = pair.clone();
+            thread::spawn(move || {
+                host.engine.set_stopping(stopping);
+                host.request(&pair, Op::Flush, 0, 0);
+                host.settle(&pair);
+                host
+            })
+        };
+        drop([run(true), run(false)].map(|thread| thread.join().unwrap()));
+    });
+}

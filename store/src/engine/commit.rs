@@ -176,21 +176,30 @@ impl Core {
             return true;
         }
         let bit = self.worker.bit();
-        if let Some(ticket) = ticket
-            && (store.log().poll(ticket, bit) || store.log().is_committing())
-        {
-            return store.log().poll(ticket, bit);
+        let mut ticket = ticket;
+        loop {
+            if let Some(ticket) = ticket {
+                if store.log().poll(ticket, bit) {
+                    return true;
+                }
+                // It is registered: who ends the round that runs wakes it (I17). Where none runs,
+                // a leader that stops ended its own before it could know of this one.
+                if store.log().is_committing() {
+                    return false;
+                }
+            }
+            let (joined, lead) = match store.log().join(bit) {
+                Join::Lead(joined) => (joined, true),
+                Join::Wait(joined) => (joined, false),
+            };
+            self.barriers[index].parts[part] =
+                Part::Store { store: store.clone(), ticket: Some(joined) };
+            if lead {
+                self.lead(store.clone());
+                return store.log().poll(joined, bit);
+            }
+            ticket = Some(joined);
         }
-        let (ticket, lead) = match store.log().join(bit) {
-            Join::Lead(ticket) => (ticket, true),
-            Join::Wait(ticket) => (ticket, false),
-        };
-        self.barriers[index].parts[part] =
-            Part::Store { store: store.clone(), ticket: Some(ticket) };
-        if lead {
-            self.lead(store.clone());
-        }
-        store.log().poll(ticket, bit)
     }
 
     fn maybe_end_barrier(&mut self, index: usize) {

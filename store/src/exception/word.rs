@@ -119,6 +119,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 256 }))]
+
         #[test]
         fn a_word_holds_every_key_layer_and_chunk(
             key in 0u16..4096, layer in 0u16..=4095, chunk in 0u64..(1 << 37)
