@@ -90,7 +90,13 @@ fn main() -> ExitCode {
         println!("Not run: figures need `cargo bench`.");
         return ExitCode::SUCCESS;
     }
-    let done = if args.list { list(&args) } else { measure(&args) };
+    // Cargo runs it in the package's directory; people name files from where the project begins.
+    let root = std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let done = match root {
+        Err(error) => Err(format!("cannot enter the project's directory: {error}").into()),
+        Ok(()) if args.list => list(&args),
+        Ok(()) => measure(&args),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
