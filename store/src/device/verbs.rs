@@ -479,8 +479,10 @@ impl Devices {
             Some(name) => with_uppers(&inner, name),
             None => inner.devices.keys().cloned().collect(),
         };
+        // What a commit merges is its job's to merge, also before that is at work again.
+        let commits = |name: &String| inner.state.commits.values().any(|job| job.device == *name);
         let merging = |name: &String| {
-            let device = inner.devices.get(name)?;
+            let device = inner.devices.get(name).filter(|_| !commits(name))?;
             let snaps = &device.active.as_ref()?.snaps;
             let merges = |(line, snap): (&usize, &Snap)| {
                 let target = &device.active.as_ref()?.lines[*line].target;
