@@ -16,8 +16,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+    MmapRegion,
 };
 
 use mapped::Mapped;
@@ -74,15 +74,15 @@ pub struct BadAddress(pub u64);
 /// All regions of a guest.
 #[derive(Clone, Default)]
 pub struct GuestMemory {
+    /// For ranges that cross from one region to the next.
     map: GuestMemoryMmap,
-    regions: Vec<Region>,
-    /// The same, at their places in this process, by guest address.
+    /// The regions at their places in this process, by guest address.
     mapped: Vec<Mapped>,
 }
 
 impl std::fmt::Debug for GuestMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestMemory").field("regions", &self.regions).finish()
+        f.debug_struct("GuestMemory").field("regions", &self.mapped).finish()
     }
 }
 
@@ -98,7 +98,7 @@ impl GuestMemory {
 
     /// This memory and one region more.
     pub fn with_region(&self, region: Region, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
-        if self.regions.len() >= MAX_REGIONS {
+        if self.mapped.len() >= MAX_REGIONS {
             return Err(MemoryError::TooMany);
         }
         let wraps = |start: u64| start.checked_add(region.size).is_none();
@@ -125,29 +125,27 @@ impl GuestMemory {
             .map
             .insert_region(mapping.clone())
             .map_err(|_| MemoryError::Overlap(region.guest))?;
-        let mut regions = self.regions.clone();
-        regions.push(region);
         let one = Mapped::new(region, mapping).ok_or(MemoryError::Bounds(region.guest))?;
         let mut mapped = self.mapped.clone();
         let at = mapped.partition_point(|other| other.region.guest < region.guest);
         mapped.insert(at, one);
-        Ok(GuestMemory { map, regions, mapped })
+        Ok(GuestMemory { map, mapped })
     }
 
     /// This memory without a region, which is known by its addresses and size.
     pub fn without_region(&self, region: Region) -> Result<GuestMemory, MemoryError> {
-        let same =
-            |r: &Region| (r.guest, r.size, r.user) == (region.guest, region.size, region.user);
-        let at = self.regions.iter().position(same).ok_or(MemoryError::Unknown(region.guest))?;
+        let same = |mapped: &Mapped| {
+            let known = mapped.region;
+            (known.guest, known.size, known.user) == (region.guest, region.size, region.user)
+        };
+        let at = self.mapped.iter().position(same).ok_or(MemoryError::Unknown(region.guest))?;
         let (map, _) = self
             .map
             .remove_region(GuestAddress(region.guest), region.size)
             .map_err(|_| MemoryError::Unknown(region.guest))?;
-        let mut regions = self.regions.clone();
-        regions.remove(at);
         let mut mapped = self.mapped.clone();
-        mapped.retain(|other| other.region.guest != region.guest);
-        Ok(GuestMemory { map, regions, mapped })
+        mapped.remove(at);
+        Ok(GuestMemory { map, mapped })
     }
 
     /// The region in which `address` lies, if any does.
@@ -168,7 +166,7 @@ impl GuestMemory {
     /// The guest-physical address of front-end address `user`, if one region holds `len` bytes
     /// from there.
     pub fn guest_of_user(&self, user: u64, len: u64) -> Option<GuestAddress> {
-        self.regions.iter().find_map(|region| {
+        self.mapped.iter().find_map(|Mapped { region, .. }| {
             let offset = user.checked_sub(region.user)?;
             let fits = offset < region.size && len <= region.size - offset;
             fits.then_some(GuestAddress(region.guest + offset))
@@ -234,9 +232,9 @@ impl GuestMemory {
         self.map.write_slice(from, address).map_err(|_| BadAddress(address.0))
     }
 
-    /// How many regions there are.
-    pub fn regions(&self) -> &[Region] {
-        &self.regions
+    /// The regions, by guest address.
+    pub fn regions(&self) -> impl ExactSizeIterator<Item = Region> {
+        self.mapped.iter().map(|mapped| mapped.region)
     }
 
     /// The map itself, for the drivers of tests.
@@ -253,11 +251,6 @@ impl GuestMemory {
         rustix::fs::ftruncate(&file, size).unwrap();
         let region = Region { guest: 0, size, user, file_offset: 0 };
         GuestMemory::default().with_region(region, file).unwrap()
-    }
-
-    /// The bytes of all regions, largest last address included.
-    pub fn bytes(&self) -> u64 {
-        GuestMemoryBackend::iter(&self.map).map(GuestMemoryRegion::len).sum()
     }
 }
 
@@ -351,7 +344,7 @@ mod tests {
     fn a_removed_region_stays_mapped_for_who_still_holds_the_memory() {
         let old = GuestMemory::anonymous(0x1000, 0);
         old.write(GuestAddress(8), b"kept").unwrap();
-        let new = old.without_region(old.regions()[0]).unwrap();
+        let new = old.without_region(old.regions().next().unwrap()).unwrap();
         assert!(new.read(GuestAddress(8), &mut [0; 4]).is_err());
         let mut bytes = [0; 4];
         old.read(GuestAddress(8), &mut bytes).unwrap();

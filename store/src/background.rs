@@ -4,8 +4,10 @@
 //! knows why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
 
 mod commit;
+mod control;
 mod files;
 mod merge;
+mod pace;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 

@@ -7,10 +7,11 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::merge::{Pace, TICK};
+use super::control::{At, Control};
+use super::pace::{Pace, TICK};
 use super::{CopyExecutor, FlushError, Host};
 use crate::attached::{AttachedWorker, StopError};
 use crate::engine::EngineConfig;
@@ -20,7 +21,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Exceptions;
 use crate::units::{Chunk, SECTOR_SHIFT, Sector};
-use crate::workers::{Wake, Workers};
+use crate::workers::Workers;
 
 /// What is copied: the chunks that layers above one of a chain hold, as the highest shows them.
 #[derive(Debug)]
@@ -154,45 +155,9 @@ pub struct CommitProgress {
     pub paused: bool,
 }
 
-/// Where the thread is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Running,
-    Stopped,
-    Ended,
-}
-
-/// What is asked of the thread, and what it says.
-struct Control {
-    stop: bool,
-    cancel: bool,
-    paused: bool,
-    speed: Option<u64>,
-    at: At,
-    progress: CommitProgress,
-}
-
-struct Inner {
-    control: Mutex<Control>,
-    changed: Condvar,
-    wake: Arc<dyn Wake>,
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().expect("commit control lock poisoned")
-    }
-
-    fn ask(&self, change: impl FnOnce(&mut Control)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-        self.wake.wake();
-    }
-}
-
 /// A commit that runs. Cloned, it is the same commit; dropped, the commit goes on.
 #[derive(Clone)]
-pub struct CommitHandle(Arc<Inner>);
+pub struct CommitHandle(Arc<Control<CommitProgress>>);
 
 impl fmt::Debug for CommitHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -215,19 +180,8 @@ impl CommitHandle {
         speed: Option<u64>,
         on_end: impl FnOnce(CommitEnd) + Send + 'static,
     ) -> io::Result<CommitHandle> {
-        let inner = Arc::new(Inner {
-            control: Mutex::new(Control {
-                stop: false,
-                cancel: false,
-                paused: false,
-                speed,
-                at: At::Running,
-                progress: CommitProgress::default(),
-            }),
-            changed: Condvar::new(),
-            wake: executor.waker(),
-        });
-        let handle = CommitHandle(inner.clone());
+        let control = Control::new(executor.waker(), speed, CommitProgress::default());
+        let handle = CommitHandle(control.clone());
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
             let free = (0..executor.copies() as u32).rev().map(Token).collect();
             let mut host = Host::new(workers, executor, config);
@@ -235,15 +189,14 @@ impl CommitHandle {
             let pace = Pace::new();
             let pieces = Vec::new();
             let mut job =
-                Job { host, inner, source, at: 0, free, flying: 0, allowed: None, pace, pieces };
+                Job { host, control, source, at: 0, free, flying: 0, allowed: None, pace, pieces };
             let end = job.run();
             if !matches!(end, CommitEnd::Wait(_)) {
                 job.host.bind(None);
             }
-            let inner = job.inner.clone();
+            let control = job.control.clone();
             drop(job);
-            inner.lock().at = At::Ended;
-            inner.changed.notify_all();
+            control.say(|asked| asked.at = At::Ended);
             on_end(end);
         })?;
         Ok(handle)
@@ -251,60 +204,43 @@ impl CommitHandle {
 
     /// How far it is.
     pub fn progress(&self) -> CommitProgress {
-        self.0.lock().progress
+        self.0.lock().said
     }
 
     /// Pauses it after what is in flight.
     pub fn pause(&self) {
-        self.0.ask(|control| control.paused = true);
+        self.0.ask(|asked| asked.paused = true);
     }
 
     /// Lets it go on after a pause.
     pub fn resume(&self) {
-        self.0.ask(|control| control.paused = false);
+        self.0.ask(|asked| asked.paused = false);
     }
 
     /// Ends it after what is in flight.
     pub fn cancel(&self) {
-        self.0.ask(|control| control.cancel = true);
+        self.0.ask(|asked| asked.cancel = true);
     }
 }
 
 impl AttachedWorker for CommitHandle {
     fn stop(&self) {
-        self.0.ask(|control| control.stop = true);
+        self.0.ask(|asked| asked.stop = true);
     }
 
     fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
-        let mut control = self.0.lock();
-        while control.at == At::Running {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                control.stop = false;
-                drop(control);
-                self.0.ask(|_| ());
-                return Err(StopError::Deadline);
-            }
-            let waited = self.0.changed.wait_timeout(control, left);
-            control = waited.expect("commit control lock poisoned").0;
-        }
-        Ok(())
+        self.0.stopped(deadline)
     }
 
     /// Goes on with what it has: it does not work on the device's own table.
     fn go(&self, _: Arc<Table>) {
-        self.0.ask(|control| {
-            control.stop = false;
-            if control.at == At::Stopped {
-                control.at = At::Running;
-            }
-        });
+        self.0.go(|_| ());
     }
 }
 
 struct Job<E> {
     host: Host<E>,
-    inner: Arc<Inner>,
+    control: Arc<Control<CommitProgress>>,
     source: CommitSource,
     /// Everything before this byte of the device was begun.
     at: u64,
@@ -319,7 +255,7 @@ struct Job<E> {
 
 /// What was asked when it was last looked.
 #[derive(Clone, Copy)]
-struct Asked {
+struct Orders {
     stop: bool,
     cancel: bool,
     paused: bool,
@@ -327,7 +263,7 @@ struct Asked {
 
 impl<E: CopyExecutor> Job<E> {
     fn run(&mut self) -> CommitEnd {
-        self.inner.lock().progress.total = self.source.total();
+        self.control.lock().said.total = self.source.total();
         let mut failed = None;
         loop {
             let asked = self.obey();
@@ -359,7 +295,7 @@ impl<E: CopyExecutor> Job<E> {
                     }
                     continue;
                 }
-                self.inner.lock().progress.paused = asked.paused;
+                self.control.lock().said.paused = asked.paused;
             }
             if !hold && !all_begun && !self.free.is_empty() && self.allowed != Some(0) {
                 // Copies came back after the last look at what comes next.
@@ -373,15 +309,15 @@ impl<E: CopyExecutor> Job<E> {
     }
 
     /// Takes up what is asked.
-    fn obey(&mut self) -> Asked {
-        let mut control = self.inner.lock();
-        match self.pace.due(control.speed, Instant::now()) {
+    fn obey(&mut self) -> Orders {
+        let mut asked = self.control.lock();
+        match self.pace.due(asked.speed, Instant::now()) {
             Some(Some(bytes)) => self.allowed = Some(bytes),
             Some(None) => self.allowed = None,
             None => {}
         }
-        control.progress.paused &= control.paused;
-        Asked { stop: control.stop, cancel: control.cancel, paused: control.paused }
+        asked.said.paused &= asked.paused;
+        Orders { stop: asked.stop, cancel: asked.cancel, paused: asked.paused }
     }
 
     /// Begins as many copies as there is room and speed for; true where nothing is left.
@@ -427,7 +363,7 @@ impl<E: CopyExecutor> Job<E> {
         }
         let sector = Sector(first.start >> SECTOR_SHIFT);
         self.host.engine.submit(Request { token, op: Op::Write, sector, len, durable: false });
-        self.inner.lock().progress.done += len;
+        self.control.lock().said.done += len;
         Ok(true)
     }
 
@@ -461,17 +397,17 @@ impl<E: CopyExecutor> Job<E> {
                 self.host.wait(None)?;
             }
         }
-        let mut control = self.inner.lock();
-        if control.stop {
-            control.at = At::Stopped;
-            self.inner.changed.notify_all();
-            while control.at == At::Stopped && !control.cancel {
-                let waited = self.inner.changed.wait(control);
-                control = waited.expect("commit control lock poisoned");
+        self.control.say(|asked| {
+            if asked.stop {
+                asked.at = At::Stopped;
             }
-            control.at = At::Running;
+        });
+        let mut asked = self.control.lock();
+        while asked.at == At::Stopped && !asked.cancel {
+            asked = self.control.wait(asked);
         }
-        drop(control);
+        asked.at = At::Running;
+        drop(asked);
         self.host.engine.set_stopping(false);
         Ok(())
     }

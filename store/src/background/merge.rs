@@ -1,22 +1,21 @@
 //! A merge as a job: a thread of its own, that can be watched, paused, slowed, stopped and ended.
 //!
-//! Owns the thread, its pace, and what is asked of it. Never knows how a merge is done (its engine
+//! Owns the thread and the order of its work. Never knows how a merge is done (its engine
 //! does), nor what becomes of the table afterwards. Lets go of the table before it says that it
 //! stopped.
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
+use super::control::{At, Control};
+use super::pace::{Pace, TICK};
 use super::{Executor, Host};
 use crate::attached::{AttachedWorker, StopError};
 use crate::engine::{EngineConfig, MergeFailure, MergeProgress, MergeState};
 use crate::table::Table;
-use crate::workers::{Wake, Workers};
-
-/// How often a merge whose speed is limited gets its share.
-pub(super) const TICK: Duration = Duration::from_millis(100);
+use crate::workers::Workers;
 
 /// How a merge ended.
 #[derive(Debug)]
@@ -42,48 +41,16 @@ impl fmt::Display for MergeEnd {
     }
 }
 
-/// Where the thread is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Running,
-    Stopped,
-    Ended,
-}
-
-/// What is asked of the thread, and what it says.
-struct Control {
-    stop: bool,
-    cancel: bool,
-    paused: bool,
-    /// Bytes a second.
-    speed: Option<u64>,
+/// What passes between a merge's thread and its owner.
+struct Said {
     /// The table to go on with.
     table: Option<Arc<Table>>,
-    at: At,
     progress: MergeProgress,
-}
-
-struct Inner {
-    control: Mutex<Control>,
-    changed: Condvar,
-    wake: Arc<dyn Wake>,
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().expect("merge control lock poisoned")
-    }
-
-    fn ask(&self, change: impl FnOnce(&mut Control)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-        self.wake.wake();
-    }
 }
 
 /// A merge that runs. Cloned, it is the same merge; dropped, the merge goes on.
 #[derive(Clone)]
-pub struct MergeHandle(Arc<Inner>);
+pub struct MergeHandle(Arc<Control<Said>>);
 
 impl fmt::Debug for MergeHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,24 +73,13 @@ impl MergeHandle {
         speed: Option<u64>,
         on_end: impl FnOnce(MergeEnd) + Send + 'static,
     ) -> io::Result<MergeHandle> {
-        let state = MergeState::Running;
-        let inner = Arc::new(Inner {
-            control: Mutex::new(Control {
-                stop: false,
-                cancel: false,
-                paused: false,
-                speed,
-                table: Some(table),
-                at: At::Running,
-                progress: MergeProgress { state, done: 0, total: 0, chunk: 0 },
-            }),
-            changed: Condvar::new(),
-            wake: executor.waker(),
-        });
-        let handle = MergeHandle(inner.clone());
+        let progress = MergeProgress { state: MergeState::Running, done: 0, total: 0, chunk: 0 };
+        let said = Said { table: Some(table), progress };
+        let control = Control::new(executor.waker(), speed, said);
+        let handle = MergeHandle(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
             let host = Host::new(workers, executor, config);
-            let mut job = Job { host, inner, total: None, pace: Pace::new() };
+            let mut job = Job { host, control, total: None, pace: Pace::new() };
             let end = job.run();
             job.ended(&end);
             on_end(end);
@@ -133,95 +89,47 @@ impl MergeHandle {
 
     /// How far it is.
     pub fn progress(&self) -> MergeProgress {
-        self.0.lock().progress
+        self.0.lock().said.progress
     }
 
     /// Pauses it after the batch in hand.
     pub fn pause(&self) {
-        self.0.ask(|control| control.paused = true);
+        self.0.ask(|asked| asked.paused = true);
     }
 
     /// Lets it go on after a pause.
     pub fn resume(&self) {
-        self.0.ask(|control| control.paused = false);
+        self.0.ask(|asked| asked.paused = false);
     }
 
     /// Limits it to about this many bytes a second, or not at all.
     pub fn set_speed(&self, bytes: Option<u64>) {
-        self.0.ask(|control| control.speed = bytes);
+        self.0.ask(|asked| asked.speed = bytes);
     }
 
     /// Ends it after the batch in hand; what was merged stays merged.
     pub fn cancel(&self) {
-        self.0.ask(|control| control.cancel = true);
+        self.0.ask(|asked| asked.cancel = true);
     }
 }
 
 impl AttachedWorker for MergeHandle {
     fn stop(&self) {
-        self.0.ask(|control| control.stop = true);
+        self.0.ask(|asked| asked.stop = true);
     }
 
     fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
-        let mut control = self.0.lock();
-        while control.at == At::Running {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                control.stop = false;
-                drop(control);
-                self.0.ask(|_| ());
-                return Err(StopError::Deadline);
-            }
-            let waited = self.0.changed.wait_timeout(control, left);
-            control = waited.expect("merge control lock poisoned").0;
-        }
-        Ok(())
+        self.0.stopped(deadline)
     }
 
     fn go(&self, table: Arc<Table>) {
-        self.0.ask(|control| {
-            control.stop = false;
-            if control.at == At::Stopped {
-                control.table = Some(table);
-                control.at = At::Running;
-            }
-        });
-    }
-}
-
-/// How much may be copied when.
-pub(super) struct Pace {
-    speed: Option<u64>,
-    granted: Instant,
-}
-
-impl Pace {
-    pub(super) fn new() -> Pace {
-        Pace { speed: None, granted: Instant::now() }
-    }
-
-    /// The bytes that are due now, if there is something new to say.
-    pub(super) fn due(&mut self, speed: Option<u64>, now: Instant) -> Option<Option<u64>> {
-        let changed = speed != self.speed;
-        self.speed = speed;
-        let Some(speed) = speed else { return changed.then_some(None) };
-        if changed {
-            self.granted = now;
-            return Some(Some(0));
-        }
-        let passed = now.saturating_duration_since(self.granted);
-        let bytes = u128::from(speed) * passed.as_millis() / 1000;
-        if passed < TICK || bytes == 0 {
-            return None;
-        }
-        self.granted = now;
-        Some(Some(u64::try_from(bytes).unwrap_or(u64::MAX)))
+        self.0.go(|said| said.table = Some(table));
     }
 }
 
 struct Job<E> {
     host: Host<E>,
-    inner: Arc<Inner>,
+    control: Arc<Control<Said>>,
     /// Chunks there were when it was first started.
     total: Option<u64>,
     pace: Pace,
@@ -241,16 +149,15 @@ impl<E: Executor> Job<E> {
 
     /// Waits until there is a table to work on; none where it was cancelled before.
     fn next_table(&self) -> Option<Arc<Table>> {
-        let mut control = self.inner.lock();
+        let mut asked = self.control.lock();
         loop {
-            if control.cancel {
+            if asked.cancel {
                 return None;
             }
-            if let Some(table) = control.table.take() {
+            if let Some(table) = asked.said.table.take() {
                 return Some(table);
             }
-            let waited = self.inner.changed.wait(control);
-            control = waited.expect("merge control lock poisoned");
+            asked = self.control.wait(asked);
         }
     }
 
@@ -279,14 +186,14 @@ impl<E: Executor> Job<E> {
 
     /// Passes on what is asked; true where time must be looked at again.
     fn obey(&mut self) -> bool {
-        let control = self.inner.lock();
+        let asked = self.control.lock();
         let engine = &mut self.host.engine;
-        engine.set_stopping(control.stop || control.cancel);
-        engine.merge_pause(control.paused);
-        if let Some(bytes) = self.pace.due(control.speed, Instant::now()) {
+        engine.set_stopping(asked.stop || asked.cancel);
+        engine.merge_pause(asked.paused);
+        if let Some(bytes) = self.pace.due(asked.speed, Instant::now()) {
             engine.merge_budget(bytes);
         }
-        control.speed.is_some()
+        asked.speed.is_some()
     }
 
     /// Says how far it is; whether it is over, with an end or without.
@@ -296,13 +203,13 @@ impl<E: Executor> Job<E> {
         let total = *self.total.get_or_insert(progress.total);
         progress.done += total - progress.total;
         progress.total = total;
-        let mut control = self.inner.lock();
-        control.progress = progress;
+        let mut asked = self.control.lock();
+        asked.said.progress = progress;
         match progress.state {
             MergeState::Finished => Some(Some(MergeEnd::Finished)),
             MergeState::Failed(failure) => Some(Some(MergeEnd::Failed(failure))),
-            _ if quiet && control.cancel => Some(Some(MergeEnd::Cancelled)),
-            _ if quiet && control.stop => Some(None),
+            _ if quiet && asked.cancel => Some(Some(MergeEnd::Cancelled)),
+            _ if quiet && asked.stop => Some(None),
             _ => None,
         }
     }
@@ -311,27 +218,25 @@ impl<E: Executor> Job<E> {
     fn stopped(&mut self) {
         let table = self.host.engine.table().cloned();
         self.host.bind(None);
-        let mut control = self.inner.lock();
-        if control.stop {
-            drop(table);
-            control.at = At::Stopped;
-        } else {
-            control.table = table;
-        }
-        drop(control);
-        self.inner.changed.notify_all();
+        self.control.say(|asked| {
+            if asked.stop {
+                drop(table);
+                asked.at = At::Stopped;
+            } else {
+                asked.said.table = table;
+            }
+        });
     }
 
     fn ended(&mut self, end: &MergeEnd) {
         if !matches!(end, MergeEnd::Wait(_)) && self.host.engine.is_quiet() {
             self.host.bind(None);
         }
-        let mut control = self.inner.lock();
-        control.at = At::Ended;
-        if let MergeEnd::Failed(failure) = end {
-            control.progress.state = MergeState::Failed(*failure);
-        }
-        drop(control);
-        self.inner.changed.notify_all();
+        self.control.say(|asked| {
+            asked.at = At::Ended;
+            if let MergeEnd::Failed(failure) = end {
+                asked.said.progress.state = MergeState::Failed(*failure);
+            }
+        });
     }
 }

@@ -340,6 +340,9 @@ fn scenario_37_killed_in_mid_commit_it_goes_on() {
     assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
     world.kill();
     let mut world = World::start(&command);
+    // What is left to merge is this job's, and nobody else's.
+    let jobs = world.call("query-jobs", json!({}));
+    assert!(jobs.as_array().unwrap().iter().all(|job| job["id"] == "c"), "{jobs}");
     is_disk0(&world, &images[3]);
     becomes(&mut world, &["disk0"]);
     is_disk0(&world, &images[3]);

@@ -1,0 +1,96 @@
+//! Where the thread of a job meets whoever pauses, slows, stops and ends it.
+//!
+//! Owns what is asked of the thread, where it says that it is, and the waiting of either side for
+//! the other. Never knows what the job does: how far that is, and what else passes between the
+//! two, is the job's own part (`S`).
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+use crate::attached::StopError;
+use crate::workers::Wake;
+
+const POISONED: &str = "job control lock poisoned";
+
+/// Where the thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Running,
+    Stopped,
+    Ended,
+}
+
+/// What is asked of the thread, and what it says.
+pub(super) struct Asked<S> {
+    pub(super) stop: bool,
+    pub(super) cancel: bool,
+    pub(super) paused: bool,
+    /// Bytes a second.
+    pub(super) speed: Option<u64>,
+    pub(super) at: At,
+    pub(super) said: S,
+}
+
+/// See the module's description.
+pub(super) struct Control<S> {
+    asked: Mutex<Asked<S>>,
+    changed: Condvar,
+    wake: Arc<dyn Wake>,
+}
+
+impl<S> Control<S> {
+    /// For a thread that runs; `wake` ends its waiting for I/O.
+    pub(super) fn new(wake: Arc<dyn Wake>, speed: Option<u64>, said: S) -> Arc<Control<S>> {
+        let (stop, cancel, paused) = (false, false, false);
+        let asked = Asked { stop, cancel, paused, speed, at: At::Running, said };
+        Arc::new(Control { asked: Mutex::new(asked), changed: Condvar::new(), wake })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Asked<S>> {
+        self.asked.lock().expect(POISONED)
+    }
+
+    /// Asks something of the thread, wherever it waits.
+    pub(super) fn ask(&self, change: impl FnOnce(&mut Asked<S>)) {
+        self.say(change);
+        self.wake.wake();
+    }
+
+    /// The thread says something.
+    pub(super) fn say(&self, change: impl FnOnce(&mut Asked<S>)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until something is asked or said.
+    pub(super) fn wait<'a>(&self, asked: MutexGuard<'a, Asked<S>>) -> MutexGuard<'a, Asked<S>> {
+        self.changed.wait(asked).expect(POISONED)
+    }
+
+    /// Waits until the thread has stopped or ended, at most until `deadline`; where it has not, it
+    /// is not asked to any more.
+    pub(super) fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
+        let mut asked = self.lock();
+        while asked.at == At::Running {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(asked);
+                self.ask(|asked| asked.stop = false);
+                return Err(StopError::Deadline);
+            }
+            asked = self.changed.wait_timeout(asked, left).expect(POISONED).0;
+        }
+        Ok(())
+    }
+
+    /// Lets a thread that was asked to stop go on, with what `change` says where it has stopped.
+    pub(super) fn go(&self, change: impl FnOnce(&mut S)) {
+        self.ask(|asked| {
+            asked.stop = false;
+            if asked.at == At::Stopped {
+                change(&mut asked.said);
+                asked.at = At::Running;
+            }
+        });
+    }
+}
