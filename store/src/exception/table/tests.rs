@@ -171,14 +171,43 @@ fn a_claim_outlives_the_leaf_it_was_made_in() {
     assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
 }
 
+/// Where tables are tried to lie: in memory, and in an arena where there can be one.
+fn memories() -> Vec<Memory> {
+    #[cfg(miri)]
+    let arena = None;
+    #[cfg(not(miri))]
+    let arena = crate::exception::Arena::new(&std::env::temp_dir(), 0).ok();
+    assert!(arena.is_some() || cfg!(miri));
+    std::iter::once(Memory::Heap).chain(arena.map(Memory::Arena)).collect()
+}
+
+/// What is entered a part at a time is what is entered at once, in no more memory.
+#[test]
+fn mappings_are_entered_in_parts() {
+    let count = if cfg!(miri) { 100 } else { 20_000 };
+    let all: Vec<(Chunk, Place)> =
+        scattered(count, 1 << 16).zip(2..).map(|(chunk, to)| (Chunk(chunk), place(to))).collect();
+    for memory in memories() {
+        let mut whole = ExceptionTable::new_in(1 << 16, &memory);
+        whole.fill(all.iter().copied());
+        let mut parts = ExceptionTable::new_in(1 << 16, &memory);
+        let mut counts = parts.counts();
+        all.iter().for_each(|(chunk, _)| counts.add(*chunk));
+        all.chunks(777).for_each(|part| parts.enter(&counts, part.iter().copied()));
+        assert_eq!(found(&parts), found(&whole));
+        assert_eq!(parts.memory(), whole.memory());
+    }
+}
+
 /// Threads that race in one region, from its first chunk until it is an array: each chunk is moved
 /// once, and what was published stays.
 #[test]
 fn threads_that_grow_a_region_lose_nothing() {
     const THREADS: u64 = 3;
     let count = if cfg!(miri) { 60 } else { 4096 };
-    for _ in 0..if cfg!(miri) { 1 } else { 20 } {
-        let table = ExceptionTable::new(4096);
+    let tries = if cfg!(miri) { 1 } else { 20 };
+    for memory in memories().into_iter().flat_map(|memory| vec![memory; tries]) {
+        let table = ExceptionTable::new_in(4096, &memory);
         let moved = |thread: u64| {
             let mut own = 0;
             for chunk in scattered(4096, 4096).take(count) {
@@ -288,18 +317,20 @@ proptest! {
 
     #[test]
     fn the_table_says_what_a_map_would(steps in steps()) {
-        let table = ExceptionTable::new(TRIED);
-        let mut map = BTreeMap::new();
-        for step in steps {
-            carry_out(step, &table, &mut map);
-            prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
+        for memory in memories() {
+            let table = ExceptionTable::new_in(TRIED, &memory);
+            let mut map = BTreeMap::new();
+            for &step in &steps {
+                carry_out(step, &table, &mut map);
+                prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
+            }
+            for chunk in 0..TRIED {
+                let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+                prop_assert_eq!(table.get(Chunk(chunk)), mapped);
+            }
+            let mut again = ExceptionTable::new_in(TRIED, &memory);
+            again.fill(map.iter().map(|(&chunk, &at)| (Chunk(chunk), place(at))));
+            prop_assert_eq!(found(&again), Vec::from_iter(map));
         }
-        for chunk in 0..TRIED {
-            let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
-            prop_assert_eq!(table.get(Chunk(chunk)), mapped);
-        }
-        let mut again = ExceptionTable::new(TRIED);
-        again.fill(map.iter().map(|(&chunk, &at)| (Chunk(chunk), place(at))));
-        prop_assert_eq!(found(&again), Vec::from_iter(map));
     }
 }
