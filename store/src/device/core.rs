@@ -18,6 +18,7 @@ use super::origins::Origins;
 use super::state::StateFile;
 use crate::attached::AttachedWorker;
 use crate::cow::store::{StoreEvent, StoreObserver};
+use crate::exception::Memory;
 use crate::io::Files;
 use crate::lines::TableLine;
 use crate::table::Table;
@@ -67,6 +68,8 @@ pub struct DevicesConfig {
     pub state: Option<PathBuf>,
     /// Whether an origin that changed since is accepted, and a base may be written.
     pub force: bool,
+    /// Where the exceptions of tables lie.
+    pub memory: Memory,
     /// Who is told of events.
     pub events: EventSink,
     /// Who flushes.
