@@ -1,7 +1,6 @@
 //! A store with a million exceptions: how long it takes to open, and how much memory it takes.
 //!
-//! Owns the making of such a store by hand: a header, and areas of entries with sparse data between
-//! them (ARCHITECTURE.md's format, chunks of 4 KiB).
+//! Owns the spread of the exceptions, and what is compared.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,14 +16,10 @@ use super::super::run::Found;
 use super::super::template::refused;
 use super::super::{Contender, Ground, Row, Run, Unit};
 use super::Probe;
+use crate::handmade::{self, CHUNK, PER_AREA};
 use crate::rng::Rng;
 use crate::server::ServerCommand;
 
-const CHUNK: u64 = 4096;
-/// Entries of 16 bytes in an area of one chunk.
-const PER_AREA: u64 = CHUNK / 16;
-/// The kernel's magic word, "SnAp".
-const MAGIC: u32 = 0x7041_6e53;
 /// Chunks of the disk for each exception, where they are scattered.
 const SPARSE: u64 = 64;
 
@@ -109,36 +104,10 @@ fn make(ground: &Ground, spread: Spread, count: u64) -> Result<(PathBuf, PathBuf
     }
     let write = || {
         File::create(&origin)?.set_len(chunks * CHUNK)?;
-        write_store(&store, &old)
+        handmade::write(&store, &old)
     };
     write().map_err(BenchError::at("make a store by hand"))?;
     Ok((origin, store))
-}
-
-fn write_store(path: &Path, old: &[u64]) -> io::Result<()> {
-    let file = File::create(path)?;
-    let mut header = Vec::new();
-    for word in [MAGIC, 1, 1, (CHUNK / 512) as u32] {
-        header.extend(word.to_le_bytes());
-    }
-    file.write_all_at(&header, 0)?;
-    for (area, entries) in old.chunks(PER_AREA as usize).enumerate() {
-        let at = area_chunk(area as u64);
-        let mut bytes = Vec::with_capacity(CHUNK as usize);
-        for (entry, old) in entries.iter().enumerate() {
-            bytes.extend(old.to_le_bytes());
-            bytes.extend((at + 1 + entry as u64).to_le_bytes());
-        }
-        file.write_all_at(&bytes, at * CHUNK)?;
-    }
-    // Room for the next area, so that the last one may be full.
-    let areas = old.len() as u64 / PER_AREA + 2;
-    file.set_len(area_chunk(areas) * CHUNK)
-}
-
-/// The chunk of the store that an area lies in: behind the header, and the data of those before.
-fn area_chunk(area: u64) -> u64 {
-    1 + area * (1 + PER_AREA)
 }
 
 /// How long it takes until the store is in use, and by how many bytes the process grows.
@@ -184,7 +153,7 @@ fn read_twice(store: &Path, count: u64) -> io::Result<Duration> {
     let start = Instant::now();
     for _ in 0..2 {
         for n in 0..count.div_ceil(PER_AREA) {
-            file.read_exact_at(&mut area, area_chunk(n) * CHUNK)?;
+            file.read_exact_at(&mut area, handmade::area_offset(n))?;
         }
     }
     Ok(start.elapsed())
