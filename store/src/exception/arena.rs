@@ -136,6 +136,11 @@ impl Arena {
         self.shared.mapping.grown()
     }
 
+    /// Bytes of it that are, or were, given out.
+    pub fn used_bytes(&self) -> u64 {
+        (self.shared.used() - 1) * BLOCK
+    }
+
     /// Whoever holds this uses `bytes` of the bound for something else.
     pub fn set_aside(&self, bytes: u64) -> Aside<'_> {
         let blocks = bytes.div_ceil(BLOCK) as usize;

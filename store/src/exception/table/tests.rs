@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::exception::Layer;
+use crate::exception::{Arena, Layer};
 use crate::units::StoreChunk;
 
 fn place(chunk: u64) -> Place {
@@ -175,9 +175,12 @@ fn a_claim_outlives_the_leaf_it_was_made_in() {
 fn memories() -> Vec<Memory> {
     #[cfg(miri)]
     let arena = None;
+    // One for all, so that tables get what others left behind.
     #[cfg(not(miri))]
-    let arena = crate::exception::Arena::new(&std::env::temp_dir(), 0).ok();
-    assert!(arena.is_some() || cfg!(miri));
+    let arena = {
+        static ARENA: std::sync::OnceLock<std::sync::Arc<Arena>> = std::sync::OnceLock::new();
+        Some(ARENA.get_or_init(|| Arena::new(&std::env::temp_dir(), Arena::LEAST).unwrap()).clone())
+    };
     std::iter::once(Memory::Heap).chain(arena.map(Memory::Arena)).collect()
 }
 
@@ -197,6 +200,45 @@ fn mappings_are_entered_in_parts() {
         assert_eq!(found(&parts), found(&whole));
         assert_eq!(parts.memory(), whole.memory());
     }
+}
+
+/// A table that is several times as large as what may be in memory of it, under threads that look
+/// and move: it says what one in memory would, and what is let go of is as it was.
+#[cfg(not(miri))] // which has no files to map
+#[test]
+fn a_table_larger_than_its_bound_loses_nothing() {
+    const CHUNKS: u64 = 1 << 20;
+    const THREADS: u64 = 3;
+    const BOUND: u64 = 1 << 20;
+    let arena = Arena::new(&std::env::temp_dir(), BOUND).unwrap();
+    let mut table = ExceptionTable::new_in(CHUNKS, &Memory::Arena(arena.clone()));
+    let first: Vec<u64> = scattered(CHUNKS / 4, CHUNKS).collect();
+    table.fill(first.iter().map(|&chunk| (Chunk(chunk), place(chunk + 1))));
+    let most = std::sync::atomic::AtomicU64::new(0);
+    let work = |thread: u64| {
+        let others = scattered(CHUNKS / 2, CHUNKS).skip(first.len()).step_by(20);
+        for (n, chunk) in (0..).zip(others).filter(|(n, _)| n % THREADS == thread) {
+            moved(&table, chunk, chunk + 1);
+            let known = first[n as usize * 13 % first.len()];
+            assert_eq!(table.get(Chunk(known)), Entry::Mapped(place(known + 1)));
+            most.fetch_max(arena.resident(), Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..THREADS).for_each(|thread| drop(scope.spawn(move || work(thread))));
+    });
+    let most = most.into_inner();
+    assert!(most <= BOUND + THREADS * (64 << 10), "{most} bytes were in memory");
+    assert!(arena.file_bytes() > 3 * BOUND, "{} bytes: it fits", arena.file_bytes());
+    let all = found(&table);
+    assert_eq!(all.len(), first.len() + first.len().div_ceil(20));
+    assert!(all.iter().all(|&(chunk, at)| at == chunk + 1));
+    let used = arena.used_bytes();
+    drop(table);
+    let mut again = ExceptionTable::new_in(CHUNKS, &Memory::Arena(arena.clone()));
+    again.fill(first.iter().map(|&chunk| (Chunk(chunk), place(chunk + 2))));
+    assert_eq!(found(&again).len(), first.len());
+    assert_eq!(arena.used_bytes(), used, "it takes what another table left behind");
 }
 
 /// Threads that race in one region, from its first chunk until it is an array: each chunk is moved
