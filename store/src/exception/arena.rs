@@ -275,7 +275,7 @@ impl Arena {
 
 /// The head of a stack that was `before` and begins at `offset` now.
 fn tagged(before: u64, offset: u64) -> u64 {
-    ((before >> OFFSET_BITS) + 1) << OFFSET_BITS | offset / 8
+    (((before >> OFFSET_BITS) + 1) << OFFSET_BITS) | (offset / 8)
 }
 
 impl Shared {
@@ -379,4 +379,4 @@ impl std::fmt::Debug for Arena {
 }
 
 #[cfg(all(test, not(any(miri, feature = "shuttle"))))]
-mod tests;
+pub(super) mod tests;

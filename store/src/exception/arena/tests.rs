@@ -13,8 +13,8 @@ fn word(arena: &Arena, address: usize, n: u64) -> &AtomicU64 {
     arena.word(arena.shared.mapping.offset(address).unwrap() + n * 8)
 }
 
-/// Bytes of files that this process has in memory within the arena, as the system counts.
-fn in_memory(arena: &Arena) -> u64 {
+/// Bytes of the arena that this process has in memory, as the system counts.
+pub(in crate::exception) fn in_memory(arena: &Arena) -> u64 {
     let start = format!("{:x}-", arena.shared.mapping.address(0));
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));

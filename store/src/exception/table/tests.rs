@@ -231,6 +231,8 @@ fn a_table_larger_than_its_bound_loses_nothing() {
     assert!(most <= BOUND + THREADS * (64 << 10), "{most} bytes were in memory");
     assert!(arena.file_bytes() > 3 * BOUND, "{} bytes: it fits", arena.file_bytes());
     let all = found(&table);
+    let bytes = crate::exception::arena::tests::in_memory(&arena);
+    assert!(bytes <= BOUND + (64 << 10), "{bytes} bytes are in memory after a look at all of it");
     assert_eq!(all.len(), first.len() + first.len().div_ceil(20));
     assert!(all.iter().all(|&(chunk, at)| at == chunk + 1));
     let used = arena.used_bytes();
