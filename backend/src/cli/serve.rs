@@ -127,7 +127,7 @@ pub enum Socket {
 fn table_memory(text: &str) -> Result<u64, String> {
     let bytes = size::parse(text)?;
     if bytes < Arena::LEAST {
-        return Err(format!("{text} is too little for exception tables; give 1M or more"));
+        return Err(format!("{text} is too little for exception tables; give 8M or more"));
     }
     Ok(bytes)
 }

@@ -24,6 +24,8 @@ const ROOM_BELOW: u64 = 1 << 20;
 
 /// Bytes in memory for each exception that is about to be entered: itself, and sorted.
 const BYTES_ENTERED: u64 = 32;
+/// Exceptions that are entered at once: more make nothing quicker.
+const LARGEST_PART: u64 = 2 << 20;
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug)]
@@ -172,9 +174,10 @@ pub(super) fn load(
         table.fill(opened.entries.iter().map(|&entry| mapping(entry)));
         return Ok(());
     };
-    // A part, and the same sorted, take a quarter of what tables may have.
-    let _aside = arena.set_aside(arena.bound() / 4);
-    let part_len = (arena.bound() / 4 / BYTES_ENTERED) as usize;
+    // A part, and the same sorted, take the place of half of what tables may have in memory.
+    let part_len = (arena.bound() / 2 / BYTES_ENTERED).min(opened.count()).min(LARGEST_PART);
+    let _aside = arena.set_aside(part_len * BYTES_ENTERED);
+    let part_len = part_len as usize;
     let mut counts = table.counts();
     open::each_entry(&*disk.info, opened, |_, (old, _)| {
         counts.add(old);

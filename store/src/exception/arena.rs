@@ -93,8 +93,8 @@ pub struct Aside<'a> {
 }
 
 impl Arena {
-    /// The smallest bound, in bytes.
-    pub const LEAST: u64 = 1 << 20;
+    /// The smallest bound that makes sense, in bytes: twice what is let go of at once.
+    pub const LEAST: u64 = 8 << 20;
 
     /// An arena in a file in `dir`, of which no more than `bound` bytes are in memory.
     ///
@@ -104,7 +104,7 @@ impl Arena {
         let shared = Arc::new(Shared {
             mapping: Mapping::new(dir, RESERVED)?,
             clock: Clock::new((RESERVED / BLOCK) as usize),
-            bound: (bound.max(Self::LEAST) / BLOCK) as usize,
+            bound: (bound / BLOCK).max(1) as usize,
             aside: AtomicUsize::new(0),
             used: AtomicU64::new(1),
             sizes: Default::default(),
@@ -180,14 +180,14 @@ impl Arena {
     #[inline]
     fn touch_offset(&self, offset: u64) {
         let block = (offset / BLOCK) as usize;
-        if !self.shared.clock.is_hot(block) {
-            self.warm(block);
+        if !self.shared.clock.counts(block) {
+            self.count(block);
         }
     }
 
     #[cold]
-    fn warm(&self, block: usize) {
-        if !self.shared.clock.warm(block) {
+    fn count(&self, block: usize) {
+        if !self.shared.clock.count(block) {
             return;
         }
         let (limit, resident) = (self.shared.limit(), self.shared.clock.resident());

@@ -1,36 +1,30 @@
 //! Which blocks of an arena may be in memory, and which are let go of next.
 //!
-//! Owns a byte a block, the number of those that are in memory, and the hand that goes over them.
+//! Owns a bit a block, the number of those that are in memory, and the hand that goes over them.
 //! Never knows what lies in a block, nor how one is let go of. Keeps I12 for the table: a block
-//! counts from before the first look at it until after it was let go of.
+//! counts from before the first look at it until it is let go of.
 //!
 //! The kernel maps up to 64 KiB around an address that is read, aligned to that (its
 //! `fault_around_bytes`), if the file's pages are at hand. That is a [`BLOCK`](super::BLOCK): whoever
 //! looks into one says so before, which is a load where it was said since the hand came by. So what
 //! is in memory is known without asking the system; and nothing has to look at it from time to time.
 //!
-//! The hand gives a block that was used since it last came by a second chance (the *clock* of
-//! operating systems). A look that began before a block was let go of may bring a block back that
-//! does not count: one a thread at most, until it is used again or the hand comes by, which lets go
-//! of what is said to be gone, too.
+//! The hand lets go of 64 neighbours at once: to take pages out of a process interrupts each of its
+//! threads that runs, so that a second chance for the blocks that are in use would cost more than it
+//! saves. A look that began before a block was let go of may bring that back uncounted: one a
+//! thread, until it or a neighbour is used again and the hand comes by.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
-/// Not in memory.
-const GONE: u8 = 0;
-/// In memory; not used since the hand came by.
-const COLD: u8 = 1;
-/// In memory, and used.
-const HOT: u8 = 2;
-
-/// Blocks that the hand goes over in one step.
-const STEP: usize = 16;
+/// Blocks that the hand lets go of at once.
+const STEP: usize = u64::BITS as usize;
 
 /// See the module's description. Counts are blocks. Nothing is ordered by what is here: it says how
 /// much there is, not what it says.
 pub(super) struct Clock {
-    blocks: Box<[AtomicU8]>,
+    /// A bit each.
+    blocks: Box<[AtomicU64]>,
     /// Passes below zero where a block is used and let go of at once by two.
     resident: AtomicI64,
     hand: AtomicUsize,
@@ -38,7 +32,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new(blocks: usize) -> Clock {
-        let blocks = (0..blocks).map(|_| AtomicU8::new(GONE)).collect();
+        let blocks = (0..blocks.div_ceil(STEP)).map(|_| AtomicU64::new(0)).collect();
         Clock { blocks, resident: AtomicI64::new(0), hand: AtomicUsize::new(0) }
     }
 
@@ -47,59 +41,38 @@ impl Clock {
         self.resident.load(Ordering::Relaxed).max(0) as usize
     }
 
-    /// Whether it is known that `block` is in use.
+    /// Whether `block` counts.
     #[inline]
-    pub(super) fn is_hot(&self, block: usize) -> bool {
-        self.blocks[block].load(Ordering::Relaxed) == HOT
+    pub(super) fn counts(&self, block: usize) -> bool {
+        self.blocks[block / STEP].load(Ordering::Relaxed) & (1 << (block % STEP)) != 0
     }
 
-    /// `block` is about to be used. True where it was not in memory before.
-    pub(super) fn warm(&self, block: usize) -> bool {
-        let was_gone = self.blocks[block].swap(HOT, Ordering::Relaxed) == GONE;
-        if was_gone {
+    /// `block` is about to be used. True where it did not count before.
+    pub(super) fn count(&self, block: usize) -> bool {
+        let bit = 1 << (block % STEP);
+        let is_new = self.blocks[block / STEP].fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        if is_new {
             self.resident.fetch_add(1, Ordering::Relaxed);
         }
-        was_gone
+        is_new
     }
 
     /// Lets go of blocks by `let_go` until no more than `target` of the first `used` are in memory;
-    /// or gives up after the third time round, where they come back as quickly.
+    /// or gives up after once round, where they come back as quickly.
     pub(super) fn sweep(&self, target: usize, used: usize, let_go: impl Fn(Range<usize>)) {
         let steps = used.div_ceil(STEP);
-        for _ in 0..3 * steps {
+        for _ in 0..steps {
             if self.resident() <= target {
                 return;
             }
-            let at = self.hand.fetch_add(1, Ordering::Relaxed) % steps * STEP;
-            self.step(at..(at + STEP).min(used), &let_go);
-        }
-    }
-
-    fn step(&self, blocks: Range<usize>, let_go: &impl Fn(Range<usize>)) {
-        let mut start = blocks.start;
-        for block in blocks.clone() {
-            let cools = self.change(block, HOT, COLD);
-            if cools {
-                self.drop_run(start..block, let_go);
-                start = block + 1;
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) % steps;
+            let gone = self.blocks[at].swap(0, Ordering::Relaxed).count_ones();
+            if gone != 0 {
+                // Who uses one meanwhile counts it, which is one too many where it goes after that.
+                self.resident.fetch_sub(gone.into(), Ordering::Relaxed);
+                let_go(at * STEP..(at * STEP + STEP).min(used));
             }
         }
-        self.drop_run(start..blocks.end, let_go);
-    }
-
-    fn drop_run(&self, run: Range<usize>, let_go: &impl Fn(Range<usize>)) {
-        if run.is_empty() {
-            return;
-        }
-        let_go(run.clone());
-        // Those that were used meanwhile are hot, and stay counted.
-        let gone = run.filter(|&block| self.change(block, COLD, GONE)).count();
-        self.resident.fetch_sub(gone as i64, Ordering::Relaxed);
-    }
-
-    fn change(&self, block: usize, from: u8, to: u8) -> bool {
-        let relaxed = Ordering::Relaxed;
-        self.blocks[block].compare_exchange(from, to, relaxed, relaxed).is_ok()
     }
 }
 
@@ -117,36 +90,33 @@ mod tests {
 
     #[test]
     fn a_block_counts_once_from_its_first_use_until_it_is_let_go_of() {
-        let clock = Clock::new(64);
-        assert!(clock.warm(5) && !clock.warm(5) && clock.warm(40));
-        assert!(clock.is_hot(5) && !clock.is_hot(6));
+        let clock = Clock::new(200);
+        assert!(clock.count(5) && !clock.count(5) && clock.count(140));
+        assert!(clock.counts(5) && !clock.counts(6) && !clock.counts(69));
         assert_eq!(clock.resident(), 2);
-        let gone = swept(&clock, 0, 64);
-        assert!(gone.contains(&5) && gone.contains(&40));
+        let gone = swept(&clock, 0, 150);
+        assert_eq!(gone, (0..64).chain(128..150).collect::<Vec<_>>(), "none of those between");
         assert_eq!(clock.resident(), 0);
-        assert!(clock.warm(5), "it is gone");
+        assert!(clock.count(5), "it is gone");
     }
 
     #[test]
-    fn what_is_used_stays_and_what_is_not_goes() {
+    fn the_hand_goes_on_where_it_stopped() {
         let clock = Clock::new(4 * STEP);
-        (0..4 * STEP).for_each(|block| assert!(clock.warm(block)));
-        assert_eq!(swept(&clock, 3 * STEP, 4 * STEP).len(), STEP, "after once round");
-        // The hand stands behind the first step; all others are cold now.
-        for block in (0..4 * STEP).step_by(2) {
-            clock.warm(block);
-        }
-        let gone = swept(&clock, 3 * STEP, 4 * STEP);
-        assert!(gone.iter().all(|block| block % 2 == 1), "{gone:?}");
+        (0..4 * STEP).for_each(|block| assert!(clock.count(block)));
+        assert_eq!(swept(&clock, 3 * STEP, 4 * STEP), (0..STEP).collect::<Vec<_>>());
+        assert!(clock.count(3));
+        assert_eq!(swept(&clock, 2 * STEP + 1, 4 * STEP), (STEP..2 * STEP).collect::<Vec<_>>());
+        assert_eq!(swept(&clock, 4 * STEP, 4 * STEP), [0; 0], "few enough");
     }
 
     #[test]
     fn blocks_that_are_always_used_do_not_hold_a_sweep_up() {
         let clock = Clock::new(2 * STEP);
-        (0..2 * STEP).for_each(|block| assert!(clock.warm(block)));
-        // As other threads would, between the hand's look and its letting go.
+        (0..2 * STEP).for_each(|block| assert!(clock.count(block)));
+        // As other threads would.
         let uses = |block| {
-            clock.warm(block);
+            clock.count(block);
         };
         clock.sweep(0, 2 * STEP, |run| run.for_each(uses));
         assert_eq!(clock.resident(), 2 * STEP, "all of them count");

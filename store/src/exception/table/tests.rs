@@ -179,7 +179,7 @@ fn memories() -> Vec<Memory> {
     #[cfg(not(miri))]
     let arena = {
         static ARENA: std::sync::OnceLock<std::sync::Arc<Arena>> = std::sync::OnceLock::new();
-        Some(ARENA.get_or_init(|| Arena::new(&std::env::temp_dir(), Arena::LEAST).unwrap()).clone())
+        Some(ARENA.get_or_init(|| Arena::new(&std::env::temp_dir(), 1 << 20).unwrap()).clone())
     };
     std::iter::once(Memory::Heap).chain(arena.map(Memory::Arena)).collect()
 }
