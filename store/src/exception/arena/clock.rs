@@ -25,7 +25,7 @@ const STEP: usize = u64::BITS as usize;
 pub(super) struct Clock {
     /// A bit each.
     blocks: Box<[AtomicU64]>,
-    /// Passes below zero where a block is used and let go of at once by two.
+    /// Never below zero for long: who counts a block says so in its bit first.
     resident: AtomicI64,
     hand: AtomicUsize,
 }
@@ -68,9 +68,10 @@ impl Clock {
             let at = self.hand.fetch_add(1, Ordering::Relaxed) % steps;
             let gone = self.blocks[at].swap(0, Ordering::Relaxed).count_ones();
             if gone != 0 {
-                // Who uses one meanwhile counts it, which is one too many where it goes after that.
-                self.resident.fetch_sub(gone.into(), Ordering::Relaxed);
                 let_go(at * STEP..(at * STEP + STEP).min(used));
+                // Not before they are gone. Who used one meanwhile has counted it again, which is
+                // one too many where it went after that.
+                self.resident.fetch_sub(gone.into(), Ordering::Relaxed);
             }
         }
     }

@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
 
 use super::*;
 
-const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 fn arena(bound: u64) -> Arc<Arena> {
@@ -15,11 +15,14 @@ fn word(arena: &Arena, address: usize, n: u64) -> &AtomicU64 {
 
 /// Bytes of the arena that this process has in memory, as the system counts.
 pub(in crate::exception) fn in_memory(arena: &Arena) -> u64 {
-    let start = format!("{:x}-", arena.shared.mapping.address(0));
-    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
-    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).expect("it is mapped");
-    rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * KIB
+    const PRESENT: u8 = 0x80;
+    let page = rustix::param::page_size() as u64;
+    let map = std::fs::File::open("/proc/self/pagemap").unwrap();
+    // A word of 8 bytes a page, the highest bit in the last of them (the kernel's pagemap.rst).
+    let mut words = vec![0; (arena.file_bytes() / page * 8) as usize];
+    let first = arena.shared.mapping.address(0) as u64 / page;
+    map.read_exact_at(&mut words, first * 8).unwrap();
+    words.chunks(8).filter(|word| word[7] & PRESENT != 0).count() as u64 * page
 }
 
 #[test]
