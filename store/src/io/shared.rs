@@ -58,6 +58,10 @@ impl SharedWords {
     pub fn open(path: &Path) -> io::Result<SharedWords> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let words = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX) / WORD;
+        if words == 0 {
+            // As one is that was being made when its process was killed.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         // A file that somebody made sparse would fail at a store, not here.
         reserve(&file, (words * WORD) as u64)?;
         SharedWords::map(&file, words)
