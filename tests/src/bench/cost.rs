@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -167,14 +167,26 @@ impl SyscallCounter {
 
     /// Says something to perf, and waits until it has done so.
     fn command(&mut self, command: &str) -> io::Result<()> {
-        const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+        const PATIENCE: Duration = Duration::from_secs(5);
+        // Its end is no event among its answers: both ends of those are open here.
+        const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         self.control.write_all(command.as_bytes())?;
-        let mut fds = [PollFd::from_borrowed_fd(self.answers.as_fd(), PollFlags::IN)];
-        if poll(&mut fds, Some(&PATIENCE))? == 0 {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "perf does not answer"));
+        let begin = Instant::now();
+        loop {
+            let mut fds = [PollFd::from_borrowed_fd(self.answers.as_fd(), PollFlags::IN)];
+            if poll(&mut fds, Some(&LOOK))? != 0 {
+                let mut answer = [0; 16];
+                return io::Read::read(&mut self.answers, &mut answer).map(drop);
+            }
+            if let Some(status) = self.perf.try_wait()? {
+                return Err(io::Error::other(format!(
+                    "perf ended with {status}: it may not count"
+                )));
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "perf does not answer"));
+            }
         }
-        let mut answer = [0; 16];
-        io::Read::read(&mut self.answers, &mut answer).map(drop)
     }
 }
 
