@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::commit::{CommitEnd, CommitHandle, CommitProgress, CommitSource};
+pub use self::commit::{CommitEnd, CommitHandle, CommitProgress, CommitSource, commit};
 pub use self::files::FileExecutor;
 pub use self::merge::{MergeEnd, MergeHandle};
 use crate::engine::{Engine, EngineConfig};

@@ -3,7 +3,8 @@
 //! Owns the fit between the threads that copy and merge and the monitor's job: progress, pause,
 //! cancel, when it is ready, and which change of tables is due when. Never knows how a chunk is
 //! copied. A job whose top is the served device is ready when the layers below have gone, and ends
-//! by `job-complete`: the device's own store is merged then, as in a rollback.
+//! by `job-complete`: the device's own store is merged then, as in a rollback, or goes into a
+//! layer, step by step.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -11,13 +12,16 @@ use std::time::Duration;
 
 use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
 use snapblk_store::attached::AttachedWorker;
-use snapblk_store::background::{CommitEnd, CommitHandle, FileExecutor, MergeEnd, MergeHandle};
+use snapblk_store::background::{
+    CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle,
+};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::BlockCommit;
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{CommitJob, CommitWork, User};
+use snapblk_store::device::{CommitJob, CommitWork, Pivot, PivotStep, User};
 use snapblk_store::engine::{EngineConfig, MergeState};
+use snapblk_store::table::Table;
 
 use super::Server;
 use super::commands::told;
@@ -45,7 +49,7 @@ impl Server {
             ..CommitJob::default()
         };
         let work = self.devices.begin_commit(&id, &job).map_err(told)?;
-        self.run_commit(&id, job, Some(work)).map(|()| Answer::DONE)
+        self.run_commit(&id, job, Begin::Work(work)).map(|()| Answer::DONE)
     }
 
     /// Starts again the commits that ran when the process ended. One that cannot be is given up:
@@ -53,9 +57,9 @@ impl Server {
     pub(super) fn resume_commits(self: &Arc<Self>) {
         for (id, job) in self.devices.commit_jobs() {
             let work = if job.pivoted {
-                self.devices.resume_pivot(&id).map(|()| None)
+                self.devices.resume_pivot(&id).map(Begin::Pivoted)
             } else {
-                self.devices.begin_commit(&id, &job).map(Some)
+                self.devices.begin_commit(&id, &job).map(Begin::Work)
             };
             let started = work.map_err(told).and_then(|work| self.run_commit(&id, job, work));
             if let Err(error) = started {
@@ -71,13 +75,12 @@ impl Server {
         }
     }
 
-    /// Runs the commit `job`, which the devices know: `work` first, or what is left of one that
-    /// merges already.
+    /// Runs the commit `job`, which the devices know, from where it begins.
     fn run_commit(
         self: &Arc<Self>,
         id: &str,
         job: CommitJob,
-        work: Option<CommitWork>,
+        begin: Begin,
     ) -> Result<(), CommandError> {
         let spec = JobSpec {
             id: id.into(),
@@ -87,7 +90,10 @@ impl Server {
             auto_dismiss: job.auto_dismiss,
         };
         let (say, said) = channel();
-        let activates = work.as_ref().is_none_or(|work| work.activates);
+        let activates = match &begin {
+            Begin::Work(work) => work.activates,
+            Begin::Pivoted(_) => true,
+        };
         let commit = Arc::new(Commit {
             server: Arc::downgrade(self),
             id: id.into(),
@@ -99,15 +105,20 @@ impl Server {
         let driver = commit.clone();
         let handle = self.jobs.create(spec, |_| driver)?;
         handle.start();
-        let begun = match work {
-            Some(CommitWork { copy: Some((source, table)), .. }) => {
-                commit.copy(self, (source, table))
+        let begun = match begin {
+            Begin::Work(CommitWork { copy: Some((source, table)), .. }) => {
+                commit.copy(self, (source, table), commit.speed(), Stage::Copying)
             }
-            Some(CommitWork { copy: None, .. }) => {
+            Begin::Work(CommitWork { copy: None, .. }) => {
                 commit.send(Said::Copied(CommitEnd::Finished));
                 Ok(())
             }
-            None => commit.merge(self),
+            Begin::Pivoted(Pivot::Merges) => commit.merge(self),
+            Begin::Pivoted(Pivot::Steps) => {
+                commit.now().stage = Stage::Following(None);
+                commit.send(Said::Pivoted(Pivot::Steps));
+                Ok(())
+            }
         };
         let watched = handle.clone();
         let begun = begun.and_then(|()| {
@@ -127,11 +138,19 @@ fn cannot_start(error: &std::io::Error) -> String {
     format!("the commit cannot start: {error}")
 }
 
+/// Where a job begins.
+enum Begin {
+    /// With this.
+    Work(CommitWork),
+    /// The user had ended it before a restart.
+    Pivoted(Pivot),
+}
+
 /// What happens to a job, for the thread that watches it.
 enum Said {
     Copied(CommitEnd),
-    /// The user wants it to end, and the device merges already.
-    Pivoted,
+    /// The user wants it to end.
+    Pivoted(Pivot),
     /// It was cancelled while nothing was at work.
     Cancelled,
     Merged(MergeEnd),
@@ -144,6 +163,8 @@ enum Stage {
     Copying(CommitHandle),
     Ready,
     Merging(Option<MergeHandle>),
+    /// The device's own store goes into a layer, step by step.
+    Following(Option<CommitHandle>),
 }
 
 struct Now {
@@ -182,11 +203,13 @@ impl Commit {
         Some(self.job.speed).filter(|speed| *speed != 0)
     }
 
-    /// Begins to copy the layers that go.
+    /// Begins to copy layers that go.
     fn copy(
         &self,
         server: &Server,
-        what: (snapblk_store::background::CommitSource, Arc<snapblk_store::table::Table>),
+        what: (CommitSource, Arc<Table>),
+        speed: Option<u64>,
+        stage: impl FnOnce(CommitHandle) -> Stage,
     ) -> Result<(), String> {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
         let executor = FileExecutor::copying(files, CONFIG.scratch, server.options, COPIES)
@@ -195,9 +218,15 @@ impl Commit {
         let on_end = move |end| {
             let _ = say.send(Said::Copied(end));
         };
-        let copy = CommitHandle::start(workers, executor, CONFIG, what, self.speed(), on_end)
+        let copy = CommitHandle::start(workers, executor, CONFIG, what, speed, on_end)
             .map_err(|error| cannot_start(&error))?;
-        self.now().stage = Stage::Copying(copy.clone());
+        {
+            let mut now = self.now();
+            if now.paused {
+                copy.pause();
+            }
+            now.stage = stage(copy.clone());
+        }
         self.attach(server, Arc::new(copy))
     }
 
@@ -221,6 +250,24 @@ impl Commit {
             now.stage = Stage::Merging(Some(merge.clone()));
         }
         self.attach(server, Arc::new(merge))
+    }
+
+    /// Goes on with a job whose device's own store goes into a layer: how it did, if it is over.
+    fn follow(&self, server: &Server) -> Option<Outcome> {
+        let step = server.devices.pivot_step(&self.id).map_err(|error| error.to_string());
+        let begun = step.and_then(|step| match step {
+            PivotStep::Done => Ok(true),
+            PivotStep::Copy { source, table, again } => {
+                // What the guest wrote meanwhile is caught up with as fast as that goes.
+                let speed = self.speed().filter(|_| !again);
+                let stage = |copy| Stage::Following(Some(copy));
+                self.copy(server, (source, table), speed, stage).map(|()| false)
+            }
+        });
+        match begun {
+            Ok(done) => done.then_some(Outcome::Completed),
+            Err(error) => Some(Outcome::Failed(error)),
+        }
     }
 
     fn attach(&self, server: &Server, worker: Arc<dyn AttachedWorker>) -> Result<(), String> {
@@ -248,7 +295,8 @@ impl Commit {
                     server.devices.detach(&self.job.device, &self.user());
                     self.copied(&server, &end, handle)
                 }
-                Said::Pivoted => self.merge(&server).err().map(Outcome::Failed),
+                Said::Pivoted(Pivot::Merges) => self.merge(&server).err().map(Outcome::Failed),
+                Said::Pivoted(Pivot::Steps) => self.follow(&server),
                 Said::Cancelled => Some(Outcome::Cancelled),
                 Said::Merged(end) => {
                     server.devices.detach(&self.job.device, &self.user());
@@ -275,14 +323,16 @@ impl Commit {
             CommitEnd::Cancelled => return Some(Outcome::Cancelled),
             failed => return Some(Outcome::Failed(failed.to_string())),
         }
-        let before = {
+        let follows = {
             let mut now = self.now();
-            let copied = match &now.stage {
-                Stage::Copying(copy) => copy.progress().total,
-                _ => 0,
+            let (copied, follows) = match &now.stage {
+                Stage::Copying(copy) => (copy.progress().total, false),
+                Stage::Following(Some(copy)) => (copy.progress().total, true),
+                _ => (0, false),
             };
-            now.stage = Stage::Resting;
-            copied
+            now.before += copied;
+            now.stage = if follows { Stage::Following(None) } else { Stage::Resting };
+            follows
         };
         if !self.activates {
             return Some(Outcome::Completed);
@@ -290,11 +340,10 @@ impl Commit {
         if let Err(error) = server.devices.drop_layers(&self.id) {
             return Some(Outcome::Failed(error.to_string()));
         }
-        {
-            let mut now = self.now();
-            now.stage = Stage::Ready;
-            now.before = before;
+        if follows {
+            return self.follow(server);
         }
+        self.now().stage = Stage::Ready;
         self.tell(handle);
         None
     }
@@ -304,9 +353,9 @@ impl Commit {
         let now = self.now();
         match &now.stage {
             Stage::Resting => {}
-            Stage::Copying(copy) => {
+            Stage::Copying(copy) | Stage::Following(Some(copy)) => {
                 let progress = copy.progress();
-                handle.progress(progress.done, progress.total);
+                handle.progress(now.before + progress.done, now.before + progress.total);
                 if progress.paused {
                     handle.paused();
                 }
@@ -314,7 +363,7 @@ impl Commit {
             // Again and again: one that is paused is ready when it has been resumed.
             Stage::Ready if now.paused => handle.paused(),
             Stage::Ready => handle.ready(),
-            Stage::Merging(None) => {}
+            Stage::Merging(None) | Stage::Following(None) => {}
             Stage::Merging(Some(merge)) => {
                 let progress = merge.progress();
                 let (done, total) = (progress.done, progress.total);
@@ -335,9 +384,9 @@ impl JobDriver for Commit {
         let mut now = self.now();
         now.paused = true;
         match &now.stage {
-            Stage::Copying(copy) => copy.pause(),
+            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.pause(),
             Stage::Merging(Some(merge)) => merge.pause(),
-            Stage::Resting | Stage::Ready | Stage::Merging(None) => {}
+            Stage::Resting | Stage::Ready | Stage::Merging(None) | Stage::Following(None) => {}
         }
     }
 
@@ -345,9 +394,9 @@ impl JobDriver for Commit {
         let mut now = self.now();
         now.paused = false;
         match &now.stage {
-            Stage::Copying(copy) => copy.resume(),
+            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.resume(),
             Stage::Merging(Some(merge)) => merge.resume(),
-            Stage::Resting | Stage::Ready | Stage::Merging(None) => {}
+            Stage::Resting | Stage::Ready | Stage::Merging(None) | Stage::Following(None) => {}
         }
     }
 
@@ -359,10 +408,9 @@ impl JobDriver for Commit {
                 now.stage = Stage::Resting;
                 self.send(Said::Cancelled);
             }
-            Stage::Merging(_) => {
+            Stage::Merging(_) | Stage::Following(_) => {
                 return Err(format!(
-                    "the job '{}' was completed: '{}' is its base already, and what is left is \
-                     merged into it",
+                    "the job '{}' was completed, and what is left of '{}' goes into its base",
                     self.id, self.job.device
                 ));
             }
@@ -383,15 +431,21 @@ impl JobDriver for Commit {
             return Err(format!("the job '{}' completes already", self.id));
         }
         let Some(server) = self.server.upgrade() else { return Ok(()) };
-        server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
-        now.stage = Stage::Merging(None);
-        self.send(Said::Pivoted);
+        let pivot = server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
+        now.stage = match pivot {
+            Pivot::Merges => Stage::Merging(None),
+            Pivot::Steps => Stage::Following(None),
+        };
+        self.send(Said::Pivoted(pivot));
         Ok(())
     }
 
     fn finalize(&self) -> Result<(), String> {
         let Some(server) = self.server.upgrade() else { return Ok(()) };
-        let ended = if self.activates {
+        let follows = matches!(self.now().stage, Stage::Following(_));
+        let ended = if follows {
+            server.devices.forget_commit(&self.id)
+        } else if self.activates {
             server.devices.end_pivot(&self.id)
         } else {
             server.devices.drop_layers(&self.id).map(|_| ())

@@ -183,19 +183,8 @@ impl CommitHandle {
         let control = Control::new(executor.waker(), speed, CommitProgress::default());
         let handle = CommitHandle(control.clone());
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
-            let free = (0..executor.copies() as u32).rev().map(Token).collect();
-            let mut host = Host::new(workers, executor, config);
-            host.bind(Some(table));
-            let pace = Pace::new();
-            let pieces = Vec::new();
-            let mut job =
-                Job { host, control, source, at: 0, free, flying: 0, allowed: None, pace, pieces };
-            let end = job.run();
-            if !matches!(end, CommitEnd::Wait(_)) {
-                job.host.bind(None);
-            }
-            let control = job.control.clone();
-            drop(job);
+            let host = Host::new(workers, executor, config);
+            let end = Job::of(host, control.clone(), source).write_to(table);
             control.say(|asked| asked.at = At::Ended);
             on_end(end);
         })?;
@@ -221,6 +210,17 @@ impl CommitHandle {
     pub fn cancel(&self) {
         self.0.ask(|asked| asked.cancel = true);
     }
+}
+
+/// Writes what `source` holds to `table` on the calling thread, as fast as that goes.
+pub fn commit<E: CopyExecutor>(
+    workers: Arc<Workers>,
+    executor: E,
+    config: EngineConfig,
+    (source, table): (CommitSource, Arc<Table>),
+) -> CommitEnd {
+    let control = Control::new(executor.waker(), None, CommitProgress::default());
+    Job::of(Host::new(workers, executor, config), control, source).write_to(table)
 }
 
 impl AttachedWorker for CommitHandle {
@@ -262,6 +262,22 @@ struct Orders {
 }
 
 impl<E: CopyExecutor> Job<E> {
+    fn of(host: Host<E>, control: Arc<Control<CommitProgress>>, source: CommitSource) -> Job<E> {
+        let free = (0..host.executor.copies() as u32).rev().map(Token).collect();
+        let (pace, pieces) = (Pace::new(), Vec::new());
+        Job { host, control, source, at: 0, free, flying: 0, allowed: None, pace, pieces }
+    }
+
+    /// Writes all of it to `table`, and lets go of that.
+    fn write_to(mut self, table: Arc<Table>) -> CommitEnd {
+        self.host.bind(Some(table));
+        let end = self.run();
+        if !matches!(end, CommitEnd::Wait(_)) {
+            self.host.bind(None);
+        }
+        end
+    }
+
     fn run(&mut self) -> CommitEnd {
         self.control.lock().said.total = self.source.total();
         let mut failed = None;

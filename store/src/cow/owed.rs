@@ -194,6 +194,16 @@ impl Owed {
     }
 }
 
+/// Removes the file of the store at `store`, if there is one, and what it owes with it.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_store(store: &Path) -> io::Result<()> {
+    let Ok(identity) = Identity::of_path(store) else { return Ok(()) };
+    let _ = std::fs::remove_file(path_of(store, identity, false));
+    std::fs::remove_file(store)
+}
+
 fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
     if block_device {
         let name = format!("snapblk-{:x}-{:x}.owed", identity.dev, identity.ino);

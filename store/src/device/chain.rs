@@ -86,6 +86,12 @@ impl Cut {
 }
 
 impl Inner {
+    /// Whether `layer` is a layer below the device that `job` is about.
+    pub(super) fn is_below(&self, job: &CommitJob, layer: &str) -> bool {
+        let chain = self.chain(&job.device);
+        chain.is_ok_and(|chain| chain.overlays[1..].iter().any(|overlay| overlay == layer))
+    }
+
     fn chain(&self, device: &str) -> Result<Chain, DeviceError> {
         let mut overlays = Vec::new();
         let mut at = device.to_owned();
@@ -145,13 +151,6 @@ impl Inner {
             )));
         }
         let activates = top == 0;
-        if let (true, CommitBase::Layer(name)) = (activates, &base) {
-            return Err(DeviceError::refused(format!(
-                "the active layer of '{device}' can be committed into what lies below all layers, \
-                 not into the layer '{name}'; put a new overlay on top with \
-                 'blockdev-snapshot-sync' and commit what is below it then"
-            )));
-        }
         let first = top.max(1);
         let layer = |at: usize| Layer((overlays.len() - at) as u16);
         Ok(Cut {

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+mod layer;
+mod pivot;
+
 use super::build::{Active, Plan, Snap};
 use super::chain::{CommitBase, Cut};
 use super::core::{Devices, Inner, Loaded};
@@ -21,10 +24,12 @@ use super::verbs::with_uppers;
 use crate::background::CommitSource;
 use crate::cow::StoreState;
 use crate::exception::{ExceptionTable, Layer};
-use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::lines::{Param, TableLine, TargetSpec};
 use crate::table::Table;
 use crate::target::{Extent, ExtentPlace};
 use crate::units::Sector;
+pub use layer::PivotStep;
+pub use pivot::Pivot;
 
 /// What is to be done before the tables change.
 #[derive(Debug)]
@@ -48,6 +53,22 @@ pub(super) struct Commit {
     files: Vec<FileOf>,
     /// The base as it is written; keeps its files open, and locked.
     writer: Option<Active>,
+    /// How often the served device's own store was put below an overlay to be copied.
+    steps: u32,
+}
+
+impl Commit {
+    /// Of the chain of `device`, which holds nothing else.
+    fn of(device: &str) -> Commit {
+        Commit {
+            device: device.into(),
+            chain: vec![device.into()],
+            held: Vec::new(),
+            files: Vec::new(),
+            writer: None,
+            steps: 0,
+        }
+    }
 }
 
 fn by_job(id: &str) -> String {
@@ -119,35 +140,10 @@ impl Devices {
     pub fn begin_commit(&self, id: &str, job: &CommitJob) -> Result<CommitWork, DeviceError> {
         let inner = &mut *self.lock();
         let cut = inner.cut(job)?;
-        let accepted = inner.state.commits.contains_key(id);
-        let mut commit = Commit {
-            device: job.device.clone(),
-            chain: cut.chain(),
-            held: cut.held(),
-            files: Vec::new(),
-            writer: None,
-        };
-        self.refuse_cut(inner, &cut)?;
-        let snap = whole(inner, &job.device)?;
-        if !matches!(cut.base, CommitBase::Layer(_)) {
-            let media = snap.origin.media();
-            commit.files = media.map(|medium| self.identity(medium.file)).collect();
-            refuse_holes(&snap, &job.device)?;
-            if !accepted {
-                self.refuse_unasked(inner, &snap)?;
-            }
-        }
-        self.refuse_users(inner, &commit)?;
+        let (mut commit, snap) = self.hold(inner, id, job, &cut)?;
         let writer = self.writer(inner, &job.device, &cut)?;
-        let copy = match cut.go.first() {
-            Some(top) => {
-                let top_snap = whole(inner, top)?;
-                let source = Plan::new(self, inner).own_table(top, &top_snap)?;
-                let source = CommitSource { exceptions: source.exceptions(), above: cut.layers.0 };
-                Some((source, writer.table.clone()))
-            }
-            None => None,
-        };
+        let source = self.source(inner, &cut)?;
+        let copy = source.map(|source| (source, writer.table.clone()));
         let paths = |file| Some(self.files.get(file)?.path.clone());
         let origin = snap.origin.media().filter_map(|medium| paths(medium.file));
         let writes = if commit.files.is_empty() { Vec::new() } else { origin.collect() };
@@ -164,6 +160,39 @@ impl Devices {
             return Err(error);
         }
         Ok(CommitWork { copy, activates: cut.activates })
+    }
+
+    /// What the commit `job` is to hold, if nothing is in its way, and the served device's store.
+    fn hold(
+        &self,
+        inner: &Inner,
+        id: &str,
+        job: &CommitJob,
+        cut: &Cut,
+    ) -> Result<(Commit, Snap), DeviceError> {
+        let accepted = inner.state.commits.contains_key(id);
+        let (chain, held) = (cut.chain(), cut.held());
+        let mut commit = Commit { chain, held, ..Commit::of(&job.device) };
+        self.refuse_cut(inner, cut)?;
+        let snap = whole(inner, &job.device)?;
+        if !matches!(cut.base, CommitBase::Layer(_)) {
+            let media = snap.origin.media();
+            commit.files = media.map(|medium| self.identity(medium.file)).collect();
+            refuse_holes(&snap, &job.device)?;
+            if !accepted {
+                self.refuse_unasked(inner, &snap)?;
+            }
+        }
+        self.refuse_users(inner, &commit)?;
+        Ok((commit, snap))
+    }
+
+    /// What is copied of the layers that go, if any do.
+    fn source(&self, inner: &mut Inner, cut: &Cut) -> Result<Option<CommitSource>, DeviceError> {
+        let Some(top) = cut.go.first() else { return Ok(None) };
+        let snap = whole(inner, top)?;
+        let source = Plan::new(self, inner).own_table(top, &snap)?;
+        Ok(Some(CommitSource { exceptions: source.exceptions(), above: cut.layers.0 }))
     }
 
     /// The base as it is written.
@@ -203,12 +232,19 @@ impl Devices {
                 )));
             }
         }
-        if let CommitBase::Layer(name) = &cut.base
-            && whole(inner, name)?.live.store.state() != StoreState::Valid
-        {
+        let CommitBase::Layer(name) = &cut.base else { return Ok(()) };
+        if whole(inner, name)?.live.store.state() != StoreState::Valid {
             return Err(DeviceError::refused(format!(
                 "the store of '{name}' cannot be written: it is full, or a commit to it failed; \
                  open it again with a table that is loaded and resumed"
+            )));
+        }
+        let (served, base) = (&cut.stay[0], inner.active(name)?.table.size());
+        let len = inner.active(served)?.table.size();
+        if cut.activates && len != base {
+            return Err(DeviceError::refused(format!(
+                "'{served}' has {len} sectors and '{name}' has {base}, so the one cannot become \
+                 the other; commit it into what lies below all layers"
             )));
         }
         Ok(())
@@ -361,120 +397,6 @@ impl Devices {
         })
     }
 
-    /// The user ends the job `id`, whose device's own store is all that is left: the device takes
-    /// a `snapshot-merge` table over the base. The merge is run by whoever has an executor;
-    /// [`Devices::end_pivot`] is due when it has finished.
-    ///
-    /// # Errors
-    /// Everything is as it was then.
-    pub fn pivot(&self, id: &str) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let (job, mut commit) = taken(inner, id)?;
-        let pivoted = CommitJob { pivoted: true, ..job.clone() };
-        inner.state.commits.insert(id.into(), pivoted);
-        let changed = self.merge_into_base(inner, &job);
-        if changed.is_ok() {
-            commit.writer = None;
-        } else {
-            inner.state.commits.insert(id.into(), job);
-        }
-        inner.commits.insert(id.into(), commit);
-        changed
-    }
-
-    fn merge_into_base(&self, inner: &mut Inner, job: &CommitJob) -> Result<(), DeviceError> {
-        let cut = inner.cut(job)?;
-        if !cut.go.is_empty() {
-            return Err(DeviceError::refused(format!(
-                "'{}' has layers that are not committed yet",
-                job.device
-            )));
-        }
-        self.refuse_cut(inner, &cut)?;
-        let active = inner.active(&job.device)?;
-        let (loaded, snap) = (active.loaded(), whole(inner, &job.device)?);
-        if !self.config.flusher.flush(&active.table) {
-            return Err(DeviceError::FlushFailed(job.device.clone()));
-        }
-        let TargetSpec::Snapshot(spec) = &loaded.lines[0].target else {
-            return Err(DeviceError::refused(format!("'{}' is not an overlay", job.device)));
-        };
-        let len = loaded.lines[0].len;
-        let merge = TargetSpec::Merge(SnapshotSpec { origin: cut.base.param(), ..spec.clone() });
-        let lines = vec![TableLine { start: Sector(0), len, target: merge }];
-        let below = match cut.base.device() {
-            Some(name) => Some((name, inner.active(name)?.lines.clone())),
-            None => None,
-        };
-        let mut plan = Plan::new(self, inner);
-        if let Some((name, lines)) = below {
-            plan.set(name, &Loaded::of(lines, false), &[])?;
-        }
-        plan.set(&job.device, &Loaded::of(lines, loaded.read_only), &[snap])?;
-        plan.follow()?;
-        self.apply(plan, |_| ())
-    }
-
-    /// Holds again what the job `id` holds whose device merges into its base, after a restart.
-    ///
-    /// # Errors
-    /// Where the device does not merge.
-    pub fn resume_pivot(&self, id: &str) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let Some(job) = inner.state.commits.get(id).cloned() else { return Ok(()) };
-        let base = merge_base(inner, &job.device)?;
-        let active = inner.active(&job.device)?;
-        let media = active.snaps.values().flat_map(|snap| snap.origin.media());
-        let files = media.map(|medium| self.identity(medium.file)).collect();
-        let held: Vec<String> = base.device().map(str::to_owned).into_iter().collect();
-        let chain = [job.device.clone()].into_iter().chain(held.clone()).collect();
-        let commit = Commit { device: job.device, chain, held, files, writer: None };
-        inner.commits.insert(id.into(), commit);
-        Ok(())
-    }
-
-    /// The merge of the job `id` has finished: its device is what the base was.
-    ///
-    /// # Errors
-    /// The merged table stays then; it serves the same content.
-    pub fn end_pivot(&self, id: &str) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let (job, commit) = taken(inner, id)?;
-        inner.state.commits.remove(id);
-        let ended = self.become_base(inner, &job.device);
-        if ended.is_err() {
-            inner.state.commits.insert(id.into(), job);
-            inner.commits.insert(id.into(), commit);
-        }
-        ended
-    }
-
-    fn become_base(&self, inner: &mut Inner, device: &str) -> Result<(), DeviceError> {
-        let base = merge_base(inner, device)?;
-        let active = inner.active(device)?;
-        let (len, read_only) = (active.table.size(), active.read_only);
-        let below = base.device().map(|name| inner.active(name)).transpose()?;
-        // One that is longer stays below: the guest's disk keeps its size.
-        let same = below.filter(|below| below.table.size() == len);
-        let lines = match same {
-            Some(below) => below.lines.clone(),
-            None => linear(len, base),
-        };
-        let gone = same.is_some().then(|| merge_base(inner, device)).transpose()?;
-        let gone = gone.and_then(|base| base.device().map(str::to_owned));
-        let mut plan = Plan::new(self, inner);
-        if let Some(name) = &gone {
-            plan.next.insert(name.clone(), None);
-        }
-        plan.set(device, &Loaded::of(lines, read_only), &[])?;
-        plan.follow()?;
-        self.apply(plan, |inner| {
-            if let Some(name) = &gone {
-                inner.devices.remove(name);
-            }
-        })
-    }
-
     /// The job `id` is over without being finished: it is not started again, and what it held is
     /// free. The chain serves what it served.
     ///
@@ -482,6 +404,7 @@ impl Devices {
     /// Where that cannot be kept.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
+        inner.remove_overlays(id);
         inner.commits.remove(id);
         inner.state.commits.remove(id);
         self.keep(inner)
@@ -512,14 +435,6 @@ fn refuse_holes(snap: &Snap, device: &str) -> Result<(), DeviceError> {
     Err(DeviceError::refused(format!(
         "what lies below the layers of '{device}' is not all in files, so it cannot take them"
     )))
-}
-
-/// What the device merges into.
-fn merge_base(inner: &Inner, device: &str) -> Result<Param, DeviceError> {
-    match &inner.active(device)?.lines[..] {
-        [TableLine { target: TargetSpec::Merge(spec), .. }] => Ok(spec.origin.clone()),
-        _ => Err(DeviceError::refused(format!("'{device}' does not merge"))),
-    }
 }
 
 fn linear(len: Sector, dev: Param) -> Vec<TableLine> {

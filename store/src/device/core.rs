@@ -17,6 +17,7 @@ use super::handover::Lost;
 use super::origins::Origins;
 use super::state::StateFile;
 use crate::attached::AttachedWorker;
+use crate::background::{CommitEnd, CommitSource};
 use crate::cow::store::{StoreEvent, StoreObserver};
 use crate::io::Files;
 use crate::lines::TableLine;
@@ -51,10 +52,14 @@ pub enum DeviceEvent {
 /// Who is told of events. Must not block.
 pub type EventSink = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
 
-/// Makes durable what a table's stores and files owe; carried out by whoever has an executor.
+/// Makes durable what a table's stores and files owe, and copies from one to another; carried out
+/// by whoever has an executor.
 pub trait Flusher: Send + Sync {
     /// Flushes everything that `table` maps to. False where something could not be made durable.
     fn flush(&self, table: &Arc<Table>) -> bool;
+
+    /// Writes what `source` holds to `table`, and makes it durable.
+    fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd;
 }
 
 /// How devices behave.
@@ -214,19 +219,33 @@ impl Devices {
         (self.config.events)(event);
     }
 
-    pub(super) fn observer(&self, device: &str) -> Box<dyn StoreObserver> {
-        Box::new(Observer { device: device.into(), events: self.config.events.clone() })
+    pub(super) fn observer(&self, owner: &Owner) -> Box<dyn StoreObserver> {
+        Box::new(Observer { owner: owner.clone(), events: self.config.events.clone() })
+    }
+}
+
+/// The device whose store it is, for those who watch: stores move.
+#[derive(Clone, Debug)]
+pub(super) struct Owner(Arc<Mutex<String>>);
+
+impl Owner {
+    pub(super) fn new(device: &str) -> Owner {
+        Owner(Arc::new(Mutex::new(device.into())))
+    }
+
+    pub(super) fn becomes(&self, device: &str) {
+        *self.0.lock().expect(POISONED) = device.into();
     }
 }
 
 struct Observer {
-    device: String,
+    owner: Owner,
     events: EventSink,
 }
 
 impl StoreObserver for Observer {
     fn store_event(&self, name: &str, event: StoreEvent) {
-        let (device, store) = (self.device.clone(), name.into());
+        let (device, store) = (self.owner.0.lock().expect(POISONED).clone(), name.into());
         (self.events)(DeviceEvent::Store { device, store, event });
     }
 }

@@ -317,9 +317,10 @@ pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
         && (merges || store.merge_mark() == MergeMark::None)
 }
 
-/// What a table makes of stores that were another's before. Nothing is in flight.
-pub(super) fn settle(active: &Active) {
+/// What the table of `name` makes of stores that were another's before. Nothing is in flight.
+pub(super) fn settle(name: &str, active: &Active) {
     for (line, snap) in &active.snaps {
+        snap.live.owner.becomes(name);
         let store = &snap.live.store;
         if let Some(spec) = active.lines[*line].target.snapshot() {
             store.set_persistence(spec.persistence);

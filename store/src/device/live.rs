@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::core::Owner;
 use super::disks::{Disk, Disks};
 use super::error::DeviceError;
 use super::state::StateFile;
@@ -37,6 +38,7 @@ pub(super) struct LiveFor {
 pub(super) struct Live {
     pub(super) store: Arc<Store>,
     pub(super) disk: Arc<Disk>,
+    pub(super) owner: Owner,
     owed: Option<Owed>,
 }
 
@@ -48,7 +50,7 @@ impl Live {
         spec: &SnapshotSpec,
         LiveFor { len, guest_disk, replaces }: LiveFor,
         state: &StateFile,
-        observer: Box<dyn StoreObserver>,
+        (owner, observer): (Owner, Box<dyn StoreObserver>),
     ) -> Result<(Live, OpenStore), DeviceError> {
         let path = spec.cow.path().ok_or_else(|| {
             DeviceError::refused(format!(
@@ -100,7 +102,7 @@ impl Live {
             tail: tail_of(&opened),
             observer,
         }));
-        Ok((Live { store, disk, owed }, opened))
+        Ok((Live { store, disk, owner, owed }, opened))
     }
 
     /// Looks at the file's length again: a store that grew has room again, and what waits for that

@@ -28,7 +28,7 @@ mod tests;
 mod verbs;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
-pub use commit::CommitWork;
+pub use commit::{CommitWork, Pivot, PivotStep};
 pub use error::DeviceError;
 pub use files::{make_empty, make_overlay_store};
 pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};

@@ -87,7 +87,16 @@ impl Devices {
         if actions.is_empty() {
             return Ok(());
         }
-        let inner = &mut *self.lock();
+        self.take_moment_of(&mut self.lock(), actions, still)
+    }
+
+    /// The same, in the middle of another verb.
+    pub(super) fn take_moment_of(
+        &self,
+        inner: &mut Inner,
+        actions: &[MomentAction],
+        still: &dyn Fn() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
         let mut made = MadeStores::default();
         // The plan, and with it the stores that were opened, is gone when the files go.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;

@@ -179,7 +179,7 @@ pub struct CommitJob {
     /// The layer that takes the data; the lowest where missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// The device's own store is being merged into the base: it has a `snapshot-merge` table.
+    /// The user has ended it: the device's own store goes into the base, too.
     #[serde(default)]
     pub pivoted: bool,
     /// Bytes a second at most; 0 for no limit.
@@ -192,6 +192,9 @@ pub struct CommitJob {
     /// begins.
     #[serde(default)]
     pub writes: Vec<PathBuf>,
+    /// The stores of overlays that it put on top, to be removed when they have left the chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlays: Vec<PathBuf>,
 }
 
 /// What the program's arguments made of a device.

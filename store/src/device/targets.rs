@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::build::{Active, Plan, Snap};
-use super::core::{Inner, Loaded};
+use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
 use super::handover::Lost;
@@ -344,9 +344,10 @@ impl Plan<'_> {
         spec: &SnapshotSpec,
         how: LiveFor,
     ) -> Result<(Live, OpenStore), DeviceError> {
-        let observer = self.devices.observer(name);
+        let owner = Owner::new(name);
+        let observer = self.devices.observer(&owner);
         let Inner { disks, state, .. } = &mut *self.inner;
-        Live::open(disks, spec, how, state, observer)
+        Live::open(disks, spec, how, state, (owner, observer))
     }
 
     pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {

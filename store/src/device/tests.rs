@@ -14,7 +14,7 @@ use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
 use super::state::CommitJob;
-use crate::background::{CommitEnd, CommitHandle, FileExecutor};
+use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor};
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
 use crate::exception::Entry;
@@ -39,6 +39,10 @@ struct Switch {
 impl Flusher for Switch {
     fn flush(&self, table: &Arc<Table>) -> bool {
         !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
+    }
+
+    fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd {
+        self.flusher.copy(source, table)
     }
 }
 

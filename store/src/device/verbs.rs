@@ -391,7 +391,7 @@ impl Devices {
         }
         let mut old = Vec::new();
         for (name, active) in next {
-            active.iter().for_each(settle);
+            active.iter().for_each(|active| settle(&name, active));
             let device = inner.devices.entry(name).or_default();
             old.push(std::mem::replace(&mut device.active, active));
         }
@@ -409,7 +409,7 @@ impl Devices {
     }
 
     /// Stops the workers of `names`; on an error they all go on.
-    fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
+    pub(super) fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
         self.stop_workers(&serving(inner, names)).inspect_err(|_| go(inner, names))
     }
 

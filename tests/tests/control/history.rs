@@ -126,7 +126,12 @@ impl History {
 
     /// What the disk holds when all is written.
     pub(crate) fn last_content(&self) -> Vec<u8> {
-        let mut all = stamped(0, self.sectors, FIRST);
+        self.last_content_over(&stamped(0, self.sectors, FIRST))
+    }
+
+    /// The same, of a disk that began as `image`.
+    pub(crate) fn last_content_over(&self, image: &[u8]) -> Vec<u8> {
+        let mut all = image.to_vec();
         for (number, write) in self.writes.iter().enumerate() {
             let bytes = stamped(write.first, write.sectors, number as u32 + FIRST + 1);
             let at = write.first as usize * SECTOR;

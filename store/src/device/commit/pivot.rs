@@ -1,0 +1,173 @@
+//! The end of a commit whose top is the served device, where its base lies below all layers: the
+//! device's own store is merged into the base, and the device becomes what the base was.
+//!
+//! Owns the two changes of tables: to `snapshot-merge`, and to the base's. Never merges: that is
+//! done as in a rollback, beside these changes.
+
+use super::{Commit, linear, taken, whole};
+use crate::device::build::Plan;
+use crate::device::core::{Devices, Inner, Loaded};
+use crate::device::error::DeviceError;
+use crate::device::state::CommitJob;
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::units::Sector;
+
+/// How the served device's own store goes into the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pivot {
+    /// The device has a `snapshot-merge` table now: [`Devices::end_pivot`] is due when that has
+    /// been merged.
+    Merges,
+    /// [`Devices::pivot_step`] says what is next, until that is nothing.
+    Steps,
+}
+
+impl Devices {
+    /// The user ends the job `id`, whose device's own store is all that is left. Where the base
+    /// lies below all layers the device takes a `snapshot-merge` table over it; the merge is run
+    /// by whoever has an executor.
+    ///
+    /// # Errors
+    /// Everything is as it was then.
+    pub fn pivot(&self, id: &str) -> Result<Pivot, DeviceError> {
+        let inner = &mut *self.lock();
+        let (job, mut commit) = taken(inner, id)?;
+        let pivoted = CommitJob { pivoted: true, ..job.clone() };
+        inner.state.commits.insert(id.into(), pivoted);
+        let into_layer = job.base.as_ref().is_some_and(|base| inner.is_below(&job, base));
+        let changed = if into_layer {
+            self.keep(inner).map(|()| Pivot::Steps)
+        } else {
+            self.merge_into_base(inner, &job).map(|()| {
+                commit.writer = None;
+                Pivot::Merges
+            })
+        };
+        if changed.is_err() {
+            inner.state.commits.insert(id.into(), job);
+        }
+        inner.commits.insert(id.into(), commit);
+        changed
+    }
+
+    fn merge_into_base(&self, inner: &mut Inner, job: &CommitJob) -> Result<(), DeviceError> {
+        let cut = inner.cut(job)?;
+        if !cut.go.is_empty() {
+            return Err(DeviceError::refused(format!(
+                "'{}' has layers that are not committed yet",
+                job.device
+            )));
+        }
+        self.refuse_cut(inner, &cut)?;
+        let active = inner.active(&job.device)?;
+        let (loaded, snap) = (active.loaded(), whole(inner, &job.device)?);
+        if !self.config.flusher.flush(&active.table) {
+            return Err(DeviceError::FlushFailed(job.device.clone()));
+        }
+        let TargetSpec::Snapshot(spec) = &loaded.lines[0].target else {
+            return Err(DeviceError::refused(format!("'{}' is not an overlay", job.device)));
+        };
+        let len = loaded.lines[0].len;
+        let merge = TargetSpec::Merge(SnapshotSpec { origin: cut.base.param(), ..spec.clone() });
+        let lines = vec![TableLine { start: Sector(0), len, target: merge }];
+        let below = match cut.base.device() {
+            Some(name) => Some((name, inner.active(name)?.lines.clone())),
+            None => None,
+        };
+        let mut plan = Plan::new(self, inner);
+        if let Some((name, lines)) = below {
+            plan.set(name, &Loaded::of(lines, false), &[])?;
+        }
+        plan.set(&job.device, &Loaded::of(lines, loaded.read_only), &[snap])?;
+        plan.follow()?;
+        self.apply(plan, |_| ())
+    }
+
+    /// Holds again, after a restart, what the job `id` holds, which the user has ended.
+    ///
+    /// # Errors
+    /// Where that is used by others.
+    pub fn resume_pivot(&self, id: &str) -> Result<Pivot, DeviceError> {
+        let inner = &mut *self.lock();
+        let Some(job) = inner.state.commits.get(id).cloned() else {
+            return Err(DeviceError::refused(format!("there is no commit '{id}'")));
+        };
+        if merge_base(inner, &job.device).is_ok() {
+            self.hold_merge(inner, id, &job)?;
+            return Ok(Pivot::Merges);
+        }
+        let commit = match &job.base {
+            Some(base) if inner.is_below(&job, base) => {
+                let cut = inner.cut(&job)?;
+                let mut commit = self.hold(inner, id, &job, &cut)?.0;
+                commit.writer = Some(self.writer(inner, &job.device, &cut)?);
+                commit
+            }
+            _ => Commit::of(&job.device),
+        };
+        inner.commits.insert(id.into(), commit);
+        Ok(Pivot::Steps)
+    }
+
+    fn hold_merge(&self, inner: &mut Inner, id: &str, job: &CommitJob) -> Result<(), DeviceError> {
+        let base = merge_base(inner, &job.device)?;
+        let active = inner.active(&job.device)?;
+        let media = active.snaps.values().flat_map(|snap| snap.origin.media());
+        let files = media.map(|medium| self.identity(medium.file)).collect();
+        let held: Vec<String> = base.device().map(str::to_owned).into_iter().collect();
+        let chain = [job.device.clone()].into_iter().chain(held.clone()).collect();
+        let commit = Commit { chain, held, files, ..Commit::of(&job.device) };
+        inner.commits.insert(id.into(), commit);
+        Ok(())
+    }
+
+    /// The merge of the job `id` has finished: its device is what the base was.
+    ///
+    /// # Errors
+    /// The merged table stays then; it serves the same content.
+    pub fn end_pivot(&self, id: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let (job, commit) = taken(inner, id)?;
+        inner.state.commits.remove(id);
+        let ended = self.become_base(inner, &job.device);
+        if ended.is_err() {
+            inner.state.commits.insert(id.into(), job);
+            inner.commits.insert(id.into(), commit);
+        }
+        ended
+    }
+
+    fn become_base(&self, inner: &mut Inner, device: &str) -> Result<(), DeviceError> {
+        let base = merge_base(inner, device)?;
+        let active = inner.active(device)?;
+        let (len, read_only) = (active.table.size(), active.read_only);
+        let below = base.device().map(|name| inner.active(name)).transpose()?;
+        // One that is longer stays below: the guest's disk keeps its size.
+        let same = below.filter(|below| below.table.size() == len);
+        let lines = match same {
+            Some(below) => below.lines.clone(),
+            None => linear(len, base),
+        };
+        let gone = same.is_some().then(|| merge_base(inner, device)).transpose()?;
+        let gone = gone.and_then(|base| base.device().map(str::to_owned));
+        let mut plan = Plan::new(self, inner);
+        if let Some(name) = &gone {
+            plan.next.insert(name.clone(), None);
+        }
+        plan.set(device, &Loaded::of(lines, read_only), &[])?;
+        plan.follow()?;
+        self.apply(plan, |inner| {
+            if let Some(name) = &gone {
+                inner.devices.remove(name);
+            }
+        })
+    }
+}
+
+/// What the device merges into.
+fn merge_base(inner: &Inner, device: &str) -> Result<Param, DeviceError> {
+    match &inner.active(device)?.lines[..] {
+        [TableLine { target: TargetSpec::Merge(spec), .. }] => Ok(spec.origin.clone()),
+        _ => Err(DeviceError::refused(format!("'{device}' does not merge"))),
+    }
+}
