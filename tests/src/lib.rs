@@ -10,6 +10,7 @@ pub mod client;
 pub mod disk;
 pub mod disklog;
 pub mod guest;
+pub mod handmade;
 pub mod kernel;
 pub mod powercut;
 pub mod rng;

@@ -9,6 +9,9 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 
+use snapblk_store::exception::Arena;
+
+use crate::cli::ctl::size;
 pub use crate::server::OnFull;
 
 mod file;
@@ -26,6 +29,10 @@ pub struct Serve {
     pub config: Option<PathBuf>,
     /// Where the monitor listens.
     pub monitor: Option<PathBuf>,
+    /// Bytes of exception tables that may be in memory; none for all of them.
+    pub table_memory: Option<u64>,
+    /// Where the others are; none for beside the state file.
+    pub table_dir: Option<PathBuf>,
     /// The disks named on the command line, in order; none only with a configuration file or a
     /// monitor to make them.
     pub disks: Vec<Disk>,
@@ -117,6 +124,14 @@ pub enum Socket {
     Fd(i32),
 }
 
+fn table_memory(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    if bytes < Arena::LEAST {
+        return Err(format!("{text} is too little for exception tables; give 8M or more"));
+    }
+    Ok(bytes)
+}
+
 fn on_full(text: &str) -> Result<OnFull, String> {
     text.parse()
 }
@@ -145,6 +160,19 @@ impl Args for Serve {
                 .value_parser(path()),
             )
             .arg(one("monitor", "PATH", "Listen here for the monitor (QMP)").value_parser(path()))
+            .arg(
+                one(
+                    "table-memory",
+                    "SIZE",
+                    "Keep no more of the exception tables in memory (64M, for instance); the rest \
+                     is in a file [default: all of them]",
+                )
+                .value_parser(table_memory),
+            )
+            .arg(
+                one("table-dir", "DIR", "Where that file lies [default: beside the state file]")
+                    .value_parser(path()),
+            )
             .next_help_heading("Disks (each --name opens a group of the options behind it)")
             .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
             .arg(each("table", "LINE|@FILE", "A line of its table, or a file of lines"))
@@ -198,6 +226,8 @@ impl FromArgMatches for Serve {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Serve, Error> {
         let config: Option<PathBuf> = matches.get_one("config").cloned();
         let monitor: Option<PathBuf> = matches.get_one("monitor").cloned();
+        let table_memory: Option<u64> = matches.get_one("table-memory").copied();
+        let table_dir: Option<PathBuf> = matches.get_one("table-dir").cloned();
         let known = config.is_some() || monitor.is_some();
         let groups = groups(matches);
         if groups.is_empty() && !known {
@@ -216,7 +246,10 @@ impl FromArgMatches for Serve {
                 return Err(conflict(format!("two disks are called '{name}'; give them names")));
             }
         }
-        Ok(Serve { config, monitor, disks })
+        if table_dir.is_some() && table_memory.is_none() && config.is_none() {
+            return Err(conflict("--table-dir is given without --table-memory".into()));
+        }
+        Ok(Serve { config, monitor, table_memory, table_dir, disks })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

@@ -26,6 +26,7 @@ use snapblk_store::control::event::{
 };
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::device::{DeviceEvent, Devices, DevicesConfig};
+use snapblk_store::exception::Memory;
 use snapblk_store::flusher::CallerFlusher;
 use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
@@ -72,9 +73,10 @@ pub struct Server {
 
 impl Server {
     /// A server without devices, and where it is heard that the process is to end. `agents` are the
-    /// sockets of guests' agents, by disk.
+    /// sockets of guests' agents, by disk; exceptions lie in `memory`.
     fn new(
         state: Option<PathBuf>,
+        memory: Memory,
         force: bool,
         agents: &BTreeMap<String, PathBuf>,
     ) -> (Arc<Server>, Receiver<End>) {
@@ -89,6 +91,7 @@ impl Server {
             deadline: DEADLINE,
             state,
             force,
+            memory,
             events: Arc::new(move |event| {
                 let _ = happened.lock().expect("events lock poisoned").send(event);
             }),

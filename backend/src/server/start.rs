@@ -12,6 +12,7 @@ use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
 use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
+use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::FileInfo;
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
 use snapblk_store::units::{ChunkSize, Sector};
@@ -74,6 +75,10 @@ pub struct ServeArgs {
     pub disks: Vec<DiskArgs>,
     /// Where the monitor listens.
     pub monitor: Option<PathBuf>,
+    /// Bytes of exception tables that may be in memory; none for all of them.
+    pub table_memory: Option<u64>,
+    /// Where the others are; none for beside the state.
+    pub table_dir: Option<PathBuf>,
     /// Where the state is kept; none for beside the first disk's store.
     pub state: Option<PathBuf>,
     /// Do it although a file's state speaks against it.
@@ -134,7 +139,8 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let state = args.state.clone().or_else(|| default_state(args, &first));
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
     let agents = args.disks.iter().filter_map(agent).collect();
-    let (server, ends) = Server::new(state, args.force, &agents);
+    let memory = memory(args, state.as_deref())?;
+    let (server, ends) = Server::new(state, memory, args.force, &agents);
     start_devices(&server, args, &first)?;
     server.resume_merges().map_err(|error| ServeError::Export { disk: names(&first), error })?;
     server.resume_commits();
@@ -292,6 +298,18 @@ fn length(path: &Path) -> Result<Sector, ServeError> {
         });
     }
     Ok(sectors)
+}
+
+/// Where exception tables lie: in memory, or in a file of which a part is.
+fn memory(args: &ServeArgs, state: Option<&Path>) -> Result<Memory, ServeError> {
+    let Some(bound) = args.table_memory else { return Ok(Memory::Heap) };
+    let beside = state.and_then(Path::parent).map(|dir| match dir.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => dir,
+    });
+    let dir = args.table_dir.as_deref().or(beside).unwrap_or(Path::new("/var/tmp"));
+    let what = format!("cannot keep exception tables in a file in {}", dir.display());
+    Arena::new(dir, bound).map(Memory::Arena).map_err(io(&what))
 }
 
 /// Beside the store of the first disk, or the file it is made of.

@@ -114,7 +114,7 @@ fn append<S: Storage>(
 
 /// The tail behind a store's entries, which must have zeroes behind them.
 pub fn tail_of(store: &OpenStore) -> Tail {
-    let count = store.entries.len() as u64;
+    let count = store.count();
     let in_block = (count % Tail::block_entries(&store.geometry)) as usize;
     let last: Vec<Entry> = store.entries[store.entries.len() - in_block..]
         .iter()

@@ -6,13 +6,30 @@
 //! that could not have been written as one; a header never becomes durable before its empty
 //! area 0 is.
 
+use std::ops::ControlFlow;
+
 use super::error::{Problem, ProblemKind, StoreError, StoreErrorKind};
 use super::layout::{ENTRY_BYTES, Entry, Geometry, HEADER_BYTES, Header, MIN_CHUNKS};
 use crate::io::storage::{SLICE, Storage};
 use crate::units::{Chunk, ChunkSize, DataIndex, SECTOR_SIZE, StoreChunk};
 
+mod sieve;
 #[cfg(test)]
 mod tests;
+
+use sieve::Sieve;
+
+/// How much of a store's list is in memory once it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// All of it, 16 bytes an exception.
+    #[default]
+    All,
+    /// Its newest entries alone, some thousands and an area of them: what a commit goes on behind.
+    /// The others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or
+    /// a bit for each sixteenth chunk of a disk where that is more.
+    Newest,
+}
 
 /// What is expected of a store to be opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,6 +41,8 @@ pub struct OpenOptions {
     pub create: bool,
     /// Length in bytes of the device that the store is for; entries beyond it are refused.
     pub origin_len: Option<u64>,
+    /// How much of its list stays in memory.
+    pub keep: Keep,
 }
 
 /// A store as it lies on disk.
@@ -33,8 +52,11 @@ pub struct OpenStore {
     pub geometry: Geometry,
     /// Whether its header says so; otherwise it is Invalid and has no entries to be used.
     pub valid: bool,
-    /// Its exceptions in the order in which they were committed: the n-th lies at place n.
+    /// Its exceptions in the order in which they were committed: the n-th lies at place n, behind
+    /// those that were left out.
     pub entries: Vec<(Chunk, StoreChunk)>,
+    /// How many older ones are left out of `entries`; see [`Keep`].
+    pub before: u64,
     /// The data index to allocate next: behind the highest in use.
     pub next: DataIndex,
     /// Whether bytes from the end entry to the end of its area are other than zero; they must be
@@ -43,9 +65,20 @@ pub struct OpenStore {
 }
 
 impl OpenStore {
+    /// A valid store of this shape without an exception.
+    pub fn empty(geometry: Geometry) -> OpenStore {
+        let (entries, next) = (Vec::new(), DataIndex(0));
+        OpenStore { geometry, valid: true, entries, before: 0, next, garbage: false }
+    }
+
+    /// How many exceptions it has.
+    pub fn count(&self) -> u64 {
+        self.before + self.entries.len() as u64
+    }
+
     /// The area into which the next entry goes.
     pub fn area(&self) -> u64 {
-        self.entries.len() as u64 / self.geometry.entries_per_area()
+        self.count() / self.geometry.entries_per_area()
     }
 
     /// `allocated/total metadata` of the status line, in sectors.
@@ -70,8 +103,7 @@ pub struct Usage {
     pub metadata: u64,
 }
 
-/// Opens the store in `storage`, checked, and makes durable what it says. What lies in memory for
-/// it afterwards is 16 bytes an exception.
+/// Opens the store in `storage`, checked, and makes durable what it says.
 ///
 /// # Errors
 /// Whatever cannot be read, is no store, or holds an entry that cannot be right.
@@ -94,8 +126,15 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
             header.chunk
         );
     }
-    let store = scan(storage, header).map_err(named)?;
-    if let Some(&problem) = problems(&store, options.origin_len, 1).first() {
+    let (store, problem) = match options.keep {
+        Keep::All => {
+            let store = scan(storage, header, |_| ()).map_err(named)?;
+            let problem = problems(&store, options.origin_len, 1).first().copied();
+            (store, problem)
+        }
+        Keep::Newest => Sieve::open(storage, header, options.origin_len).map_err(named)?,
+    };
+    if let Some(problem) = problem {
         return Err(named(StoreErrorKind::Entry(problem)));
     }
     // What a process wrote before it was killed may lie in the system's cache only. Whoever acts on
@@ -113,7 +152,37 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
 pub fn inspect<S: Storage>(storage: &S) -> Result<OpenStore, StoreError> {
     let named = |kind: StoreErrorKind| kind.of(storage.name());
     let header = read_header(storage).map_err(named)?;
-    scan(storage, header.ok_or(StoreErrorKind::Empty).map_err(named)?).map_err(named)
+    scan(storage, header.ok_or(StoreErrorKind::Empty).map_err(named)?, |_| ()).map_err(named)
+}
+
+/// Calls `visit` for each entry of `store`, which lies in `storage` and was opened, with its place in
+/// the list, from the first on until it breaks.
+///
+/// # Errors
+/// What the system says.
+pub fn each_entry<S: Storage>(
+    storage: &S,
+    store: &OpenStore,
+    mut visit: impl FnMut(u64, (Chunk, StoreChunk)) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let geometry = &store.geometry;
+    let mut slice = vec![0; SLICE.min(geometry.chunk.bytes() as usize)];
+    let mut position = 0;
+    while position < store.count() {
+        let at = geometry.entry_offset(position);
+        let read = storage.read_at(&mut slice, at);
+        read.map_err(|source| {
+            io_error("read its list of exceptions", at)(source).of(storage.name())
+        })?;
+        for bytes in slice.as_chunks::<ENTRY_BYTES>().0 {
+            let entry = Entry::decode(bytes);
+            if position == store.count() || visit(position, (entry.old, entry.new)).is_break() {
+                return Ok(());
+            }
+            position += 1;
+        }
+    }
+    Ok(())
 }
 
 /// The entries of `store` that cannot be right, at most `limit`, in order of their kind.
@@ -130,18 +199,7 @@ pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec
         .entries
         .iter()
         .enumerate()
-        .filter_map(|(at, &(old, new))| {
-            let kind = if new.0 >= geometry.device_chunks {
-                ProblemKind::OutsideStore { new, chunks: geometry.device_chunks }
-            } else if geometry.index_of(new).is_none() {
-                ProblemKind::Metadata { new }
-            } else if let Some(chunks) = origin_chunks.filter(|&chunks| old.0 >= chunks) {
-                ProblemKind::OutsideOrigin { old, chunks }
-            } else {
-                return None;
-            };
-            Some(problem(at, kind))
-        })
+        .filter_map(|(at, &entry)| Some(problem(at, misplaced(geometry, origin_chunks, entry)?)))
         .take(limit)
         .collect();
     let rest = limit - found.len();
@@ -159,6 +217,22 @@ pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec
     found
 }
 
+/// What is wrong with an entry by itself.
+fn misplaced(
+    geometry: &Geometry,
+    origin_chunks: Option<u64>,
+    (old, new): (Chunk, StoreChunk),
+) -> Option<ProblemKind> {
+    if new.0 >= geometry.device_chunks {
+        Some(ProblemKind::OutsideStore { new, chunks: geometry.device_chunks })
+    } else if geometry.index_of(new).is_none() {
+        Some(ProblemKind::Metadata { new })
+    } else {
+        let chunks = origin_chunks.filter(|&chunks| old.0 >= chunks)?;
+        Some(ProblemKind::OutsideOrigin { old, chunks })
+    }
+}
+
 /// Makes an empty, valid store: the header's chunk and area 0 are zeroed and made durable before
 /// the header is, so that no old bytes ever come to life (scenario 34).
 ///
@@ -174,7 +248,7 @@ pub fn create<S: Storage>(storage: &S, geometry: Geometry) -> Result<OpenStore, 
     zeroes(storage, 0, MIN_CHUNKS * chunk).map_err(named)?;
     flush(storage).map_err(named)?;
     write_header(storage, &Header { valid: true, chunk: geometry.chunk }).map_err(named)?;
-    Ok(OpenStore { geometry, valid: true, entries: Vec::new(), next: DataIndex(0), garbage: false })
+    Ok(OpenStore::empty(geometry))
 }
 
 /// Zeroes, durably, what lies behind the end of `store`'s list in the current area.
@@ -182,7 +256,7 @@ pub fn create<S: Storage>(storage: &S, geometry: Geometry) -> Result<OpenStore, 
 /// # Errors
 /// What the system says.
 pub fn zero_garbage<S: Storage>(storage: &S, store: &mut OpenStore) -> Result<(), StoreError> {
-    let start = store.geometry.entry_offset(store.entries.len() as u64);
+    let start = store.geometry.entry_offset(store.count());
     let end = store.geometry.area_end(store.area());
     let named = |kind: StoreErrorKind| kind.of(storage.name());
     zeroes(storage, start, end - start).map_err(named)?;
@@ -209,13 +283,13 @@ pub fn remove_newest<S: Storage>(
         return Ok(());
     }
     let per_area = store.geometry.entries_per_area();
-    let (start, last) = (store.entries.len() - count, store.entries.len() - 1);
-    assert_eq!(start as u64 / per_area, last as u64 / per_area, "one area at a time");
+    let (start, last) = (store.count() - count as u64, store.count() - 1);
+    assert_eq!(start / per_area, last / per_area, "one area at a time");
     let named = |kind: StoreErrorKind| kind.of(storage.name());
-    let offset = store.geometry.entry_offset(start as u64);
+    let offset = store.geometry.entry_offset(start);
     zeroes(storage, offset, (count * ENTRY_BYTES) as u64).map_err(named)?;
     flush(storage).map_err(named)?;
-    store.entries.truncate(start);
+    store.entries.truncate(store.entries.len() - count);
     store.next = next(&store.geometry, &store.entries);
     Ok(())
 }
@@ -238,32 +312,33 @@ fn read_header<S: Storage>(storage: &S) -> Result<Option<Header>, StoreErrorKind
     Header::decode(&bytes).map_err(StoreErrorKind::Header)
 }
 
-/// Reads the areas from the first to the one with the end entry.
-fn scan<S: Storage>(storage: &S, header: Header) -> Result<OpenStore, StoreErrorKind> {
+/// Reads the areas from the first to the one with the end entry. Calls `read` after each, which may
+/// leave entries out by then.
+fn scan<S: Storage>(
+    storage: &S,
+    header: Header,
+    mut read: impl FnMut(&mut OpenStore),
+) -> Result<OpenStore, StoreErrorKind> {
     let len = length(storage)?;
     let geometry = Geometry::of_len(header.chunk, len);
     if geometry.device_chunks < MIN_CHUNKS {
         return Err(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * header.chunk.bytes() });
     }
-    let mut store = OpenStore {
-        geometry,
-        valid: header.valid,
-        entries: Vec::new(),
-        next: DataIndex(0),
-        garbage: false,
-    };
+    let mut store = OpenStore { valid: header.valid, ..OpenStore::empty(geometry) };
     let mut slice = vec![0; SLICE.min(header.chunk.bytes() as usize)];
     for area in 0.. {
         let start = geometry.chunk.store_offset(geometry.area_chunk(area));
         if geometry.area_chunk(area).0 >= geometry.device_chunks {
             return Err(StoreErrorKind::CutShort { area, offset: start, len });
         }
-        if scan_area(storage, &mut store, start, &mut slice)? {
+        let ended = scan_area(storage, &mut store, start, &mut slice)?;
+        read(&mut store);
+        if ended {
             break;
         }
         // More entries than there are data chunks: some are wrong, and nothing is gained by
         // reading on (nor could a hostile file make this take memory without end).
-        if store.entries.len() as u64 > geometry.device_chunks {
+        if store.count() > geometry.device_chunks {
             break;
         }
     }

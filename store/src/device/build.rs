@@ -14,6 +14,7 @@ use super::handover::Lost;
 use super::live::{Live, LiveFor};
 use super::origins::OriginKey;
 use super::targets::read_layers;
+use crate::cow::Keep;
 use crate::exception::{ExceptionTable, Layer};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
@@ -184,7 +185,8 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::FlushFailed(name.into()));
         }
         let chunk = snap.live.store.geometry().chunk;
-        let table = Arc::new(read_layers(&snap.layers, chunk, snap.len)?);
+        let table =
+            Arc::new(read_layers(&self.devices.config.memory, &snap.layers, chunk, snap.len)?);
         Ok(Snap { table, shared: false, ..snap.clone() })
     }
 
@@ -200,7 +202,8 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
-        let how = LiveFor { len: below.len, guest_disk: true, replaces: false };
+        let keep = Keep::Newest;
+        let how = LiveFor { len: below.len, guest_disk: true, replaces: false, keep };
         let (live, opened) = self.open_store(name, spec, how)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
@@ -215,7 +218,7 @@ impl<'a> Plan<'a> {
         if layers.len() > usize::from(Layer::MAX.0) {
             return Err(DeviceError::refused("a chain has at most 4095 layers; commit some first"));
         }
-        if !opened.entries.is_empty() {
+        if opened.count() != 0 {
             return Err(DeviceError::refused(format!(
                 "the store {} holds exceptions already; a new overlay begins empty",
                 spec.cow

@@ -19,6 +19,7 @@ use super::state::StateFile;
 use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitSource};
 use crate::cow::store::{StoreEvent, StoreObserver};
+use crate::exception::Memory;
 use crate::io::Files;
 use crate::lines::TableLine;
 use crate::table::Table;
@@ -72,6 +73,8 @@ pub struct DevicesConfig {
     pub state: Option<PathBuf>,
     /// Whether an origin that changed since is accepted, and a base may be written.
     pub force: bool,
+    /// Where the exceptions of tables lie.
+    pub memory: Memory,
     /// Who is told of events.
     pub events: EventSink,
     /// Who flushes.

@@ -3,6 +3,7 @@
 //! Owns a store's file, its lock and the file of what it owes for as long as the store lives.
 //! Never knows which device serves it. Keeps I8.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::core::Owner;
@@ -13,14 +14,19 @@ use crate::cow::log::Log;
 use crate::cow::open::{self, OpenOptions, OpenStore};
 use crate::cow::owed::{Owed, tail_of};
 use crate::cow::store::{StoreObserver, StoreParts};
-use crate::cow::{Geometry, Persistence, Store};
-use crate::exception::{ExceptionTable, Layer, Place};
+use crate::cow::{Geometry, Keep, Persistence, Store};
+use crate::exception::{ExceptionTable, Layer, Memory, Place};
 use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
-use crate::units::ChunkSize;
+use crate::units::{Chunk, ChunkSize, StoreChunk};
 
 /// Bytes that a file system which had none must have again before a store on it is tried again.
 const ROOM_BELOW: u64 = 1 << 20;
+
+/// Bytes in memory for each exception that is about to be entered: itself, and sorted.
+const BYTES_ENTERED: u64 = 32;
+/// Exceptions that are entered at once: more make nothing quicker.
+const LARGEST_PART: u64 = 2 << 20;
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +37,8 @@ pub(super) struct LiveFor {
     pub(super) guest_disk: bool,
     /// Whether it lives already, and may go on to live so where the new one comes to nothing.
     pub(super) replaces: bool,
+    /// How much of its list is needed in memory.
+    pub(super) keep: Keep,
 }
 
 /// A store that lives.
@@ -48,7 +56,7 @@ impl Live {
     pub(super) fn open(
         disks: &mut Disks,
         spec: &SnapshotSpec,
-        LiveFor { len, guest_disk, replaces }: LiveFor,
+        LiveFor { len, guest_disk, replaces, keep }: LiveFor,
         state: &StateFile,
         (owner, observer): (Owner, Box<dyn StoreObserver>),
     ) -> Result<(Live, OpenStore), DeviceError> {
@@ -62,11 +70,10 @@ impl Live {
         let transient = spec.persistence == Persistence::Transient;
         let mut opened = if transient {
             let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
-            let geometry = Geometry::of_len(chunk, disk.len()?);
-            let next = crate::units::DataIndex(0);
-            OpenStore { geometry, valid: true, entries: Vec::new(), next, garbage: false }
+            OpenStore::empty(Geometry::of_len(chunk, disk.len()?))
         } else {
-            let options = OpenOptions { chunk: spec.chunk, create: true, origin_len: Some(len) };
+            let origin_len = Some(len);
+            let options = OpenOptions { chunk: spec.chunk, create: true, origin_len, keep };
             open::open(&*disk.info, &options)?
         };
         opened.valid &= transient || !state.is_invalid(path);
@@ -148,7 +155,45 @@ impl Drop for Live {
     }
 }
 
-/// Enters a store's exceptions into a table, as those of `layer`.
-pub(super) fn load(table: &mut ExceptionTable, opened: &OpenStore, layer: Layer) {
-    table.fill(opened.entries.iter().map(|&(old, chunk)| (old, Place { layer, chunk })));
+/// How much of a store's list there may be in memory for a table that lies in `memory`.
+pub(super) fn keep_for(memory: &Memory) -> Keep {
+    match memory {
+        Memory::Heap => Keep::All,
+        Memory::Arena(_) => Keep::Newest,
+    }
+}
+
+/// Enters a store's exceptions into a table in `memory`, as those of `layer`. Where only the newest
+/// are at hand, all are read again, twice: to count them, and to enter a part at a time.
+pub(super) fn load(
+    table: &mut ExceptionTable,
+    memory: &Memory,
+    (disk, opened): (&Disk, &OpenStore),
+    layer: Layer,
+) -> Result<(), DeviceError> {
+    let mapping = |(old, chunk): (Chunk, StoreChunk)| (old, Place { layer, chunk });
+    let (Memory::Arena(arena), 1..) = (memory, opened.before) else {
+        table.fill(opened.entries.iter().map(|&entry| mapping(entry)));
+        return Ok(());
+    };
+    // A part, and the same sorted, take the place of half of what tables may have in memory.
+    let part_len = (arena.bound() / 2 / BYTES_ENTERED).min(opened.count()).min(LARGEST_PART);
+    let _aside = arena.set_aside(part_len * BYTES_ENTERED);
+    let part_len = part_len as usize;
+    let mut counts = table.counts();
+    open::each_entry(&*disk.info, opened, |_, (old, _)| {
+        counts.add(old);
+        ControlFlow::Continue(())
+    })?;
+    let mut part = Vec::with_capacity(part_len);
+    open::each_entry(&*disk.info, opened, |_, entry| {
+        if part.len() == part_len {
+            table.enter(&counts, part.iter().map(|&entry| mapping(entry)));
+            part.clear();
+        }
+        part.push(entry);
+        ControlFlow::Continue(())
+    })?;
+    table.enter(&counts, part.iter().map(|&entry| mapping(entry)));
+    Ok(())
 }

@@ -17,7 +17,7 @@ use super::origins::{FileOf, OriginKey};
 use super::passdown;
 use crate::cow::Persistence;
 use crate::cow::open::{OpenOptions, OpenStore, open};
-use crate::exception::{ExceptionTable, Layer};
+use crate::exception::{ExceptionTable, Layer, Memory};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::table::{Line, Table};
@@ -310,7 +310,9 @@ impl Plan<'_> {
         self.refuse_own_origin(spec, &origin)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
-        let (live, opened) = self.open_store(name, spec, LiveFor { len, guest_disk, replaces })?;
+        let keep = live::keep_for(&self.devices.config.memory);
+        let how = LiveFor { len, guest_disk, replaces, keep };
+        let (live, opened) = self.open_store(name, spec, how)?;
         let chunk = opened.geometry.chunk;
         self.refuse_unaligned(line, chunk, &live, &origin)?;
         if let Some(lower) = layers.last()
@@ -324,12 +326,14 @@ impl Plan<'_> {
         }
         // A layer is about to be stacked on: its own table would be read for nobody.
         let shared = self.inner.lower_layers.contains(name);
+        let memory = &self.devices.config.memory;
         let mut table = match shared {
             true => ExceptionTable::new(0),
-            false => read_layers(&layers, chunk, len)?,
+            false => read_layers(memory, &layers, chunk, len)?,
         };
         if !shared {
-            live::load(&mut table, &opened, Layer(layers.len() as u16 + 1));
+            let layer = Layer(layers.len() as u16 + 1);
+            live::load(&mut table, memory, (&live.disk, &opened), layer)?;
         }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
@@ -488,15 +492,17 @@ fn plain(len: u64, place: ExtentPlace) -> Backing {
 
 /// An exception table with what the stores of `layers` say on disk.
 pub(super) fn read_layers(
+    memory: &Memory,
     layers: &[Arc<Live>],
     chunk: ChunkSize,
     len: u64,
 ) -> Result<ExceptionTable, DeviceError> {
-    let mut table = ExceptionTable::new(chunk.count_for(len));
+    let keep = live::keep_for(memory);
+    let mut table = ExceptionTable::new_in(chunk.count_for(len), memory);
     for (below, lower) in layers.iter().enumerate() {
-        let options = OpenOptions { chunk: None, create: false, origin_len: Some(len) };
+        let options = OpenOptions { chunk: None, create: false, origin_len: Some(len), keep };
         let opened = open(&*lower.disk.info, &options)?;
-        live::load(&mut table, &opened, Layer(below as u16 + 1));
+        live::load(&mut table, memory, (&lower.disk, &opened), Layer(below as u16 + 1))?;
     }
     Ok(table)
 }

@@ -17,7 +17,7 @@ use super::state::CommitJob;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor};
 use crate::cow::StoreState;
 use crate::engine::{Engine, EngineConfig};
-use crate::exception::Entry;
+use crate::exception::{Entry, Memory};
 use crate::flusher::CallerFlusher;
 use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
 use crate::lines::parse_table;
@@ -71,6 +71,7 @@ impl World {
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
         let flusher = Arc::new(Switch { flusher, fails: AtomicBool::new(false) });
         let config = DevicesConfig {
+            memory: Memory::Heap,
             direct: false,
             deadline: Duration::from_secs(5),
             state: Some(dir.path().join("state")),

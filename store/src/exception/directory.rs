@@ -1,6 +1,7 @@
 //! Which leaf each region has, and how long leaves live.
 //!
-//! Owns the memory of leaves and every pointer to one. Never knows what their words say. Keeps I18
+//! Owns every pointer to a leaf, and its memory where that is not an `arena`'s. Never knows what
+//! their words say. Keeps I18
 //! (a leaf is not freed while anyone may look at it) and, with it, I12: a leaf that was replaced
 //! goes as soon as the last call that was in it when that happened has returned.
 //!
@@ -18,6 +19,7 @@
 
 #![allow(unsafe_code)]
 
+use super::arena::Memory;
 use super::leaf::{Class, HEAD, Leaf, REFERENCE, REGION, Sparse};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -54,14 +56,26 @@ impl Slot {
     }
 
     /// Memory for an empty leaf, with these references.
-    fn allocate(class: Class, references: u64) -> Slot {
-        let mut words: Box<[AtomicU64]> = (0..class.words()).map(|_| AtomicU64::new(0)).collect();
-        if class != Class::FLAT {
-            words[0] = AtomicU64::new(references * REFERENCE);
-        }
-        let address = Box::into_raw(words).cast::<AtomicU64>().expose_provenance() as u64;
+    fn allocate(memory: &Memory, class: Class, references: u64) -> Slot {
+        let address = Self::in_arena(memory, class).unwrap_or_else(|| {
+            let words: Box<[AtomicU64]> = (0..class.words()).map(|_| AtomicU64::new(0)).collect();
+            Box::into_raw(words).cast::<AtomicU64>().expose_provenance()
+        }) as u64;
         assert!(address >> Self::ADDRESS_BITS == 0, "memory lies below 2^48 unless asked for");
-        Slot(class.to_bits() << Self::ADDRESS_BITS | address)
+        let slot = Slot(class.to_bits() << Self::ADDRESS_BITS | address);
+        // SAFETY: it was made above, and nobody else has it.
+        if let Leaf::Sparse(leaf) = unsafe { slot.leaf() } {
+            leaf.counts().store(references * REFERENCE, Ordering::Relaxed);
+        }
+        slot
+    }
+
+    fn in_arena(memory: &Memory, class: Class) -> Option<usize> {
+        match memory {
+            // The model checker's atomics are no words.
+            Memory::Arena(arena) if !cfg!(feature = "shuttle") => arena.allocate(class),
+            _ => None,
+        }
     }
 
     fn bytes(self) -> usize {
@@ -82,8 +96,14 @@ impl Slot {
     }
 
     /// # Safety
-    /// The word came from [`Slot::allocate`], and this is the only use of the leaf from now on.
-    unsafe fn free(self) {
+    /// The word came from [`Slot::allocate`] of this memory, and this is the only use of the leaf
+    /// from now on.
+    unsafe fn free(self, memory: &Memory) {
+        if let Memory::Arena(arena) = memory
+            && arena.free(self.address().addr(), self.class())
+        {
+            return;
+        }
         let words = std::ptr::slice_from_raw_parts_mut(self.address(), self.class().words());
         // SAFETY: `allocate` took them from a box of that many words, and nobody else has them.
         drop(unsafe { Box::from_raw(words) });
@@ -93,6 +113,8 @@ impl Slot {
 /// See the module's description.
 pub(super) struct Directory {
     regions: Box<[AtomicU64]>,
+    /// Where leaves lie.
+    memory: Memory,
     /// Bytes of all leaves.
     bytes: AtomicUsize,
 }
@@ -114,16 +136,16 @@ pub(super) struct Pinned<'a> {
 }
 
 impl Directory {
-    pub(super) fn new(regions: usize) -> Directory {
+    pub(super) fn new(regions: usize, memory: Memory) -> Directory {
         let regions = (0..regions).map(|_| AtomicU64::new(0)).collect();
-        Directory { regions, bytes: AtomicUsize::new(0) }
+        Directory { regions, memory, bytes: AtomicUsize::new(0) }
     }
 
     pub(super) fn regions(&self) -> usize {
         self.regions.len()
     }
 
-    /// Bytes of memory taken.
+    /// Bytes taken, in memory or not.
     pub(super) fn memory(&self) -> usize {
         self.regions.len() * 8 + self.bytes.load(Ordering::Relaxed)
     }
@@ -133,6 +155,7 @@ impl Directory {
     pub(super) fn look(&self, region: usize) -> Look<'_> {
         let slot = Slot(self.regions[region].load(Ordering::Acquire));
         if slot.class() == Class::FLAT {
+            self.touch(slot);
             // SAFETY: the word came from `allocate`, with `REGION` words for this class, and was
             // published with Release; a flat leaf is freed by `drop` alone.
             return Look::Flat(unsafe { &*slot.address().cast() });
@@ -174,10 +197,19 @@ impl Directory {
         if slot == Slot::NONE {
             return None;
         }
+        self.touch(slot);
         let words = std::ptr::slice_from_raw_parts_mut(slot.address(), slot.class().words());
         // SAFETY: `allocate` made that many words there, and `&mut self` proves that nobody is in
         // any leaf.
         Some((slot.class(), unsafe { &mut *words }))
+    }
+
+    /// The leaf is about to be looked at.
+    #[inline]
+    fn touch(&self, slot: Slot) {
+        if let Memory::Arena(arena) = &self.memory {
+            arena.touch(slot.address().addr());
+        }
     }
 
     fn make(&self, region: usize, class: Class) {
@@ -195,7 +227,7 @@ impl Directory {
     }
 
     fn allocate(&self, class: Class, references: u64) -> Slot {
-        let slot = Slot::allocate(class, references);
+        let slot = Slot::allocate(&self.memory, class, references);
         self.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
         slot
     }
@@ -205,13 +237,14 @@ impl Directory {
     unsafe fn free(&self, slot: Slot) {
         self.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
         // SAFETY: the caller's.
-        unsafe { slot.free() };
+        unsafe { slot.free(&self.memory) };
     }
 
     /// Gives up one reference to a sparse leaf; the last frees it, and gives up the leaf's own to
     /// the one that replaced it.
     fn release(&self, mut slot: Slot) {
         while slot.class() != Class::FLAT {
+            self.touch(slot);
             // SAFETY: the reference that is given up below keeps it until then.
             let Leaf::Sparse(leaf) = (unsafe { slot.leaf() }) else { return };
             if leaf.counts().fetch_sub(REFERENCE, Ordering::AcqRel) / REFERENCE != 1 {
@@ -228,6 +261,7 @@ impl Directory {
 
 impl Pinned<'_> {
     pub(super) fn leaf(&self) -> Leaf<'_> {
+        self.directory.touch(self.slot);
         // SAFETY: the pin keeps it as long as `self` lives.
         unsafe { self.slot.leaf() }
     }
@@ -249,6 +283,7 @@ impl Pinned<'_> {
                 }
             }
         }
+        self.directory.touch(next);
         // SAFETY: this leaf, which is pinned, has a reference to it.
         leaf.move_to(unsafe { next.leaf() });
         self.name(next, leaf);
@@ -294,6 +329,9 @@ impl Drop for Directory {
         for region in &mut self.regions {
             let mut slot = Slot(*region.get_mut());
             while slot != Slot::NONE {
+                if let Memory::Arena(arena) = &self.memory {
+                    arena.touch(slot.address().addr());
+                }
                 // SAFETY: `&mut self` proves that nobody is in any leaf. Those that were replaced
                 // are gone with whoever was in them; the region's is left, and the one that was
                 // to replace it where a panic came between.
@@ -302,7 +340,7 @@ impl Drop for Directory {
                     Leaf::Sparse(leaf) => Slot(leaf.next().load(Ordering::Acquire)),
                 };
                 // SAFETY: nothing refers to it any more.
-                unsafe { slot.free() };
+                unsafe { slot.free(&self.memory) };
                 // The region's own word may have pins of calls that were forgotten.
                 slot = next;
             }

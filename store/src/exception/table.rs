@@ -12,6 +12,7 @@
 //! sees the other. A word that moved to a larger leaf is no way around that: the directory names
 //! the new leaf before anyone changes the word there, so who looks after the change finds it.
 
+use super::arena::Memory;
 use super::directory::{Directory, Look};
 use super::leaf::{Changed, REGION, change_flat, get_flat, put};
 use super::word::{Entry, Key, Place, key_of};
@@ -48,13 +49,31 @@ pub struct ExceptionTable {
     waiting: Box<[AtomicU64]>,
 }
 
+/// How many mappings a table is about to get, by region: its leaves are made as large as that.
+#[derive(Clone, Debug)]
+pub struct Counts(Vec<u16>);
+
+impl Counts {
+    /// One more, of `chunk`.
+    pub fn add(&mut self, chunk: Chunk) {
+        let count = &mut self.0[(chunk.0 / REGION as u64) as usize];
+        *count = count.saturating_add(1);
+    }
+}
+
 impl ExceptionTable {
     /// A table for a device of `chunks` chunks, all unmapped. Takes 8 bytes for every 4096 chunks
     /// at once, the rest as chunks are claimed: 8 to 16 bytes each.
     pub fn new(chunks: u64) -> Self {
+        Self::new_in(chunks, &Memory::Heap)
+    }
+
+    /// The same with what chunks take in `memory`.
+    pub fn new_in(chunks: u64, memory: &Memory) -> Self {
+        let regions = chunks.div_ceil(REGION as u64) as usize;
         ExceptionTable {
             chunks,
-            directory: Directory::new(chunks.div_ceil(REGION as u64) as usize),
+            directory: Directory::new(regions, memory.clone()),
             waiting: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -64,7 +83,7 @@ impl ExceptionTable {
         self.chunks
     }
 
-    /// Bytes of memory taken.
+    /// Bytes taken; with an arena not all of them in memory.
     pub fn memory(&self) -> usize {
         self.directory.memory() + BUCKETS * 8
     }
@@ -127,13 +146,26 @@ impl ExceptionTable {
 
     /// Enters mappings read from a store, over those of lower layers; before the table is shared.
     pub fn fill(&mut self, mappings: impl Iterator<Item = (Chunk, Place)> + Clone) {
-        let mut counts = vec![0u16; self.directory.regions()];
-        for (chunk, _) in mappings.clone() {
-            let count = &mut counts[self.within(chunk).0];
-            *count = count.saturating_add(1);
-        }
+        let mut counts = self.counts();
+        mappings.clone().for_each(|(chunk, _)| counts.add(chunk));
+        self.enter(&counts, mappings);
+    }
+
+    /// To count what is about to be entered.
+    pub fn counts(&self) -> Counts {
+        Counts(vec![0; self.directory.regions()])
+    }
+
+    /// Enters a part of the mappings that were counted, over those of lower layers; before the
+    /// table is shared. All at once, or as many at a time as there is memory for: they are sorted
+    /// on the way.
+    pub fn enter(
+        &mut self,
+        counts: &Counts,
+        mappings: impl Iterator<Item = (Chunk, Place)> + Clone,
+    ) {
         for (region, word) in self.by_stripe(mappings) {
-            self.directory.reserve(region, counts[region].into());
+            self.directory.reserve(region, counts.0[region].into());
             if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word))
             {
                 let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);

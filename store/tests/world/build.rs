@@ -44,11 +44,12 @@ impl World {
         let transient = spec.persistence == Persistence::Transient;
         let geometry = Geometry::of_len(chunk, snapblk_store::io::Storage::len(&storage).unwrap());
         let mut opened = if transient {
-            let (entries, next) = (Vec::new(), DataIndex(0));
-            OpenStore { geometry, valid: true, entries, next, garbage: false }
+            OpenStore::empty(geometry)
         } else {
             let origin_len = Some(self.config.sectors * 512);
-            let options = OpenOptions { chunk: Some(chunk), create: true, origin_len };
+            // It makes no difference here: all are among the newest.
+            let keep = [Keep::All, Keep::Newest][number % 2];
+            let options = OpenOptions { chunk: Some(chunk), create: true, origin_len, keep };
             open::open(&storage, &options).map_err(|error| error.to_string())?
         };
         if opened.garbage {

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use snapblk_store::cow::adopt::{adopt, tail_of};
 use snapblk_store::cow::log::{LOG_WORDS, Log};
-use snapblk_store::cow::open::{self, OpenOptions, OpenStore};
+use snapblk_store::cow::open::{self, Keep, OpenOptions, OpenStore};
 use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
 use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};

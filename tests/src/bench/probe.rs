@@ -26,7 +26,7 @@ pub struct Probe {
 }
 
 /// All probes, in the order of the report.
-const PROBES: [Probe; 8] = [
+const PROBES: [Probe; 9] = [
     Probe {
         name: "two-queues",
         title: "4 KiB random read, rings filled beforehand",
@@ -68,6 +68,12 @@ const PROBES: [Probe; 8] = [
         name: "memory-dense",
         title: "memory for each of 1,000,000 dense exceptions",
         work: million::dense,
+        ..Probe::IN_MEMORY
+    },
+    Probe {
+        name: "memory-bounded",
+        title: "memory for each of 10,000,000 scattered exceptions, bound of 32 MiB",
+        work: million::bounded,
         ..Probe::IN_MEMORY
     },
 ];

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Disk, OnFull, Serve, Socket, Source, on_full};
+use super::{Disk, OnFull, Serve, Socket, Source, on_full, table_memory};
 use crate::cli::CliError;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct File {
     monitor: Option<PathBuf>,
+    table_memory: Option<String>,
+    table_dir: Option<PathBuf>,
     state: Option<PathBuf>,
     #[serde(default)]
     force: bool,
@@ -72,6 +74,12 @@ impl Serve {
         }
         let mut serve = self.clone();
         serve.monitor = serve.monitor.or(file.monitor);
+        let known = file.table_memory.as_deref().map(table_memory).transpose().map_err(wrong)?;
+        serve.table_memory = serve.table_memory.or(known);
+        serve.table_dir = serve.table_dir.or(file.table_dir);
+        if serve.table_dir.is_some() && serve.table_memory.is_none() {
+            return Err(wrong("table-dir is given without table-memory".into()));
+        }
         for disk in &mut serve.disks {
             let at = disks.iter().position(|known| known.name == disk.name);
             match at.map(|at| disks.remove(at)) {

@@ -12,7 +12,12 @@ impl Serve {
     /// Why they cannot be served.
     pub fn run(&self) -> Result<(), CliError> {
         let serve = self.with_file()?;
-        let mut args = ServeArgs { monitor: serve.monitor.clone(), ..ServeArgs::default() };
+        let mut args = ServeArgs {
+            monitor: serve.monitor.clone(),
+            table_memory: serve.table_memory,
+            table_dir: serve.table_dir.clone(),
+            ..ServeArgs::default()
+        };
         for disk in &serve.disks {
             args.disks.push(disk_args(disk)?);
             args.force |= disk.force;

@@ -74,6 +74,16 @@ fn what_does_not_go_together_is_refused_by_name() {
 }
 
 #[test]
+fn tables_may_have_a_bound() {
+    let serve = parse("--table-memory 64M --table-dir d --blk-file f");
+    assert_eq!((serve.table_memory, serve.table_dir), (Some(64 << 20), Some("d".into())));
+    assert_eq!(parse("--blk-file f").table_memory, None);
+    assert!(refused("--blk-file f --table-memory 8191K").contains("too little"));
+    assert!(refused("--blk-file f --table-memory much").contains("no size"));
+    assert!(refused("--blk-file f --table-dir d").contains("without --table-memory"));
+}
+
+#[test]
 fn a_monitor_or_a_configuration_is_enough() {
     assert!(parse("--monitor m").disks.is_empty());
     assert_eq!(parse("--config c --name a").disks[0].source, Source::Known);
@@ -97,6 +107,8 @@ fn joined(line: &str, text: &str) -> Result<Serve, String> {
 
 const FILE: &str = r#"
 monitor = "m"
+table-memory = "64M"
+table-dir = "d"
 state = "s"
 force = true
 
@@ -116,9 +128,9 @@ on-full = "fail"
 #[test]
 fn a_file_says_what_the_options_say() {
     let serve = joined("--config c.toml", FILE).unwrap();
-    let line = "--config c.toml --monitor m --name root --blk-file golden.raw --overlay root.cow \
-                --socket-path root.sock --num-queues 4 --state s --force --name disk0 --fd 3 \
-                --state s --force --on-full fail";
+    let line = "--config c.toml --monitor m --table-memory 64M --table-dir d --name root \
+                --blk-file golden.raw --overlay root.cow --socket-path root.sock --num-queues 4 \
+                --state s --force --name disk0 --fd 3 --state s --force --on-full fail";
     let mut wanted = parse(line);
     wanted.disks[1].source = Source::Table(vec!["0 8 zero".into(), "8 8 error".into()]);
     assert_eq!(serve, wanted);
@@ -126,10 +138,11 @@ fn a_file_says_what_the_options_say() {
 
 #[test]
 fn the_command_line_wins_over_the_file() {
-    let line = "--config c.toml --monitor other --name root --num-queues 1 --state t \
+    let line = "--config c.toml --monitor other --table-memory 32M --name root --num-queues 1 --state t \
                 --name new --blk-file n --name disk0 --blk-file plain --socket-path p";
     let serve = joined(line, FILE).unwrap();
     assert_eq!(serve.monitor, Some("other".into()));
+    assert_eq!((serve.table_memory, serve.table_dir), (Some(32 << 20), Some("d".into())));
     let names: Vec<&str> = serve.disks.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["root", "new", "disk0"]);
     let root = &serve.disks[0];
@@ -169,6 +182,8 @@ fn a_file_that_cannot_be_is_refused_by_name_and_line() {
     let twice = "[[disk]]\nblk-file = \"f\"\n".repeat(2);
     assert!(refused(&twice).contains("two disks are called 'disk0'"));
     assert!(refused("force = true").contains("nothing to serve"));
+    assert!(refused("monitor = \"m\"\ntable-memory = \"1K\"").contains("too little"));
+    assert!(refused("monitor = \"m\"\ntable-dir = \"d\"").contains("without table-memory"));
     let said = joined("--config c.toml --name b --num-queues 2", FILE).unwrap_err();
     assert_eq!(said, "c.toml: there is no disk 'b' in it");
 }

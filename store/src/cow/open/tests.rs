@@ -76,7 +76,8 @@ fn problem_of(result: Result<OpenStore, StoreError>) -> Problem {
 fn scenario_34_a_new_store_zeroes_its_area_before_the_header_lands() {
     let storage = Memory::new(vec![0xaa; 20 * 512]);
     storage.bytes.borrow_mut()[..16].fill(0);
-    let options = OpenOptions { chunk: ChunkSize::from_sectors(1), create: true, origin_len: None };
+    let options =
+        OpenOptions { chunk: ChunkSize::from_sectors(1), create: true, ..OpenOptions::default() };
     let store = open(&storage, &options).unwrap();
     assert_eq!(*storage.log.borrow(), ["write 0+1024", "sync", "write 0+512", "sync"]);
     assert_eq!((store.valid, store.next, store.garbage), (true, DataIndex(0), false));
@@ -357,4 +358,78 @@ fn the_kernel_s_status_is_ours() {
         seen += 1;
     }
     assert!(seen >= 6, "{seen}");
+}
+
+/// What an opening says: what is wrong, or all that does not depend on how much was kept.
+fn said(storage: &Memory, keep: Keep, origin_len: Option<u64>) -> Result<OpenStore, String> {
+    let options = OpenOptions { chunk: None, create: false, origin_len, keep };
+    open(storage, &options).map_err(|error| error.to_string())
+}
+
+fn listed(storage: &Memory, store: &OpenStore) -> Vec<(Chunk, StoreChunk)> {
+    let mut all = Vec::new();
+    each_entry(storage, store, |at, entry| {
+        assert_eq!(at, all.len() as u64);
+        all.push(entry);
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    all
+}
+
+#[test]
+fn the_newest_entries_alone_stay_in_memory() {
+    const COUNT: u64 = 40_000;
+    // Falling, and each chunk of the store once: index n lies behind n / 32 + 1 areas.
+    let entries: Vec<(u64, u64)> = (0..COUNT).map(|n| (COUNT - n, 2 + n + n / 32)).collect();
+    let storage = Memory::with_entries(2 + (COUNT + COUNT / 32 + 40) as usize, &entries);
+    let origin_len = Some((COUNT + 1) * 512);
+    let all = said(&storage, Keep::All, origin_len).unwrap();
+    let newest = said(&storage, Keep::Newest, origin_len).unwrap();
+    assert!(newest.entries.len() < 20_000 && newest.entries.len() >= 8192 + 256);
+    assert_eq!(newest.entries[..], all.entries[newest.before as usize..]);
+    assert_eq!(newest.count(), COUNT);
+    assert_eq!((newest.next, newest.garbage, newest.usage()), (all.next, false, all.usage()));
+    assert_eq!(listed(&storage, &newest), all.entries);
+    let mut visits = 0;
+    let stop = |_, _| {
+        visits += 1;
+        if visits == 100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    each_entry(&storage, &newest, stop).unwrap();
+    assert_eq!(visits, 100);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        failure_persistence: None,
+        ..proptest::prelude::ProptestConfig::default()
+    })]
+
+    /// With any list, right or wrong, both ways of opening say the same.
+    #[test]
+    fn an_opening_finds_the_same_whatever_it_keeps(
+        entries in proptest::collection::vec((0u64..700, 0u64..1000), 0..60),
+        spread in 1u64..12,
+        origin in proptest::option::of(600u64..720),
+    ) {
+        // Mostly right: chunks of the store in their order, and old ones far apart.
+        let entries: Vec<(u64, u64)> = (0..)
+            .zip(entries)
+            .map(|(n, (old, new))| {
+                let old = if old % 13 == 0 { old } else { (n * 7 * spread + 1) % 599 };
+                let new = if new % 97 == 0 { new } else { 2 + n + n / 32 };
+                // Two zeroes would end the list.
+                (old, if (old, new) == (0, 0) { 1 } else { new })
+            })
+            .collect();
+        let storage = Memory::with_entries(800, &entries);
+        let origin_len = origin.map(|chunks| chunks * 512);
+        let (all, newest) =
+            (said(&storage, Keep::All, origin_len), said(&storage, Keep::Newest, origin_len));
+        proptest::prop_assert_eq!(&all, &newest);
+        if let Ok(store) = newest {
+            proptest::prop_assert_eq!(listed(&storage, &store), store.entries);
+        }
+    }
 }

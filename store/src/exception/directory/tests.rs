@@ -9,7 +9,7 @@ fn enter(pinned: &Pinned<'_>, key: u16) -> bool {
 
 #[test]
 fn a_leaf_that_was_replaced_stays_while_anyone_is_in_it() {
-    let directory = Directory::new(1);
+    let directory = Directory::new(1, Memory::Heap);
     let empty = directory.memory();
     let first = directory.pin_or_make(0);
     let small = directory.memory() - empty;
@@ -32,7 +32,7 @@ fn a_leaf_that_was_replaced_stays_while_anyone_is_in_it() {
 /// Who comes late to the moving of words gets to the new leaf by the old one: that keeps it.
 #[test]
 fn a_late_helper_finds_the_leaf_that_came_next() {
-    let directory = Directory::new(1);
+    let directory = Directory::new(1, Memory::Heap);
     let empty = directory.memory();
     let late = directory.pin_or_make(0);
     assert!(enter(&late, 7));
@@ -49,7 +49,7 @@ fn a_late_helper_finds_the_leaf_that_came_next() {
 
 #[test]
 fn a_flat_leaf_is_not_replaced() {
-    let directory = Directory::new(2);
+    let directory = Directory::new(2, Memory::Heap);
     let pinned = directory.pin_or_make(1);
     assert!(enter(&pinned, 4095));
     pinned.replace(Class::FLAT);

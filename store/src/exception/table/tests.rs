@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::exception::Layer;
+use crate::exception::{Arena, Layer};
 use crate::units::StoreChunk;
 
 fn place(chunk: u64) -> Place {
@@ -171,14 +171,87 @@ fn a_claim_outlives_the_leaf_it_was_made_in() {
     assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
 }
 
+/// Where tables are tried to lie: in memory, and in an arena where there can be one.
+fn memories() -> Vec<Memory> {
+    #[cfg(miri)]
+    let arena = None;
+    // One for all, so that tables get what others left behind.
+    #[cfg(not(miri))]
+    let arena = {
+        static ARENA: std::sync::OnceLock<std::sync::Arc<Arena>> = std::sync::OnceLock::new();
+        Some(ARENA.get_or_init(|| Arena::new(&std::env::temp_dir(), 1 << 20).unwrap()).clone())
+    };
+    std::iter::once(Memory::Heap).chain(arena.map(Memory::Arena)).collect()
+}
+
+/// What is entered a part at a time is what is entered at once, in no more memory.
+#[test]
+fn mappings_are_entered_in_parts() {
+    let count = if cfg!(miri) { 100 } else { 20_000 };
+    let all: Vec<(Chunk, Place)> =
+        scattered(count, 1 << 16).zip(2..).map(|(chunk, to)| (Chunk(chunk), place(to))).collect();
+    for memory in memories() {
+        let mut whole = ExceptionTable::new_in(1 << 16, &memory);
+        whole.fill(all.iter().copied());
+        let mut parts = ExceptionTable::new_in(1 << 16, &memory);
+        let mut counts = parts.counts();
+        all.iter().for_each(|(chunk, _)| counts.add(*chunk));
+        all.chunks(777).for_each(|part| parts.enter(&counts, part.iter().copied()));
+        assert_eq!(found(&parts), found(&whole));
+        assert_eq!(parts.memory(), whole.memory());
+    }
+}
+
+/// A table that is several times as large as what may be in memory of it, under threads that look
+/// and move: it says what one in memory would, and what is let go of is as it was.
+#[cfg(not(miri))] // which has no files to map
+#[test]
+fn a_table_larger_than_its_bound_loses_nothing() {
+    const CHUNKS: u64 = 1 << 20;
+    const THREADS: u64 = 3;
+    const BOUND: u64 = 1 << 20;
+    let arena = Arena::new(&std::env::temp_dir(), BOUND).unwrap();
+    let mut table = ExceptionTable::new_in(CHUNKS, &Memory::Arena(arena.clone()));
+    let first: Vec<u64> = scattered(CHUNKS / 4, CHUNKS).collect();
+    table.fill(first.iter().map(|&chunk| (Chunk(chunk), place(chunk + 1))));
+    let most = std::sync::atomic::AtomicU64::new(0);
+    let work = |thread: u64| {
+        let others = scattered(CHUNKS / 2, CHUNKS).skip(first.len()).step_by(20);
+        for (n, chunk) in (0..).zip(others).filter(|(n, _)| n % THREADS == thread) {
+            moved(&table, chunk, chunk + 1);
+            let known = first[n as usize * 13 % first.len()];
+            assert_eq!(table.get(Chunk(known)), Entry::Mapped(place(known + 1)));
+            most.fetch_max(arena.resident(), Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..THREADS).for_each(|thread| drop(scope.spawn(move || work(thread))));
+    });
+    let most = most.into_inner();
+    assert!(most <= BOUND + THREADS * (64 << 10), "{most} bytes were in memory");
+    assert!(arena.file_bytes() > 3 * BOUND, "{} bytes: it fits", arena.file_bytes());
+    let all = found(&table);
+    let bytes = crate::exception::arena::tests::in_memory(&arena);
+    assert!(bytes <= BOUND + (64 << 10), "{bytes} bytes are in memory after a look at all of it");
+    assert_eq!(all.len(), first.len() + first.len().div_ceil(20));
+    assert!(all.iter().all(|&(chunk, at)| at == chunk + 1));
+    let used = arena.used_bytes();
+    drop(table);
+    let mut again = ExceptionTable::new_in(CHUNKS, &Memory::Arena(arena.clone()));
+    again.fill(first.iter().map(|&chunk| (Chunk(chunk), place(chunk + 2))));
+    assert_eq!(found(&again).len(), first.len());
+    assert_eq!(arena.used_bytes(), used, "it takes what another table left behind");
+}
+
 /// Threads that race in one region, from its first chunk until it is an array: each chunk is moved
 /// once, and what was published stays.
 #[test]
 fn threads_that_grow_a_region_lose_nothing() {
     const THREADS: u64 = 3;
     let count = if cfg!(miri) { 60 } else { 4096 };
-    for _ in 0..if cfg!(miri) { 1 } else { 20 } {
-        let table = ExceptionTable::new(4096);
+    let tries = if cfg!(miri) { 1 } else { 20 };
+    for memory in memories().into_iter().flat_map(|memory| vec![memory; tries]) {
+        let table = ExceptionTable::new_in(4096, &memory);
         let moved = |thread: u64| {
             let mut own = 0;
             for chunk in scattered(4096, 4096).take(count) {
@@ -288,18 +361,20 @@ proptest! {
 
     #[test]
     fn the_table_says_what_a_map_would(steps in steps()) {
-        let table = ExceptionTable::new(TRIED);
-        let mut map = BTreeMap::new();
-        for step in steps {
-            carry_out(step, &table, &mut map);
-            prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
+        for memory in memories() {
+            let table = ExceptionTable::new_in(TRIED, &memory);
+            let mut map = BTreeMap::new();
+            for &step in &steps {
+                carry_out(step, &table, &mut map);
+                prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
+            }
+            for chunk in 0..TRIED {
+                let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+                prop_assert_eq!(table.get(Chunk(chunk)), mapped);
+            }
+            let mut again = ExceptionTable::new_in(TRIED, &memory);
+            again.fill(map.iter().map(|(&chunk, &at)| (Chunk(chunk), place(at))));
+            prop_assert_eq!(found(&again), Vec::from_iter(map));
         }
-        for chunk in 0..TRIED {
-            let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
-            prop_assert_eq!(table.get(Chunk(chunk)), mapped);
-        }
-        let mut again = ExceptionTable::new(TRIED);
-        again.fill(map.iter().map(|(&chunk, &at)| (Chunk(chunk), place(at))));
-        prop_assert_eq!(found(&again), Vec::from_iter(map));
     }
 }

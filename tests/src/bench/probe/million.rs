@@ -1,7 +1,7 @@
-//! A store with a million exceptions: how long it takes to open, and how much memory it takes.
+//! A store with a million exceptions: how long it takes to open, and how much memory it takes; and
+//! what of ten millions is in memory where there is a bound.
 //!
-//! Owns the making of such a store by hand: a header, and areas of entries with sparse data between
-//! them (ARCHITECTURE.md's format, chunks of 4 KiB).
+//! Owns the spread of the exceptions, and what is compared.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,14 +17,11 @@ use super::super::run::Found;
 use super::super::template::refused;
 use super::super::{Contender, Ground, Row, Run, Unit};
 use super::Probe;
+use crate::disk::Disk;
+use crate::handmade::{self, CHUNK, PER_AREA};
 use crate::rng::Rng;
 use crate::server::ServerCommand;
 
-const CHUNK: u64 = 4096;
-/// Entries of 16 bytes in an area of one chunk.
-const PER_AREA: u64 = CHUNK / 16;
-/// The kernel's magic word, "SnAp".
-const MAGIC: u32 = 0x7041_6e53;
 /// Chunks of the disk for each exception, where they are scattered.
 const SPARSE: u64 = 64;
 
@@ -88,6 +85,44 @@ fn memory(
     Ok((row.into_iter().collect(), vec![Contender::own().version()?]))
 }
 
+/// What the process grows to, at most, for each of ten times as many exceptions under a bound of 32
+/// MiB: opened, and looked up at random.
+pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    const LOOKS: u64 = 200_000;
+    let count = 10 * exceptions(run);
+    let (origin, store) = make(ground, Spread::Scattered, count)?;
+    let scratch = ground.scratch();
+    let command = ServerCommand::snapblk_monitor(scratch)?;
+    let command = command.arg("--table-memory").arg("32M").arg("--table-dir").arg(scratch.dir());
+    let server = command.on_cpu(run.settings.server_cpu).start()?;
+    let before = memory_of(server.pid(), "VmRSS:")?;
+    let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
+    let len = load(&mut qmp, &origin, &store)?;
+    let socket = scratch.socket("bounded.sock");
+    let export = json!({
+        "type": "vhost-user-blk", "id": "disk", "node-name": "disk",
+        "addr": {"type": "unix", "path": socket},
+    });
+    qmp.call("block-export-add", export).map_err(refused)?;
+    let step = || BenchError::at("look exceptions up");
+    let mut disk = Disk::connect(&socket).map_err(io::Error::other).map_err(step())?;
+    let mut rng = Rng::new(count);
+    for _ in 0..LOOKS {
+        let chunk = rng.below(len / CHUNK);
+        disk.read(chunk * CHUNK, 512).map_err(io::Error::other).map_err(step())?;
+    }
+    let grown = memory_of(server.pid(), "VmHWM:")?.saturating_sub(before);
+    drop(disk);
+    qmp.call("block-export-del", json!({"id": "disk", "mode": "hard"})).map_err(refused)?;
+    qmp.call("device-remove", json!({"name": "disk"})).map_err(refused)?;
+    drop(qmp);
+    server.terminate()?;
+    let each = vec![grown as f64 / count as f64];
+    let row = Row::new(probe.of(ground), "snapblk", Unit::BytesPerException, each);
+    let setup = format!("a snapshot with {count} exceptions, --table-memory 32M");
+    Ok((row.into_iter().collect(), vec![Contender::own().set_up_as("snapblk", &setup)?]))
+}
+
 /// A million; fewer where the disks are small too, since the run is then a trial.
 fn exceptions(run: &Run<'_>) -> u64 {
     if run.settings.scale.disk >= 1 << 30 { 1_000_000 } else { 50_000 }
@@ -109,36 +144,10 @@ fn make(ground: &Ground, spread: Spread, count: u64) -> Result<(PathBuf, PathBuf
     }
     let write = || {
         File::create(&origin)?.set_len(chunks * CHUNK)?;
-        write_store(&store, &old)
+        handmade::write(&store, &old)
     };
     write().map_err(BenchError::at("make a store by hand"))?;
     Ok((origin, store))
-}
-
-fn write_store(path: &Path, old: &[u64]) -> io::Result<()> {
-    let file = File::create(path)?;
-    let mut header = Vec::new();
-    for word in [MAGIC, 1, 1, (CHUNK / 512) as u32] {
-        header.extend(word.to_le_bytes());
-    }
-    file.write_all_at(&header, 0)?;
-    for (area, entries) in old.chunks(PER_AREA as usize).enumerate() {
-        let at = area_chunk(area as u64);
-        let mut bytes = Vec::with_capacity(CHUNK as usize);
-        for (entry, old) in entries.iter().enumerate() {
-            bytes.extend(old.to_le_bytes());
-            bytes.extend((at + 1 + entry as u64).to_le_bytes());
-        }
-        file.write_all_at(&bytes, at * CHUNK)?;
-    }
-    // Room for the next area, so that the last one may be full.
-    let areas = old.len() as u64 / PER_AREA + 2;
-    file.set_len(area_chunk(areas) * CHUNK)
-}
-
-/// The chunk of the store that an area lies in: behind the header, and the data of those before.
-fn area_chunk(area: u64) -> u64 {
-    1 + area * (1 + PER_AREA)
 }
 
 /// How long it takes until the store is in use, and by how many bytes the process grows.
@@ -151,29 +160,35 @@ fn loaded(
     let command = ServerCommand::snapblk_monitor(ground.scratch())?;
     let server = command.on_cpu(run.settings.server_cpu).start()?;
     let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
-    let device = json!({"name": "disk"});
-    qmp.call("device-create", device.clone()).map_err(refused)?;
-    let len = fs::metadata(origin).map_err(BenchError::at("look at a disk"))?.len();
-    let (origin, store) = (origin.display(), store.display());
-    let line = format!("0 {} snapshot {origin} {store} PO {}", len / 512, CHUNK / 512);
-    let before = resident(server.pid())?;
+    let before = memory_of(server.pid(), "RssAnon:")?;
     let start = Instant::now();
-    qmp.call("table-load", json!({"name": "disk", "table": [line]})).map_err(refused)?;
-    qmp.call("device-resume", device.clone()).map_err(refused)?;
+    load(&mut qmp, origin, store)?;
     let taken = start.elapsed();
-    let grown = resident(server.pid())?.saturating_sub(before);
+    let grown = memory_of(server.pid(), "RssAnon:")?.saturating_sub(before);
     // A device that is there at the end is there at the next start, too.
-    qmp.call("device-remove", device).map_err(refused)?;
+    qmp.call("device-remove", json!({"name": "disk"})).map_err(refused)?;
     drop(qmp);
     server.terminate()?;
     Ok((taken, grown))
 }
 
-/// Bytes of memory that a process has for itself.
-fn resident(pid: u32) -> Result<u64, BenchError> {
+/// Makes the device `disk`, a snapshot with this store; returns its length in bytes.
+fn load(qmp: &mut Qmp, origin: &Path, store: &Path) -> Result<u64, BenchError> {
+    let device = json!({"name": "disk"});
+    qmp.call("device-create", device.clone()).map_err(refused)?;
+    let len = fs::metadata(origin).map_err(BenchError::at("look at a disk"))?.len();
+    let (origin, store) = (origin.display(), store.display());
+    let line = format!("0 {} snapshot {origin} {store} PO {}", len / 512, CHUNK / 512);
+    qmp.call("table-load", json!({"name": "disk", "table": [line]})).map_err(refused)?;
+    qmp.call("device-resume", device).map_err(refused)?;
+    Ok(len)
+}
+
+/// Bytes of memory of a process, those that the line `kind` of its status counts.
+fn memory_of(pid: u32, kind: &str) -> Result<u64, BenchError> {
     let step = || BenchError::at("read a server's memory");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(step())?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(kind));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kib.map(|kib| kib << 10).ok_or_else(|| step()(io::ErrorKind::InvalidData.into()))
 }
@@ -184,7 +199,7 @@ fn read_twice(store: &Path, count: u64) -> io::Result<Duration> {
     let start = Instant::now();
     for _ in 0..2 {
         for n in 0..count.div_ceil(PER_AREA) {
-            file.read_exact_at(&mut area, area_chunk(n) * CHUNK)?;
+            file.read_exact_at(&mut area, handmade::area_offset(n))?;
         }
     }
     Ok(start.elapsed())

@@ -1,0 +1,172 @@
+//! Checking a store whose list is not to be in memory.
+//!
+//! Owns the same checks as [`problems`](super::problems), on entries that go by once or several
+//! times. Keeps: it finds what that finds first; memory does not follow
+//! the number of entries.
+//!
+//! Whether two entries name one chunk is a matter of all of them. Where chunks rise from entry to
+//! entry, none does. Otherwise a bit for each chunk says whether it was named, for as many chunks at a
+//! time as 8 MiB have bits, which is 256 GiB at chunks of 4 KiB; the list is read once for each.
+
+use std::ops::ControlFlow;
+
+use super::{OpenStore, each_entry, misplaced, scan};
+use crate::cow::error::{Problem, ProblemKind, StoreErrorKind};
+use crate::cow::layout::{Geometry, Header};
+use crate::cow::log::RING;
+use crate::io::storage::Storage;
+use crate::units::{Chunk, DataIndex, StoreChunk};
+
+/// Entries that stay: what may be owed, and the block that the next one goes into.
+const NEWEST: usize = 8192 + 256;
+const _: () = assert!(NEWEST as u64 >= RING + 256);
+/// The list is read so many times at most to find chunks that are named twice.
+const PASSES: u64 = 16;
+/// Chunks whose bits are kept at a time, at least.
+const WINDOW: u64 = if cfg!(test) { 64 } else { 64 << 20 };
+
+/// One of the two numbers of an entry, over all entries.
+#[derive(Default)]
+struct Column {
+    /// The last, and whether each was more than the one before.
+    last: Option<u64>,
+    falls: bool,
+    highest: u64,
+}
+
+impl Column {
+    fn see(&mut self, value: u64) {
+        self.falls |= self.last.is_some_and(|last| last >= value);
+        self.last = Some(value);
+        self.highest = self.highest.max(value);
+    }
+}
+
+/// See the module's description.
+#[derive(Default)]
+pub(super) struct Sieve {
+    /// Entries that went by.
+    seen: u64,
+    origin_chunks: Option<u64>,
+    olds: Column,
+    news: Column,
+    next: Option<DataIndex>,
+    problem: Option<Problem>,
+}
+
+impl Sieve {
+    /// The store in `storage`, of which the newest entries are in memory; and what is wrong with it,
+    /// if anything is.
+    pub(super) fn open<S: Storage>(
+        storage: &S,
+        header: Header,
+        origin_len: Option<u64>,
+    ) -> Result<(OpenStore, Option<Problem>), StoreErrorKind> {
+        let origin_chunks = origin_len.map(|len| header.chunk.count_for(len));
+        let mut sieve = Sieve { origin_chunks, ..Sieve::default() };
+        let mut store = scan(storage, header, |store| sieve.see(store))?;
+        store.next = store.geometry.next_after(sieve.next);
+        let problem = match sieve.problem {
+            Some(problem) => Some(problem),
+            None => sieve.twice(storage, &store)?,
+        };
+        Ok((store, problem))
+    }
+
+    /// Looks at what is new in `store`, and leaves out what is old.
+    fn see(&mut self, store: &mut OpenStore) {
+        let first = (self.seen - store.before) as usize;
+        for &entry in &store.entries[first..] {
+            self.see_entry(&store.geometry, entry);
+        }
+        let old = store.entries.len().saturating_sub(NEWEST);
+        if old >= NEWEST {
+            store.entries.drain(..old);
+            store.before += old as u64;
+        }
+    }
+
+    fn see_entry(&mut self, geometry: &Geometry, entry: (Chunk, StoreChunk)) {
+        if self.problem.is_none()
+            && let Some(kind) = misplaced(geometry, self.origin_chunks, entry)
+        {
+            self.problem = Some(problem(geometry, self.seen, kind));
+        }
+        self.olds.see(entry.0.0);
+        self.news.see(entry.1.0);
+        self.next = self.next.max(geometry.index_of(entry.1));
+        self.seen += 1;
+    }
+
+    /// The first entry that names a chunk that an earlier one names.
+    fn twice<S: Storage>(
+        &self,
+        storage: &S,
+        store: &OpenStore,
+    ) -> Result<Option<Problem>, StoreErrorKind> {
+        let geometry = &store.geometry;
+        if let Some((first, at, old)) = pair(storage, store, &self.olds, |entry| entry.0.0)? {
+            let first = geometry.entry_offset(first);
+            let kind = ProblemKind::DuplicateOld { old: Chunk(old), first };
+            return Ok(Some(problem(geometry, at, kind)));
+        }
+        if let Some((first, at, new)) = pair(storage, store, &self.news, |entry| entry.1.0)? {
+            let first = geometry.entry_offset(first);
+            let kind = ProblemKind::DuplicateNew { new: StoreChunk(new), first };
+            return Ok(Some(problem(geometry, at, kind)));
+        }
+        Ok(None)
+    }
+}
+
+fn problem(geometry: &Geometry, position: u64, kind: ProblemKind) -> Problem {
+    Problem { position, offset: geometry.entry_offset(position), kind }
+}
+
+/// The places of the first two entries of which `of` says the same, and what: the pair whose second
+/// comes first.
+fn pair<S: Storage>(
+    storage: &S,
+    store: &OpenStore,
+    column: &Column,
+    of: impl Fn((Chunk, StoreChunk)) -> u64,
+) -> Result<Option<(u64, u64, u64)>, StoreErrorKind> {
+    if !column.falls {
+        return Ok(None);
+    }
+    let mut second: Option<(u64, u64)> = None;
+    let window = WINDOW.max(column.highest / PASSES + 1).min(column.highest + 1);
+    let mut bits = vec![0u64; window.div_ceil(64) as usize];
+    let mut from = 0;
+    while from <= column.highest {
+        bits.fill(0);
+        let mark = |at: u64, entry: (Chunk, StoreChunk)| {
+            let value = of(entry);
+            if value < from || value - from >= window {
+                return ControlFlow::Continue(());
+            }
+            let (word, bit) = (((value - from) / 64) as usize, 1 << ((value - from) % 64));
+            if bits[word] & bit != 0 {
+                if second.is_none_or(|(earlier, _)| at < earlier) {
+                    second = Some((at, value));
+                }
+                return ControlFlow::Break(());
+            }
+            bits[word] |= bit;
+            ControlFlow::Continue(())
+        };
+        each_entry(storage, store, mark).map_err(|error| error.kind)?;
+        from += window;
+    }
+    let Some((at, value)) = second else { return Ok(None) };
+    let mut first = at;
+    let find = |position: u64, entry: (Chunk, StoreChunk)| {
+        if of(entry) != value {
+            return ControlFlow::Continue(());
+        }
+        first = position;
+        ControlFlow::Break(())
+    };
+    each_entry(storage, store, find).map_err(|error| error.kind)?;
+    Ok(Some((first, at, value)))
+}
