@@ -27,7 +27,7 @@ pub mod target;
 mod template;
 mod turn;
 
-pub use cost::{CpuMeter, Meter, SyscallCounter};
+pub use cost::{CpuMeter, Meter, SyscallCounter, SyscallKind};
 pub use daemon::Daemon;
 pub use drive::{BenchError, Sample};
 pub use ground::Ground;

@@ -15,4 +15,5 @@ pub mod kernel;
 pub mod powercut;
 pub mod rng;
 pub mod server;
+pub mod steady;
 pub mod verify;

@@ -171,6 +171,12 @@ impl Memory {
         }
     }
 
+    /// Bounce buffers at hand: none where none was ever needed.
+    #[cfg(test)]
+    pub(crate) fn bounces(&self) -> usize {
+        self.bounces.len()
+    }
+
     /// Takes a bounce buffer back.
     pub(crate) fn give_back(&mut self, bounce: Bounce) {
         if self.bounces.len() < BOUNCES_KEPT {

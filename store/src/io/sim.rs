@@ -110,6 +110,17 @@ struct InFlight {
     performed: Option<(Result<(), Errno>, Option<u64>)>,
 }
 
+/// An action as an engine asked for it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Whose.
+    pub host: usize,
+    /// What is to be done.
+    pub action: Action,
+    /// Where its bytes lie.
+    pub segs: Vec<Seg>,
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Sim {
@@ -125,6 +136,8 @@ pub struct Sim {
     /// How often each operation was carried out on each file.
     performed: HashMap<(FileId, IoOp), u64>,
     failed: u64,
+    /// What was asked for since the last look, where somebody looks.
+    asked: Option<Vec<Asked>>,
 }
 
 impl Sim {
@@ -141,6 +154,7 @@ impl Sim {
             turn: 0,
             performed: HashMap::new(),
             failed: 0,
+            asked: None,
         }
     }
 
@@ -213,6 +227,11 @@ impl Sim {
         self.performed.get(&(file, op)).copied().unwrap_or(0)
     }
 
+    /// What was asked for since the last call; from the first call on it is noted.
+    pub fn take_asked(&mut self) -> Vec<Asked> {
+        self.asked.replace(Vec::new()).unwrap_or_default()
+    }
+
     /// Takes an action of `host` with its parts; `meta` are the bytes of a metadata part.
     pub fn submit(&mut self, host: usize, action: Action, segs: &[Seg], meta: &[u8]) {
         if matches!(action.op, IoOp::Read | IoOp::Write | IoOp::Clear) {
@@ -222,6 +241,9 @@ impl Sim {
         if !matches!(action.op, IoOp::Sync | IoOp::Clear) {
             assert!(action.len > 0, "{action:?} is empty");
             assert!(action.offset.is_multiple_of(512) && action.len.is_multiple_of(512));
+        }
+        if let Some(asked) = &mut self.asked {
+            asked.push(Asked { host, action, segs: segs.to_vec() });
         }
         self.tick += 1;
         let nap = match self.rng.below(60) {

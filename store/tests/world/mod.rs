@@ -25,7 +25,7 @@ use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
 use snapblk_store::engine::{Engine, EngineConfig, MergeState};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
-use snapblk_store::io::sim::{Cut, Rng, Sim};
+use snapblk_store::io::sim::{Asked, Cut, Rng, Sim};
 use snapblk_store::io::{FileId, IoOp};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
@@ -307,6 +307,24 @@ impl World {
         self.ask([req]);
         self.run()?;
         Ok(self.ended.iter().find(|(of, _)| *of == req).map(|&(_, status)| status))
+    }
+
+    /// Hands requests to a worker before it does anything, and goes on until nothing is left to do.
+    /// Everything that was asked of the disks, in order; all requests end well.
+    pub fn batch(&mut self, reqs: impl IntoIterator<Item = Req>) -> Result<Vec<Asked>, String> {
+        self.ended.clear();
+        self.sim.take_asked();
+        let mut count = 0;
+        for req in reqs {
+            self.submit(req, false);
+            count += 1;
+        }
+        self.run()?;
+        let ended = self.ended.iter().filter(|(_, status)| *status == Status::Ok).count();
+        if ended != count {
+            return Err(format!("of {count} requests {ended} ended well"));
+        }
+        Ok(self.sim.take_asked())
     }
 
     /// The file of a store.

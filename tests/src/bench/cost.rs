@@ -10,13 +10,16 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::server::find_in_path;
+
+/// The tracepoint of all system calls.
+const ALL: &str = "raw_syscalls:sys_enter";
 
 /// Something that runs while a repetition is measured. It keeps its errors to itself until it is
 /// asked for its reading: a figure less is no reason to lose the others.
@@ -82,6 +85,15 @@ fn read_tasks(tasks: &Path) -> io::Result<HashMap<String, u64>> {
     if times.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(times) }
 }
 
+/// A kind of system call that is counted apart.
+#[derive(Clone, Copy, Debug)]
+pub struct SyscallKind {
+    /// Its name, as the tracepoint's is behind `sys_enter_`.
+    pub name: &'static str,
+    /// Only those with such arguments: an expression over the tracepoint's fields.
+    pub filter: Option<&'static str>,
+}
+
 /// Counts the system calls of a process with `perf stat` on the tracepoint
 /// `raw_syscalls:sys_enter`, which slows each of them a little and stops none, as ptrace would.
 #[derive(Debug)]
@@ -99,6 +111,11 @@ impl SyscallCounter {
 
     /// Attaches to all threads of `pid`; its files go into the directory `dir`.
     pub fn attach(pid: u32, dir: &Path) -> io::Result<Self> {
+        Self::attach_to_kinds(pid, dir, &[])
+    }
+
+    /// The same, and counts some kinds apart, too.
+    pub fn attach_to_kinds(pid: u32, dir: &Path, kinds: &[SyscallKind]) -> io::Result<Self> {
         let perf = find_in_path("perf").ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "perf (Debian's linux-perf) is not installed")
         })?;
@@ -111,8 +128,14 @@ impl SyscallCounter {
             OpenOptions::new().read(true).write(true).open(path)
         };
         let files = (fifo(&control)?, fifo(&answers)?);
-        let perf = Command::new(perf)
-            .args(["stat", "-x,", "-D", "-1", "-e", "raw_syscalls:sys_enter", "-p"])
+        let mut command = Command::new(perf);
+        command.args(["stat", "-x,", "-D", "-1", "-e", ALL]);
+        for kind in kinds {
+            command.arg("-e").arg(format!("syscalls:sys_enter_{}", kind.name));
+            command.args(kind.filter.iter().flat_map(|filter| ["--filter", filter]));
+        }
+        let perf = command
+            .arg("-p")
             .arg(pid.to_string())
             .arg("-o")
             .arg(&output)
@@ -126,27 +149,44 @@ impl SyscallCounter {
     }
 
     /// The system calls between start and stop.
-    pub fn count(mut self) -> io::Result<u64> {
+    pub fn count(self) -> io::Result<u64> {
+        self.counts().map(|counts| counts[0])
+    }
+
+    /// The same, and behind that number those of the kinds that are counted apart.
+    pub fn counts(mut self) -> io::Result<Vec<u64>> {
         std::mem::replace(&mut self.state, Ok(()))?;
         let pid = i32::try_from(self.perf.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.ok_or(io::ErrorKind::InvalidInput)?, Signal::INT)?;
         self.perf.wait()?;
         let output = fs::read_to_string(&self.output)?;
-        parse_count(&output).ok_or_else(|| {
+        parse_counts(&output).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("perf counted nothing: {output}"))
         })
     }
 
     /// Says something to perf, and waits until it has done so.
     fn command(&mut self, command: &str) -> io::Result<()> {
-        const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+        const PATIENCE: Duration = Duration::from_secs(5);
+        // Its end is no event among its answers: both ends of those are open here.
+        const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         self.control.write_all(command.as_bytes())?;
-        let mut fds = [PollFd::from_borrowed_fd(self.answers.as_fd(), PollFlags::IN)];
-        if poll(&mut fds, Some(&PATIENCE))? == 0 {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "perf does not answer"));
+        let begin = Instant::now();
+        loop {
+            let mut fds = [PollFd::from_borrowed_fd(self.answers.as_fd(), PollFlags::IN)];
+            if poll(&mut fds, Some(&LOOK))? != 0 {
+                let mut answer = [0; 16];
+                return io::Read::read(&mut self.answers, &mut answer).map(drop);
+            }
+            if let Some(status) = self.perf.try_wait()? {
+                return Err(io::Error::other(format!(
+                    "perf ended with {status}: it may not count"
+                )));
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "perf does not answer"));
+            }
         }
-        let mut answer = [0; 16];
-        io::Read::read(&mut self.answers, &mut answer).map(drop)
     }
 }
 
@@ -170,10 +210,13 @@ impl Drop for SyscallCounter {
     }
 }
 
-/// The count in what `perf stat -x,` writes.
-fn parse_count(output: &str) -> Option<u64> {
-    let line = output.lines().find(|line| line.contains("raw_syscalls:sys_enter"))?;
-    line.split(',').next()?.parse().ok()
+/// The counts in what `perf stat -x,` writes, a line each; none where all calls were not counted.
+fn parse_counts(output: &str) -> Option<Vec<u64>> {
+    let lines = output.lines().filter(|line| line.contains(":sys_enter"));
+    let mut counts = lines.map(|line| line.split(',').next()?.parse().ok());
+    let all = counts.next()??;
+    // What never happened while a thread ran is "not counted".
+    Some(std::iter::once(all).chain(counts.map(Option::unwrap_or_default)).collect())
 }
 
 #[cfg(test)]
@@ -183,8 +226,10 @@ mod tests {
     #[test]
     fn perf_output_is_read() {
         let output = "# started on Sat Nov 21\n\n1234,,raw_syscalls:sys_enter,1010417,100.00,,\n";
-        assert_eq!(parse_count(output), Some(1234));
-        assert_eq!(parse_count("<not counted>,,raw_syscalls:sys_enter,0,100.00,,"), None);
+        assert_eq!(parse_counts(output), Some(vec![1234]));
+        let kinds = format!("{output}7,,syscalls:sys_enter_read,1,100.00,,\n");
+        assert_eq!(parse_counts(&kinds), Some(vec![1234, 7]));
+        assert_eq!(parse_counts("<not counted>,,raw_syscalls:sys_enter,0,100.00,,"), None);
     }
 
     #[test]

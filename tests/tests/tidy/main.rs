@@ -13,6 +13,7 @@
 mod crates;
 mod documents;
 mod licences;
+mod locks;
 mod mutations;
 mod rooms;
 mod scenarios;

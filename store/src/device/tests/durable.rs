@@ -251,6 +251,29 @@ fn a_pivot_waits_for_what_the_device_owes() {
     world.devices.pivot("c").unwrap();
 }
 
+/// Who looks for merges that nobody runs must not find it, also before its job is at work again.
+#[test]
+fn scenario_37_what_a_commit_merges_is_its_job_s() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "store");
+    let mut engine = world.engine("disk");
+    write(&mut engine, 5, false);
+    while engine.pop_finished().is_none() {
+        answer(&mut engine);
+    }
+    engine.bind(None);
+    let job = CommitJob { device: "disk".into(), ..CommitJob::default() };
+    world.devices.begin_commit("c", &job).unwrap();
+    world.devices.pivot("c").unwrap();
+    assert_eq!(world.devices.merging(None), []);
+    assert_eq!(world.devices.merging(Some("disk")), []);
+    world.devices.lock().state.commits.clear();
+    let found = world.devices.merging(None);
+    assert_eq!(found.len(), 1, "without its job it is anybody's: {found:?}");
+}
+
 /// Layers of a chain that was opened again rest only once nothing is owed to them.
 #[test]
 fn layers_rest_only_where_that_is_sure() {

@@ -211,6 +211,31 @@ fn a_guest_s_bytes_are_laid_over_a_scratch_buffer_in_one_write() {
 }
 
 #[test]
+fn memory_that_direct_io_can_use_is_not_copied() {
+    for uring in [true, false] {
+        let mut rig = rig(DISK, true, uring, &content(1 << 20));
+        let guest = Guest::new(4096, 0, 65536, 1);
+        let laid_over = [
+            Seg::Scratch { buf: BufId(0), offset: 0, len: 4096 },
+            Seg::Guest { token: Token(0), offset: 4096, len: 4096 },
+            Seg::Scratch { buf: BufId(0), offset: 8192, len: 8192 },
+        ];
+        let whole = [guest_seg(0, 65536)];
+        for (op, segs, len) in [
+            (IoOp::Read, &whole[..], 65536),
+            (IoOp::Write, &whole[..], 65536),
+            (IoOp::Write, &laid_over[..], 16384),
+        ] {
+            assert_eq!(rig.run(op, 65536, len, segs, &guest), Ok(()));
+            assert_eq!(rig.io.memory.bounces(), 0, "{} {op:?}", rig.what);
+        }
+        let misaligned = Guest::new(4096, 1, 4096, 1);
+        assert_eq!(rig.run(IoOp::Read, 0, 4096, &[guest_seg(0, 4096)], &misaligned), Ok(()));
+        assert_eq!(rig.io.memory.bounces(), 1, "{}", rig.what);
+    }
+}
+
+#[test]
 fn more_pieces_than_one_call_takes_are_done_in_several() {
     let file = content(3 << 20);
     everywhere(&file, |rig| {

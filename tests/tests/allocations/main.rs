@@ -1,0 +1,222 @@
+//! What the server allocates and logs while a guest does I/O.
+//!
+//! The server runs in this process, with all its threads, and a real front end drives it; the
+//! process's allocator counts what is not the front end's. One test, because what another test's
+//! threads allocate would count as well.
+
+mod counter;
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use snapblk::server::{DiskArgs, DiskSocket, DiskSource, OnFull, ServeArgs, serve};
+use snapblk_qmp::client::Client as Qmp;
+use snapblk_tests::client::Connect;
+use snapblk_tests::rng::Rng;
+use snapblk_tests::server::{Place, Scratch};
+use snapblk_tests::steady::{Ask, Steady};
+
+use counter::{Counting, Seen, during};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const DEPTH: usize = 32;
+/// Bytes of a chunk, and of a request that covers one.
+const CHUNK: usize = 4096;
+/// Chunks that the exception table keeps together (`docs/adr/0013-growing-leaves.md`).
+const REGION: u64 = 4096;
+/// Bytes of a disk: eight regions.
+const DISK: u64 = 8 * REGION * CHUNK as u64;
+/// Bytes of the leaves that a region has, one after the other, until it has one word a chunk.
+const LEAVES: [usize; 20] = [
+    40, 56, 72, 104, 152, 232, 312, 488, 664, 1000, 1336, 2024, 2712, 4072, 5432, 8168, 10904,
+    16360, 21816, 32768,
+];
+/// Requests of each kind.
+const REQUESTS: u64 = 4096;
+/// Requests that are looked at together.
+const ROUND: usize = 256;
+/// The part of the rounds in which lists may still grow, one of so many: there are some lists for
+/// each request in flight, and not each batch is the same.
+const GROWING: usize = 4;
+/// Allocations of a flush, or of a commit that an origin write waits for, whatever it commits.
+const COMMIT: u64 = 8;
+
+/// A server in this process.
+struct Served {
+    thread: JoinHandle<()>,
+    qmp: Qmp,
+    load: Steady,
+}
+
+impl Served {
+    /// Serves disks; the last has the socket.
+    fn start(scratch: &Scratch, mut disks: Vec<DiskArgs>) -> Served {
+        let (socket, monitor) = (scratch.socket("vhost.sock"), scratch.socket("monitor.sock"));
+        let last = disks.last_mut().expect("a disk");
+        last.socket = Some(DiskSocket::Path(socket.clone()));
+        let args = ServeArgs { disks, monitor: Some(monitor.clone()), ..ServeArgs::default() };
+        let thread = std::thread::spawn(move || serve(&args).expect("it serves, and ends well"));
+        let qmp = connect(&monitor, &thread);
+        let load = Steady::connect(Connect::to(socket), DEPTH, CHUNK);
+        Served { thread, qmp, load: load.expect("a session") }
+    }
+
+    fn stop(self) {
+        let Served { thread, mut qmp, load } = self;
+        drop(load);
+        qmp.call("quit", json!({})).expect("it ends");
+        thread.join().expect("it ended well");
+    }
+
+    /// What the server does for these requests. It logs nothing meanwhile.
+    fn seen(&mut self, asks: impl Iterator<Item = Ask>) -> Seen {
+        let load = &mut self.load;
+        let seen = during(|| {
+            load.run(asks).expect("every request ends well");
+        });
+        assert_eq!(seen.logged, 0, "a guest's requests are not logged");
+        seen
+    }
+
+    /// These requests allocate memory of these sizes alone, once all lists have grown to the load;
+    /// returns how often they do.
+    #[track_caller]
+    fn allocates(&mut self, what: &str, sizes: &[usize], asks: impl Iterator<Item = Ask>) -> usize {
+        let asks: Vec<Ask> = asks.collect();
+        let rounds = asks.chunks(ROUND).map(|round| self.seen(round.iter().copied()));
+        let found: Vec<Seen> = rounds.collect();
+        let expected = |seen: &Seen| seen.sizes.iter().filter(|size| sizes.contains(size)).count();
+        let grew = |seen: &&Seen| expected(seen) as u64 != seen.allocations;
+        let growing = found.iter().filter(grew).count();
+        assert!(growing <= found.len() / GROWING, "{what}: {growing} rounds allocate: {found:?}");
+        found.iter().map(expected).sum()
+    }
+
+    #[track_caller]
+    fn costs_nothing(&mut self, what: &str, asks: impl Iterator<Item = Ask>) {
+        self.allocates(what, &[], asks);
+    }
+}
+
+/// The monitor is the last to be there.
+fn connect(monitor: &Path, server: &JoinHandle<()>) -> Qmp {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Qmp::connect(monitor) {
+            Ok(qmp) => return qmp,
+            Err(error) => assert!(Instant::now() < deadline && !server.is_finished(), "{error}"),
+        }
+        // There is no event for a socket that begins to listen.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn disk(name: &str, source: DiskSource) -> DiskArgs {
+    DiskArgs {
+        name: name.to_owned(),
+        source,
+        socket: None,
+        num_queues: Some(1),
+        poll: false,
+        on_full: OnFull::default(),
+        guest_agent: None,
+    }
+}
+
+fn file(path: PathBuf, overlay: Option<PathBuf>) -> DiskSource {
+    DiskSource::File { path, read_only: false, overlay }
+}
+
+/// `REQUESTS` random requests of a chunk's size to two regions from this one on.
+fn random(region: u64, ask: fn(u64, usize) -> Ask) -> impl Iterator<Item = Ask> {
+    let mut rng = Rng::new(region);
+    (0..REQUESTS).map(move |_| ask((region * REGION + rng.below(2 * REGION)) * CHUNK as u64, CHUNK))
+}
+
+/// One write to each of these chunks, of all of it or of two sectors in its middle.
+fn each(chunks: std::ops::Range<u64>, whole: bool) -> impl Iterator<Item = Ask> {
+    chunks.map(move |chunk| {
+        let start = chunk * CHUNK as u64;
+        if whole { Ask::Write(start, CHUNK) } else { Ask::Write(start + 512, 1024) }
+    })
+}
+
+/// A first write to each chunk of some regions allocates leaves alone. `write` gives the requests for
+/// some chunks.
+#[track_caller]
+fn leaves_alone<A: Iterator<Item = Ask>>(
+    served: &mut Served,
+    regions: std::ops::Range<u64>,
+    write: impl Fn(std::ops::Range<u64>) -> A,
+) {
+    for region in regions {
+        let chunks = region * REGION..(region + 1) * REGION;
+        let leaves = served.allocates("first writes", &LEAVES, write(chunks));
+        assert!(leaves >= LEAVES.len(), "a region has {leaves} leaves, one after the other");
+        // A list may be as large as a leaf, by chance and while lists grow.
+        assert!(leaves <= LEAVES.len() * 2, "first writes allocate {leaves} leaves");
+        eprintln!("{REGION} first writes allocate {leaves} leaves");
+        let flushed = served.seen(std::iter::once(Ask::Flush));
+        assert!(flushed.allocations <= COMMIT, "a flush of {REGION} exceptions: {flushed:?}");
+    }
+}
+
+fn plain(place: Place) {
+    let scratch = Scratch::new(place).expect("a directory");
+    let base = scratch.sparse("disk.raw", DISK).expect("a file");
+    let mut served = Served::start(&scratch, vec![disk("disk0", file(base, None))]);
+    served.costs_nothing("writes", random(0, Ask::Write));
+    served.costs_nothing("reads", random(0, Ask::Read));
+    served.stop();
+}
+
+fn overlay(place: Place) {
+    let scratch = Scratch::new(place).expect("a directory");
+    let base = scratch.sparse("golden.raw", DISK).expect("a file");
+    let store = scratch.path("store.cow");
+    let mut served = Served::start(&scratch, vec![disk("disk0", file(base, Some(store)))]);
+    served.costs_nothing("reads of an empty overlay", random(0, Ask::Read));
+    leaves_alone(&mut served, 0..3, |chunks| each(chunks, true));
+    leaves_alone(&mut served, 3..6, |chunks| each(chunks, false));
+    served.costs_nothing("writes to what is mapped", random(0, Ask::Write));
+    served.costs_nothing("reads of what is mapped", random(0, Ask::Read));
+    served.costs_nothing("reads of what is not mapped", random(6, Ask::Read));
+    served.stop();
+}
+
+/// An origin with a snapshot: each first write to a chunk waits for a commit.
+fn origin(place: Place) {
+    let scratch = Scratch::new(place).expect("a directory");
+    let base = scratch.sparse("disk.raw", DISK).expect("a file").display().to_string();
+    let store = scratch.sparse("store.cow", DISK).expect("a file").display().to_string();
+    let line = |rest: String| DiskSource::Lines(vec![format!("0 {} {rest}", DISK / 512)]);
+    let disks = vec![
+        disk("base", line(format!("linear {base} 0"))),
+        disk("snap", line(format!("snapshot base {store} P 8"))),
+        disk("disk0", line("snapshot-origin base".to_owned())),
+    ];
+    let mut served = Served::start(&scratch, disks);
+    served.costs_nothing("reads of an origin", random(0, Ask::Read));
+    let seen = served.seen(each(0..REGION, true));
+    let most = LEAVES.len() as u64 + REGION * COMMIT;
+    assert!(seen.allocations <= most, "{REGION} copies, {most} at most: {seen:?}");
+    eprintln!("{REGION} copies allocate {} times, leaves and commits", seen.allocations);
+    served.costs_nothing("writes to what was copied", each(0..REGION, true));
+    served.stop();
+}
+
+#[test]
+fn a_guest_s_io_allocates_and_logs_nothing() {
+    counter::leave_out_this_thread();
+    counter::start();
+    for place in [Place::Memory, Place::Disk] {
+        plain(place);
+        overlay(place);
+        origin(place);
+    }
+}

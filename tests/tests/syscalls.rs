@@ -1,0 +1,159 @@
+//! How many system calls the program makes for a guest's I/O, and of which kinds.
+//!
+//! A front end that polls keeps 32 requests in flight; the kernel's tracepoints count. That takes
+//! `perf` and the right to use it, which root has; who has not is told so, and proves nothing.
+
+use std::sync::{Mutex, PoisonError};
+
+use snapblk_tests::bench::{Meter, SyscallCounter, SyscallKind};
+use snapblk_tests::client::{Connect, Waiting};
+use snapblk_tests::rng::Rng;
+use snapblk_tests::server::{Place, Scratch, Server, ServerCommand};
+use snapblk_tests::steady::{Ask, Steady};
+
+/// Bytes of a request, and of a chunk.
+const BLOCK: u64 = 4096;
+/// Bytes of a disk.
+const DISK: u64 = 64 << 20;
+const DEPTH: usize = 32;
+/// Requests that are counted.
+const REQUESTS: u64 = 12_000;
+/// System calls for each request on a disk with O_DIRECT, at most. The target is 0.1. What is
+/// missing is how many completions a worker waits for: it sleeps until there is one, and finds
+/// seven or eight at once on an idle machine, fewer on a busy one.
+const ON_DISK: f64 = 0.5;
+/// On tmpfs: one `pread` or `pwrite`, and what is left of kicks and sleeps.
+const IN_MEMORY: f64 = 1.1;
+
+const fn kind(name: &'static str) -> SyscallKind {
+    SyscallKind { name, filter: None }
+}
+
+/// What is counted apart. A lock that is not free is a `futex`.
+const KINDS: [SyscallKind; 8] = [
+    SyscallKind { name: "io_uring_enter", filter: Some("min_complete > 0") },
+    SyscallKind { name: "io_uring_enter", filter: Some("min_complete == 0") },
+    kind("pread64"),
+    kind("pwrite64"),
+    kind("pwritev"),
+    kind("write"),
+    kind("epoll_wait"),
+    kind("futex"),
+];
+
+/// Two servers at a time have no core each.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// System calls of a load.
+struct Counted {
+    /// All, for each request.
+    all: f64,
+    futex: u64,
+}
+
+/// Starts a server with one disk on `place`, over which there is an empty overlay if it is to have
+/// one.
+fn start(scratch: &Scratch, overlay: bool) -> Server {
+    let base = scratch.file("disk.raw", &vec![7; DISK as usize]).expect("a file");
+    let mut command = ServerCommand::snapblk(scratch).unwrap_or_else(|error| panic!("{error}"));
+    command = command.arg("--num-queues").arg("1").arg("--blk-file").arg(base);
+    if overlay {
+        command = command.arg("--overlay").arg(scratch.path("store.cow"));
+    }
+    command.start().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Carries out `warm_up`, and then `asks` and counts; none where this user may not.
+fn count<W, A>(what: &str, place: Place, overlay: bool, warm_up: W, asks: A) -> Option<Counted>
+where
+    W: Iterator<Item = Ask>,
+    A: Iterator<Item = Ask>,
+{
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::new(place).expect("a directory");
+    let server = start(&scratch, overlay);
+    let connect = Connect { waiting: Waiting::Poll, ..Connect::to(server.socket()) };
+    let mut load = Steady::connect(connect, DEPTH, BLOCK as usize).expect("a session");
+    load.run(warm_up).expect("every request ends well");
+    let counts = SyscallCounter::attach_to_kinds(server.pid(), scratch.dir(), &KINDS);
+    let counts = counts.and_then(|mut counter| {
+        counter.start();
+        let done = load.run(asks).expect("every request ends well");
+        counter.stop();
+        Ok((counter.counts()?, done as f64))
+    });
+    let (counts, done) = match counts {
+        Ok(found) => found,
+        Err(error) if !rustix::process::geteuid().is_root() => {
+            eprintln!("{what}: system calls are NOT COUNTED, as this user may not: {error}");
+            return None;
+        }
+        Err(error) => panic!("system calls cannot be counted: {error}"),
+    };
+    let each = |count: u64| count as f64 / done;
+    let kinds: Vec<String> = KINDS
+        .iter()
+        .zip(&counts[1..])
+        .filter(|(_, count)| **count > 0)
+        .map(|(kind, &count)| format!("{} {:.4}", kind_name(kind), each(count)))
+        .collect();
+    eprintln!("{what}: {:.4} system calls a request: {}", each(counts[0]), kinds.join(", "));
+    Some(Counted { all: each(counts[0]), futex: counts[KINDS.len()] })
+}
+
+fn kind_name(kind: &SyscallKind) -> String {
+    let filter = kind.filter.map(|filter| format!(" ({filter})"));
+    format!("{}{}", kind.name, filter.unwrap_or_default())
+}
+
+/// `REQUESTS` requests at random places of the disk.
+fn random(seed: u64, ask: fn(u64, usize) -> Ask) -> impl Iterator<Item = Ask> {
+    let mut rng = Rng::new(seed);
+    (0..REQUESTS).map(move |_| ask(rng.below(DISK / BLOCK) * BLOCK, BLOCK as usize))
+}
+
+/// A write to each chunk of the disk from this one on, in random order.
+fn first_writes(chunks: std::ops::Range<u64>) -> impl Iterator<Item = Ask> {
+    let mut chunks: Vec<u64> = chunks.collect();
+    Rng::new(1).shuffle(&mut chunks);
+    chunks.into_iter().map(|chunk| Ask::Write(chunk * BLOCK, BLOCK as usize))
+}
+
+#[track_caller]
+fn at_most(most: f64, counted: Option<Counted>) {
+    if let Some(Counted { all, futex }) = counted {
+        assert!(all <= most, "{all:.3} system calls a request, and {most} at most");
+        assert_eq!(futex, 0, "nobody waits for a lock");
+    }
+}
+
+#[test]
+fn a_batch_on_disk_goes_out_and_comes_back_in_one_system_call() {
+    for (what, ask) in
+        [("disk, reads", Ask::Read as fn(u64, usize) -> Ask), ("disk, writes", Ask::Write)]
+    {
+        at_most(ON_DISK, count(what, Place::Disk, false, random(1, ask), random(2, ask)));
+    }
+}
+
+#[test]
+fn a_batch_of_first_writes_on_disk_is_no_more() {
+    let (warm_up, rest) = (first_writes(0..2048), first_writes(2048..DISK / BLOCK));
+    at_most(ON_DISK, count("disk, first writes", Place::Disk, true, warm_up, rest));
+}
+
+#[test]
+fn on_tmpfs_a_request_is_one_system_call() {
+    for (what, ask) in
+        [("tmpfs, reads", Ask::Read as fn(u64, usize) -> Ask), ("tmpfs, writes", Ask::Write)]
+    {
+        at_most(IN_MEMORY, count(what, Place::Memory, false, random(1, ask), random(2, ask)));
+    }
+}
+
+/// Those of a batch share a write.
+#[test]
+fn first_writes_on_tmpfs_are_less_than_one_system_call_each() {
+    let (warm_up, rest) = (first_writes(0..2048), first_writes(2048..DISK / BLOCK));
+    at_most(0.9, count("tmpfs, first writes", Place::Memory, true, warm_up, rest));
+}
