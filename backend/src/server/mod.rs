@@ -202,8 +202,25 @@ impl Passing {
             _ => {}
         }
         if let Some(event) = monitor_event(event) {
+            log_failure(&event);
             self.events.emit(&event);
         }
+    }
+}
+
+/// Says what befell a store also where nobody listens to the monitor.
+fn log_failure(event: &Event) {
+    match event {
+        Event::SnapshotInvalidated(SnapshotFailed { device, cow, reason }) => {
+            tracing::error!("the snapshot '{device}' in {cow} is invalid: {reason}");
+        }
+        Event::SnapshotOverflow(SnapshotFailed { device, cow, reason }) => {
+            tracing::error!("the store {cow} of '{device}' takes nothing more: {reason}");
+        }
+        Event::BlockIoError(BlockIoError { device, reason, .. }) => {
+            tracing::warn!("'{device}': {reason}");
+        }
+        _ => {}
     }
 }
 
