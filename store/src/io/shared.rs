@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ fn byte_len(words: usize) -> io::Result<usize> {
 
 /// Gives the file its length and its space.
 fn reserve(file: &File, len: u64) -> io::Result<()> {
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, len)) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::OPNOTSUPP) => write_out(file, len),
         Err(error) => Err(error.into()),
