@@ -147,7 +147,9 @@ impl Devices {
             .writer
             .as_ref()
             .and_then(|writer| Some((writer.table.clone(), writer.snaps.get(&0)?.clone())));
-        let Some((table, snap)) = writer else { return whole(inner, base).map(|_| ()) };
+        let Some((table, snap)) = writer else {
+            return Err(DeviceError::refused(format!("the base '{base}' is not open for writing")));
+        };
         let active = inner.active(device)?;
         if !self.flush(active) {
             return Err(DeviceError::FlushFailed(device.clone()));
