@@ -322,6 +322,32 @@ fn s36_entries_that_a_killed_process_wrote_and_did_not_sync_are_synced_before_th
 }
 
 #[test]
+fn s70_a_kill_costs_no_room() {
+    let mut owing = 0;
+    // The header, an area, and each chunk once.
+    let config = Config::new(Shape::Overlay { chunk: 8, store: 10 * 8 }, 64);
+    for seed in 0..30 {
+        let mut world = World::new(config.clone(), seed);
+        for kill in 0..8 {
+            // The one after it is often ahead of it when both are cut off.
+            world.ask([
+                req(0, Op::Write, kill * 8 + 1, 3),
+                req(0, Op::Write, (kill * 8 + 8) % 64, 8),
+            ]);
+            for _ in 0..(seed + kill) % 24 {
+                world.turn().unwrap();
+            }
+            world.crash(false).unwrap();
+            owing += world.coverage.0.get("killed owing").copied().unwrap_or(0);
+        }
+        assert_eq!(world.one(req(0, Op::Write, 0, 64)), Ok(OK), "seed {seed}");
+        world.check_quiet().unwrap();
+        world.judge_all().unwrap();
+    }
+    assert!(owing > 0, "nothing was ever owed");
+}
+
+#[test]
 fn s35_an_invalid_header_that_a_killed_process_wrote_and_did_not_sync_stays() {
     each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
         world.sim.add_fault(fault(FileId(1), IoOp::Write, 1));

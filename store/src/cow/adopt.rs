@@ -1,19 +1,24 @@
 //! Entering into a store what a process that died owed it.
 //!
 //! Owns the comparison of what a log's words say is owed with what is on disk, and the commit of
-//! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11.
+//! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11; and that
+//! a kill costs no room: what was given out to writes that never ended is in use again. So a store
+//! as large as all that it may ever hold never gets full, however often its process is killed.
+//!
+//! The caller has the store's lock. It falls when the dead process's last I/O is over, so nothing
+//! is written any more to a chunk that a write was cut off in.
 //!
 //! It is idempotent: the process may be killed in the middle of it, and of the commit that it was
 //! killed in before, any part may have landed. (Entries that landed but were never synced were made
 //! durable when the store was opened.)
 
 use super::error::{StoreError, StoreErrorKind};
-use super::layout::Entry;
+use super::layout::{Entry, Geometry};
 use super::log::Log;
 use super::open::{OpenStore, zero_garbage};
 use super::tail::Tail;
 use super::words::Words;
-use crate::io::storage::Storage;
+use crate::io::storage::{SLICE, Storage};
 use crate::units::{Chunk, DataIndex, StoreChunk};
 
 /// Why what is owed could not be entered.
@@ -44,8 +49,9 @@ pub fn adopt<S: Storage>(
     store: &mut OpenStore,
     words: &Words,
 ) -> Result<bool, AdoptError> {
-    let rest = missing(store, words)?;
+    let mut rest = missing(store, words)?;
     if !rest.is_empty() {
+        close_gaps(storage, store, words, &mut rest)?;
         append(storage, store, &rest)?;
     }
     Ok(!rest.is_empty())
@@ -80,6 +86,55 @@ fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, 
         }
     }
     Ok(rest)
+}
+
+/// Moves the last of `rest`, with their data, to where writes were cut off before them. The data
+/// is copied first, then `words` tell of it: a kill in between changes nothing.
+fn close_gaps<S: Storage>(
+    storage: &S,
+    store: &OpenStore,
+    words: &Words,
+    rest: &mut [(DataIndex, Chunk)],
+) -> Result<(), StoreError> {
+    let (_, first) = Log::owed(words);
+    let mut to = first.max(store.next);
+    let mut at = 0;
+    let mut last = rest.len();
+    let mut slice = vec![0; SLICE.min(store.geometry.chunk.bytes() as usize)];
+    while at < last {
+        let (from, old) = rest[last - 1];
+        if rest[at].0 == to {
+            at += 1;
+        } else {
+            copy_chunk(storage, &store.geometry, (from, to), &mut slice)?;
+            Log::move_owed(words, old, from, to);
+            last -= 1;
+            rest[last].0 = to;
+        }
+        to.0 += 1;
+    }
+    rest.sort_unstable();
+    Ok(())
+}
+
+/// Copies a data chunk of a store that nobody serves, by way of `slice`.
+fn copy_chunk<S: Storage>(
+    storage: &S,
+    geometry: &Geometry,
+    (from, to): (DataIndex, DataIndex),
+    slice: &mut [u8],
+) -> Result<(), StoreError> {
+    let offset = |index| geometry.chunk.store_offset(geometry.chunk_of_index(index));
+    for at in (0..geometry.chunk.bytes()).step_by(slice.len()) {
+        let failed = |what, offset| {
+            let name = storage.name();
+            move |source| StoreErrorKind::Io { what, offset, source }.of(name)
+        };
+        let (from, to) = (offset(from) + at, offset(to) + at);
+        storage.read_at(slice, from).map_err(failed("read a chunk that it is owed", from))?;
+        storage.write_at(slice, to).map_err(failed("move a chunk that it is owed", to))?;
+    }
+    Ok(())
 }
 
 /// Enters `owed`, durably, as the commit that did not happen would have.

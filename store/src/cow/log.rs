@@ -13,6 +13,8 @@
 //! One worker at a time commits, for all who need it: [`Log::join`] elects it. A round that is
 //! already running may have missed the joiner's writes, so its ticket is for the next one.
 
+use std::collections::HashSet;
+
 use super::words::Words;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::units::{Chunk, DataIndex};
@@ -130,11 +132,12 @@ impl Log {
     }
 
     /// What a dead process's `words` say is owed: data chunks that hold acknowledged data, in
-    /// allocation order, and how many chunks it had given out in all.
+    /// allocation order; and the first that may be owed at all.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
         let next = words[NEXT].load(Ordering::Acquire);
         let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
-        let owed = (committed.max(next.saturating_sub(RING))..next)
+        let first = committed.max(next.saturating_sub(RING));
+        let mut owed: Vec<(DataIndex, Chunk)> = (first..next)
             .filter_map(|index| {
                 match Slot::from_word(words[Self::position(index)].load(Ordering::Acquire)) {
                     Slot::Done(old) => Some((DataIndex(index), old)),
@@ -142,24 +145,20 @@ impl Log {
                 }
             })
             .collect();
-        (owed, DataIndex(next))
+        // Twice where `move_owed` was cut off: both hold the same.
+        let mut seen = HashSet::new();
+        owed.retain(|&(_, old)| seen.insert(old));
+        (owed, DataIndex(first))
     }
 
-    /// Enters what a dead process owed, before any worker serves: the chunks it had given out
-    /// stay given out, and the next round commits what they hold.
-    pub fn adopt(&self, owed: &[(DataIndex, Chunk)], next: DataIndex) {
-        let committed = self.committed().0;
-        assert!(
-            next.0 >= committed && next.0 - committed <= RING,
-            "more is owed than the ring holds"
-        );
-        for index in committed..next.0 {
-            self.words[Self::position(index)].store(Slot::Skipped.to_word(), Ordering::Relaxed);
-        }
-        for &(index, old) in owed {
-            self.words[Self::position(index.0)].store(Slot::Done(old).to_word(), Ordering::Relaxed);
-        }
-        self.words[NEXT].store(next.0, Ordering::Release);
+    /// Says in a dead process's `words` that the data of `old` lies at `to` from now on, where it
+    /// is already, and that nothing does at `from`, which comes later. May be cut off by a kill.
+    pub fn move_owed(words: &Words, old: Chunk, from: DataIndex, to: DataIndex) {
+        let set = |at: DataIndex, slot: Slot| {
+            words[Self::position(at.0)].store(slot.to_word(), Ordering::Release);
+        };
+        set(to, Slot::Done(old));
+        set(from, Slot::Skipped);
     }
 
     /// A copy of the words, as a file that outlives the process would have them.
@@ -419,13 +418,22 @@ mod tests {
         assert_eq!(before.allocate(3), run(3, 3));
         assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
         assert_eq!(before.finish(DataIndex(3), Some(Chunk(30))), 0);
-        let (owed, next) = Log::owed(&before.words);
+        let (owed, first) = Log::owed(&before.words);
         assert_eq!(owed, [(DataIndex(3), Chunk(30)), (DataIndex(5), Chunk(50))]);
-        let after = Log::new(Words::private(LOG_WORDS), DataIndex(3), 100);
-        after.adopt(&owed, next);
-        assert!(after.all_ended(DataIndex(6)));
-        assert_eq!(after.entry(DataIndex(4)), None);
-        assert_eq!(after.entry(DataIndex(5)), Some(Chunk(50)));
-        assert_eq!(after.allocate(1), run(6, 1));
+        assert_eq!(first, DataIndex(3));
+    }
+
+    #[test]
+    fn what_is_owed_moves_to_where_nothing_was_written() {
+        let before = Log::new(Words::private(LOG_WORDS), DataIndex(3), 100);
+        assert_eq!(before.allocate(3), run(3, 3));
+        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
+        // Cut off between the two: the earlier counts.
+        let both = before.copy_words();
+        Log::move_owed(&both, Chunk(50), DataIndex(4), DataIndex(3));
+        assert_eq!(Log::owed(&both).0, [(DataIndex(3), Chunk(50))]);
+        Log::move_owed(&before.words, Chunk(50), DataIndex(5), DataIndex(3));
+        assert_eq!(Log::owed(&before.words).0, [(DataIndex(3), Chunk(50))]);
+        assert!(!before.is_done(DataIndex(5)));
     }
 }

@@ -229,28 +229,6 @@ fn is_small(shape: &Shape) -> bool {
     })
 }
 
-impl Config {
-    /// Makes stores that are meant to suffice larger by what `kills` may leak: a chunk that was
-    /// given out and never written is not given out again.
-    fn allow_for(&mut self, kills: u64) {
-        let workers = 2 * self.queues as u64;
-        let most = |chunks: u64| kills * chunks.min(workers * self.claims as u64);
-        let more = |chunk: u32, sectors: u64| {
-            let leaked = most(sectors.div_ceil(u64::from(chunk)));
-            (leaked + leaked / 32) * u64::from(chunk)
-        };
-        match &mut self.shape {
-            Shape::Plain => {}
-            Shape::Origin(snaps) => {
-                if !self.failures {
-                    snaps.iter_mut().for_each(|snap| snap.store += more(snap.chunk, snap.sectors));
-                }
-            }
-            Shape::Overlay { chunk, store } => *store += more(*chunk, self.sectors),
-        }
-    }
-}
-
 impl Case {
     pub fn random(seed: u64, crashes: bool) -> Case {
         let mut rng = Rng::new(seed.wrapping_mul(0x9e37_79b9));
@@ -285,8 +263,6 @@ impl Case {
             let (power, aim) = (rng.chance(2, 3), rng.chance(1, 2));
             events.push(Event::Crash { turns: rng.below(500), power, aim });
         }
-        let kills = events.iter().filter(|event| matches!(event, Event::Crash { .. })).count();
-        config.allow_for(kills as u64);
         let back = |event: &Event| matches!(event, Event::Change(Change::Back));
         // On and back again: two changes.
         let mut turns = 2 * TURNS_BACK;

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 
 use super::*;
@@ -7,6 +7,38 @@ use crate::cow::open::{OpenOptions, open};
 
 /// A store in memory, and what was done to it.
 struct Memory(RefCell<(Vec<u8>, Vec<String>)>);
+
+/// The same, until nothing more can be done to it.
+struct Doomed<'a>(&'a Memory, Cell<u64>);
+
+impl Doomed<'_> {
+    fn may(&self) -> io::Result<()> {
+        let left = self.1.get().checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+        self.1.set(left);
+        Ok(())
+    }
+}
+
+impl Storage for Doomed<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.may()?;
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.may()?;
+        self.0.write_at(data, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.may()?;
+        self.0.sync()
+    }
+}
 
 impl Storage for Memory {
     fn name(&self) -> String {
@@ -31,18 +63,62 @@ impl Storage for Memory {
     }
 }
 
-/// I3 and I11, step by step: chunks of 512 bytes, 32 entries an area; 31 are there and one is owed.
-#[test]
-fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
-    let mut bytes = vec![0xaa; 40 * 512];
+/// A store of `chunks` chunks of 512 bytes, and the first `count` chunks as exceptions.
+fn store_with(count: u64, chunks: usize) -> Memory {
+    let mut bytes = vec![0xaa; chunks * 512];
     bytes[..1024].fill(0);
     bytes[..16].copy_from_slice(&[0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
-    for n in 0..31u64 {
+    for n in 0..count {
         let at = 512 + n as usize * 16;
         bytes[at..at + 8].copy_from_slice(&n.to_le_bytes());
         bytes[at + 8..at + 16].copy_from_slice(&(n + 2).to_le_bytes());
     }
-    let storage = Memory(RefCell::new((bytes, Vec::new())));
+    Memory(RefCell::new((bytes, Vec::new())))
+}
+
+/// Scenario 70: five writes were cut off among nine. What ended is entered without gaps and with
+/// its data, also where that is cut off itself, anywhere.
+#[test]
+fn what_is_owed_takes_the_places_of_what_was_cut_off() {
+    let cut_off = [28, 30, 31, 33, 34];
+    let data = |index: u64| [index as u8; 512];
+    let mut kills = 0;
+    loop {
+        let storage = store_with(28, 80);
+        let mut store = open(&storage, &OpenOptions::default()).unwrap();
+        let log = Log::new(Words::private(LOG_WORDS), store.next, store.geometry.capacity());
+        let _ = log.allocate(9);
+        for index in (28..37).filter(|index| !cut_off.contains(index)) {
+            let chunk = store.geometry.chunk_of_index(DataIndex(index));
+            storage.write_at(&data(index), chunk.0 * 512).unwrap();
+            let _ = log.finish(DataIndex(index), Some(Chunk(100 + index)));
+        }
+        let words = log.copy_words();
+        let doomed = Doomed(&storage, Cell::new(kills));
+        let entered = adopt(&doomed, &mut store, &words);
+        let mut store = open(&storage, &OpenOptions::default()).unwrap();
+        adopt(&storage, &mut store, &words).unwrap();
+        assert_eq!(store.next, DataIndex(32), "after {kills}");
+        let mut new: Vec<(Chunk, StoreChunk)> = store.entries[28..].to_vec();
+        new.sort_unstable();
+        assert_eq!(new.iter().map(|(old, _)| old.0).collect::<Vec<_>>(), [129, 132, 135, 136]);
+        for (old, place) in new {
+            let mut bytes = [0; 512];
+            storage.read_at(&mut bytes, place.0 * 512).unwrap();
+            assert_eq!(bytes, data(old.0 - 100), "after {kills}: chunk {} at {}", old.0, place.0);
+        }
+        if entered.is_ok() {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills > 10, "{kills}");
+}
+
+/// I3 and I11, step by step: chunks of 512 bytes, 32 entries an area; 31 are there and one is owed.
+#[test]
+fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
+    let storage = store_with(31, 40);
     let mut store = open(&storage, &OpenOptions::default()).unwrap();
     let log = Log::new(Words::private(LOG_WORDS), store.next, store.geometry.capacity());
     let _ = log.allocate(1);
