@@ -8,6 +8,7 @@ mod control;
 mod files;
 mod merge;
 mod pace;
+mod share;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 

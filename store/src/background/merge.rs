@@ -7,10 +7,11 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::control::{At, Control};
 use super::pace::{Pace, TICK};
+use super::share::{Share, Turn};
 use super::{Executor, Host};
 use crate::attached::{AttachedWorker, StopError};
 use crate::engine::{EngineConfig, MergeFailure, MergeProgress, MergeState};
@@ -79,7 +80,8 @@ impl MergeHandle {
         let handle = MergeHandle(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
             let host = Host::new(workers, executor, config);
-            let mut job = Job { host, control, total: None, pace: Pace::new() };
+            let (pace, share) = (Pace::new(), Share::new());
+            let mut job = Job { host, control, total: None, pace, share };
             let end = job.run();
             job.ended(&end);
             on_end(end);
@@ -133,6 +135,7 @@ struct Job<E> {
     /// Chunks there were when it was first started.
     total: Option<u64>,
     pace: Pace,
+    share: Share,
 }
 
 impl<E: Executor> Job<E> {
@@ -171,29 +174,44 @@ impl<E: Executor> Job<E> {
         if let Err(failure) = self.host.engine.start_merge() {
             return Some(MergeEnd::Failed(failure));
         }
-        self.pace = Pace::new();
+        (self.pace, self.share) = (Pace::new(), Share::new());
         loop {
-            let limited = self.obey();
+            let look_again = self.obey();
             self.host.go_on();
             if let Some(end) = self.look() {
                 return end;
             }
-            if let Err(error) = self.host.wait(limited.then_some(TICK)) {
+            // A batch that ended just now wakes nobody any more.
+            let ended = self.host.engine.merge_has_ended_batches().then_some(Duration::ZERO);
+            if let Err(error) = self.host.wait(look_again.or(ended)) {
                 return Some(MergeEnd::Wait(error));
             }
         }
     }
 
-    /// Passes on what is asked; true where time must be looked at again.
-    fn obey(&mut self) -> bool {
+    /// Passes on what is asked; when time must be looked at again, if it must.
+    fn obey(&mut self) -> Option<Duration> {
         let asked = self.control.lock();
         let engine = &mut self.host.engine;
         engine.set_stopping(asked.stop || asked.cancel);
         engine.merge_pause(asked.paused);
-        if let Some(bytes) = self.pace.due(asked.speed, Instant::now()) {
+        let now = Instant::now();
+        if let Some(bytes) = self.pace.due(asked.speed, now) {
             engine.merge_budget(bytes);
         }
-        asked.speed.is_some()
+        let used = engine.merge_is_in_use();
+        if asked.speed.is_some() {
+            // Who says how fast it shall be knows what that leaves.
+            engine.merge_batches(None);
+            return Some(TICK);
+        }
+        match self.share.next(used, engine.merge_has_ended_batches(), now) {
+            Turn::Free => engine.merge_batches(None),
+            Turn::End => engine.merge_batches(Some(0)),
+            Turn::One => engine.merge_batches(Some(1)),
+            Turn::Rest(rest) => return Some(rest),
+        }
+        None
     }
 
     /// Says how far it is; whether it is over, with an end or without.

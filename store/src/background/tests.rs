@@ -217,7 +217,12 @@ impl Case {
         };
         let target = if merging {
             let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots: vec![] };
-            Target::Merge(Merge { exceptions: 0, origin, writes: TrackedId(2) })
+            Target::Merge(Merge {
+                exceptions: 0,
+                origin,
+                writes: TrackedId(2),
+                in_use: Default::default(),
+            })
         } else {
             Target::Snapshot(Snapshot {
                 exceptions: 0,

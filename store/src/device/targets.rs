@@ -206,6 +206,7 @@ impl Plan<'_> {
             exceptions: made.exceptions.len() - 1,
             origin,
             writes: self.inner.origins.fresh(),
+            in_use: Default::default(),
         };
         made.origin_keys.insert(number, snap.key.clone());
         made.snaps.insert(number, snap);

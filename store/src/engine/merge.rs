@@ -203,6 +203,8 @@ pub(super) struct MergeJob {
     clean: bool,
     /// Bytes that may be copied; none: as many as can be.
     budget: Option<i64>,
+    /// Batches that may be begun; none: as many as can be.
+    pub(super) batches: Option<u32>,
     /// The entries from position `window_start` on, those of `position` and behind among them
     /// only until they are removed.
     window: Vec<Entry>,
@@ -305,6 +307,11 @@ impl MergeJob {
         self.paused = paused;
     }
 
+    /// Whether it waits to be allowed another batch.
+    pub(super) fn has_ended_batches(&self) -> bool {
+        self.batches == Some(0) && matches!(self.stage, Stage::Idle)
+    }
+
     pub(super) fn allow(&mut self, bytes: Option<u64>) {
         self.budget = bytes.map(|bytes| {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -359,6 +366,7 @@ impl Core {
             paused: false,
             clean: false,
             budget: None,
+            batches: None,
             window: Vec::new(),
             window_start: 0,
             batch: Batch { entries: doubtful, ..Batch::default() },
@@ -411,7 +419,7 @@ impl Core {
             job.stage = Stage::Ended(MergeState::Finished);
             return false;
         }
-        if job.budget.is_some_and(|budget| budget <= 0) {
+        if job.budget.is_some_and(|budget| budget <= 0) || job.batches == Some(0) {
             return false;
         }
         while job.wants_more() {
@@ -424,6 +432,9 @@ impl Core {
         job.batch.sort();
         if let Some(budget) = &mut job.budget {
             *budget -= (job.batch.entries.len() as u64 * job.chunk) as i64;
+        }
+        if let Some(batches) = &mut job.batches {
+            *batches -= 1;
         }
         job.stage = Stage::Protect { next: 0, left: 0, refused: false };
         true

@@ -30,6 +30,7 @@ use crate::io::{Action, Completion, Errno, FileId, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Decision;
+use crate::target::Target;
 use crate::workers::{Wake, Workers};
 pub use merge::{MergeFailure, MergeProgress, MergeState, MergeWants};
 
@@ -227,6 +228,28 @@ impl Engine {
         if let Some(job) = &mut self.core.merge {
             job.allow(bytes);
         }
+    }
+
+    /// How many batches the merge may still begin, small ones; none: as many as it can, of any
+    /// size.
+    pub fn merge_batches(&mut self, batches: Option<u32>) {
+        if let Some(job) = &mut self.core.merge {
+            job.batches = batches;
+        }
+    }
+
+    /// Whether the merge waits to be allowed another batch, with none in hand.
+    pub fn merge_has_ended_batches(&self) -> bool {
+        self.core.merge.as_ref().is_some_and(|job| job.has_ended_batches())
+    }
+
+    /// Whether the guest read or wrote the device that is merged since this was asked last.
+    pub fn merge_is_in_use(&self) -> bool {
+        let lines = self.table.iter().flat_map(|table| table.lines());
+        lines.fold(false, |used, line| match &line.target {
+            Target::Merge(merge) => used | merge.in_use.take(),
+            _ => used,
+        })
     }
 
     /// In which step the merge is, as the merge's description calls it.

@@ -8,6 +8,7 @@ use super::{Decision, Exceptions, Origin, Track, run_len};
 use crate::cow::{MergeMark, StoreState};
 use crate::exception::{Entry, Place};
 use crate::request::Op;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{Chunk, SECTOR_SHIFT};
 use crate::workers::{TrackedId, Worker};
 
@@ -20,12 +21,34 @@ pub struct Merge {
     pub origin: Origin,
     /// Under which writes to mapped chunks are tracked.
     pub writes: TrackedId,
+    /// Whether the guest uses the device.
+    pub in_use: InUse,
+}
+
+/// Set by each request of the guest, taken by who copies meanwhile.
+#[derive(Debug, Default)]
+pub struct InUse(AtomicBool);
+
+impl InUse {
+    /// A request came. What is set already is not written again: workers share it.
+    #[inline]
+    fn note(&self) {
+        if !self.0.load(Ordering::Relaxed) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request came since this was asked last.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
 }
 
 impl Merge {
     /// What becomes of `op` on `[offset, offset + len)` of the merging device.
     #[inline]
     pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
+        self.in_use.note();
         match ex.store().state() {
             StoreState::Invalidating => return Decision::WaitState,
             StoreState::Invalid | StoreState::Unmarked => {

@@ -127,7 +127,15 @@ impl World {
             (0, change::Role::Merge(of)) => {
                 let mut all = vec![self.exceptions(of)];
                 let origin = self.origin_over(&mut all);
-                (Target::Merge(Merge { exceptions: 0, origin, writes: MERGED }), all)
+                (
+                    Target::Merge(Merge {
+                        exceptions: 0,
+                        origin,
+                        writes: MERGED,
+                        in_use: Default::default(),
+                    }),
+                    all,
+                )
             }
             (0, change::Role::Snapshot(of)) => snapshot(of),
             (0, change::Role::Serve) if self.devices[0].stores.is_empty() && tracked.is_some() => {

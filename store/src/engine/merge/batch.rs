@@ -44,7 +44,7 @@ impl MergeJob {
     /// The smallest batch, which is of one area. It is where somebody waited for the one before,
     /// and where speed is limited: a whole one is copied for the first byte that is allowed.
     fn is_small(&self) -> bool {
-        self.reach == 1 || self.budget.is_some()
+        self.reach == 1 || self.budget.is_some() || self.batches.is_some()
     }
 
     /// How many of the newest entries a batch takes at most.

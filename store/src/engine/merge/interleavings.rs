@@ -87,7 +87,7 @@ fn world() -> (Arc<Table>, Files) {
     let ex =
         Exceptions { table: exceptions, layers: vec![store], origin: backing.clone(), len: LEN };
     let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots: vec![] };
-    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2) };
+    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2), in_use: Default::default() };
     let line = Line { start: 0, len: LEN, target: Target::Merge(merge) };
     let files = vec![vec![1; LEN as usize], disk.now];
     (Arc::new(Table::new(vec![line], vec![ex])), Arc::new(Mutex::new(files)))

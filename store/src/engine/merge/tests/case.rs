@@ -150,7 +150,7 @@ pub(super) fn load(disks: &mut [Disk], shape: Shape) -> (Arc<Table>, Arc<Store>)
     }
     let snapshots = if shape.other.is_some() { vec![1] } else { vec![] };
     let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots };
-    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2) };
+    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2), in_use: Default::default() };
     let line = Line { start: 0, len, target: Target::Merge(merge) };
     (Arc::new(Table::new(vec![line], exceptions)), store)
 }

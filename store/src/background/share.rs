@@ -1,0 +1,107 @@
+//! How a job shares the disk with the guest whose disk it works on.
+//!
+//! Owns when the job works and when it rests: while the guest uses the disk it works a third of the
+//! time, a small batch and then twice as long nothing; otherwise all the time. Never knows what the
+//! job does.
+
+use std::time::{Duration, Instant};
+
+/// After so long without a request of the guest the disk is the job's.
+const QUIET: Duration = Duration::from_millis(50);
+/// How many times as long as it worked the job rests, and how long at most.
+const REST: u32 = 2;
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
+/// What the job may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// All that it can.
+    Free,
+    /// End what it has begun.
+    End,
+    /// Begin one batch.
+    One,
+    /// Nothing, for so long; whatever it begins else is looked at then.
+    Rest(Duration),
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Share {
+    used: Option<Instant>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Free,
+    Working(Instant),
+    Resting(Instant),
+}
+
+impl Share {
+    pub(super) fn new() -> Share {
+        Share { used: None, state: State::Free }
+    }
+
+    /// What comes next; `used` says whether the guest used the disk since this was asked last,
+    /// `idle` whether the job has ended what it was allowed.
+    pub(super) fn next(&mut self, used: bool, idle: bool, now: Instant) -> Turn {
+        if used {
+            self.used = Some(now);
+        }
+        let quiet = self.used.is_none_or(|used| now.saturating_duration_since(used) >= QUIET);
+        match self.state {
+            _ if quiet => {
+                self.state = State::Free;
+                Turn::Free
+            }
+            State::Working(since) if idle => {
+                let rest = (REST * now.saturating_duration_since(since)).min(LONGEST_REST);
+                self.state = State::Resting(now + rest);
+                Turn::Rest(rest)
+            }
+            State::Working(_) => Turn::End,
+            State::Resting(until) if now < until => Turn::Rest(until - now),
+            State::Resting(_) => {
+                self.state = State::Working(now);
+                Turn::One
+            }
+            State::Free => {
+                self.state = State::Working(now);
+                Turn::End
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_disk_that_is_used_is_the_jobs_for_a_third_of_the_time() {
+        let start = Instant::now();
+        let mut share = Share::new();
+        assert_eq!(share.next(false, true, start), Turn::Free);
+        assert_eq!(share.next(true, false, start), Turn::End);
+        assert_eq!(share.next(true, false, start + 4 * MS), Turn::End);
+        assert_eq!(share.next(true, true, start + 5 * MS), Turn::Rest(10 * MS));
+        assert_eq!(share.next(true, true, start + 9 * MS), Turn::Rest(6 * MS));
+        assert_eq!(share.next(true, true, start + 15 * MS), Turn::One);
+        assert_eq!(share.next(true, false, start + 16 * MS), Turn::End);
+        assert_eq!(share.next(true, true, start + 17 * MS), Turn::Rest(4 * MS));
+    }
+
+    #[test]
+    fn a_disk_that_nobody_uses_is_the_jobs() {
+        let start = Instant::now();
+        let mut share = Share::new();
+        assert_eq!(share.next(true, false, start), Turn::End);
+        assert_eq!(share.next(false, true, start + 900 * MS), Turn::Free);
+        assert_eq!(share.next(true, false, start + 901 * MS), Turn::End);
+        assert_eq!(share.next(true, true, start + 1900 * MS), Turn::Rest(LONGEST_REST));
+    }
+}
