@@ -131,6 +131,12 @@ impl Inflight {
         let mut owed: Vec<u16> = (0..self.size).filter(marked).collect();
         owed.sort_by_key(|head| std::cmp::Reverse(counter(head)));
         self.counter = owed.first().map_or(0, |last| counter(last).wrapping_add(1));
+        if !owed.is_empty() {
+            tracing::warn!(
+                "a virtqueue goes on with {} requests that were in flight when it ended",
+                owed.len()
+            );
+        }
         self.owed = owed;
     }
 
