@@ -21,10 +21,19 @@ fn reconnect(front: &mut FrontEnd, server: &Server) {
     front.negotiate();
 }
 
+/// A server that does nothing any more, until the test is over.
+struct Dead(Server);
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        self.0.disk.hold(false);
+    }
+}
+
 #[test]
 fn what_a_process_had_in_flight_is_done_by_the_next() {
-    let (dead, next) = (Server::new(2), Server::new(2));
-    let mut front = dead.connect();
+    let (dead, next) = (Dead(Server::new(2)), Server::new(2));
+    let mut front = dead.0.connect();
     front.negotiate();
     let (area, file) = front.vhost.get_inflight_fd(&layout(2, 64)).unwrap();
     // Of 16 bytes a descriptor and 16 more, rounded up to 64.
@@ -34,12 +43,12 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
     front.start(2);
     assert_eq!(front.drivers[1].run(1, 0, &[1; 512]).0, 0);
-    dead.disk.hold(true);
+    dead.0.disk.hold(true);
     for (slot, sector) in [(3, 8), (1, 16), (2, 8)] {
         front.drivers[1].ask(slot, 1, sector, &[slot as u8; 512]);
     }
     front.drivers[1].kick();
-    dead.disk.await_count(IoOp::Write, 4);
+    dead.0.disk.await_count(IoOp::Write, 4);
 
     reconnect(&mut front, &next);
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
@@ -58,7 +67,6 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     assert_eq!(front.drivers[1].run(1, 0, &[5; 512]).0, 0);
     assert_eq!(front.drivers[0].run(1, 24, &[6; 512]).0, 0);
     assert_eq!(front.stop(2), [1, 5]);
-    std::mem::forget(dead);
 }
 
 /// The last interrupt may have been what the process did not come to.
