@@ -238,6 +238,12 @@ impl Worker {
     fn slot(&self) -> &Slot {
         &self.workers.slots[self.id]
     }
+
+    /// Its process is gone, and with it what was in flight: for what imitates that.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn killed(self) {
+        self.slot().in_flight.store(0, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Worker {

@@ -450,8 +450,13 @@ impl Core {
         match slot & ((1 << MetaOf::BITS) - 1) {
             of if of == MetaOf::Round as u32 => self.rounds[index].meta(),
             of if of == MetaOf::Invalidation as u32 => self.invalidations[index].header(),
-            _ => self.merge.as_ref().map_or(&[], |job| job.meta()),
+            _ => self.merge.as_ref().map_or(&[], |job| job.meta(index)),
         }
+    }
+
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn killed(self) {
+        self.worker.killed();
     }
 
     pub(super) fn merge_progress(&self) -> Option<MergeProgress> {

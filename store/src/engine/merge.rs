@@ -1,7 +1,7 @@
 //! Merging a snapshot back into its origin, while the device that is its content serves.
 //!
 //! Owns the order of a merge's steps, batch after batch. A batch is the newest entries of the
-//! store's last area, whatever their scatter, so that the barriers are shared:
+//! store, whatever their scatter, so that the barriers are shared:
 //!
 //! ```text
 //! protect ─→ busy ─→ drain ─→ copy ─→ sync origin ─→ erase entries ─→ sync store ─→ release
@@ -21,6 +21,7 @@
 //! Never knows time, nor reads the list of entries itself: its host does ([`MergeWants`]). Relies
 //! on a merged store taking no new exceptions: the list only grows shorter.
 
+mod batch;
 mod copy;
 mod erase;
 #[cfg(all(test, feature = "shuttle"))]
@@ -32,6 +33,7 @@ mod tests;
 #[cfg_attr(feature = "shuttle", allow(dead_code, reason = "the model checker uses parts of it"))]
 mod world;
 
+use self::batch::{Batch, Neighbours};
 use self::copy::Copies;
 use super::core::Core;
 use crate::cow::layout::ENTRY_BYTES;
@@ -42,9 +44,6 @@ use crate::io::{Errno, FileId};
 use crate::table::Table;
 use crate::target::{Exceptions, Merge, Target};
 
-/// Entries of a batch, and their bytes, which bound how long a write to one of them waits.
-const BATCH_ENTRIES: u64 = 256;
-const BATCH_BYTES: u64 = 4 << 20;
 /// Entries that are asked for at a time: whole blocks, 64 KiB.
 const WINDOW_ENTRIES: u64 = 4096;
 
@@ -174,8 +173,8 @@ enum Stage {
     Copy { failed: Option<MergeFailure> },
     /// The origin's media are synced.
     SyncOrigin { left: u32, failed: Option<MergeFailure> },
-    /// Entries are written over with zeroes, and the store is synced.
-    Erase { what: Erased },
+    /// Entries are written over with zeroes, `left` areas of them, and the store is synced.
+    Erase { what: Erased, left: u32, failed: Option<Errno> },
     /// It ended, one way or the other.
     Ended(MergeState),
 }
@@ -187,20 +186,6 @@ enum Erased {
     Behind,
     /// The batch.
     Batch,
-}
-
-/// Neighbours in both the device and the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Neighbours {
-    first: Entry,
-    count: u64,
-}
-
-/// A batch: the newest entries, and the same as runs in order of the device.
-#[derive(Debug, Default)]
-struct Batch {
-    entries: Vec<Entry>,
-    runs: Vec<Neighbours>,
 }
 
 /// A merge in this engine.
@@ -223,9 +208,11 @@ pub(super) struct MergeJob {
     window: Vec<Entry>,
     window_start: u64,
     batch: Batch,
+    /// How many times as large as the smallest a batch may be.
+    reach: u64,
     copies: Copies,
-    /// The block or blocks being written to the list.
-    meta: Vec<u8>,
+    /// The blocks being written to the list, an area's each.
+    meta: Vec<Vec<u8>>,
 }
 
 /// What a job works on.
@@ -254,7 +241,7 @@ impl<'a> Site<'a> {
 
     /// The first byte of a run in its line, and how many of its bytes the origin has.
     fn span(&self, run: &Neighbours) -> (u64, u64) {
-        let start = self.ex.chunk().start_of(run.first.old);
+        let start = self.ex.chunk().start_of(run.first);
         (start, (run.count * self.ex.chunk().bytes()).min(self.len.saturating_sub(start)))
     }
 
@@ -310,8 +297,8 @@ impl MergeJob {
         }
     }
 
-    pub(super) fn meta(&self) -> &[u8] {
-        &self.meta
+    pub(super) fn meta(&self, index: usize) -> &[u8] {
+        &self.meta[index]
     }
 
     pub(super) fn set_paused(&mut self, paused: bool) {
@@ -325,11 +312,15 @@ impl MergeJob {
         });
     }
 
-    /// Whether the entries in `from..self.position`, or none, are at hand.
+    /// Whether the entries in `from..upto`, or none, are at hand.
+    fn has_all(&self, from: u64, upto: u64) -> bool {
+        from >= upto
+            || (self.window_start <= from && upto <= self.window_start + self.window.len() as u64)
+    }
+
+    /// Whether the entry `from` and all behind it that are not in the batch are at hand.
     fn has(&self, from: u64) -> bool {
-        from >= self.position
-            || (self.window_start <= from
-                && self.position <= self.window_start + self.window.len() as u64)
+        self.has_all(from, self.top())
     }
 }
 
@@ -370,7 +361,8 @@ impl Core {
             budget: None,
             window: Vec::new(),
             window_start: 0,
-            batch: Batch { entries: doubtful, runs: Vec::new() },
+            batch: Batch { entries: doubtful, ..Batch::default() },
+            reach: 1,
             copies: Copies::default(),
             meta: Vec::new(),
         }));
@@ -408,7 +400,7 @@ impl Core {
         }
         let block = Tail::block_entries(&site.store().geometry());
         if !job.clean {
-            if !job.has(job.position - job.position % block) {
+            if !job.has_all(job.position - job.position % block, job.position) {
                 job.stage = Stage::Reading(wants(job, site));
                 return false;
             }
@@ -419,17 +411,19 @@ impl Core {
             job.stage = Stage::Ended(MergeState::Finished);
             return false;
         }
-        if !job.has(job.position - 1) {
-            job.stage = Stage::Reading(wants(job, site));
-            return false;
-        }
         if job.budget.is_some_and(|budget| budget <= 0) {
             return false;
         }
-        let count = job.batch_len();
-        job.take_batch(count);
+        while job.wants_more() {
+            if !job.has(job.top() - 1) {
+                job.stage = Stage::Reading(wants(job, site));
+                return false;
+            }
+            job.take_newest();
+        }
+        job.batch.sort();
         if let Some(budget) = &mut job.budget {
-            *budget -= (count * job.chunk) as i64;
+            *budget -= (job.batch.entries.len() as u64 * job.chunk) as i64;
         }
         job.stage = Stage::Protect { next: 0, left: 0, refused: false };
         true
@@ -490,46 +484,17 @@ impl Core {
     }
 }
 
-impl MergeJob {
-    /// How many of the newest entries the next batch takes.
-    fn batch_len(&self) -> u64 {
-        let at_hand = self.position - self.window_start;
-        at_hand.min(BATCH_ENTRIES).min((BATCH_BYTES / self.chunk).max(1))
-    }
-
-    /// Makes the newest `count` entries the batch.
-    fn take_batch(&mut self, count: u64) {
-        let end = (self.position - self.window_start) as usize;
-        let entries = &self.window[end - count as usize..end];
-        let mut sorted = entries.to_vec();
-        sorted.sort_by_key(|entry| entry.old);
-        let mut runs: Vec<Neighbours> = Vec::new();
-        for entry in sorted {
-            match runs.last_mut() {
-                Some(run)
-                    if run.first.old.0 + run.count == entry.old.0
-                        && run.first.new.0 + run.count == entry.new.0 =>
-                {
-                    run.count += 1;
-                }
-                _ => runs.push(Neighbours { first: entry, count: 1 }),
-            }
-        }
-        self.batch = Batch { entries: entries.to_vec(), runs };
-    }
-}
-
-/// The part of the list that ends with the newest entry: whole blocks from a window's start, so
-/// that a block is always at hand as a whole; never of two areas.
+/// The part of the list that ends with the newest entry that is not in the batch: whole blocks from
+/// a window's start, so that a block is always at hand as a whole; never of two areas.
 fn wants(job: &MergeJob, site: Site<'_>) -> MergeWants {
     let geometry = site.store().geometry();
-    let newest = job.position - 1;
+    let newest = job.top() - 1;
     let within = newest % geometry.entries_per_area();
     let first = newest - within % WINDOW_ENTRIES;
     MergeWants {
         file: site.store().file(),
         offset: geometry.entry_offset(first),
-        len: (job.position - first) * ENTRY_BYTES as u64,
+        len: (job.top() - first) * ENTRY_BYTES as u64,
     }
 }
 
@@ -538,7 +503,7 @@ fn parse(job: &mut MergeJob, site: Site<'_>, bytes: &[u8]) -> Result<(), MergeFa
     let geometry = site.store().geometry();
     let entries: Vec<Entry> =
         bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode).collect();
-    let first = job.position - entries.len() as u64;
+    let first = job.top() - entries.len() as u64;
     for (position, entry) in (first..).zip(&entries) {
         let known = !entry.is_end()
             && entry.old.0 < site.ex.table.chunks()

@@ -94,6 +94,12 @@ impl Engine {
         self.core.admit(request);
     }
 
+    /// Its process is gone, with all that was in flight: for what imitates that.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn killed(self) {
+        self.core.killed();
+    }
+
     /// One of the engine's actions ended.
     pub fn complete(&mut self, completion: Completion) {
         let table = self.table.as_deref().expect("actions come from a table");

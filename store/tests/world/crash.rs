@@ -31,8 +31,7 @@ impl World {
         self.changing = None;
         self.refused_finish = false;
         for host in self.hosts.drain(..) {
-            // Its worker's drop would see what was in flight.
-            std::mem::forget(host.engine);
+            host.engine.killed();
         }
         self.drop_waiting();
         self.sim.clear_faults();

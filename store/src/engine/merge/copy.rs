@@ -1,28 +1,35 @@
 //! Copying a batch home: reads of the store and writes of the origin, side by side.
 //!
-//! Owns which pieces of the batch are on their way. A piece is one read into one buffer, and as
-//! many writes as the origin has extents there. Never knows of entries.
+//! Owns which pieces of the batch are on their way. A piece is one read into one buffer, of chunks
+//! that follow each other in the store, and a write for each run of them that the origin has in one
+//! extent: chunks that were copied out together are read together, wherever they belong. Never knows
+//! of entries.
+
+use std::ops::Range;
 
 use slab::Slab;
 
 use super::super::core::{Core, Kind};
 use super::super::scratch::Buf;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
+use crate::cow::Entry;
 use crate::io::{Errno, IoOp};
 use crate::request::Op;
 use crate::target::Decision;
 
-/// Pieces on their way at a time.
-const PIECES: usize = 32;
+/// Writes on their way at a time, about.
+const DEPTH: u32 = 32;
 
-/// Bytes that go home by one read.
+/// Bytes that are read together.
 #[derive(Debug)]
 struct Piece {
     buf: Buf,
-    /// First byte in the line.
-    start: u64,
+    /// Which of the batch's chunks, in order of the store.
+    chunks: Range<usize>,
+    /// Of a chunk that is larger than a buffer: how many bytes of it others read.
+    from: u64,
     len: u64,
-    /// Writes that have not ended.
+    /// Writes that have not ended; before its read has, about as many as there will be.
     left: u32,
 }
 
@@ -30,36 +37,61 @@ struct Piece {
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     pieces: Slab<Piece>,
-    /// The run that comes next, and how much of it was begun.
-    run: usize,
+    /// Writes that have not ended or are about to begin.
+    flying: u32,
+    /// The chunk that comes next, in order of the store, and how much of it was begun.
+    next: usize,
     begun: u64,
+}
+
+impl Copies {
+    /// Which bytes to read next: chunks, and where in the first of them to begin; of `batch`, at
+    /// most `most` bytes.
+    fn take(&mut self, batch: &[Entry], chunk: u64, most: u64) -> Option<(Range<usize>, u64, u64)> {
+        let rest = batch.get(self.next..)?;
+        let first = *rest.first()?;
+        if chunk <= most {
+            let follows = |(n, entry): &(usize, &Entry)| entry.new.0 == first.new.0 + *n as u64;
+            let count = rest.iter().enumerate().take((most / chunk) as usize).take_while(follows);
+            let chunks = self.next..self.next + count.count();
+            self.next = chunks.end;
+            let len = chunks.len() as u64 * chunk;
+            return Some((chunks, 0, len));
+        }
+        let (at, from) = (self.next, self.begun);
+        let len = (chunk - from).min(most);
+        self.begun += len;
+        if self.begun == chunk {
+            (self.next, self.begun) = (at + 1, 0);
+        }
+        Some((at..at + 1, from, len))
+    }
 }
 
 impl Core {
     /// Begins as many pieces as there is room for; when all have ended, syncs the origin.
     pub(super) fn copy_home(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         let Stage::Copy { failed } = job.stage else { return false };
-        while failed.is_none() && job.copies.pieces.len() < PIECES {
-            let Some(run) = job.batch.runs.get(job.copies.run) else { break };
-            let (start, len) = site.span(run);
-            if job.copies.begun == len {
-                job.copies.run += 1;
-                job.copies.begun = 0;
-                continue;
+        while failed.is_none() && job.copies.flying < DEPTH {
+            if job.copies.next == job.batch.by_place.len() {
+                break;
             }
             let Some(buf) = self.scratch.take() else { break };
-            let from = job.copies.begun;
-            let len = (len - from).min(u64::from(self.scratch.size()));
-            job.copies.begun += len;
-            let piece = Piece { buf, start: start + from, len, left: 0 };
+            let most = u64::from(self.scratch.size());
+            let taken = job.copies.take(&job.batch.by_place, job.chunk, most);
+            let (chunks, from, len) = taken.expect("there are more");
+            let place = site.place(&job.batch.by_place[chunks.start]);
+            let left = job.batch.runs_of(chunks.clone()).count() as u32;
+            job.copies.flying += left;
+            let piece = Piece { buf, chunks, from, len, left };
             let index = job.copies.pieces.insert(piece);
             let first = self.segs.len();
             self.segs.push(self.scratch.seg(buf, 0, len as u32));
-            let (file, offset) = site.ex.file_offset(site.place(&run.first), from);
+            let (file, offset) = site.ex.file_offset(place, from);
             let tag = (Kind::Merge, Step::ReadStore as u16, index);
             self.act(IoOp::Read, file, offset, len, first, tag);
         }
-        let all_begun = job.copies.run == job.batch.runs.len();
+        let all_begun = job.copies.next == job.batch.by_place.len();
         match failed {
             _ if !job.copies.pieces.is_empty() => {}
             Some(failure) => self.end_merge(job, site, failure),
@@ -77,10 +109,35 @@ impl Core {
         index: usize,
         result: Result<(), Errno>,
     ) {
+        let piece = &mut job.copies.pieces[index];
+        job.copies.flying -= std::mem::take(&mut piece.left);
         if let Err(errno) = result {
             return self.piece_ended(job, site, index, Some(MergeFailure::ReadStore(errno)));
         }
-        let Piece { buf, start, len, .. } = job.copies.pieces[index];
+        let (chunks, from, len) = (piece.chunks.clone(), piece.from, piece.len);
+        let batch = std::mem::take(&mut job.batch);
+        for run in batch.runs_of(chunks.clone()) {
+            let within = (run.start - chunks.start) as u64 * job.chunk;
+            let start = site.ex.chunk().start_of(batch.by_place[run.start].old) + from;
+            let bytes = (run.len() as u64 * job.chunk).min(len);
+            let bytes = bytes.min(site.len.saturating_sub(start));
+            self.write_home(job, site, (index, within), (start, bytes));
+        }
+        job.batch = batch;
+        if job.copies.pieces[index].left == 0 {
+            self.piece_ended(job, site, index, None);
+        }
+    }
+
+    /// Writes `[start, start + len)` of the line from a piece, from its byte `within` on.
+    fn write_home(
+        &mut self,
+        job: &mut MergeJob,
+        site: Site<'_>,
+        (index, within): (usize, u64),
+        (start, len): (u64, u64),
+    ) {
+        let buf = job.copies.pieces[index].buf;
         let mut done = 0;
         while done < len {
             let at = start + done;
@@ -91,20 +148,15 @@ impl Core {
                         done += len;
                         continue;
                     }
-                    _ => {
-                        note(job, MergeFailure::WriteOrigin(Errno::EIO));
-                        break;
-                    }
+                    _ => return note(job, MergeFailure::WriteOrigin(Errno::EIO)),
                 };
             let first = self.segs.len();
-            self.segs.push(self.scratch.seg(buf, done as u32, part as u32));
+            self.segs.push(self.scratch.seg(buf, (within + done) as u32, part as u32));
             let tag = (Kind::Merge, Step::WriteOrigin as u16, index);
             self.act(IoOp::Write, file, offset, part, first, tag);
             job.copies.pieces[index].left += 1;
+            job.copies.flying += 1;
             done += part;
-        }
-        if job.copies.pieces[index].left == 0 {
-            self.piece_ended(job, site, index, None);
         }
     }
 
@@ -118,9 +170,11 @@ impl Core {
         if let Err(errno) = result {
             note(job, MergeFailure::WriteOrigin(errno));
         }
+        job.copies.flying -= 1;
         job.copies.pieces[index].left -= 1;
-        if job.copies.pieces[index].left == 0 {
-            self.piece_ended(job, site, index, None);
+        match job.copies.pieces[index].left {
+            0 => self.piece_ended(job, site, index, None),
+            _ => _ = self.copy_home(job, site),
         }
     }
 

@@ -5,7 +5,8 @@
 //! left is a shorter list without a gap.
 
 use super::super::core::{Core, Kind, MetaOf};
-use super::{BATCH_ENTRIES, Erased, MergeFailure, MergeJob, Site, Stage, Step};
+use super::batch::MOST_ENTRIES;
+use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark};
@@ -22,12 +23,13 @@ impl Core {
             return self.erased(job, site, Erased::Behind);
         }
         let end = (area + 1) * geometry.entries_per_area();
-        let upto = end.min(job.position + BATCH_ENTRIES);
+        // Later areas are out of reach: each is zeroed before the list grows into it.
+        let upto = end.min(job.position + MOST_ENTRIES);
         self.erase(job, site, (job.position, upto), Erased::Behind);
     }
 
-    /// Writes zeroes over the entries `from..upto`, of one area, and over what is left of their
-    /// last block.
+    /// Writes zeroes over the entries `from..upto`, and over what is left of their last block: a
+    /// write for each area.
     pub(super) fn erase(
         &mut self,
         job: &mut MergeJob,
@@ -36,20 +38,30 @@ impl Core {
         what: Erased,
     ) {
         let store = site.store();
-        let block = Tail::block_entries(&store.geometry());
-        let first = from - from % block;
-        let len = (upto.next_multiple_of(block) - first) as usize * ENTRY_BYTES;
-        let mut bytes = std::mem::take(&mut job.meta);
-        bytes.clear();
-        bytes.extend(job.kept(first, from).iter().flat_map(Entry::encode));
-        bytes.resize(len, 0);
-        job.meta = bytes;
-        let offset = store.geometry().entry_offset(first);
-        let segs = self.segs.len();
-        self.segs.push(MetaOf::Merge.seg(0, len));
-        let tag = (Kind::Merge, Step::WriteList as u16, 0);
-        self.act(IoOp::Write, store.file(), offset, len as u64, segs, tag);
-        job.stage = Stage::Erase { what };
+        let geometry = store.geometry();
+        let (block, area) = (Tail::block_entries(&geometry), geometry.entries_per_area());
+        let mut first = from - from % block;
+        let mut bytes: Vec<u8> = job.kept(first, from).iter().flat_map(Entry::encode).collect();
+        job.meta.clear();
+        while first < upto {
+            let end = (first - first % area + area).min(upto.next_multiple_of(block));
+            let len = (end - first) as usize * ENTRY_BYTES;
+            bytes.resize(len, 0);
+            let segs = self.segs.len();
+            self.segs.push(MetaOf::Merge.seg(job.meta.len(), len));
+            job.meta.push(std::mem::take(&mut bytes));
+            let tag = (Kind::Merge, Step::WriteList as u16, 0);
+            self.act(
+                IoOp::Write,
+                store.file(),
+                geometry.entry_offset(first),
+                len as u64,
+                segs,
+                tag,
+            );
+            first = end;
+        }
+        job.stage = Stage::Erase { what, left: job.meta.len() as u32, failed: None };
     }
 
     pub(super) fn list_written(
@@ -58,8 +70,15 @@ impl Core {
         site: Site<'_>,
         result: Result<(), Errno>,
     ) {
-        if let Err(errno) = result {
-            return self.not_erased(job, site, MergeFailure::WriteList(errno));
+        let Stage::Erase { left, failed, .. } = &mut job.stage else {
+            unreachable!("nothing else writes the list for the merge")
+        };
+        *left -= 1;
+        *failed = failed.or(result.err());
+        match (*left, *failed) {
+            (0, Some(errno)) => return self.not_erased(job, site, MergeFailure::WriteList(errno)),
+            (0, None) => {}
+            _ => return,
         }
         let first = self.segs.len();
         let tag = (Kind::Merge, Step::SyncStore as u16, 0);
@@ -77,7 +96,7 @@ impl Core {
             site.store().commit_failed();
             return self.not_erased(job, site, MergeFailure::SyncStore(errno));
         }
-        let Stage::Erase { what } = job.stage else {
+        let Stage::Erase { what, .. } = job.stage else {
             unreachable!("nothing else syncs the store for the merge")
         };
         self.erased(job, site, what);
@@ -99,6 +118,9 @@ impl Core {
             waiting |= site.ex.table.clear_busy(entry.old, place);
         }
         self.worker.all().wake(waiting);
+        if what == Erased::Batch {
+            job.adapt(waiting != 0);
+        }
         job.clean = true;
         store.no_doubt();
         if store.merge_mark() != MergeMark::Merging {

@@ -81,7 +81,7 @@ impl Core {
         let Stage::Drain { next } = &mut job.stage else { return false };
         for run in &job.batch.runs[*next..] {
             // All of the run, what the origin has not among it: that is written too.
-            let start = site.ex.chunk().start_of(run.first.old) >> SECTOR_SHIFT;
+            let start = site.ex.chunk().start_of(run.first) >> SECTOR_SHIFT;
             let sectors = run.count * u64::from(site.ex.chunk().sectors());
             let (of, bit) = (site.merge.writes, self.worker.bit());
             if self.worker.all().overlaps(of, start, sectors, bit) {

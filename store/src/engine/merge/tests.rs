@@ -65,8 +65,10 @@ fn s38_a_write_to_a_merged_chunk_wins() {
     for seed in 0..30 {
         let mut case = build(Shape { seed, ..PLAIN });
         case.start_merge().unwrap();
-        for _ in 0..(80 + seed * 3) {
-            case.world.turn();
+        // One batch, or two, or three, whose areas go home together.
+        let begun = PLAIN.entries - seed % 3 * 30;
+        while case.store.entries() >= begun {
+            assert!(case.world.turn());
         }
         case.world.hosts[MERGE].engine.merge_pause(true);
         case.world.settle();
@@ -207,8 +209,8 @@ fn s76_after_half_a_merge_a_snapshot_goes_on() {
             case.world.settle();
         }
         case.start_merge().unwrap();
-        for _ in 0..90 {
-            case.world.turn();
+        while case.store.entries() == PLAIN.entries {
+            assert!(case.world.turn());
         }
         for host in &mut case.world.hosts {
             host.engine.set_stopping(true);
@@ -351,19 +353,32 @@ fn s45_a_failed_sync_is_sticky() {
 /// store then erases them again before anything is written to where their chunks live now.
 #[test]
 fn s45_entries_that_a_failed_sync_left_do_not_come_back() {
-    let mut case = build(PLAIN);
-    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 1, lands: false });
+    let page = Shape { chunk: 8, sectors: 8005, entries: 900, ..PLAIN };
+    // The first batch; one of some areas; one of some blocks.
+    for (shape, skip) in [(PLAIN, 1), (PLAIN, 3), (page, 3)] {
+        a_sync_fails(shape, skip);
+    }
+}
+
+fn a_sync_fails(shape: Shape, skip: u32) {
+    let mut case = build(shape);
+    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip, lands: false });
     case.start_merge().unwrap();
     case.world.settle();
     assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncStore(_))));
     let disks = case.world.disks.iter().map(Disk::after_failed_sync).collect();
     let (model, versions) = (case.model.clone(), case.versions.clone());
-    let mut second = start(disks, PLAIN, model, versions, Vec::new());
-    assert!(second.store.entries() < PLAIN.entries, "it sees the zeroes");
+    let mut second = start(disks, shape, model, versions, Vec::new());
+    assert!(second.store.entries() < shape.entries, "it sees the zeroes");
     second.start_merge().unwrap();
     second.world.hosts[MERGE].engine.merge_budget(Some(0));
     second.world.settle();
-    second.guest_write(0, PLAIN.sectors, 0x5a5a);
+    let (geometry, left) = (second.store.geometry(), second.store.entries());
+    let end = geometry.area_end(left / geometry.entries_per_area());
+    let behind = geometry.entry_offset(left) as usize..end as usize;
+    let list = &second.crash().world.disks[STORE.0 as usize].now;
+    assert!(list[behind].iter().all(|&byte| byte == 0), "none is left behind the list");
+    second.guest_write(0, shape.sectors, 0x5a5a);
     second.world.settle();
     second.guest_flush();
     let mut third = second.crash();

@@ -1,0 +1,105 @@
+//! Which entries are merged together.
+//!
+//! Owns the size of a batch and the orders of its entries. Never knows what is done with them. Keeps:
+//! a batch is the newest entries of the list, without a gap.
+
+use std::ops::Range;
+
+use super::MergeJob;
+use crate::cow::Entry;
+use crate::units::Chunk;
+
+/// Whether each step is tried in turn: then some entries must make several batches.
+const TRIED: bool = cfg!(any(test, feature = "sim"));
+/// Entries of a batch, and their bytes, which bound how long a write to one of them waits.
+const BATCH_ENTRIES: u64 = if TRIED { 16 } else { 256 };
+const BATCH_BYTES: u64 = 4 << 20;
+/// The same of the largest. A batch is twice as large as the one before for as long as nobody had
+/// to wait for one, so that a quiet disk has few barriers.
+pub(super) const MOST_ENTRIES: u64 = 16 * BATCH_ENTRIES;
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Neighbours on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Neighbours {
+    pub(super) first: Chunk,
+    pub(super) count: u64,
+}
+
+/// A batch: the newest entries; the same as runs in order of the device; and the same in order of
+/// the store.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) entries: Vec<Entry>,
+    pub(super) runs: Vec<Neighbours>,
+    pub(super) by_place: Vec<Entry>,
+}
+
+impl MergeJob {
+    /// The entries from this one on are in the batch.
+    pub(super) fn top(&self) -> u64 {
+        self.position - self.batch.entries.len() as u64
+    }
+
+    /// The smallest batch, which is of one area. It is where somebody waited for the one before,
+    /// and where speed is limited: a whole one is copied for the first byte that is allowed.
+    fn is_small(&self) -> bool {
+        self.reach == 1 || self.budget.is_some()
+    }
+
+    /// How many of the newest entries a batch takes at most.
+    pub(super) fn batch_len(&self) -> u64 {
+        let reach = if self.is_small() { 1 } else { self.reach };
+        let entries = (BATCH_ENTRIES * reach).min(MOST_ENTRIES);
+        let bytes = (BATCH_BYTES * reach).min(MOST_BYTES);
+        entries.min((bytes / self.chunk).max(1))
+    }
+
+    /// Whether there are entries that the batch still takes.
+    pub(super) fn wants_more(&self) -> bool {
+        let has = self.batch.entries.len() as u64;
+        has == 0 || (!self.is_small() && has < self.batch_len() && self.top() > 0)
+    }
+
+    /// Takes into the batch what is at hand of the newest entries that are not in it.
+    pub(super) fn take_newest(&mut self) {
+        let end = self.top() - self.window_start;
+        let count = end.min(self.batch_len() - self.batch.entries.len() as u64);
+        let newest = (end - count) as usize..end as usize;
+        self.batch.entries.splice(..0, self.window[newest].iter().copied());
+    }
+
+    /// A batch is done: the next is larger, unless somebody waited for this one.
+    pub(super) fn adapt(&mut self, waited: bool) {
+        let most = MOST_ENTRIES / BATCH_ENTRIES;
+        self.reach = if waited { 1 } else { (self.reach * 2).min(most) };
+    }
+}
+
+impl Batch {
+    /// Lays out its entries in the orders in which they are needed.
+    pub(super) fn sort(&mut self) {
+        self.by_place.clone_from(&self.entries);
+        self.by_place.sort_unstable_by_key(|entry| entry.old);
+        self.runs.clear();
+        for &entry in &self.by_place {
+            match self.runs.last_mut() {
+                Some(run) if run.first.0 + run.count == entry.old.0 => run.count += 1,
+                _ => self.runs.push(Neighbours { first: entry.old, count: 1 }),
+            }
+        }
+        self.by_place.sort_unstable_by_key(|entry| entry.new);
+    }
+
+    /// Chunks among `chunks`, in order of the store, that follow each other on the device too.
+    pub(super) fn runs_of(&self, chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let mut first = chunks.start;
+        std::iter::from_fn(move || {
+            let start = first;
+            let old = self.by_place[..chunks.end].get(start)?.old;
+            let follows = |n: &usize| self.by_place[*n].old.0 == old.0 + (n - start) as u64;
+            first += (start..chunks.end).take_while(follows).count();
+            Some(start..first)
+        })
+    }
+}
