@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use snapblk_tests::lasting::Lasting;
 use snapblk_tests::rng::Rng;
 use snapblk_tests::server::{Place, Scratch, ServerCommand};
 
-use crate::lasting::Lasting;
 use crate::rounds::Rounds;
 
 const QUEUES: u64 = 2;

@@ -7,7 +7,6 @@
 //! seed repeats are the choices; at which instruction a kill hits is the machine's.
 
 mod inflight;
-mod lasting;
 mod overlay;
 mod rounds;
 mod snapshots;

@@ -19,7 +19,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use snapblk_tests::rng::Rng;
+use crate::rng::Rng;
 
 /// Milliseconds that a request may take, a server's start aside.
 const PATIENCE_MS: i32 = 20_000;
@@ -67,7 +67,7 @@ struct Ring {
 }
 
 /// See the module's description.
-pub(crate) struct Lasting {
+pub struct Lasting {
     memory: GuestMemoryMmap,
     file: File,
     rings: Vec<Ring>,
@@ -76,8 +76,9 @@ pub(crate) struct Lasting {
     inflight: Option<(VhostUserInflight, File)>,
     rng: Rng,
     written: u64,
+    flushes: bool,
     /// Requests that ended.
-    pub(crate) ended: u64,
+    pub ended: u64,
 }
 
 fn event() -> EventFd {
@@ -86,7 +87,7 @@ fn event() -> EventFd {
 
 impl Lasting {
     /// One with `queues` rings, for a disk of zeroes.
-    pub(crate) fn new(queues: u64, rng: Rng) -> Lasting {
+    pub fn new(queues: u64, rng: Rng) -> Lasting {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd"));
         let size = queues * RING_SPACE;
         ftruncate(&file, size).expect("memory");
@@ -109,16 +110,33 @@ impl Lasting {
             added.expect("an eventfd is watched");
         }
         let (server, inflight) = (None, None);
-        Lasting { memory, file, rings, calls, server, inflight, rng, written: 0, ended: 0 }
+        Lasting {
+            memory,
+            file,
+            rings,
+            calls,
+            server,
+            inflight,
+            rng,
+            written: 0,
+            flushes: true,
+            ended: 0,
+        }
+    }
+
+    /// The same with reads and writes alone.
+    pub fn without_flushes(mut self) -> Lasting {
+        self.flushes = false;
+        self
     }
 
     /// Bytes of the disk that it needs.
-    pub(crate) fn disk_len(&self) -> u64 {
+    pub fn disk_len(&self) -> u64 {
         (self.rings.len() * usize::from(SLOTS) * BLOCK) as u64
     }
 
     /// Goes on with the server at `socket`.
-    pub(crate) fn connect(&mut self, socket: &Path) {
+    pub fn connect(&mut self, socket: &Path) {
         let mut server = Frontend::connect(socket, self.rings.len() as u64).expect("a session");
         server.set_owner().expect("SET_OWNER");
         assert_eq!(server.get_features().expect("GET_FEATURES") & FEATURES, FEATURES);
@@ -172,7 +190,7 @@ impl Lasting {
     }
 
     /// What the dead server's notes say was in flight.
-    pub(crate) fn noted(&self) -> usize {
+    pub fn noted(&self) -> usize {
         let (area, file) = self.inflight.as_ref().expect("it was connected");
         let mut bytes = vec![0; area.mmap_size as usize];
         file.read_exact_at(&mut bytes, 0).expect("a memfd");
@@ -182,18 +200,18 @@ impl Lasting {
     }
 
     /// Requests that have not ended.
-    pub(crate) fn in_flight(&self) -> usize {
+    pub fn in_flight(&self) -> usize {
         self.rings.iter().flat_map(|ring| &ring.slots).filter(|slot| slot.asked.is_some()).count()
     }
 
     /// Has a request in flight in every slot.
-    pub(crate) fn fill(&mut self) {
+    pub fn fill(&mut self) {
         for queue in 0..self.rings.len() {
             for slot in 0..SLOTS {
                 if self.rings[queue].slots[usize::from(slot)].asked.is_none() {
                     let request = match self.rng.below(16) {
-                        0 => Request::Flush,
-                        1..8 => Request::Read,
+                        0 if self.flushes => Request::Flush,
+                        0..8 => Request::Read,
                         _ => {
                             self.written += 1;
                             Request::Write(self.written)
@@ -255,7 +273,7 @@ impl Lasting {
     }
 
     /// Takes what ended; how much that was.
-    pub(crate) fn reap(&mut self) -> usize {
+    pub fn reap(&mut self) -> usize {
         let mut ended = 0;
         for queue in 0..self.rings.len() {
             let used = self.used_index(queue);
@@ -292,7 +310,7 @@ impl Lasting {
     }
 
     /// Waits until something ended, by the server's calls alone.
-    pub(crate) fn wait(&mut self) -> usize {
+    pub fn wait(&mut self) -> usize {
         loop {
             let ended = self.reap();
             if ended > 0 {
@@ -307,7 +325,7 @@ impl Lasting {
     }
 
     /// Waits until all has ended, and reads every block.
-    pub(crate) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         for round in 0..2 {
             while self.in_flight() > 0 {
                 self.wait();
