@@ -278,6 +278,38 @@ pub(crate) fn scatter(pieces: &[libc::iovec], mut bytes: &[u8]) {
     }
 }
 
+/// The end of a process in the middle of its stores, for tests of what the next one finds.
+#[cfg(test)]
+pub(crate) mod fuse {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    /// Only the next `stores` stores of this thread through windows reach the memory.
+    pub(crate) fn dies_after(stores: usize) {
+        LEFT.set(stores);
+    }
+
+    /// Whether no more stores of this process reach the memory. It may not see its own.
+    pub(crate) fn is_dead() -> bool {
+        LEFT.get() == 0
+    }
+
+    /// The next process begins; true where the one before had died.
+    pub(crate) fn begins() -> bool {
+        LEFT.replace(usize::MAX) == 0
+    }
+
+    /// Uses one store up.
+    pub(in crate::memory) fn is_alive() -> bool {
+        let left = LEFT.get();
+        LEFT.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,7 @@
 
 mod channel;
 mod connection;
+mod inflight;
 mod listener;
 mod message;
 mod setup;
@@ -253,6 +254,10 @@ fn follow_all<T>(connection: &mut Connection, setup: &mut Setup<T>) -> Result<()
                 if header.need_reply && setup.acknowledges() {
                     connection.reply(&header, &0u64.to_ne_bytes())?;
                 }
+            }
+            Ok(Answer::Inflight(layout, memory)) => {
+                let payload = layout.encode(header.size);
+                connection.reply_with(&header, &payload, Some(memory.as_fd()))?;
             }
             Ok(Answer::U64(value)) => connection.reply(&header, &value.to_ne_bytes())?,
             Ok(Answer::Vring(state)) => {

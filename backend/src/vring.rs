@@ -7,14 +7,21 @@
 //!
 //! Looks at the available index only where it knows of no more chains, and tells of completions
 //! when it is asked to publish them: the other end has these words in its cache.
+//!
+//! Where the front-end keeps memory for that, a ring whose process was killed goes on with what that
+//! one took and did not give back: see [`Region`].
 
 mod chain;
+mod inflight;
 
 use std::sync::atomic::{Ordering, fence};
 
 use crate::memory::{GuestMemory, Window};
 
+use inflight::Inflight;
+
 pub use chain::{Chain, Descriptor};
+pub use inflight::Region;
 
 /// The longest queue that is served; what QEMU and Linux allow.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -64,6 +71,16 @@ pub enum VringError {
         /// What the front-end said.
         address: u64,
     },
+    /// The front-end's memory for what is in flight is for shorter queues.
+    #[error(
+        "the queue has {size} descriptors, and the inflight region was asked for with {descriptors}"
+    )]
+    Tracked {
+        /// Descriptors of the queue.
+        size: u16,
+        /// Descriptors that there is room for.
+        descriptors: u16,
+    },
 }
 
 /// A ring that was started.
@@ -86,28 +103,43 @@ pub struct Vring {
     /// The guest moved the available index further than a ring is long: nothing in it can be
     /// trusted until it is set up anew.
     broken: bool,
+    /// Where a process after this one finds what this one has in flight.
+    inflight: Option<Inflight>,
 }
 
 impl Vring {
-    /// Starts at the setup's base; the used ring goes on where the guest's memory says.
-    pub fn start(setup: VringSetup, memory: &GuestMemory) -> Result<Vring, VringError> {
+    /// Starts at the setup's base, or with what `region` tells of in flight; the used ring goes on
+    /// where the guest's memory says.
+    pub fn start(
+        setup: VringSetup,
+        memory: &GuestMemory,
+        region: Option<Region>,
+    ) -> Result<Vring, VringError> {
         let size = setup.size;
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             return Err(VringError::Size(size));
         }
         let (table, available, used) = parts(&setup, memory)?;
         let completed = used.load_u16(INDEX, Ordering::Acquire);
+        let (inflight, base) = match region {
+            None => (None, setup.base),
+            Some(region) => {
+                let (inflight, base) = Inflight::start(region, size, completed, setup.base)?;
+                (Some(inflight), base)
+            }
+        };
         Ok(Vring {
             setup,
             table,
             available,
             used,
-            next: setup.base,
-            seen: setup.base,
+            next: base,
+            seen: base,
             completed,
             published: completed,
             told: completed,
             broken: false,
+            inflight,
         })
     }
 
@@ -117,15 +149,22 @@ impl Vring {
         Ok(())
     }
 
-    /// The next chain, if there is one; its descriptors are followed as it is looked at.
+    /// The next chain, if there is one; its descriptors are followed as it is looked at. What is
+    /// owed from before comes first.
     #[inline]
     pub fn take<'r>(&'r mut self, memory: &'r GuestMemory) -> Option<Chain<'r>> {
+        if let Some(head) = self.inflight.as_mut().and_then(Inflight::next_owed) {
+            return Some(Chain::new(memory, &self.table, self.setup.size, head));
+        }
         if self.seen == self.next && !self.look() {
             return None;
         }
         let place = ENTRIES + 2 * usize::from(self.next & (self.setup.size - 1));
         let head = self.available.load_u16(place, Ordering::Relaxed);
         self.next = self.next.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.took(head);
+        }
         Some(Chain::new(memory, &self.table, self.setup.size, head))
     }
 
@@ -149,6 +188,7 @@ impl Vring {
     pub fn has_work(&self) -> bool {
         !self.broken
             && (self.seen != self.next
+                || self.inflight.as_ref().is_some_and(Inflight::owes)
                 || self.available.load_u16(INDEX, Ordering::Relaxed) != self.next)
     }
 
@@ -157,6 +197,17 @@ impl Vring {
     /// and is dropped.
     #[inline]
     pub fn complete(&mut self, head: u16, len: u32) {
+        if head < self.setup.size
+            && let Some(inflight) = &mut self.inflight
+        {
+            inflight.ended(head);
+        }
+        self.give_back(head, len);
+    }
+
+    /// The same for a chain that is no request: its head is another one's, which stays in flight.
+    #[inline]
+    pub fn give_back(&mut self, head: u16, len: u32) {
         if head < self.setup.size {
             let place = ENTRIES + 8 * usize::from(self.completed & (self.setup.size - 1));
             self.used.store_u32(place, head.into());
@@ -172,6 +223,9 @@ impl Vring {
             // Release: the entries, status bytes and data before the index.
             self.used.store_u16(INDEX, self.completed, Ordering::Release);
             self.published = self.completed;
+            if let Some(inflight) = &mut self.inflight {
+                inflight.shown(self.completed);
+            }
         }
         // What is published comes before the look at whether that is waited for; the driver does
         // these two the other way round (2.7.7.2).
@@ -209,6 +263,11 @@ impl Vring {
     /// Where a later start has to go on in the available ring.
     pub fn base(&self) -> u16 {
         self.next
+    }
+
+    /// Whether a later start, also of another process, finds what is in flight now.
+    pub fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
     }
 
     /// Whether the guest broke the ring.

@@ -551,9 +551,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     fn start_ring(&mut self, start: RingStart) -> Result<(), crate::vring::VringError> {
         debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
-        let vring = Vring::start(start.setup, self.memories.current())?;
+        let vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
         self.flights.resize(vring.size());
         self.watch_kick(&start.kick);
+        // A process before this one may have been killed between a completion and its interrupt.
+        if let Some(call) = start.call.as_ref().filter(|_| vring.is_tracked()) {
+            signal(call);
+        }
         self.ring = Some(Ring {
             vring,
             kick: start.kick,

@@ -1,6 +1,6 @@
 //! A real guest on a served disk: mkfs, files, fsck, fio with verification, and each boot's two
 //! start/stop cycles, the firmware's and the kernel's, over a reboot. And a disk that gets longer
-//! under a running guest.
+//! under a running guest, and one whose server is killed under it.
 //!
 //! The first is put to qemu-storage-daemon, which proves the guest and its script.
 
@@ -132,6 +132,49 @@ fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
         .collect();
     let said: Vec<String> = result.said("new").map(|words| words.concat()).collect();
     assert_eq!(found, said);
+}
+
+/// QEMU keeps what is in flight, connects to the next process, and the guest's requests end: one that
+/// was lost would never, as a guest waits for its disk for ever. That some are in flight is certain
+/// where the store is full.
+#[test]
+fn a_running_guest_goes_on_when_its_server_is_killed() {
+    const MIB: u64 = 1 << 20;
+    let scratch = Scratch::new(Place::Memory).unwrap();
+    let (base, store) = (scratch.sparse("disk.raw", DISK).unwrap(), scratch.path("store.cow"));
+    let room = |mib: u64| {
+        let file = fs::File::options().write(true).create(true).truncate(false).open(&store);
+        file.and_then(|file| file.set_len(mib * MIB)).unwrap();
+    };
+    room(1);
+    let line = format!("0 {} snapshot {} {} PO 8", DISK / 512, base.display(), store.display());
+    let command = ServerCommand::snapblk(&scratch).unwrap().arg("--num-queues").arg("2");
+    let command = command.arg("--table").arg(line).arg("--on-full").arg("wait=10m");
+    let mut server = start(&command);
+    let seed = std::process::id();
+    println!("SEED={seed}");
+    let script = include_str!("../guest/killed-disk.sh");
+    let mut config = GuestConfig::new(format!("SEED={seed} FIO_SIZE=8M\n{script}"))
+        .disk(Disk::Served { socket: server.socket().to_owned(), queues: 2 });
+    config.timeout = Duration::from_secs(300);
+    let guest = Guest::boot(&config).unwrap_or_else(|error| panic!("{error}"));
+    for mib in [3, 5, 32] {
+        let mut monitor = Qmp::connect(server.monitor()).unwrap_or_else(|error| panic!("{error}"));
+        loop {
+            let event = monitor.event(Some(config.timeout)).unwrap();
+            let event = event.unwrap_or_else(|| panic!("no write is held\n{}", server.stderr()));
+            if event["event"] == "BLOCK_IO_ERROR" {
+                break;
+            }
+        }
+        server.kill().unwrap();
+        room(mib);
+        server = start(&command);
+    }
+    let result = guest.finish().unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
+    result.expect_success();
+    let said = server.stderr();
+    assert!(said.contains("requests that were in flight"), "{said}");
 }
 
 fn sha256(path: &Path) -> String {

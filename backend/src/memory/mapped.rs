@@ -9,7 +9,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
@@ -73,8 +73,8 @@ impl Mapped {
     }
 }
 
-/// A piece of guest memory that is looked at again and again: a part of a ring. Stays mapped for
-/// as long as it lives.
+/// A piece of shared memory that is looked at again and again: a part of a ring, or what is kept
+/// beside one. Stays mapped for as long as it lives.
 ///
 /// Offsets are in bytes and must be multiples of the width. One past the end is a bug of ours:
 /// they come from the size that the window was made with, never from the guest.
@@ -96,6 +96,24 @@ impl Window {
         place
     }
 
+    /// The byte at `offset`.
+    #[inline]
+    pub fn load_u8(&self, offset: usize) -> u8 {
+        // SAFETY: as in `load_u16`.
+        unsafe { AtomicU8::from_ptr(self.at(offset)) }.load(Ordering::Relaxed)
+    }
+
+    /// Puts a byte at `offset`.
+    #[inline]
+    pub fn store_u8(&self, offset: usize, value: u8, order: Ordering) {
+        #[cfg(test)]
+        if !super::fuse::is_alive() {
+            return;
+        }
+        // SAFETY: as in `load_u16`.
+        unsafe { AtomicU8::from_ptr(self.at(offset)) }.store(value, order);
+    }
+
     /// The little-endian number at `offset`.
     #[inline]
     pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
@@ -107,6 +125,10 @@ impl Window {
     /// Puts a little-endian number at `offset`.
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        #[cfg(test)]
+        if !super::fuse::is_alive() {
+            return;
+        }
         // SAFETY: as in `load_u16`.
         unsafe { AtomicU16::from_ptr(self.at(offset)) }.store(value.to_le(), order);
     }
@@ -114,6 +136,10 @@ impl Window {
     /// Puts a little-endian number at `offset`, before whatever is stored with Release.
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32) {
+        #[cfg(test)]
+        if !super::fuse::is_alive() {
+            return;
+        }
         // SAFETY: as in `load_u16`.
         unsafe { AtomicU32::from_ptr(self.at(offset)) }.store(value.to_le(), Ordering::Relaxed);
     }
@@ -123,5 +149,15 @@ impl Window {
     pub fn load_u64(&self, offset: usize) -> u64 {
         // SAFETY: as in `load_u16`.
         u64::from_le(unsafe { AtomicU64::from_ptr(self.at(offset)) }.load(Ordering::Relaxed))
+    }
+    /// Puts a little-endian number at `offset`, before whatever is stored with Release.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64) {
+        #[cfg(test)]
+        if !super::fuse::is_alive() {
+            return;
+        }
+        // SAFETY: as in `load_u16`.
+        unsafe { AtomicU64::from_ptr(self.at(offset)) }.store(value.to_le(), Ordering::Relaxed);
     }
 }

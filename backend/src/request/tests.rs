@@ -42,7 +42,7 @@ impl Guest {
             event_idx: false,
         };
         let available = mock.avail_addr();
-        let ring = Vring::start(setup, &memory).unwrap();
+        let ring = Vring::start(setup, &memory, None).unwrap();
         Guest { memory, ring, available }
     }
 

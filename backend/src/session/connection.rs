@@ -13,8 +13,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::message::{BadStream, HEADER_LEN, Header, MAX_FDS, MAX_PAYLOAD};
@@ -118,14 +118,33 @@ impl Connection {
 
     /// Sends a reply.
     pub(super) fn reply(&self, header: &Header, payload: &[u8]) -> Result<(), Ended> {
+        self.reply_with(header, payload, None)
+    }
+
+    /// Sends a reply, and a descriptor where there is one.
+    pub(super) fn reply_with(
+        &self,
+        header: &Header,
+        payload: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Ended> {
         let mut message = header.reply(payload.len()).to_vec();
         message.extend_from_slice(payload);
         let mut rest = &message[..];
+        // It goes with the first bytes, once.
+        let mut fds = fd.as_slice();
         while !rest.is_empty() {
-            let mut nothing = SendAncillaryBuffer::default();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(fds));
+            }
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match sendmsg(&self.socket, &[IoSlice::new(rest)], &mut nothing, flags) {
-                Ok(sent) => rest = &rest[sent..],
+            match sendmsg(&self.socket, &[IoSlice::new(rest)], &mut control, flags) {
+                Ok(sent) => {
+                    rest = &rest[sent..];
+                    fds = &[];
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait_until_writable()?,
                 Err(Errno::CONNRESET | Errno::PIPE) => return Err(Ended::HungUp),

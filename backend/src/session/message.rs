@@ -113,6 +113,36 @@ pub(super) struct VringFd {
     pub fd: Option<OwnedFd>,
 }
 
+/// Where the memory lies that tells what rings have in flight, and what it has room for (vhost-user,
+/// "Inflight description").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InflightLayout {
+    /// Bytes.
+    pub size: u64,
+    /// Where it begins in its file.
+    pub offset: u64,
+    /// For how many rings.
+    pub queues: u16,
+    /// Descriptors of each.
+    pub descriptors: u16,
+}
+
+impl InflightLayout {
+    /// Its fields need 20 bytes.
+    const LEN: usize = 20;
+    /// Its length as some front-ends send it: their compilers round it up.
+    const PADDED_LEN: usize = 24;
+
+    /// The payload of a message that is as long as that which asked for it.
+    pub(super) fn encode(&self, len: usize) -> Vec<u8> {
+        let longs = [self.size, self.offset].map(u64::to_ne_bytes);
+        let shorts = [self.queues, self.descriptors].map(u16::to_ne_bytes);
+        let mut bytes = [longs.as_flattened(), shorts.as_flattened()].concat();
+        bytes.resize(len.clamp(Self::LEN, Self::PADDED_LEN), 0);
+        bytes
+    }
+}
+
 /// What a front-end can ask for.
 #[derive(Debug)]
 pub(super) enum Message {
@@ -139,6 +169,8 @@ pub(super) enum Message {
     SetVringErr(VringFd),
     SetVringEnable(VringState),
     SetBackendReqFd(OwnedFd),
+    GetInflightFd(InflightLayout),
+    SetInflightFd(InflightLayout, OwnedFd),
     GetConfig { offset: u32, size: u32, flags: u32 },
     SetConfig { offset: u32, data: Vec<u8> },
 }
@@ -153,6 +185,7 @@ fn needs(request: FrontendReq) -> Option<Protocol> {
         R::GET_STATUS | R::SET_STATUS => Protocol::STATUS,
         R::RESET_DEVICE => Protocol::RESET_DEVICE,
         R::SET_BACKEND_REQ_FD => Protocol::BACKEND_REQ,
+        R::GET_INFLIGHT_FD | R::SET_INFLIGHT_FD => Protocol::INFLIGHT_SHMFD,
         _ => return None,
     })
 }
@@ -170,7 +203,7 @@ pub(super) fn refused_reply(code: u32) -> Option<Vec<u8>> {
         | R::GET_MAX_MEM_SLOTS
         | R::GET_STATUS => value(0),
         R::GET_CONFIG => Some(vec![0; 12]),
-        R::GET_INFLIGHT_FD => Some(vec![0; 24]),
+        R::GET_INFLIGHT_FD => Some(vec![0; InflightLayout::PADDED_LEN]),
         R::CHECK_DEVICE_STATE => value(1),
         // Failed, and no descriptor comes with it.
         R::SET_DEVICE_STATE_FD => value(0x101),
@@ -227,6 +260,12 @@ pub(super) fn decode(
         R::SET_BACKEND_REQ_FD => {
             p.exact::<0>()?;
             return take_one(request, &mut fds).map(Message::SetBackendReqFd);
+        }
+        R::GET_INFLIGHT_FD => Message::GetInflightFd(p.inflight()?),
+        R::SET_INFLIGHT_FD => {
+            let layout = p.inflight()?;
+            let fd = take_one(request, &mut fds)?;
+            Message::SetInflightFd(layout, fd)
         }
         R::GET_CONFIG => p.get_config()?,
         R::SET_CONFIG => p.set_config()?,
@@ -312,6 +351,17 @@ impl Payload<'_> {
         Ok(regions.iter().map(region).zip(fds).collect())
     }
 
+    fn inflight(&self) -> Result<InflightLayout, Refusal> {
+        let (longs_of, rest) = self.bytes.split_first_chunk::<16>().ok_or_else(|| self.wrong())?;
+        let &[q0, q1, d0, d1, ref padding @ ..] = rest else { return Err(self.wrong()) };
+        if !matches!(padding.len(), 0 | 4) {
+            return Err(self.wrong());
+        }
+        let [size, offset] = longs(longs_of);
+        let (queues, descriptors) = (u16::from_ne_bytes([q0, q1]), u16::from_ne_bytes([d0, d1]));
+        Ok(InflightLayout { size, offset, queues, descriptors })
+    }
+
     fn get_config(&self) -> Result<Message, Refusal> {
         let (offset, size, flags, _) = self.config()?;
         Ok(Message::GetConfig { offset, size, flags })
@@ -368,12 +418,13 @@ mod tests {
     #[test]
     fn what_was_not_negotiated_is_refused() {
         let cases = [(17, 0), (24, 16), (36, 0), (37, 40), (38, 40), (39, 8), (40, 0), (34, 0)];
+        let cases = cases.into_iter().chain([(31, 20), (32, 24)]);
         for (code, size) in cases {
             let refused = refusal(code, &vec![0; size], 0);
             assert!(matches!(refused, Refusal::NotNegotiated(_)), "request {code}: {refused}");
         }
-        // GET_INFLIGHT_FD, SET_LOG_BASE, IOTLB_MSG, POSTCOPY_ADVISE, GET_SHMEM_CONFIG
-        for code in [31, 6, 22, 28, 44] {
+        // SET_LOG_BASE, IOTLB_MSG, POSTCOPY_ADVISE, GET_SHMEM_CONFIG
+        for code in [6, 22, 28, 44] {
             assert!(matches!(refusal(code, &[0; 16], u64::MAX), Refusal::NotSupported(_)));
         }
     }
@@ -391,6 +442,25 @@ mod tests {
         let mut table = vec![0; 40];
         table[0] = 2;
         assert!(matches!(refusal(5, &table, 0), Refusal::Payload(_)));
+    }
+
+    #[test]
+    fn an_inflight_description_is_of_either_length() {
+        let layout = InflightLayout { size: 0x1122, offset: 0x3000, queues: 4, descriptors: 128 };
+        for len in [20, 24] {
+            let payload = layout.encode(len);
+            assert_eq!(payload.len(), len);
+            assert_eq!((&payload[8..10], &payload[16..20]), (&[0, 0x30][..], &[4, 0, 128, 0][..]));
+            let header = Header { code: 31, need_reply: false, size: len };
+            let decoded = decode(header, &payload, vec![], u64::MAX).unwrap();
+            assert!(matches!(decoded, Message::GetInflightFd(same) if same == layout));
+            let header = Header { code: 32, ..header };
+            let refused = decode(header, &payload, vec![], u64::MAX).unwrap_err();
+            assert!(matches!(refused, Refusal::Descriptors(_, 0)));
+        }
+        for len in [19, 21, 23, 25] {
+            assert!(matches!(refusal(31, &vec![1; len], u64::MAX), Refusal::Payload(_)));
+        }
     }
 
     #[test]

@@ -13,7 +13,8 @@ use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
 use super::Disk;
 use super::channel::{Channel, Closed};
-use super::message::{Message, Refusal, VringFd, VringState};
+use super::inflight::{self, Inflight};
+use super::message::{InflightLayout, Message, Refusal, VringFd, VringState};
 use crate::config::{self, ConfigSpace};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
@@ -26,14 +27,15 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::STATUS)
-    .union(Protocol::BACKEND_REQ);
+    .union(Protocol::BACKEND_REQ)
+    .union(Protocol::INFLIGHT_SHMFD);
 
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a front-end is answered, where its message was followed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Answer {
     /// Nothing but that it was done.
     Done,
@@ -44,6 +46,7 @@ pub(super) enum Answer {
         flags: u32,
         data: Vec<u8>,
     },
+    Inflight(InflightLayout, OwnedFd),
 }
 
 /// Where a ring lies in the front-end's memory.
@@ -84,6 +87,8 @@ pub(super) struct Setup<T> {
     writeback: bool,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
+    /// Where rings keep what they have in flight.
+    inflight: Option<Inflight>,
     channel: Option<Channel>,
     /// The size that the front-end saw, or was told to look at, last.
     seen: Option<Sector>,
@@ -105,6 +110,7 @@ impl<T> Setup<T> {
             writeback: true,
             memory: Arc::default(),
             vrings,
+            inflight: None,
             channel: None,
             seen: None,
         }
@@ -135,6 +141,11 @@ impl<T> Setup<T> {
                 let data = space.read(offset, size);
                 return Ok(Answer::Config { offset, flags, data });
             }
+            Message::GetInflightFd(asked) => {
+                let queues = self.vrings.len() as u16;
+                let (layout, file) = inflight::create(asked, queues).map_err(nonsense)?;
+                return Ok(Answer::Inflight(layout, file));
+            }
             // Nothing to own, and the protocol has a back-end ignore the second.
             Message::SetOwner | Message::ResetOwner => {}
             Message::SetFeatures(features) => self.set_features(features)?,
@@ -164,6 +175,7 @@ impl<T> Setup<T> {
             Message::SetVringCall(call) => self.set_call(call)?,
             Message::SetVringErr(err) => self.set_err(err)?,
             Message::SetVringEnable(state) => self.set_enabled(state)?,
+            Message::SetInflightFd(layout, file) => self.set_inflight(layout, file)?,
             Message::SetBackendReqFd(socket) => {
                 self.channel = Some(Channel::new(socket));
                 self.tell_size();
@@ -282,6 +294,16 @@ impl<T> Setup<T> {
         tickets.iter().try_for_each(|ticket| ticket.wait(DRAIN_LIMIT).map_err(nonsense))
     }
 
+    /// Rings find it when they are started.
+    fn set_inflight(&mut self, layout: InflightLayout, file: OwnedFd) -> Result<(), Refusal> {
+        if let Some(index) = self.vrings.iter().position(|vring| vring.running) {
+            return Err(nonsense(format!("vring {index} is running")));
+        }
+        let queues = self.vrings.len() as u16;
+        self.inflight = Some(Inflight::map(layout, file, queues).map_err(nonsense)?);
+        Ok(())
+    }
+
     fn vring(&mut self, index: u32) -> Result<(&mut Vring, &WorkerHandle<T>), Refusal> {
         let at = index as usize;
         match (self.vrings.get_mut(at), self.workers.get(at)) {
@@ -383,6 +405,7 @@ impl<T> Setup<T> {
         let protocol_features = self.features & config::PROTOCOL_FEATURES != 0;
         let event_idx = self.features & config::EVENT_IDX != 0;
         let write_through = config::is_write_through(self.features, self.writeback);
+        let region = self.inflight.as_ref().map(|it| it.region(index)).transpose();
         let (vring, worker) = self.vring(index)?;
         let (false, Some(at), Some(kick)) = (vring.running, vring.addresses, &vring.kick) else {
             return Ok(());
@@ -396,6 +419,7 @@ impl<T> Setup<T> {
                 base: vring.base,
                 event_idx,
             },
+            inflight: region.map_err(nonsense)?,
             kick: kick.share()?,
             call: share(&vring.call)?,
             err: share(&vring.err)?,

@@ -20,6 +20,7 @@ use crate::testing::{
     Driver, MEMORY_SIZE, PATIENCE, TestBinding, TestDisk, USER_BASE, eventually, shared_memory,
 };
 
+mod inflight;
 mod resize;
 
 struct Server {
@@ -488,7 +489,7 @@ fn features_that_were_not_offered_are_refused() {
     for bit in [17, 34] {
         assert!(front.vhost.set_features(front.features | 1 << bit).is_err(), "bit {bit}");
     }
-    let unknown = VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    let unknown = VhostUserProtocolFeatures::LOG_SHMFD;
     assert!(!setup::PROTOCOL_FEATURES.contains(unknown));
     front.vhost.set_features(front.features).unwrap();
 }

@@ -15,7 +15,7 @@ fn ring(event_idx: bool) -> (GuestMemory, Vring) {
         base: 0,
         event_idx,
     };
-    let ring = Vring::start(setup, &memory).unwrap();
+    let ring = Vring::start(setup, &memory, None).unwrap();
     (memory, ring)
 }
 
@@ -88,7 +88,7 @@ fn the_used_ring_goes_on_where_the_guest_has_it() {
         base: 9,
         event_idx: false,
     };
-    let mut ring = Vring::start(setup, &memory).unwrap();
+    let mut ring = Vring::start(setup, &memory, None).unwrap();
     ring.complete(3, 42);
     ring.publish();
     assert_eq!(get(&memory, USED + 2), 6);
@@ -123,7 +123,7 @@ fn a_ring_outside_of_memory_or_not_aligned_is_refused() {
         base: 0,
         event_idx: false,
     };
-    assert!(Vring::start(setup, &memory).is_ok());
+    assert!(Vring::start(setup, &memory, None).is_ok());
     for bad in [
         VringSetup { descriptor: at(0x1008), ..setup },
         VringSetup { descriptor: at(0xffff), ..setup },
@@ -133,11 +133,11 @@ fn a_ring_outside_of_memory_or_not_aligned_is_refused() {
         VringSetup { used: u64::MAX, ..setup },
         VringSetup { used: 0, ..setup },
     ] {
-        let refused = Vring::start(bad, &memory).map(|_| ()).unwrap_err();
+        let refused = Vring::start(bad, &memory, None).map(|_| ()).unwrap_err();
         assert!(matches!(refused, VringError::Address { .. }), "{bad:?}");
     }
     for size in [0, 3, 2048] {
-        let refused = Vring::start(VringSetup { size, ..setup }, &memory).map(|_| ());
+        let refused = Vring::start(VringSetup { size, ..setup }, &memory, None).map(|_| ());
         assert_eq!(refused, Err(VringError::Size(size)));
     }
 }

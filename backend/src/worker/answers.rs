@@ -38,10 +38,16 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         read
     }
 
+    /// Leaves a request for whoever serves this ring next, who finds it in flight.
+    pub(super) fn leave(&mut self, head: u16) {
+        let (_, generation) = self.flights.close(head);
+        self.memories.left(generation);
+    }
+
     /// Returns a chain that is no request.
     pub(super) fn give_back(&mut self, head: u16) {
         if let Some(ring) = &mut self.ring {
-            ring.vring.complete(head, 0);
+            ring.vring.give_back(head, 0);
             ring.owes_interrupt = true;
         }
     }

@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::binding::Wake;
 use crate::memory::GuestMemory;
-use crate::vring::VringSetup;
+use crate::vring::{Region, VringSetup};
 
 /// An eventfd to ring: ends a sleep, kicks, calls.
 pub(crate) fn signal(fd: impl AsFd) {
@@ -72,6 +72,8 @@ pub enum Kick {
 pub struct RingStart {
     /// Where the ring is.
     pub setup: VringSetup,
+    /// Where it keeps what it has in flight, so that it outlives the process.
+    pub inflight: Option<Region>,
     /// How it is kicked.
     pub kick: Kick,
     /// Whom to interrupt.
@@ -235,8 +237,8 @@ impl<T> WorkerHandle<T> {
         self.ask(|reply| Mail::StartRing { start: Box::new(start), reply })
     }
 
-    /// Ends what is in flight, fails what is held, flushes; answers where the ring stopped, or
-    /// none where there was no ring.
+    /// Ends what is in flight, fails what is held or leaves it where the next start of the ring
+    /// finds it, flushes; answers where the ring stopped, or none where there was no ring.
     pub(crate) fn stop_ring(&self) -> Ticket<Option<u16>> {
         self.ask(|reply| Mail::StopRing { reply })
     }

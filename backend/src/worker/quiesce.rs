@@ -128,12 +128,18 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         stops && !self.flights.is_empty()
     }
 
-    /// Fails the requests that would wait for longer than a front-end can; true if there were any.
+    /// Parts with the requests that would wait for longer than a front-end can; true if there were
+    /// any. They fail, unless they are found again when the ring is started.
     fn drop_held(&mut self) -> bool {
+        let tracked = self.ring.as_ref().is_some_and(|ring| ring.vring.is_tracked());
         self.engine.fail_held(self.gate == Gate::Closed);
         let mut any = false;
         while let Some((token, status)) = self.engine.pop_finished() {
-            self.ended(token, status);
+            if tracked && status == Status::Error {
+                self.leave(token.0 as u16);
+            } else {
+                self.ended(token, status);
+            }
             any = true;
         }
         any

@@ -1,8 +1,9 @@
 use super::*;
+use crate::memory::GuestMemory;
 use crate::testing::{
     Driver, PATIENCE, TestBinding, TestDisk, TestTable, eventually, shared_memory,
 };
-use crate::vring::VringError;
+use crate::vring::{Region, VringError};
 use std::sync::atomic::Ordering;
 
 struct Bench {
@@ -40,6 +41,7 @@ impl Bench {
     fn try_start(&self, change: impl FnOnce(&mut RingStart)) -> Result<(), VringError> {
         let mut start = RingStart {
             setup: self.driver.setup(0),
+            inflight: None,
             kick: Kick::Event(self.driver.kick.try_clone().unwrap()),
             call: Some(self.driver.call.try_clone().unwrap()),
             err: None,
@@ -303,6 +305,31 @@ fn held_requests_outlive_a_suspend_and_fail_when_the_ring_stops() {
     assert_eq!(bench.driver.await_used().0, 9, "the write before it was taken, too");
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(4)));
     assert_eq!((bench.driver.await_used().0, bench.driver.status(2)), (6, 1));
+}
+
+/// With memory for what is in flight they wait there, for the next start or the next process.
+#[test]
+fn held_requests_wait_in_the_region_of_a_ring_that_stops() {
+    let mut bench = Bench::new(true);
+    bench.disk.indirect.store(true, Ordering::SeqCst);
+    let shared = GuestMemory::anonymous(0x1000, 0);
+    bench.start_with(|start| start.inflight = Region::of(&shared, 0, 64));
+    bench.disk.fill(true);
+    bench.driver.ask(0, 1, 8, &[1; 512]);
+    bench.driver.ask(1, 0, 0, &[0; 512]);
+    bench.driver.kick();
+    assert_eq!(bench.driver.await_used().0, 3, "a read passes a write that found no room");
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(2)));
+    assert_eq!((bench.driver.next_used(), bench.driver.status(0)), (None, 0xff));
+    bench.disk.fill(false);
+    bench.start_with(|start| {
+        start.inflight = Region::of(&shared, 0, 64);
+        start.setup.base = 2;
+    });
+    assert_eq!((bench.driver.await_used().0, bench.driver.status(0)), (0, 0));
+    assert_eq!(bench.disk.bytes(8, 512), [1; 512]);
+    assert_eq!(bench.driver.run(1, 0, &[2; 512]).0, 0);
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));
 }
 
 #[test]

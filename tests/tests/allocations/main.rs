@@ -14,6 +14,7 @@ use serde_json::json;
 use snapblk::server::{DiskArgs, DiskSocket, DiskSource, OnFull, ServeArgs, serve};
 use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::client::Connect;
+use snapblk_tests::lasting::Lasting;
 use snapblk_tests::rng::Rng;
 use snapblk_tests::server::{Place, Scratch};
 use snapblk_tests::steady::{Ask, Steady};
@@ -53,15 +54,20 @@ struct Served {
     load: Steady,
 }
 
+/// Serves disks in a thread; the last has the socket.
+fn serve_disks(scratch: &Scratch, mut disks: Vec<DiskArgs>) -> (JoinHandle<()>, Qmp, PathBuf) {
+    let (socket, monitor) = (scratch.socket("vhost.sock"), scratch.socket("monitor.sock"));
+    let last = disks.last_mut().expect("a disk");
+    last.socket = Some(DiskSocket::Path(socket.clone()));
+    let args = ServeArgs { disks, monitor: Some(monitor.clone()), ..ServeArgs::default() };
+    let thread = std::thread::spawn(move || serve(&args).expect("it serves, and ends well"));
+    let qmp = connect(&monitor, &thread);
+    (thread, qmp, socket)
+}
+
 impl Served {
-    /// Serves disks; the last has the socket.
-    fn start(scratch: &Scratch, mut disks: Vec<DiskArgs>) -> Served {
-        let (socket, monitor) = (scratch.socket("vhost.sock"), scratch.socket("monitor.sock"));
-        let last = disks.last_mut().expect("a disk");
-        last.socket = Some(DiskSocket::Path(socket.clone()));
-        let args = ServeArgs { disks, monitor: Some(monitor.clone()), ..ServeArgs::default() };
-        let thread = std::thread::spawn(move || serve(&args).expect("it serves, and ends well"));
-        let qmp = connect(&monitor, &thread);
+    fn start(scratch: &Scratch, disks: Vec<DiskArgs>) -> Served {
+        let (thread, qmp, socket) = serve_disks(scratch, disks);
         let load = Steady::connect(Connect::to(socket), DEPTH, CHUNK);
         Served { thread, qmp, load: load.expect("a session") }
     }
@@ -210,12 +216,37 @@ fn origin(place: Place) {
     served.stop();
 }
 
+/// A front end that keeps what is in flight.
+fn tracked(place: Place) {
+    let scratch = Scratch::new(place).expect("a directory");
+    let mut guest = Lasting::new(1, Rng::new(1)).without_flushes();
+    let base = scratch.sparse("disk.raw", guest.disk_len()).expect("a file");
+    let (thread, mut qmp, socket) = serve_disks(&scratch, vec![disk("disk0", file(base, None))]);
+    guest.connect(&socket);
+    let round = |guest: &mut Lasting| {
+        let enough = guest.ended + ROUND as u64;
+        while guest.ended < enough {
+            guest.fill();
+            guest.wait();
+        }
+    };
+    let found: Vec<Seen> = (0..16).map(|_| during(|| round(&mut guest))).collect();
+    let growing = found.iter().filter(|seen| seen.allocations > 0).count();
+    assert!(growing <= found.len() / GROWING, "{growing} rounds allocate: {found:?}");
+    assert!(found.iter().all(|seen| seen.logged == 0), "{found:?}");
+    guest.finish();
+    drop(guest);
+    qmp.call("quit", json!({})).expect("it ends");
+    thread.join().expect("it ended well");
+}
+
 #[test]
 fn a_guest_s_io_allocates_and_logs_nothing() {
     counter::leave_out_this_thread();
     counter::start();
     for place in [Place::Memory, Place::Disk] {
         plain(place);
+        tracked(place);
         overlay(place);
         origin(place);
     }

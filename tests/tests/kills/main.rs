@@ -1,10 +1,12 @@
 //! SIGKILL of the whole process under a verified load, over and over: whatever moment it comes at,
 //! the process started again with its first arguments has every acknowledged write, and every
-//! snapshot is as it was taken (scenarios 70 and 72).
+//! snapshot is as it was taken (scenarios 70 and 72). Where the front end keeps what is in flight, the next process does
+//! the rest of it.
 //!
 //! A test goes on for `SNAPBLK_SECONDS` (a few where it is not set) and prints what it met. What a
 //! seed repeats are the choices; at which instruction a kill hits is the machine's.
 
+mod inflight;
 mod overlay;
 mod rounds;
 mod snapshots;
@@ -29,4 +31,14 @@ fn scenario_72_snapshots_and_rollbacks_outlive_kills() {
 #[test]
 fn scenario_72_snapshots_and_rollbacks_outlive_kills_on_disk() {
     snapshots::outlive_kills(Place::Disk);
+}
+
+#[test]
+fn requests_in_flight_outlive_kills() {
+    inflight::outlives_kills(Place::Memory);
+}
+
+#[test]
+fn requests_in_flight_outlive_kills_on_disk() {
+    inflight::outlives_kills(Place::Disk);
 }

@@ -1,0 +1,125 @@
+//! What a process had in flight, and the next one does.
+
+use std::fs::File;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create};
+use vhost::vhost_user::message::VhostUserInflight;
+
+use super::*;
+
+fn layout(queues: u16, descriptors: u16) -> VhostUserInflight {
+    VhostUserInflight::new(0, 0, queues, descriptors)
+}
+
+/// The front-end's side of a back-end's end: the same memory and rings, with another process. One
+/// that never goes on is as good as dead, so it gets no more kicks.
+fn reconnect(front: &mut FrontEnd, server: &Server) {
+    front.vhost = Frontend::connect(server.path(), 8).unwrap();
+    for (driver, kick) in front.drivers.iter_mut().zip(&mut front.kicks) {
+        (*kick, driver.kick) = event();
+    }
+    front.negotiate();
+}
+
+/// A server that does nothing any more, until the test is over.
+struct Dead(Server);
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        self.0.disk.hold(false);
+    }
+}
+
+#[test]
+fn what_a_process_had_in_flight_is_done_by_the_next() {
+    let (dead, next) = (Dead(Server::new(2)), Server::new(2));
+    let mut front = dead.0.connect();
+    front.negotiate();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(2, 64)).unwrap();
+    // Of 16 bytes a descriptor and 16 more, rounded up to 64.
+    assert_eq!((area.mmap_size, area.mmap_offset), (2 * 1088, 0));
+    assert_eq!((area.num_queues, area.queue_size), (2, 64));
+    assert!(fcntl_get_seals(&file).unwrap().contains(SealFlags::SHRINK));
+    front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+    front.start(2);
+    assert_eq!(front.drivers[1].run(1, 0, &[1; 512]).0, 0);
+    dead.0.disk.hold(true);
+    for (slot, sector) in [(3, 8), (1, 16), (2, 8)] {
+        front.drivers[1].ask(slot, 1, sector, &[slot as u8; 512]);
+    }
+    front.drivers[1].kick();
+    dead.0.disk.await_count(IoOp::Write, 4);
+
+    reconnect(&mut front, &next);
+    front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+    front.set_memory();
+    for (queue, used) in [0, 1].into_iter().enumerate() {
+        // All that a front-end knows of a process that did not say where it was.
+        front.describe(queue, used);
+        front.kick_off(queue);
+        front.vhost.set_vring_enable(queue, true).unwrap();
+    }
+    assert_eq!([(); 3].map(|()| front.drivers[1].await_used().0), [9, 3, 6]);
+    assert_eq!([1, 2, 3].map(|slot| front.drivers[1].status(slot)), [0; 3]);
+    assert_eq!(next.disk.bytes(8, 512), [2; 512], "in the order in which they were asked for");
+    assert_eq!(next.disk.bytes(16, 512), [1; 512]);
+    assert_eq!(next.disk.bytes(0, 512), [0; 512], "what had ended is not done again");
+    assert_eq!(front.drivers[1].run(1, 0, &[5; 512]).0, 0);
+    assert_eq!(front.drivers[0].run(1, 24, &[6; 512]).0, 0);
+    assert_eq!(front.stop(2), [1, 5]);
+}
+
+/// The last interrupt may have been what the process did not come to.
+#[test]
+fn who_resumes_a_ring_interrupts_its_driver() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+    front.start(1);
+    let mut fds = [rustix::event::PollFd::new(&front.drivers[0].call, PollFlags::IN)];
+    let limit = rustix::event::Timespec::try_from(PATIENCE).unwrap();
+    assert_eq!(poll(&mut fds, Some(&limit)), Ok(1));
+}
+
+#[test]
+fn areas_that_cannot_be_are_refused() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    for bad in [layout(2, 64), layout(1, 63), layout(1, 2048), layout(u16::MAX, u16::MAX)] {
+        assert!(front.vhost.get_inflight_fd(&bad).is_err(), "no descriptor comes with it");
+    }
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    let short = File::from(memfd_create("short", MemfdFlags::CLOEXEC).unwrap());
+    ftruncate(&short, area.mmap_size - 1).unwrap();
+    let mut refused = |change: fn(&mut VhostUserInflight), file: &File| {
+        let mut area = area;
+        change(&mut area);
+        front.vhost.set_inflight_fd(&area, file.as_raw_fd()).is_err()
+    };
+    assert!(refused(|_| (), &short), "shorter than it says");
+    assert!(refused(|area| area.mmap_size -= 64, &file));
+    assert!(refused(|area| area.mmap_offset = 4096, &file));
+    assert!(refused(|area| area.mmap_offset = 64, &file), "not aligned");
+    assert!(refused(|area| area.mmap_offset = u64::MAX - 63, &file));
+    assert!(refused(|area| area.num_queues = 2, &file));
+    assert!(refused(|area| area.queue_size = 128, &file));
+    assert!(refused(|area| area.queue_size = 48, &file));
+    assert!(refused(|_| (), &File::open("/dev/null").unwrap()));
+    assert!(!refused(|_| (), &file));
+
+    // Room for less than the ring has.
+    let (half, file) = front.vhost.get_inflight_fd(&layout(1, 32)).unwrap();
+    front.vhost.set_inflight_fd(&half, file.as_raw_fd()).unwrap();
+    front.set_memory();
+    front.describe(0, 0);
+    assert!(front.vhost.set_vring_kick(0, &front.kicks[0]).is_err());
+    front.vhost.get_vring_base(0).unwrap();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+    front.start(1);
+    assert!(front.vhost.set_inflight_fd(&area, file.as_raw_fd()).is_err(), "it is in use");
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+}

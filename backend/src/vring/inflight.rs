@@ -1,0 +1,209 @@
+//! What one queue has in flight, in memory that outlives the process (vhost-user, "Inflight I/O
+//! tracking", split virtqueues).
+//!
+//! Owns the layout of a queue's region and the order of the stores to it. Never knows what a
+//! request is, nor who keeps the memory. Keeps, wherever the process ends: a head is marked exactly
+//! while its chain was taken and its end was not shown to the driver, but for the batch that was
+//! being shown, of which the used index tells. So the driver's used index and the number of
+//! marks give the place in the available ring at which nobody took anything yet.
+//!
+//! What the other end wrote into the region is a number to be looked at, never an offset: a region
+//! of nonsense costs its own guest requests that are done again or not at all. So does a guest
+//! that makes a head available that is in flight.
+
+use std::sync::atomic::Ordering;
+
+use super::VringError;
+use crate::memory::{GuestMemory, Window};
+
+/// Where the header's fields lie; before them are 8 bytes of features, all 0.
+const VERSION: usize = 8;
+const DESCRIPTORS: usize = 10;
+const LAST_OF_BATCH: usize = 12;
+const USED: usize = 14;
+/// Bytes of the header, and of what follows for each descriptor.
+const HEADER_LEN: usize = 16;
+const ENTRY_LEN: usize = 16;
+/// Where the fields of an entry lie.
+const MARK: usize = 0;
+const NEXT: usize = 6;
+const COUNTER: usize = 8;
+
+/// The version of this layout; 0 where nobody has used a region yet.
+const SPLIT: u16 = 1;
+/// A queue's region begins at a multiple of this many bytes.
+const ALIGN: usize = 64;
+
+/// The memory of one queue's region.
+#[derive(Debug)]
+pub struct Region {
+    window: Window,
+    descriptors: u16,
+}
+
+impl Region {
+    /// Bytes of a region for a queue of `descriptors`, up to where the next one begins.
+    pub fn bytes(descriptors: u16) -> usize {
+        (HEADER_LEN + ENTRY_LEN * usize::from(descriptors)).next_multiple_of(ALIGN)
+    }
+
+    /// The region of queue `index` in `shared`, which begins with that of queue 0; none where it
+    /// is not all there.
+    pub fn of(shared: &GuestMemory, index: u16, descriptors: u16) -> Option<Region> {
+        let len = Region::bytes(descriptors);
+        let window = shared.window((usize::from(index) * len) as u64, len, 8)?;
+        Some(Region { window, descriptors })
+    }
+}
+
+/// What a started ring has in flight.
+#[derive(Debug)]
+pub(super) struct Inflight {
+    window: Window,
+    /// Descriptors of the ring.
+    size: u16,
+    /// What the next chain is marked with.
+    counter: u64,
+    /// Chains that ended and were not shown yet.
+    ended: u16,
+    /// What a process before this one took and did not give back; the next one comes last.
+    owed: Vec<u16>,
+}
+
+impl Inflight {
+    /// Goes on where the region says, or begins it if it is new. `used` is the used index of the
+    /// ring as the driver sees it; `base` is where a front-end says that the available ring was
+    /// left. Also where that was.
+    pub(super) fn start(
+        region: Region,
+        size: u16,
+        used: u16,
+        base: u16,
+    ) -> Result<(Inflight, u16), VringError> {
+        let Region { window, descriptors } = region;
+        if size > descriptors {
+            return Err(VringError::Tracked { size, descriptors });
+        }
+        let mut inflight = Inflight { window, size, counter: 0, ended: 0, owed: Vec::new() };
+        let is_new = inflight.window.load_u16(VERSION, Ordering::Acquire) != SPLIT;
+        if is_new || !inflight.end_batch(used) {
+            inflight.begin(descriptors, used);
+            return Ok((inflight, base));
+        }
+        inflight.recall();
+        let next = used.wrapping_add(inflight.owed.len() as u16);
+        Ok((inflight, next))
+    }
+
+    /// Nothing is in flight. The region counts as new until all of it says so.
+    fn begin(&self, descriptors: u16, used: u16) {
+        for head in 0..descriptors {
+            self.clear(head);
+        }
+        self.window.store_u16(DESCRIPTORS, descriptors, Ordering::Relaxed);
+        self.window.store_u16(LAST_OF_BATCH, 0, Ordering::Relaxed);
+        // Not 0 whatever the ring says: a second start before anything ended would take the
+        // difference for a batch, and its head, 0, for one that was given back.
+        self.window.store_u16(USED, used, Ordering::Relaxed);
+        self.window.store_u16(VERSION, SPLIT, Ordering::Release);
+    }
+
+    /// What a process was showing when it ended was shown: it is not in flight any more. False where
+    /// the region cannot be this ring's: a batch is no longer than a ring.
+    fn end_batch(&self, used: u16) -> bool {
+        let shown = used.wrapping_sub(self.window.load_u16(USED, Ordering::Acquire));
+        if shown > self.size {
+            tracing::warn!(
+                "the inflight region of a virtqueue is another ring's ({shown} requests ended at \
+                 once); it begins anew"
+            );
+            return false;
+        }
+        self.clear_batch(shown);
+        self.window.store_u16(USED, used, Ordering::Release);
+        true
+    }
+
+    /// Finds what is owed, in the order in which it was taken.
+    fn recall(&mut self) {
+        let marked = |head: &u16| self.window.load_u8(entry(*head) + MARK) != 0;
+        let counter = |head: &u16| self.window.load_u64(entry(*head) + COUNTER);
+        let mut owed: Vec<u16> = (0..self.size).filter(marked).collect();
+        owed.sort_by_key(|head| std::cmp::Reverse(counter(head)));
+        self.counter = owed.first().map_or(0, |last| counter(last).wrapping_add(1));
+        if !owed.is_empty() {
+            tracing::warn!(
+                "a virtqueue goes on with {} requests that were in flight when it ended",
+                owed.len()
+            );
+        }
+        self.owed = owed;
+    }
+
+    /// The next chain that is owed, once; it is marked as it was.
+    #[inline]
+    pub(super) fn next_owed(&mut self) -> Option<u16> {
+        self.owed.pop()
+    }
+
+    /// Whether chains are owed that were not asked for yet.
+    #[inline]
+    pub(super) fn owes(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
+    /// A chain was taken. One that is in flight already keeps its place.
+    #[inline]
+    pub(super) fn took(&mut self, head: u16) {
+        if head < self.size && self.window.load_u8(entry(head) + MARK) == 0 {
+            self.window.store_u64(entry(head) + COUNTER, self.counter);
+            self.window.store_u8(entry(head) + MARK, 1, Ordering::Release);
+            self.counter = self.counter.wrapping_add(1);
+        }
+    }
+
+    /// A chain ended that will be shown with the next others. `head` is a descriptor of the ring.
+    #[inline]
+    pub(super) fn ended(&mut self, head: u16) {
+        let last = self.window.load_u16(LAST_OF_BATCH, Ordering::Relaxed);
+        self.window.store_u16(entry(head) + NEXT, last, Ordering::Relaxed);
+        self.window.store_u16(LAST_OF_BATCH, head, Ordering::Release);
+        self.ended = self.ended.saturating_add(1);
+    }
+
+    /// The driver was shown all that ended: its used index is `used`.
+    #[inline]
+    pub(super) fn shown(&mut self, used: u16) {
+        let ended = std::mem::take(&mut self.ended);
+        self.clear_batch(ended.min(self.size));
+        self.window.store_u16(USED, used, Ordering::Release);
+    }
+
+    /// The last `count` chains that ended are not in flight.
+    #[inline]
+    fn clear_batch(&self, count: u16) {
+        let mut head = self.window.load_u16(LAST_OF_BATCH, Ordering::Acquire);
+        for _ in 0..count {
+            if head >= self.size {
+                return;
+            }
+            self.clear(head);
+            head = self.window.load_u16(entry(head) + NEXT, Ordering::Relaxed);
+        }
+    }
+
+    /// Release: not before the used index that shows its end.
+    #[inline]
+    fn clear(&self, head: u16) {
+        self.window.store_u8(entry(head) + MARK, 0, Ordering::Release);
+    }
+}
+
+/// Where the entry of a descriptor lies.
+#[inline]
+fn entry(head: u16) -> usize {
+    HEADER_LEN + ENTRY_LEN * usize::from(head)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,313 @@
+use super::*;
+use crate::memory::fuse;
+use crate::vring::{Vring, VringSetup};
+use vm_memory::GuestAddress;
+
+const AVAILABLE: u64 = 0x2000;
+const USED_RING: u64 = 0x3000;
+const SIZE: u16 = 8;
+/// Descriptors that the region has room for: more than the ring has.
+const ROOM: u16 = 16;
+
+/// A guest and its front-end, which outlive the processes that serve them.
+struct Guest {
+    memory: GuestMemory,
+    /// A region for a queue that is not looked at, and that of the queue that is.
+    shared: GuestMemory,
+    available: u16,
+    seen: u16,
+    /// What it waits for, in the order in which it was made available.
+    asked: Vec<u16>,
+}
+
+impl Guest {
+    fn new() -> Guest {
+        let (memory, shared) =
+            (GuestMemory::anonymous(0x1_0000, 0), GuestMemory::anonymous(0x1000, 0));
+        Guest { memory, shared, available: 0, seen: 0, asked: Vec::new() }
+    }
+
+    fn put(&self, at: u64, value: u16) {
+        self.memory.write(GuestAddress(at), &value.to_le_bytes()).unwrap();
+    }
+
+    fn get(&self, at: u64) -> u16 {
+        let mut bytes = [0; 2];
+        self.memory.read(GuestAddress(at), &mut bytes).unwrap();
+        u16::from_le_bytes(bytes)
+    }
+
+    /// The ring as it is after others used it: both indices are at `index`.
+    fn used_until(mut self, index: u16) -> Guest {
+        self.put(AVAILABLE + 2, index);
+        self.put(USED_RING + 2, index);
+        (self.available, self.seen) = (index, index);
+        self
+    }
+
+    fn ask(&mut self, heads: &[u16]) {
+        for &head in heads {
+            self.put(AVAILABLE + 4 + 2 * u64::from(self.available % SIZE), head);
+            self.available = self.available.wrapping_add(1);
+            self.put(AVAILABLE + 2, self.available);
+            self.asked.push(head);
+        }
+    }
+
+    fn used(&self) -> u16 {
+        self.get(USED_RING + 2)
+    }
+
+    /// Takes what was given back: each was waited for.
+    fn harvest(&mut self) -> Vec<u16> {
+        let mut got = Vec::new();
+        while self.seen != self.used() {
+            let head = self.get(USED_RING + 4 + 8 * u64::from(self.seen % SIZE));
+            let at = self.asked.iter().position(|asked| *asked == head);
+            self.asked.remove(at.unwrap_or_else(|| panic!("{head} ended twice")));
+            self.seen = self.seen.wrapping_add(1);
+            got.push(head);
+        }
+        got
+    }
+
+    fn field(&self, at: usize) -> GuestAddress {
+        GuestAddress((Region::bytes(ROOM) + at) as u64)
+    }
+
+    /// What the region's memory says at `at`.
+    fn noted(&self, at: usize) -> u16 {
+        let mut bytes = [0; 2];
+        self.shared.read(self.field(at), &mut bytes).unwrap();
+        u16::from_le_bytes(bytes)
+    }
+
+    fn note(&self, at: usize, bytes: &[u8]) {
+        self.shared.write(self.field(at), bytes).unwrap();
+    }
+
+    fn start_at(&self, base: u16) -> Result<Vring, VringError> {
+        let setup = VringSetup {
+            size: SIZE,
+            descriptor: 0x1000,
+            available: AVAILABLE,
+            used: USED_RING,
+            base,
+            event_idx: true,
+        };
+        Vring::start(setup, &self.memory, Region::of(&self.shared, 1, ROOM))
+    }
+
+    /// A process begins to serve the ring; its front-end lost count and says what the used index is.
+    fn start(&self) -> Vring {
+        fuse::begins();
+        self.start_at(self.used()).unwrap()
+    }
+
+    fn take(&self, ring: &mut Vring) -> Option<u16> {
+        ring.take(&self.memory).map(|chain| chain.head())
+    }
+
+    fn take_all(&self, ring: &mut Vring) -> Vec<u16> {
+        std::iter::from_fn(|| self.take(ring)).collect()
+    }
+}
+
+/// The life of a process: it takes everything and gives it back, out of order, in batches of
+/// several lengths. What it took; what it would have taken, where it died in between; nothing where
+/// it died before.
+fn live(guest: &Guest) -> Option<Vec<u16>> {
+    let mut ring = guest.start_at(guest.used()).unwrap();
+    if fuse::is_dead() {
+        return None;
+    }
+    let mut taken: Vec<u16> = std::iter::from_fn(|| guest.take(&mut ring)).take(3).collect();
+    for &head in taken.iter().skip(1).rev() {
+        ring.complete(head, 1);
+    }
+    ring.publish();
+    let mut held: Vec<u16> = taken.first().copied().into_iter().collect();
+    let more = guest.take_all(&mut ring);
+    taken.extend(&more);
+    held.extend(&more);
+    for part in [1, 0] {
+        for &head in held.iter().skip(part).step_by(2) {
+            ring.complete(head, 1);
+        }
+        ring.publish();
+    }
+    Some(taken)
+}
+
+/// A process that lives to its end.
+fn outlive(guest: &Guest) -> Vec<u16> {
+    fuse::begins();
+    live(guest).unwrap()
+}
+
+/// Two processes that are killed after so many of their stores each, and a third. Whether the
+/// first two lived to their end.
+fn two_kills(one: usize, two: usize) -> [bool; 2] {
+    // Indices that wrap around, and a ring that others used before.
+    let mut guest = Guest::new().used_until(0xfffd);
+    guest.ask(&[5, 0, 3, 7, 1]);
+    let outlived = [one, two].map(|stores| {
+        fuse::dies_after(stores);
+        let taken = live(&guest);
+        assert_eq!(taken.as_ref().unwrap_or(&guest.asked), &guest.asked, "{one}, {two} stores");
+        let died = fuse::begins();
+        // The guest goes on meanwhile, with the descriptors that it got back.
+        let free = guest.harvest();
+        guest.ask(&free);
+        !died
+    });
+    assert_eq!(outlive(&guest), guest.asked, "killed after {one} and {two} stores");
+    guest.harvest();
+    assert_eq!(guest.asked, [0_u16; 0], "killed after {one} and {two} stores");
+    outlived
+}
+
+/// One process after another is killed after each number of its stores. The next one takes what
+/// was not given back, in the order in which it was made available, and nothing else; at the end
+/// each chain was given back once.
+#[test]
+fn wherever_a_process_ends_the_next_does_what_is_left() {
+    let (mut cuts, mut one) = (0, 0);
+    loop {
+        let mut two = 0;
+        let outlived = loop {
+            let [first, second] = two_kills(one, two);
+            cuts += 1;
+            two += 1;
+            if second {
+                break first;
+            }
+        };
+        one += 1;
+        if outlived {
+            break;
+        }
+    }
+    assert!(cuts > 1000, "{cuts} are not all");
+}
+
+/// Known bug 23.
+#[test]
+fn a_start_before_any_completion_forgets_nothing() {
+    let mut guest = Guest::new().used_until(5);
+    guest.ask(&[0, 4]);
+    assert_eq!(guest.take_all(&mut guest.start()), [0, 4]);
+    assert_eq!(guest.take_all(&mut guest.start()), [0, 4]);
+    assert_eq!(guest.take_all(&mut guest.start()), [0, 4]);
+}
+
+#[test]
+fn what_is_owed_is_work_and_comes_before_what_is_new() {
+    let mut guest = Guest::new();
+    guest.ask(&[6, 1]);
+    let mut ring = guest.start();
+    assert_eq!(guest.take(&mut ring), Some(6));
+    assert_eq!(guest.take(&mut ring), Some(1));
+    let mut ring = guest.start();
+    assert!(ring.has_work(), "nothing new is there");
+    assert_eq!(ring.base(), 2);
+    guest.ask(&[0]);
+    assert_eq!(guest.take_all(&mut ring), [6, 1, 0]);
+    assert!(!ring.has_work());
+    assert_eq!(ring.base(), 3);
+}
+
+/// The layout is the protocol's: another back-end may be the next.
+#[test]
+fn the_region_is_as_the_protocol_has_it() {
+    assert_eq!([1, 3, 128].map(Region::bytes), [64, 64, 2112]);
+    let mut guest = Guest::new().used_until(7);
+    guest.ask(&[2, 5, 3]);
+    let mut ring = guest.start();
+    guest.take_all(&mut ring);
+    assert_eq!((guest.noted(0), guest.noted(8), guest.noted(10)), (0, 1, ROOM));
+    let entry = |head: usize| [0, 6, 8].map(|field| guest.noted(16 + 16 * head + field));
+    assert_eq!([entry(2), entry(5), entry(3)], [[1, 0, 0], [1, 0, 1], [1, 0, 2]]);
+    ring.complete(5, 0);
+    ring.complete(3, 0);
+    assert_eq!((guest.noted(12), guest.noted(14)), (3, 7), "the batch, not shown yet");
+    assert_eq!([entry(5), entry(3)], [[1, 0, 1], [1, 5, 2]]);
+    ring.publish();
+    assert_eq!((guest.noted(12), guest.noted(14)), (3, 9));
+    assert_eq!([entry(2), entry(5), entry(3)], [[1, 0, 0], [0, 0, 1], [0, 5, 2]]);
+    let first = guest.shared.window(0, 64, 8).unwrap();
+    assert!((0..64).all(|at| first.load_u8(at) == 0), "the other queue's region");
+}
+
+#[test]
+fn a_ring_that_ended_cleanly_goes_on_where_it_was_and_so_does_one_that_begins_anew() {
+    let mut guest = Guest::new();
+    guest.ask(&[0, 1, 2]);
+    assert_eq!(outlive(&guest), [0, 1, 2]);
+    guest.harvest();
+    guest.ask(&[1]);
+    assert_eq!(guest.start().base(), 3);
+    assert_eq!(outlive(&guest), [1]);
+    // The guest's driver set the device up again, and the front-end kept the region.
+    let mut guest = Guest { available: 0, seen: 0, asked: Vec::new(), ..guest };
+    guest.put(AVAILABLE + 2, 0);
+    guest.put(USED_RING + 2, 0);
+    guest.ask(&[7, 0]);
+    assert_eq!(outlive(&guest), [7, 0]);
+    assert_eq!(guest.harvest().len(), 2);
+}
+
+/// The front-end's memory may hold anything.
+#[test]
+fn a_region_of_nonsense_harms_nobody_but_its_guest() {
+    let batches: [(u16, u16); 4] = [(0xffff, 1), (8, 3), (0, 8), (3, 0x7fff)];
+    for (last, shown) in batches {
+        for next in [0, 3, 9, 0xffff_u16] {
+            let mut guest = Guest::new();
+            guest.ask(&[1]);
+            guest.take_all(&mut guest.start());
+            for head in 0..usize::from(ROOM) {
+                guest.note(16 + 16 * head, &[0xff; 6]);
+                guest.note(16 + 16 * head + 6, &next.to_le_bytes());
+                guest.note(16 + 16 * head + 8, &[0xff; 8]);
+            }
+            guest.note(12, &last.to_le_bytes());
+            guest.note(14, &0u16.wrapping_sub(shown).to_le_bytes());
+            guest.ask(&[0]);
+            let mut ring = guest.start();
+            let taken = guest.take_all(&mut ring);
+            assert!(taken.len() <= usize::from(SIZE) + 2, "{taken:?}");
+            taken.into_iter().for_each(|head| ring.complete(head, 0));
+            ring.publish();
+        }
+    }
+    let guest = Guest::new();
+    let short = Region::of(&guest.shared, 1, SIZE / 2);
+    let setup = VringSetup {
+        size: SIZE,
+        descriptor: 0x1000,
+        available: AVAILABLE,
+        used: USED_RING,
+        base: 0,
+        event_idx: true,
+    };
+    let refused = Vring::start(setup, &guest.memory, short).map(|_| ());
+    assert_eq!(refused, Err(VringError::Tracked { size: 8, descriptors: 4 }));
+    assert!(Region::of(&guest.shared, 100, ROOM).is_none(), "past the memory's end");
+}
+
+/// Known bug 19: a head that is in flight, and heads that are none, are not tracked.
+#[test]
+fn heads_that_cannot_be_disturb_no_others() {
+    let mut guest = Guest::new();
+    guest.ask(&[4, 2, 4, 8, u16::MAX]);
+    let mut ring = guest.start();
+    assert_eq!(guest.take_all(&mut ring), [4, 2, 4, 8, u16::MAX]);
+    for head in [4, 8, u16::MAX] {
+        ring.give_back(head, 0);
+    }
+    ring.publish();
+    assert_eq!(guest.used(), 1);
+    let marks: Vec<usize> = (0..8).filter(|head| guest.noted(16 + 16 * head) == 1).collect();
+    assert_eq!(marks, [2, 4]);
+}
