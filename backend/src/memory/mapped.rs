@@ -150,6 +150,7 @@ impl Window {
         // SAFETY: as in `load_u16`.
         u64::from_le(unsafe { AtomicU64::from_ptr(self.at(offset)) }.load(Ordering::Relaxed))
     }
+
     /// Puts a little-endian number at `offset`, before whatever is stored with Release.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) {
