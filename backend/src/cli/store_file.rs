@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use snapblk_store::cow::open::{inspect, open};
-use snapblk_store::cow::owed::Owed;
+use snapblk_store::cow::owed::{Gaps, Owed};
 use snapblk_store::cow::{OpenOptions, OpenStore};
 use snapblk_store::io::{FileInfo, Lock, OpenMode};
 
@@ -80,7 +80,7 @@ impl StoreFile {
     fn settle(&self, store: &mut OpenStore) -> Result<(), CliError> {
         let owed = Owed::of(&self.file, store.geometry.chunk.sectors());
         if self.file.writable {
-            owed.enter(&self.file, store)?;
+            owed.enter(&self.file, store, Gaps::Close)?;
             owed.settle();
         } else {
             owed.show(self.file.path.display().to_string(), store)?;

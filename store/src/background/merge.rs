@@ -18,6 +18,9 @@ use crate::engine::{EngineConfig, MergeFailure, MergeProgress, MergeState};
 use crate::table::Table;
 use crate::workers::Workers;
 
+/// A batch that takes longer is followed by a smaller one.
+const SLOW: Duration = Duration::from_millis(200);
+
 /// How a merge ended.
 #[derive(Debug)]
 pub enum MergeEnd {
@@ -81,7 +84,8 @@ impl MergeHandle {
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
             let host = Host::new(workers, executor, config);
             let (pace, share) = (Pace::new(), Share::new());
-            let mut job = Job { host, control, total: None, pace, share };
+            let since = (0, Instant::now());
+            let mut job = Job { host, control, total: None, pace, share, since };
             let end = job.run();
             job.ended(&end);
             on_end(end);
@@ -136,6 +140,8 @@ struct Job<E> {
     total: Option<u64>,
     pace: Pace,
     share: Share,
+    /// Since when it is as far as it is.
+    since: (u64, Instant),
 }
 
 impl<E: Executor> Job<E> {
@@ -209,7 +215,10 @@ impl<E: Executor> Job<E> {
             Turn::Free => engine.merge_batches(None),
             Turn::End => engine.merge_batches(Some(0)),
             Turn::One => engine.merge_batches(Some(1)),
-            Turn::Rest(rest) => return Some(rest),
+            Turn::Rest(rest) => {
+                engine.merge_batches(Some(0));
+                return Some(rest);
+            }
         }
         None
     }
@@ -221,6 +230,7 @@ impl<E: Executor> Job<E> {
         let total = *self.total.get_or_insert(progress.total);
         progress.done += total - progress.total;
         progress.total = total;
+        self.judge(progress.done);
         let mut asked = self.control.lock();
         asked.said.progress = progress;
         match progress.state {
@@ -229,6 +239,17 @@ impl<E: Executor> Job<E> {
             _ if quiet && asked.cancel => Some(Some(MergeEnd::Cancelled)),
             _ if quiet && asked.stop => Some(None),
             _ => None,
+        }
+    }
+
+    /// Where a batch has ended, says whether it took long: a write to one of its chunks waits for as
+    /// long, and so does a suspend.
+    fn judge(&mut self, done: u64) {
+        let (before, since) = self.since;
+        if done != before {
+            let now = Instant::now();
+            self.host.engine.merge_is_slow(now - since > SLOW);
+            self.since = (done, now);
         }
     }
 

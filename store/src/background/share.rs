@@ -1,8 +1,8 @@
 //! How a job shares the disk with the guest whose disk it works on.
 //!
 //! Owns when the job works and when it rests: while the guest uses the disk it works a third of the
-//! time, a small batch and then twice as long nothing; otherwise all the time. Never knows what the
-//! job does.
+//! time, a small batch and then twice as long nothing, a second at most; otherwise all the time.
+//! Never knows what the job does.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_millis(50);
 /// How many times as long as it worked the job rests, and how long at most.
 const REST: u32 = 2;
-const LONGEST_REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// What the job may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

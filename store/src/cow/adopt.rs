@@ -2,8 +2,9 @@
 //!
 //! Owns the comparison of what a log's words say is owed with what is on disk, and the commit of
 //! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11; and that
-//! a kill costs no room: what was given out to writes that never ended is in use again. So a store
-//! as large as all that it may ever hold never gets full, however often its process is killed.
+//! a kill costs no room, where that room can be written: what was given out to writes that never
+//! ended is in use again. So a store as large as all that it may ever hold does not get full,
+//! however often its process is killed.
 //!
 //! The caller has the store's lock. It falls when the dead process's last I/O is over, so nothing
 //! is written any more to a chunk that a write was cut off in.
@@ -39,8 +40,18 @@ pub enum AdoptError {
     Store(#[from] StoreError),
 }
 
+/// What becomes of chunks that were given out to writes which never ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gaps {
+    /// They are given out again: whoever they were given to is dead.
+    Close,
+    /// They stay as they are: whoever owns `words` may go on with them.
+    Leave,
+}
+
 /// Enters into `store`, which lies in `storage`, what `words` say is owed; everything in the store
-/// is durable then. True where there was something that the store did not have.
+/// is durable then. True where there was something that the store did not have. With
+/// [`Gaps::Close`] what it holds may move, and `words` tell where it is.
 ///
 /// # Errors
 /// See [`AdoptError`]; nothing that the store had is lost then.
@@ -48,10 +59,13 @@ pub fn adopt<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
     words: &Words,
+    gaps: Gaps,
 ) -> Result<bool, AdoptError> {
     let mut rest = missing(store, words)?;
     if !rest.is_empty() {
-        close_gaps(storage, store, words, &mut rest)?;
+        if gaps == Gaps::Close {
+            close_gaps(storage, store, words, &mut rest);
+        }
         append(storage, store, &rest)?;
     }
     Ok(!rest.is_empty())
@@ -89,13 +103,14 @@ fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, 
 }
 
 /// Moves the last of `rest`, with their data, to where writes were cut off before them. The data
-/// is copied first, then `words` tell of it: a kill in between changes nothing.
+/// is copied first, then `words` tell of it: a kill in between changes nothing. A gap that cannot be
+/// written stays one: it only costs room.
 fn close_gaps<S: Storage>(
     storage: &S,
     store: &OpenStore,
     words: &Words,
     rest: &mut [(DataIndex, Chunk)],
-) -> Result<(), StoreError> {
+) {
     let (_, first) = Log::owed(words);
     let mut to = first.max(store.next);
     let mut at = 0;
@@ -106,7 +121,12 @@ fn close_gaps<S: Storage>(
         if rest[at].0 == to {
             at += 1;
         } else {
-            copy_chunk(storage, &store.geometry, (from, to), &mut slice)?;
+            if let Err(error) = copy_chunk(storage, &store.geometry, (from, to), &mut slice) {
+                tracing::warn!(
+                    "{error}; room that a killed process had given out is not used again"
+                );
+                break;
+            }
             Log::move_owed(words, old, from, to);
             last -= 1;
             rest[last].0 = to;
@@ -114,7 +134,6 @@ fn close_gaps<S: Storage>(
         to.0 += 1;
     }
     rest.sort_unstable();
-    Ok(())
 }
 
 /// Copies a data chunk of a store that nobody serves, by way of `slice`.

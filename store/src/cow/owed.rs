@@ -11,8 +11,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use super::adopt::tail_of;
 use super::adopt::{AdoptError, adopt, view};
+pub use super::adopt::{Gaps, tail_of};
 use super::error::StoreError;
 use super::log::LOG_WORDS;
 use super::open::OpenStore;
@@ -93,10 +93,15 @@ impl Owed {
     /// was any.
     ///
     /// # Errors
-    /// See [`OwedError`]; the file is as it was then.
-    pub fn enter<S: Storage>(&self, storage: &S, store: &mut OpenStore) -> Result<bool, OwedError> {
+    /// See [`OwedError`]; the file says what is owed as before then.
+    pub fn enter<S: Storage>(
+        &self,
+        storage: &S,
+        store: &mut OpenStore,
+        gaps: Gaps,
+    ) -> Result<bool, OwedError> {
         let Some(words) = self.find()? else { return Ok(false) };
-        adopt(storage, store, &words).map_err(|error| self.named(storage.name(), error))
+        adopt(storage, store, &words, gaps).map_err(|error| self.named(storage.name(), error))
     }
 
     /// Shows in `store`, called `name`, what the file says is owed, without writing anything.

@@ -12,7 +12,7 @@ use super::error::DeviceError;
 use super::state::StateFile;
 use crate::cow::log::Log;
 use crate::cow::open::{self, OpenOptions, OpenStore};
-use crate::cow::owed::{Owed, tail_of};
+use crate::cow::owed::{Gaps, Owed, tail_of};
 use crate::cow::store::{StoreObserver, StoreParts};
 use crate::cow::{Geometry, Keep, Persistence, Store};
 use crate::exception::{ExceptionTable, Layer, Memory, Place};
@@ -89,7 +89,9 @@ impl Live {
         } else {
             let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors());
             if opened.valid {
-                if file.enter(&*disk.info, &mut opened)? {
+                // One that this replaces goes on where this comes to nothing.
+                let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
+                if file.enter(&*disk.info, &mut opened, gaps)? {
                     tracing::info!("entered what a killed process owed to {}", path.display());
                 }
                 open::zero_garbage(&*disk.info, &mut opened)?;

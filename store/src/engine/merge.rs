@@ -212,6 +212,8 @@ pub(super) struct MergeJob {
     batch: Batch,
     /// How many times as large as the smallest a batch may be.
     reach: u64,
+    /// Batches take long.
+    pub(super) slow: bool,
     copies: Copies,
     /// The blocks being written to the list, an area's each.
     meta: Vec<Vec<u8>>,
@@ -371,6 +373,7 @@ impl Core {
             window_start: 0,
             batch: Batch { entries: doubtful, ..Batch::default() },
             reach: 1,
+            slow: false,
             copies: Copies::default(),
             meta: Vec::new(),
         }));

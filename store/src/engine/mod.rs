@@ -238,6 +238,13 @@ impl Engine {
         }
     }
 
+    /// Whether batches take so long that the next should be smaller; otherwise it may be larger.
+    pub fn merge_is_slow(&mut self, slow: bool) {
+        if let Some(job) = &mut self.core.merge {
+            job.slow = slow;
+        }
+    }
+
     /// Whether the merge waits to be allowed another batch, with none in hand.
     pub fn merge_has_ended_batches(&self) -> bool {
         self.core.merge.as_ref().is_some_and(|job| job.has_ended_batches())

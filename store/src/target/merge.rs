@@ -40,7 +40,7 @@ impl InUse {
 
     /// Whether a request came since this was asked last.
     pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 }
 

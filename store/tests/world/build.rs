@@ -63,7 +63,8 @@ impl World {
         } else {
             if let Some(words) = words
                 && opened.valid
-                && adopt(&storage, &mut opened, words).map_err(|error| error.to_string())?
+                && adopt(&storage, &mut opened, words, Gaps::Close)
+                    .map_err(|error| error.to_string())?
             {
                 self.coverage.met("adopted what was owed");
             }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use snapblk_store::cow::adopt::{adopt, tail_of};
+use snapblk_store::cow::adopt::{Gaps, adopt, tail_of};
 use snapblk_store::cow::log::{LOG_WORDS, Log};
 use snapblk_store::cow::open::{self, Keep, OpenOptions, OpenStore};
 use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};

@@ -11,6 +11,30 @@ struct Memory(RefCell<(Vec<u8>, Vec<String>)>);
 /// The same, until nothing more can be done to it.
 struct Doomed<'a>(&'a Memory, Cell<u64>);
 
+/// The same, but for a chunk that cannot be written.
+struct Bad<'a>(&'a Memory, u64);
+
+impl Storage for Bad<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        match offset == self.1 {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => self.0.write_at(data, offset),
+        }
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
 impl Doomed<'_> {
     fn may(&self) -> io::Result<()> {
         let left = self.1.get().checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
@@ -95,9 +119,9 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
         }
         let words = log.copy_words();
         let doomed = Doomed(&storage, Cell::new(kills));
-        let entered = adopt(&doomed, &mut store, &words);
+        let entered = adopt(&doomed, &mut store, &words, Gaps::Close);
         let mut store = open(&storage, &OpenOptions::default()).unwrap();
-        adopt(&storage, &mut store, &words).unwrap();
+        adopt(&storage, &mut store, &words, Gaps::Close).unwrap();
         assert_eq!(store.next, DataIndex(32), "after {kills}");
         let mut new: Vec<(Chunk, StoreChunk)> = store.entries[28..].to_vec();
         new.sort_unstable();
@@ -115,6 +139,24 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
     assert!(kills > 10, "{kills}");
 }
 
+/// A gap that cannot be written stays one, and nothing that was acknowledged is lost.
+#[test]
+fn a_gap_that_cannot_be_written_costs_room_only() {
+    let storage = store_with(28, 80);
+    let mut store = open(&storage, &OpenOptions::default()).unwrap();
+    let log = Log::new(Words::private(LOG_WORDS), store.next, store.geometry.capacity());
+    let _ = log.allocate(2);
+    storage.write_at(&[7; 512], store.geometry.chunk_of_index(DataIndex(29)).0 * 512).unwrap();
+    let _ = log.finish(DataIndex(29), Some(Chunk(129)));
+    let bad = store.geometry.chunk_of_index(DataIndex(28));
+    let entered = adopt(&Bad(&storage, bad.0 * 512), &mut store, &log.copy_words(), Gaps::Close);
+    assert!(entered.unwrap());
+    let store = open(&storage, &OpenOptions::default()).unwrap();
+    let last = store.geometry.chunk_of_index(DataIndex(29));
+    assert_eq!(store.entries[28..], [(Chunk(129), last)]);
+    assert_eq!(store.next, DataIndex(30));
+}
+
 /// I3 and I11, step by step: chunks of 512 bytes, 32 entries an area; 31 are there and one is owed.
 #[test]
 fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
@@ -124,7 +166,7 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     let _ = log.allocate(1);
     let _ = log.finish(DataIndex(31), Some(Chunk(77)));
     storage.0.borrow_mut().1.clear();
-    assert!(adopt(&storage, &mut store, &log.copy_words()).unwrap());
+    assert!(adopt(&storage, &mut store, &log.copy_words(), Gaps::Close).unwrap());
     let steps = storage.0.borrow().1.clone();
     // What is behind the list; the next area, at chunk 34; the entry, with its block.
     let wanted = ["write 1008+16", "sync", "write 17408+512", "sync", "write 512+512", "sync"];

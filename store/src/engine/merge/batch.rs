@@ -15,7 +15,7 @@ const TRIED: bool = cfg!(any(test, feature = "sim"));
 const BATCH_ENTRIES: u64 = if TRIED { 16 } else { 256 };
 const BATCH_BYTES: u64 = 4 << 20;
 /// The same of the largest. A batch is twice as large as the one before for as long as nobody had
-/// to wait for one, so that a quiet disk has few barriers.
+/// to wait for one and none took long, so that a quiet disk has few barriers.
 pub(super) const MOST_ENTRIES: u64 = 16 * BATCH_ENTRIES;
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -36,8 +36,11 @@ pub(super) struct Batch {
 }
 
 impl MergeJob {
-    /// The entries from this one on are in the batch.
+    /// The entries from this one on are in the batch, or in doubt.
     pub(super) fn top(&self) -> u64 {
+        if !self.clean {
+            return self.position;
+        }
         self.position - self.batch.entries.len() as u64
     }
 
@@ -69,10 +72,14 @@ impl MergeJob {
         self.batch.entries.splice(..0, self.window[newest].iter().copied());
     }
 
-    /// A batch is done: the next is larger, unless somebody waited for this one.
+    /// A batch is done: the next is larger, unless somebody waited for this one or it took long.
     pub(super) fn adapt(&mut self, waited: bool) {
         let most = MOST_ENTRIES / BATCH_ENTRIES;
-        self.reach = if waited { 1 } else { (self.reach * 2).min(most) };
+        self.reach = match (waited, self.slow) {
+            (true, _) => 1,
+            (false, true) => (self.reach / 2).max(1),
+            (false, false) => (self.reach * 2).min(most),
+        };
     }
 }
 

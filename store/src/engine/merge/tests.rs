@@ -281,6 +281,24 @@ fn s45_a_merge_that_failed_is_completed_by_the_next_start() {
     }
 }
 
+/// The same where the list ends within a block, of which more may be in doubt than is left.
+#[test]
+fn s45_a_merge_whose_entries_could_not_be_removed_goes_on() {
+    for entries in [20, 90] {
+        for (skip, lands) in [(1, false), (1, true), (2, false), (3, false)] {
+            let mut case = build(Shape { entries, ..SMALLER });
+            case.world.faults.push(Fault { op: IoOp::Write, file: STORE, skip, lands });
+            case.start_merge().unwrap();
+            case.world.settle();
+            // A short list is gone before the last of them is met.
+            case.world.faults.clear();
+            case.finish();
+            assert!(case.origin() == case.model, "{entries} {skip} {lands}");
+            case.check_finished();
+        }
+    }
+}
+
 /// 45, after a batch that was copied: where entries could not be removed, writes to their chunks
 /// fail, others go on, and nothing hangs.
 #[test]
