@@ -1,7 +1,7 @@
 //! How a job shares the disk with the guest whose disk it works on.
 //!
-//! Owns when the job works and when it rests: while the guest uses the disk it works a third of the
-//! time, a small batch and then twice as long nothing, a second at most; otherwise all the time.
+//! Owns when the job works and when it rests: while the guest uses the disk it works a quarter of
+//! the time, a small batch and then three times as long nothing, a second at most; otherwise all the time.
 //! Never knows what the job does.
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// After so long without a request of the guest the disk is the job's.
 const QUIET: Duration = Duration::from_millis(50);
 /// How many times as long as it worked the job rests, and how long at most.
-const REST: u32 = 2;
+const REST: u32 = 3;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// What the job may do.
@@ -82,17 +82,17 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_disk_that_is_used_is_the_jobs_for_a_third_of_the_time() {
+    fn a_disk_that_is_used_is_the_jobs_for_a_quarter_of_the_time() {
         let start = Instant::now();
         let mut share = Share::new();
         assert_eq!(share.next(false, true, start), Turn::Free);
         assert_eq!(share.next(true, false, start), Turn::End);
         assert_eq!(share.next(true, false, start + 4 * MS), Turn::End);
-        assert_eq!(share.next(true, true, start + 5 * MS), Turn::Rest(10 * MS));
-        assert_eq!(share.next(true, true, start + 9 * MS), Turn::Rest(6 * MS));
-        assert_eq!(share.next(true, true, start + 15 * MS), Turn::One);
-        assert_eq!(share.next(true, false, start + 16 * MS), Turn::End);
-        assert_eq!(share.next(true, true, start + 17 * MS), Turn::Rest(4 * MS));
+        assert_eq!(share.next(true, true, start + 5 * MS), Turn::Rest(15 * MS));
+        assert_eq!(share.next(true, true, start + 9 * MS), Turn::Rest(11 * MS));
+        assert_eq!(share.next(true, true, start + 20 * MS), Turn::One);
+        assert_eq!(share.next(true, false, start + 21 * MS), Turn::End);
+        assert_eq!(share.next(true, true, start + 22 * MS), Turn::Rest(6 * MS));
     }
 
     #[test]
