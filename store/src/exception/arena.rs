@@ -34,6 +34,8 @@ use mapping::Mapping;
 pub(super) const BLOCK: u64 = 64 << 10;
 /// Bytes of address space, which is what the file may grow to: some 4 to 8 billion exceptions.
 const RESERVED: u64 = 64 << 30;
+/// How many times a look waits for others that let go of blocks, before it goes beyond the bound.
+const PATIENCE: usize = 64;
 /// Blocks that the file grows by.
 const GROW: u64 = 256;
 
@@ -190,12 +192,20 @@ impl Arena {
         if !self.shared.clock.count(block) {
             return;
         }
-        let (limit, resident) = (self.shared.limit(), self.shared.clock.resident());
-        if resident > limit - limit / 16 {
+        let limit = self.shared.limit();
+        let is_over = |blocks| self.shared.clock.resident() > blocks;
+        if is_over(limit - limit / 16) {
             self.wake();
         }
-        if resident > limit {
-            self.shared.sweep(limit);
+        for _ in 0..PATIENCE {
+            if is_over(limit) {
+                self.shared.sweep(limit);
+            }
+            if !is_over(limit) {
+                return;
+            }
+            // Others are letting go of what is left, and need the processor for that.
+            std::thread::yield_now();
         }
     }
 
