@@ -1,8 +1,8 @@
 //! How a job shares the disk with the guest whose disk it works on.
 //!
 //! Owns when the job works and when it rests: while the guest uses the disk it works a quarter of
-//! the time, a small batch and then three times as long nothing, a second at most; otherwise all the time.
-//! Never knows what the job does.
+//! the time, a small batch and then three times as long nothing, a second at most; otherwise all
+//! the time. Never knows what the job does.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(super) enum Turn {
     End,
     /// Begin one batch.
     One,
-    /// Nothing, for so long; whatever it begins else is looked at then.
+    /// Nothing, for so long; then it asks again.
     Rest(Duration),
 }
 

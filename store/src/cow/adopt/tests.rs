@@ -8,59 +8,52 @@ use crate::cow::open::{OpenOptions, open};
 /// A store in memory, and what was done to it.
 struct Memory(RefCell<(Vec<u8>, Vec<String>)>);
 
-/// The same, until nothing more can be done to it.
-struct Doomed<'a>(&'a Memory, Cell<u64>);
+/// The same, which fails as it is asked to.
+struct Failing<'a> {
+    storage: &'a Memory,
+    fails: Fails,
+}
 
-/// The same, but for a chunk that cannot be written.
-struct Bad<'a>(&'a Memory, u64);
+enum Fails {
+    /// All, after so many.
+    After(Cell<u64>),
+    /// Writes at an offset.
+    WriteAt(u64),
+}
 
-impl Storage for Bad<'_> {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buffer, offset)
-    }
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        match offset == self.1 {
-            true => Err(io::ErrorKind::StorageFull.into()),
-            false => self.0.write_at(data, offset),
+impl Failing<'_> {
+    fn check(&self, write: Option<u64>) -> io::Result<()> {
+        match &self.fails {
+            Fails::After(left) => {
+                left.set(left.get().checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?);
+                Ok(())
+            }
+            Fails::WriteAt(offset) if write == Some(*offset) => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Fails::WriteAt(_) => Ok(()),
         }
     }
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
 }
 
-impl Doomed<'_> {
-    fn may(&self) -> io::Result<()> {
-        let left = self.1.get().checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
-        self.1.set(left);
-        Ok(())
-    }
-}
-
-impl Storage for Doomed<'_> {
+impl Storage for Failing<'_> {
     fn name(&self) -> String {
-        self.0.name()
+        self.storage.name()
     }
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.storage.len()
     }
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.may()?;
-        self.0.read_at(buffer, offset)
+        self.check(None)?;
+        self.storage.read_at(buffer, offset)
     }
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.may()?;
-        self.0.write_at(data, offset)
+        self.check(Some(offset))?;
+        self.storage.write_at(data, offset)
     }
     fn sync(&self) -> io::Result<()> {
-        self.may()?;
-        self.0.sync()
+        self.check(None)?;
+        self.storage.sync()
     }
 }
 
@@ -118,8 +111,8 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
             let _ = log.finish(DataIndex(index), Some(Chunk(100 + index)));
         }
         let words = log.copy_words();
-        let doomed = Doomed(&storage, Cell::new(kills));
-        let entered = adopt(&doomed, &mut store, &words, Gaps::Close);
+        let killed = Failing { storage: &storage, fails: Fails::After(Cell::new(kills)) };
+        let entered = adopt(&killed, &mut store, &words, Gaps::Close);
         let mut store = open(&storage, &OpenOptions::default()).unwrap();
         adopt(&storage, &mut store, &words, Gaps::Close).unwrap();
         assert_eq!(store.next, DataIndex(32), "after {kills}");
@@ -149,7 +142,8 @@ fn a_gap_that_cannot_be_written_costs_room_only() {
     storage.write_at(&[7; 512], store.geometry.chunk_of_index(DataIndex(29)).0 * 512).unwrap();
     let _ = log.finish(DataIndex(29), Some(Chunk(129)));
     let bad = store.geometry.chunk_of_index(DataIndex(28));
-    let entered = adopt(&Bad(&storage, bad.0 * 512), &mut store, &log.copy_words(), Gaps::Close);
+    let failing = Failing { storage: &storage, fails: Fails::WriteAt(bad.0 * 512) };
+    let entered = adopt(&failing, &mut store, &log.copy_words(), Gaps::Close);
     assert!(entered.unwrap());
     let store = open(&storage, &OpenOptions::default()).unwrap();
     let last = store.geometry.chunk_of_index(DataIndex(29));

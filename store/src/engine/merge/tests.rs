@@ -88,6 +88,30 @@ fn s38_a_write_to_a_merged_chunk_wins() {
     }
 }
 
+/// The same for one that is not followed by a flush: it goes home only once nothing can bring back
+/// the entry, with which it would be merged over.
+#[test]
+fn s38_a_write_waits_until_its_entry_is_durably_gone() {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    let ex = case.table.exceptions()[0].table.clone();
+    let busy = || (0..ex.chunks()).find(|&n| matches!(ex.get(Chunk(n)), Word::Busy(_)));
+    let chunk = loop {
+        assert!(case.world.turn());
+        if let Some(chunk) = busy() {
+            break chunk;
+        }
+    };
+    case.world.hold = Some(|action| action.op != IoOp::Sync || action.file != STORE);
+    let token = case.guest_write(chunk, 1, 0x38);
+    case.world.settle();
+    assert!(case.world.hosts[GUEST].finished.is_empty(), "the store's sync is held back");
+    case.world.hold = None;
+    case.world.settle();
+    case.ended_ok(token);
+    assert!(case.origin() == case.model);
+}
+
 /// 40, and 42 with it: a merge under random I/O, to its end or to a power cut.
 #[test]
 fn s40_a_merge_under_random_io_equals_the_model() {
