@@ -100,6 +100,11 @@ impl Live {
             owed = Some(file);
             Log::new(words, opened.next, opened.geometry.capacity())
         };
+        if !disk.info.block_device {
+            let (chunk, next) = (opened.geometry.chunk, opened.next);
+            let next = if transient { 0 } else { opened.geometry.chunk_of_index(next).0 };
+            disk.info.ahead.begin(next * chunk.bytes());
+        }
         let store = Arc::new(Store::new(StoreParts {
             name: spec.cow.to_string(),
             file: disk.file(),

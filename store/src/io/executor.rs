@@ -175,6 +175,9 @@ impl Io {
                 if !self.overflow.is_empty() || !self.push(slot) {
                     self.overflow.push_back(slot);
                 }
+                if action.op == IoOp::Write {
+                    self.reserve_ahead(action);
+                }
             }
             Outcome::Again => self.carry_through(slot),
         }
@@ -348,12 +351,19 @@ impl Io {
         let transfer = &self.transfers[slot as usize];
         let target = self.targets[transfer.action.file.0 as usize].as_deref();
         let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target) else { return false };
-        let handle = match target.fixed {
-            Some(place) if transfer.through == Through::Main => Handle::Fixed(place),
-            _ => Handle::Fd(target.fd(transfer.through)),
-        };
         let step: Step<'_> = transfer.step();
-        ring.push(slot, step, handle)
+        ring.push(slot, step, handle_of(target, transfer.through))
+    }
+
+    /// Has room reserved for the writes that will follow `action`, where it is time for that.
+    #[inline]
+    fn reserve_ahead(&mut self, action: &Action) {
+        let target = self.targets[action.file.0 as usize].as_deref();
+        if let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target)
+            && let Some(room) = target.room_ahead(action.offset, action.len)
+        {
+            ring.reserve(handle_of(target, Through::Main), room);
+        }
     }
 
     /// Queues what had found no room, and the watches that are to be armed.
@@ -417,6 +427,14 @@ impl std::fmt::Debug for Io {
             .field("in_flight", &self.in_flight)
             .field("syscalls", &self.syscalls)
             .finish_non_exhaustive()
+    }
+}
+
+/// How the ring is told which file it is.
+fn handle_of(target: &Target, through: Through) -> Handle<'_> {
+    match target.fixed {
+        Some(place) if through == Through::Main => Handle::Fixed(place),
+        _ => Handle::Fd(target.fd(through)),
     }
 }
 

@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::ahead::Ahead;
+
 #[cfg(test)]
 mod tests;
 
@@ -74,7 +76,7 @@ pub enum FileError {
     },
 }
 
-/// An open file and what is known about it. Immutable, but for its length on disk.
+/// An open file and what is known about it. Immutable, but for its length and its room on disk.
 #[derive(Debug)]
 pub struct FileInfo {
     /// The descriptor all I/O goes through.
@@ -100,6 +102,8 @@ pub struct FileInfo {
     /// Whether io_uring carries I/O out in line; files of tmpfs, for one, are handed to kernel
     /// threads, and plain system calls are faster.
     pub uring: bool,
+    /// How far room in it is reserved before it is written.
+    pub ahead: Ahead,
 }
 
 impl FileInfo {
@@ -132,6 +136,7 @@ impl FileInfo {
             buffered: None,
             block_device,
             uring: !tmpfs,
+            ahead: Ahead::default(),
         };
         if direct && !tmpfs {
             info.make_direct(mode);

@@ -4,6 +4,7 @@
 //! ([`Io`] on files, a simulator in tests) and hands back one
 //! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
 
+pub mod ahead;
 pub mod buffer;
 pub mod durable;
 pub mod executor;
@@ -17,6 +18,7 @@ mod sync;
 mod transfer;
 mod uring;
 
+pub use ahead::Ahead;
 pub use buffer::{GuestData, ScratchConfig};
 pub use executor::{Io, IoOptions};
 pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};

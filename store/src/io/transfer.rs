@@ -5,6 +5,7 @@
 //! that plain calls and io_uring cannot differ in it. Keeps: a transfer ends `Ok` only when every
 //! byte of its range is done; the end of a file is `EIO`, never zeroes.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -39,6 +40,14 @@ impl Target {
             self.len = self.info.current_len().unwrap_or(self.len);
         }
         end <= self.len
+    }
+
+    /// What to reserve, now that `len` bytes from `offset` are written.
+    #[inline]
+    pub(crate) fn room_ahead(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let room = self.info.ahead.next(offset, offset + len)?;
+        let room = room.start..room.end.min(self.len);
+        (!room.is_empty()).then_some(room)
     }
 
     /// The descriptor for a transfer.

@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ const KIND: u32 = 56;
 const TRANSFER: u64 = 0;
 const WATCH: u64 = 1;
 const CANCEL: u64 = 2;
+const RESERVE: u64 = 3;
 
 /// Whose file a step goes to.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +133,16 @@ impl Ring {
         let pushed = self.push_entries(&[entry]);
         self.in_flight += usize::from(pushed);
         pushed
+    }
+
+    /// Queues a reservation of room in a file, if there is room in the queue. Nobody waits for it:
+    /// without, writes only cost more.
+    pub(crate) fn reserve(&mut self, file: Handle<'_>, room: Range<u64>) {
+        let (mode, offset, len) = (libc::FALLOC_FL_KEEP_SIZE, room.start, room.end - room.start);
+        let entry = entry_for(Step::Allocate { mode, offset, len }, file)
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(RESERVE << KIND);
+        self.push_entries(&[entry]);
     }
 
     fn push_entries(&mut self, entries: &[squeue::Entry]) -> bool {

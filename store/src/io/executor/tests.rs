@@ -1,6 +1,7 @@
 //! The same tests for every way of doing I/O: tmpfs, the disk through the page cache and around
 //! it, with io_uring and without.
 
+mod ahead;
 mod block_devices;
 
 use std::cell::RefCell;
