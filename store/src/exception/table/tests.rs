@@ -378,3 +378,34 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 64 }))]
+
+    /// What is taken in, one layer over another, is what the lists say.
+    #[test]
+    fn what_is_taken_in_is_what_was_listed(
+        lower in prop::collection::btree_map(0u64..40_000, 2u64..1 << 37, 0..300),
+        upper in prop::collection::vec((0u64..40_000, 2u64..1 << 37), 0..2000),
+        below in prop::sample::select(vec![300u64, 6000, 40_000]),
+    ) {
+        let mut table = ExceptionTable::new(40_000);
+        let mut expected = BTreeMap::new();
+        for (n, list) in [lower.into_iter().collect(), upper].into_iter().enumerate() {
+            let layer = Layer(n as u16 + 1);
+            let list: Vec<(u64, u64)> = list;
+            let list: BTreeMap<_, _> = list.into_iter().map(|(old, at)| (old % below, at)).collect();
+            let mut intake = Intake::new(40_000);
+            for (old, new) in list {
+                let (old, new) = (Chunk(old), StoreChunk(new));
+                intake.add(old, new);
+                expected.insert(old, Place { layer, chunk: new });
+            }
+            table.take_in(intake, layer);
+        }
+        for chunk in (0..40_000).map(Chunk) {
+            let entry = expected.get(&chunk).map_or(Entry::Unmapped, |&place| Entry::Mapped(place));
+            prop_assert_eq!(table.get(chunk), entry);
+        }
+    }
+}
