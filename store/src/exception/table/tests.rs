@@ -409,3 +409,26 @@ proptest! {
         }
     }
 }
+
+/// A leaf of every size, as full as it gets, also where searches go on at its other end.
+#[cfg(not(miri))] // it is about numbers, not about memory
+#[test]
+fn a_leaf_that_was_taken_in_is_as_one_that_grew() {
+    for count in (1..400).chain((400..=4096).step_by(29)) {
+        let chunks: Vec<u64> = scattered(count, 4096).map(|chunk| 4095 - chunk).collect();
+        let mut table = ExceptionTable::new(4096);
+        let mut intake = Intake::new(4096);
+        chunks.iter().for_each(|&chunk| intake.add(Chunk(chunk), StoreChunk(chunk + 2)));
+        table.take_in(intake, Layer::FIRST);
+        let mut filled = ExceptionTable::new(4096);
+        filled.fill(chunks.iter().map(|&chunk| (Chunk(chunk), place(chunk + 2))));
+        assert_eq!(table.memory(), filled.memory(), "{count}");
+        assert!(chunks.iter().all(|&n| table.get(Chunk(n)) == Entry::Mapped(place(n + 2))));
+        // It knows how full it is, and grows where the other does.
+        for chunk in (0..4096).filter(|n| count % 15 == 0 && !chunks.contains(n)) {
+            moved(&table, chunk, 2);
+            moved(&filled, chunk, 2);
+            assert_eq!(table.memory(), filled.memory(), "{count}");
+        }
+    }
+}
