@@ -38,7 +38,7 @@ fn the_ends_of_a_large_disk_and_of_a_large_store_are_kept_apart() {
     let expected = [
         (0, vec![(0, far), (4095, 2)]),
         (1, vec![(0, far - 1)]),
-        ((last + 1) / 2, vec![(0, 9)]),
+        ((CHUNKS / 2 / 4096) as usize, vec![(0, 9)]),
         (last, vec![(4095, far)]),
     ];
     assert_eq!(has, expected);
