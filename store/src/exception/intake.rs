@@ -16,10 +16,10 @@ use crate::units::{Chunk, StoreChunk};
 /// other out of the caches.
 const STRIPES: usize = 256;
 /// Mappings for which a stripe takes memory at once: first few, since many tables are small, then
-/// more each time, up to as many as make asking for memory cost nothing.
+/// more, up to a page: what is not used of the last of them is memory that leaves may not fit into.
 const FIRST: usize = 32;
 const GROWTH: usize = 8;
-const MOST: usize = 4064;
+const MOST: usize = 504;
 
 const KEY_SHIFT: u32 = Place::MAX_CHUNK.trailing_ones();
 const REGION_SHIFT: u32 = KEY_SHIFT + REGION.trailing_zeros();
