@@ -16,10 +16,12 @@ use crate::units::{Chunk, StoreChunk};
 /// other out of the caches.
 const STRIPES: usize = 256;
 /// Mappings for which a stripe takes memory at once: first few, since many tables are small, then
-/// more, up to a page: what is not used of the last of them is memory that leaves may not fit into.
+/// more. Those of a region that is full take five pieces, which are a little more than its leaf:
+/// what one stripe gives up is where the leaf of another fits.
 const FIRST: usize = 32;
 const GROWTH: usize = 8;
-const MOST: usize = 504;
+const MOST: usize = 1272;
+const _: () = assert!(cfg!(feature = "shuttle") || FIRST + FIRST * GROWTH + 3 * MOST == REGION + 8);
 
 const KEY_SHIFT: u32 = Place::MAX_CHUNK.trailing_ones();
 const REGION_SHIFT: u32 = KEY_SHIFT + REGION.trailing_zeros();
