@@ -11,6 +11,8 @@
 //!       header   area 0   data chunks       area 1     data chunks
 //! ```
 
+use std::ops::Range;
+
 use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
 
 #[cfg(test)]
@@ -164,6 +166,12 @@ impl Geometry {
             return None;
         }
         Some(DataIndex(chunk.0 - 2 - (chunk.0 - 1) / self.stride()))
+    }
+
+    /// The chunks of the store between two areas in which `chunk`, which is no area, lies.
+    pub fn data_around(&self, chunk: StoreChunk) -> Range<u64> {
+        let first = chunk.0 - (chunk.0 - 2) % self.stride();
+        first..(first + self.entries_per_area()).min(self.device_chunks)
     }
 
     /// Data chunks that may be allocated: indices `0..capacity()`. One that would fill an area

@@ -45,6 +45,26 @@ pub struct OpenOptions {
     pub keep: Keep,
 }
 
+/// Takes a store's whole list as it is read, for who needs all of it once and in an order of its
+/// own.
+pub trait Gather {
+    /// The next of the list, which are right each by itself. Not told of where one was not.
+    fn take(&mut self, geometry: &Geometry, entries: &[(Chunk, StoreChunk)]);
+
+    /// Whether two of those that were taken may name the same chunk of the device; where they do
+    /// it is true.
+    fn may_have_twice(&mut self) -> bool;
+}
+
+/// Nobody.
+impl Gather for () {
+    fn take(&mut self, _: &Geometry, _: &[(Chunk, StoreChunk)]) {}
+
+    fn may_have_twice(&mut self) -> bool {
+        true
+    }
+}
+
 /// A store as it lies on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenStore {
@@ -108,6 +128,33 @@ pub struct Usage {
 /// # Errors
 /// Whatever cannot be read, is no store, or holds an entry that cannot be right.
 pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore, StoreError> {
+    open_by(storage, options, |header| match options.keep {
+        Keep::All => {
+            let store = scan(storage, header, |_| ())?;
+            let problem = problems(&store, options.origin_len, 1).first().copied();
+            Ok((store, problem))
+        }
+        Keep::Newest => Sieve::open(storage, header, options.origin_len, &mut ()),
+    })
+}
+
+/// The same with no more than the newest entries in memory, and all of them told to `gather`.
+///
+/// # Errors
+/// As [`open`]'s; `gather` is to be forgotten then.
+pub fn open_gathering<S: Storage>(
+    storage: &S,
+    options: &OpenOptions,
+    gather: &mut impl Gather,
+) -> Result<OpenStore, StoreError> {
+    open_by(storage, options, |header| Sieve::open(storage, header, options.origin_len, gather))
+}
+
+fn open_by<S: Storage>(
+    storage: &S,
+    options: &OpenOptions,
+    read: impl FnOnce(Header) -> Result<(OpenStore, Option<Problem>), StoreErrorKind>,
+) -> Result<OpenStore, StoreError> {
     let named = |kind: StoreErrorKind| kind.of(storage.name());
     let Some(header) = read_header(storage).map_err(named)? else {
         if !options.create {
@@ -126,14 +173,7 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
             header.chunk
         );
     }
-    let (store, problem) = match options.keep {
-        Keep::All => {
-            let store = scan(storage, header, |_| ()).map_err(named)?;
-            let problem = problems(&store, options.origin_len, 1).first().copied();
-            (store, problem)
-        }
-        Keep::Newest => Sieve::open(storage, header, options.origin_len).map_err(named)?,
-    };
+    let (store, problem) = read(header).map_err(named)?;
     if let Some(problem) = problem {
         return Err(named(StoreErrorKind::Entry(problem)));
     }

@@ -11,10 +11,9 @@ use super::core::{Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
 use super::handover::Lost;
-use super::live::{Live, LiveFor};
+use super::live::{Listed, Live, LiveFor, Wanted};
 use super::origins::OriginKey;
 use super::targets::read_layers;
-use crate::cow::Keep;
 use crate::exception::{ExceptionTable, Layer};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
@@ -202,9 +201,9 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
-        let keep = Keep::Newest;
-        let how = LiveFor { len: below.len, guest_disk: true, replaces: false, keep };
-        let (live, opened) = self.open_store(name, spec, how)?;
+        let list = Wanted::Newest;
+        let how = LiveFor { len: below.len, guest_disk: true, replaces: false, list };
+        let (live, Listed { store: opened, .. }) = self.open_store(name, spec, how)?;
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",

@@ -11,11 +11,11 @@ use super::disks::{Disk, Disks};
 use super::error::DeviceError;
 use super::state::StateFile;
 use crate::cow::log::Log;
-use crate::cow::open::{self, OpenOptions, OpenStore};
+use crate::cow::open::{self, Gather, OpenOptions, OpenStore};
 use crate::cow::owed::{Gaps, Owed, tail_of};
 use crate::cow::store::{StoreObserver, StoreParts};
 use crate::cow::{Geometry, Keep, Persistence, Store};
-use crate::exception::{ExceptionTable, Layer, Memory, Place};
+use crate::exception::{ExceptionTable, Intake, Layer, Memory, Place};
 use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
 use crate::units::{Chunk, ChunkSize, StoreChunk};
@@ -37,8 +37,90 @@ pub(super) struct LiveFor {
     pub(super) guest_disk: bool,
     /// Whether it lives already, and may go on to live so where the new one comes to nothing.
     pub(super) replaces: bool,
-    /// How much of its list is needed in memory.
-    pub(super) keep: Keep,
+    /// What becomes of its list.
+    pub(super) list: Wanted,
+}
+
+/// What is wanted of a store's list.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// All of it in memory, for a table that lies there too.
+    All,
+    /// The newest entries: others are read again, if they are needed.
+    Newest,
+}
+
+impl Wanted {
+    /// What a table that lies in `memory` wants.
+    pub(super) fn by(memory: &Memory) -> Wanted {
+        match memory {
+            Memory::Heap => Wanted::All,
+            Memory::Arena(_) => Wanted::Newest,
+        }
+    }
+}
+
+/// A store as it was opened, and what of its list is at hand.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// With its newest entries.
+    pub(super) store: OpenStore,
+    taken: Option<Taken>,
+}
+
+/// A list on its way into a table.
+#[derive(Debug)]
+struct Taken {
+    /// Bytes of the device.
+    len: u64,
+    /// None before the first.
+    intake: Option<Intake>,
+    /// Entries that were taken.
+    count: u64,
+    /// Whether one of them lies where no table can say.
+    beyond: bool,
+}
+
+impl Gather for Taken {
+    fn take(&mut self, geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) {
+        self.count += entries.len() as u64;
+        self.beyond |= entries.iter().any(|(_, new)| new.0 > Place::MAX_CHUNK);
+        if self.beyond {
+            return;
+        }
+        let chunks = geometry.chunk.count_for(self.len);
+        let intake = self.intake.get_or_insert_with(|| Intake::new(chunks));
+        entries.iter().for_each(|&(old, new)| intake.add(old, new));
+    }
+
+    fn may_have_twice(&mut self) -> bool {
+        self.beyond || self.intake.as_ref().is_some_and(Intake::has_twice)
+    }
+}
+
+impl Listed {
+    /// Opens a store for a device of `len` bytes.
+    pub(super) fn open(
+        disk: &Disk,
+        options: OpenOptions,
+        len: u64,
+        list: Wanted,
+    ) -> Result<Listed, DeviceError> {
+        let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, ..options };
+        let Wanted::All = list else {
+            return Ok(Listed { store: open::open(&*disk.info, &options)?, taken: None });
+        };
+        let mut taken = Taken { len, intake: None, count: 0, beyond: false };
+        let store = open::open_gathering(&*disk.info, &options, &mut taken)?;
+        if taken.beyond {
+            return Err(DeviceError::refused(format!(
+                "the store {} has an exception beyond its chunk {}; make one with larger chunks",
+                disk.info.path.display(),
+                Place::MAX_CHUNK
+            )));
+        }
+        Ok(Listed { store, taken: Some(taken) })
+    }
 }
 
 /// A store that lives.
@@ -56,10 +138,10 @@ impl Live {
     pub(super) fn open(
         disks: &mut Disks,
         spec: &SnapshotSpec,
-        LiveFor { len, guest_disk, replaces, keep }: LiveFor,
+        LiveFor { len, guest_disk, replaces, list }: LiveFor,
         state: &StateFile,
         (owner, observer): (Owner, Box<dyn StoreObserver>),
-    ) -> Result<(Live, OpenStore), DeviceError> {
+    ) -> Result<(Live, Listed), DeviceError> {
         let path = spec.cow.path().ok_or_else(|| {
             DeviceError::refused(format!(
                 "the store '{}' is no file: write its path with a '/'",
@@ -68,14 +150,15 @@ impl Live {
         })?;
         let disk = disks.open(path, OpenMode::ReadWrite)?;
         let transient = spec.persistence == Persistence::Transient;
-        let mut opened = if transient {
+        let mut listed = if transient {
             let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
-            OpenStore::empty(Geometry::of_len(chunk, disk.len()?))
+            let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
+            Listed { store, taken: None }
         } else {
-            let origin_len = Some(len);
-            let options = OpenOptions { chunk: spec.chunk, create: true, origin_len, keep };
-            open::open(&*disk.info, &options)?
+            let options = OpenOptions { chunk: spec.chunk, create: true, ..OpenOptions::default() };
+            Listed::open(&disk, options, len, list)?
         };
+        let opened = &mut listed.store;
         opened.valid &= transient || !state.is_invalid(path);
         if let Some(asked) = spec.chunk
             && asked != opened.geometry.chunk
@@ -91,10 +174,10 @@ impl Live {
             if opened.valid {
                 // One that this replaces goes on where this comes to nothing.
                 let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
-                if file.enter(&*disk.info, &mut opened, gaps)? {
+                if file.enter(&*disk.info, opened, gaps)? {
                     tracing::info!("entered what a killed process owed to {}", path.display());
                 }
-                open::zero_garbage(&*disk.info, &mut opened)?;
+                open::zero_garbage(&*disk.info, opened)?;
             }
             let words = file.create(replaces)?;
             owed = Some(file);
@@ -113,10 +196,10 @@ impl Live {
             guest_disk,
             valid: opened.valid,
             log,
-            tail: tail_of(&opened),
+            tail: tail_of(opened),
             observer,
         }));
-        Ok((Live { store, disk, owner, owed }, opened))
+        Ok((Live { store, disk, owner, owed }, listed))
     }
 
     /// Looks at the file's length again: a store that grew has room again, and what waits for that
@@ -162,23 +245,25 @@ impl Drop for Live {
     }
 }
 
-/// How much of a store's list there may be in memory for a table that lies in `memory`.
-pub(super) fn keep_for(memory: &Memory) -> Keep {
-    match memory {
-        Memory::Heap => Keep::All,
-        Memory::Arena(_) => Keep::Newest,
-    }
-}
-
 /// Enters a store's exceptions into a table in `memory`, as those of `layer`. Where only the newest
 /// are at hand, all are read again, twice: to count them, and to enter a part at a time.
 pub(super) fn load(
     table: &mut ExceptionTable,
     memory: &Memory,
-    (disk, opened): (&Disk, &OpenStore),
+    (disk, Listed { store: opened, taken }): (&Disk, Listed),
     layer: Layer,
 ) -> Result<(), DeviceError> {
     let mapping = |(old, chunk): (Chunk, StoreChunk)| (old, Place { layer, chunk });
+    if let Some(Taken { intake, count, .. }) = taken {
+        if let Some(intake) = intake {
+            table.take_in(intake, layer);
+        }
+        // What a killed process owed.
+        let later = &opened.entries[(count - opened.before) as usize..];
+        table.fill(later.iter().map(|&entry| mapping(entry)));
+        return Ok(());
+    }
+    let opened = &opened;
     let (Memory::Arena(arena), 1..) = (memory, opened.before) else {
         table.fill(opened.entries.iter().map(|&entry| mapping(entry)));
         return Ok(());

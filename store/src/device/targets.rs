@@ -12,11 +12,11 @@ use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
 use super::handover::Lost;
-use super::live::{self, Live, LiveFor};
+use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey};
 use super::passdown;
 use crate::cow::Persistence;
-use crate::cow::open::{OpenOptions, OpenStore, open};
+use crate::cow::open::OpenOptions;
 use crate::exception::{ExceptionTable, Layer, Memory};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
@@ -311,10 +311,13 @@ impl Plan<'_> {
         self.refuse_own_origin(spec, &origin)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
-        let keep = live::keep_for(&self.devices.config.memory);
-        let how = LiveFor { len, guest_disk, replaces, keep };
-        let (live, opened) = self.open_store(name, spec, how)?;
-        let chunk = opened.geometry.chunk;
+        // A layer is about to be stacked on: its own table would be read for nobody.
+        let shared = self.inner.lower_layers.contains(name);
+        let memory = &self.devices.config.memory;
+        let list = if shared { Wanted::Newest } else { Wanted::by(memory) };
+        let how = LiveFor { len, guest_disk, replaces, list };
+        let (live, listed) = self.open_store(name, spec, how)?;
+        let chunk = listed.store.geometry.chunk;
         self.refuse_unaligned(line, chunk, &live, &origin)?;
         if let Some(lower) = layers.last()
             && lower.store.geometry().chunk != chunk
@@ -325,16 +328,13 @@ impl Plan<'_> {
                 lower.store.geometry().chunk
             )));
         }
-        // A layer is about to be stacked on: its own table would be read for nobody.
-        let shared = self.inner.lower_layers.contains(name);
-        let memory = &self.devices.config.memory;
         let mut table = match shared {
             true => ExceptionTable::new(0),
             false => read_layers(memory, &layers, chunk, len)?,
         };
         if !shared {
             let layer = Layer(layers.len() as u16 + 1);
-            live::load(&mut table, memory, (&live.disk, &opened), layer)?;
+            live::load(&mut table, memory, (&live.disk, listed), layer)?;
         }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
@@ -348,7 +348,7 @@ impl Plan<'_> {
         name: &str,
         spec: &SnapshotSpec,
         how: LiveFor,
-    ) -> Result<(Live, OpenStore), DeviceError> {
+    ) -> Result<(Live, Listed), DeviceError> {
         let owner = Owner::new(name);
         let observer = self.devices.observer(&owner);
         let Inner { disks, state, .. } = &mut *self.inner;
@@ -498,12 +498,11 @@ pub(super) fn read_layers(
     chunk: ChunkSize,
     len: u64,
 ) -> Result<ExceptionTable, DeviceError> {
-    let keep = live::keep_for(memory);
     let mut table = ExceptionTable::new_in(chunk.count_for(len), memory);
     for (below, lower) in layers.iter().enumerate() {
-        let options = OpenOptions { chunk: None, create: false, origin_len: Some(len), keep };
-        let opened = open(&*lower.disk.info, &options)?;
-        live::load(&mut table, memory, (&lower.disk, &opened), Layer(below as u16 + 1))?;
+        let options = OpenOptions { chunk: None, create: false, ..OpenOptions::default() };
+        let listed = Listed::open(&lower.disk, options, len, Wanted::by(memory))?;
+        live::load(&mut table, memory, (&lower.disk, listed), Layer(below as u16 + 1))?;
     }
     Ok(table)
 }

@@ -15,7 +15,7 @@ use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
 use super::state::CommitJob;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor};
-use crate::cow::StoreState;
+use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
 use crate::exception::{Entry, Memory};
 use crate::flusher::CallerFlusher;
@@ -214,6 +214,32 @@ fn store_of(chunks: &[u64]) -> Vec<u8> {
         bytes[new as usize * 4096..][..4096].fill(old as u8);
     }
     bytes
+}
+
+/// I11: what a store was owed is in the table that serves it next, behind what it lists.
+#[test]
+fn what_was_owed_is_in_the_table_with_what_was_listed() {
+    let world = World::new();
+    world.file("disk", LEN);
+    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
+    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("snap", &[&line]).unwrap();
+    let store = world.table("snap").exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
+    let _ = store.log().finish(first, Some(Chunk(200)));
+    // Its file stays, as where the process is killed.
+    let World { dir, devices, .. } = world;
+    drop((store, devices));
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    let table = again.table("snap").exceptions()[0].table.clone();
+    let mapped: Vec<(u64, u64)> = (0..table.chunks())
+        .filter_map(|chunk| match table.get(Chunk(chunk)) {
+            Entry::Mapped(place) => Some((chunk, place.chunk.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(mapped, [(3, 3), (9, 2), (200, 4)]);
 }
 
 /// I1 and I4 for commits: when a copy says that it has finished, the base's entries are on disk.

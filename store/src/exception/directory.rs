@@ -184,11 +184,13 @@ impl Directory {
         }
     }
 
-    /// Gives `region` a leaf with room for `count` chunks, where it has none.
-    pub(super) fn reserve(&mut self, region: usize, count: usize) {
-        if Slot(*self.regions[region].get_mut()) == Slot::NONE {
+    /// Gives `region` a leaf with room for `count` chunks, where it has none: true there.
+    pub(super) fn reserve(&mut self, region: usize, count: usize) -> bool {
+        let has_none = Slot(*self.regions[region].get_mut()) == Slot::NONE;
+        if has_none {
             self.make(region, Class::for_count(count));
         }
+        has_none
     }
 
     /// The words of `region`'s leaf, if it has one.

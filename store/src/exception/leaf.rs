@@ -161,8 +161,8 @@ pub(super) fn put(leaf: &mut [AtomicU64], class: Class, word: u64) -> bool {
     }
     let (head, slots) = leaf.split_at_mut(HEAD);
     let count = slots.len();
-    for n in 0..count {
-        let slot = slots[(home(key, count) + n) % count].get_mut();
+    let (before, from) = slots.split_at_mut(home(key, count));
+    for slot in from.iter_mut().chain(before).map(AtomicU64::get_mut) {
         if *slot == EMPTY {
             let counts = head[0].get_mut();
             if (*counts % REFERENCE) as usize >= limit(count) {
@@ -178,6 +178,53 @@ pub(super) fn put(leaf: &mut [AtomicU64], class: Class, word: u64) -> bool {
         }
     }
     false
+}
+
+/// What [`build`] needs on the way, to be used again.
+#[derive(Default)]
+pub(super) struct Scratch {
+    starts: Vec<u16>,
+    over: Vec<u64>,
+}
+
+/// Enters words of different chunks into an empty leaf that nobody shares yet, which has room for
+/// them: the same as one [`put`] after another, without a search for each.
+pub(super) fn build(
+    leaf: &mut [AtomicU64],
+    class: Class,
+    words: impl Iterator<Item = u64> + Clone,
+    Scratch { starts, over }: &mut Scratch,
+) {
+    if class == Class::FLAT {
+        words.for_each(|word| *leaf[key_of(word).0 as usize].get_mut() = word);
+        return;
+    }
+    // First how many searches begin at each slot; then where those will find room, all before
+    // those of the next. None then meets an empty slot on its way.
+    let (head, slots) = leaf.split_at_mut(HEAD);
+    let count = slots.len();
+    starts.clear();
+    starts.resize(count, 0);
+    words.clone().for_each(|word| starts[home(key_of(word), count)] += 1);
+    let mut free = 0;
+    for (slot, start) in (0..).zip(&mut *starts) {
+        free = free.max(slot);
+        free += std::mem::replace(start, free);
+    }
+    over.clear();
+    let mut taken = 0;
+    for word in words {
+        let start = &mut starts[home(key_of(word), count)];
+        match slots.get_mut(usize::from(*start)) {
+            Some(slot) => *slot.get_mut() = word,
+            None => over.push(word),
+        }
+        *start += 1;
+        taken += 1;
+    }
+    *head[0].get_mut() += taken - over.len() as u64;
+    // Searches that go on at the other end of the leaf, over what is there by now.
+    over.iter().for_each(|&word| _ = put(leaf, class, word));
 }
 
 /// The slot at which the search for a chunk begins. Neighbours, and chunks at any one distance,

@@ -14,8 +14,9 @@
 
 use super::arena::Memory;
 use super::directory::{Directory, Look};
-use super::leaf::{Changed, REGION, change_flat, get_flat, put};
-use super::word::{Entry, Key, Place, key_of};
+use super::intake::Intake;
+use super::leaf::{Changed, REGION, Scratch, build, change_flat, get_flat, put};
+use super::word::{Entry, Key, Layer, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::Chunk;
 
@@ -151,6 +152,30 @@ impl ExceptionTable {
         self.enter(&counts, mappings);
     }
 
+    /// Enters what a store lists, as that of `layer`, over that of lower layers; before the table is
+    /// shared. No chunk is named twice.
+    pub fn take_in(&mut self, intake: Intake, layer: Layer) {
+        assert!(intake.chunks() <= self.chunks, "mappings of this device");
+        let mut scratch = Scratch::default();
+        intake.drain(|region, mappings| {
+            let is_new = self.directory.reserve(region, mappings.len());
+            let words = mappings
+                .iter()
+                .map(|(key, chunk)| Entry::Mapped(Place { layer, chunk }).to_word(key));
+            match self.directory.leaf_mut(region) {
+                Some((class, leaf)) if is_new => build(leaf, class, words, &mut scratch),
+                _ => words.for_each(|word| self.enter_word(region, word)),
+            }
+        });
+    }
+
+    fn enter_word(&mut self, region: usize, word: u64) {
+        if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word)) {
+            let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);
+            let _ = self.change(Chunk(chunk), |_| Some(Entry::from_word(word)));
+        }
+    }
+
     /// To count what is about to be entered.
     pub fn counts(&self) -> Counts {
         Counts(vec![0; self.directory.regions()])
@@ -166,11 +191,7 @@ impl ExceptionTable {
     ) {
         for (region, word) in self.by_stripe(mappings) {
             self.directory.reserve(region, counts.0[region].into());
-            if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word))
-            {
-                let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);
-                let _ = self.change(Chunk(chunk), |_| Some(Entry::from_word(word)));
-            }
+            self.enter_word(region, word);
         }
     }
 

@@ -175,3 +175,14 @@ proptest! {
         prop_assert_eq!(Geometry { chunk, device_chunks: needed }.capacity(), data);
     }
 }
+
+#[test]
+fn data_lies_between_two_areas() {
+    // Areas at 1, 34 and 67; the store ends behind chunk 69.
+    let store = b512(70);
+    for (first, last) in [(2, 33), (35, 66), (68, 69)] {
+        for chunk in [first, first + 1, last] {
+            assert_eq!(store.data_around(StoreChunk(chunk)), first..last + 1);
+        }
+    }
+}

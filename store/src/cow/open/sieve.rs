@@ -8,14 +8,14 @@
 //! entry, none does. Otherwise a bit for each chunk says whether it was named, for as many chunks at a
 //! time as 8 MiB have bits, which is 256 GiB at chunks of 4 KiB; the list is read once for each.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
-use super::{OpenStore, each_entry, misplaced, scan};
+use super::{Gather, OpenStore, each_entry, misplaced, scan};
 use crate::cow::error::{Problem, ProblemKind, StoreErrorKind};
 use crate::cow::layout::{Geometry, Header};
 use crate::cow::log::RING;
 use crate::io::storage::Storage;
-use crate::units::{Chunk, DataIndex, StoreChunk};
+use crate::units::{Chunk, StoreChunk};
 
 /// Entries that stay: what may be owed, and the block that the next one goes into.
 const NEWEST: usize = 8192 + 256;
@@ -35,6 +35,7 @@ struct Column {
 }
 
 impl Column {
+    #[inline]
     fn see(&mut self, value: u64) {
         self.falls |= self.last.is_some_and(|last| last >= value);
         self.last = Some(value);
@@ -50,7 +51,8 @@ pub(super) struct Sieve {
     origin_chunks: Option<u64>,
     olds: Column,
     news: Column,
-    next: Option<DataIndex>,
+    /// Chunks of the store of which none is an area, as the last entry's was.
+    data: Range<u64>,
     problem: Option<Problem>,
 }
 
@@ -61,23 +63,29 @@ impl Sieve {
         storage: &S,
         header: Header,
         origin_len: Option<u64>,
+        gather: &mut impl Gather,
     ) -> Result<(OpenStore, Option<Problem>), StoreErrorKind> {
         let origin_chunks = origin_len.map(|len| header.chunk.count_for(len));
         let mut sieve = Sieve { origin_chunks, ..Sieve::default() };
-        let mut store = scan(storage, header, |store| sieve.see(store))?;
-        store.next = store.geometry.next_after(sieve.next);
+        let mut store = scan(storage, header, |store| sieve.see(store, gather))?;
+        let highest = (sieve.seen != 0).then_some(StoreChunk(sieve.news.highest));
+        store.next =
+            store.geometry.next_after(highest.and_then(|chunk| store.geometry.index_of(chunk)));
         let problem = match sieve.problem {
             Some(problem) => Some(problem),
-            None => sieve.twice(storage, &store)?,
+            None => sieve.twice(storage, &store, gather)?,
         };
         Ok((store, problem))
     }
 
     /// Looks at what is new in `store`, and leaves out what is old.
-    fn see(&mut self, store: &mut OpenStore) {
+    fn see(&mut self, store: &mut OpenStore, gather: &mut impl Gather) {
         let first = (self.seen - store.before) as usize;
         for &entry in &store.entries[first..] {
             self.see_entry(&store.geometry, entry);
+        }
+        if self.problem.is_none() {
+            gather.take(&store.geometry, &store.entries[first..]);
         }
         let old = store.entries.len().saturating_sub(NEWEST);
         if old >= NEWEST {
@@ -86,16 +94,27 @@ impl Sieve {
         }
     }
 
+    #[inline]
     fn see_entry(&mut self, geometry: &Geometry, entry: (Chunk, StoreChunk)) {
-        if self.problem.is_none()
-            && let Some(kind) = misplaced(geometry, self.origin_chunks, entry)
-        {
-            self.problem = Some(problem(geometry, self.seen, kind));
+        let (old, new) = entry;
+        if !self.data.contains(&new.0) || self.origin_chunks.is_some_and(|chunks| old.0 >= chunks) {
+            self.look_closer(geometry, entry);
         }
-        self.olds.see(entry.0.0);
-        self.news.see(entry.1.0);
-        self.next = self.next.max(geometry.index_of(entry.1));
+        self.olds.see(old.0);
+        self.news.see(new.0);
         self.seen += 1;
+    }
+
+    /// The arithmetic takes longer than everything else: once for each area's worth of data.
+    #[cold]
+    fn look_closer(&mut self, geometry: &Geometry, entry: (Chunk, StoreChunk)) {
+        match misplaced(geometry, self.origin_chunks, entry) {
+            None => self.data = geometry.data_around(entry.1),
+            Some(kind) if self.problem.is_none() => {
+                self.problem = Some(problem(geometry, self.seen, kind));
+            }
+            Some(_) => {}
+        }
     }
 
     /// The first entry that names a chunk that an earlier one names.
@@ -103,9 +122,13 @@ impl Sieve {
         &self,
         storage: &S,
         store: &OpenStore,
+        gather: &mut impl Gather,
     ) -> Result<Option<Problem>, StoreErrorKind> {
         let geometry = &store.geometry;
-        if let Some((first, at, old)) = pair(storage, store, &self.olds, |entry| entry.0.0)? {
+        let may_be_twice = self.olds.falls && gather.may_have_twice();
+        if may_be_twice
+            && let Some((first, at, old)) = pair(storage, store, &self.olds, |entry| entry.0.0)?
+        {
             let first = geometry.entry_offset(first);
             let kind = ProblemKind::DuplicateOld { old: Chunk(old), first };
             return Ok(Some(problem(geometry, at, kind)));

@@ -366,6 +366,21 @@ fn said(storage: &Memory, keep: Keep, origin_len: Option<u64>) -> Result<OpenSto
     open(storage, &options).map_err(|error| error.to_string())
 }
 
+/// All that an opening tells of.
+#[derive(Default)]
+struct Gathered(Vec<(Chunk, StoreChunk)>);
+
+impl Gather for Gathered {
+    fn take(&mut self, _: &Geometry, entries: &[(Chunk, StoreChunk)]) {
+        self.0.extend(entries);
+    }
+
+    fn may_have_twice(&mut self) -> bool {
+        let olds: std::collections::HashSet<Chunk> = self.0.iter().map(|&(old, _)| old).collect();
+        olds.len() < self.0.len()
+    }
+}
+
 fn listed(storage: &Memory, store: &OpenStore) -> Vec<(Chunk, StoreChunk)> {
     let mut all = Vec::new();
     each_entry(storage, store, |at, entry| {
@@ -406,7 +421,7 @@ proptest::proptest! {
         ..proptest::prelude::ProptestConfig::default()
     })]
 
-    /// With any list, right or wrong, both ways of opening say the same.
+    /// With any list, right or wrong, all ways of opening say the same.
     #[test]
     fn an_opening_finds_the_same_whatever_it_keeps(
         entries in proptest::collection::vec((0u64..700, 0u64..1000), 0..60),
@@ -428,6 +443,13 @@ proptest::proptest! {
         let (all, newest) =
             (said(&storage, Keep::All, origin_len), said(&storage, Keep::Newest, origin_len));
         proptest::prop_assert_eq!(&all, &newest);
+        let options = OpenOptions { origin_len, ..OpenOptions::default() };
+        let mut gathered = Gathered::default();
+        let gathering = open_gathering(&storage, &options, &mut gathered);
+        proptest::prop_assert_eq!(&gathering.map_err(|error| error.to_string()), &all);
+        if let Ok(store) = &all {
+            proptest::prop_assert_eq!(&gathered.0, &store.entries);
+        }
         if let Ok(store) = newest {
             proptest::prop_assert_eq!(listed(&storage, &store), store.entries);
         }

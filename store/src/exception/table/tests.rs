@@ -378,3 +378,57 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 64 }))]
+
+    /// What is taken in, one layer over another, is what the lists say.
+    #[test]
+    fn what_is_taken_in_is_what_was_listed(
+        lower in prop::collection::btree_map(0u64..40_000, 2u64..1 << 37, 0..300),
+        upper in prop::collection::vec((0u64..40_000, 2u64..1 << 37), 0..2000),
+        below in prop::sample::select(vec![300u64, 6000, 40_000]),
+    ) {
+        let mut table = ExceptionTable::new(40_000);
+        let mut expected = BTreeMap::new();
+        for (n, list) in [lower.into_iter().collect(), upper].into_iter().enumerate() {
+            let layer = Layer(n as u16 + 1);
+            let list: Vec<(u64, u64)> = list;
+            let list: BTreeMap<_, _> = list.into_iter().map(|(old, at)| (old % below, at)).collect();
+            let mut intake = Intake::new(40_000);
+            for (old, new) in list {
+                let (old, new) = (Chunk(old), StoreChunk(new));
+                intake.add(old, new);
+                expected.insert(old, Place { layer, chunk: new });
+            }
+            table.take_in(intake, layer);
+        }
+        for chunk in (0..40_000).map(Chunk) {
+            let entry = expected.get(&chunk).map_or(Entry::Unmapped, |&place| Entry::Mapped(place));
+            prop_assert_eq!(table.get(chunk), entry);
+        }
+    }
+}
+
+/// A leaf of every size, as full as it gets, also where searches go on at its other end.
+#[cfg(not(miri))] // it is about numbers, not about memory
+#[test]
+fn a_leaf_that_was_taken_in_is_as_one_that_grew() {
+    for count in (1..400).chain((400..=4096).step_by(29)) {
+        let chunks: Vec<u64> = scattered(count, 4096).map(|chunk| 4095 - chunk).collect();
+        let mut table = ExceptionTable::new(4096);
+        let mut intake = Intake::new(4096);
+        chunks.iter().for_each(|&chunk| intake.add(Chunk(chunk), StoreChunk(chunk + 2)));
+        table.take_in(intake, Layer::FIRST);
+        let mut filled = ExceptionTable::new(4096);
+        filled.fill(chunks.iter().map(|&chunk| (Chunk(chunk), place(chunk + 2))));
+        assert_eq!(table.memory(), filled.memory(), "{count}");
+        assert!(chunks.iter().all(|&n| table.get(Chunk(n)) == Entry::Mapped(place(n + 2))));
+        // It knows how full it is, and grows where the other does.
+        for chunk in (0..4096).filter(|n| count % 15 == 0 && !chunks.contains(n)) {
+            moved(&table, chunk, 2);
+            moved(&filled, chunk, 2);
+            assert_eq!(table.memory(), filled.memory(), "{count}");
+        }
+    }
+}
