@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::core::{Devices, Inner, Loaded};
+use super::core::{Devices, Inner, Loaded, give_way};
 use super::disks::Disk;
 use super::error::DeviceError;
 use super::handover::Lost;
@@ -205,6 +205,7 @@ impl<'a> Plan<'a> {
         let keep = Keep::Newest;
         let how = LiveFor { len: below.len, guest_disk: true, replaces: false, keep };
         let (live, opened) = self.open_store(name, spec, how)?;
+        give_way();
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",

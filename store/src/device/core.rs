@@ -170,6 +170,13 @@ pub struct Devices {
 
 const POISONED: &str = "devices lock poisoned";
 
+/// Lets workers go on that share this thread's processor: their guests' requests wait for as long
+/// as a verb computes in one piece, though nothing is to stand still yet, or any more. Costs next to
+/// nothing where nobody else wants the processor. Never to be called while workers stand still.
+pub(super) fn give_way() {
+    std::thread::yield_now();
+}
+
 impl Devices {
     /// No devices yet.
     pub fn new(files: Arc<Files>, workers: Arc<Workers>, config: DevicesConfig) -> Self {

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use super::build::{Plan, Snap};
-use super::core::{Devices, Inner, Loaded};
+use super::core::{Devices, Inner, Loaded, give_way};
 use super::error::DeviceError;
 use super::files::{Existing, Made, full_size, make_store, make_transient};
 use super::verbs::{blocked, with_uppers};
@@ -100,6 +100,7 @@ impl Devices {
         let mut made = MadeStores::default();
         // The plan, and with it the stores that were opened, is gone when the files go.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
+        give_way();
         self.seal(inner, &overlaid);
         Ok(())
     }
@@ -115,6 +116,7 @@ impl Devices {
         let mut moment = Moment { plan, made, seen: Vec::new(), overlaid: Vec::new() };
         for action in actions {
             moment.add(action)?;
+            give_way();
         }
         let Moment { mut plan, overlaid, .. } = moment;
         for Overlaid { device, .. } in &overlaid {
@@ -324,6 +326,7 @@ impl Moment<'_, '_> {
             self.plan.inner.state.forget_invalid(cow);
         }
         self.made.0.push((made, cow.into()));
+        give_way();
     }
 
     fn free_name(&self, device: &str) -> String {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::build::{Active, Plan, Snap, lines_name};
-use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
+use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User, give_way};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
@@ -376,10 +376,12 @@ impl Devices {
         // between finds the new tables and nothing written under them.
         let lost = inner.lose_sources(&next);
         let state = State::of(&self.files, inner, &next).serving(&released);
+        give_way();
         if let Err(error) = inner.state.keep(state) {
             inner.find_sources(lost);
             return Err(error.into());
         }
+        give_way();
         let stopped = self.stop(inner, &names).and_then(|()| {
             let last_word = still.map_or(Ok(()), |still| still());
             last_word.inspect_err(|_| go(inner, &names))
