@@ -205,7 +205,7 @@ impl<'a> Plan<'a> {
         let keep = Keep::Newest;
         let how = LiveFor { len: below.len, guest_disk: true, replaces: false, keep };
         let (live, opened) = self.open_store(name, spec, how)?;
-        give_way();
+        give_way(self.inner);
         if opened.geometry.chunk != below.live.store.geometry().chunk {
             return Err(DeviceError::refused(format!(
                 "the store {} has chunks of {}, but the layers below have {}: give it theirs",

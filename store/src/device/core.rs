@@ -172,9 +172,12 @@ const POISONED: &str = "devices lock poisoned";
 
 /// Lets workers go on that share this thread's processor: their guests' requests wait for as long
 /// as a verb computes in one piece, though nothing is to stand still yet, or any more. Costs next to
-/// nothing where nobody else wants the processor. Never to be called while workers stand still.
-pub(super) fn give_way() {
-    std::thread::yield_now();
+/// nothing where nobody else wants the processor, and nothing where there are no workers, as while
+/// the state is restored. Never to be called while workers stand still.
+pub(super) fn give_way(inner: &Inner) {
+    if inner.devices.values().any(|device| device.workers().next().is_some()) {
+        std::thread::yield_now();
+    }
 }
 
 impl Devices {

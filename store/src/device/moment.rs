@@ -100,7 +100,7 @@ impl Devices {
         let mut made = MadeStores::default();
         // The plan, and with it the stores that were opened, is gone when the files go.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
-        give_way();
+        give_way(inner);
         self.seal(inner, &overlaid);
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Devices {
         let mut moment = Moment { plan, made, seen: Vec::new(), overlaid: Vec::new() };
         for action in actions {
             moment.add(action)?;
-            give_way();
+            give_way(moment.plan.inner);
         }
         let Moment { mut plan, overlaid, .. } = moment;
         for Overlaid { device, .. } in &overlaid {
@@ -326,7 +326,7 @@ impl Moment<'_, '_> {
             self.plan.inner.state.forget_invalid(cow);
         }
         self.made.0.push((made, cow.into()));
-        give_way();
+        give_way(self.plan.inner);
     }
 
     fn free_name(&self, device: &str) -> String {

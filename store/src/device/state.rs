@@ -401,10 +401,21 @@ impl StateFile {
 
     /// Replaces the file, durably.
     pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
-        let Some(path) = &self.path else { return Ok(()) };
-        let generation = self.generation + 1;
-        let text = toml::to_string_pretty(&State { generation, ..state })
-            .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
+        let text = self.text(state)?;
+        self.replace(text)
+    }
+
+    /// What the file will say: the first half of [`StateFile::keep`]. None where there is no file.
+    pub(super) fn text(&self, state: State) -> Result<Option<String>, StateError> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let bad = |why| StateError::Bad { path: path.clone(), why };
+        let state = State { generation: self.generation + 1, ..state };
+        toml::to_string_pretty(&state).map(Some).map_err(|error| bad(error.to_string()))
+    }
+
+    /// Lets the file say it, durably: the second half.
+    pub(super) fn replace(&mut self, text: Option<String>) -> Result<(), StateError> {
+        let (Some(path), Some(text)) = (&self.path, text) else { return Ok(()) };
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
         let mut name = path.as_os_str().to_owned();
         name.push(".new");
@@ -425,7 +436,7 @@ impl StateFile {
             };
             return Err(fail("flush")(error));
         }
-        self.generation = generation;
+        self.generation += 1;
         self.kept = Some(text);
         Ok(())
     }

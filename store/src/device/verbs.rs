@@ -376,12 +376,14 @@ impl Devices {
         // between finds the new tables and nothing written under them.
         let lost = inner.lose_sources(&next);
         let state = State::of(&self.files, inner, &next).serving(&released);
-        give_way();
-        if let Err(error) = inner.state.keep(state) {
+        give_way(inner);
+        let text = inner.state.text(state);
+        give_way(inner);
+        if let Err(error) = text.and_then(|text| inner.state.replace(text)) {
             inner.find_sources(lost);
             return Err(error.into());
         }
-        give_way();
+        give_way(inner);
         let stopped = self.stop(inner, &names).and_then(|()| {
             let last_word = still.map_or(Ok(()), |still| still());
             last_word.inspect_err(|_| go(inner, &names))
