@@ -10,7 +10,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use super::adopt::{AdoptError, adopt, view};
 pub use super::adopt::{Gaps, tail_of};
@@ -221,13 +220,8 @@ fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
 }
 
 fn boot_id() -> io::Result<u128> {
-    // It is the same for as long as the process lives.
-    static KNOWN: OnceLock<u128> = OnceLock::new();
-    if let Some(known) = KNOWN.get() {
-        return Ok(*known);
-    }
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     uuid::Uuid::parse_str(text.trim())
-        .map(|uuid| *KNOWN.get_or_init(|| uuid.as_u128()))
+        .map(|uuid| uuid.as_u128())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
