@@ -54,6 +54,32 @@ pub trait Executor: Send {
     fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno>;
 }
 
+impl<E: Executor> Executor for &mut E {
+    fn adopt(&mut self, files: &[FileId]) {
+        (**self).adopt(files);
+    }
+
+    fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]) {
+        (**self).submit(action, segs, meta);
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        (**self).completed()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        (**self).wait(timeout)
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        (**self).waker()
+    }
+
+    fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {
+        (**self).read(file, offset, bytes)
+    }
+}
+
 /// An executor with bytes of its own, that requests write: those of the request `copy` lie in
 /// memory of [`SLICE`](crate::io::SLICE) bytes that nothing else touches until it has ended.
 pub trait CopyExecutor: Executor {
@@ -170,17 +196,22 @@ pub enum FlushError {
 }
 
 /// Makes durable what `table` owes, on the calling thread: commits its stores, and syncs its
-/// files. Its device may be suspended or serve. `config.scratch` is the executor's.
+/// files. Its device may be suspended or serve. `config.scratch` is the executor's, which has no
+/// file and nothing in flight afterwards unless it could not be waited for.
 ///
 /// # Errors
 /// [`FlushError`].
 pub fn flush<E: Executor>(
     workers: Arc<Workers>,
-    executor: E,
+    executor: &mut E,
     config: EngineConfig,
     table: Arc<Table>,
 ) -> Result<(), FlushError> {
     let mut host = Host::new(workers, executor, config);
     host.bind(Some(table));
-    host.flush()
+    let flushed = host.flush();
+    if !matches!(flushed, Err(FlushError::Wait(_))) {
+        host.bind(None);
+    }
+    flushed
 }

@@ -1,9 +1,11 @@
 //! Flushes, and copies of a moment, by a thread of its own accord: what suspends, seals, orderly
 //! ends and the last step of a commit need.
 //!
-//! Owns an engine and an executor for as long as one of them takes. Never knows what it is for.
+//! Owns an engine for as long as one of them takes, and the executor: made for each where its files
+//! are served by a ring, kept for the next flush where plain system calls do all. Never knows what
+//! it is for. Keeps: an executor at rest has no file, and there is one at most.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::background::{CommitEnd, CommitSource, FileExecutor, FlushError, commit, flush};
 use crate::device::Flusher;
@@ -26,18 +28,38 @@ pub struct CallerFlusher {
     files: Arc<Files>,
     workers: Arc<Workers>,
     options: IoOptions,
+    /// An executor of plain system calls, which any thread may use. To make one, and its memory,
+    /// takes longer than a flush in memory, and a guest whose processor it is waits meanwhile.
+    plain: Mutex<Option<FileExecutor>>,
 }
 
 impl CallerFlusher {
     /// A flusher for the tables over these files, shared by these workers.
     pub fn new(files: Arc<Files>, workers: Arc<Workers>, options: IoOptions) -> Self {
-        CallerFlusher { files, workers, options }
+        CallerFlusher { files, workers, options, plain: Mutex::new(None) }
     }
 
     fn run(&self, table: &Arc<Table>) -> Result<(), FlushError> {
-        let executor = FileExecutor::new(self.files.clone(), CONFIG.scratch, self.options)
-            .map_err(FlushError::Wait)?;
-        flush(self.workers.clone(), executor, CONFIG, table.clone())
+        let file = |id: &_| self.files.get(*id);
+        let ring = self.options.uring && table.files().iter().filter_map(file).any(|of| of.uring);
+        let options = IoOptions { uring: ring, ..self.options };
+        let kept = if ring { None } else { self.plain().take() };
+        let mut executor = match kept {
+            Some(executor) => executor,
+            None => FileExecutor::new(self.files.clone(), CONFIG.scratch, options)
+                .map_err(FlushError::Wait)?,
+        };
+        let result = flush(self.workers.clone(), &mut executor, CONFIG, table.clone());
+        // One that could not be waited for may have something in flight.
+        if !ring && !matches!(result, Err(FlushError::Wait(_))) {
+            *self.plain() = Some(executor);
+        }
+        result
+    }
+
+    fn plain(&self) -> std::sync::MutexGuard<'_, Option<FileExecutor>> {
+        // It is there or not: a panic elsewhere spoils nothing.
+        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -287,7 +287,8 @@ fn soon() -> Instant {
 #[test]
 fn a_flush_commits_what_is_owed() {
     let case = case(3);
-    let flush = || flush(case.workers.clone(), case.executor(), case.config(), case.table(false));
+    let flush =
+        || flush(case.workers.clone(), &mut case.executor(), case.config(), case.table(false));
     flush().unwrap();
     let chunk = case.owe(800);
     flush().unwrap();

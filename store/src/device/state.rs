@@ -17,8 +17,9 @@ use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
-use crate::io::{FileInfo, Files};
+use crate::io::{FileId, FileInfo, Files};
 use crate::lines::{TableLine, TargetSpec, parse_table};
+use crate::target::Medium;
 use crate::units::Sector;
 
 mod restore;
@@ -292,6 +293,8 @@ impl State {
     ) -> State {
         let mut state = State { version: VERSION, ..State::default() };
         let names = inner.devices.keys().chain(next.keys());
+        // Layers of one chain lie on one base, and a guest may wait.
+        let mut seen = BTreeMap::new();
         for name in names {
             let active = match next.get(name) {
                 Some(None) => continue,
@@ -316,7 +319,9 @@ impl State {
             );
             // Tables that are about to be replaced may be written until they are.
             let settled = next.is_empty();
-            state.bases.extend(active.into_iter().flat_map(|a| bases(files, a, settled)));
+            state
+                .bases
+                .extend(active.into_iter().flat_map(|a| bases(files, a, settled, &mut seen)));
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
@@ -341,28 +346,39 @@ impl State {
 }
 
 /// The files below a guest's own disk that nothing of this process writes; a merge writes them.
-/// With `settled`, also those that were opened for writing, and are not written any more.
-fn bases(files: &Files, active: &Active, settled: bool) -> Vec<BaseState> {
+/// With `settled`, also those that were opened for writing, and are not written any more. `seen` are
+/// the length and the last change of those that were looked at already.
+fn bases(
+    files: &Files,
+    active: &Active,
+    settled: bool,
+    seen: &mut BTreeMap<FileId, Option<(u64, i64)>>,
+) -> Vec<BaseState> {
     let mut bases = Vec::new();
     for (number, snap) in &active.snaps {
         if matches!(active.lines[*number].target, TargetSpec::Merge(_)) {
             continue;
         }
-        let files = snap.origin.media().filter_map(|medium| files.get(medium.file));
+        let id_and_info = |medium: &Arc<Medium>| Some((medium.file, files.get(medium.file)?));
         let frozen =
-            |info: &Arc<FileInfo>| !info.writable || (settled && snap.live.store.is_guest_disk());
-        for info in files.filter(frozen) {
-            if let Ok(meta) = std::fs::metadata(&info.path) {
-                bases.push(BaseState {
-                    path: info.path.clone(),
-                    store: snap.live.store.name().to_owned(),
-                    size: meta.len(),
-                    modified: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-                });
+            |info: &FileInfo| !info.writable || (settled && snap.live.store.is_guest_disk());
+        for (id, info) in snap.origin.media().filter_map(id_and_info) {
+            if !frozen(&info) {
+                continue;
+            }
+            if let Some((size, modified)) = *seen.entry(id).or_insert_with(|| what_it_is(&info)) {
+                let (path, store) = (info.path.clone(), snap.live.store.name().to_owned());
+                bases.push(BaseState { path, store, size, modified });
             }
         }
     }
     bases
+}
+
+/// A file's length in bytes, and when it was changed last, in nanoseconds since 1970.
+fn what_it_is(info: &FileInfo) -> Option<(u64, i64)> {
+    let meta = info.file.metadata().ok()?;
+    Some((meta.len(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec()))
 }
 
 /// Where the state is kept.
@@ -374,6 +390,8 @@ pub(super) struct StateFile {
     pub(super) commits: BTreeMap<String, CommitJob>,
     invalid: BTreeSet<PathBuf>,
     generation: u64,
+    /// What the file says, once it was written; none where there is no file.
+    kept: Option<String>,
 }
 
 impl StateFile {
@@ -394,18 +412,21 @@ impl StateFile {
         let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
         sync_file(&file).map_err(fail("flush"))?;
-        let before = std::fs::read(path).ok();
+        if self.kept.is_none() {
+            self.kept = std::fs::read_to_string(path).ok();
+        }
         std::fs::rename(&new, path).map_err(fail("replace"))?;
         if let Err(error) = sync_name(path) {
             // The caller goes on with what was: so does the next start, as far as that is to be
             // had where a directory cannot be synced.
-            let _ = match before {
+            let _ = match &self.kept {
                 Some(text) => std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)),
                 None => std::fs::remove_file(path),
             };
             return Err(fail("flush")(error));
         }
         self.generation = generation;
+        self.kept = Some(text);
         Ok(())
     }
 

@@ -96,8 +96,9 @@ impl Io {
         })
     }
 
-    /// Takes up exactly these files, with what is known about them now, and lets others go. An
-    /// action on any other file ends with `EBADF`. Nothing may be in flight on a file that goes.
+    /// Takes up exactly these files and lets others go; asks the system nothing, since a guest may
+    /// be held meanwhile. An action on any other file ends with `EBADF`. Nothing may be in flight on
+    /// a file that goes.
     pub fn adopt_files(&mut self, ids: &[FileId]) {
         for at in 0..self.targets.len() {
             if ids.iter().any(|id| id.0 as usize == at) {

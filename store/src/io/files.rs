@@ -123,7 +123,7 @@ impl FileInfo {
         let file = open_with(path, mode, 0).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
         let identity = Identity::of(&meta);
-        let len = length(&file, block_device).map_err(fail)?;
+        let len = if block_device { length(&file, true).map_err(fail)? } else { meta.len() };
         let tmpfs = is_tmpfs(&file);
         let mut info = FileInfo {
             file,

@@ -114,8 +114,8 @@ impl Lock {
 
     fn set(&self, used: u8, not_shared: u8) -> io::Result<()> {
         for (base, bits) in [(USED, used), (NOT_SHARED, not_shared)] {
-            for byte in bytes(base, bits) {
-                fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1)))?;
+            for (start, len) in runs(base, bits) {
+                fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, start, len)))?;
             }
         }
         Ok(())
@@ -126,9 +126,9 @@ impl Lock {
         for (base, bits, reason) in
             [(NOT_SHARED, used, Reason::NotShared), (USED, not_shared, Reason::Used)]
         {
-            for byte in bytes(base, bits) {
+            for (start, len) in runs(base, bits) {
                 // A write lock would meet anybody's read lock; our own description is left out.
-                let mut probe = range(libc::F_WRLCK, byte, 1);
+                let mut probe = range(libc::F_WRLCK, start, len);
                 fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut probe))?;
                 if probe.l_type != libc::F_UNLCK as libc::c_short {
                     return Ok(Some(reason));
@@ -148,8 +148,20 @@ impl Drop for Lock {
     }
 }
 
-fn bytes(base: i64, bits: u8) -> impl Iterator<Item = i64> {
-    (0..8).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| base + bit)
+/// The bytes that stand for `bits`, as runs of neighbours: where each starts, and how long it is.
+/// A guest waits for a store to be opened, and each run takes two system calls.
+fn runs(base: i64, bits: u8) -> impl Iterator<Item = (i64, i64)> {
+    let mut left = bits;
+    let mut at = base;
+    std::iter::from_fn(move || {
+        let gap = left.trailing_zeros();
+        let len = left.checked_shr(gap)?.trailing_ones();
+        at += i64::from(gap);
+        let run = (at, i64::from(len));
+        left = left.checked_shr(gap + len).unwrap_or(0);
+        at += i64::from(len);
+        Some(run)
+    })
 }
 
 fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {

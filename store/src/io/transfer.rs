@@ -29,7 +29,7 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn new(info: Arc<FileInfo>, fixed: Option<u32>) -> Target {
-        let len = info.current_len().unwrap_or(info.len);
+        let len = info.len;
         Target { info, fixed, len, tried: [0; 3] }
     }
 

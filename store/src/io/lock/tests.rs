@@ -139,3 +139,12 @@ fn we_see_the_locks_of_qemu() {
         Lock::exclusive(&ours, None).unwrap();
     }
 }
+
+#[test]
+fn neighbouring_bytes_are_locked_at_once_and_no_others() {
+    let runs = |bits| super::runs(100, bits).collect::<Vec<_>>();
+    assert_eq!(runs(0), []);
+    assert_eq!(runs(0b1111_1111), [(100, 8)]);
+    assert_eq!(runs(0b0001_1110), [(101, 4)]);
+    assert_eq!(runs(0b1010_0001), [(100, 1), (105, 1), (107, 1)]);
+}
