@@ -216,6 +216,24 @@ fn store_of(chunks: &[u64]) -> Vec<u8> {
     bytes
 }
 
+#[test]
+fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
+    let world = World::new();
+    world.file("disk", LEN);
+    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let table = world.table("snap");
+    let store = table.exceptions()[0].layers[0].file();
+    // Header, area, and two chunks of data.
+    let end = 4 * 4096;
+    for &file in table.files() {
+        // A write to what it holds.
+        let room = world.devices.files().get(file).unwrap().ahead.next(end - 4096, end);
+        let expected = (file == store).then_some(end..end + (4 << 20));
+        assert_eq!(room, expected, "of the store: {}", file == store);
+    }
+}
+
 /// I11: what a store was owed is in the table that serves it next, behind what it lists.
 #[test]
 fn what_was_owed_is_in_the_table_with_what_was_listed() {
