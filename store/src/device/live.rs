@@ -18,7 +18,7 @@ use crate::cow::{Geometry, Keep, Persistence, Store};
 use crate::exception::{ExceptionTable, Intake, Layer, Memory, Place};
 use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
-use crate::units::{Chunk, ChunkSize, StoreChunk};
+use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
 
 /// Bytes that a file system which had none must have again before a store on it is tried again.
 const ROOM_BELOW: u64 = 1 << 20;
@@ -77,7 +77,7 @@ struct Taken {
     intake: Option<Intake>,
     /// Entries that were taken.
     count: u64,
-    /// Whether one of them lies where no table can say.
+    /// Whether one of them lies where no table can say: then the store is refused.
     beyond: bool,
 }
 
@@ -100,6 +100,9 @@ impl Gather for Taken {
 
 impl Listed {
     /// Opens a store for a device of `len` bytes.
+    ///
+    /// # Errors
+    /// As [`open::open`]'s, and an exception beyond what a table can say.
     pub(super) fn open(
         disk: &Disk,
         options: OpenOptions,
@@ -107,19 +110,23 @@ impl Listed {
         list: Wanted,
     ) -> Result<Listed, DeviceError> {
         let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, ..options };
-        let Wanted::All = list else {
-            return Ok(Listed { store: open::open(&*disk.info, &options)?, taken: None });
+        let (store, taken) = match list {
+            Wanted::Newest => (open::open(&*disk.info, &options)?, None),
+            Wanted::All => {
+                let mut taken = Taken { len, intake: None, count: 0, beyond: false };
+                let store = open::open_gathering(&*disk.info, &options, &mut taken)?;
+                (store, Some(taken))
+            }
         };
-        let mut taken = Taken { len, intake: None, count: 0, beyond: false };
-        let store = open::open_gathering(&*disk.info, &options, &mut taken)?;
-        if taken.beyond {
+        let highest = store.next.0.checked_sub(1).map(DataIndex);
+        if highest.is_some_and(|at| store.geometry.chunk_of_index(at).0 > Place::MAX_CHUNK) {
             return Err(DeviceError::refused(format!(
                 "the store {} has an exception beyond its chunk {}; make one with larger chunks",
                 disk.info.path.display(),
                 Place::MAX_CHUNK
             )));
         }
-        Ok(Listed { store, taken: Some(taken) })
+        Ok(Listed { store, taken })
     }
 }
 

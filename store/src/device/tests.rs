@@ -17,7 +17,7 @@ use super::state::CommitJob;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor};
 use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
-use crate::exception::{Entry, Memory};
+use crate::exception::{Arena, Entry, Memory};
 use crate::flusher::CallerFlusher;
 use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
 use crate::lines::parse_table;
@@ -65,13 +65,17 @@ impl World {
 
     /// As a process that is started anew sees `dir`.
     fn at(dir: tempfile::TempDir) -> World {
+        World::with(dir, Memory::Heap)
+    }
+
+    fn with(dir: tempfile::TempDir, memory: Memory) -> World {
         let files = Arc::new(Files::default());
         let workers = Arc::new(Workers::default());
         let options = IoOptions { uring: false, ..IoOptions::default() };
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
         let flusher = Arc::new(Switch { flusher, fails: AtomicBool::new(false) });
         let config = DevicesConfig {
-            memory: Memory::Heap,
+            memory,
             direct: false,
             deadline: Duration::from_secs(5),
             state: Some(dir.path().join("state")),
@@ -231,6 +235,28 @@ fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
         let room = world.devices.files().get(file).unwrap().ahead.next(end - 4096, end);
         let expected = (file == store).then_some(end..end + (4 << 20));
         assert_eq!(room, expected, "of the store: {}", file == store);
+    }
+}
+
+/// A list may be right, and lie beyond what a word of a table can say.
+#[test]
+fn an_exception_beyond_what_a_table_can_say_is_refused() {
+    // In memory a file may be as long as it takes.
+    let dir = || tempfile::tempdir_in("/dev/shm").unwrap();
+    let arena = Arena::new(dir().path(), Arena::LEAST).unwrap();
+    for memory in [Memory::Heap, Memory::Arena(arena)] {
+        let world = World::with(dir(), memory);
+        world.file("disk", LEN);
+        let mut bytes = vec![0; 1024];
+        bytes[..16].copy_from_slice(&[0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
+        bytes[512..520].copy_from_slice(&7u64.to_le_bytes());
+        bytes[520..528].copy_from_slice(&(1u64 << 37).to_le_bytes());
+        std::fs::write(world.path("store"), bytes).unwrap();
+        let store = File::options().write(true).open(world.path("store")).unwrap();
+        store.set_len(512 * ((1 << 37) + 100)).unwrap();
+        let error = world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 1")]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("an exception beyond its chunk 137438953471"), "{error}");
     }
 }
 
