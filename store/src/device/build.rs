@@ -13,6 +13,7 @@ use super::error::DeviceError;
 use super::handover::Lost;
 use super::live::{Listed, Live, LiveFor, Wanted};
 use super::origins::OriginKey;
+use super::serving::give_way;
 use super::targets::read_layers;
 use crate::exception::{ExceptionTable, Layer};
 use crate::lines::{TableLine, TargetSpec};
@@ -101,11 +102,27 @@ pub(super) struct Plan<'a> {
     /// Asked while everything stands still, right before the tables change: the last word against
     /// it.
     pub(super) still: Option<&'a dyn Fn() -> Result<(), DeviceError>>,
+    /// Whether all guests go on until it is carried out: then it can give way to them.
+    pub(super) guests_go_on: bool,
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(devices: &'a Devices, inner: &'a mut Inner) -> Self {
-        Plan { devices, inner, next: BTreeMap::new(), released: Vec::new(), still: None }
+        Plan {
+            devices,
+            inner,
+            next: BTreeMap::new(),
+            released: Vec::new(),
+            still: None,
+            guests_go_on: false,
+        }
+    }
+
+    /// Between two steps of it.
+    pub(super) fn give_way(&self) {
+        if self.guests_go_on {
+            give_way(self.inner);
+        }
     }
 
     /// The device's table as it will be.

@@ -20,6 +20,7 @@ mod origins;
 mod passdown;
 mod query;
 mod resize;
+mod serving;
 mod snapshots;
 mod state;
 mod targets;

@@ -12,7 +12,8 @@ use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, Made, full_size, make_store, make_transient};
-use super::verbs::{blocked, with_uppers};
+use super::serving::{blocked, give_way};
+use super::verbs::with_uppers;
 use crate::cow::Persistence;
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::target::Features;
@@ -111,7 +112,7 @@ impl Devices {
         made: &mut MadeStores,
         still: &dyn Fn() -> Result<(), DeviceError>,
     ) -> Result<Vec<Overlaid>, DeviceError> {
-        let plan = Plan::new(self, inner);
+        let plan = Plan { guests_go_on: true, ..Plan::new(self, inner) };
         let mut moment = Moment { plan, made, seen: Vec::new(), overlaid: Vec::new() };
         for action in actions {
             moment.add(action)?;
@@ -138,6 +139,7 @@ impl Devices {
             tracing::error!("{error}; a change of the base would not be noticed");
         }
         for Overlaid { device, sealed } in overlaid {
+            give_way(inner);
             let Ok(active) = inner.active(device) else { continue };
             let table = active.table.clone();
             if self.config.flusher.flush(&table) {
@@ -145,6 +147,7 @@ impl Devices {
                 sealed.iter().for_each(|snap| snap.live.store.set_sealed());
             }
         }
+        give_way(inner);
     }
 
     /// Which of `name` and the devices that lie on it serve now: those whose guests stand still
@@ -228,11 +231,13 @@ impl Moment<'_, '_> {
         };
         let chunk = request.chunk.unwrap_or(ChunkSize::TOOLS);
         let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
+        self.plan.give_way();
         let made = match request.persistence {
             Persistence::Transient => make_transient(&request.cow, size)?,
             _ => make_store(&request.cow, chunk, size, existing(request.existing))?,
         };
         self.was_made(made, &request.cow);
+        self.plan.give_way();
         let mut changed = vec![device.clone(), request.name.clone()];
         if let Some(real) = real {
             self.plan.set(&real, &before, &[])?;
@@ -280,8 +285,10 @@ impl Moment<'_, '_> {
             )));
         }
         let size = full_size(chunk, len.bytes());
+        self.plan.give_way();
         let made = make_store(&request.cow, chunk, size, existing(request.existing))?;
         self.was_made(made, &request.cow);
+        self.plan.give_way();
         self.stack(request, &below, chunk, snap.as_ref())?;
         self.overlaid.push(Overlaid { device: device.clone(), sealed: snap });
         self.plan.follow_changes(vec![device.clone(), below])
@@ -310,6 +317,7 @@ impl Moment<'_, '_> {
         };
         let frozen = Loaded { read_only: true, ..before.clone() };
         self.plan.set(below, &frozen, &shared)?;
+        self.plan.give_way();
         self.plan.next.insert(request.device.clone(), None);
         let lines = line(len, TargetSpec::Snapshot(spec));
         let top = Loaded::of(lines, before.read_only);

@@ -352,7 +352,9 @@ impl Plan<'_> {
         let owner = Owner::new(name);
         let observer = self.devices.observer(&owner);
         let Inner { disks, state, .. } = &mut *self.inner;
-        Live::open(disks, spec, how, state, (owner, observer))
+        let opened = Live::open(disks, spec, how, state, (owner, observer));
+        self.give_way();
+        opened
     }
 
     pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {

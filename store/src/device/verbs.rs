@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::build::{Active, Plan, Snap, lines_name};
-use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
+use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
+use super::serving::{blocked, give_way, go, serving};
 use super::state::State;
-use crate::attached::AttachedWorker;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
@@ -364,7 +363,12 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, released, still, .. } = plan;
+        let Plan { inner, next, released, still, guests_go_on, .. } = plan;
+        let pause = |inner: &Inner| {
+            if guests_go_on {
+                give_way(inner)
+            }
+        };
         self.refuse_committing(inner, &next)?;
         self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
         let mut names: Vec<String> = Vec::new();
@@ -376,10 +380,12 @@ impl Devices {
         // between finds the new tables and nothing written under them.
         let lost = inner.lose_sources(&next);
         let state = State::of(&self.files, inner, &next).serving(&released);
+        pause(inner);
         if let Err(error) = inner.state.keep(state) {
             inner.find_sources(lost);
             return Err(error.into());
         }
+        pause(inner);
         let stopped = self.stop(inner, &names).and_then(|()| {
             let last_word = still.map_or(Ok(()), |still| still());
             last_word.inspect_err(|_| go(inner, &names))
@@ -406,69 +412,6 @@ impl Devices {
         drop(old);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())
-    }
-
-    /// Stops the workers of `names`; on an error they all go on.
-    pub(super) fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
-        self.stop_workers(&serving(inner, names)).inspect_err(|_| go(inner, names))
-    }
-
-    /// Stops workers; on an error some of them have stopped.
-    fn stop_workers(&self, serving: &[(String, Serving)]) -> Result<(), DeviceError> {
-        for worker in serving.iter().flat_map(|(_, workers)| workers) {
-            worker.stop();
-        }
-        let deadline = Instant::now() + self.config.deadline;
-        for (name, workers) in serving {
-            if workers.iter().any(|worker| worker.stopped(deadline).is_err()) {
-                return Err(DeviceError::Busy(name.clone()));
-            }
-        }
-        Ok(())
-    }
-
-    /// Gets a device ready to be served, `writable` or not.
-    ///
-    /// # Errors
-    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
-    /// write what it maps to.
-    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        inner.active(name)?;
-        inner.refuse_held(name)?;
-        if writable {
-            let next = BTreeMap::new();
-            self.refuse_second_writers(inner, &next, |writer| writer == name)?;
-        }
-        if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
-            let mut plan = Plan::new(self, inner);
-            plan.thaw(name)?;
-            self.apply(plan, |_| ())?;
-        }
-        Ok(())
-    }
-
-    /// Workers begin to serve a device that was prepared, on behalf of `user`; the device cannot
-    /// be removed while they do. They are stopped, and are let go when the device serves.
-    ///
-    /// # Errors
-    /// No such device.
-    pub fn attach(&self, name: &str, user: &str, export: User) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let stopped = blocked(inner, name);
-        let device = inner.device_mut(name)?;
-        if let (Some(active), false) = (&device.active, stopped) {
-            export.workers.iter().for_each(|worker| worker.go(active.table.clone()));
-        }
-        device.users.insert(user.into(), export);
-        Ok(())
-    }
-
-    /// The workers of `user` no longer serve the device.
-    pub fn detach(&self, name: &str, user: &str) {
-        if let Ok(device) = self.lock().device_mut(name) {
-            device.users.remove(user);
-        }
     }
 
     /// The devices that serve and have something to merge, of those that lie on `name` and itself,
@@ -561,36 +504,8 @@ pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
     names
 }
 
-/// Whether the device, or one below it, is suspended or has no table.
-pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
-    let Some(device) = inner.devices.get(name) else { return true };
-    let Some(active) = &device.active else { return true };
-    let below = active.lines.iter().flat_map(|line| line.target.params());
-    device.suspended || below.filter_map(|p| p.device()).any(|below| blocked(inner, below))
-}
-
-/// The workers of one device.
-type Serving = Vec<Arc<dyn AttachedWorker>>;
-
-/// The workers of those of `names` that serve.
-fn serving(inner: &Inner, names: &[String]) -> Vec<(String, Serving)> {
-    let serve = names.iter().filter(|name| !blocked(inner, name));
-    let workers = |name: &String| inner.devices[name].workers().cloned().collect();
-    serve.map(|name| (name.clone(), workers(name))).collect()
-}
-
 /// Whether guests write to the device now.
 fn writes(inner: &Inner, name: &str) -> bool {
     let device = inner.devices.get(name).filter(|device| !device.suspended);
     device.is_some_and(|device| device.users.values().any(|user| user.writable))
-}
-
-/// Lets the workers of `names` serve the tables they have now.
-pub(super) fn go(inner: &Inner, names: &[String]) {
-    for name in names.iter().filter(|name| !blocked(inner, name)) {
-        let device = &inner.devices[name];
-        if let Some(active) = &device.active {
-            device.workers().for_each(|worker| worker.go(active.table.clone()));
-        }
-    }
 }

@@ -20,8 +20,9 @@ use crate::device::chain::{CommitBase, Cut};
 use crate::device::core::{Devices, Inner, Loaded};
 use crate::device::error::DeviceError;
 use crate::device::moment::{MomentAction, OverlaySnapshot};
+use crate::device::serving::go;
 use crate::device::state::CommitJob;
-use crate::device::verbs::{go, with_uppers};
+use crate::device::verbs::with_uppers;
 use crate::table::Table;
 
 /// Bytes of a store that are copied while the guest stands still, which take some tens of

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 use crate::attached::{AttachedWorker, StopError};
+use crate::device::serving::TIMES;
 use crate::device::{Suspend, TableKind, User};
 
 /// A worker whose disk hangs until it is told that it does not any more.
@@ -80,4 +81,43 @@ fn a_resume_waits_for_the_suspend_of_its_device_and_a_failed_one_serves_on() {
     });
     let status = world.devices.query(Some("a"), TableKind::Active).unwrap();
     assert!(!status[0].suspended);
+}
+
+/// Notes how often the command had given way when it stopped the worker, and when it let it go.
+struct Noting(Arc<Mutex<Vec<usize>>>);
+
+impl AttachedWorker for Noting {
+    fn stop(&self) {
+        self.0.lock().unwrap().push(TIMES.get());
+    }
+
+    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
+        Ok(())
+    }
+
+    fn go(&self, _: Arc<Table>) {
+        self.0.lock().unwrap().push(TIMES.get());
+    }
+}
+
+/// A live snapshot leaves the processor to the guest's worker between its steps, before the swap and after it, and never
+/// while the guest stands still.
+#[test]
+fn a_moment_gives_way_between_its_steps_but_not_in_its_middle() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "first.cow");
+    assert_eq!(TIMES.get(), 0, "nobody serves");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let worker: Arc<dyn AttachedWorker> = Arc::new(Noting(seen.clone()));
+    let user = User { writable: true, workers: vec![worker] };
+    world.devices.attach("disk", "export", user).unwrap();
+    seen.lock().unwrap().clear();
+    world.overlay("disk", "second.cow");
+    let seen = seen.lock().unwrap();
+    let [stopped, went] = seen[..] else { panic!("one pause: {seen:?}") };
+    assert!(stopped >= 6, "{stopped} times before the swap");
+    assert_eq!(stopped, went, "not while the worker stands still");
+    assert!(TIMES.get() >= went + 2, "after the swap");
 }

@@ -1,0 +1,130 @@
+//! Who serves devices: the workers of exports, stopped, let go, and given way to.
+//!
+//! Owns which of a device's workers serve when. Never knows what their tables are. Keeps I9: who
+//! changes tables stops workers first.
+//!
+//! What comes before tables are swapped, and after, takes a processor for a millisecond in all. That
+//! may be the one on which a worker serves, and the scheduler lets a thread keep it for longer than
+//! that. A command that sleeps between its steps keeps a guest waiting for no longer than one of
+//! them. Nobody gives way while workers stand still.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::build::{Active, Plan};
+use super::core::{Device, Devices, Inner, User};
+use super::error::DeviceError;
+use crate::attached::AttachedWorker;
+
+/// What is asked for; with the timer's slack and a wake-up it is twice as long.
+const SLEEP: Duration = Duration::from_micros(50);
+
+#[cfg(test)]
+thread_local! {
+    /// How many times this thread gave way.
+    pub(super) static TIMES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The workers of one device.
+pub(super) type Serving = Vec<Arc<dyn AttachedWorker>>;
+
+impl Devices {
+    /// Gets a device ready to be served, `writable` or not.
+    ///
+    /// # Errors
+    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
+    /// write what it maps to.
+    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        inner.active(name)?;
+        inner.refuse_held(name)?;
+        if writable {
+            let next = BTreeMap::new();
+            self.refuse_second_writers(inner, &next, |writer| writer == name)?;
+        }
+        if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
+            let mut plan = Plan::new(self, inner);
+            plan.thaw(name)?;
+            self.apply(plan, |_| ())?;
+        }
+        Ok(())
+    }
+
+    /// Workers begin to serve a device that was prepared, on behalf of `user`; the device cannot
+    /// be removed while they do. They are stopped, and are let go when the device serves.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn attach(&self, name: &str, user: &str, export: User) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let stopped = blocked(inner, name);
+        let device = inner.device_mut(name)?;
+        if let (Some(active), false) = (&device.active, stopped) {
+            export.workers.iter().for_each(|worker| worker.go(active.table.clone()));
+        }
+        device.users.insert(user.into(), export);
+        Ok(())
+    }
+
+    /// The workers of `user` no longer serve the device.
+    pub fn detach(&self, name: &str, user: &str) {
+        if let Ok(device) = self.lock().device_mut(name) {
+            device.users.remove(user);
+        }
+    }
+
+    /// Stops the workers of `names`; on an error they all go on.
+    pub(super) fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
+        self.stop_workers(&serving(inner, names)).inspect_err(|_| go(inner, names))
+    }
+
+    /// Stops workers; on an error some of them have stopped.
+    pub(super) fn stop_workers(&self, serving: &[(String, Serving)]) -> Result<(), DeviceError> {
+        for worker in serving.iter().flat_map(|(_, workers)| workers) {
+            worker.stop();
+        }
+        let deadline = Instant::now() + self.config.deadline;
+        for (name, workers) in serving {
+            if workers.iter().any(|worker| worker.stopped(deadline).is_err()) {
+                return Err(DeviceError::Busy(name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the device, or one below it, is suspended or has no table.
+pub(super) fn blocked(inner: &Inner, name: &str) -> bool {
+    let Some(device) = inner.devices.get(name) else { return true };
+    let Some(active) = &device.active else { return true };
+    let below = active.lines.iter().flat_map(|line| line.target.params());
+    device.suspended || below.filter_map(|p| p.device()).any(|below| blocked(inner, below))
+}
+
+/// The workers of those of `names` that serve.
+pub(super) fn serving(inner: &Inner, names: &[String]) -> Vec<(String, Serving)> {
+    let serve = names.iter().filter(|name| !blocked(inner, name));
+    let workers = |name: &String| inner.devices[name].workers().cloned().collect();
+    serve.map(|name| (name.clone(), workers(name))).collect()
+}
+
+/// Lets the workers of `names` serve the tables they have now.
+pub(super) fn go(inner: &Inner, names: &[String]) {
+    for name in names.iter().filter(|name| !blocked(inner, name)) {
+        let device = &inner.devices[name];
+        if let Some(active) = &device.active {
+            device.workers().for_each(|worker| worker.go(active.table.clone()));
+        }
+    }
+}
+
+/// Between two steps of a command: leaves the processor to workers, where there are any.
+pub(super) fn give_way(inner: &Inner) {
+    let serves = |device: &Device| !device.suspended && device.workers().next().is_some();
+    if inner.devices.values().any(serves) {
+        #[cfg(test)]
+        TIMES.set(TIMES.get() + 1);
+        std::thread::sleep(SLEEP);
+    }
+}
