@@ -75,7 +75,8 @@ impl Mapping {
     }
 
     fn writable(len: usize) -> io::Result<Mapping> {
-        Mapping::new(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::POPULATE)
+        // Taken page by page, when first used: most disks never need most of it.
+        Mapping::new(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
     }
 
     /// `len` bytes from `offset`, if they are within it.
@@ -110,7 +111,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps it, and faults the scratch buffers in.
+    /// Maps it; a page of it takes memory once it was used.
     pub(crate) fn new(config: ScratchConfig) -> io::Result<Memory> {
         let size = (config.size as usize).next_multiple_of(PAGE);
         let len = size.checked_mul(config.buffers as usize).ok_or(io::ErrorKind::OutOfMemory)?;

@@ -183,3 +183,35 @@ fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
     }
     world.stop();
 }
+
+/// Bytes of its own that the process has in memory.
+fn memory(world: &World) -> u64 {
+    let path = format!("/proc/{}/status", world.server.pid());
+    let status = std::fs::read_to_string(path).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// A host has many disks, and most of them do little: a queue takes the memory that it uses.
+#[test]
+fn a_queue_that_does_little_takes_little_memory() {
+    const QUEUES: u64 = 8;
+    const EACH: u64 = 512 << 10;
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let store = scratch.sparse("disk.cow", 4 << 20).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    let line = format!("0 {SECTORS} snapshot {} {} PO 64", word(&file), word(&store));
+    world.make("d", &[line]);
+    let socket = scratch.socket("e.sock");
+    let mut add = export_args("e", "d", &socket, true);
+    let before = memory(&world);
+    add["num-queues"] = json!(QUEUES);
+    world.call("block-export-add", add);
+    let mut connected = disk(&socket);
+    // A part of a chunk, which is read and written whole.
+    connected.write(512, &stamped(1, 1, 2)).unwrap();
+    assert_eq!(connected.read(512, 512).unwrap(), stamped(1, 1, 2));
+    let each = memory(&world).saturating_sub(before) / QUEUES;
+    assert!((1..=EACH).contains(&each), "{each} bytes a queue");
+}
