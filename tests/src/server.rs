@@ -291,6 +291,17 @@ fn keep_to(cpus: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &only)?)
 }
 
+/// Which memory of a process is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// All that it has now.
+    Now,
+    /// The most that it ever had.
+    Most,
+    /// Its own now, of no file. Exact, where the others lag behind by some pages a processor.
+    Own,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
@@ -303,6 +314,19 @@ impl Server {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Bytes of memory that it has.
+    pub fn memory(&self, memory: Memory) -> io::Result<u64> {
+        let (file, name) = match memory {
+            Memory::Now => ("status", "VmRSS:"),
+            Memory::Most => ("status", "VmHWM:"),
+            Memory::Own => ("smaps_rollup", "Anonymous:"),
+        };
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.pid()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.map(|kib| kib << 10).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// The socket that the front end connects to.

@@ -11,7 +11,7 @@ use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::disk::Disk;
 use snapblk_tests::handmade::{self, CHUNK};
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::{Place, Scratch, Server, ServerCommand};
+use snapblk_tests::server::{Memory, Place, Scratch, Server, ServerCommand};
 
 const MIB: u64 = 1 << 20;
 /// `--table-memory`.
@@ -75,12 +75,7 @@ fn stamp(chunk: u64) -> [u8; 512] {
 
 /// Bytes that the process has in memory now, and had at most.
 fn memory(server: &Server) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-    };
-    (of("VmRSS:"), of("VmHWM:"))
+    (server.memory(Memory::Now).unwrap(), server.memory(Memory::Most).unwrap())
 }
 
 /// Ticks of processor time that the process has used.

@@ -102,8 +102,9 @@ pub(super) struct Plan<'a> {
     /// Asked while everything stands still, right before the tables change: the last word against
     /// it.
     pub(super) still: Option<&'a dyn Fn() -> Result<(), DeviceError>>,
-    /// Whether all guests go on until it is carried out: then it can give way to them.
-    pub(super) guests_go_on: bool,
+    /// Whether it gives way to workers: none was stopped for it, and none is before it is carried
+    /// out.
+    pub(super) gives_way: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -114,13 +115,13 @@ impl<'a> Plan<'a> {
             next: BTreeMap::new(),
             released: Vec::new(),
             still: None,
-            guests_go_on: false,
+            gives_way: false,
         }
     }
 
     /// Between two steps of it.
     pub(super) fn give_way(&self) {
-        if self.guests_go_on {
+        if self.gives_way {
             give_way(self.inner);
         }
     }

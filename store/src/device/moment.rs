@@ -112,7 +112,7 @@ impl Devices {
         made: &mut MadeStores,
         still: &dyn Fn() -> Result<(), DeviceError>,
     ) -> Result<Vec<Overlaid>, DeviceError> {
-        let plan = Plan { guests_go_on: true, ..Plan::new(self, inner) };
+        let plan = Plan { gives_way: true, ..Plan::new(self, inner) };
         let mut moment = Moment { plan, made, seen: Vec::new(), overlaid: Vec::new() };
         for action in actions {
             moment.add(action)?;
@@ -131,6 +131,8 @@ impl Devices {
 
     /// Makes durable what lies below new overlays. Until that has succeeded a guest's flush does it.
     fn seal(&self, inner: &mut Inner, overlaid: &[Overlaid]) {
+        // What came in while guests stood still is theirs first.
+        give_way(inner);
         if overlaid.iter().any(|one| one.sealed.is_none())
             && let Err(error) = self.keep(inner)
         {
@@ -147,7 +149,6 @@ impl Devices {
                 sealed.iter().for_each(|snap| snap.live.store.set_sealed());
             }
         }
-        give_way(inner);
     }
 
     /// Which of `name` and the devices that lie on it serve now: those whose guests stand still

@@ -1,23 +1,22 @@
 //! Who serves devices: the workers of exports, stopped, let go, and given way to.
 //!
-//! Owns which of a device's workers serve when. Never knows what their tables are. Keeps I9: who
-//! changes tables stops workers first.
+//! Owns which of a device's workers serve when. Never knows how a table is built, nor when it
+//! changes.
 //!
-//! What comes before tables are swapped, and after, takes a processor for a millisecond in all. That
-//! may be the one on which a worker serves, and the scheduler lets a thread keep it for longer than
-//! that. A command that sleeps between its steps keeps a guest waiting for no longer than one of
-//! them. Nobody gives way while workers stand still.
+//! What comes before tables are swapped, and after, takes a processor for a millisecond in all, and
+//! that may be the one on which a worker serves: the scheduler lets a thread keep it for longer.
+//! A command that sleeps between its steps keeps a guest waiting for a step at a time
+//! (docs/adr/0018-giving-way.md). It stops no worker before it has given way for the last time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::build::{Active, Plan};
 use super::core::{Device, Devices, Inner, User};
 use super::error::DeviceError;
 use crate::attached::AttachedWorker;
 
-/// What is asked for; with the timer's slack and a wake-up it is twice as long.
+/// As short as can be asked for: with the timer's slack and a wake-up it is twice as long, in which
+/// a worker does what has come meanwhile.
 const SLEEP: Duration = Duration::from_micros(50);
 
 #[cfg(test)]
@@ -30,27 +29,6 @@ thread_local! {
 pub(super) type Serving = Vec<Arc<dyn AttachedWorker>>;
 
 impl Devices {
-    /// Gets a device ready to be served, `writable` or not.
-    ///
-    /// # Errors
-    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
-    /// write what it maps to.
-    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        inner.active(name)?;
-        inner.refuse_held(name)?;
-        if writable {
-            let next = BTreeMap::new();
-            self.refuse_second_writers(inner, &next, |writer| writer == name)?;
-        }
-        if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
-            let mut plan = Plan::new(self, inner);
-            plan.thaw(name)?;
-            self.apply(plan, |_| ())?;
-        }
-        Ok(())
-    }
-
     /// Workers begin to serve a device that was prepared, on behalf of `user`; the device cannot
     /// be removed while they do. They are stopped, and are let go when the device serves.
     ///
@@ -121,8 +99,10 @@ pub(super) fn go(inner: &Inner, names: &[String]) {
 
 /// Between two steps of a command: leaves the processor to workers, where there are any.
 pub(super) fn give_way(inner: &Inner) {
-    let serves = |device: &Device| !device.suspended && device.workers().next().is_some();
-    if inner.devices.values().any(serves) {
+    let serves = |(name, device): (&String, &Device)| {
+        device.workers().next().is_some() && !blocked(inner, name)
+    };
+    if inner.devices.iter().any(serves) {
         #[cfg(test)]
         TIMES.set(TIMES.get() + 1);
         std::thread::sleep(SLEEP);

@@ -363,10 +363,10 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, released, still, guests_go_on, .. } = plan;
-        let pause = |inner: &Inner| {
-            if guests_go_on {
-                give_way(inner)
+        let Plan { inner, next, released, still, gives_way, .. } = plan;
+        let between_steps = |inner: &Inner| {
+            if gives_way {
+                give_way(inner);
             }
         };
         self.refuse_committing(inner, &next)?;
@@ -380,12 +380,12 @@ impl Devices {
         // between finds the new tables and nothing written under them.
         let lost = inner.lose_sources(&next);
         let state = State::of(&self.files, inner, &next).serving(&released);
-        pause(inner);
+        between_steps(inner);
         if let Err(error) = inner.state.keep(state) {
             inner.find_sources(lost);
             return Err(error.into());
         }
-        pause(inner);
+        between_steps(inner);
         let stopped = self.stop(inner, &names).and_then(|()| {
             let last_word = still.map_or(Ok(()), |still| still());
             last_word.inspect_err(|_| go(inner, &names))
@@ -411,6 +411,27 @@ impl Devices {
         self.workers.wake(u64::MAX);
         drop(old);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
+        Ok(())
+    }
+
+    /// Gets a device ready to be served, `writable` or not.
+    ///
+    /// # Errors
+    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
+    /// write what it maps to.
+    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        inner.active(name)?;
+        inner.refuse_held(name)?;
+        if writable {
+            let next = BTreeMap::new();
+            self.refuse_second_writers(inner, &next, |writer| writer == name)?;
+        }
+        if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
+            let mut plan = Plan::new(self, inner);
+            plan.thaw(name)?;
+            self.apply(plan, |_| ())?;
+        }
         Ok(())
     }
 

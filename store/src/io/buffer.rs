@@ -75,7 +75,6 @@ impl Mapping {
     }
 
     fn writable(len: usize) -> io::Result<Mapping> {
-        // Taken page by page, when first used: most disks never need most of it.
         Mapping::new(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
     }
 
@@ -111,7 +110,8 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps it; a page of it takes memory once it was used.
+    /// Maps it. It takes memory as it is used: most disks never need most of it, and a host has
+    /// many.
     pub(crate) fn new(config: ScratchConfig) -> io::Result<Memory> {
         let size = (config.size as usize).next_multiple_of(PAGE);
         let len = size.checked_mul(config.buffers as usize).ok_or(io::ErrorKind::OutOfMemory)?;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::client::{Client, Connect};
-use snapblk_tests::server::{find_snapblk, spawn};
+use snapblk_tests::server::{Memory, find_snapblk, spawn};
 
 use crate::common::*;
 
@@ -184,14 +184,6 @@ fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
     world.stop();
 }
 
-/// Bytes of its own that the process has in memory.
-fn memory(world: &World) -> u64 {
-    let path = format!("/proc/{}/status", world.server.pid());
-    let status = std::fs::read_to_string(path).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 /// A host has many disks, and most of them do little: a queue takes the memory that it uses.
 #[test]
 fn a_queue_that_does_little_takes_little_memory() {
@@ -205,13 +197,15 @@ fn a_queue_that_does_little_takes_little_memory() {
     world.make("d", &[line]);
     let socket = scratch.socket("e.sock");
     let mut add = export_args("e", "d", &socket, true);
-    let before = memory(&world);
     add["num-queues"] = json!(QUEUES);
+    let before = world.server.memory(Memory::Own).unwrap();
     world.call("block-export-add", add);
     let mut connected = disk(&socket);
     // A part of a chunk, which is read and written whole.
     connected.write(512, &stamped(1, 1, 2)).unwrap();
     assert_eq!(connected.read(512, 512).unwrap(), stamped(1, 1, 2));
-    let each = memory(&world).saturating_sub(before) / QUEUES;
+    let each = world.server.memory(Memory::Own).unwrap().saturating_sub(before) / QUEUES;
     assert!((1..=EACH).contains(&each), "{each} bytes a queue");
+    drop(connected);
+    world.stop();
 }

@@ -20,7 +20,7 @@ use super::Probe;
 use crate::disk::Disk;
 use crate::handmade::{self, CHUNK, PER_AREA};
 use crate::rng::Rng;
-use crate::server::ServerCommand;
+use crate::server::{Memory, Server, ServerCommand};
 
 /// Chunks of the disk for each exception, where they are scattered.
 const SPARSE: u64 = 64;
@@ -95,7 +95,7 @@ pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     let command = ServerCommand::snapblk_monitor(scratch)?;
     let command = command.arg("--table-memory").arg("32M").arg("--table-dir").arg(scratch.dir());
     let server = command.on_cpu(run.settings.server_cpu).start()?;
-    let before = memory_of(server.pid(), "VmRSS:")?;
+    let before = memory_of(&server, Memory::Now)?;
     let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
     let len = load(&mut qmp, &origin, &store)?;
     let socket = scratch.socket("bounded.sock");
@@ -111,7 +111,7 @@ pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
         let chunk = rng.below(len / CHUNK);
         disk.read(chunk * CHUNK, 512).map_err(io::Error::other).map_err(step())?;
     }
-    let grown = memory_of(server.pid(), "VmHWM:")?.saturating_sub(before);
+    let grown = memory_of(&server, Memory::Most)?.saturating_sub(before);
     drop(disk);
     qmp.call("block-export-del", json!({"id": "disk", "mode": "hard"})).map_err(refused)?;
     qmp.call("device-remove", json!({"name": "disk"})).map_err(refused)?;
@@ -160,11 +160,11 @@ fn loaded(
     let command = ServerCommand::snapblk_monitor(ground.scratch())?;
     let server = command.on_cpu(run.settings.server_cpu).start()?;
     let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
-    let before = memory_of(server.pid(), "RssAnon:")?;
+    let before = memory_of(&server, Memory::Own)?;
     let start = Instant::now();
     load(&mut qmp, origin, store)?;
     let taken = start.elapsed();
-    let grown = memory_of(server.pid(), "RssAnon:")?.saturating_sub(before);
+    let grown = memory_of(&server, Memory::Own)?.saturating_sub(before);
     // A device that is there at the end is there at the next start, too.
     qmp.call("device-remove", json!({"name": "disk"})).map_err(refused)?;
     drop(qmp);
@@ -184,13 +184,9 @@ fn load(qmp: &mut Qmp, origin: &Path, store: &Path) -> Result<u64, BenchError> {
     Ok(len)
 }
 
-/// Bytes of memory of a process, those that the line `kind` of its status counts.
-fn memory_of(pid: u32, kind: &str) -> Result<u64, BenchError> {
-    let step = || BenchError::at("read a server's memory");
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(step())?;
-    let line = status.lines().find_map(|line| line.strip_prefix(kind));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib << 10).ok_or_else(|| step()(io::ErrorKind::InvalidData.into()))
+/// Bytes of memory that a server has.
+fn memory_of(server: &Server, memory: Memory) -> Result<u64, BenchError> {
+    server.memory(memory).map_err(BenchError::at("read a server's memory"))
 }
 
 fn read_twice(store: &Path, count: u64) -> io::Result<Duration> {
