@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
@@ -30,6 +30,9 @@ pub(crate) use driver::{Driver, MEMORY_SIZE, USER_BASE, shared_memory};
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a quick disk takes.
+const SHORTLY: Duration = Duration::from_micros(20);
+
 /// A disk in memory, and what tests do to it.
 pub(crate) struct TestDisk {
     pub file: File,
@@ -45,6 +48,10 @@ pub(crate) struct TestDisk {
     pub done: Mutex<Vec<IoOp>>,
     /// How often any worker went to sleep.
     pub sleeps: AtomicUsize,
+    /// What is asked of it ends [`SHORTLY`] after it was handed over by a system call.
+    pub takes_time: AtomicBool,
+    /// How often any worker slept over that.
+    pub sleeps_over_io: AtomicUsize,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
@@ -64,6 +71,8 @@ impl TestDisk {
             fails: AtomicBool::default(),
             done: Mutex::default(),
             sleeps: AtomicUsize::default(),
+            takes_time: AtomicBool::default(),
+            sleeps_over_io: AtomicUsize::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             events: Mutex::default(),
@@ -293,6 +302,20 @@ pub(crate) struct TestIo {
     watches: Vec<(u64, OwnedFd)>,
     fired: VecDeque<u64>,
     done: VecDeque<Completion>,
+    /// Was not handed over.
+    queued: VecDeque<Completion>,
+    /// Ends then.
+    flying: VecDeque<(Instant, Completion)>,
+}
+
+impl TestIo {
+    fn takes_time(&self) -> bool {
+        self.disk.takes_time.load(Ordering::SeqCst)
+    }
+
+    fn has_landed(&self) -> bool {
+        self.flying.front().is_some_and(|(at, _)| *at <= Instant::now())
+    }
 }
 
 const TEST_KEY: u64 = u64::MAX;
@@ -308,18 +331,24 @@ impl DeviceIo for TestIo {
             }
         }
         let result = self.disk.carry_out(action, &pieces);
-        self.done.push_back(Completion { tag: action.tag, result });
+        let ended = Completion { tag: action.tag, result };
+        if self.takes_time() { &mut self.queued } else { &mut self.done }.push_back(ended);
     }
 
     fn is_synchronous(&self) -> bool {
-        true
+        !self.takes_time()
     }
 
     fn enter(&mut self) -> io::Result<()> {
+        let at = Instant::now() + SHORTLY;
+        self.flying.extend(self.queued.drain(..).map(|ended| (at, ended)));
         Ok(())
     }
 
     fn completed(&mut self) -> Option<Completion> {
+        if self.has_landed() {
+            return self.flying.pop_front().map(|(_, ended)| ended);
+        }
         if self.disk.held.load(Ordering::SeqCst) { None } else { self.done.pop_front() }
     }
 
@@ -338,6 +367,12 @@ impl DeviceIo for TestIo {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if !self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.enter()?;
+        if let Some((at, _)) = self.flying.front() {
+            self.disk.sleeps_over_io.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
             return Ok(());
         }
         self.disk.sleeps.fetch_add(1, Ordering::SeqCst);
@@ -361,11 +396,13 @@ impl DeviceIo for TestIo {
     }
 
     fn is_ready(&mut self) -> bool {
-        !self.fired.is_empty() || (!self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst))
+        !self.fired.is_empty()
+            || self.has_landed()
+            || (!self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst))
     }
 
     fn in_flight(&self) -> usize {
-        self.done.len()
+        self.done.len() + self.queued.len() + self.flying.len()
     }
 }
 
@@ -415,6 +452,8 @@ impl Binding for TestBinding {
             event,
             watches: Vec::new(),
             fired: VecDeque::new(),
+            queued: VecDeque::new(),
+            flying: VecDeque::new(),
             done: VecDeque::new(),
         })
     }

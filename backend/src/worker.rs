@@ -53,8 +53,6 @@ const REAP_EVERY: u32 = 4;
 const STEP_EVERY: u32 = 8;
 /// Between two looks at a ring that is not kicked.
 const UNKICKED_POLL: Duration = Duration::from_micros(200);
-/// Looks at the ring between two looks at the clock.
-const SPINS: u32 = 32;
 
 /// Marks the tags of I/O that the worker asks for itself.
 const OWN_TAG: u64 = 1 << 63;
@@ -143,6 +141,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     unsubmitted: bool,
     polling: Polling,
     poll: AdaptivePoll,
+    /// The same for what is in flight.
+    poll_io: AdaptivePoll,
     mailbox: Arc<Mailbox<E::Table>>,
     mail: VecDeque<Mail<E::Table>>,
     quiesce: Option<Quiesce>,
@@ -182,7 +182,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             direct: 0,
             unsubmitted: false,
             polling,
-            poll: AdaptivePoll::default(),
+            poll: AdaptivePoll::for_driver(),
+            poll_io: AdaptivePoll::for_disk(),
             mailbox,
             mail: VecDeque::new(),
             quiesce: None,
@@ -391,6 +392,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.poll.hit();
             return;
         }
+        let polling_io = self.may_poll_io();
+        if polling_io && self.poll_io() {
+            self.poll_io.hit();
+            return;
+        }
         let armed = self.is_serving();
         let mut timeout = None;
         if armed && let Some(ring) = &mut self.ring {
@@ -414,27 +420,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if polling {
             self.poll.slept(before.elapsed());
         }
+        if polling_io {
+            self.poll_io.slept(before.elapsed());
+        }
         if armed && let Some(ring) = &mut self.ring {
             ring.vring.disarm();
         }
-    }
-
-    /// Looks at the ring for as long as it seems worth; true where something came.
-    fn poll_ring(&self) -> bool {
-        let window = self.poll.window();
-        if window == Duration::ZERO {
-            return false;
-        }
-        let begin = Instant::now();
-        while begin.elapsed() < window {
-            for _ in 0..SPINS {
-                if self.has_work() || self.mailbox.is_pending() {
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
-        }
-        false
     }
 
     /// Does something with the executor that can only fail where the system is broken.

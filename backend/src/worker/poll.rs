@@ -1,11 +1,14 @@
-//! How long to look at a ring before going to sleep.
+//! How long to look at a ring, and at what is in flight, before going to sleep.
 //!
-//! Owns the choice not to sleep at all; and the one number, and how it follows what happened: a
-//! sleep that ends soon would have been better polled away (two wake-ups between idle cores cost
-//! 65 µs and more, a poll 17), a long one shows that polling was for nothing. Never knows the time:
-//! it is told.
+//! Owns the choice not to sleep at all; and, for the driver and for the disk each, the one number,
+//! and how it follows what happened: a sleep that ends soon would have been better polled away (two
+//! wake-ups between idle cores cost 65 µs and more, a poll 17), a long one shows that polling was
+//! for nothing. Never knows what is done with what comes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use crate::binding::{DeviceEngine, DeviceIo};
 
 /// Whether a worker that has nothing to do may sleep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,35 +21,56 @@ pub enum Polling {
     Always,
 }
 
-/// The longest poll: what it takes to wake the other end, on an idle core of a virtual machine.
-const LONGEST: Duration = Duration::from_micros(200);
+/// The longest poll for the driver: what it takes to wake the other end, on an idle core of a virtual
+/// machine.
+const DRIVER: Duration = Duration::from_micros(200);
+/// For the disk: a wake-up of this end, which a sleep would cost.
+const DISK: Duration = Duration::from_micros(100);
 /// The shortest.
 const FIRST: Duration = Duration::from_micros(6);
-/// A sleep that ends sooner would have been better polled away. It has both ends' waking in it.
+/// A sleep that ends sooner would have been better polled away. It has both ends' waking in it, or
+/// what the disk takes.
 const SHORT: Duration = Duration::from_micros(600);
-/// The longest polls in a row that bring nothing before polling counts as in the way.
+/// I/O in flight that is polled for, at most: where there is more, other requests fill the time that
+/// a wake-up takes, and a poll for each would cost several times the processor time.
+const FEW: usize = 4;
+/// Looks between two looks at the clock.
+const SPINS: u32 = 32;
+/// What comes so soon after a poll that brought nothing waited for this core.
+const AT_ONCE: Duration = Duration::from_micros(30);
+/// The longest polls in a row that bring nothing before there is a pause.
 const MISSES: u32 = 3;
-/// Sleeps that pass without polling after polling was found to be in the way.
+/// Sleeps that pass without polling then.
 const FIRST_PAUSE: u32 = 64;
-/// The longest such pause.
+/// The longest pause, where polling is in the way again and again.
 const LONGEST_PAUSE: u32 = 1 << 14;
 
 /// The length of a poll, adapted to what it brings.
 #[derive(Debug)]
 pub(crate) struct AdaptivePoll {
+    longest: Duration,
     window: Duration,
     misses: u32,
     pause: u32,
     next_pause: u32,
 }
 
-impl Default for AdaptivePoll {
-    fn default() -> Self {
-        AdaptivePoll { window: Duration::ZERO, misses: 0, pause: 0, next_pause: FIRST_PAUSE }
-    }
-}
-
 impl AdaptivePoll {
+    /// For requests of the driver.
+    pub(super) fn for_driver() -> Self {
+        Self::up_to(DRIVER)
+    }
+
+    /// For the ends of what the disk does.
+    pub(super) fn for_disk() -> Self {
+        Self::up_to(DISK)
+    }
+
+    fn up_to(longest: Duration) -> Self {
+        let window = Duration::ZERO;
+        AdaptivePoll { longest, window, misses: 0, pause: 0, next_pause: FIRST_PAUSE }
+    }
+
     /// How long to poll now.
     pub(crate) fn window(&self) -> Duration {
         self.window
@@ -69,10 +93,10 @@ impl AdaptivePoll {
             if self.window < FIRST {
                 self.window = Duration::ZERO;
             }
-        } else if self.window == LONGEST {
-            // The longest poll brought nothing and then work came at once. Now and then that is
-            // chance; again and again the other end waits for this core, and polling is in its
-            // way.
+        } else if self.window == self.longest {
+            // The longest poll brought nothing and then work came. Now and then that is chance.
+            // Again and again, and at once, the other end waits for this core, and polling is in
+            // its way; if not at once, it is slow, for the moment perhaps.
             self.misses += 1;
             if self.misses < MISSES {
                 return;
@@ -80,11 +104,63 @@ impl AdaptivePoll {
             self.misses = 0;
             self.window = Duration::ZERO;
             self.pause = self.next_pause;
-            self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
+            if slept < AT_ONCE {
+                self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
+            }
         } else {
             // As long as would have been enough, and half as long again.
-            self.window = ((self.window + slept) * 3 / 2).clamp(FIRST, LONGEST);
+            self.window = ((self.window + slept) * 3 / 2).clamp(FIRST, self.longest);
         }
+    }
+}
+
+/// Looks at something for as long as `window`; true as soon as there is something.
+fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
+    if window == Duration::ZERO {
+        return false;
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < window {
+        for _ in 0..SPINS {
+            if is_there() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+    }
+    false
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Looks at the ring for as long as it seems worth; true where something came.
+    pub(super) fn poll_ring(&self) -> bool {
+        look(self.poll.window(), || self.has_work() || self.mailbox.is_pending())
+    }
+
+    /// Whether what is in flight may be polled for.
+    pub(super) fn may_poll_io(&self) -> bool {
+        self.is_serving() && !self.io.is_synchronous() && (1..=FEW).contains(&self.io.in_flight())
+    }
+
+    /// Looks at what is in flight for as long as it seems worth, and at the ring; true where
+    /// something came or ended.
+    pub(super) fn poll_io(&mut self) -> bool {
+        let window = self.poll_io.window();
+        if window == Duration::ZERO {
+            return false;
+        }
+        if std::mem::take(&mut self.unsubmitted) {
+            self.note(|io| io.enter());
+        }
+        let came =
+            look(window, || self.io.is_ready() || self.has_work() || self.mailbox.is_pending());
+        if came && self.io.is_ready() {
+            // What is held back comes with a system call.
+            self.note(|io| io.enter());
+            // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+            while self.io.fired().is_some() {}
+        }
+        came
     }
 }
 
@@ -97,11 +173,11 @@ mod tests {
 
     #[test]
     fn short_sleeps_lengthen_the_poll_and_one_idle_spell_ends_it() {
-        let mut poll = AdaptivePoll::default();
+        let mut poll = AdaptivePoll::for_driver();
         assert_eq!(poll.window(), Duration::ZERO);
         poll.slept(SOON);
         assert_eq!(poll.window(), SOON * 3 / 2);
-        while poll.window() < LONGEST {
+        while poll.window() < DRIVER {
             poll.slept(SOON);
         }
         for _ in 0..6 {
@@ -110,23 +186,33 @@ mod tests {
         assert_eq!(poll.window(), Duration::ZERO);
     }
 
+    /// The first pauses of a poll after whose longest something comes within `slept`.
+    fn pauses(mut poll: AdaptivePoll, slept: Duration) -> Vec<u32> {
+        let longest = poll.longest;
+        let mut pause = || {
+            while poll.window() < longest {
+                poll.slept(slept);
+            }
+            (0..MISSES).for_each(|_| poll.slept(slept));
+            let mut paused = 0;
+            while poll.window() == Duration::ZERO {
+                poll.slept(slept);
+                paused += 1;
+            }
+            paused
+        };
+        (0..3).map(|_| pause()).collect()
+    }
+
     #[test]
     fn a_poll_that_is_in_the_way_pauses_for_longer_each_time() {
-        let mut poll = AdaptivePoll::default();
-        let pauses: Vec<u32> = (0..3)
-            .map(|_| {
-                while poll.window() < LONGEST {
-                    poll.slept(SOON);
-                }
-                (0..MISSES).for_each(|_| poll.slept(SOON));
-                let mut paused = 0;
-                while poll.window() == Duration::ZERO {
-                    poll.slept(SOON);
-                    paused += 1;
-                }
-                paused
-            })
-            .collect();
-        assert_eq!(pauses, [65, 129, 257]);
+        assert_eq!(pauses(AdaptivePoll::for_driver(), SOON), [65, 129, 257]);
+    }
+
+    #[test]
+    fn a_poll_for_what_is_slow_is_tried_again_soon() {
+        let slow = Duration::from_micros(150);
+        assert_eq!(pauses(AdaptivePoll::for_driver(), slow), [65, 65, 65]);
+        assert_eq!(pauses(AdaptivePoll::for_disk(), slow), [65, 65, 65]);
     }
 }

@@ -435,6 +435,27 @@ fn heads_that_cannot_be() {
 }
 
 #[test]
+fn what_a_quick_disk_does_is_polled_for() {
+    const REQUESTS: u64 = 1000;
+    let mut bench = Bench::new(true);
+    bench.start();
+    bench.disk.takes_time.store(true, Ordering::SeqCst);
+    for n in 0..REQUESTS {
+        assert_eq!(bench.driver.run(1, n, &[n as u8; 512]).0, 0);
+    }
+    assert_eq!(bench.disk.bytes(999, 512), [231; 512]);
+    // Some, until it has found out, and where this processor had something else to do.
+    let slept = bench.disk.sleeps_over_io.load(Ordering::SeqCst);
+    assert!((1..REQUESTS / 2).contains(&(slept as u64)), "slept over {slept} of {REQUESTS}");
+    // With a request in flight it comes to rest as ever.
+    bench.driver.ask(0, 1, 0, &[3; 512]);
+    bench.driver.kick();
+    bench.disk.await_count(IoOp::Write, REQUESTS as usize + 1);
+    bench.suspend(true);
+    assert_eq!(bench.driver.await_used().0, 0);
+}
+
+#[test]
 fn an_idle_worker_sleeps() {
     let mut bench = Bench::new(true);
     bench.start();
