@@ -314,7 +314,8 @@ impl TestIo {
     }
 
     fn has_landed(&self) -> bool {
-        self.flying.front().is_some_and(|(at, _)| *at <= Instant::now())
+        let held = self.disk.held.load(Ordering::SeqCst);
+        !held && self.flying.front().is_some_and(|(at, _)| *at <= Instant::now())
     }
 }
 
@@ -370,7 +371,9 @@ impl DeviceIo for TestIo {
             return Ok(());
         }
         self.enter()?;
-        if let Some((at, _)) = self.flying.front() {
+        if let Some((at, _)) = self.flying.front()
+            && !self.disk.held.load(Ordering::SeqCst)
+        {
             self.disk.sleeps_over_io.fetch_add(1, Ordering::SeqCst);
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
             return Ok(());

@@ -3,7 +3,7 @@
 //! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how
 //! a request is carried out, nor the vhost-user protocol. Runs to completion on a thread of its
 //! own; nothing on the way of a request locks, allocates or logs, and one system call submits a
-//! batch and waits for the next.
+//! batch and waits for the next, but for the few requests that are polled for.
 //!
 //! Keeps I9: a worker that acknowledged a suspend has nothing in flight and takes nothing; the
 //! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before
@@ -210,8 +210,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let was_unsubmitted = self.unsubmitted;
         busy |= self.take_batch();
         busy |= self.drive();
-        // A worker that is about to sleep submits by the system call in which it waits; one that
-        // goes on submits what it had before, and one that does not sleep waits for nothing.
+        // A worker that is about to sleep submits by the system call in which it waits, or before it
+        // polls; one that goes on submits what it had before, and one that does not sleep waits for
+        // nothing.
         let never_sleeps = self.polling == Polling::Always;
         let submits =
             self.unsubmitted && (never_sleeps || (was_unsubmitted && busy) || self.has_work());
@@ -417,11 +418,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.engine.woke();
         }
         while self.io.fired().is_some() {}
+        // A ring without kicks is looked at again where nothing came at all.
+        let slept = before.elapsed();
+        let slept = if timeout.is_some_and(|limit| slept >= limit) { Duration::MAX } else { slept };
         if polling {
-            self.poll.slept(before.elapsed());
+            self.poll.slept(slept);
         }
         if polling_io {
-            self.poll_io.slept(before.elapsed());
+            self.poll_io.slept(slept);
         }
         if armed && let Some(ring) = &mut self.ring {
             ring.vring.disarm();

@@ -448,10 +448,13 @@ fn what_a_quick_disk_does_is_polled_for() {
     let slept = bench.disk.sleeps_over_io.load(Ordering::SeqCst);
     assert!((1..REQUESTS / 2).contains(&(slept as u64)), "slept over {slept} of {REQUESTS}");
     // With a request in flight it comes to rest as ever.
+    bench.disk.hold(true);
     bench.driver.ask(0, 1, 0, &[3; 512]);
     bench.driver.kick();
     bench.disk.await_count(IoOp::Write, REQUESTS as usize + 1);
-    bench.suspend(true);
+    let suspend = bench.worker.suspend(true);
+    bench.disk.hold(false);
+    suspend.wait(PATIENCE).unwrap().unwrap();
     assert_eq!(bench.driver.await_used().0, 0);
 }
 

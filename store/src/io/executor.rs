@@ -212,10 +212,10 @@ impl Io {
     }
 
     /// Whether a completion or a signal is there, or the system holds some back until
-    /// [`Io::enter`]; no system call.
+    /// [`Io::enter`], or has not been given all that was queued; no system call.
     pub fn is_ready(&mut self) -> bool {
         let held_back = match &mut self.driver {
-            Driver::Ring(ring) => ring.has_answers(),
+            Driver::Ring(ring) => ring.has_answers() || ring.wants_to_enter(),
             Driver::Poll(_) => false,
         };
         held_back || !self.done.is_empty() || !self.fired.is_empty()

@@ -264,6 +264,26 @@ fn long_runs_of_misaligned_memory_bounce_piece_by_piece() {
     });
 }
 
+/// A worker that polls enters where [`Io::is_ready`] says so, and nowhere else.
+#[test]
+fn who_polls_hands_every_step_over() {
+    let file = content(1 << 20);
+    everywhere(&file, |rig| {
+        let guest = Guest::new(10_000, 1, 1 << 20, 1);
+        let action = rig.action(IoOp::Read, 0, 1 << 20, 5);
+        rig.io.submit(&action, &[guest_seg(0, 1 << 20)], &[], &guest);
+        rig.io.enter().unwrap();
+        let begin = std::time::Instant::now();
+        while rig.io.completed().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{}: it stands still", rig.what);
+            if rig.io.is_ready() {
+                rig.io.enter().unwrap();
+            }
+        }
+        assert!(guest.bytes(Token(0), 1 << 20) == file, "{}", rig.what);
+    });
+}
+
 #[test]
 fn zeroing_and_punching_leave_zeroes() {
     for op in [IoOp::Zero, IoOp::Punch] {
