@@ -21,8 +21,8 @@ pub enum Polling {
     Always,
 }
 
-/// The longest poll for the driver: what it takes to wake the other end, on an idle core of a virtual
-/// machine.
+/// The longest poll for the driver: what it takes to wake the other end, on an idle core of a
+/// virtual machine.
 const DRIVER: Duration = Duration::from_micros(200);
 /// For the disk: a wake-up of this end, which a sleep would cost.
 const DISK: Duration = Duration::from_micros(100);
@@ -31,8 +31,8 @@ const FIRST: Duration = Duration::from_micros(6);
 /// A sleep that ends sooner would have been better polled away. It has both ends' waking in it, or
 /// what the disk takes.
 const SHORT: Duration = Duration::from_micros(600);
-/// Actions in flight that are polled for, at most: where there is more, other requests fill the time that
-/// a wake-up takes, and a poll for each would cost several times the processor time.
+/// Actions in flight that are polled for, at most: where there are more, other requests fill the
+/// time that a wake-up takes, and a poll for each would cost several times the processor time.
 const FEW: usize = 4;
 /// Looks between two looks at the clock.
 const SPINS: u32 = 32;
