@@ -35,6 +35,8 @@ pub trait DeviceEngine: 'static {
     /// Takes a table; only while [`is_quiet`](Self::is_quiet). Requests that are held are looked
     /// at again at the next [`step`](Self::step).
     fn bind(&mut self, table: Option<Arc<Self::Table>>);
+    /// A request for what lies at `offset`, in bytes, comes soon.
+    fn prefetch(&self, offset: u64);
     /// Where the range lies, if a read or write of it needs no engine at all. `offset` and `len`
     /// are bytes.
     fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct>;

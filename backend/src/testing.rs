@@ -33,6 +33,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What a quick disk takes.
 const SHORTLY: Duration = Duration::from_micros(20);
 
+/// A worker's look at where a byte of the device lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TestLook {
+    /// It comes soon.
+    Ahead(u64),
+    Now(u64),
+}
+
 /// A disk in memory, and what tests do to it.
 pub(crate) struct TestDisk {
     pub file: File,
@@ -46,6 +54,8 @@ pub(crate) struct TestDisk {
     pub fails: AtomicBool,
     /// Everything that was carried out.
     pub done: Mutex<Vec<IoOp>>,
+    /// What the engine was asked of, or told to be asked soon.
+    pub looks: Mutex<Vec<TestLook>>,
     /// How often any worker went to sleep.
     pub sleeps: AtomicUsize,
     /// What is asked of it ends [`SHORTLY`] after it was handed over by a system call.
@@ -70,6 +80,7 @@ impl TestDisk {
             full: AtomicBool::default(),
             fails: AtomicBool::default(),
             done: Mutex::default(),
+            looks: Mutex::default(),
             sleeps: AtomicUsize::default(),
             takes_time: AtomicBool::default(),
             sleeps_over_io: AtomicUsize::default(),
@@ -219,7 +230,12 @@ impl DeviceEngine for TestEngine {
         self.table = table;
     }
 
+    fn prefetch(&self, offset: u64) {
+        self.disk.looks.lock().unwrap().push(TestLook::Ahead(offset));
+    }
+
     fn direct(&self, _op: Op, offset: u64, _len: u64) -> Option<Direct> {
+        self.disk.looks.lock().unwrap().push(TestLook::Now(offset));
         let direct = !self.disk.indirect.load(Ordering::SeqCst);
         direct.then_some(Direct { file: FileId(0), offset })
     }

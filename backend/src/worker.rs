@@ -10,6 +10,7 @@
 //! it sleeps it arms everything that can wake it, and then looks again.
 
 mod answers;
+mod batch;
 mod flights;
 mod mailbox;
 mod poll;
@@ -23,13 +24,13 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use snapblk_store::io::{Action, Completion, IoOp, Seg, Tag};
+use snapblk_store::io::Completion;
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::units::Sector;
 
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, TableOf};
 use crate::config::SERIAL_LEN;
-use crate::request::{Asked, BlkStatus, Limits, Parser};
+use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
 use flights::{Flights, Memories};
@@ -43,14 +44,6 @@ use quiesce::Quiesce;
 #[cfg(test)]
 mod tests;
 
-/// Chains taken from the ring before anything else has its turn.
-const BATCH: u32 = 64;
-/// Chains taken before completions are looked for and the driver is told of them: while the
-/// driver works on these, the next ones are carried out.
-const REAP_EVERY: u32 = 4;
-/// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
-/// I/O takes its time, a whole batch goes out together.
-const STEP_EVERY: u32 = 8;
 /// Between two looks at a ring that is not kicked.
 const UNKICKED_POLL: Duration = Duration::from_micros(200);
 
@@ -237,73 +230,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     fn has_work(&self) -> bool {
         self.is_serving() && self.ring.as_ref().is_some_and(|ring| ring.vring.has_work())
-    }
-
-    /// Takes what the guest made available, a batch at most.
-    fn take_batch(&mut self) -> bool {
-        if !self.is_serving() {
-            return false;
-        }
-        let mut taken = 0;
-        while taken < BATCH {
-            let Some((head, asked)) = self.take_one() else { break };
-            self.begin(head, asked);
-            taken += 1;
-            if taken % STEP_EVERY == 0 && self.io.is_synchronous() {
-                self.drive();
-                self.reap();
-                self.drive();
-                self.interrupt();
-            } else if taken % REAP_EVERY == 0 {
-                self.reap();
-                self.interrupt();
-            }
-        }
-        self.report_broken_ring();
-        taken > 0
-    }
-
-    /// The next chain, taken apart; nothing asked where its head cannot be a request's.
-    #[inline]
-    fn take_one(&mut self) -> Option<(u16, Option<Asked>)> {
-        let memory = self.memories.current();
-        let mut chain = self.ring.as_mut()?.vring.take(memory)?;
-        let head = chain.head();
-        let slot = self.flights.open(head, self.memories.generation());
-        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot))))
-    }
-
-    fn begin(&mut self, head: u16, asked: Option<Asked>) {
-        match asked {
-            None => self.give_back(head),
-            Some(Asked::Data { op, sector, len }) => self.begin_data(head, op, sector, len),
-            Some(Asked::Flush) => self.submit(Token(head.into()), Op::Flush, Sector(0), 0),
-            Some(Asked::Ranges) => self.next_range(head),
-            Some(Asked::Answer(status)) => self.finish(head, status),
-        }
-    }
-
-    #[inline]
-    fn begin_data(&mut self, head: u16, op: Op, sector: Sector, len: u32) {
-        let token = Token(head.into());
-        let durable = op == Op::Write && self.is_write_through();
-        let direct =
-            if durable { None } else { self.engine.direct(op, sector.bytes(), len.into()) };
-        let Some(direct) = direct else {
-            return self.submit(token, op, sector, len.into());
-        };
-        let action = Action {
-            op: if op == Op::Read { IoOp::Read } else { IoOp::Write },
-            file: direct.file,
-            offset: direct.offset,
-            len: len.into(),
-            segs: (0, 1),
-            tag: Tag(OWN_TAG | u64::from(head)),
-        };
-        let data = [Seg::Guest { token, offset: 0, len }];
-        self.io.submit(&action, &data, &[], &self.flights);
-        self.direct += 1;
-        self.unsubmitted = true;
     }
 
     fn submit(&mut self, token: Token, op: Op, sector: Sector, len: u64) {

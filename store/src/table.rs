@@ -151,6 +151,21 @@ impl Table {
         Piece { target: &line.target, offset: within, len: len.min(line.len - within) }
     }
 
+    /// A request that begins at `offset` is about to be decided.
+    #[inline]
+    pub fn prefetch(&self, offset: u64) {
+        let near = |index: usize, offset| {
+            let ex = &self.exceptions[index];
+            ex.table.prefetch(ex.chunk().chunk_of(offset));
+        };
+        let piece = self.piece(offset, 1);
+        match piece.target {
+            Target::Plain(_) | Target::Origin(_) => {}
+            Target::Snapshot(snapshot) => near(snapshot.exceptions, piece.offset),
+            Target::Merge(merge) => near(merge.exceptions, piece.offset),
+        }
+    }
+
     /// What is to be done with the first part of `op` on `[offset, offset + len)`.
     #[inline]
     pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {

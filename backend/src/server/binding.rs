@@ -143,6 +143,11 @@ impl DeviceEngine for Engine {
     }
 
     #[inline]
+    fn prefetch(&self, offset: u64) {
+        Engine::prefetch(self, offset);
+    }
+
+    #[inline]
     fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct> {
         Engine::direct(self, op, offset, len)
     }

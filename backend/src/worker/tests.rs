@@ -1,9 +1,10 @@
 use super::*;
 use crate::memory::GuestMemory;
 use crate::testing::{
-    Driver, PATIENCE, TestBinding, TestDisk, TestTable, eventually, shared_memory,
+    Driver, PATIENCE, TestBinding, TestDisk, TestLook, TestTable, eventually, shared_memory,
 };
 use crate::vring::{Region, VringError};
+use snapblk_store::io::IoOp;
 use std::sync::atomic::Ordering;
 
 struct Bench {
@@ -139,6 +140,21 @@ fn a_batch_of_all_kinds_is_answered_once_each() {
     assert_eq!(bench.disk.count(IoOp::Discard), 2, "one for each range");
     assert_eq!(bench.disk.count(IoOp::Sync), 1, "of the flush");
     assert_eq!(bench.driver.next_used(), None);
+}
+
+/// What the engine will look at for a request comes near while those before it are carried out.
+#[test]
+fn a_group_is_taken_apart_before_its_first_request_is_begun() {
+    let mut bench = Bench::new(true);
+    for slot in 0..6 {
+        bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]);
+    }
+    bench.start();
+    (0..6).for_each(|_| _ = bench.driver.await_used());
+    let ahead = |slots: std::ops::Range<u64>| slots.map(|slot| TestLook::Ahead(slot * 512));
+    let now = |slots: std::ops::Range<u64>| slots.map(|slot| TestLook::Now(slot * 512));
+    let groups = ahead(0..4).chain(now(0..4)).chain(ahead(4..6)).chain(now(4..6));
+    assert_eq!(*bench.disk.looks.lock().unwrap(), groups.collect::<Vec<_>>());
 }
 
 #[test]

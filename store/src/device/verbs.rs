@@ -11,7 +11,7 @@ use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
-use super::serving::{blocked, give_way, go, serving};
+use super::serving::{blocked, go, serving};
 use super::state::State;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
@@ -363,29 +363,24 @@ impl Devices {
         plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        let Plan { inner, next, released, still, gives_way, .. } = plan;
-        let between_steps = |inner: &Inner| {
-            if gives_way {
-                give_way(inner);
-            }
-        };
-        self.refuse_committing(inner, &next)?;
-        self.refuse_second_writers(inner, &next, |writer| writes(inner, writer))?;
+        self.refuse_committing(plan.inner, &plan.next)?;
+        self.refuse_second_writers(plan.inner, &plan.next, |writer| writes(plan.inner, writer))?;
         let mut names: Vec<String> = Vec::new();
-        for name in next.keys() {
-            let more = with_uppers(inner, name);
+        for name in plan.next.keys() {
+            let more = with_uppers(plan.inner, name);
             names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
         }
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
-        let lost = inner.lose_sources(&next);
-        let state = State::of(&self.files, inner, &next).serving(&released);
-        between_steps(inner);
-        if let Err(error) = inner.state.keep(state) {
-            inner.find_sources(lost);
+        let lost = plan.inner.lose_sources(&plan.next);
+        let state = State::of(&self.files, plan.inner, &plan.next).serving(&plan.released);
+        plan.give_way();
+        if let Err(error) = plan.inner.state.keep(state) {
+            plan.inner.find_sources(lost);
             return Err(error.into());
         }
-        between_steps(inner);
+        plan.give_way();
+        let Plan { inner, next, released, still, .. } = plan;
         let stopped = self.stop(inner, &names).and_then(|()| {
             let last_word = still.map_or(Ok(()), |still| still());
             last_word.inspect_err(|_| go(inner, &names))

@@ -90,6 +90,14 @@ impl Engine {
         }
     }
 
+    /// A request that begins at `offset` comes soon.
+    #[inline]
+    pub fn prefetch(&self, offset: u64) {
+        if let Some(table) = &self.table {
+            table.prefetch(offset);
+        }
+    }
+
     /// Takes a request. It ends in [`Engine::pop_finished`], once.
     pub fn submit(&mut self, request: Request) {
         self.core.admit(request);

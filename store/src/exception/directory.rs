@@ -21,6 +21,7 @@
 
 use super::arena::Memory;
 use super::leaf::{Class, HEAD, Leaf, REFERENCE, REGION, Sparse};
+use super::word::Key;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// More references than there can be pins.
@@ -161,6 +162,15 @@ impl Directory {
             return Look::Flat(unsafe { &*slot.address().cast() });
         }
         if slot == Slot::NONE { Look::Nothing } else { Look::Sparse }
+    }
+
+    /// Asks the processor for the word at which a look for `key` begins, and waits for nothing.
+    #[inline]
+    pub(super) fn prefetch(&self, region: usize, key: Key) {
+        let slot = Slot(self.regions[region].load(Ordering::Relaxed));
+        if slot != Slot::NONE {
+            prefetch(slot.address().wrapping_add(slot.class().first(key)));
+        }
     }
 
     /// The leaf of `region`, if it has one.
@@ -324,6 +334,18 @@ impl Drop for Pinned<'_> {
         }
         self.directory.release(self.slot);
     }
+}
+
+/// Asks for the cache line of an address, which need not be one that can be read.
+#[inline]
+fn prefetch(address: *const AtomicU64) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, that has no effect but on caches, and faults at no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    let _ = address;
 }
 
 impl Drop for Directory {

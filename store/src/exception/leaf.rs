@@ -62,6 +62,12 @@ impl Class {
         }
     }
 
+    /// The word of a leaf at which a look for `key` begins.
+    #[inline]
+    pub(super) fn first(self, key: Key) -> usize {
+        SLOTS.get(self.0 as usize).map_or(key.0 as usize, |&slots| HEAD + home(key, slots.into()))
+    }
+
     /// Words of a leaf, with its head.
     pub(super) fn words(self) -> usize {
         SLOTS.get(self.0 as usize).map_or(REGION, |&slots| slots as usize + HEAD)

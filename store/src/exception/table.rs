@@ -100,6 +100,14 @@ impl ExceptionTable {
         }
     }
 
+    /// Has what [`ExceptionTable::get`] will look at brought near, without waiting for it: it is
+    /// seldom in a cache, and far away.
+    #[inline]
+    pub fn prefetch(&self, chunk: Chunk) {
+        let (region, key) = self.within(chunk);
+        self.directory.prefetch(region, key);
+    }
+
     #[inline(never)]
     fn get_pinned(&self, region: usize, key: Key) -> Entry {
         let pinned = self.directory.pin(region);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::exception::leaf::Changed;
+use crate::exception::leaf::{Changed, put};
 use crate::exception::word::{Entry, Key};
 
 fn enter(pinned: &Pinned<'_>, key: u16) -> bool {
@@ -59,4 +59,22 @@ fn a_flat_leaf_is_not_replaced() {
     let Look::Flat(words) = directory.look(1) else { panic!("it is flat") };
     assert_eq!(Entry::from_word(words[4095].load(Ordering::Relaxed)), Entry::Pending);
     assert!(matches!(directory.look(0), Look::Nothing));
+}
+
+#[test]
+fn what_is_prefetched_is_where_a_look_begins() {
+    for count in [1, 10, 100, 1000, REGION] {
+        let class = Class::for_count(count);
+        for key in (0..REGION as u16).step_by(7).map(Key) {
+            let mut leaf: Vec<AtomicU64> = (0..class.words()).map(|_| AtomicU64::new(0)).collect();
+            assert!(put(&mut leaf, class, Entry::Pending.to_word(key)));
+            let words = if class == Class::FLAT { 0 } else { HEAD };
+            let at = leaf.iter().skip(words).position(|word| word.load(Ordering::Relaxed) != 0);
+            assert_eq!(at.map(|at| at + words), Some(class.first(key)));
+        }
+    }
+    let directory = Directory::new(2, Memory::Heap);
+    directory.prefetch(0, Key(1));
+    drop(directory.pin_or_make(1));
+    directory.prefetch(1, Key(REGION as u16 - 1));
 }

@@ -1,0 +1,113 @@
+//! A batch: chains off the ring, taken apart and begun, a group at a time.
+//!
+//! Owns how many are taken before something else has its turn. Never knows what a chain looks like,
+//! nor what becomes of a request that the engine takes. A group is taken apart as a whole before
+//! the first of it is begun, so that what the engine will look at for one request comes near while
+//! others are carried out: far tables are waited for less.
+
+use snapblk_store::io::{Action, IoOp, Seg, Tag};
+use snapblk_store::request::{Op, Token};
+use snapblk_store::units::Sector;
+
+use super::{OWN_TAG, Worker};
+use crate::binding::{DeviceEngine, DeviceIo};
+use crate::request::Asked;
+
+/// Chains taken from the ring before anything else has its turn.
+const BATCH: usize = 64;
+/// Chains taken before completions are looked for and the driver is told of them: while the
+/// driver works on these, the next ones are carried out.
+const GROUP: usize = 4;
+/// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
+/// I/O takes its time, a whole batch goes out together.
+const STEP_EVERY: usize = 8;
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Takes what the guest made available, a batch at most.
+    pub(super) fn take_batch(&mut self) -> bool {
+        if !self.is_serving() {
+            return false;
+        }
+        let mut taken = 0;
+        while taken < BATCH {
+            let count = self.take_group();
+            taken += count;
+            if count < GROUP {
+                break;
+            }
+            if taken % STEP_EVERY == 0 && self.io.is_synchronous() {
+                self.drive();
+                self.reap();
+                self.drive();
+            } else {
+                self.reap();
+            }
+            self.interrupt();
+        }
+        self.report_broken_ring();
+        taken > 0
+    }
+
+    /// Takes a group of chains, then begins them; returns how many there were.
+    #[inline]
+    fn take_group(&mut self) -> usize {
+        let mut group = [(0, None); GROUP];
+        let mut count = 0;
+        while count < GROUP
+            && let Some(chain) = self.take_one()
+        {
+            if let (_, Some(Asked::Data { sector, .. })) = chain {
+                self.engine.prefetch(sector.bytes());
+            }
+            group[count] = chain;
+            count += 1;
+        }
+        for &(head, asked) in &group[..count] {
+            self.begin(head, asked);
+        }
+        count
+    }
+
+    /// The next chain, taken apart; nothing asked where its head cannot be a request's.
+    #[inline]
+    fn take_one(&mut self) -> Option<(u16, Option<Asked>)> {
+        let memory = self.memories.current();
+        let mut chain = self.ring.as_mut()?.vring.take(memory)?;
+        let head = chain.head();
+        let slot = self.flights.open(head, self.memories.generation());
+        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot))))
+    }
+
+    fn begin(&mut self, head: u16, asked: Option<Asked>) {
+        match asked {
+            None => self.give_back(head),
+            Some(Asked::Data { op, sector, len }) => self.begin_data(head, op, sector, len),
+            Some(Asked::Flush) => self.submit(Token(head.into()), Op::Flush, Sector(0), 0),
+            Some(Asked::Ranges) => self.next_range(head),
+            Some(Asked::Answer(status)) => self.finish(head, status),
+        }
+    }
+
+    #[inline]
+    fn begin_data(&mut self, head: u16, op: Op, sector: Sector, len: u32) {
+        let token = Token(head.into());
+        let durable = op == Op::Write && self.is_write_through();
+        let direct =
+            if durable { None } else { self.engine.direct(op, sector.bytes(), len.into()) };
+        let Some(direct) = direct else {
+            return self.submit(token, op, sector, len.into());
+        };
+        let action = Action {
+            op: if op == Op::Read { IoOp::Read } else { IoOp::Write },
+            file: direct.file,
+            offset: direct.offset,
+            len: len.into(),
+            segs: (0, 1),
+            tag: Tag(OWN_TAG | u64::from(head)),
+        };
+        let data = [Seg::Guest { token, offset: 0, len }];
+        self.io.submit(&action, &data, &[], &self.flights);
+        self.direct += 1;
+        self.unsubmitted = true;
+    }
+}
