@@ -33,12 +33,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What a quick disk takes.
 const SHORTLY: Duration = Duration::from_micros(20);
 
-/// A worker's look at where a byte of the device lies.
+/// A step of a worker's way through a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TestLook {
-    /// It comes soon.
+pub(crate) enum TestStep {
+    /// The engine is told of a request for this byte.
     Ahead(u64),
+    /// It is asked where that lies.
     Now(u64),
+    /// So many actions are handed to the system.
+    HandedOver(usize),
 }
 
 /// A disk in memory, and what tests do to it.
@@ -54,8 +57,8 @@ pub(crate) struct TestDisk {
     pub fails: AtomicBool,
     /// Everything that was carried out.
     pub done: Mutex<Vec<IoOp>>,
-    /// What the engine was asked of, or told to be asked soon.
-    pub looks: Mutex<Vec<TestLook>>,
+    /// What workers did, in this order.
+    pub steps: Mutex<Vec<TestStep>>,
     /// How often any worker went to sleep.
     pub sleeps: AtomicUsize,
     /// What is asked of it ends [`SHORTLY`] after it was handed over by a system call.
@@ -80,7 +83,7 @@ impl TestDisk {
             full: AtomicBool::default(),
             fails: AtomicBool::default(),
             done: Mutex::default(),
-            looks: Mutex::default(),
+            steps: Mutex::default(),
             sleeps: AtomicUsize::default(),
             takes_time: AtomicBool::default(),
             sleeps_over_io: AtomicUsize::default(),
@@ -231,11 +234,11 @@ impl DeviceEngine for TestEngine {
     }
 
     fn prefetch(&self, offset: u64) {
-        self.disk.looks.lock().unwrap().push(TestLook::Ahead(offset));
+        self.disk.steps.lock().unwrap().push(TestStep::Ahead(offset));
     }
 
     fn direct(&self, _op: Op, offset: u64, _len: u64) -> Option<Direct> {
-        self.disk.looks.lock().unwrap().push(TestLook::Now(offset));
+        self.disk.steps.lock().unwrap().push(TestStep::Now(offset));
         let direct = !self.disk.indirect.load(Ordering::SeqCst);
         direct.then_some(Direct { file: FileId(0), offset })
     }
@@ -357,6 +360,10 @@ impl DeviceIo for TestIo {
     }
 
     fn enter(&mut self) -> io::Result<()> {
+        if !self.queued.is_empty() {
+            let steps = &mut self.disk.steps.lock().unwrap();
+            steps.push(TestStep::HandedOver(self.queued.len()));
+        }
         let at = Instant::now() + SHORTLY;
         self.flying.extend(self.queued.drain(..).map(|ended| (at, ended)));
         Ok(())

@@ -3,7 +3,8 @@
 //! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how
 //! a request is carried out, nor the vhost-user protocol. Runs to completion on a thread of its
 //! own; nothing on the way of a request locks, allocates or logs, and one system call submits a
-//! batch and waits for the next, but for the few requests that are polled for.
+//! batch and waits for the next, but for the few requests that are polled for and the head start of
+//! an idle disk.
 //!
 //! Keeps I9: a worker that acknowledged a suspend has nothing in flight and takes nothing; the
 //! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before

@@ -128,7 +128,7 @@ fn at_most(most: f64, counted: Option<Counted>) {
 }
 
 #[test]
-fn a_batch_on_disk_goes_out_and_comes_back_in_one_system_call() {
+fn a_batch_on_disk_goes_out_and_comes_back_in_few_system_calls() {
     for (what, ask) in
         [("disk, reads", Ask::Read as fn(u64, usize) -> Ask), ("disk, writes", Ask::Write)]
     {

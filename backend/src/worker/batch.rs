@@ -19,8 +19,10 @@ const BATCH: usize = 64;
 /// driver works on these, the next ones are carried out.
 const GROUP: usize = 4;
 /// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
-/// I/O takes its time, a whole batch goes out together.
+/// I/O takes its time, a batch goes out together.
 const STEP_EVERY: usize = 8;
+/// Chains of a batch that a disk without anything to do is given before the rest is taken.
+const HEAD_START: usize = 8;
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Takes what the guest made available, a batch at most.
@@ -40,12 +42,25 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.reap();
                 self.drive();
             } else {
+                if taken == HEAD_START {
+                    self.give_head_start();
+                }
                 self.reap();
             }
             self.interrupt();
         }
         self.report_broken_ring();
         taken > 0
+    }
+
+    /// Hands over what is queued where the disk has nothing else to do and there are more chains:
+    /// it works while those are prepared, which takes about as long.
+    fn give_head_start(&mut self) {
+        let idle = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
+        if idle && self.unsubmitted && self.has_work() {
+            self.unsubmitted = false;
+            self.note(|io| io.enter());
+        }
     }
 
     /// Takes a group of chains, then begins them; returns how many there were.

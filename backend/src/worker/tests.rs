@@ -1,7 +1,7 @@
 use super::*;
 use crate::memory::GuestMemory;
 use crate::testing::{
-    Driver, PATIENCE, TestBinding, TestDisk, TestLook, TestTable, eventually, shared_memory,
+    Driver, PATIENCE, TestBinding, TestDisk, TestStep, TestTable, eventually, shared_memory,
 };
 use crate::vring::{Region, VringError};
 use snapblk_store::io::IoOp;
@@ -151,10 +151,36 @@ fn a_group_is_taken_apart_before_its_first_request_is_begun() {
     }
     bench.start();
     (0..6).for_each(|_| _ = bench.driver.await_used());
-    let ahead = |slots: std::ops::Range<u64>| slots.map(|slot| TestLook::Ahead(slot * 512));
-    let now = |slots: std::ops::Range<u64>| slots.map(|slot| TestLook::Now(slot * 512));
+    let ahead = |slots: std::ops::Range<u64>| slots.map(|slot| TestStep::Ahead(slot * 512));
+    let now = |slots: std::ops::Range<u64>| slots.map(|slot| TestStep::Now(slot * 512));
     let groups = ahead(0..4).chain(now(0..4)).chain(ahead(4..6)).chain(now(4..6));
-    assert_eq!(*bench.disk.looks.lock().unwrap(), groups.collect::<Vec<_>>());
+    assert_eq!(*bench.disk.steps.lock().unwrap(), groups.collect::<Vec<_>>());
+}
+
+/// A disk that has nothing else to do starts while the rest of a batch is prepared.
+#[test]
+fn an_idle_disk_has_the_first_of_a_batch_at_once() {
+    for (batch, parts) in [(12, &[8, 4][..]), (8, &[8]), (5, &[5])] {
+        let mut bench = Bench::new(true);
+        bench.disk.takes_time.store(true, Ordering::SeqCst);
+        (0..batch).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
+        bench.start();
+        (0..batch).for_each(|_| _ = bench.driver.await_used());
+        let mut seen = 0;
+        let mut handed_over = Vec::new();
+        for step in bench.disk.steps.lock().unwrap().iter() {
+            match step {
+                TestStep::Now(_) => seen += 1,
+                TestStep::HandedOver(count) => handed_over.push((*count, seen)),
+                TestStep::Ahead(_) => {}
+            }
+        }
+        let ends = parts.iter().scan(0, |end, part| {
+            *end += part;
+            Some((*part, *end))
+        });
+        assert_eq!(handed_over, ends.collect::<Vec<_>>(), "of {batch}");
+    }
 }
 
 #[test]
