@@ -40,8 +40,8 @@ pub(crate) enum TestStep {
     Ahead(u64),
     /// It is asked where that lies.
     Now(u64),
-    /// So many actions are handed to the system.
-    HandedOver(usize),
+    /// So many actions are handed to the system, by the call that waits for them or by another.
+    HandedOver { count: usize, waits: bool },
 }
 
 /// A disk in memory, and what tests do to it.
@@ -332,6 +332,15 @@ impl TestIo {
         self.disk.takes_time.load(Ordering::SeqCst)
     }
 
+    fn hand_over(&mut self, waits: bool) {
+        if !self.queued.is_empty() {
+            let step = TestStep::HandedOver { count: self.queued.len(), waits };
+            self.disk.steps.lock().unwrap().push(step);
+        }
+        let at = Instant::now() + SHORTLY;
+        self.flying.extend(self.queued.drain(..).map(|ended| (at, ended)));
+    }
+
     fn has_landed(&self) -> bool {
         let held = self.disk.held.load(Ordering::SeqCst);
         !held && self.flying.front().is_some_and(|(at, _)| *at <= Instant::now())
@@ -360,12 +369,7 @@ impl DeviceIo for TestIo {
     }
 
     fn enter(&mut self) -> io::Result<()> {
-        if !self.queued.is_empty() {
-            let steps = &mut self.disk.steps.lock().unwrap();
-            steps.push(TestStep::HandedOver(self.queued.len()));
-        }
-        let at = Instant::now() + SHORTLY;
-        self.flying.extend(self.queued.drain(..).map(|ended| (at, ended)));
+        self.hand_over(false);
         Ok(())
     }
 
@@ -393,7 +397,7 @@ impl DeviceIo for TestIo {
         if !self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst) {
             return Ok(());
         }
-        self.enter()?;
+        self.hand_over(true);
         if let Some((at, _)) = self.flying.front()
             && !self.disk.held.load(Ordering::SeqCst)
         {

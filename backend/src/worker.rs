@@ -205,7 +205,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         busy |= self.take_batch();
         busy |= self.drive();
         // A worker that is about to sleep submits by the system call in which it waits, or before it
-        // polls; one that goes on submits what it had before, and one that does not sleep waits for
+        // polls, but for the head start of a batch; one that goes on submits what it had before, and one that does not sleep waits for
         // nothing.
         let never_sleeps = self.polling == Polling::Always;
         let submits =

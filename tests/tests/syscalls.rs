@@ -20,7 +20,7 @@ const DEPTH: usize = 32;
 const REQUESTS: u64 = 12_000;
 /// System calls for each request on a disk with O_DIRECT, at most. The target is 0.1. What is
 /// missing is how many completions a worker waits for: it sleeps until there is one, and finds
-/// seven or eight at once on an idle machine, fewer on a busy one.
+/// seven or eight at once on an idle machine, fewer on a busy one. A head start is one more.
 const ON_DISK: f64 = 0.5;
 /// On tmpfs: one `pread` or `pwrite`, and what is left of kicks and sleeps.
 const IN_MEMORY: f64 = 1.1;

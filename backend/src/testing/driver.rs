@@ -91,14 +91,30 @@ impl Driver {
 
     /// Makes a chain available, without a kick.
     pub(crate) fn publish(&mut self, head: u16) {
+        self.list(head);
+        self.show();
+    }
+
+    /// Puts a chain on the ring, of which [`Driver::show`] tells.
+    fn list(&mut self, head: u16) {
         self.put(AVAILABLE + 4 + u64::from(self.available % SIZE) * 2, head);
         self.available = self.available.wrapping_add(1);
+    }
+
+    /// Makes everything that is on the ring available at once, without a kick.
+    pub(crate) fn show(&self) {
         fence(Ordering::SeqCst);
         self.put(AVAILABLE + 2, self.available);
     }
 
     /// Lays a request out; `slot` (0 to 20) is its name. Without a kick.
     pub(crate) fn ask(&mut self, slot: u16, kind: u32, sector: u64, data: &[u8]) {
+        self.prepare(slot, kind, sector, data);
+        self.show();
+    }
+
+    /// The same, unseen until [`Driver::show`].
+    pub(crate) fn prepare(&mut self, slot: u16, kind: u32, sector: u64, data: &[u8]) {
         let head = slot * 3;
         let header = HEADERS + u64::from(slot) * 33;
         self.put(header, kind);
@@ -116,7 +132,7 @@ impl Driver {
             self.descriptor(head + 1, self.data_at(slot), len, NEXT | direction, last);
         }
         self.descriptor(last, STATUSES + u64::from(slot), 1, WRITE, 0);
-        self.publish(head);
+        self.list(head);
     }
 
     fn data_at(&self, slot: u16) -> u64 {

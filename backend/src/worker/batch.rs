@@ -19,10 +19,12 @@ const BATCH: usize = 64;
 /// driver works on these, the next ones are carried out.
 const GROUP: usize = 4;
 /// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
-/// I/O takes its time, a batch goes out together.
+/// I/O takes its time, the engine has a batch as a whole.
 const STEP_EVERY: usize = 8;
-/// Chains of a batch that a disk without anything to do is given before the rest is taken.
+/// Chains of a batch whose I/O is handed over before the rest is taken, where the worker has nothing
+/// else in flight.
 const HEAD_START: usize = 8;
+const _: () = assert!(BATCH % GROUP == 0 && STEP_EVERY % GROUP == 0 && HEAD_START % GROUP == 0);
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Takes what the guest made available, a batch at most.
@@ -53,11 +55,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         taken > 0
     }
 
-    /// Hands over what is queued where the disk has nothing else to do and there are more chains:
-    /// it works while those are prepared, which takes about as long.
+    /// Hands over what is queued where there is nothing else in flight and there are more chains:
+    /// the disk works while those are prepared, which takes about as long. What the engine is to
+    /// gather stays behind.
     fn give_head_start(&mut self) {
-        let idle = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
-        if idle && self.unsubmitted && self.has_work() {
+        let alone = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
+        if alone && self.unsubmitted && self.has_work() {
             self.unsubmitted = false;
             self.note(|io| io.enter());
         }

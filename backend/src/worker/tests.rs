@@ -157,30 +157,59 @@ fn a_group_is_taken_apart_before_its_first_request_is_begun() {
     assert_eq!(*bench.disk.steps.lock().unwrap(), groups.collect::<Vec<_>>());
 }
 
-/// A disk that has nothing else to do starts while the rest of a batch is prepared.
+/// How many actions were handed over at a time, after how many looks, and whether by the call that
+/// waits for them.
+fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
+    let mut looks = 0;
+    let mut all = Vec::new();
+    for step in disk.steps.lock().unwrap().iter() {
+        match *step {
+            TestStep::Now(_) => looks += 1,
+            TestStep::HandedOver { count, waits } => all.push((count, looks, waits)),
+            TestStep::Ahead(_) => {}
+        }
+    }
+    all
+}
+
+/// A disk that has nothing else to do starts while the rest of a batch is prepared; a batch behind
+/// which there is no rest goes out as the worker waits for it.
 #[test]
 fn an_idle_disk_has_the_first_of_a_batch_at_once() {
-    for (batch, parts) in [(12, &[8, 4][..]), (8, &[8]), (5, &[5])] {
+    for (batch, parts) in [(20, &[8, 12][..]), (12, &[8, 4]), (8, &[8]), (5, &[5])] {
         let mut bench = Bench::new(true);
         bench.disk.takes_time.store(true, Ordering::SeqCst);
         (0..batch).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
         bench.start();
         (0..batch).for_each(|_| _ = bench.driver.await_used());
-        let mut seen = 0;
-        let mut handed_over = Vec::new();
-        for step in bench.disk.steps.lock().unwrap().iter() {
-            match step {
-                TestStep::Now(_) => seen += 1,
-                TestStep::HandedOver(count) => handed_over.push((*count, seen)),
-                TestStep::Ahead(_) => {}
-            }
-        }
+        let handed_over = handed_over(&bench.disk);
         let ends = parts.iter().scan(0, |end, part| {
             *end += part;
             Some((*part, *end))
         });
-        assert_eq!(handed_over, ends.collect::<Vec<_>>(), "of {batch}");
+        let counts: Vec<_> = handed_over.iter().map(|&(count, looks, _)| (count, looks)).collect();
+        assert_eq!(counts, ends.collect::<Vec<_>>(), "of {batch}");
+        assert_eq!(handed_over[0].2, parts.len() == 1, "of {batch}");
     }
+}
+
+#[test]
+fn a_disk_that_is_at_work_has_a_batch_as_a_whole() {
+    let mut bench = Bench::new(true);
+    bench.disk.takes_time.store(true, Ordering::SeqCst);
+    bench.disk.hold(true);
+    (12..16).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
+    bench.start();
+    bench.disk.await_count(IoOp::Read, 4);
+    (0..12).for_each(|slot| bench.driver.prepare(slot, 0, u64::from(slot), &[0; 512]));
+    bench.driver.show();
+    bench.driver.kick();
+    bench.disk.await_count(IoOp::Read, 16);
+    bench.disk.hold(false);
+    (0..16).for_each(|_| _ = bench.driver.await_used());
+    let handed_over: Vec<_> =
+        handed_over(&bench.disk).into_iter().map(|(count, looks, _)| (count, looks)).collect();
+    assert_eq!(handed_over, [(4, 4), (12, 16)]);
 }
 
 #[test]

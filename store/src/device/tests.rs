@@ -238,6 +238,21 @@ fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
     }
 }
 
+/// Of a hint nothing is seen but that it is of a chunk that the line's table has.
+#[test]
+fn a_prefetch_is_of_the_chunk_within_its_line() {
+    const START: u64 = 1 << 33;
+    let world = World::new();
+    world.file("disk", LEN);
+    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
+    let snapshot = format!("{START} {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("snap", &[&format!("0 {START} zero"), &snapshot]).unwrap();
+    let table = world.table("snap");
+    for sector in [0, START - 1, START, START + LEN - 1] {
+        table.prefetch(sector * 512);
+    }
+}
+
 /// A list may be right, and lie beyond what a word of a table can say.
 #[test]
 fn an_exception_beyond_what_a_table_can_say_is_refused() {

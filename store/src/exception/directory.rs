@@ -164,7 +164,7 @@ impl Directory {
         if slot == Slot::NONE { Look::Nothing } else { Look::Sparse }
     }
 
-    /// Asks the processor for the word at which a look for `key` begins, and waits for nothing.
+    /// Asks the processor for the word at which a look for `key` begins, and does not wait for it.
     #[inline]
     pub(super) fn prefetch(&self, region: usize, key: Key) {
         let slot = Slot(self.regions[region].load(Ordering::Relaxed));
