@@ -24,7 +24,8 @@ const STEP_EVERY: usize = 8;
 /// Chains of a batch whose I/O is handed over before the rest is taken, where the worker has nothing
 /// else in flight.
 const HEAD_START: usize = 8;
-const _: () = assert!(BATCH % GROUP == 0 && STEP_EVERY % GROUP == 0 && HEAD_START % GROUP == 0);
+const _: () = assert!(BATCH.is_multiple_of(GROUP));
+const _: () = assert!(STEP_EVERY.is_multiple_of(GROUP) && HEAD_START.is_multiple_of(GROUP));
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Takes what the guest made available, a batch at most.
