@@ -204,9 +204,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let was_unsubmitted = self.unsubmitted;
         busy |= self.take_batch();
         busy |= self.drive();
-        // A worker that is about to sleep submits by the system call in which it waits, or before it
-        // polls, but for the head start of a batch; one that goes on submits what it had before, and one that does not sleep waits for
-        // nothing.
+        // But for the head start of a batch: a worker that is about to sleep submits by the system
+        // call in which it waits, or before it polls; one that goes on submits what it had before,
+        // and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
         let submits =
             self.unsubmitted && (never_sleeps || (was_unsubmitted && busy) || self.has_work());
