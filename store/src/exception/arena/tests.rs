@@ -88,6 +88,22 @@ fn more_is_kept_than_is_in_memory() {
     drop(aside);
 }
 
+/// Where the evictor never has its turn, whoever looks keeps the bound.
+#[test]
+fn the_bound_holds_without_the_evictor() {
+    let arena = arena(2 * MIB);
+    // It counts as asked, so that nobody wakes it.
+    arena.shared.asked.store(true, Ordering::SeqCst);
+    for leaf in 0..200 {
+        let address = arena.allocate(Class::FLAT).unwrap();
+        (0..4096)
+            .step_by(512)
+            .for_each(|n| word(&arena, address, n).store(leaf + n, Ordering::Relaxed));
+        assert!(in_memory(&arena) <= 2 * MIB, "{} after leaf {leaf}", in_memory(&arena));
+    }
+    assert!(arena.used_bytes() > 4 * MIB);
+}
+
 #[test]
 fn a_file_that_cannot_grow_is_no_end() {
     let arena = arena(MIB);
