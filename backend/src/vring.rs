@@ -30,6 +30,8 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 const NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device needs no kicks.
 const NO_NOTIFY: u16 = 1;
+/// A chain that no driver comes to before this end is asleep again, or has served thousands.
+const FAR: u16 = 1 << 15;
 
 /// Where the flags lie in the available and in the used ring.
 const FLAGS: usize = 0;
@@ -253,9 +255,13 @@ impl Vring {
         self.has_work()
     }
 
-    /// Kicks are not needed now.
+    /// Kicks are not needed now: one would cost the driver a system call, and this end another to
+    /// wait for the next. With EVENT_IDX the one that was asked for is put off.
     pub fn disarm(&mut self) {
-        if !self.setup.event_idx {
+        if self.setup.event_idx {
+            let event = ENTRIES + 8 * usize::from(self.setup.size);
+            self.used.store_u16(event, self.next.wrapping_add(FAR), Ordering::Relaxed);
+        } else {
             self.used.store_u16(FLAGS, NO_NOTIFY, Ordering::Relaxed);
         }
     }

@@ -329,14 +329,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let mut timeout = None;
         if armed && let Some(ring) = &mut self.ring {
             match ring.kick {
-                Kick::Event(_) if ring.vring.arm() => return,
+                Kick::Event(_) if ring.vring.arm() => return ring.vring.disarm(),
                 Kick::Event(_) => {}
                 Kick::Poll => timeout = Some(UNKICKED_POLL),
             }
         }
         let registered = self.gate == Gate::Open;
         if registered && !self.engine.may_sleep() {
-            return;
+            return self.disarm(armed);
         }
         let before = Instant::now();
         self.unsubmitted = false;
@@ -354,6 +354,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if polling_io {
             self.poll_io.slept(slept);
         }
+        self.disarm(armed);
+    }
+
+    /// Tells the driver not to kick, if it was told to.
+    fn disarm(&mut self, armed: bool) {
         if armed && let Some(ring) = &mut self.ring {
             ring.vring.disarm();
         }
