@@ -91,6 +91,13 @@ pub trait DeviceIo: 'static {
     /// Submits, and waits for a completion or a watched eventfd, in one system call.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Whether a completion or a signal is there, or is held back until [`enter`](Self::enter).
+    fn has_answers(&mut self) -> bool;
+    /// Has completions posted as they come, or held back until a call; where nothing is in flight.
+    fn post_at_once(&mut self, on: bool);
+    /// Whether they are posted as they come.
+    fn posts_at_once(&self) -> bool;
+    /// As [`has_answers`](Self::has_answers), or whether the system has not been given all that was
+    /// queued.
     fn is_ready(&mut self) -> bool;
     /// Actions that have not ended yet.
     fn in_flight(&self) -> usize;

@@ -65,6 +65,10 @@ pub(crate) struct TestDisk {
     pub takes_time: AtomicBool,
     /// How often any worker slept over that.
     pub sleeps_over_io: AtomicUsize,
+    /// Completions are posted as they come.
+    pub posts_at_once: AtomicBool,
+    /// Something that no request asked for is always in flight.
+    pub merges_on: AtomicBool,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
@@ -87,6 +91,8 @@ impl TestDisk {
             sleeps: AtomicUsize::default(),
             takes_time: AtomicBool::default(),
             sleeps_over_io: AtomicUsize::default(),
+            posts_at_once: AtomicBool::default(),
+            merges_on: AtomicBool::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             events: Mutex::default(),
@@ -425,6 +431,19 @@ impl DeviceIo for TestIo {
         Ok(())
     }
 
+    fn has_answers(&mut self) -> bool {
+        self.is_ready()
+    }
+
+    fn post_at_once(&mut self, on: bool) {
+        assert!(!on || self.in_flight() == 0);
+        self.disk.posts_at_once.store(on, Ordering::SeqCst);
+    }
+
+    fn posts_at_once(&self) -> bool {
+        self.disk.posts_at_once.load(Ordering::SeqCst)
+    }
+
     fn is_ready(&mut self) -> bool {
         !self.fired.is_empty()
             || self.has_landed()
@@ -432,7 +451,8 @@ impl DeviceIo for TestIo {
     }
 
     fn in_flight(&self) -> usize {
-        self.done.len() + self.queued.len() + self.flying.len()
+        let merging = usize::from(self.disk.merges_on.load(Ordering::SeqCst));
+        self.done.len() + self.queued.len() + self.flying.len() + merging
     }
 }
 

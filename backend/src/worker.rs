@@ -12,6 +12,7 @@
 
 mod answers;
 mod batch;
+mod driver;
 mod flights;
 mod mailbox;
 mod poll;
@@ -34,6 +35,7 @@ use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
+use driver::DriverWatch;
 use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
@@ -113,6 +115,7 @@ struct Ring {
     /// Chains were completed that the driver was not told of.
     owes_interrupt: bool,
     told_broken: bool,
+    driver: DriverWatch,
 }
 
 struct Worker<E: DeviceEngine, I: DeviceIo> {
@@ -140,6 +143,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     mailbox: Arc<Mailbox<E::Table>>,
     mail: VecDeque<Mail<E::Table>>,
     quiesce: Option<Quiesce>,
+    /// Nothing is taken until nothing is in flight, or until then, for [`Worker::suit_driver`].
+    drains: Option<Instant>,
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
     stopping: bool,
@@ -181,6 +186,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             mailbox,
             mail: VecDeque::new(),
             quiesce: None,
+            drains: None,
             own_flush: false,
             stopping: false,
             failed,
@@ -200,16 +206,17 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// One turn; false where there was nothing to do.
     fn turn(&mut self) -> bool {
+        self.suit_driver();
         let mut busy = self.read_mail();
         let was_unsubmitted = self.unsubmitted;
         busy |= self.take_batch();
         busy |= self.drive();
         // But for the head start of a batch: a worker that is about to sleep submits by the system
         // call in which it waits, or before it polls; one that goes on submits what it had before,
-        // and one that does not sleep waits for nothing.
+        // unless that grows, and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let submits =
-            self.unsubmitted && (never_sleeps || (was_unsubmitted && busy) || self.has_work());
+        let goes_on = !self.is_refilled() && ((was_unsubmitted && busy) || self.has_work());
+        let submits = self.unsubmitted && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
             self.unsubmitted = false;
             self.note(|io| io.enter());
@@ -224,6 +231,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     fn is_serving(&self) -> bool {
         self.gate == Gate::Open
             && self.quiesce.is_none()
+            && self.drains.is_none()
             && !self.stopping
             && self.table.is_some()
             && self.ring.as_ref().is_some_and(|ring| ring.enabled)
@@ -320,13 +328,16 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.poll.hit();
             return;
         }
+        if self.await_refill() {
+            return;
+        }
         let polling_io = self.may_poll_io();
         if polling_io && self.poll_io() {
             self.poll_io.hit();
             return;
         }
         let armed = self.is_serving();
-        let mut timeout = None;
+        let mut timeout = self.drains.map(|_| driver::DRAIN);
         if armed && let Some(ring) = &mut self.ring {
             match ring.kick {
                 Kick::Event(_) if ring.vring.arm() => return ring.vring.disarm(),
@@ -481,6 +492,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
         self.flights.resize(vring.size());
         self.watch_kick(&start.kick);
+        // Until this driver is known, too.
+        self.io.post_at_once(false);
         // A process before this one may have been killed between a completion and its interrupt.
         if let Some(call) = start.call.as_ref().filter(|_| vring.is_tracked()) {
             signal(call);
@@ -494,6 +507,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             write_through: start.write_through,
             owes_interrupt: false,
             told_broken: false,
+            driver: DriverWatch::default(),
         });
         Ok(())
     }

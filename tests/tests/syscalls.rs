@@ -18,10 +18,11 @@ const DISK: u64 = 64 << 20;
 const DEPTH: usize = 32;
 /// Requests that are counted.
 const REQUESTS: u64 = 12_000;
-/// System calls for each request on a disk with O_DIRECT, at most. The target is 0.1. What is
-/// missing is how many completions a worker waits for: it sleeps until there is one, and finds
-/// seven or eight at once on an idle machine, fewer on a busy one. A head start is one more.
-const ON_DISK: f64 = 0.5;
+/// System calls for each request on a disk with O_DIRECT, at most.
+const ON_DISK: f64 = 0.1;
+/// How often that is tried: who waits for a processor finds fewer completions at once, and the
+/// machine may be at work on something else.
+const TRIES: usize = 3;
 /// On tmpfs: one `pread` or `pwrite`, and what is left of kicks and sleeps.
 const IN_MEMORY: f64 = 1.1;
 
@@ -127,19 +128,31 @@ fn at_most(most: f64, counted: Option<Counted>) {
     }
 }
 
+/// Where that is more than it may be, once again, on a disk.
+fn on_disk<A: Iterator<Item = Ask>>(what: &str, overlay: bool, asks: impl Fn() -> (A, A)) {
+    let mut tries = (0..TRIES).map(|_| {
+        let (warm_up, asks) = asks();
+        count(what, Place::Disk, overlay, warm_up, asks)
+    });
+    let is_enough = |tried: &Option<_>| tried.as_ref().is_none_or(|c: &Counted| c.all <= ON_DISK);
+    let found = tries.find(is_enough);
+    at_most(ON_DISK, found.unwrap_or_else(|| panic!("{what}: more than {ON_DISK} each time")));
+}
+
 #[test]
 fn a_batch_on_disk_goes_out_and_comes_back_in_few_system_calls() {
     for (what, ask) in
         [("disk, reads", Ask::Read as fn(u64, usize) -> Ask), ("disk, writes", Ask::Write)]
     {
-        at_most(ON_DISK, count(what, Place::Disk, false, random(1, ask), random(2, ask)));
+        on_disk(what, false, || (random(1, ask), random(2, ask)));
     }
 }
 
 #[test]
 fn a_batch_of_first_writes_on_disk_is_no_more() {
-    let (warm_up, rest) = (first_writes(0..2048), first_writes(2048..DISK / BLOCK));
-    at_most(ON_DISK, count("disk, first writes", Place::Disk, true, warm_up, rest));
+    on_disk("disk, first writes", true, || {
+        (first_writes(0..4096), first_writes(4096..DISK / BLOCK))
+    });
 }
 
 #[test]

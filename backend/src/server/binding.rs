@@ -249,6 +249,18 @@ impl DeviceIo for Io {
         Io::wait(self, timeout)
     }
 
+    fn has_answers(&mut self) -> bool {
+        Io::has_answers(self)
+    }
+
+    fn post_at_once(&mut self, on: bool) {
+        Io::post_at_once(self, on);
+    }
+
+    fn posts_at_once(&self) -> bool {
+        Io::posts_at_once(self)
+    }
+
     fn is_ready(&mut self) -> bool {
         Io::is_ready(self)
     }

@@ -33,6 +33,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.memories.left(generation);
         if let Some(ring) = &mut self.ring {
             ring.vring.complete(head, len);
+            ring.driver.ended();
             ring.owes_interrupt = true;
         }
         read
@@ -55,12 +56,15 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Tells the driver of what was completed, if it wants to know.
     #[inline]
     pub(super) fn interrupt(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && std::mem::take(&mut ring.owes_interrupt)
-            && ring.vring.publish()
-            && let Some(call) = &ring.call
-        {
-            signal(call);
+        let Some(ring) = &mut self.ring else { return };
+        if !std::mem::take(&mut ring.owes_interrupt) {
+            return;
+        }
+        if ring.vring.publish() {
+            ring.driver.waits();
+            if let Some(call) = &ring.call {
+                signal(call);
+            }
         }
     }
 

@@ -37,7 +37,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         while taken < BATCH {
             let count = self.take_group();
             taken += count;
-            if count < GROUP {
+            if count < GROUP && !self.refill_goes_on() {
                 break;
             }
             if taken % STEP_EVERY == 0 && self.io.is_synchronous() {

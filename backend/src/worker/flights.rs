@@ -71,6 +71,11 @@ impl Flights {
         Some(range)
     }
 
+    /// Requests in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.busy
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn is_empty(&self) -> bool {
         self.busy == 0

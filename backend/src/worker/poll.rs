@@ -33,7 +33,7 @@ const FIRST: Duration = Duration::from_micros(6);
 const SHORT: Duration = Duration::from_micros(600);
 /// Actions in flight that are polled for, at most: where there are more, other requests fill the
 /// time that a wake-up takes, and a poll for each would cost several times the processor time.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 /// Looks between two looks at the clock.
 const SPINS: u32 = 32;
 /// The longest polls in a row that bring nothing before there is a pause.
@@ -116,7 +116,7 @@ impl AdaptivePoll {
 }
 
 /// Looks at something for as long as `window`; true as soon as there is something.
-fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
+pub(super) fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
     if window == Duration::ZERO {
         return false;
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::buffer::{GuestData, Memory, ScratchConfig};
 use super::sync::{Poller, carry_out};
 use super::transfer::{Outcome, Step, Target, Through, Transfer};
-use super::uring::{Event, Handle, Ring, Wait};
+use super::uring::{Event, Handle, Posting, Ring, Wait};
 use super::{Action, BufId, Completion, Errno, FileId, Files, IoOp, Seg};
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ impl Io {
     /// # Errors
     /// No memory. Where io_uring is forbidden it works without, and says so once a process.
     pub fn new(files: Arc<Files>, scratch: ScratchConfig, options: IoOptions) -> io::Result<Io> {
-        let driver = match options.uring.then(|| Ring::new(options.entries)) {
+        let driver = match options.uring.then(|| Ring::new(options.entries, Posting::Deferred)) {
             Some(Ok(ring)) => Driver::Ring(Box::new(ring)),
             Some(Err(error)) => {
                 warn_once(&error);
@@ -212,13 +212,48 @@ impl Io {
     }
 
     /// Whether a completion or a signal is there, or the system holds some back until
-    /// [`Io::enter`], or has not been given all that was queued; no system call.
-    pub fn is_ready(&mut self) -> bool {
+    /// [`Io::enter`]; no system call.
+    pub fn has_answers(&mut self) -> bool {
         let held_back = match &mut self.driver {
-            Driver::Ring(ring) => ring.has_answers() || ring.wants_to_enter(),
+            Driver::Ring(ring) => ring.has_answers(),
             Driver::Poll(_) => false,
         };
         held_back || !self.done.is_empty() || !self.fired.is_empty()
+    }
+
+    /// The same, or whether the system has not been given all that was queued; no system call.
+    pub fn is_ready(&mut self) -> bool {
+        let queued = match &mut self.driver {
+            Driver::Ring(ring) => ring.wants_to_enter(),
+            Driver::Poll(_) => false,
+        };
+        queued || self.has_answers()
+    }
+
+    /// Has completions posted as they come, so that who looks for them needs no system call; or, as
+    /// it is in the beginning, by the calls made to wait for them, which costs less. Stays as it is
+    /// where something is in flight, and where the system does not have it.
+    pub fn post_at_once(&mut self, on: bool) {
+        let posting = if on { Posting::AtOnce } else { Posting::Deferred };
+        let Driver::Ring(ring) = &mut self.driver else { return };
+        if self.in_flight > 0 || ring.in_flight > 0 || ring.posting == posting {
+            return;
+        }
+        if let Err(error) = ring.replace(posting) {
+            tracing::debug!(%error, "completions are posted as before");
+            return;
+        }
+        for target in self.targets.iter_mut().flatten() {
+            if target.fixed.take().is_some() {
+                use std::os::fd::AsFd;
+                target.fixed = ring.register(target.info.file.as_fd()).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Whether completions are posted as they come.
+    pub fn posts_at_once(&self) -> bool {
+        matches!(&self.driver, Driver::Ring(ring) if ring.posting == Posting::AtOnce)
     }
 
     /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: each time it

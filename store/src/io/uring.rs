@@ -30,6 +30,15 @@ const WATCH: u64 = 1;
 const CANCEL: u64 = 2;
 const RESERVE: u64 = 3;
 
+/// When the kernel posts its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Posting {
+    /// By a call of this end's, which costs least where that calls to wait for them.
+    Deferred,
+    /// As they come, at the cost of an interrupt where this end runs: for one that looks for them.
+    AtOnce,
+}
+
 /// Whose file a step goes to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Handle<'a> {
@@ -68,15 +77,17 @@ pub(crate) struct Ring {
     watches: Vec<Option<Watch>>,
     /// Answers that are still to come for transfers.
     pub(crate) in_flight: usize,
+    pub(crate) posting: Posting,
 }
 
 impl Ring {
-    /// A ring for `entries` steps at a time.
+    /// A ring for `entries` steps at a time; answers are posted as `posting` says where the kernel
+    /// knows both ways, else at once.
     ///
     /// # Errors
     /// What the system says; `Unsupported` where its io_uring is too old (before Linux 5.17).
-    pub(crate) fn new(entries: u32) -> io::Result<Ring> {
-        let ring = build(entries)?;
+    pub(crate) fn new(entries: u32, posting: Posting) -> io::Result<Ring> {
+        let (ring, posting) = build(entries, posting)?;
         let has = ring.params();
         if !(has.is_feature_ext_arg()
             && has.is_feature_nodrop()
@@ -84,7 +95,34 @@ impl Ring {
         {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Ring { ring, enabled: false, places: Vec::new(), watches: Vec::new(), in_flight: 0 })
+        let (places, watches) = (Vec::new(), Vec::new());
+        Ok(Ring { ring, enabled: false, places, watches, in_flight: 0, posting })
+    }
+
+    /// Becomes another ring, with the same watches and no registered file. Nothing may be in flight.
+    ///
+    /// # Errors
+    /// What the system says; this is the ring that it was then, and has its watches.
+    pub(crate) fn replace(&mut self, posting: Posting) -> io::Result<()> {
+        debug_assert_eq!(self.in_flight, 0);
+        let mut new = Ring::new(self.ring.params().sq_entries(), posting)?;
+        let watched: Vec<(OwnedFd, u64)> = self
+            .watches
+            .iter()
+            .flatten()
+            .filter_map(|watch| Some((watch.fd.try_clone(), watch.key?)))
+            .map(|(fd, key)| Ok((fd?, key)))
+            .collect::<io::Result<_>>()?;
+        let settled = self.settle(|_, _| {});
+        let ring = if settled { &mut new } else { &mut *self };
+        for (fd, key) in watched {
+            ring.watch(fd, key);
+        }
+        if !settled {
+            return Err(io::Error::other("its watches cannot be cancelled"));
+        }
+        *self = new;
+        Ok(())
     }
 
     /// Binds the ring to this thread; it cannot be done earlier, as a worker's executor is made
@@ -322,23 +360,22 @@ pub(crate) enum Wait {
 }
 
 /// With all that makes it cheap where the kernel has it (6.1), and without otherwise.
-fn build(entries: u32) -> io::Result<IoUring> {
-    let answers = entries.saturating_mul(4);
-    let newest = IoUring::builder()
-        .setup_cqsize(answers)
-        .setup_clamp()
-        .setup_r_disabled()
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .setup_defer_taskrun()
-        .build(entries);
-    match newest {
+fn build(entries: u32, posting: Posting) -> io::Result<(IoUring, Posting)> {
+    let basic = || {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(entries.saturating_mul(4)).setup_clamp().setup_r_disabled();
+        builder
+    };
+    let mut newest = basic();
+    newest.setup_submit_all().setup_single_issuer();
+    if posting == Posting::Deferred {
+        newest.setup_coop_taskrun().setup_taskrun_flag().setup_defer_taskrun();
+    }
+    match newest.build(entries) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().setup_cqsize(answers).setup_clamp().setup_r_disabled().build(entries)
+            Ok((basic().build(entries)?, Posting::AtOnce))
         }
-        result => result,
+        result => Ok((result?, posting)),
     }
 }
 

@@ -1,0 +1,125 @@
+//! How the driver learns of completions, and what is done for one that looks for them itself.
+//!
+//! Owns what is known of that. Never knows what a request is. A driver that polls answers each request
+//! that ended with the next one within microseconds: so it is waited for, for that long, and what it
+//! comes with is handed over as a whole, by the call in which this end sleeps. Completions are posted
+//! as they come then, so that no system call is needed to see those that follow the first.
+
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use super::poll::{FEW, look};
+use crate::binding::{DeviceEngine, DeviceIo};
+
+/// A driver that wanted to be told of none of so many requests in a row polls. One that sleeps comes
+/// to that earlier, however busy it is.
+const UNTOLD: u32 = 2048;
+/// How long such a driver takes from one request to the next, at most.
+const NEXT: Duration = Duration::from_micros(3);
+/// How long it takes to answer what ended with the next requests: while its processor handles the
+/// disk's interrupt it cannot.
+const REFILL: Duration = Duration::from_micros(30);
+/// How long nothing is taken for, so that nothing is in flight, at most.
+pub(super) const DRAIN: Duration = Duration::from_millis(5);
+
+/// What is known of how the driver learns of completions.
+#[derive(Debug, Default)]
+pub(super) struct DriverWatch {
+    /// Requests that ended since it wanted to be told last.
+    untold: u32,
+    /// It was found to poll, and what that changes was tried.
+    suited: bool,
+}
+
+impl DriverWatch {
+    /// A request ended.
+    #[inline]
+    pub(super) fn ended(&mut self) {
+        self.untold = self.untold.saturating_add(1);
+    }
+
+    /// It wants to be told.
+    pub(super) fn waits(&mut self) {
+        self.untold = 0;
+    }
+
+    /// Whether it polls: who sleeps now and then asks to be told before.
+    fn polls(&self) -> bool {
+        self.untold >= UNTOLD
+    }
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Where the driver polls and keeps more than a few requests in flight, has completions posted as
+    /// they come. That takes a moment in which nothing is in flight, so that nothing is taken until
+    /// then; once for each start of a ring, and not for long: a disk may be slow, or a merge at work.
+    pub(super) fn suit_driver(&mut self) {
+        if self.drains.is_none() && self.is_refilled() && self.is_unsuited() {
+            self.drains = Some(Instant::now() + DRAIN);
+        }
+        let Some(limit) = self.drains else { return };
+        if self.io.in_flight() == 0 {
+            self.io.post_at_once(true);
+            self.drains = None;
+        } else if Instant::now() >= limit {
+            self.drains = None;
+        }
+    }
+
+    /// Whether this was not tried for this driver; it is now.
+    fn is_unsuited(&mut self) -> bool {
+        let Some(ring) = &mut self.ring else { return false };
+        !std::mem::replace(&mut ring.driver.suited, true) && !self.io.posts_at_once()
+    }
+
+    /// Whether a driver that polls keeps more than a few requests in flight: it answers each that
+    /// ends with another.
+    pub(super) fn is_refilled(&self) -> bool {
+        self.flights.len() > FEW
+            && !self.io.is_synchronous()
+            && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())
+    }
+
+    /// Gives such a driver the time to come with a further request; true where it did.
+    pub(super) fn refill_goes_on(&self) -> bool {
+        self.is_refilled() && look(NEXT, || self.has_work())
+    }
+
+    /// Gives such a driver the time to answer what ended, and gathers what ends meanwhile: what it
+    /// comes with is handed over as a whole, by the call in which this end sleeps. True where
+    /// something came or ended.
+    pub(super) fn await_refill(&mut self) -> bool {
+        if !self.is_serving() || !self.is_refilled() || !self.io.posts_at_once() {
+            return false;
+        }
+        if self.unsubmitted && !self.io.has_answers() {
+            return false;
+        }
+        if look(REFILL, || self.has_work() || self.mailbox.is_pending()) {
+            return true;
+        }
+        let ended = self.io.has_answers();
+        // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+        while self.io.fired().is_some() {}
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_to_be_told_of_nothing_for_long_polls() {
+        let mut driver = DriverWatch::default();
+        for ended in 0..UNTOLD {
+            assert!(!driver.polls(), "after {ended}");
+            driver.ended();
+        }
+        assert!(driver.polls());
+        driver.waits();
+        assert!(!driver.polls());
+        driver.ended();
+        assert!(!driver.polls(), "it slept just now");
+    }
+}
