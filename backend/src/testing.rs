@@ -68,7 +68,7 @@ pub(crate) struct TestDisk {
     /// Completions are posted as they come.
     pub posts_at_once: AtomicBool,
     /// Something that no request asked for is always in flight.
-    pub merges_on: AtomicBool,
+    pub always_busy: AtomicBool,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
@@ -92,7 +92,7 @@ impl TestDisk {
             takes_time: AtomicBool::default(),
             sleeps_over_io: AtomicUsize::default(),
             posts_at_once: AtomicBool::default(),
-            merges_on: AtomicBool::default(),
+            always_busy: AtomicBool::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             events: Mutex::default(),
@@ -451,7 +451,7 @@ impl DeviceIo for TestIo {
     }
 
     fn in_flight(&self) -> usize {
-        let merging = usize::from(self.disk.merges_on.load(Ordering::SeqCst));
+        let merging = usize::from(self.disk.always_busy.load(Ordering::SeqCst));
         self.done.len() + self.queued.len() + self.flying.len() + merging
     }
 }

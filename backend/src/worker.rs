@@ -50,6 +50,8 @@ mod tests;
 /// Between two looks at a ring that is not kicked.
 const UNKICKED_POLL: Duration = Duration::from_micros(200);
 
+/// Actions that are handed over even where more are about to come.
+const MOST: usize = 64;
 /// Marks the tags of I/O that the worker asks for itself.
 const OWN_TAG: u64 = 1 << 63;
 /// The flush that the worker asks for itself.
@@ -134,8 +136,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     gate: Gate,
     /// I/O of its own in flight.
     direct: usize,
-    /// I/O was queued that the system has not been given.
-    unsubmitted: bool,
+    /// Actions that were queued since the system was given any.
+    unsubmitted: usize,
     polling: Polling,
     poll: AdaptivePoll,
     /// The same for what is in flight.
@@ -179,7 +181,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             last: Weak::new(),
             gate: Gate::Closed,
             direct: 0,
-            unsubmitted: false,
+            unsubmitted: 0,
             polling,
             poll: AdaptivePoll::for_driver(),
             poll_io: AdaptivePoll::for_disk(),
@@ -206,22 +208,22 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// One turn; false where there was nothing to do.
     fn turn(&mut self) -> bool {
-        self.suit_driver();
         let mut busy = self.read_mail();
-        let was_unsubmitted = self.unsubmitted;
+        let before = self.unsubmitted;
         busy |= self.take_batch();
         busy |= self.drive();
         // But for the head start of a batch: a worker that is about to sleep submits by the system
         // call in which it waits, or before it polls; one that goes on submits what it had before,
-        // unless that grows, and one that does not sleep waits for nothing.
+        // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let goes_on = !self.is_refilled() && ((was_unsubmitted && busy) || self.has_work());
-        let submits = self.unsubmitted && (never_sleeps || goes_on);
+        let grows = self.is_refilled() && (before + 1..MOST).contains(&self.unsubmitted);
+        let goes_on = !grows && ((before > 0 && busy) || self.has_work());
+        let submits = self.unsubmitted > 0 && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
-            self.unsubmitted = false;
-            self.note(|io| io.enter());
+            self.hand_over();
         }
         busy |= self.reap();
+        self.suit_driver();
         self.interrupt();
         busy |= self.progress_quiesce();
         busy
@@ -270,7 +272,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         while let Some(action) = self.engine.pop_action() {
             let (segs, meta) = (self.engine.segs(&action), self.engine.meta_of(&action));
             self.io.submit(&action, segs, meta, &self.flights);
-            self.unsubmitted = true;
+            self.unsubmitted += 1;
             busy = true;
         }
         while let Some((token, status)) = self.engine.pop_finished() {
@@ -337,7 +339,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return;
         }
         let armed = self.is_serving();
-        let mut timeout = self.drains.map(|_| driver::DRAIN);
+        let mut timeout = self.drains.map(|limit| limit.saturating_duration_since(Instant::now()));
         if armed && let Some(ring) = &mut self.ring {
             match ring.kick {
                 Kick::Event(_) if ring.vring.arm() => return ring.vring.disarm(),
@@ -350,7 +352,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return self.disarm(armed);
         }
         let before = Instant::now();
-        self.unsubmitted = false;
+        self.unsubmitted = 0;
         self.note(|io| io.wait(timeout));
         if registered {
             self.engine.woke();
@@ -373,6 +375,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if armed && let Some(ring) = &mut self.ring {
             ring.vring.disarm();
         }
+    }
+
+    /// Hands over what is queued, and goes on.
+    fn hand_over(&mut self) {
+        self.unsubmitted = 0;
+        self.note(|io| io.enter());
     }
 
     /// Does something with the executor that can only fail where the system is broken.

@@ -154,6 +154,26 @@ impl Driver {
         signal(&self.kick);
     }
 
+    /// The same, if the device asked for that since the chains from `since` on were shown (virtio 1.2,
+    /// 2.7.10).
+    pub(crate) fn kick_if_asked(&self, since: u16) {
+        fence(Ordering::SeqCst);
+        let asked = if self.event_idx {
+            let event: u16 = self.get(USED + 4 + u64::from(SIZE) * 8);
+            self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(since)
+        } else {
+            self.get::<u16>(USED) & 1 == 0
+        };
+        if asked {
+            self.kick();
+        }
+    }
+
+    /// Chains made available so far.
+    pub(crate) fn available(&self) -> u16 {
+        self.available
+    }
+
     /// The next chain that was given back: its head, and how much of it was written.
     pub(crate) fn next_used(&mut self) -> Option<(u32, u32)> {
         let index: u16 = self.get(USED + 2);

@@ -28,7 +28,7 @@ const _: () = assert!(BATCH.is_multiple_of(GROUP));
 const _: () = assert!(STEP_EVERY.is_multiple_of(GROUP) && HEAD_START.is_multiple_of(GROUP));
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Takes what the guest made available, a batch at most.
+    /// Takes what the guest made available: a batch at most, give or take a group.
     pub(super) fn take_batch(&mut self) -> bool {
         if !self.is_serving() {
             return false;
@@ -61,9 +61,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// gather stays behind.
     fn give_head_start(&mut self) {
         let alone = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
-        if alone && self.unsubmitted && self.has_work() {
-            self.unsubmitted = false;
-            self.note(|io| io.enter());
+        if alone && self.unsubmitted > 0 && self.has_work() {
+            self.hand_over();
         }
     }
 
@@ -127,6 +126,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let data = [Seg::Guest { token, offset: 0, len }];
         self.io.submit(&action, &data, &[], &self.flights);
         self.direct += 1;
-        self.unsubmitted = true;
+        self.unsubmitted += 1;
     }
 }

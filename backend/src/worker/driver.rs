@@ -8,11 +8,11 @@
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::poll::{FEW, look};
+use super::poll::{FEW, Polling, look};
 use crate::binding::{DeviceEngine, DeviceIo};
 
-/// A driver that wanted to be told of none of so many requests in a row polls. One that sleeps comes
-/// to that earlier, however busy it is.
+/// A driver that wanted to be told of none of so many requests in a row polls. One that sleeps
+/// mostly comes to that earlier.
 const UNTOLD: u32 = 2048;
 /// How long such a driver takes from one request to the next, at most.
 const NEXT: Duration = Duration::from_micros(3);
@@ -52,12 +52,16 @@ impl DriverWatch {
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Where the driver polls and keeps more than a few requests in flight, has completions posted as
     /// they come. That takes a moment in which nothing is in flight, so that nothing is taken until
-    /// then; once for each start of a ring, and not for long: a disk may be slow, or a merge at work.
+    /// then; once for each start of a ring, and not for long: a disk may be slow.
     pub(super) fn suit_driver(&mut self) {
         if self.drains.is_none() && self.is_refilled() && self.is_unsuited() {
             self.drains = Some(Instant::now() + DRAIN);
         }
         let Some(limit) = self.drains else { return };
+        if self.ring.is_none() {
+            self.drains = None;
+            return;
+        }
         if self.io.in_flight() == 0 {
             self.io.post_at_once(true);
             self.drains = None;
@@ -73,9 +77,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     /// Whether a driver that polls keeps more than a few requests in flight: it answers each that
-    /// ends with another.
+    /// ends with another. A worker that never sleeps waits for nothing.
     pub(super) fn is_refilled(&self) -> bool {
         self.flights.len() > FEW
+            && self.polling == Polling::Adaptive
             && !self.io.is_synchronous()
             && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())
     }
@@ -87,12 +92,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Gives such a driver the time to answer what ended, and gathers what ends meanwhile: what it
     /// comes with is handed over as a whole, by the call in which this end sleeps. True where
-    /// something came or ended.
+    /// something came, also by mail, or ended.
     pub(super) fn await_refill(&mut self) -> bool {
         if !self.is_serving() || !self.is_refilled() || !self.io.posts_at_once() {
             return false;
         }
-        if self.unsubmitted && !self.io.has_answers() {
+        if self.unsubmitted > 0 && !self.io.has_answers() {
             return false;
         }
         if look(REFILL, || self.has_work() || self.mailbox.is_pending()) {

@@ -151,8 +151,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return false;
         }
         // No system call where there is nothing to hand over: a request may have a further step.
-        self.unsubmitted = false;
-        self.note(|io| io.enter());
+        self.hand_over();
         // Another worker that wakes this one waits for the end of the poll.
         let came =
             look(window, || self.io.is_ready() || self.has_work() || self.mailbox.is_pending());

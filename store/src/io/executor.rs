@@ -239,9 +239,13 @@ impl Io {
         if self.in_flight > 0 || ring.in_flight > 0 || ring.posting == posting {
             return;
         }
-        if let Err(error) = ring.replace(posting) {
-            tracing::debug!(%error, "completions are posted as before");
-            return;
+        match ring.replace(posting) {
+            Ok(()) if ring.posting == posting => {}
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(%error, "completions are posted as before");
+                return;
+            }
         }
         for target in self.targets.iter_mut().flatten() {
             if target.fixed.take().is_some() {

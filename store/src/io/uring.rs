@@ -99,13 +99,17 @@ impl Ring {
         Ok(Ring { ring, enabled: false, places, watches, in_flight: 0, posting })
     }
 
-    /// Becomes another ring, with the same watches and no registered file. Nothing may be in flight.
+    /// Becomes another ring, with the same watches and no registered file; stays this one where the
+    /// kernel knows no other way. Nothing may be in flight.
     ///
     /// # Errors
     /// What the system says; this is the ring that it was then, and has its watches.
     pub(crate) fn replace(&mut self, posting: Posting) -> io::Result<()> {
         debug_assert_eq!(self.in_flight, 0);
         let mut new = Ring::new(self.ring.params().sq_entries(), posting)?;
+        if new.posting == self.posting {
+            return Ok(());
+        }
         let watched: Vec<(OwnedFd, u64)> = self
             .watches
             .iter()

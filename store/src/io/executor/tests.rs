@@ -288,7 +288,8 @@ fn who_polls_hands_every_step_over() {
 fn completions_are_posted_as_they_come_where_that_is_asked_for() {
     let file = content(1 << 20);
     let mut rig = rig(DISK, true, true, &file);
-    if !rig.io.uses_uring() {
+    // The kernel may know no ring, or one way alone.
+    if !rig.io.uses_uring() || rig.io.posts_at_once() {
         return;
     }
     let kick = event(EventfdFlags::NONBLOCK);
