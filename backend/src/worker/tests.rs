@@ -7,6 +7,8 @@ use crate::vring::{Region, VringError};
 use snapblk_store::io::IoOp;
 use std::sync::atomic::Ordering;
 
+mod drivers;
+
 struct Bench {
     disk: Arc<TestDisk>,
     binding: Arc<TestBinding>,
@@ -527,59 +529,6 @@ fn what_a_quick_disk_does_is_polled_for() {
     bench.disk.hold(false);
     suspend.wait(PATIENCE).unwrap().unwrap();
     assert_eq!(bench.driver.await_used().0, 0);
-}
-
-/// `rounds` times eight writes at once, whose ends the driver waits for by `wait`.
-fn eight_at_once(bench: &mut Bench, rounds: u64, wait: fn(&mut Driver) -> (u32, u32)) {
-    for round in 0..rounds {
-        let since = bench.driver.available();
-        (0..8).for_each(|n| bench.driver.prepare(n, 1, n.into(), &[round as u8; 512]));
-        bench.driver.show();
-        bench.driver.kick_if_asked(since);
-        (0..8).for_each(|_| _ = wait(&mut bench.driver));
-        let slots = 0..8;
-        assert!(slots.map(|n| bench.driver.status(n)).all(|status| status == 0));
-    }
-    let last = rounds.wrapping_sub(1) as u8;
-    assert_eq!(bench.disk.bytes(0, 8 * 512), [last; 8 * 512]);
-}
-
-#[test]
-fn a_driver_that_polls_has_completions_posted_at_once() {
-    let mut bench = Bench::new(true);
-    bench.disk.takes_time.store(true, Ordering::SeqCst);
-    bench.start();
-    eight_at_once(&mut bench, 600, Driver::await_used);
-    let at_once = |bench: &Bench| bench.disk.posts_at_once.load(Ordering::SeqCst);
-    assert!(!at_once(&bench), "it sleeps");
-    eight_at_once(&mut bench, 600, Driver::spin_for_used);
-    assert!(at_once(&bench));
-    // It comes to rest as ever, and who sets the ring up anew is another driver.
-    bench.suspend(true);
-    bench
-        .worker
-        .resume(ResumeWith::Table(Some(bench.binding.table())))
-        .wait(PATIENCE)
-        .unwrap()
-        .unwrap();
-    eight_at_once(&mut bench, 10, Driver::spin_for_used);
-    assert!(at_once(&bench));
-    bench.worker.stop_ring().wait(PATIENCE).unwrap();
-    bench.driver.restart();
-    bench.start();
-    assert!(!at_once(&bench));
-    eight_at_once(&mut bench, 10, Driver::await_used);
-}
-
-#[test]
-fn nothing_in_flight_is_not_waited_for_without_end() {
-    let mut bench = Bench::new(true);
-    bench.disk.takes_time.store(true, Ordering::SeqCst);
-    bench.disk.always_busy.store(true, Ordering::SeqCst);
-    bench.start();
-    eight_at_once(&mut bench, 600, Driver::spin_for_used);
-    assert!(!bench.disk.posts_at_once.load(Ordering::SeqCst));
-    bench.disk.always_busy.store(false, Ordering::SeqCst);
 }
 
 #[test]
