@@ -20,7 +20,7 @@ const NEXT: Duration = Duration::from_micros(3);
 /// disk's interrupt it cannot.
 const REFILL: Duration = Duration::from_micros(30);
 /// How long nothing is taken for, so that nothing is in flight, at most.
-pub(super) const DRAIN: Duration = Duration::from_millis(5);
+const DRAIN: Duration = Duration::from_millis(5);
 
 /// What is known of how the driver learns of completions.
 #[derive(Debug, Default)]
