@@ -19,6 +19,8 @@ use crate::server::pin_thread;
 
 /// How long `fio` runs before it measures, in milliseconds.
 const RAMP: u64 = 200;
+/// What fails where `fio` says something else than expected.
+const MISREAD: &str = "understand what fio says";
 
 /// `job` by `fio` with io_uring and O_DIRECT on `file`, on processor `cpu`, for `seconds`; and its
 /// processor time.
@@ -29,6 +31,41 @@ pub(super) fn fio(
     cpu: usize,
     seed: u64,
 ) -> Result<(Sample, Duration), BenchError> {
+    let said = run_fio(
+        job,
+        file,
+        cpu,
+        seed,
+        &[
+            "--time_based".to_owned(),
+            format!("--runtime={}ms", (seconds * 1e3) as u64),
+            format!("--ramp_time={RAMP}ms"),
+        ],
+    )?;
+    figures(&said, job).ok_or_else(not_understood)
+}
+
+/// How long `job` takes `fio` for `bytes`, with a sync at the end.
+pub(super) fn fio_durable(
+    job: &Job,
+    file: &Path,
+    bytes: u64,
+    cpu: usize,
+    seed: u64,
+) -> Result<Duration, BenchError> {
+    let amount = [format!("--io_size={bytes}"), "--end_fsync=1".to_owned()];
+    let said = run_fio(job, file, cpu, seed, &amount)?;
+    said["job_runtime"].as_u64().map(Duration::from_millis).ok_or_else(not_understood)
+}
+
+/// Has `fio` do `job` as `more` says; what it says of it.
+fn run_fio(
+    job: &Job,
+    file: &Path,
+    cpu: usize,
+    seed: u64,
+    more: &[String],
+) -> Result<Value, BenchError> {
     let direction = match (job.walk, job.write) {
         (Walk::Random, false) => "randread",
         (Walk::Random, true) => "randwrite",
@@ -37,22 +74,23 @@ pub(super) fn fio(
     };
     let said = said_by(
         Command::new("fio")
-            .args(["--name=limit", "--ioengine=io_uring", "--direct=1", "--time_based"])
+            .args(["--name=limit", "--ioengine=io_uring", "--direct=1"])
             .args(["--norandommap", "--output-format=json"])
             .arg(format!("--filename={}", file.display()))
             .arg(format!("--rw={direction}"))
             .arg(format!("--bs={}", job.block))
             .arg(format!("--iodepth={}", job.depth))
-            .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
-            .arg(format!("--ramp_time={RAMP}ms"))
             .arg(format!("--randseed={}", seed + 1))
-            .arg(format!("--cpus_allowed={cpu}")),
+            .arg(format!("--cpus_allowed={cpu}"))
+            .args(more),
     )?;
-    let step = "understand what fio says";
-    let said: Value = serde_json::from_str(&said)
-        .map_err(|error| BenchError::at(step)(io::Error::other(error)))?;
-    figures(&said["jobs"][0], job)
-        .ok_or_else(|| BenchError::at(step)(io::ErrorKind::InvalidData.into()))
+    let mut said: Value = serde_json::from_str(&said)
+        .map_err(|error| BenchError::at(MISREAD)(io::Error::other(error)))?;
+    Ok(said["jobs"][0].take())
+}
+
+fn not_understood() -> BenchError {
+    BenchError::at(MISREAD)(io::ErrorKind::InvalidData.into())
 }
 
 fn figures(found: &Value, job: &Job) -> Option<(Sample, Duration)> {

@@ -17,8 +17,9 @@ use crate::io::{Errno, IoOp};
 use crate::request::Op;
 use crate::target::Decision;
 
-/// Writes on their way at a time, about.
-const DEPTH: u32 = 32;
+/// Writes on their way at a time, about; and as many whose bytes are being read meanwhile, so that a
+/// disk which has done the ones finds the others.
+const DEPTH: u32 = 64;
 
 /// Bytes that are read together.
 #[derive(Debug)]
@@ -37,7 +38,9 @@ struct Piece {
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     pieces: Slab<Piece>,
-    /// Writes that have not ended or are about to begin.
+    /// Writes whose bytes are being read, about.
+    coming: u32,
+    /// Writes that have not ended.
     flying: u32,
     /// The chunk that comes next, in order of the store, and how much of it was begun.
     next: usize,
@@ -45,6 +48,11 @@ pub(super) struct Copies {
 }
 
 impl Copies {
+    /// Whether the next bytes may be read.
+    fn has_room(&self) -> bool {
+        self.coming < DEPTH && self.coming + self.flying < 2 * DEPTH
+    }
+
     /// Which bytes to read next: chunks, and where in the first of them to begin; of `batch`, at
     /// most `most` bytes.
     fn take(&mut self, batch: &[Entry], chunk: u64, most: u64) -> Option<(Range<usize>, u64, u64)> {
@@ -72,7 +80,7 @@ impl Core {
     /// Begins as many pieces as there is room for; when all have ended, syncs the origin.
     pub(super) fn copy_home(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         let Stage::Copy { failed } = job.stage else { return false };
-        while failed.is_none() && job.copies.flying < DEPTH {
+        while failed.is_none() && job.copies.has_room() {
             if job.copies.next == job.batch.by_place.len() {
                 break;
             }
@@ -82,7 +90,7 @@ impl Core {
             let (chunks, from, len) = taken.expect("there are more");
             let place = site.place(&job.batch.by_place[chunks.start]);
             let left = job.batch.runs_of(chunks.clone()).count() as u32;
-            job.copies.flying += left;
+            job.copies.coming += left;
             let piece = Piece { buf, chunks, from, len, left };
             let index = job.copies.pieces.insert(piece);
             let first = self.segs.len();
@@ -110,7 +118,7 @@ impl Core {
         result: Result<(), Errno>,
     ) {
         let piece = &mut job.copies.pieces[index];
-        job.copies.flying -= std::mem::take(&mut piece.left);
+        job.copies.coming -= std::mem::take(&mut piece.left);
         if let Err(errno) = result {
             return self.piece_ended(job, site, index, Some(MergeFailure::ReadStore(errno)));
         }
@@ -124,8 +132,9 @@ impl Core {
             self.write_home(job, site, (index, within), (start, bytes));
         }
         job.batch = batch;
-        if job.copies.pieces[index].left == 0 {
-            self.piece_ended(job, site, index, None);
+        match job.copies.pieces[index].left {
+            0 => self.piece_ended(job, site, index, None),
+            _ => _ = self.copy_home(job, site),
         }
     }
 

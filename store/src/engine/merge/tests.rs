@@ -508,6 +508,23 @@ fn the_budget_bounds_what_is_copied() {
     assert_eq!(case.state(), MergeState::Finished);
 }
 
+/// A disk that has done the writes on their way finds others: their bytes were read meanwhile.
+#[test]
+fn bytes_are_read_while_others_are_written() {
+    let mut case = build(Shape { chunk: 2, sectors: 1501, entries: 700, holes: false, ..PLAIN });
+    case.start_merge().unwrap();
+    while case.world.hosts[MERGE].engine.merge().unwrap().done < 16 + 32 + 64 + 128 {
+        assert!(case.world.turn());
+    }
+    case.world.hold = Some(|action| action.op != IoOp::Write);
+    case.world.settle();
+    let writes = case.world.hosts[MERGE].in_flight();
+    assert!((128..192).contains(&writes), "{writes} writes");
+    case.world.hold = None;
+    case.world.settle();
+    case.check_finished();
+}
+
 #[test]
 fn what_cannot_be_merged_is_refused() {
     let mut case = build(PLAIN);

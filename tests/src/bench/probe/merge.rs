@@ -48,24 +48,37 @@ pub(super) fn runs(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Foun
     found(ground, probe, own, ("copy", plain), copy)
 }
 
-/// One chunk of every 64 KiB, against random writes of as many by `fio`.
+/// One chunk of every 64 KiB, against random writes by `fio`: at their rate, and of as many with a
+/// sync at the end, as the merge's are.
 pub(super) fn scattered(
     run: &Run<'_>,
     ground: &Ground,
     probe: &Probe,
 ) -> Result<Found, BenchError> {
     let file = ground.image("limit")?;
-    let (mut own, mut plain) = (Vec::new(), Vec::new());
-    let bytes = (ground.disk() / 16) as f64;
+    let (mut own, mut plain, mut durable) = (Vec::new(), Vec::new(), Vec::new());
+    let bytes = ground.disk() / 16;
     for repetition in 0..run.settings.repetitions {
-        own.push(bytes / MIB / merged(run, ground, "first-sparse-qd32")?.as_secs_f64());
+        let taken = merged(run, ground, "first-sparse-qd32")?;
+        own.push(bytes as f64 / MIB / taken.as_secs_f64());
         let (seconds, cpu) = (run.settings.scale.seconds, run.settings.server_cpu);
         let seed = repetition as u64;
         let (sample, _) = limit::fio(&Job::RANDOM_WRITES, &file, seconds, cpu, seed)?;
         plain.push(sample.iops() * Job::RANDOM_WRITES.block as f64 / MIB);
+        ground.settle()?;
+        let taken = limit::fio_durable(&Job::RANDOM_WRITES, &file, bytes, cpu, seed)?;
+        durable.push(bytes as f64 / MIB / taken.as_secs_f64());
     }
     let fio = Contender { name: "fio".to_owned(), kind: Kind::Fio }.version()?;
-    found(ground, probe, own, ("fio", plain), fio)
+    let with_sync = Version {
+        name: "fio-durable".to_owned(),
+        setup: format!("{}; as much as is merged, with a sync at the end", fio.setup),
+        ..fio.clone()
+    };
+    let (mut rows, mut versions) = found(ground, probe, own, ("fio", plain), fio)?;
+    rows.extend(Row::new(probe.of(ground), "fio-durable", Unit::MibPerSecond, durable));
+    versions.push(with_sync);
+    Ok((rows, versions))
 }
 
 /// The rate of random reads during a merge as a share of their rate without.
