@@ -35,7 +35,7 @@ use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
-use driver::DriverWatch;
+use driver::{DriverWatch, grows};
 use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
@@ -50,8 +50,6 @@ mod tests;
 /// Between two looks at a ring that is not kicked.
 const UNKICKED_POLL: Duration = Duration::from_micros(200);
 
-/// Actions that are handed over even where more are about to come.
-const MOST: usize = 64;
 /// Marks the tags of I/O that the worker asks for itself.
 const OWN_TAG: u64 = 1 << 63;
 /// The flush that the worker asks for itself.
@@ -216,7 +214,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // call in which it waits, or before it polls; one that goes on submits what it had before,
         // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let grows = self.is_refilled() && (before + 1..MOST).contains(&self.unsubmitted);
+        let grows = self.is_refilled() && grows(before, self.unsubmitted);
         let goes_on = !grows && ((before > 0 && busy) || self.has_work());
         let submits = self.unsubmitted > 0 && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
@@ -497,7 +495,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     fn start_ring(&mut self, start: RingStart) -> Result<(), crate::vring::VringError> {
         debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
-        let vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
+        let mut vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
+        if self.polling == Polling::Always {
+            // Where it sleeps all the same its ring is not served: no kick is waited for.
+            vring.disarm();
+        }
         self.flights.resize(vring.size());
         self.watch_kick(&start.kick);
         // Until this driver is known, too.

@@ -157,15 +157,19 @@ impl Driver {
     /// The same, if the device asked for that since the chains from `since` on were shown (virtio 1.2,
     /// 2.7.10).
     pub(crate) fn kick_if_asked(&self, since: u16) {
+        if self.is_asked_to_kick(since) {
+            self.kick();
+        }
+    }
+
+    /// Whether the device wants a kick for what was made available since `since`.
+    pub(crate) fn is_asked_to_kick(&self, since: u16) -> bool {
         fence(Ordering::SeqCst);
-        let asked = if self.event_idx {
+        if self.event_idx {
             let event: u16 = self.get(USED + 4 + u64::from(SIZE) * 8);
             self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(since)
         } else {
             self.get::<u16>(USED) & 1 == 0
-        };
-        if asked {
-            self.kick();
         }
     }
 

@@ -21,6 +21,8 @@ const NEXT: Duration = Duration::from_micros(3);
 const REFILL: Duration = Duration::from_micros(30);
 /// How long nothing is taken for, so that nothing is in flight, at most.
 const DRAIN: Duration = Duration::from_millis(5);
+/// Actions that are handed over even where more are about to come.
+const MOST: usize = 64;
 
 /// What is known of how the driver learns of completions.
 #[derive(Debug, Default)]
@@ -110,9 +112,23 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 }
 
+/// Whether so many actions, `before` at the turn's start and `now`, are still gathered. Those that are
+/// not joined by others are handed over, however busy the requests that end at once keep this end.
+pub(super) fn grows(before: usize, now: usize) -> bool {
+    before < now && now < MOST
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_grow_is_handed_over() {
+        assert!(grows(0, 1) && grows(3, 7) && grows(62, 63));
+        assert!(!grows(7, 7), "requests that end at once came instead");
+        assert!(!grows(60, 64), "there are enough");
+        assert!(!grows(0, 0));
+    }
 
     #[test]
     fn who_wants_to_be_told_of_nothing_for_long_polls() {
