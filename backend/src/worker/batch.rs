@@ -24,8 +24,10 @@ const STEP_EVERY: usize = 8;
 /// Chains of a batch whose I/O is handed over before the rest is taken, where the worker has nothing
 /// else in flight.
 const HEAD_START: usize = 8;
-const _: () = assert!(BATCH.is_multiple_of(GROUP));
-const _: () = assert!(STEP_EVERY.is_multiple_of(GROUP) && HEAD_START.is_multiple_of(GROUP));
+/// Chains taken when more is handed over after a head start: the disk is about to have done that.
+const SECOND_PART: usize = 20;
+const _: () = assert!(BATCH.is_multiple_of(GROUP) && STEP_EVERY.is_multiple_of(GROUP));
+const _: () = assert!(HEAD_START.is_multiple_of(GROUP) && SECOND_PART.is_multiple_of(GROUP));
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Takes what the guest made available: a batch at most, give or take a group.
@@ -33,7 +35,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if !self.is_serving() {
             return false;
         }
-        let mut taken = 0;
+        let (mut taken, mut started) = (0, false);
         while taken < BATCH {
             let count = self.take_group();
             taken += count;
@@ -46,7 +48,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.drive();
             } else {
                 if taken == HEAD_START {
-                    self.give_head_start();
+                    started = self.give_head_start();
+                } else if taken == SECOND_PART && started {
+                    self.give_second_part();
                 }
                 self.reap();
             }
@@ -58,10 +62,20 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Hands over what is queued where there is nothing else in flight and there are more chains:
     /// the disk works while those are prepared, which takes about as long. What the engine is to
-    /// gather stays behind.
-    fn give_head_start(&mut self) {
+    /// gather stays behind. True where it did.
+    fn give_head_start(&mut self) -> bool {
         let alone = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
-        if alone && self.unsubmitted > 0 && self.has_work() {
+        let gives = alone && self.unsubmitted > 0 && self.has_work();
+        if gives {
+            self.hand_over();
+        }
+        gives
+    }
+
+    /// After a head start: a disk that has done that before the rest comes tells of it, and falls
+    /// idle again. With a driver that polls it costs more than it brings.
+    fn give_second_part(&mut self) {
+        if self.unsubmitted > 0 && self.has_work() && !self.is_refilled() {
             self.hand_over();
         }
     }

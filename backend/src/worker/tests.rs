@@ -178,7 +178,8 @@ fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
 /// which there is no rest goes out as the worker waits for it.
 #[test]
 fn an_idle_disk_has_the_first_of_a_batch_at_once() {
-    for (batch, parts) in [(20, &[8, 12][..]), (12, &[8, 4]), (8, &[8]), (5, &[5])] {
+    let cases = [(21, &[8, 12, 1][..]), (20, &[8, 12]), (12, &[8, 4]), (8, &[8]), (5, &[5])];
+    for (batch, parts) in cases {
         let mut bench = Bench::new(true);
         bench.disk.takes_time.store(true, Ordering::SeqCst);
         (0..batch).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
