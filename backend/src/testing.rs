@@ -25,7 +25,7 @@ use crate::binding::{
 use crate::memory::{gather, scatter};
 use crate::worker::{ResumeWith, WorkerHandle, new_eventfd, signal};
 
-pub(crate) use driver::{Driver, MEMORY_SIZE, USER_BASE, shared_memory};
+pub(crate) use driver::{Driver, MEMORY_SIZE, SIZE, USER_BASE, shared_memory};
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

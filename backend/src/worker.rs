@@ -35,7 +35,7 @@ use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
-use driver::{DriverWatch, grows};
+use driver::{DriverWatch, still_grows};
 use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
@@ -214,7 +214,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // call in which it waits, or before it polls; one that goes on submits what it had before,
         // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let grows = self.is_refilled() && grows(before, self.unsubmitted);
+        let grows = self.is_refilled() && still_grows(before, self.unsubmitted);
         let goes_on = !grows && ((before > 0 && busy) || self.has_work());
         let submits = self.unsubmitted > 0 && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
@@ -497,7 +497,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
         let mut vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
         if self.polling == Polling::Always {
-            // Where it sleeps all the same its ring is not served: no kick is waited for.
+            // A kick would cost the driver a system call for nothing: where this end sleeps all the
+            // same, its ring is not served, and what ends that comes by mail.
             vring.disarm();
         }
         self.flights.resize(vring.size());

@@ -18,7 +18,8 @@ pub(crate) const MEMORY_SIZE: u64 = 4 << 20;
 pub(crate) const USER_BASE: u64 = 0x7000_0000_0000;
 
 const RING_SPACE: u64 = 1 << 20;
-const SIZE: u16 = 64;
+/// Descriptors of a ring.
+pub(crate) const SIZE: u16 = 128;
 const AVAILABLE: u64 = 0x4000;
 const USED: u64 = 0x6000;
 const HEADERS: u64 = 0x8000;

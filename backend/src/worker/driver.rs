@@ -114,7 +114,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
 /// Whether so many actions, `before` at the turn's start and `now`, are still gathered. Those that are
 /// not joined by others are handed over, however busy the requests that end at once keep this end.
-pub(super) fn grows(before: usize, now: usize) -> bool {
+pub(super) fn still_grows(before: usize, now: usize) -> bool {
     before < now && now < MOST
 }
 
@@ -124,10 +124,10 @@ mod tests {
 
     #[test]
     fn what_does_not_grow_is_handed_over() {
-        assert!(grows(0, 1) && grows(3, 7) && grows(62, 63));
-        assert!(!grows(7, 7), "requests that end at once came instead");
-        assert!(!grows(60, 64), "there are enough");
-        assert!(!grows(0, 0));
+        assert!(still_grows(0, 1) && still_grows(3, 7) && still_grows(62, 63));
+        assert!(!still_grows(7, 7), "requests that end at once came instead");
+        assert!(!still_grows(60, 64), "there are enough");
+        assert!(!still_grows(0, 0));
     }
 
     #[test]

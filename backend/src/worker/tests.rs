@@ -1,7 +1,7 @@
 use super::*;
 use crate::memory::GuestMemory;
 use crate::testing::{
-    Driver, PATIENCE, TestBinding, TestDisk, TestStep, TestTable, eventually, shared_memory,
+    Driver, PATIENCE, SIZE, TestBinding, TestDisk, TestStep, TestTable, eventually, shared_memory,
 };
 use crate::vring::{Region, VringError};
 use snapblk_store::io::IoOp;
@@ -65,6 +65,11 @@ impl Bench {
 
     fn suspend(&self, flush: bool) {
         self.worker.suspend(flush).wait(PATIENCE).unwrap().unwrap();
+    }
+
+    fn resume(&self) {
+        let table = ResumeWith::Table(Some(self.binding.table()));
+        self.worker.resume(table).wait(PATIENCE).unwrap().unwrap();
     }
 }
 
@@ -178,7 +183,7 @@ fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
 /// which there is no rest goes out as the worker waits for it.
 #[test]
 fn an_idle_disk_has_the_first_of_a_batch_at_once() {
-    let cases = [(21, &[8, 12, 1][..]), (20, &[8, 12]), (12, &[8, 4]), (8, &[8]), (5, &[5])];
+    let cases = [(24, &[8, 12, 4][..]), (20, &[8, 12]), (12, &[8, 4]), (8, &[8]), (5, &[5])];
     for (batch, parts) in cases {
         let mut bench = Bench::new(true);
         bench.disk.takes_time.store(true, Ordering::SeqCst);
@@ -201,18 +206,18 @@ fn a_disk_that_is_at_work_has_a_batch_as_a_whole() {
     let mut bench = Bench::new(true);
     bench.disk.takes_time.store(true, Ordering::SeqCst);
     bench.disk.hold(true);
-    (12..16).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
+    (24..28).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
     bench.start();
     bench.disk.await_count(IoOp::Read, 4);
-    (0..12).for_each(|slot| bench.driver.prepare(slot, 0, u64::from(slot), &[0; 512]));
+    (0..24).for_each(|slot| bench.driver.prepare(slot, 0, u64::from(slot), &[0; 512]));
     bench.driver.show();
     bench.driver.kick();
-    bench.disk.await_count(IoOp::Read, 16);
+    bench.disk.await_count(IoOp::Read, 28);
     bench.disk.hold(false);
-    (0..16).for_each(|_| _ = bench.driver.await_used());
+    (0..28).for_each(|_| _ = bench.driver.await_used());
     let handed_over: Vec<_> =
         handed_over(&bench.disk).into_iter().map(|(count, looks, _)| (count, looks)).collect();
-    assert_eq!(handed_over, [(4, 4), (12, 16)]);
+    assert_eq!(handed_over, [(4, 4), (24, 28)]);
 }
 
 #[test]
@@ -390,7 +395,7 @@ fn held_requests_wait_in_the_region_of_a_ring_that_stops() {
     let mut bench = Bench::new(true);
     bench.disk.indirect.store(true, Ordering::SeqCst);
     let shared = GuestMemory::anonymous(0x1000, 0);
-    bench.start_with(|start| start.inflight = Region::of(&shared, 0, 64));
+    bench.start_with(|start| start.inflight = Region::of(&shared, 0, SIZE));
     bench.disk.fill(true);
     bench.driver.ask(0, 1, 8, &[1; 512]);
     bench.driver.ask(1, 0, 0, &[0; 512]);
@@ -400,7 +405,7 @@ fn held_requests_wait_in_the_region_of_a_ring_that_stops() {
     assert_eq!((bench.driver.next_used(), bench.driver.status(0)), (None, 0xff));
     bench.disk.fill(false);
     bench.start_with(|start| {
-        start.inflight = Region::of(&shared, 0, 64);
+        start.inflight = Region::of(&shared, 0, SIZE);
         start.setup.base = 2;
     });
     assert_eq!((bench.driver.await_used().0, bench.driver.status(0)), (0, 0));
@@ -502,7 +507,7 @@ fn heads_that_cannot_be() {
     bench.disk.hold(true);
     bench.driver.ask(0, 1, 0, &[1; 512]);
     bench.driver.publish(0);
-    bench.driver.publish(64);
+    bench.driver.publish(SIZE);
     bench.driver.publish(u16::MAX);
     bench.driver.kick();
     assert_eq!(bench.driver.await_used(), (0, 0), "the second is given back untouched");

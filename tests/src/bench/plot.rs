@@ -119,7 +119,7 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
 fn colour(report: &Report, server: &str) -> &'static str {
     match server {
         "snapblk" => OWN[0],
-        "fio" | "syscalls" | "copy" | "read-twice" => MACHINE,
+        "fio" | "fio-durable" | "syscalls" | "copy" | "read-twice" => MACHINE,
         own if own.starts_with("snapblk") => OWN[1],
         _ => {
             let index = report.versions.iter().position(|version| version.name == server);

@@ -6,6 +6,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create
 use vhost::vhost_user::message::VhostUserInflight;
 
 use super::*;
+use crate::testing::SIZE;
 
 fn layout(queues: u16, descriptors: u16) -> VhostUserInflight {
     VhostUserInflight::new(0, 0, queues, descriptors)
@@ -35,10 +36,10 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     let (dead, next) = (Dead(Server::new(2)), Server::new(2));
     let mut front = dead.0.connect();
     front.negotiate();
-    let (area, file) = front.vhost.get_inflight_fd(&layout(2, 64)).unwrap();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(2, SIZE)).unwrap();
     // Of 16 bytes a descriptor and 16 more, rounded up to 64.
-    assert_eq!((area.mmap_size, area.mmap_offset), (2 * 1088, 0));
-    assert_eq!((area.num_queues, area.queue_size), (2, 64));
+    assert_eq!((area.mmap_size, area.mmap_offset), (2 * 2112, 0));
+    assert_eq!((area.num_queues, area.queue_size), (2, SIZE));
     assert!(fcntl_get_seals(&file).unwrap().contains(SealFlags::SHRINK));
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
     front.start(2);
@@ -75,7 +76,7 @@ fn who_resumes_a_ring_interrupts_its_driver() {
     let server = Server::new(1);
     let mut front = server.connect();
     front.negotiate();
-    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
     front.start(1);
     let mut fds = [rustix::event::PollFd::new(&front.drivers[0].call, PollFlags::IN)];
@@ -91,7 +92,7 @@ fn areas_that_cannot_be_are_refused() {
     for bad in [layout(2, 64), layout(1, 63), layout(1, 2048), layout(u16::MAX, u16::MAX)] {
         assert!(front.vhost.get_inflight_fd(&bad).is_err(), "no descriptor comes with it");
     }
-    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
     let short = File::from(memfd_create("short", MemfdFlags::CLOEXEC).unwrap());
     ftruncate(&short, area.mmap_size - 1).unwrap();
     let mut refused = |change: fn(&mut VhostUserInflight), file: &File| {
@@ -105,7 +106,7 @@ fn areas_that_cannot_be_are_refused() {
     assert!(refused(|area| area.mmap_offset = 64, &file), "not aligned");
     assert!(refused(|area| area.mmap_offset = u64::MAX - 63, &file));
     assert!(refused(|area| area.num_queues = 2, &file));
-    assert!(refused(|area| area.queue_size = 128, &file));
+    assert!(refused(|area| area.queue_size = 2 * SIZE, &file));
     assert!(refused(|area| area.queue_size = 48, &file));
     assert!(refused(|_| (), &File::open("/dev/null").unwrap()));
     assert!(!refused(|_| (), &file));
@@ -117,7 +118,7 @@ fn areas_that_cannot_be_are_refused() {
     front.describe(0, 0);
     assert!(front.vhost.set_vring_kick(0, &front.kicks[0]).is_err());
     front.vhost.get_vring_base(0).unwrap();
-    let (area, file) = front.vhost.get_inflight_fd(&layout(1, 64)).unwrap();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
     front.start(1);
     assert!(front.vhost.set_inflight_fd(&area, file.as_raw_fd()).is_err(), "it is in use");

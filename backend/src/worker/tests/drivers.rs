@@ -29,12 +29,7 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     assert!(at_once(&bench));
     // It comes to rest as ever, and who sets the ring up anew is another driver.
     bench.suspend(true);
-    bench
-        .worker
-        .resume(ResumeWith::Table(Some(bench.binding.table())))
-        .wait(PATIENCE)
-        .unwrap()
-        .unwrap();
+    bench.resume();
     eight_at_once(&mut bench, 10, Driver::spin_for_used);
     assert!(at_once(&bench));
     bench.worker.stop_ring().wait(PATIENCE).unwrap();
@@ -42,6 +37,25 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     bench.start();
     assert!(!at_once(&bench));
     eight_at_once(&mut bench, 10, Driver::await_used);
+}
+
+/// Its limit is system calls: of a batch, it has the head start alone.
+#[test]
+fn a_driver_that_polls_has_a_batch_in_two_parts() {
+    let mut bench = Bench::new(true);
+    bench.disk.takes_time.store(true, Ordering::SeqCst);
+    bench.start();
+    eight_at_once(&mut bench, 600, Driver::spin_for_used);
+    bench.suspend(true);
+    bench.disk.steps.lock().unwrap().clear();
+    let since = bench.driver.available();
+    (0..24).for_each(|n| bench.driver.prepare(n, 0, n.into(), &[0; 512]));
+    bench.driver.show();
+    bench.driver.kick_if_asked(since);
+    bench.resume();
+    (0..24).for_each(|_| _ = bench.driver.spin_for_used());
+    let counts: Vec<_> = handed_over(&bench.disk).iter().map(|&(count, ..)| count).collect();
+    assert_eq!(counts, [8, 16]);
 }
 
 #[test]

@@ -17,8 +17,8 @@ use crate::io::{Errno, IoOp};
 use crate::request::Op;
 use crate::target::Decision;
 
-/// Writes on their way at a time, about; and as many whose bytes are being read meanwhile, so that a
-/// disk which has done the ones finds the others.
+/// Writes whose bytes are being read at a time, about. These and the writes on their way are twice as
+/// many at most: a disk that has done some finds others.
 const DEPTH: u32 = 64;
 
 /// Bytes that are read together.

@@ -209,6 +209,10 @@ impl Host {
     pub(super) fn in_flight(&self) -> usize {
         self.flights.len()
     }
+
+    pub(super) fn bytes_in_flight(&self) -> u64 {
+        self.flights.iter().map(|flight| flight.action.len).sum()
+    }
 }
 
 /// An action that fails: `skip` more of its kind are let through first.

@@ -66,7 +66,8 @@ pub(super) fn scattered(
         let (sample, _) = limit::fio(&Job::RANDOM_WRITES, &file, seconds, cpu, seed)?;
         plain.push(sample.iops() * Job::RANDOM_WRITES.block as f64 / MIB);
         ground.settle()?;
-        let taken = limit::fio_durable(&Job::RANDOM_WRITES, &file, bytes, cpu, seed)?;
+        let other = seed + run.settings.repetitions as u64;
+        let taken = limit::fio_durable(&Job::RANDOM_WRITES, &file, bytes, cpu, other)?;
         durable.push(bytes as f64 / MIB / taken.as_secs_f64());
     }
     let fio = Contender { name: "fio".to_owned(), kind: Kind::Fio }.version()?;
