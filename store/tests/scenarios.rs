@@ -348,6 +348,16 @@ fn s70_a_kill_costs_no_room() {
 }
 
 #[test]
+fn s35_a_store_is_durably_invalid_before_what_it_did_not_keep_is_overwritten() {
+    each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
+        world.sim.add_fault(fault(FileId(1), IoOp::Write, 1));
+        assert_eq!(world.one(req(0, Op::Write, 0, 8)), Ok(OK));
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid);
+    });
+}
+
+#[test]
 fn s35_an_invalid_header_that_a_killed_process_wrote_and_did_not_sync_stays() {
     each(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), |world| {
         world.sim.add_fault(fault(FileId(1), IoOp::Write, 1));
