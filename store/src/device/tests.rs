@@ -168,6 +168,24 @@ fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
 }
 
+/// Scenario 71, over an overlay: what its store owes is committed by a flush of the one above it.
+#[test]
+fn a_flush_of_a_new_overlay_commits_what_the_one_below_owes() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "store");
+    world.carry_out("disk", Op::Write, 8);
+    let below = world.table("disk").exceptions()[0].store().clone();
+    let owed = || below.log().next().0 - below.log().committed().0;
+    assert_ne!(owed(), 0);
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    world.overlay("disk", "store2");
+    assert_ne!(owed(), 0, "nobody has flushed the disk yet");
+    assert!(world.synced("disk").contains(&below.file()));
+    assert_eq!(owed(), 0);
+}
+
 /// What a read and a flush cost does not grow with the number of layers, neither in a chain that
 /// grew nor in one that was opened again.
 #[test]

@@ -2,6 +2,14 @@
 
 use super::*;
 
+/// A worker over a disk that takes time, with its ring started.
+fn over_a_disk() -> Bench {
+    let mut bench = Bench::new(true);
+    bench.disk.takes_time.store(true, Ordering::SeqCst);
+    bench.start();
+    bench
+}
+
 /// `rounds` times eight writes at once, whose ends the driver waits for by `wait`.
 fn eight_at_once(bench: &mut Bench, rounds: u64, wait: fn(&mut Driver) -> (u32, u32)) {
     for round in 0..rounds {
@@ -19,9 +27,7 @@ fn eight_at_once(bench: &mut Bench, rounds: u64, wait: fn(&mut Driver) -> (u32, 
 
 #[test]
 fn a_driver_that_polls_has_completions_posted_at_once() {
-    let mut bench = Bench::new(true);
-    bench.disk.takes_time.store(true, Ordering::SeqCst);
-    bench.start();
+    let mut bench = over_a_disk();
     eight_at_once(&mut bench, 600, Driver::await_used);
     let at_once = |bench: &Bench| bench.disk.posts_at_once.load(Ordering::SeqCst);
     assert!(!at_once(&bench), "it sleeps");
@@ -42,9 +48,7 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
 /// Its limit is system calls: of a batch, it has the head start alone.
 #[test]
 fn a_driver_that_polls_has_a_batch_in_two_parts() {
-    let mut bench = Bench::new(true);
-    bench.disk.takes_time.store(true, Ordering::SeqCst);
-    bench.start();
+    let mut bench = over_a_disk();
     eight_at_once(&mut bench, 600, Driver::spin_for_used);
     bench.suspend(true);
     bench.disk.steps.lock().unwrap().clear();
