@@ -4,7 +4,7 @@ use super::*;
 
 /// A worker over a disk that takes time, with its ring started.
 fn over_a_disk() -> Bench {
-    let mut bench = Bench::new(true);
+    let bench = Bench::new(true);
     bench.disk.takes_time.store(true, Ordering::SeqCst);
     bench.start();
     bench
