@@ -208,13 +208,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     fn turn(&mut self) -> bool {
         let mut busy = self.read_mail();
         let before = self.unsubmitted;
-        busy |= self.take_batch();
+        let took = self.take_batch();
+        busy |= took;
         busy |= self.drive();
         // But for the head start of a batch: a worker that is about to sleep submits by the system
         // call in which it waits, or before it polls; one that goes on submits what it had before,
         // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let grows = self.is_refilled() && still_grows(before, self.unsubmitted);
+        let grows = self.is_refilled() && still_grows(took, before, self.unsubmitted);
         let goes_on = !grows && ((before > 0 && busy) || self.has_work());
         let submits = self.unsubmitted > 0 && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {

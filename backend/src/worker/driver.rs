@@ -112,10 +112,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 }
 
-/// Whether so many actions, `before` at the turn's start and `now`, are still gathered. Those that are
-/// not joined by others are handed over, however busy the requests that end at once keep this end.
-pub(super) fn still_grows(before: usize, now: usize) -> bool {
-    before < now && now < MOST
+/// Whether so many actions, `before` at the turn's start and `now`, are still gathered, in a turn that
+/// `took` requests or none. Where requests that end at once come instead, what there is is handed over,
+/// or they would hold it back for as long as they come. Where none came, what has ended just now is
+/// about to be answered.
+pub(super) fn still_grows(took: bool, before: usize, now: usize) -> bool {
+    now < MOST && (before < now || !took)
 }
 
 #[cfg(test)]
@@ -124,10 +126,11 @@ mod tests {
 
     #[test]
     fn what_does_not_grow_is_handed_over() {
-        assert!(still_grows(0, 1) && still_grows(3, 7) && still_grows(62, 63));
-        assert!(!still_grows(7, 7), "requests that end at once came instead");
-        assert!(!still_grows(60, 64), "there are enough");
-        assert!(!still_grows(0, 0));
+        let grows = still_grows;
+        assert!(grows(true, 0, 1) && grows(true, 3, 7) && grows(true, 62, 63));
+        assert!(!grows(true, 7, 7), "requests that end at once came instead");
+        assert!(grows(false, 7, 7), "none came yet");
+        assert!(!grows(true, 60, 64) && !grows(false, 64, 64), "there are enough");
     }
 
     #[test]
