@@ -16,6 +16,7 @@ mod driver;
 mod flights;
 mod mailbox;
 mod poll;
+mod queued;
 mod quiesce;
 
 use std::collections::VecDeque;
@@ -35,13 +36,14 @@ use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
 
-use driver::{DriverWatch, still_grows};
+use driver::DriverWatch;
 use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
 pub(crate) use mailbox::{new_eventfd, signal};
 use poll::AdaptivePoll;
 pub use poll::Polling;
+use queued::Queued;
 use quiesce::Quiesce;
 
 #[cfg(test)]
@@ -134,8 +136,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     gate: Gate,
     /// I/O of its own in flight.
     direct: usize,
-    /// Actions that were queued since the system was given any.
-    unsubmitted: usize,
+    unsubmitted: Queued,
     polling: Polling,
     poll: AdaptivePoll,
     /// The same for what is in flight.
@@ -179,7 +180,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             last: Weak::new(),
             gate: Gate::Closed,
             direct: 0,
-            unsubmitted: 0,
+            unsubmitted: Queued::default(),
             polling,
             poll: AdaptivePoll::for_driver(),
             poll_io: AdaptivePoll::for_disk(),
@@ -207,7 +208,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// One turn; false where there was nothing to do.
     fn turn(&mut self) -> bool {
         let mut busy = self.read_mail();
-        let before = self.unsubmitted;
+        self.unsubmitted.begin_turn();
         let took = self.take_batch();
         busy |= took;
         busy |= self.drive();
@@ -215,9 +216,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // call in which it waits, or before it polls; one that goes on submits what it had before,
         // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;
-        let grows = self.is_refilled() && still_grows(took, before, self.unsubmitted);
-        let goes_on = !grows && ((before > 0 && busy) || self.has_work());
-        let submits = self.unsubmitted > 0 && (never_sleeps || goes_on);
+        let grows = self.is_added_to() && self.unsubmitted.still_grows(took);
+        let goes_on = !grows && ((self.unsubmitted.is_carried() && busy) || self.has_work());
+        let submits = !self.unsubmitted.is_empty() && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
             self.hand_over();
         }
@@ -271,7 +272,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         while let Some(action) = self.engine.pop_action() {
             let (segs, meta) = (self.engine.segs(&action), self.engine.meta_of(&action));
             self.io.submit(&action, segs, meta, &self.flights);
-            self.unsubmitted += 1;
+            self.unsubmitted.add();
             busy = true;
         }
         while let Some((token, status)) = self.engine.pop_finished() {
@@ -351,7 +352,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return self.disarm(armed);
         }
         let before = Instant::now();
-        self.unsubmitted = 0;
+        self.unsubmitted.hand_over();
         self.note(|io| io.wait(timeout));
         if registered {
             self.engine.woke();
@@ -378,7 +379,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Hands over what is queued, and goes on.
     fn hand_over(&mut self) {
-        self.unsubmitted = 0;
+        self.unsubmitted.hand_over();
         self.note(|io| io.enter());
     }
 

@@ -62,10 +62,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Hands over what is queued where there is nothing else in flight and there are more chains:
     /// the disk works while those are prepared, which takes about as long. What the engine is to
-    /// gather stays behind. True where it did.
+    /// gather stays behind. With a driver that polls it costs more than it brings. True where it did.
     fn give_head_start(&mut self) -> bool {
         let alone = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
-        let gives = alone && self.unsubmitted > 0 && self.has_work();
+        let gives = alone && self.has_more_behind() && !self.is_refilled();
         if gives {
             self.hand_over();
         }
@@ -73,11 +73,16 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     /// After a head start: a disk that has done that before the rest comes tells of it, and falls
-    /// idle again. With a driver that polls it costs more than it brings.
+    /// idle again.
     fn give_second_part(&mut self) {
-        if self.unsubmitted > 0 && self.has_work() && !self.is_refilled() {
+        if self.has_more_behind() {
             self.hand_over();
         }
+    }
+
+    /// Whether there are more chains behind what is queued.
+    fn has_more_behind(&self) -> bool {
+        !self.unsubmitted.is_empty() && self.has_work()
     }
 
     /// Takes a group of chains, then begins them; returns how many there were.
@@ -140,6 +145,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let data = [Seg::Guest { token, offset: 0, len }];
         self.io.submit(&action, &data, &[], &self.flights);
         self.direct += 1;
-        self.unsubmitted += 1;
+        self.unsubmitted.add();
     }
 }

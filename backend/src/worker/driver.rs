@@ -21,9 +21,6 @@ const NEXT: Duration = Duration::from_micros(3);
 const REFILL: Duration = Duration::from_micros(30);
 /// How long nothing is taken for, so that nothing is in flight, at most.
 const DRAIN: Duration = Duration::from_millis(5);
-/// Actions that are handed over even where more are about to come.
-const MOST: usize = 64;
-
 /// What is known of how the driver learns of completions.
 #[derive(Debug, Default)]
 pub(super) struct DriverWatch {
@@ -81,8 +78,18 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Whether a driver that polls keeps more than a few requests in flight: it answers each that
     /// ends with another. A worker that never sleeps waits for nothing.
     pub(super) fn is_refilled(&self) -> bool {
-        self.flights.len() > FEW
-            && self.polling == Polling::Adaptive
+        self.flights.len() > FEW && self.gathers()
+    }
+
+    /// Whether a driver that polls is adding requests: it keeps more than a few in flight, or has
+    /// come with a further one already, as after many that ended together.
+    pub(super) fn is_added_to(&self) -> bool {
+        self.gathers() && (self.flights.len() > FEW || self.has_work())
+    }
+
+    /// Whether the driver polls, and this end would rather sleep than look for what it brings.
+    fn gathers(&self) -> bool {
+        self.polling == Polling::Adaptive
             && !self.io.is_synchronous()
             && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())
     }
@@ -99,7 +106,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if !self.is_serving() || !self.is_refilled() || !self.io.posts_at_once() {
             return false;
         }
-        if self.unsubmitted > 0 && !self.io.has_answers() {
+        if !self.unsubmitted.is_empty() && !self.io.has_answers() {
             return false;
         }
         if look(REFILL, || self.has_work() || self.mailbox.is_pending()) {
@@ -109,41 +116,5 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
         while self.io.fired().is_some() {}
         ended
-    }
-}
-
-/// Whether so many actions, `before` at the turn's start and `now`, are still gathered, in a turn that
-/// `took` requests or none. Where requests that end at once come instead, what there is is handed over,
-/// or they would hold it back for as long as they come. Where none came, what has ended just now is
-/// about to be answered.
-pub(super) fn still_grows(took: bool, before: usize, now: usize) -> bool {
-    now < MOST && (before < now || !took)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_does_not_grow_is_handed_over() {
-        let grows = still_grows;
-        assert!(grows(true, 0, 1) && grows(true, 3, 7) && grows(true, 62, 63));
-        assert!(!grows(true, 7, 7), "requests that end at once came instead");
-        assert!(grows(false, 7, 7), "none came yet");
-        assert!(!grows(true, 60, 64) && !grows(false, 64, 64), "there are enough");
-    }
-
-    #[test]
-    fn who_wants_to_be_told_of_nothing_for_long_polls() {
-        let mut driver = DriverWatch::default();
-        for ended in 0..UNTOLD {
-            assert!(!driver.polls(), "after {ended}");
-            driver.ended();
-        }
-        assert!(driver.polls());
-        driver.waits();
-        assert!(!driver.polls());
-        driver.ended();
-        assert!(!driver.polls(), "it slept just now");
     }
 }

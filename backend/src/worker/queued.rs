@@ -1,0 +1,88 @@
+//! Actions that were queued since the system was given any.
+//!
+//! Owns how many there are, and how many of them there were before this turn. Never knows what an
+//! action does, nor when it is handed over.
+
+/// Actions that are handed over even where more are about to come.
+const MOST: usize = 64;
+
+/// See the module's description.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Queued {
+    all: usize,
+    /// Those that an earlier turn queued: never more than all.
+    carried: usize,
+}
+
+impl Queued {
+    /// A turn begins.
+    #[inline]
+    pub(super) fn begin_turn(&mut self) {
+        self.carried = self.all;
+    }
+
+    /// One more.
+    #[inline]
+    pub(super) fn add(&mut self) {
+        self.all += 1;
+    }
+
+    /// The system has them.
+    #[inline]
+    pub(super) fn hand_over(&mut self) {
+        *self = Queued::default();
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub(super) fn is_empty(self) -> bool {
+        self.all == 0
+    }
+
+    /// Whether one was there before this turn.
+    #[inline]
+    pub(super) fn is_carried(self) -> bool {
+        self.carried > 0
+    }
+
+    /// Whether more may still be gathered, after a turn that `took` requests or none. Where requests
+    /// that end at once come instead, what there is is handed over, or they would hold it back for as
+    /// long as they come. Where none came, what has ended just now is about to be answered.
+    #[inline]
+    pub(super) fn still_grows(self, took: bool) -> bool {
+        self.all < MOST && (self.carried < self.all || !took)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a turn that began with so many, and to which so many were added.
+    fn after(carried: usize, added: usize) -> Queued {
+        let mut queued = Queued::default();
+        (0..carried).for_each(|_| queued.add());
+        queued.begin_turn();
+        (0..added).for_each(|_| queued.add());
+        queued
+    }
+
+    #[test]
+    fn what_does_not_grow_is_handed_over() {
+        assert!(after(0, 1).still_grows(true) && after(3, 4).still_grows(true));
+        assert!(!after(7, 0).still_grows(true), "requests that end at once came instead");
+        assert!(after(7, 0).still_grows(false), "none came yet");
+        assert!(after(62, 1).still_grows(true), "there is room");
+        assert!(!after(60, 4).still_grows(true) && !after(64, 0).still_grows(false), "enough");
+    }
+
+    #[test]
+    fn what_follows_a_head_start_is_new() {
+        let mut queued = after(1, 0);
+        assert!(queued.is_carried());
+        queued.hand_over();
+        assert!(queued.is_empty());
+        queued.add();
+        assert!(!queued.is_carried() && queued.still_grows(true));
+    }
+}
