@@ -245,7 +245,7 @@ fn commit(me: &Sleeper, log: &Log) {
     let lead = |log: &Log| {
         loop {
             let upto = log.next();
-            while !log.all_ended(upto) {
+            while log.first_unended(log.committed(), upto) < upto {
                 me.sleep();
             }
             for index in log.committed().0..upto.0 {

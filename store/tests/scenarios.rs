@@ -430,10 +430,10 @@ fn s73_a_base_that_always_fails_costs_the_requests_that_need_it() {
 
 #[test]
 fn s74_writes_that_wait_for_a_commit_end_when_it_fails() {
-    let config = Config::new(Shape::Overlay { chunk: 1, store: 9600 }, 9000);
-    let mut world = World::new(Config { failures: true, claims: 2048, ..config }, 1);
+    let config = Config::new(Shape::Overlay { chunk: 1, store: 38_000 }, 36_000);
+    let mut world = World::new(Config { failures: true, claims: 8192, ..config }, 1);
     world.sim.hold(FileId(1), IoOp::Sync);
-    world.ask((0..9).map(|n| req(0, Op::Write, n * 1000, 1000)));
+    world.ask((0..9).map(|n| req(0, Op::Write, n * 4000, 4000)));
     world.run().unwrap();
     assert!(world.ended.len() < 9, "more than the ring holds is owed");
     world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));

@@ -13,6 +13,8 @@
 //! killed in before, any part may have landed. (Entries that landed but were never synced were made
 //! durable when the store was opened.)
 
+use std::collections::HashMap;
+
 use super::error::{StoreError, StoreErrorKind};
 use super::layout::{Entry, Geometry};
 use super::log::Log;
@@ -85,16 +87,22 @@ pub fn view(store: &mut OpenStore, words: &Words) -> Result<(), AdoptError> {
 
 /// What is owed and not in `store` yet, in allocation order.
 fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
-    let (owed, _) = Log::owed(words);
+    let (owed, first) = Log::owed(words);
+    let first = store.geometry.chunk_of_index(first);
+    // The newest of each, where a list that is to be refused has two.
+    let landed: HashMap<StoreChunk, Chunk> = store
+        .entries
+        .iter()
+        .filter(|(_, new)| *new >= first)
+        .map(|&(old, new)| (new, old))
+        .collect();
     let mut rest = Vec::new();
     for (index, old) in owed {
         if index >= store.next {
             rest.push((index, old));
             continue;
         }
-        let chunk = store.geometry.chunk_of_index(index);
-        let found = store.entries.iter().rev().find(|(_, new)| *new == chunk);
-        let found = found.map(|&(old, _)| old);
+        let found = landed.get(&store.geometry.chunk_of_index(index)).copied();
         if found != Some(old) {
             return Err(AdoptError::Changed { index, found, owed: old });
         }

@@ -19,15 +19,16 @@ use super::words::Words;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::units::{Chunk, DataIndex};
 
-/// Slots in the ring: how many chunks can be owed at a time. Few where a model checker walks them.
-pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 8192 };
+/// Slots in the ring: how many chunks can be owed at a time. A commit, which begins when half of them
+/// are, takes two syncs. Few where a model checker walks them.
+pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 
 /// Positions of the shared words: the header of [`Words`] comes first.
 const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
 
-/// Words that a log needs.
+/// Words that a log has. One that was made by an older version has fewer.
 pub const LOG_WORDS: usize = SLOTS + RING as usize;
 
 /// A slot, as it lies in memory.
@@ -107,8 +108,9 @@ pub struct Log {
 
 impl Log {
     /// A log in which `next` chunks were given out and committed. `words` must be
-    /// [`LOG_WORDS`] long; what they held is overwritten.
+    /// [`LOG_WORDS`] long, and all those behind the header 0.
     pub fn new(words: Words, next: DataIndex, capacity: u64) -> Self {
+        debug_assert_eq!(words.len(), LOG_WORDS);
         let log = Log {
             words,
             commits: true,
@@ -117,9 +119,6 @@ impl Log {
             joiners: AtomicU64::new(0),
             leader: AtomicU32::new(0),
         };
-        for slot in 0..RING {
-            log.words[SLOTS + slot as usize].store(0, Ordering::Relaxed);
-        }
         log.words[COMMITTED].store(next.0, Ordering::Release);
         log.words[NEXT].store(next.0, Ordering::Release);
         log
@@ -132,14 +131,14 @@ impl Log {
     }
 
     /// What a dead process's `words` say is owed: data chunks that hold acknowledged data, in
-    /// allocation order; and the first that may be owed at all.
+    /// allocation order; and the first that may be owed at all. Its ring may have been a shorter one.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
         let next = words[NEXT].load(Ordering::Acquire);
         let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
-        let first = committed.max(next.saturating_sub(RING));
+        let first = committed.max(next.saturating_sub(slots(words)));
         let mut owed: Vec<(DataIndex, Chunk)> = (first..next)
             .filter_map(|index| {
-                match Slot::from_word(words[Self::position(index)].load(Ordering::Acquire)) {
+                match Slot::from_word(words[position(words, index)].load(Ordering::Acquire)) {
                     Slot::Done(old) => Some((DataIndex(index), old)),
                     _ => None,
                 }
@@ -155,10 +154,16 @@ impl Log {
     /// is already, and that nothing does at `from`, which comes later. May be cut off by a kill.
     pub fn move_owed(words: &Words, old: Chunk, from: DataIndex, to: DataIndex) {
         let set = |at: DataIndex, slot: Slot| {
-            words[Self::position(at.0)].store(slot.to_word(), Ordering::Release);
+            words[position(words, at.0)].store(slot.to_word(), Ordering::Release);
         };
         set(to, Slot::Done(old));
         set(from, Slot::Skipped);
+    }
+
+    /// Whether so many words are enough for a log.
+    #[cfg(not(feature = "shuttle"))]
+    pub fn fits(words: &Words) -> bool {
+        words.len() > SLOTS
     }
 
     /// A copy of the words, as a file that outlives the process would have them.
@@ -247,14 +252,14 @@ impl Log {
         }
     }
 
-    /// The leader's question: are all chunks below `upto` ended? If not, the leader is woken when
-    /// the first that is not ends.
-    pub fn all_ended(&self, upto: DataIndex) -> bool {
-        for index in self.committed().0..upto.0 {
+    /// The leader's question: which is the first chunk of those from `from` on, below `upto`, that
+    /// has not ended? Its end wakes the leader. `upto` where all have.
+    pub fn first_unended(&self, from: DataIndex, upto: DataIndex) -> DataIndex {
+        for index in from.0..upto.0 {
             let slot = &self.words[Self::position(index)];
             match Slot::from_word(slot.load(Ordering::Acquire)) {
                 Slot::Done(_) | Slot::Skipped => continue,
-                Slot::Watched => return false,
+                Slot::Watched => return DataIndex(index),
                 Slot::Writing => {}
             }
             let watched = slot.compare_exchange(
@@ -264,10 +269,10 @@ impl Log {
                 Ordering::Acquire,
             );
             if watched.is_ok() {
-                return false;
+                return DataIndex(index);
             }
         }
-        true
+        upto
     }
 
     /// The entry of an ended chunk: the old chunk it holds; none where it was given up.
@@ -351,6 +356,16 @@ impl Log {
     }
 }
 
+/// Slots of a ring that lies in `words`: all behind the positions.
+fn slots(words: &Words) -> u64 {
+    words.len().saturating_sub(SLOTS) as u64
+}
+
+/// Where in `words` the slot of data chunk `index` is.
+fn position(words: &Words, index: u64) -> usize {
+    SLOTS + (index % slots(words)) as usize
+}
+
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
@@ -379,7 +394,7 @@ mod tests {
         assert_eq!(log.allocate(1 << 20), run(0, RING));
         assert_eq!(log.allocate(1), Allocation::Owed);
         assert_eq!(log.finish(DataIndex(0), Some(Chunk(9))), 0);
-        assert!(log.all_ended(DataIndex(1)));
+        assert_eq!(log.first_unended(DataIndex(0), DataIndex(1)), DataIndex(1));
         log.set_committed(DataIndex(1));
         assert_eq!(log.allocate(2), run(RING, 1));
     }
@@ -390,9 +405,9 @@ mod tests {
         assert_eq!(log.join(7), Join::Lead(Ticket(1)));
         assert_eq!(log.allocate(2), run(0, 2));
         assert_eq!(log.finish(DataIndex(1), Some(Chunk(5))), 0);
-        assert!(!log.all_ended(DataIndex(2)));
+        assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(0));
         assert_eq!(log.finish(DataIndex(0), None), 1 << 7);
-        assert!(log.all_ended(DataIndex(2)));
+        assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(2));
         assert_eq!(log.entry(DataIndex(0)), None);
         assert_eq!(log.entry(DataIndex(1)), Some(Chunk(5)));
     }
@@ -409,6 +424,28 @@ mod tests {
         assert_eq!(log.end_round(true), (0b110, None));
         assert!(log.poll(Ticket(2), 1));
         assert!(!log.is_committing());
+    }
+
+    /// As versions before this one made it.
+    #[test]
+    fn a_shorter_ring_is_read_as_long_as_it_is() {
+        const SHORT: u64 = 8192;
+        let words = Words::private(SLOTS + SHORT as usize);
+        words[COMMITTED].store(3 * SHORT - 1, Ordering::Relaxed);
+        words[NEXT].store(3 * SHORT + 2, Ordering::Relaxed);
+        for (at, old) in [(SHORT - 1, 70), (0, 80), (1, 90)] {
+            let done = Slot::Done(Chunk(old)).to_word();
+            words[SLOTS + at as usize].store(done, Ordering::Relaxed);
+        }
+        let first = 3 * SHORT - 1;
+        let owed = |olds: &[u64]| {
+            let entries = olds.iter().zip(first..);
+            entries.map(|(&old, at)| (DataIndex(at), Chunk(old))).collect::<Vec<_>>()
+        };
+        assert_eq!(Log::owed(&words), (owed(&[70, 80, 90]), DataIndex(first)));
+        Log::move_owed(&words, Chunk(90), DataIndex(first + 2), DataIndex(first + 1));
+        assert_eq!(Log::owed(&words), (owed(&[70, 90]), DataIndex(first)));
+        assert!(Log::fits(&words) && !Log::fits(&Words::private(SLOTS)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::adopt::{AdoptError, adopt, view};
 pub use super::adopt::{Gaps, tail_of};
 use super::error::StoreError;
-use super::log::LOG_WORDS;
+use super::log::{LOG_WORDS, Log};
 use super::open::OpenStore;
 use super::words::{Words, WordsHeader};
 use crate::io::shared::SharedWords;
@@ -130,9 +130,8 @@ impl Owed {
         match SharedWords::open(&self.path) {
             Ok(words) => {
                 let words = Words::Shared(words);
-                let ours = words.len() >= LOG_WORDS
-                    && self.header.is_some()
-                    && words.header() == self.header;
+                let ours =
+                    Log::fits(&words) && self.header.is_some() && words.header() == self.header;
                 Ok(ours.then_some(words))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

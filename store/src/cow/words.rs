@@ -22,9 +22,13 @@ pub enum Words {
 impl Words {
     /// Words at the front that say whose the others are.
     pub const HEADER: usize = 8;
-    /// "snapowed", the first word of a header; the last byte counts the layout's versions.
+    /// "snapowe", the first word of a header; the last byte counts the layout's versions. What is
+    /// behind a header of the first has 8192 slots at most; that of the second is as long as its file.
     #[cfg(not(feature = "shuttle"))]
-    const MAGIC: u64 = 0x736e_6170_6f77_6501;
+    const MAGIC: u64 = 0x736e_6170_6f77_6502;
+    /// The first version's.
+    #[cfg(not(feature = "shuttle"))]
+    const MAGIC_1: u64 = 0x736e_6170_6f77_6501;
 
     /// Private words, all zero.
     pub fn private(count: usize) -> Words {
@@ -32,7 +36,7 @@ impl Words {
     }
 }
 
-/// What a header says: which store, on which boot, how large its log was when it was made.
+/// What a header says: which store, on which boot.
 #[cfg(not(feature = "shuttle"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WordsHeader {
@@ -49,7 +53,8 @@ impl Words {
     /// What the header says; none where there is none, or of another layout.
     pub fn header(&self) -> Option<WordsHeader> {
         let word = |index: usize| self[index].load(Ordering::Acquire);
-        (self.len() > Self::HEADER && word(0) == Self::MAGIC).then(|| WordsHeader {
+        let is_known = |magic| magic == Self::MAGIC || magic == Self::MAGIC_1;
+        (self.len() > Self::HEADER && is_known(word(0))).then(|| WordsHeader {
             boot: u128::from(word(1)) << 64 | u128::from(word(2)),
             store: crate::io::files::Identity { dev: word(3), ino: word(4) },
             chunk_sectors: word(5) as u32,
@@ -77,5 +82,25 @@ impl Deref for Words {
             #[cfg(not(feature = "shuttle"))]
             Words::Shared(words) => words.words(),
         }
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_of_either_version_is_read_and_no_other() {
+        let words = Words::private(Words::HEADER + 1);
+        assert_eq!(words.header(), None);
+        let store = crate::io::files::Identity { dev: 7, ino: 8 };
+        let header = WordsHeader { boot: 3 << 64 | 4, store, chunk_sectors: 16 };
+        words.set_header(header);
+        assert_eq!(words[0].load(Ordering::Relaxed), Words::MAGIC);
+        assert_eq!(words.header(), Some(header));
+        words[0].store(Words::MAGIC_1, Ordering::Relaxed);
+        assert_eq!(words.header(), Some(header));
+        words[0].store(Words::MAGIC + 1, Ordering::Relaxed);
+        assert_eq!(words.header(), None);
     }
 }

@@ -65,8 +65,12 @@ pub(super) struct Round {
     store: Arc<Store>,
     tail: Box<Tail>,
     upto: DataIndex,
+    /// All below have ended.
+    ended: DataIndex,
     /// The next to be written.
     next: DataIndex,
+    /// Entries that it writes, known behind [`Stage::Collect`].
+    entries: u64,
     stage: Stage,
     /// Entries were written, and are to be synced.
     wrote: bool,
@@ -78,9 +82,11 @@ impl Round {
         &self.meta
     }
 
-    fn entries(&self) -> u64 {
+    /// Counts the entries that it writes, once all its chunks have ended.
+    fn count_entries(&mut self) {
         let log = self.store.log();
-        (self.next.0..self.upto.0).filter(|&i| log.entry(DataIndex(i)).is_some()).count() as u64
+        let chunks = (self.next.0..self.upto.0).map(DataIndex);
+        self.entries = chunks.filter(|&chunk| log.entry(chunk).is_some()).count() as u64;
     }
 }
 
@@ -238,7 +244,9 @@ impl Core {
             store,
             tail,
             upto,
+            ended: next,
             next,
+            entries: 0,
             stage: Stage::Collect,
             wrote: false,
             meta: Vec::new(),
@@ -249,7 +257,9 @@ impl Core {
 
     fn collect(&mut self, index: usize) {
         let round = &mut self.rounds[index];
-        if round.store.log().all_ended(round.upto) {
+        round.ended = round.store.log().first_unended(round.ended, round.upto);
+        if round.ended == round.upto {
+            round.count_entries();
             round.stage = Stage::Zero;
             self.zero_ahead(index);
         }
@@ -257,7 +267,7 @@ impl Core {
 
     fn zero_ahead(&mut self, index: usize) {
         let round = &mut self.rounds[index];
-        let entries = round.entries();
+        let entries = round.entries;
         let device_chunks = round.store.geometry().device_chunks;
         let tail = &round.tail;
         let area = if entries == 0 { None } else { tail.area_to_zero(entries, device_chunks) };

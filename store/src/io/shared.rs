@@ -90,16 +90,8 @@ impl SharedWords {
     fn map(file: &File, words: usize) -> io::Result<SharedWords> {
         let (len, prot) = (byte_len(words)?, ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing else.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                len,
-                prot,
-                MapFlags::SHARED | MapFlags::POPULATE,
-                file.as_fd(),
-                0,
-            )?
-        };
+        let base =
+            unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file.as_fd(), 0)? };
         SharedWords::of(base, words)
     }
 

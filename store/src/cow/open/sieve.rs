@@ -18,8 +18,7 @@ use crate::io::storage::Storage;
 use crate::units::{Chunk, StoreChunk};
 
 /// Entries that stay: what may be owed, and the block that the next one goes into.
-const NEWEST: usize = 8192 + 256;
-const _: () = assert!(NEWEST as u64 >= RING + 256);
+const NEWEST: usize = RING as usize + 256;
 /// The list is read so many times at most to find chunks that are named twice.
 const PASSES: u64 = 16;
 /// Chunks whose bits are kept at a time, at least.
