@@ -194,6 +194,12 @@ impl Vring {
                 || self.available.load_u16(INDEX, Ordering::Relaxed) != self.next)
     }
 
+    /// Chains that were completed since [`Vring::publish`].
+    #[inline]
+    pub fn untold(&self) -> u16 {
+        self.completed.wrapping_sub(self.told)
+    }
+
     /// Gives a chain back; `len` bytes of its writable part were written. The driver sees it once
     /// it is published. A head that is no descriptor of this queue has no place in the used ring
     /// and is dropped.
@@ -218,9 +224,9 @@ impl Vring {
         }
     }
 
-    /// Shows the driver what was completed. True where it wants to hear of that.
+    /// Shows the driver what was completed, if it looks for that.
     #[inline]
-    pub fn publish(&mut self) -> bool {
+    pub fn show(&mut self) {
         if self.published != self.completed {
             // Release: the entries, status bytes and data before the index.
             self.used.store_u16(INDEX, self.completed, Ordering::Release);
@@ -229,6 +235,13 @@ impl Vring {
                 inflight.shown(self.completed);
             }
         }
+    }
+
+    /// Shows the driver what was completed. True where it wants to hear of that.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        self.show();
+        let since = self.completed.wrapping_sub(std::mem::replace(&mut self.told, self.completed));
         // What is published comes before the look at whether that is waited for; the driver does
         // these two the other way round (2.7.7.2).
         fence(Ordering::SeqCst);
@@ -237,7 +250,6 @@ impl Vring {
         }
         let event = ENTRIES + 2 * usize::from(self.setup.size);
         let event = self.available.load_u16(event, Ordering::Relaxed);
-        let since = self.completed.wrapping_sub(std::mem::replace(&mut self.told, self.completed));
         self.completed.wrapping_sub(event).wrapping_sub(1) < since
     }
 

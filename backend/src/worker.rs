@@ -116,6 +116,8 @@ struct Ring {
     write_through: bool,
     /// Chains were completed that the driver was not told of.
     owes_interrupt: bool,
+    /// Bytes of requests taken since the driver was told last.
+    untold_bytes: u64,
     told_broken: bool,
     driver: DriverWatch,
 }
@@ -519,6 +521,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             enabled: start.enabled,
             write_through: start.write_through,
             owes_interrupt: false,
+            untold_bytes: 0,
             told_broken: false,
             driver: DriverWatch::default(),
         });

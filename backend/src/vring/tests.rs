@@ -81,6 +81,20 @@ fn a_kick_that_was_asked_for_by_index_is_put_off_when_this_end_is_awake() {
 }
 
 #[test]
+fn a_driver_that_looks_sees_what_it_is_not_told_of_yet() {
+    for event_idx in [false, true] {
+        let (memory, mut ring) = ring(event_idx);
+        ring.complete(0, 0);
+        ring.show();
+        assert_eq!((get(&memory, USED + 2), ring.untold()), (1, 1));
+        ring.complete(1, 0);
+        assert_eq!((get(&memory, USED + 2), ring.untold()), (1, 2));
+        assert!(ring.publish(), "it asked to hear of the first");
+        assert_eq!((get(&memory, USED + 2), ring.untold()), (2, 0));
+    }
+}
+
+#[test]
 fn interrupts_are_left_out_where_the_driver_does_not_want_them() {
     let (memory, mut ring) = ring(false);
     ring.complete(0, 0);

@@ -15,8 +15,8 @@ use crate::request::Asked;
 
 /// Chains taken from the ring before anything else has its turn.
 const BATCH: usize = 64;
-/// Chains taken before completions are looked for and the driver is told of them: while the
-/// driver works on these, the next ones are carried out.
+/// Chains taken before completions are looked for and shown to the driver: while it works on these,
+/// the next ones are carried out.
 const GROUP: usize = 4;
 /// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
 /// I/O takes its time, the engine has a batch as a whole.
@@ -54,7 +54,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 }
                 self.reap();
             }
-            self.interrupt();
+            self.interrupt_between();
         }
         self.report_broken_ring();
         taken > 0
@@ -129,6 +129,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     fn begin_data(&mut self, head: u16, op: Op, sector: Sector, len: u32) {
         let token = Token(head.into());
         let durable = op == Op::Write && self.is_write_through();
+        if let Some(ring) = &mut self.ring {
+            ring.untold_bytes += u64::from(len);
+        }
         let direct =
             if durable { None } else { self.engine.direct(op, sector.bytes(), len.into()) };
         let Some(direct) = direct else {

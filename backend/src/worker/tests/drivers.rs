@@ -45,6 +45,25 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     eight_at_once(&mut bench, 10, Driver::await_used);
 }
 
+/// To be woken costs more than a request on tmpfs; large ones are waited for less.
+#[test]
+fn a_driver_that_sleeps_is_told_of_many_at_once() {
+    let small = [(24, 2), (16, 1), (12, 1), (4, 1)].map(|(batch, told)| (batch, 512, told));
+    let large = [(12, 3), (8, 2), (5, 2)].map(|(batch, told)| (batch, 0x4000, told));
+    for (batch, len, told) in small.into_iter().chain(large) {
+        let mut bench = Bench::new(false);
+        let data = vec![0; len];
+        (0..batch).for_each(|n| bench.driver.prepare(n, 0, u64::from(n) * 32, &data));
+        bench.driver.show();
+        bench.start();
+        (0..batch).for_each(|_| _ = bench.driver.spin_for_used());
+        bench.pass_turns();
+        let mut count = [0; 8];
+        rustix::io::read(&bench.driver.call, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), told, "{batch} of {len} bytes");
+    }
+}
+
 /// Its limit is system calls: an idle disk has no head start.
 #[test]
 fn a_driver_that_polls_has_a_batch_as_a_whole() {
