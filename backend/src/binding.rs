@@ -78,6 +78,8 @@ pub trait DeviceIo: 'static {
     fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G);
     /// Whether an action has ended when [`submit`](Self::submit) returns.
     fn is_synchronous(&self) -> bool;
+    /// Whether an action takes no longer than it takes to copy.
+    fn is_in_memory(&self) -> bool;
     /// Hands what is queued to the system, without waiting.
     fn enter(&mut self) -> io::Result<()>;
     /// The next action that ended.

@@ -69,6 +69,8 @@ pub(crate) struct TestDisk {
     pub posts_at_once: AtomicBool,
     /// Something that no request asked for is always in flight.
     pub always_busy: AtomicBool,
+    /// It ends at once and is no memory all the same.
+    pub is_slow: AtomicBool,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
@@ -93,6 +95,7 @@ impl TestDisk {
             sleeps_over_io: AtomicUsize::default(),
             posts_at_once: AtomicBool::default(),
             always_busy: AtomicBool::default(),
+            is_slow: AtomicBool::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             events: Mutex::default(),
@@ -372,6 +375,10 @@ impl DeviceIo for TestIo {
 
     fn is_synchronous(&self) -> bool {
         !self.takes_time()
+    }
+
+    fn is_in_memory(&self) -> bool {
+        !self.takes_time() && !self.disk.is_slow.load(Ordering::SeqCst)
     }
 
     fn enter(&mut self) -> io::Result<()> {

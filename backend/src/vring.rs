@@ -200,6 +200,12 @@ impl Vring {
         self.completed.wrapping_sub(self.told)
     }
 
+    /// Chains that are known to wait.
+    #[inline]
+    pub fn ahead(&self) -> u16 {
+        self.seen.wrapping_sub(self.next)
+    }
+
     /// Gives a chain back; `len` bytes of its writable part were written. The driver sees it once
     /// it is published. A head that is no descriptor of this queue has no place in the used ring
     /// and is dropped.

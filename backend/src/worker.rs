@@ -116,7 +116,9 @@ struct Ring {
     write_through: bool,
     /// Chains were completed that the driver was not told of.
     owes_interrupt: bool,
-    /// Bytes of requests taken since the driver was told last.
+    /// How many requests it keeps in flight, or kept not long ago.
+    depth: u16,
+    /// Bytes of actions since the driver was told last.
     untold_bytes: u64,
     told_broken: bool,
     driver: DriverWatch,
@@ -272,6 +274,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.engine.step();
         }
         while let Some(action) = self.engine.pop_action() {
+            self.charge(&action);
             let (segs, meta) = (self.engine.segs(&action), self.engine.meta_of(&action));
             self.io.submit(&action, segs, meta, &self.flights);
             self.unsubmitted.add();
@@ -521,6 +524,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             enabled: start.enabled,
             write_through: start.write_through,
             owes_interrupt: false,
+            depth: 0,
             untold_bytes: 0,
             told_broken: false,
             driver: DriverWatch::default(),

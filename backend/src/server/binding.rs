@@ -223,6 +223,10 @@ impl DeviceIo for Io {
         Io::is_synchronous(self)
     }
 
+    fn is_in_memory(&self) -> bool {
+        Io::is_in_memory(self)
+    }
+
     fn enter(&mut self) -> io::Result<()> {
         Io::enter(self)
     }

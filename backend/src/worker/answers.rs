@@ -3,14 +3,17 @@
 //! Owns the last step of a request. Never knows how it was carried out. Keeps I10: each chain is
 //! completed once.
 
+use snapblk_store::io::{Action, IoOp};
+
 use super::{Worker, signal};
 use crate::binding::{DeviceEngine, DeviceIo};
 use crate::request::BlkStatus;
 
-/// Requests that were answered, in the midst of a batch, when a driver that sleeps is told. To wake it
-/// costs this end as much as two requests on tmpfs, and takes as long as ten or more.
+/// Requests that were answered, in the midst of a batch, when a driver that sleeps is told, where I/O
+/// ends in memory; or half of those that it keeps in flight. To wake it costs this end as much as two
+/// requests, and takes as long as ten or more.
 const ENOUGH: u16 = 16;
-/// Bytes of requests, likewise.
+/// Bytes that were read and written for requests, likewise.
 const ENOUGH_BYTES: u64 = 64 << 10;
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
@@ -75,15 +78,37 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
+    /// A batch begins, of which so many were taken: notes how many the driver keeps in flight, of
+    /// which there may be fewer on the ring now.
+    #[inline]
+    pub(super) fn note_depth(&mut self, taken: usize) {
+        let Some(ring) = &mut self.ring else { return };
+        let found = ring.vring.ahead().saturating_add(taken as u16);
+        ring.depth = found.max(ring.depth - ring.depth.div_ceil(8));
+    }
+
     /// In the midst of a batch: shows what was completed to a driver that looks for that. One that
     /// sleeps is told where that is enough for both ends to be at work.
     #[inline]
     pub(super) fn interrupt_between(&mut self) {
         let Some(ring) = &mut self.ring else { return };
-        if ring.vring.untold() >= ENOUGH || ring.untold_bytes >= ENOUGH_BYTES {
+        let most = (ring.depth / 2).min(ENOUGH);
+        let enough = ring.vring.untold() >= most || ring.untold_bytes >= ENOUGH_BYTES;
+        if enough || !self.io.is_in_memory() {
             self.interrupt();
         } else {
             ring.vring.show();
+        }
+    }
+
+    /// An action is about to be carried out: what it takes counts as time in which the driver waits.
+    /// It does not wait for a sync, nor for what has no length.
+    #[inline]
+    pub(super) fn charge(&mut self, action: &Action) {
+        let Some(ring) = &mut self.ring else { return };
+        ring.untold_bytes += action.len;
+        if !matches!(action.op, IoOp::Read | IoOp::Write) && self.io.is_synchronous() {
+            self.interrupt();
         }
     }
 

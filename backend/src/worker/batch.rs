@@ -38,6 +38,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let (mut taken, mut started) = (0, false);
         while taken < BATCH {
             let count = self.take_group();
+            if taken == 0 && count > 0 {
+                self.note_depth(count);
+            }
             taken += count;
             if count < GROUP && !self.refill_goes_on() {
                 break;
@@ -129,9 +132,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     fn begin_data(&mut self, head: u16, op: Op, sector: Sector, len: u32) {
         let token = Token(head.into());
         let durable = op == Op::Write && self.is_write_through();
-        if let Some(ring) = &mut self.ring {
-            ring.untold_bytes += u64::from(len);
-        }
         let direct =
             if durable { None } else { self.engine.direct(op, sector.bytes(), len.into()) };
         let Some(direct) = direct else {
@@ -145,6 +145,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             segs: (0, 1),
             tag: Tag(OWN_TAG | u64::from(head)),
         };
+        self.charge(&action);
         let data = [Seg::Guest { token, offset: 0, len }];
         self.io.submit(&action, &data, &[], &self.flights);
         self.direct += 1;

@@ -21,6 +21,7 @@ const NEXT: Duration = Duration::from_micros(3);
 const REFILL: Duration = Duration::from_micros(30);
 /// How long nothing is taken for, so that nothing is in flight, at most.
 const DRAIN: Duration = Duration::from_millis(5);
+
 /// What is known of how the driver learns of completions.
 #[derive(Debug, Default)]
 pub(super) struct DriverWatch {
@@ -76,7 +77,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     /// Whether a driver that polls keeps more than a few requests in flight: it answers each that
-    /// ends with another. A worker that never sleeps waits for nothing.
+    /// ends with another.
     pub(super) fn is_refilled(&self) -> bool {
         self.flights.len() > FEW && self.gathers()
     }
@@ -84,10 +85,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Whether a driver that polls is adding requests: it keeps more than a few in flight, or has
     /// come with a further one already, as after many that ended together.
     pub(super) fn is_added_to(&self) -> bool {
-        self.gathers() && (self.flights.len() > FEW || self.has_work())
+        self.gathers() && self.is_serving() && (self.flights.len() > FEW || self.has_work())
     }
 
-    /// Whether the driver polls, and this end would rather sleep than look for what it brings.
+    /// Whether the driver polls, and this end sleeps. A worker that never sleeps waits for nothing.
     fn gathers(&self) -> bool {
         self.polling == Polling::Adaptive
             && !self.io.is_synchronous()
@@ -116,5 +117,24 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
         while self.io.fired().is_some() {}
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_to_be_told_of_nothing_for_long_polls() {
+        let mut driver = DriverWatch::default();
+        for ended in 0..UNTOLD {
+            assert!(!driver.polls(), "after {ended}");
+            driver.ended();
+        }
+        assert!(driver.polls());
+        driver.waits();
+        assert!(!driver.polls());
+        driver.ended();
+        assert!(!driver.polls(), "it slept just now");
     }
 }

@@ -1,7 +1,7 @@
 //! Actions that were queued since the system was given any.
 //!
-//! Owns how many there are, and how many of them there were before this turn. Never knows what an
-//! action does, nor when it is handed over.
+//! Owns how many there are, how many of them there were before this turn, and whether more are to be
+//! gathered. Never knows what an action does.
 
 /// Actions that are handed over even where more are about to come.
 const MOST: usize = 64;

@@ -88,6 +88,9 @@ pub fn view(store: &mut OpenStore, words: &Words) -> Result<(), AdoptError> {
 /// What is owed and not in `store` yet, in allocation order.
 fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
     let (owed, first) = Log::owed(words);
+    if owed.is_empty() {
+        return Ok(Vec::new());
+    }
     let first = store.geometry.chunk_of_index(first);
     // The newest of each, where a list that is to be refused has two.
     let landed: HashMap<StoreChunk, Chunk> = store

@@ -22,13 +22,16 @@ pub enum Words {
 impl Words {
     /// Words at the front that say whose the others are.
     pub const HEADER: usize = 8;
-    /// "snapowe", the first word of a header; the last byte counts the layout's versions. What is
-    /// behind a header of the first has 8192 slots at most; that of the second is as long as its file.
+    /// "snapowe", the first word of a header; the last byte counts the layout's versions. The second
+    /// says how many words there are.
     #[cfg(not(feature = "shuttle"))]
     const MAGIC: u64 = 0x736e_6170_6f77_6502;
     /// The first version's.
     #[cfg(not(feature = "shuttle"))]
     const MAGIC_1: u64 = 0x736e_6170_6f77_6501;
+    /// Words of the first version: 8192 slots behind what a log needs besides.
+    #[cfg(not(feature = "shuttle"))]
+    const WORDS_1: usize = 8202;
 
     /// Private words, all zero.
     pub fn private(count: usize) -> Words {
@@ -50,11 +53,19 @@ pub struct WordsHeader {
 
 #[cfg(not(feature = "shuttle"))]
 impl Words {
-    /// What the header says; none where there is none, or of another layout.
+    /// What the header says; none where there is none, of another layout, or with fewer words or
+    /// more behind it than there were.
     pub fn header(&self) -> Option<WordsHeader> {
         let word = |index: usize| self[index].load(Ordering::Acquire);
-        let is_known = |magic| magic == Self::MAGIC || magic == Self::MAGIC_1;
-        (self.len() > Self::HEADER && is_known(word(0))).then(|| WordsHeader {
+        if self.len() <= Self::HEADER {
+            return None;
+        }
+        let is_whole = match word(0) {
+            Self::MAGIC => word(6) == self.len() as u64,
+            Self::MAGIC_1 => self.len() == Self::WORDS_1,
+            _ => false,
+        };
+        is_whole.then(|| WordsHeader {
             boot: u128::from(word(1)) << 64 | u128::from(word(2)),
             store: crate::io::files::Identity { dev: word(3), ino: word(4) },
             chunk_sectors: word(5) as u32,
@@ -69,6 +80,7 @@ impl Words {
         store(3, header.store.dev);
         store(4, header.store.ino);
         store(5, u64::from(header.chunk_sectors));
+        store(6, self.len() as u64);
         store(0, Self::MAGIC);
     }
 }
@@ -89,18 +101,39 @@ impl Deref for Words {
 mod tests {
     use super::*;
 
+    const HEADER: WordsHeader = WordsHeader {
+        boot: 3 << 64 | 4,
+        store: crate::io::files::Identity { dev: 7, ino: 8 },
+        chunk_sectors: 16,
+    };
+
     #[test]
     fn a_header_of_either_version_is_read_and_no_other() {
-        let words = Words::private(Words::HEADER + 1);
+        let words = Words::private(Words::WORDS_1);
         assert_eq!(words.header(), None);
-        let store = crate::io::files::Identity { dev: 7, ino: 8 };
-        let header = WordsHeader { boot: 3 << 64 | 4, store, chunk_sectors: 16 };
-        words.set_header(header);
+        words.set_header(HEADER);
         assert_eq!(words[0].load(Ordering::Relaxed), Words::MAGIC);
-        assert_eq!(words.header(), Some(header));
+        assert_eq!(words.header(), Some(HEADER));
         words[0].store(Words::MAGIC_1, Ordering::Relaxed);
-        assert_eq!(words.header(), Some(header));
+        assert_eq!(words.header(), Some(HEADER));
         words[0].store(Words::MAGIC + 1, Ordering::Relaxed);
         assert_eq!(words.header(), None);
+    }
+
+    /// Where a slot lies follows from how many there are.
+    #[test]
+    fn words_that_were_cut_short_or_that_grew_are_not_believed() {
+        for magic in [Words::MAGIC, Words::MAGIC_1] {
+            let whole = Words::private(Words::WORDS_1);
+            whole.set_header(HEADER);
+            whole[0].store(magic, Ordering::Relaxed);
+            for len in [Words::HEADER, Words::WORDS_1 - 1, Words::WORDS_1 + 1] {
+                let other = Words::private(len);
+                for (to, from) in other.iter().zip(whole.iter()) {
+                    to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+                assert_eq!(other.header(), None, "{len} words");
+            }
+        }
     }
 }

@@ -60,6 +60,8 @@ pub struct Io {
     driver: Driver,
     /// No file that was adopted is served by the ring.
     synchronous: bool,
+    /// Nor would one be where there is a ring.
+    in_memory: bool,
     syscalls: u64,
     in_flight: usize,
     // Last, so that it goes last: see `Drop`.
@@ -90,6 +92,7 @@ impl Io {
             fired: VecDeque::new(),
             driver,
             synchronous: true,
+            in_memory: true,
             syscalls: 0,
             in_flight: 0,
             memory: Memory::new(scratch)?,
@@ -126,13 +129,20 @@ impl Io {
             self.targets[at] = Some(Box::new(Target::new(info, fixed)));
         }
         let plain = matches!(self.driver, Driver::Poll(_));
-        self.synchronous = plain || !self.targets.iter().flatten().any(|of| of.info.uring);
+        self.in_memory = !self.targets.iter().flatten().any(|of| of.info.uring);
+        self.synchronous = plain || self.in_memory;
     }
 
     /// Whether an action has ended when [`Io::submit`] returns: no file of those adopted is served
     /// by io_uring.
     pub fn is_synchronous(&self) -> bool {
         self.synchronous
+    }
+
+    /// Whether an action takes no longer than it takes to copy: no file of those adopted is on a
+    /// disk.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// Takes up an action: queues it, or carries it out where plain calls serve its file better.

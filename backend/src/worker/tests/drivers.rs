@@ -45,23 +45,59 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     eight_at_once(&mut bench, 10, Driver::await_used);
 }
 
-/// To be woken costs more than a request on tmpfs; large ones are waited for less.
+/// A worker whose driver comes with many requests at once, and counts how often it is told.
+struct Sleeper {
+    bench: Bench,
+}
+
+impl Sleeper {
+    fn new() -> Sleeper {
+        let bench = Bench::new(false);
+        bench.start();
+        Sleeper { bench }
+    }
+
+    /// `batch` reads of `len` bytes each, and a flush behind them with `flush`.
+    fn told_of(&mut self, batch: u16, len: usize, flush: bool) -> u64 {
+        let all = batch + u16::from(flush);
+        self.bench.suspend(true);
+        let driver = &mut self.bench.driver;
+        (0..batch).for_each(|n| driver.prepare(n, 0, u64::from(n) * 32, &vec![0; len]));
+        (batch..all).for_each(|n| driver.prepare(n, 4, 0, &[]));
+        driver.show();
+        driver.kick();
+        self.bench.resume();
+        (0..all).for_each(|_| _ = self.bench.driver.spin_for_used());
+        self.bench.pass_turns();
+        let mut count = [0; 8];
+        rustix::io::read(&self.bench.driver.call, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    }
+}
+
+/// To be woken costs more than a request on tmpfs; what takes longer is waited for less.
 #[test]
 fn a_driver_that_sleeps_is_told_of_many_at_once() {
-    let small = [(24, 2), (16, 1), (12, 1), (4, 1)].map(|(batch, told)| (batch, 512, told));
-    let large = [(12, 3), (8, 2), (5, 2)].map(|(batch, told)| (batch, 0x4000, told));
-    for (batch, len, told) in small.into_iter().chain(large) {
-        let mut bench = Bench::new(false);
-        let data = vec![0; len];
-        (0..batch).for_each(|n| bench.driver.prepare(n, 0, u64::from(n) * 32, &data));
-        bench.driver.show();
-        bench.start();
-        (0..batch).for_each(|_| _ = bench.driver.spin_for_used());
-        bench.pass_turns();
-        let mut count = [0; 8];
-        rustix::io::read(&bench.driver.call, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), told, "{batch} of {len} bytes");
+    for (batch, told) in [(40, 3), (24, 2), (16, 2), (12, 2), (8, 2), (4, 1), (2, 1)] {
+        assert_eq!(Sleeper::new().told_of(batch, 512, false), told, "{batch} small ones");
     }
+    for (batch, told) in [(24, 6), (12, 3), (8, 2)] {
+        assert_eq!(Sleeper::new().told_of(batch, 0x4000, false), told, "{batch} large ones");
+    }
+    assert_eq!(Sleeper::new().told_of(2, 512, true), 2, "nobody waits for another's flush");
+    let mut slow = Sleeper::new();
+    slow.bench.disk.is_slow.store(true, Ordering::SeqCst);
+    assert_eq!(slow.told_of(24, 512, false), 6, "from a disk");
+}
+
+/// Some are with the driver when a batch begins.
+#[test]
+fn how_many_a_driver_keeps_in_flight_is_remembered() {
+    let mut sleeper = Sleeper::new();
+    assert_eq!(sleeper.told_of(40, 512, false), 3);
+    assert_eq!(sleeper.told_of(12, 512, false), 1, "half of some 35 is more");
+    let told: Vec<_> = (0..20).map(|_| sleeper.told_of(12, 512, false)).collect();
+    assert_eq!(told.last(), Some(&2), "it keeps 12: {told:?}");
 }
 
 /// Its limit is system calls: an idle disk has no head start.
