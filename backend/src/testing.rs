@@ -71,6 +71,8 @@ pub(crate) struct TestDisk {
     pub always_busy: AtomicBool,
     /// It ends at once and is no memory all the same.
     pub is_slow: AtomicBool,
+    /// A driver's, and how often it was called before a sync.
+    pub watched: Mutex<Option<(OwnedFd, u64)>>,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
@@ -96,6 +98,7 @@ impl TestDisk {
             posts_at_once: AtomicBool::default(),
             always_busy: AtomicBool::default(),
             is_slow: AtomicBool::default(),
+            watched: Mutex::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             events: Mutex::default(),
@@ -156,13 +159,24 @@ impl TestDisk {
                     let zeroes = vec![0; action.len as usize];
                     self.file.write_all_at(&zeroes, action.offset).unwrap();
                 }
-                IoOp::Sync | IoOp::Clear => {}
+                IoOp::Sync => {
+                    if let Some((call, count)) = &mut *self.watched.lock().unwrap() {
+                        *count += take_calls(call);
+                    }
+                }
+                IoOp::Clear => {}
             }
             Ok(())
         };
         self.done.lock().unwrap().push(action.op);
         outcome
     }
+}
+
+/// How often a driver was called since this was asked last.
+pub(crate) fn take_calls(call: &OwnedFd) -> u64 {
+    let mut count = [0; 8];
+    rustix::io::read(call, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
 }
 
 /// Waits for something another thread does that says nothing when it did.

@@ -2,6 +2,7 @@ use super::*;
 use crate::memory::GuestMemory;
 use crate::testing::{
     Driver, PATIENCE, SIZE, TestBinding, TestDisk, TestStep, TestTable, eventually, shared_memory,
+    take_calls,
 };
 use crate::vring::{Region, VringError};
 use snapblk_store::io::IoOp;
