@@ -58,9 +58,7 @@ pub struct Io {
     done: VecDeque<Completion>,
     fired: VecDeque<u64>,
     driver: Driver,
-    /// No file that was adopted is served by the ring.
-    synchronous: bool,
-    /// Nor would one be where there is a ring.
+    /// No file that was adopted is on a disk, so that a ring would serve it.
     in_memory: bool,
     syscalls: u64,
     in_flight: usize,
@@ -91,7 +89,6 @@ impl Io {
             done: VecDeque::new(),
             fired: VecDeque::new(),
             driver,
-            synchronous: true,
             in_memory: true,
             syscalls: 0,
             in_flight: 0,
@@ -128,15 +125,13 @@ impl Io {
             };
             self.targets[at] = Some(Box::new(Target::new(info, fixed)));
         }
-        let plain = matches!(self.driver, Driver::Poll(_));
         self.in_memory = !self.targets.iter().flatten().any(|of| of.info.uring);
-        self.synchronous = plain || self.in_memory;
     }
 
     /// Whether an action has ended when [`Io::submit`] returns: no file of those adopted is served
     /// by io_uring.
     pub fn is_synchronous(&self) -> bool {
-        self.synchronous
+        self.in_memory || matches!(self.driver, Driver::Poll(_))
     }
 
     /// Whether an action takes no longer than it takes to copy: no file of those adopted is on a
