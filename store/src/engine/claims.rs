@@ -218,7 +218,7 @@ impl Core {
             let offset = self.span(table, claimed).0 - start;
             self.claims[claimed].buf = Some((buf, offset as u32));
         }
-        let mut claims = self.spare_lists.pop().unwrap_or_default();
+        let mut claims = self.spare_lists.take();
         claims.extend_from_slice(group);
         let copy = self.copies.insert(Copy { claims, outstanding: 0, failed: false });
         let issued = self.read_old(table, first, (0, end - start), (buf, 0), (Kind::Copy, 0, copy));
@@ -285,7 +285,7 @@ impl Core {
                 self.claim_failed(table, claimed, Err(Errno::EIO));
             }
         }
-        self.spare_lists.push(copy.claims);
+        self.spare_lists.give_back(copy.claims);
     }
 
     /// Gives places to the claims whose bytes are at hand, and writes them side by side. A store
@@ -342,7 +342,7 @@ impl Core {
         while done < count {
             let index = DataIndex(first.0 + done);
             let (place, together) = ex.store().place_of(index, count - done);
-            let mut claims = self.spare_lists.pop().unwrap_or_default();
+            let mut claims = self.spare_lists.take();
             claims.extend(self.gathered[exceptions].drain(..together as usize));
             let from = self.segs.len();
             for &claimed in &claims {
@@ -398,7 +398,7 @@ impl Core {
             let data = DataIndex(run.first.0 + n as u64);
             self.written(table, claimed, data, result);
         }
-        self.spare_lists.push(run.claims);
+        self.spare_lists.give_back(run.claims);
     }
 
     /// A claim's bytes are in the store, or could not be written.

@@ -10,6 +10,7 @@ use slab::Slab;
 use super::claims::{Claimed, Copy, Run};
 use super::commit::{Barrier, Round};
 use super::invalidate::Invalidation;
+use super::lists::SpareLists;
 use super::merge::{MergeJob, MergeProgress};
 use super::scratch::Scratch;
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
@@ -149,8 +150,8 @@ pub(super) struct Core {
     pub(super) slice_reads: Vec<(usize, u32, bool)>,
     /// Claims whose bytes are at hand, to be written in runs: for each of the table's exceptions.
     pub(super) gathered: Vec<VecDeque<usize>>,
-    /// Lists of claims that are not in use, so that none is allocated a copy or a run.
-    pub(super) spare_lists: Vec<Vec<usize>>,
+    /// Lists for copies and runs, so that none is allocated a copy or a run.
+    pub(super) spare_lists: SpareLists,
     pub(super) actions: VecDeque<Action>,
     pub(super) segs: Vec<Seg>,
     pub(super) finished: VecDeque<(Token, Status)>,
@@ -183,7 +184,7 @@ impl Core {
             slices_waiting: VecDeque::new(),
             slice_reads: Vec::new(),
             gathered: Vec::new(),
-            spare_lists: Vec::new(),
+            spare_lists: SpareLists::default(),
             actions: VecDeque::with_capacity(config.requests),
             segs: Vec::with_capacity(config.requests * 4),
             finished: VecDeque::with_capacity(config.requests),

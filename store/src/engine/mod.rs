@@ -18,6 +18,7 @@ mod commit;
 mod core;
 mod dispatch;
 mod invalidate;
+mod lists;
 mod merge;
 mod origin;
 mod scratch;

@@ -203,6 +203,21 @@ pub(crate) struct IoVecs {
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
+    pub(crate) fn with_room(pieces: usize) -> IoVecs {
+        IoVecs { list: Vec::with_capacity(pieces), at: 0 }
+    }
+
+    /// Pieces that there is room for.
+    pub(crate) fn room(&self) -> usize {
+        self.list.capacity()
+    }
+
+    /// Makes room for this many pieces, and forgets those that it has.
+    pub(crate) fn reserve(&mut self, pieces: usize) {
+        self.clear();
+        self.list.reserve_exact(pieces);
+    }
+
     /// Forgets all pieces and keeps the room for them.
     pub(crate) fn clear(&mut self) {
         self.list.clear();

@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use super::buffer::{GuestData, Memory, ScratchConfig};
 use super::sync::{Poller, carry_out};
-use super::transfer::{Outcome, Step, Target, Through, Transfer};
+use super::transfer::{Outcome, Step, Target, Through};
+use super::transfers::Transfers;
 use super::uring::{Event, Handle, Posting, Ring, Wait};
 use super::{Action, BufId, Completion, Errno, FileId, Files, IoOp, Seg};
 
@@ -50,9 +51,7 @@ pub struct Io {
     files: Arc<Files>,
     /// By number of file.
     targets: Vec<Option<Box<Target>>>,
-    transfers: Vec<Transfer>,
-    /// Places in `transfers` that are free.
-    free: Vec<u32>,
+    transfers: Transfers,
     /// Transfers that found the ring's queue full, first come first served.
     overflow: VecDeque<u32>,
     done: VecDeque<Completion>,
@@ -83,8 +82,7 @@ impl Io {
         Ok(Io {
             files,
             targets: Vec::new(),
-            transfers: Vec::new(),
-            free: Vec::new(),
+            transfers: Transfers::default(),
             overflow: VecDeque::new(),
             done: VecDeque::new(),
             fired: VecDeque::new(),
@@ -145,8 +143,8 @@ impl Io {
     /// `guest` knows where requests' bytes lie. Never waits for room.
     pub fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G) {
         self.in_flight += 1;
-        let slot = self.take_slot(*action);
-        let transfer = &mut self.transfers[slot as usize];
+        let slot = self.transfers.take(*action);
+        let transfer = &mut self.transfers[slot];
         for seg in segs {
             let known = match *seg {
                 Seg::Guest { token, offset, len } => {
@@ -167,11 +165,11 @@ impl Io {
             }
         }
         if action.op == IoOp::Clear {
-            self.transfers[slot as usize].pieces.fill_with_zeroes();
+            self.transfers[slot].pieces.fill_with_zeroes();
             return self.finish(slot, Ok(()));
         }
         let target = self.targets.get_mut(action.file.0 as usize);
-        let transfer = &mut self.transfers[slot as usize];
+        let transfer = &mut self.transfers[slot];
         let Some(target) = target.and_then(Option::as_deref_mut) else {
             return self.finish(slot, Err(Errno(libc::EBADF)));
         };
@@ -355,29 +353,16 @@ impl Io {
         self.memory.get(buf, offset, bytes)
     }
 
-    fn take_slot(&mut self, action: Action) -> u32 {
-        match self.free.pop() {
-            Some(slot) => {
-                self.transfers[slot as usize].reset(action);
-                slot
-            }
-            None => {
-                self.transfers.push(Transfer::new(action));
-                self.transfers.len() as u32 - 1
-            }
-        }
-    }
-
     fn finish(&mut self, slot: u32, result: Result<(), Errno>) {
-        let tag = self.transfers[slot as usize].action.tag;
-        self.transfers[slot as usize].drop_meta(&mut self.memory);
+        let tag = self.transfers[slot].action.tag;
+        self.transfers[slot].drop_meta(&mut self.memory);
         self.done.push_back(Completion { tag, result });
-        self.free.push(slot);
+        self.transfers.give_back(slot);
     }
 
     /// Does all steps of a transfer by plain calls.
     fn carry_through(&mut self, slot: u32) {
-        let transfer = &mut self.transfers[slot as usize];
+        let transfer = &mut self.transfers[slot];
         let at = transfer.action.file.0 as usize;
         let Some(target) = self.targets[at].as_deref_mut() else { return };
         let result = loop {
@@ -393,7 +378,7 @@ impl Io {
 
     /// Queues a transfer's next step; false where the queue is full.
     fn push(&mut self, slot: u32) -> bool {
-        let transfer = &self.transfers[slot as usize];
+        let transfer = &self.transfers[slot];
         let target = self.targets[transfer.action.file.0 as usize].as_deref();
         let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target) else { return false };
         let step: Step<'_> = transfer.step();
@@ -438,7 +423,7 @@ impl Io {
     }
 
     fn answered(&mut self, slot: u32, result: i32) {
-        let transfer = &mut self.transfers[slot as usize];
+        let transfer = &mut self.transfers[slot];
         let target = self.targets[transfer.action.file.0 as usize].as_deref_mut();
         let Some(target) = target else { return self.finish(slot, Err(Errno(libc::EBADF))) };
         match transfer.answer(result, target, &mut self.memory) {

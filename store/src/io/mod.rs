@@ -16,6 +16,7 @@ pub mod sim;
 pub mod storage;
 mod sync;
 mod transfer;
+mod transfers;
 mod uring;
 
 pub use ahead::Ahead;

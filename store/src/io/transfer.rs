@@ -154,16 +154,27 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    pub(crate) fn new(action: Action) -> Transfer {
+    /// With room for this many pieces.
+    pub(crate) fn new(action: Action, pieces: usize) -> Transfer {
         Transfer {
             action,
             through: Through::Main,
             done: 0,
             shape: Shape::Direct,
-            pieces: IoVecs::default(),
-            stand_in: IoVecs::default(),
+            pieces: IoVecs::with_room(pieces),
+            stand_in: IoVecs::with_room(FILL.div_ceil(ZEROES as u64) as usize),
             meta: None,
         }
+    }
+
+    /// Pieces that it has room for.
+    pub(crate) fn room(&self) -> usize {
+        self.pieces.room()
+    }
+
+    /// Makes room for this many pieces; nothing of it may be in flight.
+    pub(crate) fn reserve(&mut self, pieces: usize) {
+        self.pieces.reserve(pieces);
     }
 
     /// Takes up `action`; its pieces are to be pushed next, and then [`Transfer::start`].

@@ -99,6 +99,7 @@ impl Served {
         let expected = |seen: &Seen| seen.sizes.iter().filter(|size| sizes.contains(size)).count();
         let grew = |seen: &&Seen| expected(seen) as u64 != seen.allocations;
         let growing = found.iter().filter(grew).count();
+        eprintln!("{what}: lists grow in {growing} of {} rounds", found.len());
         assert!(growing <= found.len() / GROWING, "{what}: {growing} rounds allocate: {found:?}");
         found.iter().map(expected).sum()
     }
