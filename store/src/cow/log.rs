@@ -19,8 +19,7 @@ use super::words::Words;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::units::{Chunk, DataIndex};
 
-/// Slots in the ring: how many chunks can be owed at a time. A commit, which begins when half of them
-/// are, takes two syncs. Few where a model checker walks them.
+/// Slots in the ring of the smallest log. Few where a model checker walks them.
 pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 
 /// Positions of the shared words: the header of [`Words`] comes first.
@@ -28,8 +27,15 @@ const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
 
-/// Words that a log has. One that was made by an older version has fewer.
-pub const LOG_WORDS: usize = SLOTS + RING as usize;
+/// Words of the smallest log. One that was made by an older version has fewer.
+pub const LOG_WORDS: usize = words_for(RING);
+
+/// Words of a log with so many slots, a power of two: how many chunks can be owed at a time. A
+/// commit, which begins when half of them are, takes two syncs.
+pub const fn words_for(slots: u64) -> usize {
+    assert!(slots.is_power_of_two());
+    SLOTS + slots as usize
+}
 
 /// A slot, as it lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +103,8 @@ const ROUND: u64 = 4;
 #[derive(Debug)]
 pub struct Log {
     words: Words,
+    /// Slots in the ring, a power of two.
+    ring: u64,
     /// Whether chunks are ever committed; a transient store owes nothing.
     commits: bool,
     capacity: AtomicU64,
@@ -107,12 +115,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log in which `next` chunks were given out and committed. `words` must be
-    /// [`LOG_WORDS`] long, and all those behind the header 0.
+    /// A log in which `next` chunks were given out and committed. There must be as many `words` as
+    /// [`words_for`] some number of slots, and all those behind the header 0.
     pub fn new(words: Words, next: DataIndex, capacity: u64) -> Self {
-        debug_assert_eq!(words.len(), LOG_WORDS);
+        let ring = slots(&words);
+        assert!(ring.is_power_of_two(), "a ring of {ring} slots");
         let log = Log {
             words,
+            ring,
             commits: true,
             capacity: AtomicU64::new(capacity),
             commit: AtomicU64::new(0),
@@ -178,7 +188,7 @@ impl Log {
 
     /// Whether data chunk `index`, which is owed, holds data.
     pub fn is_done(&self, index: DataIndex) -> bool {
-        let word = self.words[Self::position(index.0)].load(Ordering::Acquire);
+        let word = self.words[self.position(index.0)].load(Ordering::Acquire);
         matches!(Slot::from_word(word), Slot::Done(_))
     }
 
@@ -216,7 +226,7 @@ impl Log {
             let room = self.capacity().saturating_sub(first);
             // `first` may be older than what is committed by now; the exchange below fails then.
             let owed = first.saturating_sub(self.committed().0);
-            let ring = if self.commits { RING - owed.min(RING) } else { u64::MAX };
+            let ring = if self.commits { self.ring - owed.min(self.ring) } else { u64::MAX };
             let count = wanted.min(room).min(ring);
             if room == 0 {
                 return Allocation::Full;
@@ -233,7 +243,7 @@ impl Log {
 
     /// Whether so much is owed that a commit should start now, before allocation has to wait.
     pub fn wants_commit(&self) -> bool {
-        self.commits && self.next().0.saturating_sub(self.committed().0) > RING / 2
+        self.commits && self.next().0.saturating_sub(self.committed().0) > self.ring / 2
     }
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the
@@ -244,7 +254,7 @@ impl Log {
             return 0;
         }
         let slot = old.map_or(Slot::Skipped, Slot::Done);
-        let was = self.words[Self::position(index.0)].swap(slot.to_word(), Ordering::AcqRel);
+        let was = self.words[self.position(index.0)].swap(slot.to_word(), Ordering::AcqRel);
         match Slot::from_word(was) {
             Slot::Writing => 0,
             Slot::Watched => 1 << self.leader.load(Ordering::Acquire),
@@ -256,7 +266,7 @@ impl Log {
     /// has not ended? Its end wakes the leader. `upto` where all have.
     pub fn first_unended(&self, from: DataIndex, upto: DataIndex) -> DataIndex {
         for index in from.0..upto.0 {
-            let slot = &self.words[Self::position(index)];
+            let slot = &self.words[self.position(index)];
             match Slot::from_word(slot.load(Ordering::Acquire)) {
                 Slot::Done(_) | Slot::Skipped => continue,
                 Slot::Watched => return DataIndex(index),
@@ -277,7 +287,7 @@ impl Log {
 
     /// The entry of an ended chunk: the old chunk it holds; none where it was given up.
     pub fn entry(&self, index: DataIndex) -> Option<Chunk> {
-        match Slot::from_word(self.words[Self::position(index.0)].load(Ordering::Acquire)) {
+        match Slot::from_word(self.words[self.position(index.0)].load(Ordering::Acquire)) {
             Slot::Done(old) => Some(old),
             Slot::Skipped => None,
             slot => panic!("data chunk {} is not ended: {slot:?}", index.0),
@@ -289,7 +299,7 @@ impl Log {
         let committed = self.committed();
         debug_assert!(committed <= upto && upto <= self.next());
         for index in committed.0..upto.0 {
-            self.words[Self::position(index)].store(Slot::Writing.to_word(), Ordering::Relaxed);
+            self.words[self.position(index)].store(Slot::Writing.to_word(), Ordering::Relaxed);
         }
         self.words[COMMITTED].store(upto.0, Ordering::Release);
     }
@@ -351,8 +361,9 @@ impl Log {
         (word >> 2) - (word & RUNNING)
     }
 
-    fn position(index: u64) -> usize {
-        SLOTS + (index % RING) as usize
+    #[inline]
+    fn position(&self, index: u64) -> usize {
+        SLOTS + (index & (self.ring - 1)) as usize
     }
 }
 
@@ -397,6 +408,24 @@ mod tests {
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(1)), DataIndex(1));
         log.set_committed(DataIndex(1));
         assert_eq!(log.allocate(2), run(RING, 1));
+    }
+
+    #[test]
+    fn a_longer_ring_lets_more_be_owed_before_a_commit() {
+        let ring = 4 * RING;
+        let log = Log::new(Words::private(words_for(ring)), DataIndex(7), 1 << 40);
+        assert_eq!(log.allocate(ring / 2), run(7, ring / 2));
+        assert!(!log.wants_commit());
+        assert_eq!(log.allocate(1), run(7 + ring / 2, 1));
+        assert!(log.wants_commit());
+        assert_eq!(log.allocate(ring), run(8 + ring / 2, ring / 2 - 1));
+        assert_eq!(log.allocate(1), Allocation::Owed);
+        for (old, index) in (7..7 + ring).enumerate() {
+            assert_eq!(log.finish(DataIndex(index), Some(Chunk(old as u64))), 0);
+        }
+        let (owed, first) = Log::owed(&log.words);
+        assert_eq!((owed.len() as u64, first), (ring, DataIndex(7)));
+        assert!(owed.iter().all(|&(index, old)| index.0 == 7 + old.0));
     }
 
     #[test]

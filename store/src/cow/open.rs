@@ -25,8 +25,7 @@ pub enum Keep {
     /// All of it, 16 bytes an exception.
     #[default]
     All,
-    /// Its newest entries alone, some thousands and an area of them: what a commit goes on behind.
-    /// The others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or
+    /// Its newest entries alone: those that may be owed, and what a commit goes on behind. The others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or
     /// a bit for each sixteenth chunk of a disk where that is more.
     Newest,
 }
@@ -43,6 +42,8 @@ pub struct OpenOptions {
     pub origin_len: Option<u64>,
     /// How much of its list stays in memory.
     pub keep: Keep,
+    /// The most entries that may be owed (`cow::owed`): these stay in memory.
+    pub owed: usize,
 }
 
 /// Takes a store's whole list as it is read, for who needs all of it once and in an order of its
@@ -134,7 +135,7 @@ pub fn open<S: Storage>(storage: &S, options: &OpenOptions) -> Result<OpenStore,
             let problem = problems(&store, options.origin_len, 1).first().copied();
             Ok((store, problem))
         }
-        Keep::Newest => Sieve::open(storage, header, options.origin_len, &mut ()),
+        Keep::Newest => Sieve::open(storage, header, options, &mut ()),
     })
 }
 
@@ -147,7 +148,7 @@ pub fn open_gathering<S: Storage>(
     options: &OpenOptions,
     gather: &mut impl Gather,
 ) -> Result<OpenStore, StoreError> {
-    open_by(storage, options, |header| Sieve::open(storage, header, options.origin_len, gather))
+    open_by(storage, options, |header| Sieve::open(storage, header, options, gather))
 }
 
 fn open_by<S: Storage>(

@@ -14,13 +14,19 @@ use std::path::{Path, PathBuf};
 use super::adopt::{AdoptError, adopt, view};
 pub use super::adopt::{Gaps, tail_of};
 use super::error::StoreError;
-use super::log::{LOG_WORDS, Log};
+use super::log::{LOG_WORDS, Log, RING, words_for};
 use super::open::OpenStore;
 use super::words::{Words, WordsHeader};
 use crate::io::shared::SharedWords;
 use crate::io::storage::Storage;
 use crate::io::{FileInfo, Identity};
-use crate::units::{Chunk, DataIndex};
+use crate::units::{Chunk, DataIndex, SECTOR_SHIFT};
+
+/// Bytes of data that a store on a disk owes when it is committed though nobody asked for it: the
+/// syncs of a commit take a disk longer than the writes before it (`docs/adr/0003-owed-file.md`).
+const OWED: u64 = 1 << 30;
+/// Slots of the largest log.
+const MOST_SLOTS: u64 = 16 * RING;
 
 /// Why what is owed could not be entered.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,8 @@ pub enum OwedError {
 #[derive(Debug)]
 pub struct Owed {
     path: PathBuf,
+    /// Words of the log that is made.
+    words: usize,
     /// What the file's header must say; none where the boot cannot be told, and nothing is kept.
     header: Option<WordsHeader>,
     /// The file that was made, told from one that a later owner made under the same name.
@@ -86,7 +94,15 @@ impl Owed {
                 None
             }
         };
-        Owed { path, header, made: None, set_aside: false }
+        let words = words_for(slots(info, chunk_sectors));
+        Owed { path, words, header, made: None, set_aside: false }
+    }
+
+    /// The most that a killed process owes the store `info`, in chunks: what its file has slots for.
+    pub fn most(info: &FileInfo) -> usize {
+        let path = path_of(&info.path, info.identity, info.block_device);
+        let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        usize::try_from(len).unwrap_or(usize::MAX) / size_of::<u64>()
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
@@ -151,7 +167,7 @@ impl Owed {
         let _ = std::fs::remove_file(&before);
         self.set_aside = set_aside && std::fs::rename(&self.path, &before).is_ok();
         let _ = std::fs::remove_file(&self.path);
-        let words = SharedWords::create(&self.path, LOG_WORDS)
+        let words = SharedWords::create(&self.path, self.words)
             .map_err(|source| OwedError::Io { path: self.path.clone(), source })?;
         let words = Words::Shared(words);
         words.set_header(header);
@@ -208,6 +224,15 @@ pub fn remove_store(store: &Path) -> io::Result<()> {
     std::fs::remove_file(store)
 }
 
+/// Slots of the log of the store `info`: twice what may be owed before a commit begins, as long as
+/// that goes on. Where the log lies in memory, and a sync costs nothing, few.
+fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
+    if info.block_device || !info.uring {
+        return RING;
+    }
+    (2 * OWED / (u64::from(chunk_sectors) << SECTOR_SHIFT)).clamp(RING, MOST_SLOTS)
+}
+
 fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
     if block_device {
         let name = format!("snapblk-{:x}-{:x}.owed", identity.dev, identity.ino);
@@ -223,4 +248,52 @@ fn boot_id() -> io::Result<u128> {
     uuid::Uuid::parse_str(text.trim())
         .map(|uuid| uuid.as_u128())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use crate::io::OpenMode;
+
+    /// A store's file, as if it were on a disk.
+    fn on_disk(dir: &Path) -> FileInfo {
+        let path = dir.join("store.cow");
+        std::fs::write(&path, [0; 4096]).expect("a file");
+        let info = FileInfo::open(&path, OpenMode::ReadWrite, false).expect("it opens");
+        FileInfo { uring: true, ..info }
+    }
+
+    #[test]
+    fn a_gib_may_be_owed_to_a_disk_and_less_where_a_sync_costs_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut info = on_disk(dir.path());
+        let slots_of = |info: &FileInfo| [1, 8, 32, 128, 2048].map(|chunk| slots(info, chunk));
+        let gib = 2 * (1 << 30) / 4096;
+        assert_eq!(slots_of(&info), [gib, gib, gib / 4, RING, RING]);
+        info.uring = false;
+        assert_eq!(slots_of(&info), [RING; 5]);
+        (info.uring, info.block_device) = (true, true);
+        assert_eq!(slots_of(&info), [RING; 5]);
+    }
+
+    #[test]
+    fn the_file_has_all_slots_and_says_how_many_may_be_owed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let info = on_disk(dir.path());
+        assert_eq!(Owed::most(&info), 0);
+        let mut owed = Owed::of(&info, 8);
+        let words = owed.create(false).expect("it is made");
+        let len = std::fs::metadata(owed.path()).expect("it is there").len();
+        assert_eq!(len, 8 * words.len() as u64);
+        assert_eq!(words.len(), words_for(16 * RING));
+        assert!(Owed::most(&info) as u64 >= 16 * RING);
+        let log = Log::new(words, DataIndex(0), 1 << 30);
+        for old in 0..3 {
+            assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
+            assert_eq!(log.finish(DataIndex(old), Some(Chunk(9 - old))), 0);
+        }
+        let found = owed.find().expect("it can be read").expect("it is this store's");
+        let expected = (0..3).map(|old| (DataIndex(old), Chunk(9 - old))).collect();
+        assert_eq!(Log::owed(&found), (expected, DataIndex(0)));
+    }
 }

@@ -109,7 +109,8 @@ impl Listed {
         len: u64,
         list: Wanted,
     ) -> Result<Listed, DeviceError> {
-        let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, ..options };
+        let owed = Owed::most(&disk.info);
+        let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, owed, ..options };
         let (store, taken) = match list {
             Wanted::Newest => (open::open(&*disk.info, &options)?, None),
             Wanted::All => {

@@ -7,7 +7,7 @@ mod suspends;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
@@ -34,10 +34,13 @@ const LEN: u64 = 2048;
 struct Switch {
     flusher: CallerFlusher,
     fails: AtomicBool,
+    /// How often it was asked to.
+    flushes: AtomicU32,
 }
 
 impl Flusher for Switch {
     fn flush(&self, table: &Arc<Table>) -> bool {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
         !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
     }
 
@@ -73,7 +76,8 @@ impl World {
         let workers = Arc::new(Workers::default());
         let options = IoOptions { uring: false, ..IoOptions::default() };
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
-        let flusher = Arc::new(Switch { flusher, fails: AtomicBool::new(false) });
+        let (fails, flushes) = (AtomicBool::new(false), AtomicU32::new(0));
+        let flusher = Arc::new(Switch { flusher, fails, flushes });
         let config = DevicesConfig {
             memory,
             direct: false,

@@ -197,8 +197,12 @@ impl Devices {
         let active = inner.device(name)?.active.clone().filter(|_| !how.noflush);
         let workers = serving(&inner, &names);
         drop(inner);
+        let flush = || active.iter().all(|active| self.flush(active));
+        // Most of it while guests go on, who stand still for the rest alone. A sync that fails says
+        // so once: both have to succeed.
+        let most = flush();
         let stopped = self.stop_workers(&workers);
-        let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active));
+        let flushed = stopped.is_ok() && flush() && most;
         let inner = &mut *self.look();
         self.came_to_rest(inner, &names);
         if let Err(error) = stopped {
@@ -326,9 +330,9 @@ impl Devices {
         }
         names.sort();
         names.dedup();
-        self.stop(inner, &names)?;
         let own = serves.then_some(name).into_iter();
-        for owner in own.chain(reopened.iter().map(|(owner, _)| owner.as_str())) {
+        let owners = own.chain(reopened.iter().map(|(owner, _)| owner.as_str()));
+        let flush = |owner| {
             if let Ok(active) = inner.active(owner)
                 && !self.flush(active)
             {
@@ -336,7 +340,11 @@ impl Devices {
                 // owes is known to whoever lies on it.
                 owe(active);
             }
-        }
+        };
+        // Most of it while guests go on, who stand still for the rest alone.
+        owners.clone().for_each(flush);
+        self.stop(inner, &names)?;
+        owners.for_each(flush);
         if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
             owe(active);

@@ -49,7 +49,8 @@ impl World {
             let origin_len = Some(self.config.sectors * 512);
             // It makes no difference here: all are among the newest.
             let keep = [Keep::All, Keep::Newest][number % 2];
-            let options = OpenOptions { chunk: Some(chunk), create: true, origin_len, keep };
+            let options =
+                OpenOptions { chunk: Some(chunk), create: true, origin_len, keep, owed: LOG_WORDS };
             open::open(&storage, &options).map_err(|error| error.to_string())?
         };
         if opened.garbage {

@@ -7,6 +7,7 @@
 //! seed repeats are the choices; at which instruction a kill hits is the machine's.
 
 mod inflight;
+mod log;
 mod overlay;
 mod rounds;
 mod snapshots;
@@ -21,6 +22,11 @@ fn scenario_70_an_overlay_outlives_kills() {
 #[test]
 fn scenario_70_an_overlay_outlives_kills_on_disk() {
     overlay::outlives_kills(Place::Disk);
+}
+
+#[test]
+fn scenario_70_an_overlay_outlives_a_kill_however_much_it_owes() {
+    log::outlives_a_kill_however_much_is_owed();
 }
 
 #[test]

@@ -10,15 +10,14 @@
 
 use std::ops::{ControlFlow, Range};
 
-use super::{Gather, OpenStore, each_entry, misplaced, scan};
+use super::{Gather, OpenOptions, OpenStore, each_entry, misplaced, scan};
 use crate::cow::error::{Problem, ProblemKind, StoreErrorKind};
 use crate::cow::layout::{Geometry, Header};
-use crate::cow::log::RING;
 use crate::io::storage::Storage;
 use crate::units::{Chunk, StoreChunk};
 
-/// Entries that stay: what may be owed, and the block that the next one goes into.
-const NEWEST: usize = RING as usize + 256;
+/// Entries that stay beside what may be owed: the block that the next one goes into.
+const BLOCK: usize = 256;
 /// The list is read so many times at most to find chunks that are named twice.
 const PASSES: u64 = 16;
 /// Chunks whose bits are kept at a time, at least.
@@ -45,6 +44,8 @@ impl Column {
 /// See the module's description.
 #[derive(Default)]
 pub(super) struct Sieve {
+    /// Entries that stay in memory, at least.
+    newest: usize,
     /// Entries that went by.
     seen: u64,
     origin_chunks: Option<u64>,
@@ -61,11 +62,12 @@ impl Sieve {
     pub(super) fn open<S: Storage>(
         storage: &S,
         header: Header,
-        origin_len: Option<u64>,
+        options: &OpenOptions,
         gather: &mut impl Gather,
     ) -> Result<(OpenStore, Option<Problem>), StoreErrorKind> {
-        let origin_chunks = origin_len.map(|len| header.chunk.count_for(len));
-        let mut sieve = Sieve { origin_chunks, ..Sieve::default() };
+        let origin_chunks = options.origin_len.map(|len| header.chunk.count_for(len));
+        let newest = options.owed + BLOCK;
+        let mut sieve = Sieve { newest, origin_chunks, ..Sieve::default() };
         let mut store = scan(storage, header, |store| sieve.see(store, gather))?;
         let highest = (sieve.seen != 0).then_some(StoreChunk(sieve.news.highest));
         store.next =
@@ -86,8 +88,8 @@ impl Sieve {
         if self.problem.is_none() {
             gather.take(&store.geometry, &store.entries[first..]);
         }
-        let old = store.entries.len().saturating_sub(NEWEST);
-        if old >= NEWEST {
+        let old = store.entries.len().saturating_sub(self.newest);
+        if old >= self.newest {
             store.entries.drain(..old);
             store.before += old as u64;
         }

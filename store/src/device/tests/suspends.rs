@@ -122,3 +122,75 @@ fn a_moment_gives_way_between_its_steps_but_not_in_its_middle() {
     assert_eq!(stopped, went, "not while the worker stands still");
     assert!(TIMES.get() >= went + 2, "after the swap");
 }
+
+/// A worker that keeps how often was flushed before it had to stop.
+struct Counting {
+    flusher: Arc<Switch>,
+    before: Mutex<Vec<u32>>,
+}
+
+impl Counting {
+    fn flushes(&self) -> u32 {
+        self.flusher.flushes.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl AttachedWorker for Counting {
+    fn stop(&self) {
+        self.before.lock().unwrap().push(self.flushes());
+        // Like a sync: it says once that it failed.
+        self.flusher.fails.store(false, Ordering::SeqCst);
+    }
+
+    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
+        Ok(())
+    }
+
+    fn go(&self, _: Arc<Table>) {}
+}
+
+fn line(at: u64) -> String {
+    format!("0 {LEN} linear {{}}/disk {at}")
+}
+
+/// A world with the device `a` and such a worker.
+fn counting() -> (World, Arc<Counting>) {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    world.device("a", &[&line(0)]).unwrap();
+    let counting =
+        Arc::new(Counting { flusher: world.flusher.clone(), before: Mutex::new(Vec::new()) });
+    let user = User { writable: true, workers: vec![counting.clone()] };
+    world.devices.attach("a", "export", user).unwrap();
+    counting.flushes();
+    (world, counting)
+}
+
+#[test]
+fn a_flush_that_failed_before_a_guest_had_to_wait_is_a_failed_one() {
+    let (world, _) = counting();
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    let failed = world.devices.suspend("a", Suspend::default()).unwrap_err();
+    assert!(matches!(failed, DeviceError::FlushFailed(_)), "{failed}");
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    world.load("a", &[&line(LEN)]).unwrap();
+    // Whoever lies on the file next syncs it before anything is promised.
+    let table = world.devices.table("a").unwrap();
+    assert!(table.flush_set().media.iter().all(|medium| medium.is_owing()));
+}
+
+/// What is owed may take a disk seconds: a guest stands still for the rest of it alone.
+#[test]
+fn what_is_owed_is_flushed_before_a_guest_has_to_wait_and_the_rest_after() {
+    let (world, counting) = counting();
+    let stops = || std::mem::take(&mut *counting.before.lock().unwrap());
+    world.devices.suspend("a", Suspend::default()).unwrap();
+    assert_eq!((stops(), counting.flushes()), (vec![1], 1), "a suspend");
+    world.devices.resume("a").unwrap();
+    counting.flushes();
+    world.load("a", &[&line(LEN)]).unwrap();
+    // It is told twice to stop: for the flush, and for the new table.
+    assert_eq!((stops(), counting.flushes()), (vec![1, 1], 0), "a new table");
+    world.devices.suspend("a", Suspend { noflush: true }).unwrap();
+    assert_eq!((stops(), counting.flushes()), (vec![0], 0), "a suspend without a flush");
+}

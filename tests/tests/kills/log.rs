@@ -1,0 +1,47 @@
+//! What a store owes on a disk: more than a log of the smallest size holds, and nothing of it was
+//! committed.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use snapblk_tests::client::Connect;
+use snapblk_tests::disk::Disk;
+use snapblk_tests::server::{Place, Scratch, ServerCommand};
+use snapblk_tests::steady::{Ask, Steady};
+
+const CHUNK: u64 = 4096;
+/// Chunks of the disk; every second half of four is written.
+const CHUNKS: u64 = 80_000;
+
+fn is_written(chunk: u64) -> bool {
+    chunk % 4 < 2
+}
+
+/// A client that is gone has had an answer to each of these writes, and asked for no flush.
+pub(crate) fn outlives_a_kill_however_much_is_owed() {
+    let scratch = Scratch::new(Place::Disk).expect("a directory");
+    let (base, store) = (scratch.sparse("base.raw", CHUNKS * CHUNK), scratch.path("store.cow"));
+    let command = ServerCommand::snapblk(&scratch).expect("snapblk").arg("--blk-file");
+    let command = command.arg(base.expect("a file")).arg("--overlay").arg(&store);
+    let server = command.start().expect("it serves");
+    let connect = Connect::to(server.socket().to_owned());
+    let mut load = Steady::connect(connect, 32, CHUNK as usize).expect("a session");
+    // As far apart as neighbours of a random order are, and none twice.
+    let order = (0..CHUNKS).map(|n| n * 30_011 % CHUNKS).filter(|&chunk| is_written(chunk));
+    let wrote = load.run(order.map(|chunk| Ask::Write(chunk * CHUNK, CHUNK as usize)));
+    assert_eq!(wrote.expect("every write ends well"), CHUNKS / 2);
+    server.kill().expect("it is killed");
+    drop(load);
+    let mut first = [0xff; 16];
+    File::open(&store).and_then(|file| file.read_exact_at(&mut first, CHUNK)).expect("an area");
+    assert_eq!(first, [0; 16], "nothing was committed: that is what this is about");
+
+    let server = command.start().expect("it serves again");
+    let mut disk = Disk::connect(server.socket()).expect("a session");
+    let content = disk.read_all().expect("it is read");
+    for (chunk, bytes) in content.chunks(CHUNK as usize).enumerate() {
+        let right = bytes.iter().all(|&byte| (byte != 0) == is_written(chunk as u64));
+        assert!(right, "chunk {chunk} is not what was written, or not");
+    }
+    server.terminate().expect("it ends");
+}
