@@ -19,11 +19,18 @@ use crate::server::{Place, Server, ServerCommand, find_in_path, find_snapblk};
 /// Layers of the long chain.
 const MANY_LAYERS: u32 = 100;
 
+/// The contender that all others are compared with.
+pub(super) const OWN: &str = "snapblk";
+/// The contender that is the same as the first, on a copy of the image.
+pub(super) const AGAIN: &str = "snapblk-again";
+
 /// What snapblk serves in jobs on a plain disk, or as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
     /// The raw image itself, and in overlay jobs a fresh overlay.
     Linear,
+    /// The same in plain jobs, on a copy of the image: what of a difference is chance.
+    Again,
     /// An overlay in which every chunk was written before.
     Mapped,
     /// So many layers, the topmost of them empty.
@@ -71,6 +78,7 @@ impl Contender {
     pub fn all(daemons: &[Daemon]) -> Vec<Self> {
         let mut all = vec![
             Self::own(),
+            Self::new(AGAIN, Kind::Snapblk(Setup::Again)),
             Self::new("snapblk-mapped", Kind::Snapblk(Setup::Mapped)),
             Self::new("snapblk-100-layers", Kind::Snapblk(Setup::Layers(MANY_LAYERS))),
             Self::new("snapblk-1-layer", Kind::Snapblk(Setup::Layers(1))),
@@ -121,7 +129,7 @@ impl Contender {
                 matches!(job.layout, Layout::Plain | Layout::Overlay | Layout::Null)
             }
             Kind::Snapblk(Setup::Origin(_)) => job.layout == Layout::Origin,
-            Kind::Snapblk(Setup::Mapped) => job.layout == Layout::Plain,
+            Kind::Snapblk(Setup::Mapped | Setup::Again) => job.layout == Layout::Plain,
             Kind::Snapblk(Setup::Layers(_)) => job.layout == Layout::Chain,
             // It never polls for good; among its ways to sleep, `native` is the fastest.
             Kind::Qemu(qemu) if job.ends == Ends::BothPoll && qemu.aio != Aio::Native => false,
@@ -194,7 +202,7 @@ impl Contender {
 
     /// snapblk, as it is set up by default.
     pub(super) fn own() -> Self {
-        Self::new("snapblk", Kind::Snapblk(Setup::Linear))
+        Self::new(OWN, Kind::Snapblk(Setup::Linear))
     }
 
     fn called(&self, program: &str, setup: &str) -> Version {
@@ -221,6 +229,7 @@ fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerComman
         (Layout::Overlay, _) => {
             (ground.image("snapblk")?, ground.fresh_overlay_dir()?.join("store.cow"))
         }
+        (_, Setup::Again) => return Ok(command.arg("--blk-file").arg(ground.image(AGAIN)?)),
         _ => return Ok(command.arg("--blk-file").arg(ground.image("snapblk")?)),
     };
     Ok(command.arg("--blk-file").arg(base).arg("--overlay").arg(store))
@@ -229,6 +238,7 @@ fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerComman
 fn describe(setup: Setup) -> String {
     match setup {
         Setup::Linear => "snapblk serve, defaults".to_owned(),
+        Setup::Again => "the same on a copy of the image".to_owned(),
         Setup::Mapped => "an overlay in which every chunk was written before".to_owned(),
         Setup::Origin(n) => format!("{n} snapshots of 4 KiB chunks, each copy durable at once"),
         Setup::Layers(1) => "an empty overlay over the image".to_owned(),

@@ -4,6 +4,7 @@
 //! anything; what is missing in the report is said to be missing. The targets themselves are in
 //! [`goals`](super::goals).
 
+use super::peer::{AGAIN, OWN};
 use super::report::{Report, Row};
 use super::stats::Spread;
 use crate::server::Place;
@@ -135,7 +136,11 @@ impl Target {
         let own = self.measure.of(own)?;
         let (other, with) = match self.against {
             Against::Nothing => return Some(Found { value: own, with: "–".to_owned() }),
-            Against::Best(who) => self.best(report, self.job, who)?,
+            Against::Best(who) => {
+                let (best, name) = self.best(report, self.job, who)?;
+                let again = self.again(report, &name, best.median);
+                (best, again.map_or(name.clone(), |it| format!("{name} (a copy of it has {it:.2})")))
+            }
             Against::BestIn(job, who) => {
                 let (best, name) = self.best(report, job, who)?;
                 (best, format!("{name} in {job}"))
@@ -148,6 +153,13 @@ impl Target {
             max: own.max / other.min,
         };
         Some(Found { value, with })
+    }
+
+    /// How many times its own figure `name` has on a copy of its image: where that is far from 1, so
+    /// is any other by chance.
+    fn again(&self, report: &Report, name: &str, median: f64) -> Option<f64> {
+        let again = self.rows(report, self.job).find(|row| row.server == AGAIN)?;
+        (name == OWN).then_some(self.measure.of(again)?.median / median)
     }
 
     /// The rows of `job` on the target's kind of file system.
@@ -273,6 +285,27 @@ mod tests {
         let target = Target { measure: Measure::Cpu, bound: Bound::AtMost(0.6), ..TARGET };
         let Outcome::FallsShort(found) = target.judge(&measured(rows)) else { panic!("2 of 3") };
         assert_eq!((&*found.with, found.value.median), ("qsd-b", 2.0 / 3.0));
+    }
+
+    #[test]
+    fn beside_itself_stands_what_it_has_of_itself() {
+        let rows = vec![
+            row("read", "snapblk", &[100.0]),
+            row("read", "snapblk-again", &[95.0]),
+            row("read", "snapblk-mapped", &[96.0]),
+            row("read", "qsd-a", &[90.0]),
+        ];
+        let report = measured(rows);
+        let target = Target {
+            subject: "snapblk-mapped",
+            against: Against::Best(Who::Only("snapblk")),
+            bound: Bound::AtLeast(0.97),
+            ..TARGET
+        };
+        let Outcome::FallsShort(found) = target.judge(&report) else { panic!("96 of 100") };
+        assert_eq!((&*found.with, found.value.median), ("snapblk (a copy of it has 0.95)", 0.96));
+        let Outcome::FallsShort(found) = TARGET.judge(&report) else { panic!("100 of 90") };
+        assert_eq!(&*found.with, "qsd-a");
     }
 
     #[test]
