@@ -14,6 +14,7 @@
 //! already running may have missed the joiner's writes, so its ticket is for the next one.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::words::Words;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -143,9 +144,7 @@ impl Log {
     /// What a dead process's `words` say is owed: data chunks that hold acknowledged data, in
     /// allocation order; and the first that may be owed at all. Its ring may have been a shorter one.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
-        let next = words[NEXT].load(Ordering::Acquire);
-        let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
-        let first = committed.max(next.saturating_sub(slots(words)));
+        let Range { start: first, end: next } = may_be_owed(words);
         let mut owed: Vec<(DataIndex, Chunk)> = (first..next)
             .filter_map(|index| {
                 match Slot::from_word(words[position(words, index)].load(Ordering::Acquire)) {
@@ -158,6 +157,12 @@ impl Log {
         let mut seen = HashSet::new();
         owed.retain(|&(_, old)| seen.insert(old));
         (owed, DataIndex(first))
+    }
+
+    /// The most that a dead process's `words` can say is owed.
+    pub fn most_owed(words: &Words) -> u64 {
+        let Range { start, end } = may_be_owed(words);
+        end - start
     }
 
     /// Says in a dead process's `words` that the data of `old` lies at `to` from now on, where it
@@ -241,9 +246,14 @@ impl Log {
         }
     }
 
+    /// Data chunks that are owed at most.
+    pub fn owes(&self) -> u64 {
+        if self.commits { self.next().0.saturating_sub(self.committed().0) } else { 0 }
+    }
+
     /// Whether so much is owed that a commit should start now, before allocation has to wait.
     pub fn wants_commit(&self) -> bool {
-        self.commits && self.next().0.saturating_sub(self.committed().0) > self.ring / 2
+        self.owes() > self.ring / 2
     }
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the
@@ -365,6 +375,13 @@ impl Log {
     fn position(&self, index: u64) -> usize {
         SLOTS + (index & (self.ring - 1)) as usize
     }
+}
+
+/// Data chunks that `words` may say are owed.
+fn may_be_owed(words: &Words) -> Range<u64> {
+    let next = words[NEXT].load(Ordering::Acquire);
+    let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
+    committed.max(next.saturating_sub(slots(words)))..next
 }
 
 /// Slots of a ring that lies in `words`: all behind the positions.

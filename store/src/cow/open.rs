@@ -25,8 +25,9 @@ pub enum Keep {
     /// All of it, 16 bytes an exception.
     #[default]
     All,
-    /// Its newest entries alone: those that may be owed, and what a commit goes on behind. The others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or
-    /// a bit for each sixteenth chunk of a disk where that is more.
+    /// Its newest entries alone: those that may be owed, and what a commit goes on behind. The
+    /// others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or a bit
+    /// for each sixteenth chunk of a disk where that is more.
     Newest,
 }
 

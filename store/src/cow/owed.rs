@@ -24,9 +24,9 @@ use crate::units::{Chunk, DataIndex, SECTOR_SHIFT};
 
 /// Bytes of data that a store on a disk owes when it is committed though nobody asked for it: the
 /// syncs of a commit take a disk longer than the writes before it (`docs/adr/0003-owed-file.md`).
-const OWED: u64 = 1 << 30;
+const OWED: u64 = 512 << 20;
 /// Slots of the largest log.
-const MOST_SLOTS: u64 = 16 * RING;
+const MOST_SLOTS: u64 = 8 * RING;
 
 /// Why what is owed could not be entered.
 #[derive(Debug, thiserror::Error)]
@@ -98,11 +98,12 @@ impl Owed {
         Owed { path, words, header, made: None, set_aside: false }
     }
 
-    /// The most that a killed process owes the store `info`, in chunks: what its file has slots for.
+    /// The most that a killed process owes the store `info`, in chunks, as its file says, whoever's
+    /// that is.
     pub fn most(info: &FileInfo) -> usize {
         let path = path_of(&info.path, info.identity, info.block_device);
-        let len = std::fs::metadata(path).map_or(0, |meta| meta.len());
-        usize::try_from(len).unwrap_or(usize::MAX) / size_of::<u64>()
+        let words = SharedWords::open(&path).ok().map(Words::Shared);
+        words.filter(Log::fits).map_or(0, |words| Log::most_owed(&words) as usize)
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
@@ -167,8 +168,21 @@ impl Owed {
         let _ = std::fs::remove_file(&before);
         self.set_aside = set_aside && std::fs::rename(&self.path, &before).is_ok();
         let _ = std::fs::remove_file(&self.path);
-        let words = SharedWords::create(&self.path, self.words)
-            .map_err(|source| OwedError::Io { path: self.path.clone(), source })?;
+        let made =
+            SharedWords::create(&self.path, self.words).or_else(|error| match error.kind() {
+                // A store that has no room any more is served, too.
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    SharedWords::create(&self.path, LOG_WORDS)
+                }
+                _ => Err(error),
+            });
+        let words = made.map_err(|source| {
+            if std::mem::take(&mut self.set_aside) {
+                // Its owner goes on, and owes what it says.
+                let _ = std::fs::rename(&before, &self.path);
+            }
+            OwedError::Io { path: self.path.clone(), source }
+        })?;
         let words = Words::Shared(words);
         words.set_header(header);
         self.made = Identity::of_path(&self.path).ok();
@@ -224,8 +238,9 @@ pub fn remove_store(store: &Path) -> io::Result<()> {
     std::fs::remove_file(store)
 }
 
-/// Slots of the log of the store `info`: twice what may be owed before a commit begins, as long as
-/// that goes on. Where the log lies in memory, and a sync costs nothing, few.
+/// Slots of the log of the store `info`: twice what may be owed before a commit begins, so that as
+/// much may be written meanwhile. On tmpfs, where a sync costs nothing, and for block devices, whose
+/// logs are memory, few.
 fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
     if info.block_device || !info.uring {
         return RING;
@@ -264,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn a_gib_may_be_owed_to_a_disk_and_less_where_a_sync_costs_nothing() {
+    fn half_a_gib_may_be_owed_to_a_disk_and_less_where_a_sync_costs_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut info = on_disk(dir.path());
         let slots_of = |info: &FileInfo| [1, 8, 32, 128, 2048].map(|chunk| slots(info, chunk));
-        let gib = 2 * (1 << 30) / 4096;
-        assert_eq!(slots_of(&info), [gib, gib, gib / 4, RING, RING]);
+        let most = 2 * (512 << 20) / 4096;
+        assert_eq!(slots_of(&info), [most, most, most / 4, RING, RING]);
         info.uring = false;
         assert_eq!(slots_of(&info), [RING; 5]);
         (info.uring, info.block_device) = (true, true);
@@ -285,15 +300,46 @@ mod tests {
         let words = owed.create(false).expect("it is made");
         let len = std::fs::metadata(owed.path()).expect("it is there").len();
         assert_eq!(len, 8 * words.len() as u64);
-        assert_eq!(words.len(), words_for(16 * RING));
-        assert!(Owed::most(&info) as u64 >= 16 * RING);
+        assert_eq!(words.len(), words_for(8 * RING));
         let log = Log::new(words, DataIndex(0), 1 << 30);
         for old in 0..3 {
             assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
             assert_eq!(log.finish(DataIndex(old), Some(Chunk(9 - old))), 0);
         }
+        assert_eq!(Owed::most(&info), 3);
+        log.set_committed(DataIndex(1));
+        assert_eq!(Owed::most(&info), 2);
         let found = owed.find().expect("it can be read").expect("it is this store's");
-        let expected = (0..3).map(|old| (DataIndex(old), Chunk(9 - old))).collect();
-        assert_eq!(Log::owed(&found), (expected, DataIndex(0)));
+        let expected = (1..3).map(|old| (DataIndex(old), Chunk(9 - old))).collect();
+        assert_eq!(Log::owed(&found), (expected, DataIndex(1)));
+    }
+
+    /// In memory, where a file that is too large is refused at once.
+    fn in_memory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").expect("a directory in memory")
+    }
+
+    #[test]
+    fn where_there_is_no_room_for_a_long_log_a_short_one_does() {
+        let dir = in_memory();
+        let mut owed = Owed { words: 1 << 40, ..Owed::of(&on_disk(dir.path()), 8) };
+        assert_eq!(owed.create(false).expect("it is made").len(), LOG_WORDS);
+    }
+
+    /// The process that serves the store goes on, and may be killed.
+    #[test]
+    fn a_file_that_was_set_aside_in_vain_is_where_it_was() {
+        let dir = in_memory();
+        let info = on_disk(dir.path());
+        let mut first = Owed::of(&info, 8);
+        let log = Log::new(first.create(false).expect("it is made"), DataIndex(0), 1 << 30);
+        assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
+        assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
+        let mut second = Owed { words: usize::MAX, ..Owed::of(&info, 8) };
+        second.create(true).expect_err("it is too long");
+        second.remove();
+        assert!(!first.discard_if_replaced());
+        let found = first.find().expect("it can be read").expect("it is this store's");
+        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
     }
 }

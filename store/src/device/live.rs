@@ -109,8 +109,7 @@ impl Listed {
         len: u64,
         list: Wanted,
     ) -> Result<Listed, DeviceError> {
-        let owed = Owed::most(&disk.info);
-        let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, owed, ..options };
+        let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, ..options };
         let (store, taken) = match list {
             Wanted::Newest => (open::open(&*disk.info, &options)?, None),
             Wanted::All => {
@@ -163,7 +162,9 @@ impl Live {
             let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
             Listed { store, taken: None }
         } else {
-            let options = OpenOptions { chunk: spec.chunk, create: true, ..OpenOptions::default() };
+            let owed = Owed::most(&disk.info);
+            let chunk = spec.chunk;
+            let options = OpenOptions { chunk, create: true, owed, ..OpenOptions::default() };
             Listed::open(&disk, options, len, list)?
         };
         let opened = &mut listed.store;

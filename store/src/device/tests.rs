@@ -24,7 +24,7 @@ use crate::lines::parse_table;
 use crate::request::{Op, Request, Token};
 use crate::table::Table;
 use crate::target::{Decision, Target};
-use crate::units::{Chunk, Sector};
+use crate::units::{Chunk, DataIndex, Sector};
 use crate::workers::{Wake, Workers};
 
 /// Sectors of every disk here.
@@ -321,6 +321,35 @@ fn what_was_owed_is_in_the_table_with_what_was_listed() {
         })
         .collect();
     assert_eq!(mapped, [(3, 3), (9, 2), (200, 4)]);
+}
+
+/// A process that was killed in the midst of a commit: the list has what the file says is owed.
+#[test]
+fn what_was_owed_and_has_landed_is_no_other_program_s() {
+    const OWED: u64 = 3000;
+    let world = World::new();
+    world.file("disk", OWED * 8);
+    std::fs::write(world.path("store"), store_of(&[])).unwrap();
+    File::options().write(true).open(world.path("store")).unwrap().set_len(16 << 20).unwrap();
+    let line = format!("0 {} snapshot {{}}/disk {{}}/store PO 8", OWED * 8);
+    world.device("snap", &[&line]).unwrap();
+    let table = world.table("snap");
+    let store = table.exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count: OWED } = store.log().allocate(OWED) else { panic!("no") };
+    for n in 0..OWED {
+        let _ = store.log().finish(DataIndex(first.0 + n), Some(Chunk(OWED - 1 - n)));
+    }
+    let owed = world.path("store.owed");
+    let before = std::fs::read(&owed).unwrap();
+    assert!(world.flusher.flush(&table));
+    let World { dir, devices, .. } = world;
+    drop((table, store, devices));
+    // As it was before the commit told of its end.
+    std::fs::write(&owed, before).unwrap();
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    let table = again.table("snap").exceptions()[0].table.clone();
+    assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
 }
 
 /// I1 and I4 for commits: when a copy says that it has finished, the base's entries are on disk.

@@ -139,7 +139,10 @@ impl Target {
             Against::Best(who) => {
                 let (best, name) = self.best(report, self.job, who)?;
                 let again = self.again(report, &name, best.median);
-                (best, again.map_or(name.clone(), |it| format!("{name} (a copy of it has {it:.2})")))
+                (
+                    best,
+                    again.map_or(name.clone(), |it| format!("{name} (a copy of it has {it:.2})")),
+                )
             }
             Against::BestIn(job, who) => {
                 let (best, name) = self.best(report, job, who)?;

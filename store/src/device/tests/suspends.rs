@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 use crate::attached::{AttachedWorker, StopError};
+use crate::cow::log::RING;
 use crate::device::serving::TIMES;
 use crate::device::{Suspend, TableKind, User};
 
@@ -193,4 +194,26 @@ fn what_is_owed_is_flushed_before_a_guest_has_to_wait_and_the_rest_after() {
     assert_eq!((stops(), counting.flushes()), (vec![1, 1], 0), "a new table");
     world.devices.suspend("a", Suspend { noflush: true }).unwrap();
     assert_eq!((stops(), counting.flushes()), (vec![0], 0), "a suspend without a flush");
+}
+
+/// A worker that leads a commit does not stop before that has ended.
+#[test]
+fn a_snapshot_flushes_ahead_where_much_is_owed_and_only_there() {
+    for (owed, flushes) in [(RING / 2, 0), (RING / 2 + 1, 1)] {
+        let world = World::new();
+        world.file("disk", LEN);
+        world.file("store", 2 * owed * 8);
+        world.device("a", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+        let flusher = world.flusher.clone();
+        let counting = Arc::new(Counting { flusher, before: Mutex::new(Vec::new()) });
+        let user = User { writable: true, workers: vec![counting.clone()] };
+        world.devices.attach("a", "export", user).unwrap();
+        let store = world.table("a").exceptions()[0].layers[0].clone();
+        let Allocation::Run { first, count } = store.log().allocate(owed) else { panic!("full") };
+        assert_eq!(count, owed);
+        (first.0..first.0 + count).for_each(|at| _ = store.log().finish(DataIndex(at), None));
+        counting.flushes();
+        world.overlay("a", "above");
+        assert_eq!(counting.before.lock().unwrap()[0], flushes, "{owed} are owed");
+    }
 }
