@@ -117,6 +117,7 @@ impl Server {
         let ((Some(name), None) | (None, Some(name))) = (c.device, c.node_name) else {
             return Err(CommandError::generic("give one of 'device' and 'node-name'"));
         };
+        self.devices.flush_ahead([name.as_str()]);
         done(self.devices.resize(&name, c.size))
     }
 

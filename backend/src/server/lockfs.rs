@@ -120,6 +120,9 @@ impl Server {
     /// `device-suspend`: the guest is frozen until the device is resumed, or its bound ends that.
     pub(super) fn suspend(&self, c: &DeviceSuspend) -> Result<Answer, CommandError> {
         let noflush = c.noflush.unwrap_or(false);
+        if !noflush {
+            self.devices.flush_ahead([c.name.as_str()]);
+        }
         if !noflush && !c.skip_lockfs.unwrap_or(false) {
             let still = self.freeze([c.name.as_str()])?;
             if !still.0.is_empty() {
@@ -136,6 +139,7 @@ impl Server {
 
     /// `device-resume`: the guest is let go where the device serves again.
     pub(super) fn resume(self: &Arc<Self>, c: &DeviceName) -> Result<Answer, CommandError> {
+        self.devices.flush_ahead([c.name.as_str()]);
         done(self.devices.resume(&c.name))?;
         self.lockfs.thaw(&c.name);
         self.merge_what_resumed(Some(&c.name));

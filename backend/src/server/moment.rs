@@ -34,6 +34,7 @@ impl Server {
         let lockfs: Vec<bool> = actions.iter().map(|action| !skips_lockfs(action)).collect();
         let actions: Vec<MomentAction> =
             actions.into_iter().map(planned).collect::<Result<_, CommandError>>()?;
+        self.devices.flush_ahead(actions.iter().filter_map(MomentAction::device));
         let frozen = actions.iter().zip(lockfs).filter(|(_, lockfs)| *lockfs);
         let still = self.freeze(frozen.filter_map(|(action, _)| action.device()))?;
         done(self.devices.take_moment(&actions, &|| still.last_word()))

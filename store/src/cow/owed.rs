@@ -102,8 +102,13 @@ impl Owed {
     /// that is.
     pub fn most(info: &FileInfo) -> usize {
         let path = path_of(&info.path, info.identity, info.block_device);
-        let words = SharedWords::open(&path).ok().map(Words::Shared);
-        words.filter(Log::fits).map_or(0, |words| Log::most_owed(&words) as usize)
+        match SharedWords::open(&path).map(Words::Shared) {
+            Ok(words) if Log::fits(&words) => Log::most_owed(&words) as usize,
+            Ok(_) => 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            // Whoever enters it may have more luck, or says why not.
+            Err(_) => MOST_SLOTS as usize,
+        }
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there

@@ -4,6 +4,7 @@
 //! that change them. Never knows how a table is served, nor how a command arrived. Keeps I8 (one
 //! live owner a store) and I9 (tables are swapped while nothing is in flight).
 
+mod ahead;
 mod build;
 mod chain;
 mod commit;

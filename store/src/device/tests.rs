@@ -34,6 +34,8 @@ const LEN: u64 = 2048;
 struct Switch {
     flusher: CallerFlusher,
     fails: AtomicBool,
+    /// Waits for as long as this.
+    hangs: AtomicBool,
     /// How often it was asked to.
     flushes: AtomicU32,
 }
@@ -41,6 +43,9 @@ struct Switch {
 impl Flusher for Switch {
     fn flush(&self, table: &Arc<Table>) -> bool {
         self.flushes.fetch_add(1, Ordering::SeqCst);
+        while self.hangs.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
     }
 
@@ -76,8 +81,8 @@ impl World {
         let workers = Arc::new(Workers::default());
         let options = IoOptions { uring: false, ..IoOptions::default() };
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
-        let (fails, flushes) = (AtomicBool::new(false), AtomicU32::new(0));
-        let flusher = Arc::new(Switch { flusher, fails, flushes });
+        let [fails, hangs] = [(); 2].map(|()| AtomicBool::new(false));
+        let flusher = Arc::new(Switch { flusher, fails, hangs, flushes: AtomicU32::new(0) });
         let config = DevicesConfig {
             memory,
             direct: false,

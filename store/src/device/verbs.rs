@@ -13,13 +13,9 @@ use super::full::spread_patience;
 use super::handover::settle;
 use super::serving::{blocked, go, serving};
 use super::state::State;
-use crate::cow::log::RING;
 use crate::cow::{MergeMark, StoreState};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
-
-/// Flushes while guests go on, at most, before they stand still for another.
-const FLUSHES_AHEAD: usize = 3;
 
 /// How to suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,10 +197,8 @@ impl Devices {
         let active = inner.device(name)?.active.clone().filter(|_| !how.noflush);
         let workers = serving(&inner, &names);
         drop(inner);
-        // A sync that fails says so once: both have to succeed.
-        let most = active.iter().all(|active| self.flush_ahead(active));
         let stopped = self.stop_workers(&workers);
-        let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active)) && most;
+        let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active));
         let inner = &mut *self.look();
         self.came_to_rest(inner, &names);
         if let Err(error) = stopped {
@@ -332,16 +326,17 @@ impl Devices {
         }
         names.sort();
         names.dedup();
-        let own = serves.then_some(name).into_iter();
-        let owners = own.chain(reopened.iter().map(|(owner, _)| owner.as_str()));
-        // A store that is full or failed says so to whoever opens it again; what a file owes is
-        // known to whoever lies on it.
-        let flush = |owner, how: fn(&Self, &Active) -> bool| {
-            inner.active(owner).iter().filter(|active| !how(self, active)).for_each(|it| owe(it));
-        };
-        owners.clone().for_each(|owner| flush(owner, Self::flush_ahead));
         self.stop(inner, &names)?;
-        owners.for_each(|owner| flush(owner, Self::flush));
+        let own = serves.then_some(name).into_iter();
+        for owner in own.chain(reopened.iter().map(|(owner, _)| owner.as_str())) {
+            if let Ok(active) = inner.active(owner)
+                && !self.flush(active)
+            {
+                // A store that is full or failed says so to whoever opens it again; what a file
+                // owes is known to whoever lies on it.
+                owe(active);
+            }
+        }
         if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
             owe(active);
@@ -374,13 +369,6 @@ impl Devices {
         for name in plan.next.keys() {
             let more = with_uppers(plan.inner, name);
             names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-        }
-        for active in names.iter().flat_map(|name| plan.inner.active(name)) {
-            // A worker that commits stops when it has. What fails here says so again: a store that
-            // failed stays so, as does a file that could not be synced.
-            if owes_much(active) {
-                self.flush_ahead(active);
-            }
         }
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
@@ -483,19 +471,6 @@ impl Devices {
         self.config.flusher.flush(&active.table) || active.snaps.values().any(invalid)
     }
 
-    /// Makes durable most of what a table owes, while its guest goes on: it stands still for the
-    /// rest alone, which is flushed when it does. False where something could not be.
-    fn flush_ahead(&self, active: &Active) -> bool {
-        let mut flushed = self.flush(active);
-        for _ in 1..FLUSHES_AHEAD {
-            if !owes_much(active) {
-                break;
-            }
-            flushed &= self.flush(active);
-        }
-        flushed
-    }
-
     /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go
     /// of all files. What is kept for the next start stays as it is. False where something could
     /// not be made durable.
@@ -522,12 +497,6 @@ impl Devices {
         inner.state.keep(state)?;
         Ok(())
     }
-}
-
-/// Whether a flush of `active`, or the end of one that is under way, takes a disk long.
-fn owes_much(active: &Active) -> bool {
-    let mut logs = active.table.flush_set().stores.iter().map(|store| store.log());
-    logs.any(|log| log.owes() > RING / 2 || log.is_committing())
 }
 
 /// What `active` wrote to files was perhaps not synced, and whoever only reads them must know.

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 use crate::attached::{AttachedWorker, StopError};
+use crate::cow::Store;
 use crate::cow::log::RING;
 use crate::device::serving::TIMES;
 use crate::device::{Suspend, TableKind, User};
@@ -124,96 +125,50 @@ fn a_moment_gives_way_between_its_steps_but_not_in_its_middle() {
     assert!(TIMES.get() >= went + 2, "after the swap");
 }
 
-/// A worker that keeps how often was flushed before it had to stop.
-struct Counting {
-    flusher: Arc<Switch>,
-    before: Mutex<Vec<u32>>,
-}
-
-impl Counting {
-    fn flushes(&self) -> u32 {
-        self.flusher.flushes.swap(0, Ordering::SeqCst)
-    }
-}
-
-impl AttachedWorker for Counting {
-    fn stop(&self) {
-        self.before.lock().unwrap().push(self.flushes());
-        // Like a sync: it says once that it failed.
-        self.flusher.fails.store(false, Ordering::SeqCst);
-    }
-
-    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
-        Ok(())
-    }
-
-    fn go(&self, _: Arc<Table>) {}
-}
-
-fn line(at: u64) -> String {
-    format!("0 {LEN} linear {{}}/disk {at}")
-}
-
-/// A world with the device `a` and such a worker.
-fn counting() -> (World, Arc<Counting>) {
+/// A device whose guest wrote `owed` chunks of a store for the first time, and flushed none.
+fn owing(owed: u64) -> (World, Arc<Store>) {
     let world = World::new();
-    world.file("disk", 2 * LEN);
-    world.device("a", &[&line(0)]).unwrap();
-    let counting =
-        Arc::new(Counting { flusher: world.flusher.clone(), before: Mutex::new(Vec::new()) });
-    let user = User { writable: true, workers: vec![counting.clone()] };
-    world.devices.attach("a", "export", user).unwrap();
-    counting.flushes();
-    (world, counting)
+    world.file("disk", LEN);
+    world.file("store", 2 * owed * 8);
+    world.device("a", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
+    let store = world.table("a").exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count } = store.log().allocate(owed) else { panic!("full") };
+    assert_eq!(count, owed);
+    (first.0..first.0 + count).for_each(|at| _ = store.log().finish(DataIndex(at), None));
+    world.flusher.flushes.store(0, Ordering::SeqCst);
+    (world, store)
 }
 
+/// What a guest would have to stand still for.
 #[test]
-fn a_flush_that_failed_before_a_guest_had_to_wait_is_a_failed_one() {
-    let (world, _) = counting();
-    world.flusher.fails.store(true, Ordering::SeqCst);
-    let failed = world.devices.suspend("a", Suspend::default()).unwrap_err();
-    assert!(matches!(failed, DeviceError::FlushFailed(_)), "{failed}");
-    world.flusher.fails.store(true, Ordering::SeqCst);
-    world.load("a", &[&line(LEN)]).unwrap();
-    // Whoever lies on the file next syncs it before anything is promised.
-    let table = world.devices.table("a").unwrap();
-    assert!(table.flush_set().media.iter().all(|medium| medium.is_owing()));
-}
-
-/// What is owed may take a disk seconds: a guest stands still for the rest of it alone.
-#[test]
-fn what_is_owed_is_flushed_before_a_guest_has_to_wait_and_the_rest_after() {
-    let (world, counting) = counting();
-    let stops = || std::mem::take(&mut *counting.before.lock().unwrap());
-    world.devices.suspend("a", Suspend::default()).unwrap();
-    assert_eq!((stops(), counting.flushes()), (vec![1], 1), "a suspend");
-    world.devices.resume("a").unwrap();
-    counting.flushes();
-    world.load("a", &[&line(LEN)]).unwrap();
-    // It is told twice to stop: for the flush, and for the new table.
-    assert_eq!((stops(), counting.flushes()), (vec![1, 1], 0), "a new table");
-    world.devices.suspend("a", Suspend { noflush: true }).unwrap();
-    assert_eq!((stops(), counting.flushes()), (vec![0], 0), "a suspend without a flush");
-}
-
-/// A worker that leads a commit does not stop before that has ended.
-#[test]
-fn a_snapshot_flushes_ahead_where_much_is_owed_and_only_there() {
+fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
     for (owed, flushes) in [(RING / 2, 0), (RING / 2 + 1, 1)] {
-        let world = World::new();
-        world.file("disk", LEN);
-        world.file("store", 2 * owed * 8);
-        world.device("a", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
-        let flusher = world.flusher.clone();
-        let counting = Arc::new(Counting { flusher, before: Mutex::new(Vec::new()) });
-        let user = User { writable: true, workers: vec![counting.clone()] };
-        world.devices.attach("a", "export", user).unwrap();
-        let store = world.table("a").exceptions()[0].layers[0].clone();
-        let Allocation::Run { first, count } = store.log().allocate(owed) else { panic!("full") };
-        assert_eq!(count, owed);
-        (first.0..first.0 + count).for_each(|at| _ = store.log().finish(DataIndex(at), None));
-        counting.flushes();
-        world.overlay("a", "above");
-        assert_eq!(counting.before.lock().unwrap()[0], flushes, "{owed} are owed");
+        let (world, store) = owing(owed);
+        world.devices.flush_ahead(["a", "unknown"]);
+        assert_eq!(world.flusher.flushes.load(Ordering::SeqCst), flushes, "{owed} are owed");
+        assert_eq!(store.log().owes(), if flushes == 0 { owed } else { 0 });
     }
+    let (world, _store) = owing(RING);
+    world.devices.suspend("a", Suspend { noflush: true }).unwrap();
+    world.devices.flush_ahead(["a"]);
+    assert_eq!(world.flusher.flushes.load(Ordering::SeqCst), 0, "nobody goes on meanwhile");
+}
+
+/// What waits for a disk that hangs is given up, and can be told so by the verb.
+#[test]
+fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
+    let (mut world, store) = owing(RING);
+    world.devices.config.deadline = Duration::from_millis(20);
+    world.flusher.hangs.store(true, Ordering::SeqCst);
+    let flusher = world.flusher.clone();
+    let disk = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(5));
+        flusher.hangs.store(false, Ordering::SeqCst);
+    });
+    world.devices.flush_ahead(["a"]);
+    assert!(world.flusher.hangs.load(Ordering::SeqCst), "it waited for the disk");
+    assert_eq!((world.flusher.flushes.load(Ordering::SeqCst), store.log().owes()), (1, RING));
+    // No lock is held by what goes on.
+    world.devices.query(None, TableKind::Active).unwrap();
+    disk.join().unwrap();
 }

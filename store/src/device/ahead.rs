@@ -1,0 +1,72 @@
+//! Flushing before guests have to stand still, so that they do for less.
+//!
+//! Owns that alone. No verb depends on it: each flushes what it has to while guests stand still, and
+//! waits for commits that are under way. Keeps: it holds no lock meanwhile, and a disk that hangs
+//! holds up its caller for no longer than a verb's deadline.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Instant;
+
+use super::build::Active;
+use super::core::Devices;
+use super::serving::blocked;
+use super::verbs::with_uppers;
+use crate::cow::log::RING;
+use crate::table::Table;
+
+/// How often it flushes at most: guests go on, and may owe much again.
+const FLUSHES: usize = 3;
+
+impl Devices {
+    /// Makes durable what the devices `names` and those that lie on them owe, where that is much and
+    /// guests have it now. To be called before a verb that stops these, and before guests are
+    /// frozen for it. What fails here fails there as well: a file says so again, and a store that
+    /// failed stays so.
+    pub fn flush_ahead<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let names: Vec<&str> = names.into_iter().collect();
+        let deadline = Instant::now() + self.config.deadline;
+        for _ in 0..FLUSHES {
+            let tables = self.owing_much(&names);
+            if tables.is_empty() || !self.flush_until(deadline, tables) {
+                break;
+            }
+        }
+    }
+
+    fn owing_much(&self, names: &[&str]) -> Vec<Arc<Table>> {
+        let inner = &*self.look();
+        let mut all: Vec<String> = names.iter().flat_map(|name| with_uppers(inner, name)).collect();
+        all.sort();
+        all.dedup();
+        let serving = all.iter().filter(|name| !blocked(inner, name));
+        let active = serving.flat_map(|name| inner.active(name));
+        active.filter(|active| owes_much(active)).map(|active| active.table.clone()).collect()
+    }
+
+    /// Flushes all of them, each in a thread of its own, which goes on where it takes longer. False
+    /// where one does.
+    fn flush_until(&self, deadline: Instant, tables: Vec<Arc<Table>>) -> bool {
+        let (ended, end) = channel::<()>();
+        for table in tables {
+            let (flusher, ended) = (self.config.flusher.clone(), ended.clone());
+            let flush = move || {
+                flusher.flush(&table);
+                drop(ended);
+            };
+            if std::thread::Builder::new().name("flush ahead".into()).spawn(flush).is_err() {
+                return false;
+            }
+        }
+        drop(ended);
+        // Nothing is ever sent: all have ended when nobody could any more.
+        let left = deadline.saturating_duration_since(Instant::now());
+        end.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+/// Whether a flush, or the end of a commit that is under way, takes a disk long.
+fn owes_much(active: &Active) -> bool {
+    let mut logs = active.table.flush_set().stores.iter().map(|store| store.log());
+    logs.any(|log| log.owes() > RING / 2 || log.is_committing())
+}
