@@ -2,12 +2,14 @@
 
 mod durable;
 mod handover;
+mod owed;
 mod suspends;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
@@ -34,8 +36,8 @@ const LEN: u64 = 2048;
 struct Switch {
     flusher: CallerFlusher,
     fails: AtomicBool,
-    /// Waits for as long as this.
-    hangs: AtomicBool,
+    /// The next one hangs until something comes, or has hung too long.
+    hangs: Mutex<Option<Receiver<()>>>,
     /// How often it was asked to.
     flushes: AtomicU32,
 }
@@ -43,8 +45,9 @@ struct Switch {
 impl Flusher for Switch {
     fn flush(&self, table: &Arc<Table>) -> bool {
         self.flushes.fetch_add(1, Ordering::SeqCst);
-        while self.hangs.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
+        let hangs = self.hangs.lock().unwrap().take();
+        if let Some(released) = hangs {
+            let _ = released.recv_timeout(Duration::from_secs(10));
         }
         !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
     }
@@ -81,7 +84,7 @@ impl World {
         let workers = Arc::new(Workers::default());
         let options = IoOptions { uring: false, ..IoOptions::default() };
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
-        let [fails, hangs] = [(); 2].map(|()| AtomicBool::new(false));
+        let (fails, hangs) = (AtomicBool::new(false), Mutex::new(None));
         let flusher = Arc::new(Switch { flusher, fails, hangs, flushes: AtomicU32::new(0) });
         let config = DevicesConfig {
             memory,
@@ -300,61 +303,6 @@ fn an_exception_beyond_what_a_table_can_say_is_refused() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains("an exception beyond its chunk 137438953471"), "{error}");
     }
-}
-
-/// I11: what a store was owed is in the table that serves it next, behind what it lists.
-#[test]
-fn what_was_owed_is_in_the_table_with_what_was_listed() {
-    let world = World::new();
-    world.file("disk", LEN);
-    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
-    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
-    world.device("snap", &[&line]).unwrap();
-    let store = world.table("snap").exceptions()[0].layers[0].clone();
-    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
-    let _ = store.log().finish(first, Some(Chunk(200)));
-    // Its file stays, as where the process is killed.
-    let World { dir, devices, .. } = world;
-    drop((store, devices));
-    let again = World::at(dir);
-    again.devices.start(&[], |_| Ok(())).unwrap();
-    let table = again.table("snap").exceptions()[0].table.clone();
-    let mapped: Vec<(u64, u64)> = (0..table.chunks())
-        .filter_map(|chunk| match table.get(Chunk(chunk)) {
-            Entry::Mapped(place) => Some((chunk, place.chunk.0)),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(mapped, [(3, 3), (9, 2), (200, 4)]);
-}
-
-/// A process that was killed in the midst of a commit: the list has what the file says is owed.
-#[test]
-fn what_was_owed_and_has_landed_is_no_other_program_s() {
-    const OWED: u64 = 3000;
-    let world = World::new();
-    world.file("disk", OWED * 8);
-    std::fs::write(world.path("store"), store_of(&[])).unwrap();
-    File::options().write(true).open(world.path("store")).unwrap().set_len(16 << 20).unwrap();
-    let line = format!("0 {} snapshot {{}}/disk {{}}/store PO 8", OWED * 8);
-    world.device("snap", &[&line]).unwrap();
-    let table = world.table("snap");
-    let store = table.exceptions()[0].layers[0].clone();
-    let Allocation::Run { first, count: OWED } = store.log().allocate(OWED) else { panic!("no") };
-    for n in 0..OWED {
-        let _ = store.log().finish(DataIndex(first.0 + n), Some(Chunk(OWED - 1 - n)));
-    }
-    let owed = world.path("store.owed");
-    let before = std::fs::read(&owed).unwrap();
-    assert!(world.flusher.flush(&table));
-    let World { dir, devices, .. } = world;
-    drop((table, store, devices));
-    // As it was before the commit told of its end.
-    std::fs::write(&owed, before).unwrap();
-    let again = World::at(dir);
-    again.devices.start(&[], |_| Ok(())).unwrap();
-    let table = again.table("snap").exceptions()[0].table.clone();
-    assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
 }
 
 /// I1 and I4 for commits: when a copy says that it has finished, the base's entries are on disk.

@@ -1,0 +1,58 @@
+//! Stores that a killed process owed something.
+
+use super::*;
+
+/// I11: what a store was owed is in the table that serves it next, behind what it lists.
+#[test]
+fn what_was_owed_is_in_the_table_with_what_was_listed() {
+    let world = World::new();
+    world.file("disk", LEN);
+    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
+    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("snap", &[&line]).unwrap();
+    let store = world.table("snap").exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
+    let _ = store.log().finish(first, Some(Chunk(200)));
+    // Its file stays, as where the process is killed.
+    let World { dir, devices, .. } = world;
+    drop((store, devices));
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    let table = again.table("snap").exceptions()[0].table.clone();
+    let mapped: Vec<(u64, u64)> = (0..table.chunks())
+        .filter_map(|chunk| match table.get(Chunk(chunk)) {
+            Entry::Mapped(place) => Some((chunk, place.chunk.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(mapped, [(3, 3), (9, 2), (200, 4)]);
+}
+
+/// A process that was killed in the midst of a commit: the list has what the file says is owed.
+#[test]
+fn what_was_owed_and_has_landed_is_no_other_program_s() {
+    const OWED: u64 = 3000;
+    let world = World::new();
+    world.file("disk", OWED * 8);
+    std::fs::write(world.path("store"), store_of(&[])).unwrap();
+    File::options().write(true).open(world.path("store")).unwrap().set_len(16 << 20).unwrap();
+    let line = format!("0 {} snapshot {{}}/disk {{}}/store PO 8", OWED * 8);
+    world.device("snap", &[&line]).unwrap();
+    let table = world.table("snap");
+    let store = table.exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count: OWED } = store.log().allocate(OWED) else { panic!("no") };
+    for n in 0..OWED {
+        let _ = store.log().finish(DataIndex(first.0 + n), Some(Chunk(OWED - 1 - n)));
+    }
+    let owed = world.path("store.owed");
+    let before = std::fs::read(&owed).unwrap();
+    assert!(world.flusher.flush(&table));
+    let World { dir, devices, .. } = world;
+    drop((table, store, devices));
+    // As it was before the commit told of its end.
+    std::fs::write(&owed, before).unwrap();
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    let table = again.table("snap").exceptions()[0].table.clone();
+    assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
+}
