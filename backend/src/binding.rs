@@ -59,6 +59,8 @@ pub trait DeviceEngine: 'static {
     /// Ends with [`Status::Error`] the requests that are held because there is no room for them;
     /// with `all`, those too that wait for other workers. Called while quiet.
     fn fail_held(&mut self, all: bool);
+    /// Makes durable in the steps that follow what was written, though nobody waits for that.
+    fn commit(&mut self);
     /// Begins nothing of its own accord (a merge's next run, a commit for others) while the worker
     /// comes to rest, or does so again.
     fn set_stopping(&mut self, stopping: bool);

@@ -77,6 +77,8 @@ pub(crate) struct TestDisk {
     pub indirect: AtomicBool,
     /// The engine works on its own accord, without end, until it is told to stop.
     pub merges: AtomicBool,
+    /// How often the engine was asked to commit.
+    pub commits: AtomicUsize,
     events: Mutex<Vec<OwnedFd>>,
 }
 
@@ -101,6 +103,7 @@ impl TestDisk {
             watched: Mutex::default(),
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
+            commits: AtomicUsize::default(),
             events: Mutex::default(),
         })
     }
@@ -320,6 +323,10 @@ impl DeviceEngine for TestEngine {
         assert!(self.is_quiet());
         let failed = self.held.drain(..).map(|request| (request.token, Status::Error));
         self.finished.extend(failed);
+    }
+
+    fn commit(&mut self) {
+        self.disk.commits.fetch_add(1, Ordering::SeqCst);
     }
 
     fn set_stopping(&mut self, stopping: bool) {

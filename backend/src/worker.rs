@@ -437,6 +437,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Mail::StopRing { reply } if self.ring.is_none() => reply.send(None),
             Mail::StopRing { reply } => self.begin_quiesce(Quiesce::stop_ring(reply)),
             Mail::WriteThrough { on, reply } => self.set_write_through(on, reply),
+            Mail::Commit if self.gate == Gate::Open && !self.stopping => self.engine.commit(),
+            Mail::Commit => {}
             Mail::Stop => {
                 self.stopping = true;
                 self.engine.set_stopping(true);

@@ -29,6 +29,9 @@ pub trait AttachedWorker: Send + Sync {
     /// [`StopError::Deadline`]: the worker is as it was, and serves on.
     fn stopped(&self, deadline: Instant) -> Result<(), StopError>;
 
+    /// Asks a worker that serves to commit what the stores of its table owe; nobody waits for that.
+    fn commit(&self);
+
     /// Gives the worker a table and lets it take requests; requests it held are looked at again.
     fn go(&self, table: Arc<Table>);
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
-use shuttle::sync::atomic::{AtomicU64, Ordering};
+use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
@@ -27,8 +27,13 @@ use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
 use snapblk_store::workers::{TrackedId, Wake, Worker, Workers};
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
+    check_more(1, test);
+}
+
+/// As [`check`], under so many times as many schedules: where few are of interest, of few steps.
+fn check_more(times: usize, test: impl Fn() + Send + Sync + 'static) {
     let seeds = std::env::var("SNAPBLK_SEEDS").ok().and_then(|text| text.parse().ok());
-    let seeds = seeds.unwrap_or(400);
+    let seeds = times * seeds.unwrap_or(400);
     let mut config = shuttle::Config::new();
     config.stack_size = 1 << 20;
     let test = Arc::new(test);
@@ -295,6 +300,39 @@ fn a_commit_covers_what_was_written_before_it_was_joined() {
     });
 }
 
+/// I17: who commits what nobody flushes sleeps for good only where nothing is owed, and is woken by
+/// who owes something first.
+#[test]
+fn whatever_is_owed_somebody_was_told_of() {
+    check_more(20, || {
+        let log = Log::new(Words::private(LOG_WORDS), DataIndex(0), 100);
+        let one = |log: &Log| {
+            let Allocation::Run { first, .. } = log.allocate(1) else { panic!("no room") };
+            (log.is_first_owed(first), log.finish(first, Some(Chunk(first.0))))
+        };
+        assert_eq!(one(&log), (true, 0));
+        let shared = (log, AtomicBool::new(true));
+        let shared = with_workers(3, shared, move |number, me, (log, told)| match number {
+            0 => {
+                told.store(false, Ordering::SeqCst);
+                if log.owes() > 0 {
+                    told.store(true, Ordering::SeqCst);
+                }
+            }
+            1 => commit(me, log),
+            _ => {
+                let (is_first, waiting) = one(log);
+                if is_first {
+                    told.store(true, Ordering::SeqCst);
+                }
+                me.worker.all().wake(waiting);
+            }
+        });
+        let (log, told) = &*shared;
+        assert!(log.owes() == 0 || told.load(Ordering::SeqCst), "{} are owed", log.owes());
+    });
+}
+
 /// I6: a read that was redirected to the origin never sees what an origin write put there after the
 /// snapshot had its copy.
 #[test]
@@ -338,6 +376,8 @@ struct Silent;
 
 impl StoreObserver for Silent {
     fn store_event(&self, _name: &str, _event: StoreEvent) {}
+
+    fn owes(&self) {}
 }
 
 const CHUNK: u64 = 512;

@@ -120,6 +120,10 @@ impl AttachedWorker for Attached {
         }
     }
 
+    fn commit(&self) {
+        self.handle.commit();
+    }
+
     fn go(&self, table: Arc<Table>) {
         drop(self.handle.resume(ResumeWith::Table(Some(table))));
     }
@@ -190,6 +194,10 @@ impl DeviceEngine for Engine {
         } else {
             Engine::fail_held_for_room(self);
         }
+    }
+
+    fn commit(&mut self) {
+        Engine::commit(self);
     }
 
     fn set_stopping(&mut self, stopping: bool) {

@@ -33,13 +33,16 @@ impl FromStr for OnFull {
         if text == "fail" {
             return Ok(OnFull::Fail);
         }
-        let time = text.strip_prefix("wait=").ok_or_else(wrong)?;
-        let (number, millis) = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)]
-            .into_iter()
-            .find_map(|(unit, millis)| Some((time.strip_suffix(unit)?, millis)))
-            .ok_or_else(wrong)?;
-        let number: u64 = number.parse().map_err(|_| format!("'{number}' is not a number"))?;
-        let millis = number.checked_mul(millis).ok_or_else(wrong)?;
-        Ok(OnFull::Wait(Duration::from_millis(millis)))
+        let patience = text.strip_prefix("wait=").and_then(time).ok_or_else(wrong)?;
+        Ok(OnFull::Wait(patience))
     }
+}
+
+/// A time in words: a number of `ms`, `s` or `m`, or of seconds.
+pub(super) fn time(text: &str) -> Option<Duration> {
+    let (number, millis) = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)]
+        .into_iter()
+        .find_map(|(unit, millis)| Some((text.strip_suffix(unit)?, millis)))?;
+    let number: u64 = number.parse().ok()?;
+    Some(Duration::from_millis(number.checked_mul(millis)?))
 }

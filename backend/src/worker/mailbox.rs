@@ -126,6 +126,7 @@ pub(crate) enum Mail<T> {
     Call(Option<OwnedFd>),
     Err(Option<OwnedFd>),
     WriteThrough { on: bool, reply: Reply<Outcome> },
+    Commit,
     Stop,
 }
 
@@ -224,6 +225,11 @@ impl<T> WorkerHandle<T> {
     /// Serves again.
     pub fn resume(&self, with: ResumeWith<T>) -> Ticket<Result<(), WorkerError>> {
         self.ask(|reply| Mail::Resume { with, reply })
+    }
+
+    /// Makes durable what was written, though nobody waits for that; unless it is suspended.
+    pub fn commit(&self) {
+        self.mailbox.post(Mail::Commit);
     }
 
     pub(crate) fn set_memory(&self, memory: Arc<GuestMemory>) -> Ticket<()> {

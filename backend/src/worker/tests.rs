@@ -438,6 +438,21 @@ fn a_ring_stops_where_it_is_and_what_it_owes_is_flushed() {
 
 /// Known bug 21.
 #[test]
+fn a_worker_commits_when_it_is_asked_to_unless_it_rests() {
+    let bench = Bench::new(true);
+    let commits = || bench.disk.commits.load(Ordering::SeqCst);
+    bench.start();
+    bench.worker.commit();
+    bench.pass_turns();
+    assert_eq!(commits(), 1);
+    bench.suspend(false);
+    bench.worker.commit();
+    bench.pass_turns();
+    bench.resume();
+    assert_eq!(commits(), 1);
+}
+
+#[test]
 fn write_through_is_honoured() {
     let mut bench = Bench::new(true);
     bench.start_with(|start| start.write_through = true);

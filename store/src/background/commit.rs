@@ -232,6 +232,9 @@ impl AttachedWorker for CommitHandle {
         self.0.stopped(deadline)
     }
 
+    /// What it writes is durable at its end.
+    fn commit(&self) {}
+
     /// Goes on with what it has: it does not work on the device's own table.
     fn go(&self, _: Arc<Table>) {
         self.0.go(|_| ());

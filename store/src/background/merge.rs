@@ -128,6 +128,9 @@ impl AttachedWorker for MergeHandle {
         self.0.stopped(deadline)
     }
 
+    /// A store that is merged owes nothing.
+    fn commit(&self) {}
+
     fn go(&self, table: Arc<Table>) {
         self.0.go(|said| said.table = Some(table));
     }

@@ -147,6 +147,8 @@ struct Nobody;
 
 impl StoreObserver for Nobody {
     fn store_event(&self, _: &str, _: StoreEvent) {}
+
+    fn owes(&self) {}
 }
 
 struct Case {

@@ -239,16 +239,26 @@ impl Log {
             if count == 0 {
                 return Allocation::Owed;
             }
-            match next.compare_exchange(first, first + count, Ordering::AcqRel, Ordering::Acquire) {
+            match next.compare_exchange(first, first + count, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => return Allocation::Run { first: DataIndex(first), count },
                 Err(now) => first = now,
             }
         }
     }
 
-    /// Data chunks that are owed at most.
+    /// Data chunks that are owed at most; none only where nothing is.
     pub fn owes(&self) -> u64 {
-        if self.commits { self.next().0.saturating_sub(self.committed().0) } else { 0 }
+        // In this order: what is committed meanwhile may be counted, what is given out is.
+        let committed = self.words[COMMITTED].load(Ordering::SeqCst);
+        let next = self.words[NEXT].load(Ordering::SeqCst);
+        if self.commits { next - committed } else { 0 }
+    }
+
+    /// Whether what the caller was just given, from `first` on, comes before all else that is owed.
+    /// When [`Log::owes`] has said that nothing is, this is true of the next that is given out.
+    #[inline]
+    pub fn is_first_owed(&self, first: DataIndex) -> bool {
+        self.commits && self.words[COMMITTED].load(Ordering::SeqCst) >= first.0
     }
 
     /// Whether so much is owed that a commit should start now, before allocation has to wait.
@@ -425,6 +435,22 @@ mod tests {
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(1)), DataIndex(1));
         log.set_committed(DataIndex(1));
         assert_eq!(log.allocate(2), run(RING, 1));
+    }
+
+    #[test]
+    fn who_owes_first_is_told_so() {
+        let log = log(10);
+        assert_eq!((log.owes(), log.allocate(2)), (0, run(0, 2)));
+        assert!(log.is_first_owed(DataIndex(0)));
+        assert_eq!((log.owes(), log.allocate(2)), (2, run(2, 2)));
+        assert!(!log.is_first_owed(DataIndex(2)));
+        log.set_committed(DataIndex(3));
+        assert_eq!((log.owes(), log.allocate(1)), (1, run(4, 1)));
+        assert!(!log.is_first_owed(DataIndex(4)));
+        log.set_committed(DataIndex(5));
+        assert_eq!((log.owes(), log.allocate(1)), (0, run(5, 1)));
+        assert!(log.is_first_owed(DataIndex(5)));
+        assert!(!Log::transient(10).is_first_owed(DataIndex(0)));
     }
 
     #[test]

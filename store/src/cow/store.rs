@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
-use super::log::Log;
+use super::log::{Allocation, Log};
 use super::room::Room;
 use super::tail::Tail;
 use crate::io::FileId;
@@ -124,6 +124,10 @@ pub enum StoreEvent {
 pub trait StoreObserver: Send + Sync {
     /// `event` happened to the store called `name`.
     fn store_event(&self, name: &str, event: StoreEvent);
+
+    /// The store owes something, and owed nothing before. Called on the way of a request, which
+    /// waits for it.
+    fn owes(&self);
 }
 
 /// What a store is made of when it is opened.
@@ -430,6 +434,18 @@ impl Store {
         if self.degrade(StoreState::ReadOnly) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);
         }
+    }
+
+    /// Takes up to `wanted` data chunks of its log, in one run, and says where that begins to owe.
+    #[inline]
+    pub fn allocate(&self, wanted: u64) -> Allocation {
+        let allocation = self.log.allocate(wanted);
+        if let Allocation::Run { first, .. } = allocation
+            && self.log.is_first_owed(first)
+        {
+            self.observer.owes();
+        }
+        allocation
     }
 
     /// Says once when more than `bytes` are in use, which may be at once; none says nothing.

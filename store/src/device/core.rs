@@ -15,6 +15,7 @@ use super::error::DeviceError;
 use super::full::FullStores;
 use super::handover::Lost;
 use super::origins::Origins;
+use super::overdue::Overdue;
 use super::state::StateFile;
 use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitSource};
@@ -166,6 +167,14 @@ pub struct Devices {
     inner: Mutex<Inner>,
     /// Fewer devices are on their way to rest.
     settled: Condvar,
+    pub(super) overdue: Arc<Overdue>,
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        // Who waits for something to be owed waits in vain.
+        self.overdue.wake();
+    }
 }
 
 const POISONED: &str = "devices lock poisoned";
@@ -183,7 +192,8 @@ impl Devices {
             suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
         };
-        Devices { files, workers, config, inner: Mutex::new(inner), settled: Condvar::new() }
+        let (inner, settled) = (Mutex::new(inner), Condvar::new());
+        Devices { files, workers, config, inner, settled, overdue: Arc::default() }
     }
 
     /// The process's files.
@@ -223,7 +233,8 @@ impl Devices {
     }
 
     pub(super) fn observer(&self, owner: &Owner) -> Box<dyn StoreObserver> {
-        Box::new(Observer { owner: owner.clone(), events: self.config.events.clone() })
+        let (events, overdue) = (self.config.events.clone(), self.overdue.clone());
+        Box::new(Observer { owner: owner.clone(), events, overdue })
     }
 }
 
@@ -244,11 +255,16 @@ impl Owner {
 struct Observer {
     owner: Owner,
     events: EventSink,
+    overdue: Arc<Overdue>,
 }
 
 impl StoreObserver for Observer {
     fn store_event(&self, name: &str, event: StoreEvent) {
         let (device, store) = (self.owner.0.lock().expect(POISONED).clone(), name.into());
         (self.events)(DeviceEvent::Store { device, store, event });
+    }
+
+    fn owes(&self) {
+        self.overdue.begins();
     }
 }

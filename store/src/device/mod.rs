@@ -18,6 +18,7 @@ mod handover;
 mod live;
 mod moment;
 mod origins;
+mod overdue;
 mod passdown;
 mod query;
 mod resize;

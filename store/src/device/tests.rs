@@ -2,6 +2,7 @@
 
 mod durable;
 mod handover;
+mod overdue;
 mod owed;
 mod suspends;
 
@@ -65,7 +66,7 @@ impl Wake for NoWake {
 
 struct World {
     dir: tempfile::TempDir,
-    devices: Devices,
+    devices: Arc<Devices>,
     flusher: Arc<Switch>,
 }
 
@@ -95,11 +96,16 @@ impl World {
             events: Arc::new(|_| ()),
             flusher: flusher.clone(),
         };
-        World { devices: Devices::new(files, workers, config), dir, flusher }
+        World { devices: Arc::new(Devices::new(files, workers, config)), dir, flusher }
+    }
+
+    /// While nothing else has them.
+    fn config(&mut self) -> &mut DevicesConfig {
+        &mut Arc::get_mut(&mut self.devices).unwrap().config
     }
 
     fn watch(&mut self, events: impl Fn(DeviceEvent) + Send + Sync + 'static) {
-        self.devices.config.events = Arc::new(events);
+        self.config().events = Arc::new(events);
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -312,7 +312,7 @@ impl Core {
         let large = self.is_large(ex);
         let most = (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CLAIMS as u64);
         let wanted = if large { 1 } else { most.min(self.gathered[exceptions].len() as u64) };
-        match log.allocate(wanted) {
+        match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
                 let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
                 self.claims[claimed].slices = Some((first, 0));

@@ -121,6 +121,16 @@ impl Core {
         }
     }
 
+    /// All stores that owe something should be committed, though nobody waits for that.
+    pub(super) fn commit_owed(&mut self, table: &Table) {
+        for (exceptions, ex) in table.exceptions().iter().enumerate() {
+            let log = ex.store().log();
+            if log.owes() > 0 && !log.is_committing() {
+                self.commit_soon(table, exceptions);
+            }
+        }
+    }
+
     /// A store owes so much that it should be committed, whoever waits for that.
     pub(super) fn commit_soon(&mut self, table: &Table, exceptions: usize) {
         let store = table.exceptions()[exceptions].store();

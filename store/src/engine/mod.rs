@@ -177,6 +177,14 @@ impl Engine {
         self.core.fail_held_for_room();
     }
 
+    /// Commits what the table's stores owe, in the steps that follow, though nobody waits for that;
+    /// not those whose commit is under way.
+    pub fn commit(&mut self) {
+        if let Some(table) = self.table.as_deref() {
+            self.core.commit_owed(table);
+        }
+    }
+
     /// Stops leading commits for others and starting background work; before a suspend.
     pub fn set_stopping(&mut self, stopping: bool) {
         self.core.stopping = stopping;

@@ -36,7 +36,8 @@ fn short(seed: u64) -> Case {
         Shape::Origin(if rng.chance(1, 2) { vec![first, second] } else { vec![first] })
     };
     let devices = if let Shape::Origin(snaps) = &shape { 1 + snaps.len() as u64 } else { 1 };
-    case.config = Config { queues: 1 + rng.below(2) as usize, ..Config::new(shape, sectors) };
+    let (queues, commits) = (1 + rng.below(2) as usize, true);
+    case.config = Config { queues, commits, ..Config::new(shape, sectors) };
     let ask = |rng: &mut Rng, op| {
         let (device, sector) = (rng.below(devices) as usize, rng.below(sectors));
         let count = if op == Op::Flush { 0 } else { (1 + rng.below(12)).min(sectors - sector) };

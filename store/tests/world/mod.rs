@@ -86,6 +86,8 @@ pub struct Config {
     pub origin_failures: bool,
     /// From this sector on, the base fails always (an `error` target).
     pub bad_base_from: Option<u64>,
+    /// Whether engines are asked to commit what nobody flushes, now and then.
+    pub commits: bool,
 }
 
 impl Config {
@@ -100,6 +102,7 @@ impl Config {
             failures: false,
             origin_failures: false,
             bad_base_from: None,
+            commits: false,
         }
     }
 }
@@ -137,6 +140,8 @@ impl StoreObserver for Events {
     fn store_event(&self, name: &str, event: StoreEvent) {
         self.0.lock().unwrap().push((name.to_owned(), event));
     }
+
+    fn owes(&self) {}
 }
 
 struct Host {
@@ -492,6 +497,10 @@ impl World {
             len: req.count * SECTOR as u64,
             durable: req.durable,
         });
+        if self.config.commits && self.rng.chance(1, 24) {
+            self.hosts[number].engine.commit();
+            self.coverage.met("commit that nobody waits for");
+        }
     }
 
     /// A discard of a snapshot without the feature.

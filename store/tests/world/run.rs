@@ -242,6 +242,7 @@ impl Case {
         if profile == Profile::Large {
             config.scratch = 64 << 10;
         }
+        config.commits = true;
         config.failures = is_small(&config.shape) || profile == Profile::Faults;
         config.origin_failures = profile == Profile::Faults;
         let count = 10 + rng.below(80);

@@ -30,6 +30,11 @@ fn scenario_70_an_overlay_outlives_a_kill_however_much_it_owes() {
 }
 
 #[test]
+fn what_nobody_flushes_is_durable_some_time_later() {
+    log::is_durable_some_time_later();
+}
+
+#[test]
 fn scenario_72_snapshots_and_rollbacks_outlive_kills() {
     snapshots::outlive_kills(Place::Memory);
 }

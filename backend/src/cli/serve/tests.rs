@@ -84,6 +84,25 @@ fn tables_may_have_a_bound() {
 }
 
 #[test]
+fn what_is_not_flushed_has_a_time() {
+    let after = |text: &str| parse(&format!("--blk-file f --commit-interval {text}"));
+    let minute = CommitInterval::After(Duration::from_secs(60));
+    assert_eq!(after("1m").commit_interval, Some(minute));
+    assert_eq!(after("never").commit_interval, Some(CommitInterval::Never));
+    assert_eq!(parse("--blk-file f").commit_interval, None);
+    for wrong in ["0s", "soon", "-1s", "99999999999999999999s", "18446744073709551615m"] {
+        let line = format!("--blk-file f --commit-interval={wrong}");
+        assert!(refused(&line).contains("neither a time, as '30s' is, nor 'never'"), "{wrong}");
+    }
+    let file = "commit-interval = \"500ms\"\n[[disk]]\nblk-file = \"f\"";
+    let half = CommitInterval::After(Duration::from_millis(500));
+    assert_eq!(joined("--config c", file).unwrap().commit_interval, Some(half));
+    let line = "--config c --commit-interval never";
+    assert_eq!(joined(line, file).unwrap().commit_interval, Some(CommitInterval::Never));
+    assert!(joined("--config c", "commit-interval = \"0\"").unwrap_err().contains("'0' is"));
+}
+
+#[test]
 fn a_monitor_or_a_configuration_is_enough() {
     assert!(parse("--monitor m").disks.is_empty());
     assert_eq!(parse("--config c --name a").disks[0].source, Source::Known);

@@ -308,6 +308,8 @@ impl AttachedWorker for Late {
         Ok(())
     }
 
+    fn commit(&self) {}
+
     fn go(&self, _: Arc<Table>) {}
 }
 

@@ -25,6 +25,8 @@ impl AttachedWorker for Hanging {
         released.map_err(|_| StopError::Deadline)
     }
 
+    fn commit(&self) {}
+
     fn go(&self, _: Arc<Table>) {}
 }
 
@@ -96,6 +98,8 @@ impl AttachedWorker for Noting {
         Ok(())
     }
 
+    fn commit(&self) {}
+
     fn go(&self, _: Arc<Table>) {
         self.0.lock().unwrap().push(TIMES.get());
     }
@@ -157,7 +161,7 @@ fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
 #[test]
 fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
     let (mut world, store) = owing(RING);
-    world.devices.config.deadline = Duration::from_millis(20);
+    world.config().deadline = Duration::from_millis(20);
     let (release, released) = channel();
     *world.flusher.hangs.lock().unwrap() = Some(released);
     world.devices.flush_ahead(["a"]);

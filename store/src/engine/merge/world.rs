@@ -117,6 +117,8 @@ struct Nobody;
 
 impl StoreObserver for Nobody {
     fn store_event(&self, _: &str, _: StoreEvent) {}
+
+    fn owes(&self) {}
 }
 
 impl Wake for Nobody {

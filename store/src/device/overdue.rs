@@ -1,0 +1,100 @@
+//! Commits in time: what nobody flushes is durable some time after it was written, all the same.
+//!
+//! Owns that time, and the thread that waits for it. Workers commit, as if asked by a flush, so that
+//! whatever stops them waits for that, too. Keeps I17: the thread sleeps without a limit only where
+//! nothing is owed, and who owes something first then wakes it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::Thread;
+use std::time::Duration;
+
+use super::core::{Device, Devices};
+use super::serving::blocked;
+use crate::cow::StoreState;
+
+/// Whether something is owed, for a thread that sleeps until then.
+#[derive(Debug, Default)]
+pub(super) struct Overdue {
+    /// The thread will look at what is owed, or is to be woken for that.
+    begun: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Overdue {
+    /// Something is owed from now on. One load where that is known.
+    #[inline]
+    pub(super) fn begins(&self) {
+        if !self.has_begun() && !self.begun.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+impl Devices {
+    /// From now on has what is owed committed after `interval`, if nobody does before, by a thread
+    /// that lives as long as the devices. To be called once, before anything is served.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn commit_after(self: &Arc<Self>, interval: Duration) -> io::Result<()> {
+        let (devices, overdue) = (Arc::downgrade(self), self.overdue.clone());
+        let spawned = std::thread::Builder::new()
+            .name("commits in time".into())
+            .spawn(move || wait_and_commit(&devices, &overdue, interval))?;
+        let thread = spawned.thread().clone();
+        thread.unpark();
+        // A second one would only never be woken.
+        let _ = self.overdue.thread.set(thread);
+        Ok(())
+    }
+
+    /// Has everything committed that is owed. Where anything is, it is looked at once more.
+    pub(super) fn commit_owed(&self) {
+        self.overdue.begun.store(false, Ordering::SeqCst);
+        let inner = &*self.look();
+        let owing = |(_, device): &(&String, &Device)| owes(device);
+        for (name, device) in inner.devices.iter().filter(owing) {
+            self.overdue.begun.store(true, Ordering::SeqCst);
+            // One is enough: all of them serve the same stores.
+            let mut writers = device.users.values().filter(|user| user.writable);
+            if let Some(worker) = writers.find_map(|user| user.workers.first())
+                && !blocked(inner, name)
+            {
+                worker.commit();
+            }
+        }
+    }
+}
+
+/// Whether a store of the device's table owes anything that can still be committed.
+fn owes(device: &Device) -> bool {
+    let exceptions = device.active.iter().flat_map(|active| active.table.exceptions());
+    let mut stores = exceptions.map(|ex| ex.store());
+    stores.any(|store| store.state() <= StoreState::Overflow && store.log().owes() > 0)
+}
+
+/// Waits until something is owed, and then commits every `interval` until nothing is.
+fn wait_and_commit(devices: &Weak<Devices>, overdue: &Overdue, interval: Duration) {
+    while devices.strong_count() > 0 {
+        if !overdue.has_begun() {
+            std::thread::park();
+            continue;
+        }
+        std::thread::sleep(interval);
+        if let Some(devices) = devices.upgrade() {
+            devices.commit_owed();
+        }
+    }
+}
