@@ -150,6 +150,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     quiesce: Option<Quiesce>,
     /// Nothing is taken until nothing is in flight, or until then, for [`Worker::suit_driver`].
     drains: Option<Instant>,
+    /// What is owed is to be committed, once it serves.
+    commit_wanted: bool,
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
     stopping: bool,
@@ -192,6 +194,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             mail: VecDeque::new(),
             quiesce: None,
             drains: None,
+            commit_wanted: false,
             own_flush: false,
             stopping: false,
             failed,
@@ -412,14 +415,24 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 busy = true;
             }
         }
+        // Nothing new is begun by a worker that comes to rest, or rests; by the next table's it is.
+        if self.commit_wanted && self.gate == Gate::Open && self.quiesce.is_none() && !self.stopping
+        {
+            self.commit_wanted = false;
+            self.engine.commit();
+        }
         busy
     }
 
-    /// While the worker comes to rest, only a message that undoes that is followed.
+    /// While the worker comes to rest, only a message that undoes that is followed, or one that can
+    /// wait.
     fn may_follow(&self, mail: &Mail<E::Table>) -> bool {
         match &self.quiesce {
             None => true,
-            Some(quiesce) => quiesce.is_suspend() && matches!(mail, Mail::Resume { .. }),
+            Some(quiesce) => match mail {
+                Mail::Resume { .. } => quiesce.is_suspend(),
+                mail => matches!(mail, Mail::Commit),
+            },
         }
     }
 
@@ -437,8 +450,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Mail::StopRing { reply } if self.ring.is_none() => reply.send(None),
             Mail::StopRing { reply } => self.begin_quiesce(Quiesce::stop_ring(reply)),
             Mail::WriteThrough { on, reply } => self.set_write_through(on, reply),
-            Mail::Commit if self.gate == Gate::Open && !self.stopping => self.engine.commit(),
-            Mail::Commit => {}
+            Mail::Commit => self.commit_wanted = true,
             Mail::Stop => {
                 self.stopping = true;
                 self.engine.set_stopping(true);

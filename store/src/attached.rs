@@ -16,7 +16,8 @@ pub enum StopError {
     Deadline,
 }
 
-/// A worker that serves a device's table. All calls are made by the device's owner, one at a time.
+/// A worker that serves a device's table. All calls but [`AttachedWorker::commit`] are made by the
+/// device's owner, one at a time.
 pub trait AttachedWorker: Send + Sync {
     /// Asks the worker to take no more requests. To be followed by
     /// [`AttachedWorker::stopped`]; several workers are asked before the first is waited for.
@@ -29,7 +30,8 @@ pub trait AttachedWorker: Send + Sync {
     /// [`StopError::Deadline`]: the worker is as it was, and serves on.
     fn stopped(&self, deadline: Instant) -> Result<(), StopError>;
 
-    /// Asks a worker that serves to commit what the stores of its table owe; nobody waits for that.
+    /// Asks the worker to commit what the stores of its table owe, when it serves; nobody waits for
+    /// that. At any time, by anybody.
     fn commit(&self);
 
     /// Gives the worker a table and lets it take requests; requests it held are looked at again.

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, val
 use snapblk_store::exception::Arena;
 
 use crate::cli::ctl::size;
-pub use crate::server::{CommitInterval, OnFull};
+pub use crate::server::{FlushInterval, OnFull};
 
 mod file;
 mod run;
@@ -33,8 +33,8 @@ pub struct Serve {
     pub table_memory: Option<u64>,
     /// Where the others are; none for beside the state file.
     pub table_dir: Option<PathBuf>,
-    /// When what nobody flushes is made durable; none where nothing is said of it.
-    pub commit_interval: Option<CommitInterval>,
+    /// When first writes to stores that nobody flushes are made durable; none where nothing is said.
+    pub flush_interval: Option<FlushInterval>,
     /// The disks named on the command line, in order; none only with a configuration file or a
     /// monitor to make them.
     pub disks: Vec<Disk>,
@@ -134,7 +134,7 @@ fn table_memory(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-fn commit_interval(text: &str) -> Result<CommitInterval, String> {
+fn flush_interval(text: &str) -> Result<FlushInterval, String> {
     text.parse()
 }
 
@@ -181,12 +181,12 @@ impl Args for Serve {
             )
             .arg(
                 one(
-                    "commit-interval",
+                    "flush-interval",
                     "30s|never",
-                    "Make durable what a guest wrote, and did not flush, after this time \
-                     [default: 30s]",
+                    "Make first writes to stores durable after this time, where no guest flushes \
+                     them [default: 30s]",
                 )
-                .value_parser(commit_interval),
+                .value_parser(flush_interval),
             )
             .next_help_heading("Disks (each --name opens a group of the options behind it)")
             .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
@@ -243,7 +243,7 @@ impl FromArgMatches for Serve {
         let monitor: Option<PathBuf> = matches.get_one("monitor").cloned();
         let table_memory: Option<u64> = matches.get_one("table-memory").copied();
         let table_dir: Option<PathBuf> = matches.get_one("table-dir").cloned();
-        let commit_interval = matches.get_one("commit-interval").copied();
+        let flush_interval = matches.get_one("flush-interval").copied();
         let known = config.is_some() || monitor.is_some();
         let groups = groups(matches);
         if groups.is_empty() && !known {
@@ -265,7 +265,7 @@ impl FromArgMatches for Serve {
         if table_dir.is_some() && table_memory.is_none() && config.is_none() {
             return Err(conflict("--table-dir is given without --table-memory".into()));
         }
-        Ok(Serve { config, monitor, table_memory, table_dir, commit_interval, disks })
+        Ok(Serve { config, monitor, table_memory, table_dir, flush_interval, disks })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

@@ -5,7 +5,7 @@
 mod binding;
 mod commands;
 mod commit;
-mod commit_interval;
+mod flush_interval;
 mod info;
 mod lockfs;
 mod merge;
@@ -33,7 +33,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
-pub use commit_interval::CommitInterval;
+pub use flush_interval::FlushInterval;
 use lockfs::Lockfs;
 pub use on_full::OnFull;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};

@@ -18,7 +18,7 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{CommitInterval, End, OnFull, Server, add_command};
+use super::{End, FlushInterval, OnFull, Server, add_command};
 use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
@@ -79,8 +79,8 @@ pub struct ServeArgs {
     pub table_memory: Option<u64>,
     /// Where the others are; none for beside the state.
     pub table_dir: Option<PathBuf>,
-    /// When what nobody flushes is made durable.
-    pub commit_interval: CommitInterval,
+    /// When first writes to stores that nobody flushes are made durable.
+    pub flush_interval: FlushInterval,
     /// Where the state is kept; none for beside the first disk's store.
     pub state: Option<PathBuf>,
     /// Do it although a file's state speaks against it.
@@ -143,7 +143,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let agents = args.disks.iter().filter_map(agent).collect();
     let memory = memory(args, state.as_deref())?;
     let (server, ends) = Server::new(state, memory, args.force, &agents);
-    if let CommitInterval::After(interval) = args.commit_interval {
+    if let FlushInterval::After(interval) = args.flush_interval {
         server.devices.commit_after(interval).map_err(io("cannot commit in time"))?;
     }
     start_devices(&server, args, &first)?;

@@ -227,7 +227,7 @@ impl<T> WorkerHandle<T> {
         self.ask(|reply| Mail::Resume { with, reply })
     }
 
-    /// Makes durable what was written, though nobody waits for that; unless it is suspended.
+    /// Makes durable what was written, though nobody waits for that; when it serves.
     pub fn commit(&self) {
         self.mailbox.post(Mail::Commit);
     }

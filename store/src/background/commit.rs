@@ -232,7 +232,7 @@ impl AttachedWorker for CommitHandle {
         self.0.stopped(deadline)
     }
 
-    /// What it writes is durable at its end.
+    /// Nothing is asked of jobs: what this one writes is durable at its end.
     fn commit(&self) {}
 
     /// Goes on with what it has: it does not work on the device's own table.

@@ -128,7 +128,7 @@ impl AttachedWorker for MergeHandle {
         self.0.stopped(deadline)
     }
 
-    /// A store that is merged owes nothing.
+    /// Nothing is asked of jobs: they write for no guest.
     fn commit(&self) {}
 
     fn go(&self, table: Arc<Table>) {

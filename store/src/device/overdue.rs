@@ -43,8 +43,8 @@ impl Overdue {
 }
 
 impl Devices {
-    /// From now on has what is owed committed after `interval`, if nobody does before, by a thread
-    /// that lives as long as the devices. To be called once, before anything is served.
+    /// From now on a commit of what is owed begins after `interval`, if none does before. A thread
+    /// waits for that, which outlives the devices by `interval` at most. To be called once.
     ///
     /// # Errors
     /// There can be no thread.
@@ -53,10 +53,10 @@ impl Devices {
         let spawned = std::thread::Builder::new()
             .name("commits in time".into())
             .spawn(move || wait_and_commit(&devices, &overdue, interval))?;
-        let thread = spawned.thread().clone();
-        thread.unpark();
         // A second one would only never be woken.
-        let _ = self.overdue.thread.set(thread);
+        let _ = self.overdue.thread.set(spawned.thread().clone());
+        // What was owed before this was known to nobody.
+        self.overdue.wake();
         Ok(())
     }
 
@@ -67,7 +67,8 @@ impl Devices {
         let owing = |(_, device): &(&String, &Device)| owes(device);
         for (name, device) in inner.devices.iter().filter(owing) {
             self.overdue.begun.store(true, Ordering::SeqCst);
-            // One is enough: all of them serve the same stores.
+            // One is enough: all of a device serve the same stores. It may be that of an origin, and
+            // then commits a snapshot's store though that is suspended, as for an origin's write.
             let mut writers = device.users.values().filter(|user| user.writable);
             if let Some(worker) = writers.find_map(|user| user.workers.first())
                 && !blocked(inner, name)
@@ -78,11 +79,12 @@ impl Devices {
     }
 }
 
-/// Whether a store of the device's table owes anything that can still be committed.
+/// Whether a store of the device's table owes anything that can be committed, now or later.
 fn owes(device: &Device) -> bool {
     let exceptions = device.active.iter().flat_map(|active| active.table.exceptions());
-    let mut stores = exceptions.map(|ex| ex.store());
-    stores.any(|store| store.state() <= StoreState::Overflow && store.log().owes() > 0)
+    exceptions
+        .flat_map(|ex| &ex.layers)
+        .any(|store| store.state() <= StoreState::Overflow && store.log().owes() > 0)
 }
 
 /// Waits until something is owed, and then commits every `interval` until nothing is.

@@ -123,9 +123,9 @@ impl Core {
 
     /// All stores that owe something should be committed, though nobody waits for that.
     pub(super) fn commit_owed(&mut self, table: &Table) {
+        let begins = |store: &Arc<Store>| store.is_overdue() && !store.log().is_committing();
         for (exceptions, ex) in table.exceptions().iter().enumerate() {
-            let log = ex.store().log();
-            if log.owes() > 0 && !log.is_committing() {
+            if ex.layers.iter().any(begins) {
                 self.commit_soon(table, exceptions);
             }
         }

@@ -7,7 +7,7 @@ use snapblk_tests::lasting::Lasting;
 use snapblk_tests::rng::Rng;
 use snapblk_tests::server::{Place, Scratch, ServerCommand};
 
-use crate::rounds::Rounds;
+use crate::rounds::{Rounds, flush_interval};
 
 const QUEUES: u64 = 2;
 
@@ -19,6 +19,7 @@ pub(crate) fn outlives_kills(place: Place) {
     let mut guest = Lasting::new(QUEUES, Rng::new(rounds.rng.next_u64()));
     let base = scratch.sparse("base.raw", guest.disk_len()).expect("an image");
     let command = ServerCommand::snapblk(&scratch).unwrap_or_else(|error| panic!("{error}"));
+    let command = command.arg("--flush-interval").arg(flush_interval(place));
     let command = command.arg("--num-queues").arg(QUEUES.to_string()).arg("--blk-file").arg(&base);
     let command = command.arg("--overlay").arg(scratch.path("store.cow"));
     loop {

@@ -25,7 +25,7 @@ pub(crate) fn outlives_a_kill_however_much_is_owed() {
     let (base, store) = (scratch.sparse("base.raw", CHUNKS * CHUNK), scratch.path("store.cow"));
     let command = ServerCommand::snapblk(&scratch).expect("snapblk").arg("--blk-file");
     let command = command.arg(base.expect("a file")).arg("--overlay").arg(&store);
-    let command = command.arg("--commit-interval").arg("never");
+    let command = command.arg("--flush-interval").arg("never");
     let server = command.start().expect("it serves");
     let connect = Connect::to(server.socket().to_owned());
     let mut load = Steady::connect(connect, 32, CHUNK as usize).expect("a session");
@@ -53,7 +53,7 @@ pub(crate) fn is_durable_some_time_later() {
     let (base, store) = (scratch.sparse("base.raw", 64 * CHUNK), scratch.path("store.cow"));
     let command = ServerCommand::snapblk(&scratch).expect("snapblk").arg("--blk-file");
     let command = command.arg(base.expect("a file")).arg("--overlay").arg(&store);
-    let command = command.arg("--commit-interval").arg("200ms");
+    let command = command.arg("--flush-interval").arg("200ms");
     let server = command.start().expect("it serves");
     let mut disk = Disk::connect(server.socket()).expect("a session");
     // The second time something is owed, too.

@@ -21,6 +21,7 @@ pub(crate) fn outlives_kills(place: Place) {
         let scratch = Scratch::new(place).expect("a directory for the test");
         let base = scratch.file("golden.raw", &image).expect("a golden image");
         let command = ServerCommand::snapblk(&scratch).unwrap_or_else(|error| panic!("{error}"));
+        let command = command.arg("--flush-interval").arg(flush_interval(place));
         let command = command.arg("--num-queues").arg("2").arg("--blk-file").arg(&base);
         let store = scratch.path("store.cow");
         // As large as the disk may ever need, and no larger: a kill costs no room.

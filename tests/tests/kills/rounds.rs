@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use snapblk_qmp::client::{Client as Qmp, ClientError};
 use snapblk_tests::client::{Client, Connect};
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::{Server, ServerCommand};
+use snapblk_tests::server::{Place, Server, ServerCommand};
 use snapblk_tests::verify::{self, Ledger, Load, Mix, Watch};
 
 /// 4 MiB and some sectors: not a whole number of chunks of any size.
@@ -24,6 +24,12 @@ const QUEUES: usize = 2;
 const SECONDS: u64 = 5;
 /// Rounds after which everything must have been met.
 const MANY: u64 = 400;
+
+/// When what nobody flushes is committed: on one kind of disk so soon that it often is, on the
+/// other never in the time that a process has.
+pub(crate) fn flush_interval(place: Place) -> &'static str {
+    if place == Place::Memory { "5ms" } else { "30s" }
+}
 
 /// How long, with which choices, and what was met.
 pub(crate) struct Rounds {

@@ -37,6 +37,7 @@ pub(crate) fn outlive_kills(place: Place) {
         let scratch = Scratch::new(place).expect("a directory for the test");
         let file = scratch.file("disk.raw", &Ledger::image(SECTORS)).expect("a disk");
         let command = ServerCommand::snapblk(&scratch).unwrap_or_else(|error| panic!("{error}"));
+        let command = command.arg("--flush-interval").arg(flush_interval(place));
         let command = command.arg("--num-queues").arg("2").arg("--blk-file").arg(file);
         let ledger = Mutex::new(Ledger::stamped(SECTORS));
         Family { scratch, command, ledger: &ledger, snapshots: BTreeMap::new(), made: 0 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Disk, OnFull, Serve, Socket, Source, commit_interval, on_full, table_memory};
+use super::{Disk, OnFull, Serve, Socket, Source, flush_interval, on_full, table_memory};
 use crate::cli::CliError;
 
 #[derive(Debug, Default, Deserialize)]
@@ -17,7 +17,7 @@ struct File {
     monitor: Option<PathBuf>,
     table_memory: Option<String>,
     table_dir: Option<PathBuf>,
-    commit_interval: Option<String>,
+    flush_interval: Option<String>,
     state: Option<PathBuf>,
     #[serde(default)]
     force: bool,
@@ -78,8 +78,8 @@ impl Serve {
         let known = file.table_memory.as_deref().map(table_memory).transpose().map_err(wrong)?;
         serve.table_memory = serve.table_memory.or(known);
         serve.table_dir = serve.table_dir.or(file.table_dir);
-        let known = file.commit_interval.as_deref().map(commit_interval).transpose();
-        serve.commit_interval = serve.commit_interval.or(known.map_err(wrong)?);
+        let known = file.flush_interval.as_deref().map(flush_interval).transpose();
+        serve.flush_interval = serve.flush_interval.or(known.map_err(wrong)?);
         if serve.table_dir.is_some() && serve.table_memory.is_none() {
             return Err(wrong("table-dir is given without table-memory".into()));
         }

@@ -16,7 +16,7 @@ impl Serve {
             monitor: serve.monitor.clone(),
             table_memory: serve.table_memory,
             table_dir: serve.table_dir.clone(),
-            commit_interval: serve.commit_interval.unwrap_or_default(),
+            flush_interval: serve.flush_interval.unwrap_or_default(),
             ..ServeArgs::default()
         };
         for disk in &serve.disks {

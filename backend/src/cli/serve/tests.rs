@@ -85,21 +85,21 @@ fn tables_may_have_a_bound() {
 
 #[test]
 fn what_is_not_flushed_has_a_time() {
-    let after = |text: &str| parse(&format!("--blk-file f --commit-interval {text}"));
-    let minute = CommitInterval::After(Duration::from_secs(60));
-    assert_eq!(after("1m").commit_interval, Some(minute));
-    assert_eq!(after("never").commit_interval, Some(CommitInterval::Never));
-    assert_eq!(parse("--blk-file f").commit_interval, None);
+    let after = |text: &str| parse(&format!("--blk-file f --flush-interval {text}"));
+    let minute = FlushInterval::After(Duration::from_secs(60));
+    assert_eq!(after("1m").flush_interval, Some(minute));
+    assert_eq!(after("never").flush_interval, Some(FlushInterval::Never));
+    assert_eq!(parse("--blk-file f").flush_interval, None);
     for wrong in ["0s", "soon", "-1s", "99999999999999999999s", "18446744073709551615m"] {
-        let line = format!("--blk-file f --commit-interval={wrong}");
+        let line = format!("--blk-file f --flush-interval={wrong}");
         assert!(refused(&line).contains("neither a time, as '30s' is, nor 'never'"), "{wrong}");
     }
-    let file = "commit-interval = \"500ms\"\n[[disk]]\nblk-file = \"f\"";
-    let half = CommitInterval::After(Duration::from_millis(500));
-    assert_eq!(joined("--config c", file).unwrap().commit_interval, Some(half));
-    let line = "--config c --commit-interval never";
-    assert_eq!(joined(line, file).unwrap().commit_interval, Some(CommitInterval::Never));
-    assert!(joined("--config c", "commit-interval = \"0\"").unwrap_err().contains("'0' is"));
+    let file = "flush-interval = \"500ms\"\n[[disk]]\nblk-file = \"f\"";
+    let half = FlushInterval::After(Duration::from_millis(500));
+    assert_eq!(joined("--config c", file).unwrap().flush_interval, Some(half));
+    let line = "--config c --flush-interval never";
+    assert_eq!(joined(line, file).unwrap().flush_interval, Some(FlushInterval::Never));
+    assert!(joined("--config c", "flush-interval = \"0\"").unwrap_err().contains("'0' is"));
 }
 
 #[test]
