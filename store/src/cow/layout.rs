@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::io::Late;
 use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
 
 #[cfg(test)]
@@ -139,6 +140,12 @@ impl Geometry {
     /// Chunks from one area to the next.
     const fn stride(&self) -> u64 {
         self.entries_per_area() + 1
+    }
+
+    /// Where all areas lie, in bytes: they are written after the chunks between them.
+    pub const fn areas(&self) -> Late {
+        let len = self.chunk.bytes();
+        Late { len, every: self.stride() * len }
     }
 
     /// Where area `area` lies: `1 + area × (EPA + 1)`.

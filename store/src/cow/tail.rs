@@ -66,10 +66,12 @@ impl Tail {
     /// that a store of `device_chunks` chunks has.
     /// The caller zeroes it, and tells by [`Tail::zeroed`] before it writes entries.
     pub fn area_to_zero(&self, count: u64, device_chunks: u64) -> Option<StoreChunk> {
+        // The one behind the last that will be full. Whoever gives chunks out for these entries has
+        // seen to room for no area behind it.
         let last = (self.position + count) / self.geometry.entries_per_area();
         let next = self.zeroed + 1;
         let chunk = self.geometry.area_chunk(next);
-        (next <= last + 1 && chunk.0 < device_chunks).then_some(chunk)
+        (next <= last && chunk.0 < device_chunks).then_some(chunk)
     }
 
     /// The area that was asked for is zero.
@@ -154,7 +156,7 @@ mod tests {
         assert_eq!(tail.write(&mut [entry(99)].into_iter(), &mut out), Some(34 * 512));
         assert_eq!((out[0], out[16], out[32]), (32, 99, 0));
         assert_eq!(
-            tail.area_to_zero(1, geometry().device_chunks),
+            tail.area_to_zero(30, geometry().device_chunks),
             Some(StoreChunk(67)),
             "nothing is known of the next area"
         );
@@ -163,13 +165,13 @@ mod tests {
     #[test]
     fn the_next_area_is_zeroed_before_one_is_full() {
         let mut tail = Tail::new(geometry(), 0, &[]);
-        assert_eq!(tail.area_to_zero(1, geometry().device_chunks), Some(StoreChunk(34)));
+        assert_eq!(tail.area_to_zero(31, geometry().device_chunks), None, "it is not full then");
+        assert_eq!(tail.area_to_zero(32, geometry().device_chunks), Some(StoreChunk(34)));
         tail.zeroed();
-        assert_eq!(tail.area_to_zero(31, geometry().device_chunks), None);
-        assert_eq!(tail.area_to_zero(32, geometry().device_chunks), Some(StoreChunk(67)));
-        let mut small = Tail::new(geometry(), 0, &[]);
-        assert_eq!(small.area_to_zero(1, 34), None);
-        assert_eq!(small.area_to_zero(1, 35), Some(StoreChunk(34)), "it grew meanwhile");
-        small.zeroed();
+        assert_eq!(tail.area_to_zero(63, geometry().device_chunks), None);
+        assert_eq!(tail.area_to_zero(64, geometry().device_chunks), Some(StoreChunk(67)));
+        let small = Tail::new(geometry(), 0, &[]);
+        assert_eq!(small.area_to_zero(32, 34), None);
+        assert_eq!(small.area_to_zero(32, 35), Some(StoreChunk(34)), "it grew meanwhile");
     }
 }

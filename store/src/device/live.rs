@@ -193,9 +193,11 @@ impl Live {
             Log::new(words, opened.next, opened.geometry.capacity())
         };
         if !disk.info.block_device {
-            let (chunk, next) = (opened.geometry.chunk, opened.next);
-            let next = if transient { 0 } else { opened.geometry.chunk_of_index(next).0 };
-            disk.info.ahead.begin(next * chunk.bytes());
+            let (geometry, next) = (opened.geometry, opened.next);
+            let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
+            // A write is acknowledged before the next area is written, which is in vain without.
+            let areas = (!transient).then(|| geometry.areas());
+            disk.info.ahead.begin(geometry.chunk.store_offset(next), areas);
         }
         let store = Arc::new(Store::new(StoreParts {
             name: spec.cow.to_string(),

@@ -10,9 +10,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::buffer::{GuestData, Memory, ScratchConfig};
@@ -20,7 +21,7 @@ use super::sync::{Poller, carry_out};
 use super::transfer::{Outcome, Step, Target, Through};
 use super::transfers::Transfers;
 use super::uring::{Event, Handle, Posting, Ring, Wait};
-use super::{Action, BufId, Completion, Errno, FileId, Files, IoOp, Seg};
+use super::{Action, BufId, Completion, Errno, FileId, FileInfo, Files, IoOp, Seg};
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,9 @@ impl Default for IoOptions {
         IoOptions { uring: true, entries: 256 }
     }
 }
+
+/// Reservations of room that may be under way; no more are begun then.
+const RESERVING: usize = 4;
 
 /// What waits, and carries out what plain calls would make the worker wait for.
 enum Driver {
@@ -59,6 +63,8 @@ pub struct Io {
     driver: Driver,
     /// No file that was adopted is on a disk, so that a ring would serve it.
     in_memory: bool,
+    /// Room that was asked for, by number, and in which file.
+    reserving: [Option<(Weak<FileInfo>, Range<u64>)>; RESERVING],
     syscalls: u64,
     in_flight: usize,
     // Last, so that it goes last: see `Drop`.
@@ -88,6 +94,7 @@ impl Io {
             fired: VecDeque::new(),
             driver,
             in_memory: true,
+            reserving: [const { None }; RESERVING],
             syscalls: 0,
             in_flight: 0,
             memory: Memory::new(scratch)?,
@@ -173,6 +180,11 @@ impl Io {
         let Some(target) = target.and_then(Option::as_deref_mut) else {
             return self.finish(slot, Err(Errno(libc::EBADF)));
         };
+        if action.op == IoOp::Write
+            && let Err(errno) = target.info.make_room(action.offset.saturating_add(action.len))
+        {
+            return self.finish(slot, Err(errno));
+        }
         match transfer.start(target, &mut self.memory) {
             Outcome::Done(result) => self.finish(slot, result),
             Outcome::Again if target.info.uring && matches!(self.driver, Driver::Ring(_)) => {
@@ -242,7 +254,10 @@ impl Io {
         if self.in_flight > 0 || ring.in_flight > 0 || ring.posting == posting {
             return;
         }
-        match ring.replace(posting) {
+        let replaced = ring.replace(posting);
+        // What is still to be said of them is said to nobody.
+        self.reserving = [const { None }; RESERVING];
+        match replaced {
             Ok(()) if ring.posting == posting => {}
             Ok(()) => return,
             Err(error) => {
@@ -391,8 +406,20 @@ impl Io {
         let target = self.targets[action.file.0 as usize].as_deref();
         if let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target)
             && let Some(room) = target.room_ahead(action.offset, action.len)
+            && let Some(number) = self.reserving.iter().position(Option::is_none)
+            && ring.reserve(number as u32, handle_of(target, Through::Main), room.clone())
         {
-            ring.reserve(handle_of(target, Through::Main), room);
+            self.reserving[number] = Some((Arc::downgrade(&target.info), room));
+        }
+    }
+
+    fn reserved(&mut self, number: u32, is_ours: bool) {
+        let asked = self.reserving.get_mut(number as usize).and_then(Option::take);
+        if let Some((info, room)) = asked
+            && is_ours
+            && let Some(info) = info.upgrade()
+        {
+            info.ahead.has(room);
         }
     }
 
@@ -418,6 +445,7 @@ impl Io {
                 None => return,
                 Some(Event::Fired(key)) => self.fired.push_back(key),
                 Some(Event::Answer(slot, result)) => self.answered(slot, result),
+                Some(Event::Reserved(number, is_ours)) => self.reserved(number, is_ours),
             }
         }
     }

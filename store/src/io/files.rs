@@ -9,6 +9,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
+
+use super::Errno;
 use super::ahead::Ahead;
 
 #[cfg(test)]
@@ -150,6 +154,35 @@ impl FileInfo {
     /// What the system says.
     pub fn current_len(&self) -> io::Result<u64> {
         length(&self.file, self.block_device)
+    }
+
+    /// Sees to it that what ends at `end` may be written: that what has to be written later, and for
+    /// that, has room. Asks the system where it does not know, which is seldom.
+    ///
+    /// # Errors
+    /// There is none, or what the system says.
+    #[inline]
+    pub(crate) fn make_room(&self, end: u64) -> Result<(), Errno> {
+        if self.ahead.allows(end) { Ok(()) } else { self.reserve_late_parts(end) }
+    }
+
+    #[cold]
+    fn reserve_late_parts(&self, end: u64) -> Result<(), Errno> {
+        while let Some(part) = self.ahead.lacks(end) {
+            if let Some(len) = self.current_len().ok().filter(|&len| len < part.end) {
+                self.ahead.ends(len);
+                break;
+            }
+            let keep = FallocateFlags::KEEP_SIZE;
+            let len = part.end - part.start;
+            match retry_on_intr(|| fallocate(&self.file, keep, part.start, len)) {
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                    self.ahead.has(part);
+                }
+                Err(error) => return Err(Errno(error.raw_os_error())),
+            }
+        }
+        Ok(())
     }
 
     /// Bytes in a logical block of the device, for a block device; 512 for a file.

@@ -19,7 +19,7 @@ mod transfer;
 mod transfers;
 mod uring;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, Late};
 pub use buffer::{GuestData, ScratchConfig};
 pub use executor::{Io, IoOptions};
 pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};

@@ -55,6 +55,8 @@ pub(crate) enum Event {
     Answer(u32, i32),
     /// The descriptor watched under this key was signalled.
     Fired(u64),
+    /// The room that was asked for under this number is the file's, or not.
+    Reserved(u32, bool),
 }
 
 #[derive(Debug)]
@@ -177,14 +179,13 @@ impl Ring {
         pushed
     }
 
-    /// Queues a reservation of room in a file, if there is room in the queue. Nobody waits for it:
+    /// Queues a reservation of room in a file; false where the queue is full. Nobody waits for it:
     /// without, writes only cost more.
-    pub(crate) fn reserve(&mut self, file: Handle<'_>, room: Range<u64>) {
+    pub(crate) fn reserve(&mut self, number: u32, file: Handle<'_>, room: Range<u64>) -> bool {
         let (mode, offset, len) = (libc::FALLOC_FL_KEEP_SIZE, room.start, room.end - room.start);
         let entry = entry_for(Step::Allocate { mode, offset, len }, file)
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(RESERVE << KIND);
-        self.push_entries(&[entry]);
+            .user_data(RESERVE << KIND | u64::from(number));
+        self.push_entries(&[entry])
     }
 
     fn push_entries(&mut self, entries: &[squeue::Entry]) -> bool {
@@ -243,6 +244,7 @@ impl Ring {
                         return Some(Event::Fired(key));
                     }
                 }
+                RESERVE => return Some(Event::Reserved(number, answer.result() == 0)),
                 _ => {}
             }
         }

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
 use super::*;
+use crate::io::Late;
 
 const LEN: u64 = 64 << 20;
 const WRITTEN: usize = 4096;
@@ -16,7 +17,7 @@ fn written(uring: bool, fills: bool) -> Rig {
     let mut rig = rig(DISK, true, uring, &[]);
     std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(LEN).unwrap();
     if fills {
-        rig.io.files.get(rig.file).unwrap().ahead.begin(0);
+        rig.io.files.get(rig.file).unwrap().ahead.begin(0, None);
     }
     let guest = Guest::new(WRITTEN, 0, WRITTEN, 1);
     guest.fill(Token(0), &[7; WRITTEN]);
@@ -55,5 +56,64 @@ fn no_other_file_gets_room() {
         drop(rig.io);
         let room = std::fs::metadata(&rig.path).unwrap().blocks() * 512;
         assert!(room <= LITTLE, "{}: {room} bytes of room", rig.what);
+    }
+}
+
+/// A file in memory whose late parts are larger than any memory: the system refuses them at once.
+#[test]
+fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
+    for uring in [true, false] {
+        let late = Late { len: 1 << 46, every: 1 << 47 };
+        let mut rig = rig("/dev/shm", true, uring, &[]);
+        let file = std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap();
+        file.set_len(1 << 49).unwrap();
+        rig.io.adopt_files(&[]);
+        rig.io.adopt_files(&[rig.file]);
+        rig.io.files.get(rig.file).unwrap().ahead.begin(2 * late.len, Some(late));
+        rig.io.files.get(rig.file).unwrap().ahead.has(late.len..2 * late.len);
+        let guest = Guest::new(WRITTEN, 0, WRITTEN, 1);
+        guest.fill(Token(0), &[7; WRITTEN]);
+        let segs = [guest_seg(0, WRITTEN)];
+        let len = WRITTEN as u64;
+        let mut write = |at| rig.run(IoOp::Write, at, len, &segs, &guest);
+        assert_eq!(write(2 * late.len - len), Ok(()), "no other part is needed");
+        assert_eq!(write(2 * late.len), Err(Errno::ENOSPC));
+        assert_eq!(room(&rig), len, "{}: of the second nothing was written", rig.what);
+        // Where the file ends before the next part there is none to have room for.
+        file.set_len(2 * late.len + late.every - 1).unwrap();
+        assert_eq!(rig.run(IoOp::Write, 2 * late.len, len, &segs, &guest), Ok(()));
+    }
+}
+
+/// What was reserved ahead of time needs no second call, and what was not is reserved on the way.
+#[test]
+fn later_parts_have_room_before_what_lies_between_is_written() {
+    const EVERY: u64 = 1 << 20;
+    for (uring, place) in [(true, DISK), (false, DISK), (false, "/dev/shm")] {
+        let late = Late { len: 4096, every: EVERY };
+        let mut rig = rig(place, true, uring, &[]);
+        std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(LEN).unwrap();
+        let info = rig.io.files.get(rig.file).unwrap();
+        info.ahead.begin(8192, Some(late));
+        let guest = Guest::new(WRITTEN, 0, WRITTEN, 1);
+        guest.fill(Token(0), &[7; WRITTEN]);
+        let segs = [guest_seg(0, WRITTEN)];
+        for (at, pages) in [(8192, 3), (EVERY + 8192, 5), (6 * EVERY + 8192, 11)] {
+            assert_eq!(rig.run(IoOp::Write, at, WRITTEN as u64, &segs, &guest), Ok(()));
+            let next = at / EVERY * EVERY + EVERY + 4096;
+            assert!(info.ahead.allows(next) && info.ahead.allows(next + 4096), "{} {at}", rig.what);
+            if place == "/dev/shm" {
+                // What was written, and a part behind each stretch up to it.
+                assert_eq!(room(&rig), pages * 4096, "{at}");
+            }
+            let begin = Instant::now();
+            while rig.io.uses_uring() && !info.ahead.allows(at + (2 << 20)) {
+                assert!(
+                    begin.elapsed() < Duration::from_secs(20),
+                    "what was reserved is not known"
+                );
+                rig.io.wait(Some(Duration::from_millis(5))).unwrap();
+            }
+        }
     }
 }
