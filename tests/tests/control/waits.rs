@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use snapblk_tests::disk::Disk;
-use snapblk_tests::server::{Scratch, ServerCommand};
+use snapblk_tests::server::{Scratch, ServerCommand, find_in_path, find_snapblk};
 
 use super::common::{World, assert_same, disk, overlay, plain, scratch, serve, stamped, word};
 
@@ -165,6 +165,57 @@ fn scenario_78_an_origins_writes_wait_for_its_snapshots() {
     assert_same("snap", &snap.read_all().unwrap(), &stamped(0, SECTORS, 1));
     chunk_is(&mut origin, 14, 2);
     world.stop();
+}
+
+/// A file system that is full, around a store that owes: all that was acknowledged becomes durable
+/// all the same, and what waits goes on when there is room.
+#[test]
+fn scenario_78_a_full_file_system_fails_no_flush() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS * 4, 1)).unwrap();
+    let small = scratch.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let mut world = World::start(&confined(&scratch, &base, &small));
+    let mut held = world.disk();
+    // More than an area's chunks: the one behind them was a hole.
+    let found_none = (0..1024).find(|&n| {
+        held.begin_write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+        held.end(MOMENT * if n < 256 { 10 } else { 1 }).is_err()
+    });
+    let first = found_none.expect("there is room for all");
+    assert!(first > 256, "{first} chunks found room");
+    world.event("BLOCK_IO_ERROR");
+    world.call("device-suspend", json!({"name": "disk0"}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!(world.device("disk0")["targets"][0]["state"], "valid");
+    assert!(held.end(MOMENT).is_err(), "there is no room yet");
+    let seen = PathBuf::from(format!("/proc/{}/root", world.server.pid()));
+    let within = |name| seen.join(small.join(name).strip_prefix("/").unwrap());
+    std::fs::remove_file(within("filler")).unwrap();
+    held.end(Duration::from_secs(20)).unwrap();
+    held.flush().unwrap();
+    for n in 0..=first {
+        chunk_is(&mut held, n, 2);
+    }
+    world.stop();
+}
+
+/// Serves an overlay over `base` whose store lies in a file system of its own, mounted at `small` for
+/// the server alone, with room for 4 MiB, of which half are a filler's.
+fn confined(scratch: &Scratch, base: &Path, small: &Path) -> ServerCommand {
+    const MOUNT: &str = "mount -t tmpfs -o size=4M small \"$0\" && \
+                         head -c 2M /dev/zero > \"$0/filler\" && exec \"$@\"";
+    let unshare = find_in_path("unshare").expect("unshare, of util-linux");
+    let command = ServerCommand::new(unshare, scratch).awaiting_monitor_alone();
+    let snapblk = find_snapblk().unwrap_or_else(|error| panic!("{error}"));
+    let command = ["--user", "--map-root-user", "--mount", "sh", "-c", MOUNT]
+        .into_iter()
+        .fold(command, |command, arg| command.arg(arg));
+    let (socket, monitor) = (command.socket().to_owned(), command.monitor().to_owned());
+    let command = command.arg(small).arg(snapblk).arg("serve").arg("--on-full").arg(LONG);
+    let command = command.arg("--blk-file").arg(base).arg("--overlay").arg(small.join("store.cow"));
+    let command = command.arg("--state").arg(scratch.path("state"));
+    command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
 }
 
 /// A front end that goes does not wait either, and nor does the end of the process.
