@@ -197,7 +197,10 @@ impl Live {
             let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
             // A write is acknowledged before the next area is written, which is in vain without.
             let areas = (!transient).then(|| geometry.areas());
-            disk.info.ahead.begin(geometry.chunk.store_offset(next), areas);
+            let from = geometry.chunk.store_offset(next);
+            disk.info.ahead.begin(from, areas);
+            // Before a guest waits for that. Where there is no room, its first write is told so.
+            let _ = disk.info.make_room(from + geometry.chunk.bytes());
         }
         let store = Arc::new(Store::new(StoreParts {
             name: spec.cow.to_string(),
