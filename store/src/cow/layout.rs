@@ -142,10 +142,11 @@ impl Geometry {
         self.entries_per_area() + 1
     }
 
-    /// Where all areas lie, in bytes: they are written after the chunks between them.
-    pub const fn areas(&self) -> Late {
+    /// Where all areas lie, in bytes, of which so many are `full`: they are written after the chunks
+    /// between them.
+    pub const fn areas(&self, full: u64) -> Late {
         let len = self.chunk.bytes();
-        Late { len, every: self.stride() * len }
+        Late { len, every: self.stride() * len, full }
     }
 
     /// Where area `area` lies: `1 + area × (EPA + 1)`.

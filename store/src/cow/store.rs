@@ -508,12 +508,9 @@ impl Store {
         self.room.is_below()
     }
 
-    /// Whether it owes what should be committed in time though nobody asks. A commit needs room for
-    /// the next area: where there is none, who asks for it is to be told so, and nobody else.
+    /// Whether it owes what can be committed, and should be in time though nobody asks.
     pub fn is_overdue(&self) -> bool {
-        let state = self.state();
-        let has_no_room = state == StoreState::Full && self.is_full_below();
-        state <= StoreState::Overflow && !has_no_room && self.log.owes() > 0
+        self.state() <= StoreState::Overflow && self.log.owes() > 0
     }
 
     /// There is room again: what waits goes on. The caller wakes the workers.

@@ -196,11 +196,11 @@ impl Live {
             let (geometry, next) = (opened.geometry, opened.next);
             let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
             // A write is acknowledged before the next area is written, which is in vain without.
-            let areas = (!transient).then(|| geometry.areas());
+            let areas = (!transient).then(|| geometry.areas(opened.area()));
             let from = geometry.chunk.store_offset(next);
             disk.info.ahead.begin(from, areas);
             // Before a guest waits for that. Where there is no room, its first write is told so.
-            let _ = disk.info.make_room(from + geometry.chunk.bytes());
+            disk.info.make_room(from + geometry.chunk.bytes());
         }
         let store = Arc::new(Store::new(StoreParts {
             name: spec.cow.to_string(),

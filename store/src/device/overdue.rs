@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::core::{Device, Devices};
 use super::serving::blocked;
-use crate::cow::StoreState;
 
 /// Whether something is owed, for a thread that sleeps until then.
 #[derive(Debug, Default)]
@@ -79,12 +78,10 @@ impl Devices {
     }
 }
 
-/// Whether a store of the device's table owes anything that can be committed, now or later.
+/// Whether a store of the device's table owes anything that can be committed.
 fn owes(device: &Device) -> bool {
     let exceptions = device.active.iter().flat_map(|active| active.table.exceptions());
-    exceptions
-        .flat_map(|ex| &ex.layers)
-        .any(|store| store.state() <= StoreState::Overflow && store.log().owes() > 0)
+    exceptions.flat_map(|ex| &ex.layers).any(|store| store.is_overdue())
 }
 
 /// Waits until something is owed, and then commits every `interval` until nothing is.

@@ -11,7 +11,7 @@
 //! written in line, and lies together.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The least and the most that is reserved at once, in bytes; between, an eighth of what there is.
 const LEAST: u64 = 4 << 20;
@@ -26,6 +26,8 @@ pub struct Late {
     pub len: u64,
     /// Bytes from one to the next.
     pub every: u64,
+    /// How many are full, and so have room; the one behind may have been begun.
+    pub full: u64,
 }
 
 /// How far a file's room is reserved, in bytes from its start.
@@ -33,11 +35,16 @@ pub struct Late {
 pub struct Ahead {
     /// What lies before was named.
     named: AtomicU64,
+    /// Somebody reserves what was named last. One at a time, so that they end in their order.
+    under_way: AtomicBool,
+    /// All of this is the file's, of what was named: from the one to the other.
+    solid_from: AtomicU64,
+    solid_to: AtomicU64,
     /// The end of a late part: it and those before it have room, and what lies before its end may be
     /// written. 0 where not even the first is known to.
     allowed: AtomicU64,
-    /// The file's end as it was last, where no whole part lies behind what is allowed.
-    end: AtomicU64,
+    /// What lies before may be written all the same: it was there, or no part lies behind it.
+    exempt: AtomicU64,
     /// [`Late`], or 0.
     len: AtomicU64,
     every: AtomicU64,
@@ -47,71 +54,111 @@ impl Default for Ahead {
     /// Of a file that does not fill up: nothing is reserved, and all may be written.
     fn default() -> Ahead {
         let [named, allowed] = [u64::MAX; 2].map(AtomicU64::new);
-        let [end, len, every] = [0; 3].map(AtomicU64::new);
-        Ahead { named, allowed, end, len, every }
+        let [solid_from, solid_to, exempt, len, every] = [0; 5].map(AtomicU64::new);
+        let under_way = AtomicBool::new(false);
+        Ahead { named, under_way, solid_from, solid_to, allowed, exempt, len, every }
     }
 }
 
 impl Ahead {
     /// The file fills up from byte `at` on, which lies behind the first of its `late` parts, where
-    /// it has such. The last one before that may have been begun, and have no room yet; those before
-    /// are full. Before anybody writes it.
+    /// it has such. Before anybody writes it.
     pub fn begin(&self, at: u64, late: Option<Late>) {
+        self.solid_to.store(0, Ordering::Relaxed);
         self.named.store(at, Ordering::Relaxed);
-        let Some(Late { len, every }) = late else { return };
+        self.exempt.store(at, Ordering::Relaxed);
+        let Some(Late { len, every, full }) = late else {
+            self.allowed.store(u64::MAX, Ordering::Release);
+            return;
+        };
         assert!(0 < len && len < every && 2 * len <= at, "{late:?} before {at}");
         self.len.store(len, Ordering::Relaxed);
         self.every.store(every, Ordering::Relaxed);
-        self.end.store(0, Ordering::Relaxed);
-        let full = self.last_end(at).saturating_sub(every);
-        self.allowed.store(self.last_end(full), Ordering::Release);
+        let allowed = full.checked_sub(1).map_or(0, |last| 2 * len + last * every);
+        self.allowed.store(allowed, Ordering::Release);
     }
 
-    /// What to reserve, now that bytes from `start` to `end` are written: seldom anything.
+    /// What to reserve, now that bytes from `start` to `end` are written: seldom anything, and
+    /// nothing while somebody reserves. To be followed by [`Ahead::ended`].
     #[inline]
     pub(crate) fn next(&self, start: u64, end: u64) -> Option<Range<u64>> {
         let named = self.named.load(Ordering::Relaxed);
         if end.saturating_add(step(named) / 2) <= named {
             return None;
         }
-        self.extend(named, start)
+        self.extend(start)
     }
 
     #[cold]
-    fn extend(&self, named: u64, start: u64) -> Option<Range<u64>> {
-        let from = named.max(start);
+    fn extend(&self, start: u64) -> Option<Range<u64>> {
+        if self.under_way.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let from = self.named.load(Ordering::Relaxed).max(start);
         let to = from.saturating_add(step(from));
-        // Nothing is ordered by this, and who was quicker reserves.
-        self.named
-            .compare_exchange(named, to, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-            .then_some(from..to)
+        self.named.store(to, Ordering::Relaxed);
+        Some(from..to)
+    }
+
+    /// The reservation of `room`, which was named, is over: all of it is the file's, or nobody knows.
+    pub(crate) fn ended(&self, room: Range<u64>, is_ours: bool) {
+        if is_ours {
+            if self.solid_to.load(Ordering::Relaxed) != room.start {
+                // Never the old end with the new start, of which nothing would follow.
+                self.solid_to.store(0, Ordering::Relaxed);
+                self.solid_from.store(room.start, Ordering::Release);
+            }
+            self.solid_to.store(room.end, Ordering::Release);
+            self.advance();
+        }
+        self.under_way.store(false, Ordering::Release);
     }
 
     /// Whether what ends at `end` may be written.
     #[inline]
     pub(crate) fn allows(&self, end: u64) -> bool {
-        end <= self.allowed.load(Ordering::Acquire) || end <= self.end.load(Ordering::Relaxed)
+        end <= self.allowed.load(Ordering::Acquire) || end <= self.exempt.load(Ordering::Relaxed)
     }
 
     /// The part that is to have room next, before what ends at `end` is written; none where that may
     /// be.
     pub(crate) fn lacks(&self, end: u64) -> Option<Range<u64>> {
-        let allowed = self.allowed.load(Ordering::Acquire);
-        (end > allowed).then(|| self.part_behind(allowed))
+        if self.allows(end) {
+            return None;
+        }
+        Some(self.part_behind(self.allowed.load(Ordering::Acquire)))
     }
 
-    /// No whole part lies behind what is allowed, in a file of `len` bytes.
-    pub(crate) fn ends(&self, len: u64) {
-        self.end.fetch_max(len, Ordering::Relaxed);
+    /// The file has `len` bytes, and `part`, which is to have room next, does not lie in it as a
+    /// whole. What would need it may not be written, so that nobody takes it for allowed when the
+    /// file has grown.
+    pub(crate) fn ends(&self, len: u64, part: &Range<u64>) {
+        self.exempt.fetch_max(len.min(part.start - 1), Ordering::Relaxed);
     }
 
-    /// All of `room` is the file's.
-    pub(crate) fn has(&self, room: Range<u64>) {
+    /// `part`, which was to have room next, has it.
+    pub(crate) fn has(&self, part: &Range<u64>) {
         let allowed = self.allowed.load(Ordering::Acquire);
-        // One that lies between may have none.
-        if allowed != u64::MAX && room.start <= self.part_behind(allowed).start {
-            self.allowed.fetch_max(self.last_end(room.end), Ordering::AcqRel);
+        // Another worker may have been quicker.
+        if allowed != u64::MAX && self.part_behind(allowed) == *part {
+            self.allowed.fetch_max(part.end, Ordering::AcqRel);
+            self.advance();
+        }
+    }
+
+    /// Allows what the room that was reserved ahead is enough for.
+    fn advance(&self) {
+        loop {
+            let allowed = self.allowed.load(Ordering::Acquire);
+            if allowed == u64::MAX {
+                return;
+            }
+            let part = self.part_behind(allowed);
+            let to = self.solid_to.load(Ordering::Acquire);
+            if to < part.end || self.solid_from.load(Ordering::Acquire) > part.start {
+                return;
+            }
+            self.allowed.fetch_max(part.end, Ordering::AcqRel);
         }
     }
 
@@ -120,13 +167,6 @@ impl Ahead {
         let len = self.len.load(Ordering::Relaxed);
         let end = if end == 0 { 2 * len } else { end + self.every.load(Ordering::Relaxed) };
         end - len..end
-    }
-
-    /// The end of the last part that ends at `at` or before; 0 where none does.
-    fn last_end(&self, at: u64) -> u64 {
-        let first = 2 * self.len.load(Ordering::Relaxed);
-        let every = self.every.load(Ordering::Relaxed);
-        at.checked_sub(first).map_or(0, |behind| first + behind / every * every)
     }
 }
 
@@ -139,30 +179,40 @@ mod tests {
     use super::*;
 
     /// As a store of 4 KiB chunks has them.
-    const LATE: Late = Late { len: 4096, every: 257 * 4096 };
+    const LATE: Late = Late { len: 4096, every: 257 * 4096, full: 0 };
+
+    fn part(n: u64) -> Range<u64> {
+        4096 + n * 257 * 4096..8192 + n * 257 * 4096
+    }
 
     #[test]
     fn a_file_that_does_not_fill_up_reserves_nothing() {
         let ahead = Ahead::default();
         assert_eq!(ahead.next(0, 4096), None);
         assert_eq!(ahead.next(1 << 50, (1 << 50) + 4096), None);
+        assert!(ahead.allows(u64::MAX) && ahead.lacks(u64::MAX).is_none());
     }
 
     #[test]
     fn a_file_that_fills_up_is_reserved_once_and_always_ahead() {
         let ahead = Ahead::default();
         ahead.begin(8192, Some(LATE));
+        ahead.has(&part(0));
         let (mut reserved, mut calls) = (8192, 0);
-        for start in (8192..1 << 30).step_by(4096) {
+        for start in (8192..4 << 30).step_by(4096) {
             if let Some(room) = ahead.next(start, start + 4096) {
                 assert_eq!(room.start, reserved, "nothing twice, and nothing left out");
+                assert_eq!(ahead.next(start, start + 4096), None, "one at a time");
                 reserved = room.end;
                 calls += 1;
+                ahead.ended(room, true);
             }
             assert!(start + 4096 + LEAST / 2 <= reserved, "half a step is left at {start}");
+            // Whatever the rooms are, and wherever a part lies in two of them.
+            assert_eq!(ahead.lacks(start + 4096), None, "at {start}");
         }
-        assert!(reserved <= (1 << 30) + MOST + MOST / 2, "{reserved}");
-        assert!(calls < 60, "{calls}");
+        assert!(reserved <= (4 << 30) + MOST + MOST / 2, "{reserved}");
+        assert!(calls < 110, "{calls}");
     }
 
     #[test]
@@ -170,43 +220,51 @@ mod tests {
         let ahead = Ahead::default();
         ahead.begin(8192, Some(LATE));
         assert_eq!(ahead.next(8 << 20, (8 << 20) + 512), Some(8 << 20..12 << 20));
+        ahead.ended(8 << 20..12 << 20, true);
         assert_eq!(ahead.next(0, 4096), None, "that is written already, or a hole for good");
+        assert_eq!(ahead.lacks(16384), Some(part(0)), "in the gap");
+        (0..8).for_each(|n| ahead.has(&part(n)));
+        assert_eq!(ahead.lacks(u64::MAX), Some(part(12)), "behind it all that lie in it have room");
     }
 
     #[test]
     fn nothing_is_written_whose_late_part_has_no_room() {
         let ahead = Ahead::default();
-        assert!(ahead.allows(u64::MAX) && ahead.lacks(u64::MAX).is_none());
-        let part = |n: u64| 4096 + n * 257 * 4096..4096 + n * 257 * 4096 + 4096;
         // An empty store: its first area may be a hole.
-        ahead.begin(part(0).end, Some(LATE));
-        assert_eq!(ahead.lacks(1), Some(part(0)));
-        ahead.has(part(0).start + 1..part(0).end);
-        assert_eq!(ahead.lacks(part(0).end), Some(part(0)));
-        ahead.has(part(0));
-        assert!(ahead.allows(part(0).end));
-        ahead.begin(part(3).end, Some(LATE));
-        assert_eq!(ahead.lacks(part(3).end), Some(part(3)));
-        ahead.has(part(3));
-        assert!(ahead.allows(part(3).end) && !ahead.allows(part(3).end + 1));
-        assert_eq!(ahead.lacks(part(3).end + 4096), Some(part(4)));
-        ahead.has(part(4));
-        assert!(ahead.allows(part(4).end) && !ahead.allows(part(4).end + 4096));
-        // A stretch has room for those that lie in it as a whole.
-        ahead.has(part(5).start..part(9).end - 1);
-        assert_eq!(ahead.lacks(part(8).end + 1), Some(part(9)));
-        // Behind a gap it says nothing of those in the gap.
-        ahead.has(part(10).start..part(20).end);
-        assert_eq!(ahead.lacks(part(15).start), Some(part(9)));
-        ahead.has(part(9));
-        assert_eq!(ahead.lacks(part(15).start), Some(part(10)));
-        // At the end of the file there is none, until it has grown.
-        ahead.ends(part(10).end - 1);
-        assert!(ahead.allows(part(10).end - 1) && !ahead.allows(part(10).end));
-        assert_eq!(ahead.lacks(part(10).end), Some(part(10)));
-        // In the middle between two parts.
-        ahead.begin(part(6).end + 40960, Some(LATE));
-        ahead.has(part(6));
-        assert_eq!(ahead.lacks(part(6).end + 45056), Some(part(7)));
+        ahead.begin(8192, Some(LATE));
+        assert!(ahead.allows(8192), "what was there");
+        assert_eq!(ahead.lacks(8193), Some(part(0)));
+        ahead.has(&part(1));
+        assert_eq!(ahead.lacks(8193), Some(part(0)), "not that one");
+        ahead.has(&part(0));
+        assert_eq!(ahead.lacks(8193), Some(part(1)));
+        // Entries are in area 3, and chunks behind area 6: failed writes have left gaps.
+        ahead.begin(part(6).end + 40960, Some(Late { full: 3, ..LATE }));
+        assert!(ahead.allows(part(6).end + 40960));
+        for n in 3..8 {
+            assert_eq!(ahead.lacks(part(6).end + 45056), Some(part(n)));
+            ahead.has(&part(n));
+        }
+        assert!(ahead.allows(part(7).end) && !ahead.allows(part(7).end + 1));
+        // What cannot be reserved, or is lost, says nothing; nor does what lies behind it.
+        let room = ahead.next(part(7).end, part(7).end + 4096).expect("it is time");
+        ahead.ended(room, false);
+        let at = part(7).end + (8 << 20);
+        let room = ahead.next(at, at + 4096).expect("it is time");
+        ahead.ended(room, true);
+        assert_eq!(ahead.lacks(part(7).end + 1), Some(part(8)));
+    }
+
+    #[test]
+    fn at_the_end_of_the_file_there_is_no_part_until_it_has_grown() {
+        let ahead = Ahead::default();
+        ahead.begin(8192, Some(LATE));
+        ahead.has(&part(0));
+        ahead.ends(part(1).start, &part(1));
+        assert!(ahead.allows(part(1).start - 4096), "all that may be written");
+        assert_eq!(ahead.lacks(part(1).start), Some(part(1)), "what may be when it has grown");
+        // A store in memory instead, in the same file.
+        ahead.begin(0, None);
+        assert!(ahead.allows(u64::MAX));
     }
 }

@@ -41,13 +41,34 @@ impl Default for IoOptions {
     }
 }
 
-/// Reservations of room that may be under way; no more are begun then.
-const RESERVING: usize = 4;
-
 /// What waits, and carries out what plain calls would make the worker wait for.
 enum Driver {
     Ring(Box<Ring>),
     Poll(Poller),
+}
+
+/// Room that is being reserved ahead in a file; where nobody says how that ended, it is not known to
+/// be there.
+struct Reservation {
+    info: Weak<FileInfo>,
+    room: Range<u64>,
+}
+
+impl Reservation {
+    fn end(mut self, is_ours: bool) {
+        let info = std::mem::take(&mut self.info);
+        if let Some(info) = info.upgrade() {
+            info.ahead.ended(self.room.clone(), is_ours);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(info) = self.info.upgrade() {
+            info.ahead.ended(self.room.clone(), false);
+        }
+    }
 }
 
 /// The executor of one worker.
@@ -63,8 +84,8 @@ pub struct Io {
     driver: Driver,
     /// No file that was adopted is on a disk, so that a ring would serve it.
     in_memory: bool,
-    /// Room that was asked for, by number, and in which file.
-    reserving: [Option<(Weak<FileInfo>, Range<u64>)>; RESERVING],
+    /// Room that was asked for, by number: once in a file at a time.
+    reserving: Vec<Option<Reservation>>,
     syscalls: u64,
     in_flight: usize,
     // Last, so that it goes last: see `Drop`.
@@ -94,7 +115,7 @@ impl Io {
             fired: VecDeque::new(),
             driver,
             in_memory: true,
-            reserving: [const { None }; RESERVING],
+            reserving: Vec::new(),
             syscalls: 0,
             in_flight: 0,
             memory: Memory::new(scratch)?,
@@ -130,6 +151,8 @@ impl Io {
             };
             self.targets[at] = Some(Box::new(Target::new(info, fixed)));
         }
+        let reserving = self.reserving.len().max(self.targets.len());
+        self.reserving.resize_with(reserving, || None);
         self.in_memory = !self.targets.iter().flatten().any(|of| of.info.uring);
     }
 
@@ -180,11 +203,6 @@ impl Io {
         let Some(target) = target.and_then(Option::as_deref_mut) else {
             return self.finish(slot, Err(Errno(libc::EBADF)));
         };
-        if action.op == IoOp::Write
-            && let Err(errno) = target.info.make_room(action.offset.saturating_add(action.len))
-        {
-            return self.finish(slot, Err(errno));
-        }
         match transfer.start(target, &mut self.memory) {
             Outcome::Done(result) => self.finish(slot, result),
             Outcome::Again if target.info.uring && matches!(self.driver, Driver::Ring(_)) => {
@@ -254,11 +272,9 @@ impl Io {
         if self.in_flight > 0 || ring.in_flight > 0 || ring.posting == posting {
             return;
         }
-        let replaced = ring.replace(posting);
-        // What is still to be said of them is said to nobody.
-        self.reserving = [const { None }; RESERVING];
-        match replaced {
-            Ok(()) if ring.posting == posting => {}
+        match ring.replace(posting) {
+            // What the other ring had still to say of reservations is said to nobody.
+            Ok(()) if ring.posting == posting => self.reserving.fill_with(|| None),
             Ok(()) => return,
             Err(error) => {
                 tracing::debug!(%error, "completions are posted as before");
@@ -405,21 +421,23 @@ impl Io {
     fn reserve_ahead(&mut self, action: &Action) {
         let target = self.targets[action.file.0 as usize].as_deref();
         if let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target)
-            && let Some(room) = target.room_ahead(action.offset, action.len)
-            && let Some(number) = self.reserving.iter().position(Option::is_none)
-            && ring.reserve(number as u32, handle_of(target, Through::Main), room.clone())
+            && let Some(room) = target.info.ahead.next(action.offset, action.offset + action.len)
         {
-            self.reserving[number] = Some((Arc::downgrade(&target.info), room));
+            let room = room.start..room.end.min(target.len).max(room.start);
+            let asked = Reservation { info: Arc::downgrade(&target.info), room: room.clone() };
+            if !room.is_empty()
+                && let Some(number) = self.reserving.iter().position(Option::is_none)
+                && ring.reserve(number as u32, handle_of(target, Through::Main), room)
+            {
+                self.reserving[number] = Some(asked);
+            }
         }
     }
 
     fn reserved(&mut self, number: u32, is_ours: bool) {
         let asked = self.reserving.get_mut(number as usize).and_then(Option::take);
-        if let Some((info, room)) = asked
-            && is_ours
-            && let Some(info) = info.upgrade()
-        {
-            info.ahead.has(room);
+        if let Some(asked) = asked {
+            asked.end(is_ours);
         }
     }
 

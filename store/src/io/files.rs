@@ -12,7 +12,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::retry_on_intr;
 
-use super::Errno;
 use super::ahead::Ahead;
 
 #[cfg(test)]
@@ -106,7 +105,7 @@ pub struct FileInfo {
     /// Whether io_uring carries I/O out in line; files of tmpfs, for one, are handed to kernel
     /// threads, and plain system calls are faster.
     pub uring: bool,
-    /// How far room in it is reserved before it is written.
+    /// How far room in it is reserved before it is written, and what may be.
     pub ahead: Ahead,
 }
 
@@ -156,33 +155,21 @@ impl FileInfo {
         length(&self.file, self.block_device)
     }
 
-    /// Sees to it that what ends at `end` may be written: that what has to be written later, and for
-    /// that, has room. Asks the system where it does not know, which is seldom.
-    ///
-    /// # Errors
-    /// There is none, or what the system says.
-    #[inline]
-    pub(crate) fn make_room(&self, end: u64) -> Result<(), Errno> {
-        if self.ahead.allows(end) { Ok(()) } else { self.reserve_late_parts(end) }
-    }
-
-    #[cold]
-    fn reserve_late_parts(&self, end: u64) -> Result<(), Errno> {
+    /// Reserves, as far as there is room, what must have it before what ends at `end` is written.
+    /// Waits for all that is in flight on the file: for who has nothing there.
+    pub fn make_room(&self, end: u64) {
         while let Some(part) = self.ahead.lacks(end) {
-            if let Some(len) = self.current_len().ok().filter(|&len| len < part.end) {
-                self.ahead.ends(len);
-                break;
+            let (keep, len) = (FallocateFlags::KEEP_SIZE, part.end - part.start);
+            match self.current_len() {
+                Ok(in_all) if part.end <= in_all => {}
+                Ok(in_all) => return self.ahead.ends(in_all, &part),
+                Err(_) => return,
             }
-            let keep = FallocateFlags::KEEP_SIZE;
-            let len = part.end - part.start;
-            match retry_on_intr(|| fallocate(&self.file, keep, part.start, len)) {
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                    self.ahead.has(part);
-                }
-                Err(error) => return Err(Errno(error.raw_os_error())),
+            if retry_on_intr(|| fallocate(&self.file, keep, part.start, len)).is_err() {
+                return;
             }
+            self.ahead.has(&part);
         }
-        Ok(())
     }
 
     /// Bytes in a logical block of the device, for a block device; 512 for a file.

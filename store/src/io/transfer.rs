@@ -42,12 +42,21 @@ impl Target {
         end <= self.len
     }
 
-    /// What to reserve, now that `len` bytes from `offset` are written.
+    /// What must have room before bytes up to `end` are written, and is not known to: seldom
+    /// anything.
     #[inline]
-    pub(crate) fn room_ahead(&self, offset: u64, len: u64) -> Option<Range<u64>> {
-        let room = self.info.ahead.next(offset, offset + len)?;
-        let room = room.start..room.end.min(self.len);
-        (!room.is_empty()).then_some(room)
+    fn lacks_room(&mut self, end: u64) -> Option<Range<u64>> {
+        if self.info.ahead.allows(end) { None } else { self.late_part(end) }
+    }
+
+    #[cold]
+    fn late_part(&mut self, end: u64) -> Option<Range<u64>> {
+        let part = self.info.ahead.lacks(end)?;
+        if self.reaches(part.start, part.end - part.start) {
+            return Some(part);
+        }
+        self.info.ahead.ends(self.len, &part);
+        None
     }
 
     /// The descriptor for a transfer.
@@ -145,6 +154,8 @@ pub(crate) struct Transfer {
     pub(crate) through: Through,
     done: u64,
     shape: Shape,
+    /// What must have room before it goes on, and is asked for in the step in hand.
+    room: Option<Range<u64>>,
     /// The action's own pieces.
     pub(crate) pieces: IoVecs,
     /// What stands in for them in the step in hand: a bounce buffer, zeroes.
@@ -161,6 +172,7 @@ impl Transfer {
             through: Through::Main,
             done: 0,
             shape: Shape::Direct,
+            room: None,
             pieces: IoVecs::with_room(pieces),
             stand_in: IoVecs::with_room(FILL.div_ceil(ZEROES as u64) as usize),
             meta: None,
@@ -183,6 +195,7 @@ impl Transfer {
         self.through = Through::Main;
         self.done = 0;
         self.shape = Shape::Direct;
+        self.room = None;
         self.pieces.clear();
         self.stand_in.clear();
     }
@@ -239,6 +252,9 @@ impl Transfer {
                 }
             }
         }
+        if op == IoOp::Write {
+            self.room = target.lacks_room(offset + len);
+        }
         self.prepare(memory);
         Outcome::Again
     }
@@ -275,6 +291,11 @@ impl Transfer {
     pub(crate) fn step(&self) -> Step<'_> {
         let Action { op, offset, len, .. } = self.action;
         let at = offset + self.done;
+        if let Some(room) = &self.room {
+            let (mode, offset, len) =
+                (libc::FALLOC_FL_KEEP_SIZE, room.start, room.end - room.start);
+            return Step::Allocate { mode, offset, len };
+        }
         match (&self.shape, self.way()) {
             (Shape::Sync, _) => Step::Sync,
             (_, Some(Way::Allocate(mode))) => Step::Allocate { mode, offset, len },
@@ -294,6 +315,7 @@ impl Transfer {
         memory: &mut Memory,
     ) -> Outcome {
         let outcome = match result {
+            _ if self.room.is_some() => self.made_room(result, target),
             0.. => self.went_on(result as u64, target, memory),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Outcome::Again,
             _ => self.failed(-result, target, memory),
@@ -304,6 +326,21 @@ impl Transfer {
             memory.give_back(bounce);
         }
         outcome
+    }
+
+    /// The room that it needs first is there, or not; a file system that reserves none is taken at its
+    /// word.
+    fn made_room(&mut self, result: i32, target: &mut Target) -> Outcome {
+        match -result {
+            libc::EINTR | libc::EAGAIN => return Outcome::Again,
+            ..=0 | libc::EOPNOTSUPP | libc::ENOSYS => {}
+            error => return Outcome::Done(Err(Errno(error))),
+        }
+        if let Some(part) = self.room.take() {
+            target.info.ahead.has(&part);
+        }
+        self.room = target.lacks_room(self.action.offset + self.action.len);
+        Outcome::Again
     }
 
     fn went_on(&mut self, count: u64, target: &Target, memory: &mut Memory) -> Outcome {

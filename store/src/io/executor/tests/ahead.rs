@@ -62,27 +62,29 @@ fn no_other_file_gets_room() {
 /// A file in memory whose late parts are larger than any memory: the system refuses them at once.
 #[test]
 fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
-    for uring in [true, false] {
-        let late = Late { len: 1 << 46, every: 1 << 47 };
-        let mut rig = rig("/dev/shm", true, uring, &[]);
-        let file = std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap();
-        file.set_len(1 << 49).unwrap();
-        rig.io.adopt_files(&[]);
-        rig.io.adopt_files(&[rig.file]);
-        rig.io.files.get(rig.file).unwrap().ahead.begin(2 * late.len, Some(late));
-        rig.io.files.get(rig.file).unwrap().ahead.has(late.len..2 * late.len);
-        let guest = Guest::new(WRITTEN, 0, WRITTEN, 1);
-        guest.fill(Token(0), &[7; WRITTEN]);
-        let segs = [guest_seg(0, WRITTEN)];
-        let len = WRITTEN as u64;
-        let mut write = |at| rig.run(IoOp::Write, at, len, &segs, &guest);
-        assert_eq!(write(2 * late.len - len), Ok(()), "no other part is needed");
-        assert_eq!(write(2 * late.len), Err(Errno::ENOSPC));
-        assert_eq!(room(&rig), len, "{}: of the second nothing was written", rig.what);
-        // Where the file ends before the next part there is none to have room for.
-        file.set_len(2 * late.len + late.every - 1).unwrap();
-        assert_eq!(rig.run(IoOp::Write, 2 * late.len, len, &segs, &guest), Ok(()));
-    }
+    let late = Late { len: 1 << 46, every: 1 << 47, full: 1 };
+    let mut rig = rig("/dev/shm", true, true, &[]);
+    let file = std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap();
+    file.set_len(1 << 49).unwrap();
+    rig.io.adopt_files(&[]);
+    rig.io.adopt_files(&[rig.file]);
+    let info = rig.io.files.get(rig.file).unwrap();
+    info.ahead.begin(2 * late.len, Some(late));
+    info.make_room(2 * late.len + 1);
+    let guest = Guest::new(WRITTEN, 0, WRITTEN, 1);
+    guest.fill(Token(0), &[7; WRITTEN]);
+    let segs = [guest_seg(0, WRITTEN)];
+    let len = WRITTEN as u64;
+    let mut write = |at| rig.run(IoOp::Write, at, len, &segs, &guest);
+    assert_eq!(write(2 * late.len - len), Ok(()), "what was there is written as ever");
+    assert_eq!(write(2 * late.len), Err(Errno::ENOSPC));
+    assert_eq!(write(0), Ok(()), "and after that");
+    assert_eq!(room(&rig), 2 * len, "{}: of the second nothing was written", rig.what);
+    // Where the file ends before the next part there is none to have room for.
+    file.set_len(2 * late.len + late.every - 1).unwrap();
+    rig.io.adopt_files(&[]);
+    rig.io.adopt_files(&[rig.file]);
+    assert_eq!(rig.run(IoOp::Write, 2 * late.len, len, &segs, &guest), Ok(()));
 }
 
 /// What was reserved ahead of time needs no second call, and what was not is reserved on the way.
@@ -90,7 +92,7 @@ fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
 fn later_parts_have_room_before_what_lies_between_is_written() {
     const EVERY: u64 = 1 << 20;
     for (uring, place) in [(true, DISK), (false, DISK), (false, "/dev/shm")] {
-        let late = Late { len: 4096, every: EVERY };
+        let late = Late { len: 4096, every: EVERY, full: 0 };
         let mut rig = rig(place, true, uring, &[]);
         std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(LEN).unwrap();
         let info = rig.io.files.get(rig.file).unwrap();
