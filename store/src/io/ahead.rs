@@ -62,7 +62,7 @@ impl Default for Ahead {
 
 impl Ahead {
     /// The file fills up from byte `at` on, which lies behind the first of its `late` parts, where
-    /// it has such. Before anybody writes it.
+    /// it has such. While nobody writes it.
     pub fn begin(&self, at: u64, late: Option<Late>) {
         self.solid_to.store(0, Ordering::Relaxed);
         self.named.store(at, Ordering::Relaxed);

@@ -6,12 +6,15 @@
 pub mod budget;
 mod build;
 pub mod change;
+mod coverage;
 mod crash;
 pub mod everywhere;
 mod full;
 mod judge;
 pub mod model;
 pub mod run;
+
+pub use coverage::Coverage;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -186,22 +189,6 @@ pub struct Device {
     pub lost: bool,
     /// It is no more: merged, or being merged.
     pub gone: bool,
-}
-
-/// What was met; a crash test that never met one of these proved less than it says.
-#[derive(Clone, Debug, Default)]
-pub struct Coverage(pub BTreeMap<&'static str, u64>);
-
-impl Coverage {
-    pub fn met(&mut self, what: &'static str) {
-        *self.0.entry(what).or_default() += 1;
-    }
-
-    pub fn add(&mut self, other: &Coverage) {
-        for (what, count) in &other.0 {
-            *self.0.entry(what).or_default() += count;
-        }
-    }
 }
 
 pub struct World {

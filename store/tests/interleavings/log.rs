@@ -1,0 +1,98 @@
+//! The log: whoever commits covers what it promised, and what nobody commits somebody knows of.
+
+use shuttle::sync::atomic::{AtomicBool, Ordering};
+
+use snapblk_store::cow::log::{LOG_WORDS, RING};
+use snapblk_store::cow::words::Words;
+use snapblk_store::cow::{Allocation, Join, Log};
+use snapblk_store::units::{Chunk, DataIndex};
+
+use super::{Sleeper, check, check_more, with_workers};
+
+fn commit(me: &Sleeper, log: &Log) {
+    let bit = me.worker.bit();
+    let lead = |log: &Log| {
+        loop {
+            let upto = log.next();
+            while log.first_unended(log.committed(), upto) < upto {
+                me.sleep();
+            }
+            for index in log.committed().0..upto.0 {
+                log.entry(DataIndex(index));
+            }
+            log.set_committed(upto);
+            let (waiting, again) = log.end_round(true);
+            me.worker.all().wake(waiting);
+            if again.is_none() {
+                break;
+            }
+        }
+    };
+    let ticket = match log.join(bit) {
+        Join::Lead(ticket) => {
+            lead(log);
+            ticket
+        }
+        Join::Wait(ticket) => ticket,
+    };
+    while !log.poll(ticket, bit) {
+        me.sleep();
+    }
+}
+
+/// I2, I16: whoever's ticket has ended finds its own chunks committed; nobody waits for ever, not
+/// even where the ring is full.
+#[test]
+fn a_commit_covers_what_was_written_before_it_was_joined() {
+    check(|| {
+        let log = Log::new(Words::private(LOG_WORDS), DataIndex(0), 100);
+        let log = with_workers(3, log, |number, me, log| {
+            for round in 0..2 {
+                let Allocation::Run { first, count } = log.allocate(RING / 3 + 1) else {
+                    commit(me, log);
+                    continue;
+                };
+                for index in first.0..first.0 + count {
+                    let old = (number != round).then_some(Chunk(index));
+                    me.worker.all().wake(log.finish(DataIndex(index), old));
+                }
+                commit(me, log);
+                assert!(log.committed().0 >= first.0 + count);
+            }
+        });
+        assert_eq!(log.committed(), log.next());
+    });
+}
+
+/// I17: who commits what nobody flushes sleeps for good only where nothing is owed, and is woken by
+/// who owes something first.
+#[test]
+fn whatever_is_owed_somebody_was_told_of() {
+    check_more(20, || {
+        let log = Log::new(Words::private(LOG_WORDS), DataIndex(0), 100);
+        let one = |log: &Log| {
+            let Allocation::Run { first, .. } = log.allocate(1) else { panic!("no room") };
+            (log.is_first_owed(first), log.finish(first, Some(Chunk(first.0))))
+        };
+        assert_eq!(one(&log), (true, 0));
+        let shared = (log, AtomicBool::new(true));
+        let shared = with_workers(3, shared, move |number, me, (log, told)| match number {
+            0 => {
+                told.store(false, Ordering::SeqCst);
+                if log.owes() > 0 {
+                    told.store(true, Ordering::SeqCst);
+                }
+            }
+            1 => commit(me, log),
+            _ => {
+                let (is_first, waiting) = one(log);
+                if is_first {
+                    told.store(true, Ordering::SeqCst);
+                }
+                me.worker.all().wake(waiting);
+            }
+        });
+        let (log, told) = &*shared;
+        assert!(log.owes() == 0 || told.load(Ordering::SeqCst), "{} are owed", log.owes());
+    });
+}
