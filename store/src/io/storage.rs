@@ -59,14 +59,7 @@ pub trait Storage {
     /// # Errors
     /// What the system says.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        let zeroes = vec![0; SLICE.min(len as usize)];
-        let mut done = 0;
-        while done < len {
-            let count = (SLICE as u64).min(len - done);
-            self.write_at(&zeroes[..count as usize], offset + done)?;
-            done += count;
-        }
-        Ok(())
+        write_in_pieces(self, offset, len)
     }
 
     /// The first byte from `offset` on that may be other than zero, or the length where there
@@ -173,21 +166,25 @@ impl Storage for FileInfo {
         if len == 0 {
             return Ok(());
         }
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if !self.block_device
-            && offset.checked_add(len).is_some_and(|end| self.current_len().is_ok_and(|l| end <= l))
-            && fallocate(&self.file, punch, offset, len).is_ok()
+        let is_within = || {
+            offset.checked_add(len).is_some_and(|end| self.current_len().is_ok_and(|l| end <= l))
+        };
+        let may_allocate = !self.block_device && is_within();
+        let allocate = |flags| {
+            let flags = flags | FallocateFlags::KEEP_SIZE;
+            may_allocate && fallocate(&self.file, flags, offset, len).is_ok()
+        };
+        // What has room keeps it where that can be had: others may fill the file system meanwhile.
+        if allocate(FallocateFlags::ZERO_RANGE)
+            || (len > SLICE as u64 && allocate(FallocateFlags::PUNCH_HOLE))
         {
             return Ok(());
         }
-        let zeroes = vec![0; SLICE.min(len as usize)];
-        let mut done = 0;
-        while done < len {
-            let count = (SLICE as u64).min(len - done);
-            self.write_at(&zeroes[..count as usize], offset + done)?;
-            done += count;
+        let written = write_in_pieces(self, offset, len);
+        if written.is_err() && allocate(FallocateFlags::PUNCH_HOLE) {
+            return Ok(());
         }
-        Ok(())
+        written
     }
 
     fn next_data(&self, offset: u64) -> io::Result<u64> {
@@ -201,6 +198,18 @@ impl Storage for FileInfo {
             Err(_) => Ok(offset),
         }
     }
+}
+
+/// Writes `len` zeroes from `offset` on.
+fn write_in_pieces(storage: &(impl Storage + ?Sized), offset: u64, len: u64) -> io::Result<()> {
+    let zeroes = vec![0; SLICE.min(len as usize)];
+    let mut done = 0;
+    while done < len {
+        let count = (SLICE as u64).min(len - done);
+        storage.write_at(&zeroes[..count as usize], offset + done)?;
+        done += count;
+    }
+    Ok(())
 }
 
 fn ends_early(offset: u64) -> io::Error {

@@ -1,12 +1,14 @@
 //! Full stores whose writes wait: `--on-full wait`, growth, and what happens when it does not come.
 
 use std::fs::OpenOptions;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use snapblk_tests::disk::Disk;
-use snapblk_tests::server::{Scratch, ServerCommand, find_in_path, find_snapblk};
+use snapblk_tests::server::{Scratch, ServerCommand, find_in_path, find_snapblk, spawn};
 
 use super::common::{World, assert_same, disk, overlay, plain, scratch, serve, stamped, word};
 
@@ -173,25 +175,16 @@ fn scenario_78_an_origins_writes_wait_for_its_snapshots() {
 fn scenario_78_a_full_file_system_fails_no_flush() {
     let scratch = scratch();
     let base = scratch.file("golden.raw", &stamped(0, SECTORS * 4, 1)).unwrap();
-    let small = scratch.path("small");
-    std::fs::create_dir(&small).unwrap();
-    let mut world = World::start(&confined(&scratch, &base, &small));
+    let small = Small::new(&scratch);
+    let mut world = World::start(&small.serve(&scratch, &base));
     let mut held = world.disk();
-    // More than an area's chunks: the one behind them was a hole.
-    let found_none = (0..1024).find(|&n| {
-        held.begin_write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
-        held.end(MOMENT * if n < 256 { 10 } else { 1 }).is_err()
-    });
-    let first = found_none.expect("there is room for all");
-    assert!(first > 256, "{first} chunks found room");
+    let first = fill_up(&mut held);
     world.event("BLOCK_IO_ERROR");
     world.call("device-suspend", json!({"name": "disk0"}));
     world.call("device-resume", json!({"name": "disk0"}));
     assert_eq!(world.device("disk0")["targets"][0]["state"], "valid");
     assert!(held.end(MOMENT).is_err(), "there is no room yet");
-    let seen = PathBuf::from(format!("/proc/{}/root", world.server.pid()));
-    let within = |name| seen.join(small.join(name).strip_prefix("/").unwrap());
-    std::fs::remove_file(within("filler")).unwrap();
+    small.make_room();
     held.end(Duration::from_secs(20)).unwrap();
     held.flush().unwrap();
     for n in 0..=first {
@@ -200,22 +193,94 @@ fn scenario_78_a_full_file_system_fails_no_flush() {
     world.stop();
 }
 
-/// Serves an overlay over `base` whose store lies in a file system of its own, mounted at `small` for
-/// the server alone, with room for 4 MiB, of which half are a filler's.
-fn confined(scratch: &Scratch, base: &Path, small: &Path) -> ServerCommand {
-    const MOUNT: &str = "mount -t tmpfs -o size=4M small \"$0\" && \
-                         head -c 2M /dev/zero > \"$0/filler\" && exec \"$@\"";
-    let unshare = find_in_path("unshare").expect("unshare, of util-linux");
-    let command = ServerCommand::new(unshare, scratch).awaiting_monitor_alone();
-    let snapblk = find_snapblk().unwrap_or_else(|error| panic!("{error}"));
-    let command = ["--user", "--map-root-user", "--mount", "sh", "-c", MOUNT]
-        .into_iter()
-        .fold(command, |command, arg| command.arg(arg));
-    let (socket, monitor) = (command.socket().to_owned(), command.monitor().to_owned());
-    let command = command.arg(small).arg(snapblk).arg("serve").arg("--on-full").arg(LONG);
-    let command = command.arg("--blk-file").arg(base).arg("--overlay").arg(small.join("store.cow"));
-    let command = command.arg("--state").arg(scratch.path("state"));
-    command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
+/// Killed on a full file system, it starts again there: what it owed needs no room that was not its
+/// own.
+#[test]
+fn scenario_78_a_full_file_system_fails_no_opening() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS * 4, 1)).unwrap();
+    let small = Small::new(&scratch);
+    let command = small.serve(&scratch, &base);
+    let mut world = World::start(&command);
+    let first = fill_up(&mut world.disk());
+    world.event("BLOCK_IO_ERROR");
+    world.kill();
+    let mut world = World::start(&command);
+    let mut held = world.disk();
+    for n in 0..first {
+        chunk_is(&mut held, n, 2);
+    }
+    chunk_is(&mut held, first + 1, 1);
+    held.flush().unwrap();
+    held.begin_write((first + 1) * 4096, &stamped((first + 1) * 8, 8, 2)).unwrap();
+    world.event("BLOCK_IO_ERROR");
+    small.make_room();
+    held.end(Duration::from_secs(20)).unwrap();
+    world.stop();
+}
+
+/// Writes chunks until one finds no room, which is begun and held; its number.
+fn fill_up(disk: &mut Disk) -> u64 {
+    // More than an area's chunks: the one behind them was a hole.
+    let found_none = (0..1024).find(|&n| {
+        disk.begin_write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+        disk.end(MOMENT * if n < 256 { 10 } else { 1 }).is_err()
+    });
+    let first = found_none.expect("there is room for all");
+    assert!(first > 256, "{first} chunks found room");
+    first
+}
+
+/// A file system with room for 4 MiB, of which half are a filler's. It lies at `at` for the servers
+/// that it starts alone, and lives as long as this does.
+struct Small {
+    at: PathBuf,
+    holder: Child,
+}
+
+impl Small {
+    fn new(scratch: &Scratch) -> Small {
+        const MOUNT: &str = "mount -t tmpfs -o size=4M small \"$0\" && \
+                             head -c 2M /dev/zero > \"$0/filler\" && echo && exec cat";
+        let at = scratch.path("small");
+        std::fs::create_dir(&at).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", MOUNT]).arg(&at);
+        let mut holder = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
+        let ready = holder.stdout.as_mut().unwrap().read_exact(&mut [0]);
+        let small = Small { at, holder };
+        ready.expect("unshare of util-linux, and a kernel that lets everybody use it");
+        small
+    }
+
+    /// Serves an overlay over `base` whose store lies in it.
+    fn serve(&self, scratch: &Scratch, base: &Path) -> ServerCommand {
+        let nsenter = find_in_path("nsenter").expect("nsenter, of util-linux");
+        let command = ServerCommand::new(nsenter, scratch).awaiting_monitor_alone();
+        let snapblk = find_snapblk().unwrap_or_else(|error| panic!("{error}"));
+        let (socket, monitor) = (command.socket().to_owned(), command.monitor().to_owned());
+        let command = command.arg("--target").arg(self.holder.id().to_string());
+        let command = command.arg("--user").arg("--mount").arg("--preserve-credentials");
+        let command = command.arg(snapblk).arg("serve").arg("--on-full").arg(LONG);
+        let command = command.arg("--blk-file").arg(base);
+        let command = command.arg("--overlay").arg(self.at.join("store.cow"));
+        let command = command.arg("--state").arg(scratch.path("state"));
+        command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
+    }
+
+    /// Takes the filler away.
+    fn make_room(&self) {
+        let seen = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        let filler = self.at.join("filler");
+        std::fs::remove_file(seen.join(filler.strip_prefix("/").unwrap())).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
 }
 
 /// A front end that goes does not wait either, and nor does the end of the process.
