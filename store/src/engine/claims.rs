@@ -57,11 +57,13 @@ pub(super) struct Claimed {
     fill: Fill,
     /// Where the old bytes are, once they were asked for: from this byte of the buffer.
     buf: Option<(Buf, u32)>,
+    /// A read that neighbours shared failed: it may have been for theirs.
+    alone: bool,
     /// For a chunk larger than a buffer: its place, and how far it is written.
     slices: Option<(DataIndex, u64)>,
 }
 
-/// Old bytes on their way into a buffer, for one claim or for neighbours.
+/// Old bytes on their way into buffers, for one claim or for neighbours.
 #[derive(Debug)]
 pub(super) struct Copy {
     claims: Vec<usize>,
@@ -111,13 +113,13 @@ impl Core {
             from: at,
             fill,
             buf: None,
+            alone: false,
             slices: None,
         });
         if fill.covers(0, valid) || self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed);
         } else {
             self.fresh.push(claimed);
-            self.start_copies(table);
         }
         Flow::On
     }
@@ -143,6 +145,7 @@ impl Core {
             from: self.requests[index].cursor,
             fill: Fill::Nothing,
             buf: None,
+            alone: false,
             slices: None,
         });
         if self.is_large(ex) {
@@ -164,81 +167,98 @@ impl Core {
         (start, start + ex.valid_len(claimed.claim.chunk()))
     }
 
-    /// Reads the old bytes of fresh claims: neighbours, and the same range in several snapshots,
-    /// by one read into one buffer.
+    /// Reads the old bytes of the step's fresh claims: neighbours, and the same range in several
+    /// snapshots, by one read.
     pub(super) fn start_copies(&mut self, table: &Table) {
+        if self.fresh.is_empty() || self.scratch.free() == 0 {
+            return;
+        }
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.sort_unstable_by_key(|&claimed| {
             let elsewhere = self.claims[claimed].claim.before() != Entry::Unmapped;
             (elsewhere, self.span(table, claimed), self.claims[claimed].exceptions)
         });
         let mut rest = &fresh[..];
-        while let Some(&first) = rest.first() {
-            let Some(buf) = self.scratch.take() else { break };
-            let count = self.joined(table, rest);
-            let (group, behind) = rest.split_at(count);
+        while !rest.is_empty() && self.scratch.free() > 0 {
+            let (group, behind) = rest.split_at(self.joined(table, rest));
             rest = behind;
-            self.start_copy(table, first, group, buf);
+            self.start_copy(table, group);
         }
-        let left = rest.len();
-        let waiting = fresh.len() - left;
+        let waiting = fresh.len() - rest.len();
         fresh.drain(..waiting);
+        // Those of a read that could not even begin are back by now.
+        fresh.append(&mut self.fresh);
         self.fresh = fresh;
     }
 
-    /// How many of `claims`, sorted by where they start, fit one read of one origin.
+    /// How many of `claims`, sorted by where they start, fit one read of one origin: into buffers
+    /// that follow each other, each claim into one of them.
     fn joined(&self, table: &Table, claims: &[usize]) -> usize {
         let origin = |claimed: usize| &table.exceptions()[self.claims[claimed].exceptions].origin;
-        let (start, mut end) = self.span(table, claims[0]);
-        if self.claims[claims[0]].claim.before() != Entry::Unmapped {
+        let may_share = |claimed: usize| {
+            let Claimed { claim, alone, .. } = &self.claims[claimed];
+            claim.before() == Entry::Unmapped && !alone
+        };
+        if !may_share(claims[0]) {
             return 1;
         }
-        let mut count = 1;
-        for &claimed in &claims[1..] {
+        let size = u64::from(self.scratch.size());
+        let room = (self.scratch.free() as u64 * size).min(RUN_BYTES.max(size));
+        let (start, mut end) = self.span(table, claims[0]);
+        let fits = |&&claimed: &&usize| {
             let (from, to) = self.span(table, claimed);
-            let plain = self.claims[claimed].claim.before() == Entry::Unmapped;
-            let same = origin(claimed).is_same(origin(claims[0]));
-            if !plain || !same || from > end || to.max(end) - start > u64::from(self.scratch.size())
-            {
-                break;
-            }
+            let fits = may_share(claimed)
+                && origin(claimed).is_same(origin(claims[0]))
+                && from <= end
+                && to - start <= room
+                && (from - start) / size == (to - 1 - start) / size;
             end = end.max(to);
-            count += 1;
-        }
-        count
+            fits
+        };
+        1 + claims[1..].iter().take_while(fits).count()
     }
 
-    fn start_copy(&mut self, table: &Table, first: usize, group: &[usize], buf: Buf) {
-        let (start, _) = self.span(table, first);
-        let end = group.iter().map(|&claimed| self.span(table, claimed).1).max().unwrap_or(start);
-        for (n, &claimed) in group.iter().enumerate() {
-            if n > 0 {
+    fn start_copy(&mut self, table: &Table, group: &[usize]) {
+        let (start, mut end) = self.span(table, group[0]);
+        let size = u64::from(self.scratch.size());
+        let mut bufs = std::mem::take(&mut self.copy_bufs);
+        bufs.clear();
+        for &claimed in group {
+            let (from, to) = self.span(table, claimed);
+            let (which, offset) = ((from - start) / size, (from - start) % size);
+            if let Some(&buf) = bufs.get(which as usize) {
                 self.scratch.share(buf);
+            } else {
+                bufs.push(self.scratch.take().expect("as many are free as the group needs"));
             }
-            let offset = self.span(table, claimed).0 - start;
-            self.claims[claimed].buf = Some((buf, offset as u32));
+            self.claims[claimed].buf = Some((bufs[which as usize], offset as u32));
+            end = end.max(to);
         }
         let mut claims = self.spare_lists.take();
         claims.extend_from_slice(group);
         let copy = self.copies.insert(Copy { claims, outstanding: 0, failed: false });
-        let issued = self.read_old(table, first, (0, end - start), (buf, 0), (Kind::Copy, 0, copy));
-        match issued {
-            Some(0) => self.copy_ended(table, copy, true),
-            Some(outstanding) => self.copies[copy].outstanding = outstanding,
-            None => self.copy_ended(table, copy, false),
+        let tag = (Kind::Copy, 0, copy);
+        let (issued, ok) = self.read_old(table, group[0], (0, end - start), &bufs, tag);
+        self.copy_bufs = bufs;
+        if issued == 0 {
+            self.copy_ended(table, copy, ok);
+        } else {
+            let copy = &mut self.copies[copy];
+            (copy.outstanding, copy.failed) = (issued, !ok);
         }
     }
 
     /// Reads `[from, from + len)` of a claimed chunk's old bytes (past its end, those of its
-    /// neighbours) to `to` of a buffer. Returns how many actions that takes; none on an error.
+    /// neighbours) to `bufs`, one after the other. Returns how many actions that takes, and whether
+    /// these are all that it needs: there is none for what cannot be read.
     fn read_old(
         &mut self,
         table: &Table,
         claimed: usize,
         (from, len): (u64, u64),
-        (buf, to): (Buf, u32),
+        bufs: &[Buf],
         tag: (Kind, u16, usize),
-    ) -> Option<u32> {
+    ) -> (u32, bool) {
         let claimed = &self.claims[claimed];
         let ex = &table.exceptions()[claimed.exceptions];
         let start = ex.chunk().start_of(claimed.claim.chunk()) + from;
@@ -252,18 +272,31 @@ impl Core {
                 }
                 _ => ex.origin.decide(Op::Read, start + done, len - done),
             };
-            let first = self.segs.len();
             let (op, file, offset, part) = match decision {
                 Decision::Pass { file, offset, len, .. } => (IoOp::Read, file, offset, len),
                 Decision::Clear { len } => (IoOp::Clear, crate::io::FileId(u32::MAX), 0, len),
-                _ => return None,
+                _ => return (issued, false),
             };
-            self.segs.push(self.scratch.seg(buf, to + done as u32, part as u32));
+            let first = self.segs.len();
+            self.push_old(bufs, done, part);
             self.act(op, file, offset, part, first, tag);
             issued += 1;
             done += part;
         }
-        Some(issued)
+        (issued, true)
+    }
+
+    /// Pushes the parts of `bufs` that are `[from, from + len)` of all of them.
+    fn push_old(&mut self, bufs: &[Buf], from: u64, len: u64) {
+        let size = u64::from(self.scratch.size());
+        let (mut at, to) = (from, from + len);
+        while at < to {
+            let within = at % size;
+            let count = (size - within).min(to - at);
+            let buf = bufs[(at / size) as usize];
+            self.segs.push(self.scratch.seg(buf, within as u32, count as u32));
+            at += count;
+        }
     }
 
     pub(super) fn copy_read(&mut self, table: &Table, index: usize, ok: bool) {
@@ -278,9 +311,17 @@ impl Core {
 
     fn copy_ended(&mut self, table: &Table, index: usize, ok: bool) {
         let mut copy = self.copies.remove(index);
+        let was_shared = copy.claims.len() > 1;
         for claimed in copy.claims.drain(..) {
             if ok {
                 self.gathered[self.claims[claimed].exceptions].push_back(claimed);
+            } else if was_shared {
+                // Each by itself: what one cannot have is no reason for the others.
+                let Claimed { buf, alone, .. } = &mut self.claims[claimed];
+                *alone = true;
+                let buf = buf.take();
+                self.release(table, buf);
+                self.fresh.push(claimed);
             } else {
                 self.claim_failed(table, claimed, Err(Errno::EIO));
             }
@@ -459,10 +500,9 @@ impl Core {
         if let Some((buf, _)) = buf
             && self.scratch.release(buf)
         {
+            // Fresh claims have it in the next turn of the step.
             if let Some(claimed) = self.slices_waiting.pop_front() {
                 self.next_slice(table, claimed);
-            } else if !self.fresh.is_empty() {
-                self.start_copies(table);
             }
         }
     }
@@ -487,9 +527,9 @@ impl Core {
         }
         let (buf, _) = self.claims[claimed].buf.expect("it was just taken");
         let tag = (Kind::Slice, 0, claimed);
-        match self.read_old(table, claimed, (from, to - from), (buf, 0), tag) {
-            Some(issued) => self.slice_reads.push((claimed, issued, true)),
-            None => self.written(table, claimed, data, Err(Errno::EIO)),
+        match self.read_old(table, claimed, (from, to - from), &[buf], tag) {
+            (0, _) => self.written(table, claimed, data, Err(Errno::EIO)),
+            (issued, ok) => self.slice_reads.push((claimed, issued, ok)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::commit::{Barrier, Round};
 use super::invalidate::Invalidation;
 use super::lists::SpareLists;
 use super::merge::{MergeJob, MergeProgress};
-use super::scratch::Scratch;
+use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
@@ -142,8 +142,10 @@ pub(super) struct Core {
     pub(super) to_commit: Vec<usize>,
     /// Which exceptions' stores those are, a bit each.
     pub(super) commit_stores: Vec<bool>,
-    /// Claims whose old bytes are yet to be read.
+    /// Claims whose old bytes are yet to be read: at the end of a step, or when a buffer is free.
     pub(super) fresh: Vec<usize>,
+    /// The buffers of the copy that is being started.
+    pub(super) copy_bufs: Vec<Buf>,
     /// Large claims that wait for a buffer.
     pub(super) slices_waiting: VecDeque<usize>,
     /// Large claims of which a slice is being read: how many reads are left, and none failed.
@@ -181,6 +183,7 @@ impl Core {
             to_commit: Vec::with_capacity(config.requests),
             commit_stores: Vec::new(),
             fresh: Vec::with_capacity(config.claims),
+            copy_bufs: Vec::new(),
             slices_waiting: VecDeque::new(),
             slice_reads: Vec::new(),
             gathered: Vec::new(),
@@ -319,6 +322,7 @@ impl Core {
             while let Some(index) = self.ready.pop_front() {
                 self.dispatch(table, index);
             }
+            self.start_copies(table);
             self.step_merge(table);
             self.write_gathered(table);
             self.start_barriers(table);

@@ -83,7 +83,6 @@ impl Core {
                 self.ask(table, index, exceptions, chunk, &mut found);
             }
         }
-        self.start_copies(table);
         found
     }
 

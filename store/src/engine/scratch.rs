@@ -45,7 +45,12 @@ impl Scratch {
         self.size
     }
 
-    /// Takes a buffer for `uses` users.
+    /// How many are free.
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes a buffer for one user.
     pub(super) fn take(&mut self) -> Option<Buf> {
         let buf = self.free.pop()?;
         self.uses[buf.0 as usize] = 1;
