@@ -28,21 +28,30 @@ enum Part {
 }
 
 /// What becomes of requests when their barrier has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Then {
     /// They end, with an error where it failed.
+    #[default]
     End,
     /// They are dispatched again, and see for themselves what failed.
     Again,
 }
 
 /// Requests, and what must be durable before they go on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Barrier {
     requests: Vec<usize>,
     parts: Vec<Part>,
     then: Then,
     failed: bool,
+}
+
+/// Lists of barriers and rounds that have ended, so that none is allocated for the next.
+#[derive(Debug, Default)]
+pub(super) struct SpareCommits {
+    /// Without requests and parts.
+    barriers: Vec<Barrier>,
+    metas: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,23 +111,32 @@ impl Core {
             let parts = stores
                 .map(|store| Part::Store { store, ticket: None })
                 .chain(set.media.iter().cloned().map(Part::Medium))
-                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::Medium))
-                .collect();
-            let requests = std::mem::take(&mut self.to_end);
-            self.start_barrier(Barrier { requests, parts, then: Then::End, failed: false });
+                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::Medium));
+            let mut barrier = self.new_barrier(Then::End);
+            barrier.parts.extend(parts);
+            barrier.requests.append(&mut self.to_end);
+            self.start_barrier(barrier);
         }
         if !self.to_commit.is_empty() || self.commit_stores.contains(&true) {
-            let mut parts = Vec::new();
+            let mut barrier = self.new_barrier(Then::Again);
             for (exceptions, wanted) in self.commit_stores.iter_mut().enumerate() {
                 if std::mem::take(wanted) {
                     let layers = table.exceptions()[exceptions].layers.iter();
                     let owing = layers.filter(|store| !store.is_sealed()).cloned();
-                    parts.extend(owing.map(|store| Part::Store { store, ticket: None }));
+                    barrier.parts.extend(owing.map(|store| Part::Store { store, ticket: None }));
                 }
             }
-            let requests = std::mem::take(&mut self.to_commit);
-            self.start_barrier(Barrier { requests, parts, then: Then::Again, failed: false });
+            barrier.requests.append(&mut self.to_commit);
+            self.start_barrier(barrier);
         }
+    }
+
+    fn new_barrier(&mut self, then: Then) -> Barrier {
+        let spare = self.spare_commits.barriers.pop().unwrap_or_else(|| Barrier {
+            requests: Vec::with_capacity(self.config.requests),
+            ..Barrier::default()
+        });
+        Barrier { then, failed: false, ..spare }
     }
 
     /// All stores that owe something should be committed, though nobody waits for that.
@@ -222,8 +240,9 @@ impl Core {
         if !self.barriers[index].parts.iter().all(|part| matches!(part, Part::Done)) {
             return;
         }
-        let barrier = self.barriers.remove(index);
-        for index in barrier.requests {
+        let mut barrier = self.barriers.remove(index);
+        barrier.parts.clear();
+        for index in barrier.requests.drain(..) {
             match barrier.then {
                 Then::Again => self.ready.push_back(index),
                 Then::End => {
@@ -232,6 +251,7 @@ impl Core {
                 }
             }
         }
+        self.spare_commits.barriers.push(barrier);
     }
 
     pub(super) fn barrier_synced(&mut self, _table: &Table, index: usize, part: usize, ok: bool) {
@@ -259,7 +279,7 @@ impl Core {
             entries: 0,
             stage: Stage::Collect,
             wrote: false,
-            meta: Vec::new(),
+            meta: self.spare_commits.metas.pop().unwrap_or_default(),
         };
         let index = self.rounds.insert(round);
         self.collect(index);
@@ -367,7 +387,8 @@ impl Core {
     }
 
     fn end_round(&mut self, index: usize, ok: bool) {
-        let Round { store, tail, upto, .. } = self.rounds.remove(index);
+        let Round { store, tail, upto, meta, .. } = self.rounds.remove(index);
+        self.spare_commits.metas.push(meta);
         store.return_tail(tail);
         if ok {
             store.log().set_committed(upto);

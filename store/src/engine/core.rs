@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use slab::Slab;
 
 use super::claims::{Claimed, Copy, Run};
-use super::commit::{Barrier, Round};
+use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
 use super::lists::SpareLists;
 use super::merge::{MergeJob, MergeProgress};
@@ -154,6 +154,7 @@ pub(super) struct Core {
     pub(super) gathered: Vec<VecDeque<usize>>,
     /// Lists for copies and runs, so that none is allocated a copy or a run.
     pub(super) spare_lists: SpareLists,
+    pub(super) spare_commits: SpareCommits,
     pub(super) actions: VecDeque<Action>,
     pub(super) segs: Vec<Seg>,
     pub(super) finished: VecDeque<(Token, Status)>,
@@ -188,6 +189,7 @@ impl Core {
             slice_reads: Vec::new(),
             gathered: Vec::new(),
             spare_lists: SpareLists::default(),
+            spare_commits: SpareCommits::default(),
             actions: VecDeque::with_capacity(config.requests),
             segs: Vec::with_capacity(config.requests * 4),
             finished: VecDeque::with_capacity(config.requests),
