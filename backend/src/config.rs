@@ -60,9 +60,9 @@ pub fn features(geometry: Geometry) -> u64 {
 }
 
 /// Whether a write ends only when it is durable, given what was negotiated and the `writeback`
-/// field (virtio 1.2, 5.2.6.2): without any way to flush, a guest must never need to.
+/// field (virtio 1.2, 5.2.5.2 and 5.2.6.2): without any way to flush, a guest must never need to.
 pub fn is_write_through(features: u64, writeback: bool) -> bool {
-    if features & CONFIG_WCE != 0 { !writeback } else { features & FLUSH == 0 }
+    features & FLUSH == 0 || (features & CONFIG_WCE != 0 && !writeback)
 }
 
 /// The logical block of a disk, in bytes.
@@ -196,7 +196,7 @@ mod tests {
         assert!(is_write_through(0, true));
         assert!(!is_write_through(FLUSH, false));
         assert!(is_write_through(FLUSH | CONFIG_WCE, false));
-        assert!(!is_write_through(CONFIG_WCE, true));
+        assert!(is_write_through(CONFIG_WCE, true), "it has no way to flush");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use crate::binding::{Binding, Geometry, TableOf};
@@ -125,8 +126,11 @@ impl Export {
         }
         let worker_error = |error| ExportError::Worker { id: id.clone(), error };
         let control = Arc::new(SessionControl::new().map_err(worker_error)?);
-        let disk =
-            Arc::new(Disk { geometry: geometry_of(&binding, writable), block: logical_block });
+        let disk = Arc::new(Disk {
+            geometry: geometry_of(&binding, writable),
+            block: logical_block,
+            writeback: AtomicBool::new(true),
+        });
         let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
         let workers = start_workers(num_queues, options, &binding).map_err(worker_error)?;
         let session = match Session::listen(

@@ -49,6 +49,8 @@ pub(crate) struct Disk {
     pub geometry: Box<dyn Fn() -> Geometry + Send + Sync>,
     /// Logical block.
     pub block: LogicalBlock,
+    /// The `writeback` field, whichever front-end set it: one that reconnects does not repeat it.
+    pub writeback: AtomicBool,
 }
 
 impl Disk {
@@ -282,6 +284,9 @@ fn refuse_message<T>(
     refusal: &Refusal,
 ) -> Result<(), Ended> {
     tracing::warn!("a message of the front-end was refused: {refusal}");
+    if matches!(refusal, Refusal::Hangs(_)) {
+        return Err(Ended::Hangs);
+    }
     if let Some(reply) = refused_reply(header.code) {
         return connection.reply(header, &reply);
     }

@@ -113,6 +113,8 @@ struct Ring {
     call: Option<std::os::fd::OwnedFd>,
     err: Option<std::os::fd::OwnedFd>,
     enabled: bool,
+    /// It lies in the front-end's memory as it is now.
+    has_memory: bool,
     write_through: bool,
     /// Chains were completed that the driver was not told of.
     owes_interrupt: bool,
@@ -243,7 +245,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             && self.drains.is_none()
             && !self.stopping
             && self.table.is_some()
-            && self.ring.as_ref().is_some_and(|ring| ring.enabled)
+            && self.ring.as_ref().is_some_and(|ring| ring.enabled && ring.has_memory)
     }
 
     fn has_work(&self) -> bool {
@@ -359,6 +361,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if registered && !self.engine.may_sleep() {
             return self.disarm(armed);
         }
+        // Its signal may have been taken together with another's, before this was looked at.
+        if self.mailbox.is_pending() {
+            if registered {
+                self.engine.woke();
+            }
+            return self.disarm(armed);
+        }
         let before = Instant::now();
         self.unsubmitted.hand_over();
         self.note(|io| io.wait(timeout));
@@ -428,12 +437,18 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// wait.
     fn may_follow(&self, mail: &Mail<E::Table>) -> bool {
         match &self.quiesce {
-            None => true,
+            // What was written by a table that is gone, unflushed, is durable with the next.
+            None => !matches!(mail, Mail::WriteThrough { on: true, .. } if self.rests()),
             Some(quiesce) => match mail {
                 Mail::Resume { .. } => quiesce.is_suspend(),
                 mail => matches!(mail, Mail::Commit),
             },
         }
+    }
+
+    /// A ring waits for a table.
+    fn rests(&self) -> bool {
+        self.gate == Gate::Closed && self.ring.is_some() && !self.stopping
     }
 
     fn follow(&mut self, mail: Mail<E::Table>) {
@@ -536,6 +551,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             call: start.call,
             err: start.err,
             enabled: start.enabled,
+            has_memory: true,
             write_through: start.write_through,
             owes_interrupt: false,
             depth: 0,
@@ -553,12 +569,15 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
+    /// Goes on in a new memory. Front-ends take regions away before they add others, also while a
+    /// ring runs that lies in one of them: it waits until it has memory again.
     fn relocate_ring(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && let Err(e) = ring.vring.relocate(self.memories.current())
-        {
-            tracing::warn!("a virtqueue lost its memory and is not served: {e}");
-            ring.enabled = false;
+        let Some(ring) = &mut self.ring else { return };
+        let had = std::mem::take(&mut ring.has_memory);
+        match ring.vring.relocate(self.memories.current()) {
+            Ok(()) => ring.has_memory = true,
+            Err(e) if had => tracing::warn!("a virtqueue lost its memory and is not served: {e}"),
+            Err(_) => {}
         }
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Ended {
     BadStream(#[from] BadStream),
     #[error("the front-end does not read its replies")]
     NotReading,
+    #[error("requests in flight did not end in time")]
+    Hangs,
     #[error("the connection failed: {0}")]
     Failed(#[from] io::Error),
 }

@@ -64,6 +64,9 @@ pub(super) enum Refusal {
     Descriptors(FrontendReq, usize),
     #[error("{0}")]
     Nonsense(String),
+    /// There is no answer, and will be none that is right: the connection ends.
+    #[error("requests in flight do not end: {0}")]
+    Hangs(String),
 }
 
 impl Header {

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use snapblk_store::units::Sector;
@@ -15,6 +16,7 @@ use super::Disk;
 use super::channel::{Channel, Closed};
 use super::inflight::{self, Inflight};
 use super::message::{InflightLayout, Message, Refusal, VringFd, VringState};
+use crate::binding::Geometry;
 use crate::config::{self, ConfigSpace};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
@@ -32,7 +34,7 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
 
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
 /// What a front-end is answered, where its message was followed.
 #[derive(Debug)]
@@ -84,7 +86,6 @@ pub(super) struct Setup<T> {
     features: u64,
     protocol: u64,
     status: u64,
-    writeback: bool,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
     /// Where rings keep what they have in flight.
@@ -107,7 +108,6 @@ impl<T> Setup<T> {
             features: 0,
             protocol: 0,
             status: 0,
-            writeback: true,
             memory: Arc::default(),
             vrings,
             inflight: None,
@@ -159,7 +159,7 @@ impl<T> Setup<T> {
                 self.protocol = features;
             }
             Message::SetConfig { offset, data } => self.set_config(offset, &data)?,
-            Message::ResetDevice | Message::SetStatus(0) => self.reset(),
+            Message::ResetDevice | Message::SetStatus(0) => self.reset()?,
             Message::SetStatus(status) => self.status = status,
             Message::SetMemTable(table) => self.set_memory(GuestMemory::from_table(table))?,
             Message::AddMemReg(region, fd) => {
@@ -199,10 +199,12 @@ impl<T> Setup<T> {
     /// than it saw.
     pub(super) fn tell_size(&mut self) {
         let size = self.disk.geometry().size;
-        let Some(channel) = self.channel.as_ref().filter(|_| self.seen.is_some_and(|s| s != size))
-        else {
-            return;
+        // Who goes on with rings of an earlier connection saw it there, whatever it was then.
+        let may_differ = match self.seen {
+            Some(seen) => seen != size,
+            None => self.vrings.iter().any(|vring| vring.running),
         };
+        let Some(channel) = self.channel.as_ref().filter(|_| may_differ) else { return };
         let told = channel.config_changed(self.acknowledges());
         self.seen = Some(size);
         self.note_channel(told);
@@ -241,12 +243,20 @@ impl<T> Setup<T> {
             geometry: self.disk.geometry(),
             block: self.disk.block,
             num_queues: self.vrings.len() as u16,
-            writeback: self.writeback,
+            writeback: self.is_writeback(),
         }
     }
 
+    fn is_writeback(&self) -> bool {
+        self.disk.writeback.load(Ordering::Relaxed)
+    }
+
     fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
-        let unknown = features & !self.offered();
+        // Who reconnects comes with those of the disk as it was then. Writes that it has learned of
+        // since are refused one by one.
+        let geometry = self.disk.geometry();
+        let either = [false, true].map(|read_only| Geometry { read_only, ..geometry });
+        let unknown = features & !either.map(config::features).iter().fold(0, |all, it| all | it);
         if unknown != 0 {
             return Err(nonsense(format!("features {unknown:#x} were not offered")));
         }
@@ -271,18 +281,19 @@ impl<T> Setup<T> {
         for ticket in tickets {
             ticket.wait(DRAIN_LIMIT).and_then(|outcome| outcome).map_err(nonsense)?;
         }
-        self.writeback = writeback;
+        self.disk.writeback.store(writeback, Ordering::Relaxed);
         Ok(())
     }
 
-    fn reset(&mut self) {
+    /// The write cache stays as it was set. Front-ends reset a device whenever its rings stop, and
+    /// do not repeat what the guest set: who asks for it is told.
+    fn reset(&mut self) -> Result<(), Refusal> {
         for index in 0..self.vrings.len() {
-            // It cannot be refused: the index is one there is.
-            let _ = self.stop_ring(index as u32);
+            self.stop_ring(index as u32)?;
             self.vrings[index].enabled = false;
         }
         self.status = 0;
-        self.writeback = true;
+        Ok(())
     }
 
     /// All workers go over to a new memory before the front-end is answered: a request may lie
@@ -404,7 +415,7 @@ impl<T> Setup<T> {
     fn start_if_ready(&mut self, index: u32) -> Result<(), Refusal> {
         let protocol_features = self.features & config::PROTOCOL_FEATURES != 0;
         let event_idx = self.features & config::EVENT_IDX != 0;
-        let write_through = config::is_write_through(self.features, self.writeback);
+        let write_through = config::is_write_through(self.features, self.is_writeback());
         let region = self.inflight.as_ref().map(|it| it.region(index)).transpose();
         let (vring, worker) = self.vring(index)?;
         let (false, Some(at), Some(kick)) = (vring.running, vring.addresses, &vring.kick) else {
@@ -426,21 +437,26 @@ impl<T> Setup<T> {
             enabled: vring.enabled || !protocol_features,
             write_through,
         };
-        let started = worker.start_ring(start).wait(DRAIN_LIMIT).map_err(nonsense)?;
-        started.map_err(|e| nonsense(format!("vring {index} cannot be started: {e}")))?;
+        // Where the answer is late it may have been started all the same.
         vring.running = true;
+        let started = worker.start_ring(start).wait(DRAIN_LIMIT).map_err(nonsense)?;
+        if let Err(e) = started {
+            vring.running = false;
+            return Err(nonsense(format!("vring {index} cannot be started: {e}")));
+        }
+        self.tell_size();
         Ok(())
     }
 
     /// Stops a ring; where it, or the next start of it, goes on.
     fn stop_ring(&mut self, index: u32) -> Result<VringState, Refusal> {
         let (vring, worker) = self.vring(index)?;
-        if std::mem::take(&mut vring.running) {
-            match worker.stop_ring().wait(DRAIN_LIMIT) {
-                Ok(Some(base)) => vring.base = base,
-                Ok(None) => {}
-                Err(e) => tracing::error!("vring {index} did not stop: {e}"),
-            }
+        if vring.running {
+            // Where it goes on is not known before it has stopped: it cannot be made up.
+            let stopped = worker.stop_ring().wait(DRAIN_LIMIT);
+            let base = stopped.map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
+            vring.running = false;
+            vring.base = base.unwrap_or(vring.base);
         }
         vring.kick = None;
         Ok(VringState { index, value: vring.base.into() })

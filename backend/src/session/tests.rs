@@ -21,6 +21,7 @@ use crate::testing::{
 };
 
 mod inflight;
+mod reconnect;
 mod resize;
 
 struct Server {

@@ -91,7 +91,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         reply.send(Ok(()));
     }
 
-    /// A suspended device has flushed, or was told not to.
+    /// Whether there is a table to flush: a suspended device has none.
     fn can_flush(&self) -> bool {
         self.gate == Gate::Open && self.table.is_some()
     }

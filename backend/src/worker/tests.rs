@@ -9,6 +9,7 @@ use snapblk_store::io::IoOp;
 use std::sync::atomic::Ordering;
 
 mod drivers;
+mod rest;
 
 struct Bench {
     disk: Arc<TestDisk>,

@@ -82,10 +82,17 @@ impl Poller {
         for event in events.iter() {
             let at = event.data.u64() as usize;
             let Some(Some((key, fd))) = self.watches.get(at) else { continue };
-            let mut counter = [0; 8];
-            // Where it cannot be read somebody else consumed it: nothing was signalled.
-            if rustix::io::read(fd, &mut counter).is_ok() {
-                fired(*key);
+            let key = *key;
+            match rustix::io::read(fd, &mut [0; 8]) {
+                Ok(1..) => fired(key),
+                // Somebody else consumed it: nothing was signalled.
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                // It would be at its end, or refuse, for ever.
+                Ok(0) | Err(_) => {
+                    tracing::warn!(key, "a watched descriptor cannot be read");
+                    let _ = epoll::delete(&self.epoll, fd);
+                    self.watches[at] = None;
+                }
             }
         }
         Ok(1 + events.len() as u64)

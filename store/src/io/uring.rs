@@ -258,12 +258,13 @@ impl Ring {
             return None;
         };
         match result {
-            0.. => Some(key),
+            1.. => Some(key),
             // Somebody else was faster.
             _ if matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) => None,
+            // It would be at its end, or refuse, for ever.
             _ => {
                 tracing::warn!(key, errno = -result, "a watched descriptor cannot be read");
-                watch.key = None;
+                self.watches[at] = None;
                 None
             }
         }

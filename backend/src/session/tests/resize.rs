@@ -163,3 +163,22 @@ fn a_channel_must_be_negotiated() {
     raw.send(21, NEED_REPLY, &[]);
     assert_eq!(raw.reply(), (21, 1u64.to_ne_bytes().to_vec()));
 }
+
+/// Who goes on with the rings of an earlier connection reads nothing on this one.
+#[test]
+fn scenario_57_who_reconnects_is_told_to_look() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    let (socket, mut channel) = UnixStream::pair().unwrap();
+    front.open_channel(VhostUserProtocolFeatures::REPLY_ACK, &socket);
+    front.vhost.get_features().unwrap();
+    assert!(is_silent(&mut channel), "there may be no device yet");
+    front.vhost.set_hdr_flags(VhostUserHeaderFlag::empty());
+    front.start(1);
+    assert_eq!(message(&mut channel), [2, 1, 0]);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert!(is_silent(&mut channel), "once");
+    assert_eq!(front.capacity(), 4096);
+    server.resize(8192);
+    assert_eq!(message(&mut channel)[0], 2);
+}

@@ -1,0 +1,121 @@
+//! What a front-end does not say again: after its rings stopped, and on a new connection.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+const WRITABLE: VhostUserConfigFlags = VhostUserConfigFlags::WRITABLE;
+
+/// QEMU resets a device whenever its rings stop, and sends what the guest set neither then nor on a
+/// new connection.
+#[test]
+fn a_write_cache_that_is_off_stays_off() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    read_config(&mut front);
+    front.vhost.set_config(32, WRITABLE, &[0]).unwrap();
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    let syncs = server.disk.count(IoOp::Sync);
+    front.vhost.reset_device().unwrap();
+    front.restart();
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert!(server.disk.count(IoOp::Sync) > syncs, "after a reset");
+    drop(front);
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    let syncs = server.disk.count(IoOp::Sync);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(server.disk.count(IoOp::Sync), syncs + 1, "on a new connection");
+    assert_eq!(read_config(&mut front)[32], 0, "who asks is told");
+    front.vhost.set_config(32, WRITABLE, &[1]).unwrap();
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(server.disk.count(IoOp::Sync), syncs + 1);
+}
+
+impl FrontEnd {
+    /// Starts the first ring anew, as a driver that forgot everything.
+    fn restart(&mut self) {
+        let (file, memory) = shared_memory();
+        let old = std::mem::replace(&mut self.drivers, vec![Driver::new(&memory, 0, true)]);
+        for (driver, old) in self.drivers.iter_mut().zip(old) {
+            (driver.kick, driver.call) = (old.kick, old.call);
+        }
+        self.file = file;
+        self.start(1);
+    }
+}
+
+/// A region that is changed is taken away first, and added again; its ring runs meanwhile.
+#[test]
+fn a_ring_goes_on_when_its_memory_is_there_again() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    let region = front.region();
+    front.vhost.add_mem_region(&region).unwrap();
+    front.describe(0, 0);
+    front.kick_off(0);
+    front.vhost.set_vring_enable(0, true).unwrap();
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    front.vhost.remove_mem_region(&region).unwrap();
+    front.vhost.add_mem_region(&region).unwrap();
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    // One that was disabled is not enabled by that.
+    front.vhost.set_vring_enable(0, false).unwrap();
+    front.vhost.remove_mem_region(&region).unwrap();
+    front.vhost.add_mem_region(&region).unwrap();
+    front.drivers[0].ask(0, 1, 0, &[1; 512]);
+    front.drivers[0].kick();
+    front.vhost.get_features().unwrap();
+    assert_eq!(server.disk.count(IoOp::Write), 2);
+    front.vhost.set_vring_enable(0, true).unwrap();
+    front.drivers[0].await_used();
+    assert_eq!(server.disk.count(IoOp::Write), 3);
+}
+
+/// The guest knows of discards, and of no others than it was offered when it booted.
+#[test]
+fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
+    let writable = Server::new(1);
+    let mut front = writable.connect();
+    front.negotiate();
+    let of_writable = front.features;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = SocketAddress::Path(dir.path().join("disk.sock"));
+    let config = ExportConfig { writable: false, ..export_config(socket, 1) };
+    let disk = TestDisk::new(4096);
+    let export = Export::start(config, TestBinding::new(&disk), |_| {}).unwrap();
+    let mut later = FrontEnd::new(Frontend::connect(dir.path().join("disk.sock"), 8).unwrap());
+    later.negotiate();
+    assert_ne!(later.features, of_writable);
+    later.vhost.set_features(of_writable).unwrap();
+    later.start(1);
+    assert_eq!(later.drivers[0].run(1, 0, &[1; 512]).0, 1, "a write is refused");
+    assert_eq!(later.drivers[0].run(0, 0, &[0; 512]).0, 0);
+    front.vhost.set_features(later.features).unwrap();
+    drop(later);
+    drop(export);
+}
+
+/// Where a ring goes on is not known while its requests are in flight: nobody is told.
+#[test]
+fn a_ring_that_does_not_stop_ends_the_connection() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    server.disk.hold(true);
+    front.drivers[0].ask(0, 1, 0, &[1; 512]);
+    front.drivers[0].kick();
+    server.disk.await_count(IoOp::Write, 1);
+    assert!(front.vhost.get_vring_base(0).is_err());
+    assert!(front.vhost.get_features().is_err(), "it is over");
+    let gone = || server.events.try_iter().any(|event| event == SessionEvent::Disconnected);
+    assert!(!gone(), "not before it has ended");
+    server.disk.hold(false);
+    eventually("it is gone", gone);
+    assert!(!server.disk.fails.load(Ordering::SeqCst));
+}
