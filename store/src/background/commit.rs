@@ -50,7 +50,7 @@ impl CommitSource {
         let mut total = 0;
         let mut from = Chunk(0);
         while let Some((chunk, _)) = self.next(from) {
-            total += self.exceptions.valid_len(chunk);
+            total += self.exceptions.own_len(chunk);
             from = Chunk(chunk.0 + 1);
         }
         total
@@ -71,7 +71,7 @@ impl CommitSource {
                 return;
             }
             let within = size.offset_in(at);
-            let len = room.min(self.exceptions.valid_len(chunk) - within);
+            let len = room.min(self.exceptions.own_len(chunk) - within);
             match pieces.last_mut() {
                 Some(last) if last.goes_on(size.bytes(), chunk, place) => last.len += len,
                 _ => pieces.push(Piece { start: at, chunk, place, len }),

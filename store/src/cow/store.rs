@@ -321,7 +321,7 @@ impl Store {
         self.sealed.store(true, Ordering::Release);
     }
 
-    /// Layers above it are about to be committed into it.
+    /// Layers above it are about to be committed into it, or it is one no more.
     pub fn unseal(&self) {
         self.sealed.store(false, Ordering::Release);
     }

@@ -404,6 +404,14 @@ impl Devices {
     /// Where that cannot be kept.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
+        // What it left in the store of its base, durable or not, nobody reads: all of it lies above.
+        // The guest's flushes have nothing to do with it any more.
+        if let Some(cut) = inner.state.commits.get(id).and_then(|job| inner.cut(job).ok())
+            && let CommitBase::Layer(name) = &cut.base
+            && let Ok(snap) = whole(inner, name)
+        {
+            snap.live.store.set_sealed();
+        }
         inner.remove_overlays(id);
         inner.commits.remove(id);
         inner.state.commits.remove(id);

@@ -94,6 +94,18 @@ impl Devices {
             };
             lines.filter_map(origin).collect()
         };
+        let identity = |live: &Live| live.disk.info.identity;
+        let tops = || writer.snaps.values().map(|snap| identity(&snap.live));
+        let below = |snap: &Snap| -> Vec<Identity> {
+            snap.layers
+                .iter()
+                .map(|live| identity(live))
+                .filter(|it| *it != identity(&snap.live))
+                .collect()
+        };
+        if owner.snaps.values().map(below).any(|layers| tops().any(|top| layers.contains(&top))) {
+            return true;
+        }
         // What a guest's own disk lies on is nobody's to write.
         let guest_disks = owner.snaps.values().filter(|snap| snap.live.store.is_guest_disk());
         let bases = guest_disks.map(|snap| (snap.key.clone(), self.ranges(&snap.origin)));

@@ -322,6 +322,10 @@ pub(super) fn settle(name: &str, active: &Active) {
     for (line, snap) in &active.snaps {
         snap.live.owner.becomes(name);
         let store = &snap.live.store;
+        // It may have been a layer until now, which no flush covers.
+        if !active.read_only {
+            store.unseal();
+        }
         if let Some(spec) = active.lines[*line].target.snapshot() {
             store.set_persistence(spec.persistence);
         }

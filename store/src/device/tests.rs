@@ -2,6 +2,7 @@
 
 mod durable;
 mod handover;
+mod layers;
 mod overdue;
 mod owed;
 mod suspends;

@@ -268,6 +268,8 @@ impl Core {
             && self.rounds.is_empty()
             && self.invalidations.is_empty()
             && self.barriers.is_empty()
+            // What is to be durable has the files of the table that wrote it synced.
+            && self.to_end.is_empty()
             && self.merge.as_ref().is_none_or(|job| job.is_quiet() || self.is_merge_held(job))
             && self.finished.is_empty()
     }

@@ -25,7 +25,10 @@ impl Core {
     /// Takes a request as far as it goes now. It counts as waiting meanwhile: a part of it that
     /// fails on the spot does not end it under its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
-        self.requests[index].for_room = false;
+        let pending = &mut self.requests[index];
+        pending.for_room = false;
+        // A device may have been made shorter while this was held.
+        pending.failed |= pending.start + pending.len > table.size().bytes();
         loop {
             let pending = &self.requests[index];
             if pending.failed || pending.cursor == pending.len {

@@ -66,6 +66,7 @@ fn a_write_that_is_to_be_durable_ends_behind_a_sync() {
     while engine.pop_finished().is_none() {
         let actions = answer(&mut engine);
         assert!(!actions.is_empty());
+        assert!(!engine.is_quiet(), "I9: another table would have other files synced");
         asked.extend(actions.iter().map(|action| (action.op, action.file)));
     }
     assert_eq!(asked, [(IoOp::Write, file), (IoOp::Sync, file)]);

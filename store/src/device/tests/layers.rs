@@ -1,0 +1,93 @@
+//! Stores that were layers of a chain, or are: who may write to them, and what makes that durable.
+
+use super::*;
+
+fn chain() -> World {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "lower");
+    world.overlay("disk", "upper");
+    world
+}
+
+/// The device of the lower overlay.
+const LOWER: &str = "disk.2";
+
+fn lower_line() -> String {
+    format!("0 {LEN} snapshot {{}}/disk {{}}/lower PO 8")
+}
+
+/// A live snapshot that is undone: what was the layer below serves again.
+#[test]
+fn what_was_a_layer_is_flushed_when_it_is_written_again() {
+    let world = chain();
+    world.devices.remove("disk", false).unwrap();
+    world.load(LOWER, &[&lower_line()]).unwrap();
+    let store = world.table(LOWER).exceptions()[0].store().clone();
+    world.carry_out(LOWER, Op::Write, 8);
+    let owed = || store.log().next().0 - store.log().committed().0;
+    assert_ne!(owed(), 0);
+    assert!(world.synced(LOWER).contains(&store.file()));
+    assert_eq!(owed(), 0);
+}
+
+#[test]
+fn what_is_a_layer_is_no_guest_s_to_write() {
+    let world = chain();
+    world.devices.prepare(LOWER, false).unwrap();
+    world.load(LOWER, &[&lower_line()]).unwrap();
+    let refused = world.devices.prepare(LOWER, true).unwrap_err().to_string();
+    assert!(refused.contains("'disk'"), "{refused}");
+    world.devices.prepare("disk", true).unwrap();
+}
+
+/// What a commit left in its base is needed by nobody, so that a guest's flush does not fail with it.
+#[test]
+fn a_commit_that_is_given_up_leaves_its_base_to_itself() {
+    let world = chain();
+    world.overlay("disk", "uppermost");
+    let store = world.table("disk").exceptions()[0].layers[0].clone();
+    assert!(store.is_sealed());
+    let named = |name: &str| Some(String::from(name));
+    let (top, base) = (named("disk.3"), named(LOWER));
+    let job = CommitJob { device: "disk".into(), top, base, ..CommitJob::default() };
+    world.devices.begin_commit("c", &job).unwrap();
+    assert!(!store.is_sealed(), "until it is over a flush covers what it writes");
+    world.devices.forget_commit("c").unwrap();
+    assert!(store.is_sealed());
+}
+
+/// A device of an odd length over a longer file (scenarios 10 and 11): what lies behind its end is the
+/// file's own.
+#[test]
+fn scenario_11_a_commit_ends_where_the_device_does() {
+    const CHUNK: usize = 16 * 512;
+    let mut world = World::new();
+    world.config().force = true;
+    std::fs::write(world.path("disk"), vec![7; 2048 * 512]).unwrap();
+    // The device's last chunk, of which it has eight sectors, is the store's first.
+    let mut store = vec![0; 8 * CHUNK];
+    for (at, word) in [(0, 0x7041_6e53), (4, 1), (8, 1), (12, 16), (CHUNK, 62), (CHUNK + 8, 2)] {
+        store[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
+    }
+    store[2 * CHUNK..3 * CHUNK].fill(9);
+    std::fs::write(world.path("store"), store).unwrap();
+    world.file("top", LEN);
+    let dir = world.dir.path().to_str().unwrap();
+    for (name, line) in [
+        ("low", format!("0 1000 snapshot {dir}/disk {dir}/store PO 16")),
+        ("top", format!("0 1000 snapshot low {dir}/top PO 16")),
+    ] {
+        world.devices.create(name, None).unwrap();
+        world.devices.load(name, parse_table([line.as_str()]).unwrap(), name == "low").unwrap();
+        world.devices.resume(name).unwrap();
+    }
+    let top = Some(String::from("low"));
+    let job = CommitJob { device: "top".into(), top, ..CommitJob::default() };
+    let (source, writer) = world.devices.begin_commit("c", &job).unwrap().copy.unwrap();
+    assert!(matches!(world.flusher.copy(source, &writer), CommitEnd::Finished));
+    let disk = std::fs::read(world.path("disk")).unwrap();
+    let is = |range: std::ops::Range<usize>, byte| disk[range].iter().all(|it| *it == byte);
+    assert!(is(0..992 * 512, 7) && is(992 * 512..1000 * 512, 9) && is(1000 * 512..disk.len(), 7));
+}
