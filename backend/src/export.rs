@@ -129,7 +129,11 @@ impl Export {
         let disk = Arc::new(Disk {
             geometry: geometry_of(&binding, writable),
             block: logical_block,
-            writeback: AtomicBool::new(true),
+            writeback: AtomicBool::new(!binding.is_write_through()),
+            keep_writeback: {
+                let binding = binding.clone();
+                Box::new(move |writeback| binding.set_write_through(!writeback))
+            },
         });
         let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
         let workers = start_workers(num_queues, options, &binding).map_err(worker_error)?;

@@ -51,6 +51,8 @@ pub(crate) struct Disk {
     pub block: LogicalBlock,
     /// The `writeback` field, whichever front-end set it: one that reconnects does not repeat it.
     pub writeback: AtomicBool,
+    /// Keeps that field.
+    pub keep_writeback: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 impl Disk {

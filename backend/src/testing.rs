@@ -53,6 +53,8 @@ pub(crate) struct TestDisk {
     held: AtomicBool,
     /// Writes find no room.
     full: AtomicBool,
+    /// Its guest turned the write cache off.
+    pub write_through: AtomicBool,
     /// Everything fails.
     pub fails: AtomicBool,
     /// Everything that was carried out.
@@ -91,6 +93,7 @@ impl TestDisk {
             size: AtomicU64::new(sectors),
             held: AtomicBool::default(),
             full: AtomicBool::default(),
+            write_through: AtomicBool::default(),
             fails: AtomicBool::default(),
             done: Mutex::default(),
             steps: Mutex::default(),
@@ -540,6 +543,14 @@ impl Binding for TestBinding {
 
     fn geometry(&self) -> Geometry {
         Geometry { size: self.disk.size(), read_only: self.read_only }
+    }
+
+    fn is_write_through(&self) -> bool {
+        self.disk.write_through.load(Ordering::SeqCst)
+    }
+
+    fn set_write_through(&self, on: bool) {
+        self.disk.write_through.store(on, Ordering::SeqCst);
     }
 
     fn attach(&self, _export: &str, workers: Vec<WorkerHandle<TestTable>>) {

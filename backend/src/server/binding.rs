@@ -70,6 +70,21 @@ impl Binding for Served {
         *last
     }
 
+    fn is_write_through(&self) -> bool {
+        self.devices.is_write_through(&self.device)
+    }
+
+    fn set_write_through(&self, on: bool) {
+        if let Err(error) = self.devices.set_write_through(&self.device, on) {
+            let device = &self.device;
+            tracing::error!(
+                "that the guest of '{device}' turned its write cache {} cannot be kept: {error}; \
+                 a restart of this process would forget it",
+                if on { "off" } else { "on" }
+            );
+        }
+    }
+
     fn request_failed(&self, read: bool) {
         let failed = self.failed.lock().expect("channel lock poisoned");
         // Nobody listens where the process ends.

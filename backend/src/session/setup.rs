@@ -281,7 +281,9 @@ impl<T> Setup<T> {
         for ticket in tickets {
             ticket.wait(DRAIN_LIMIT).and_then(|outcome| outcome).map_err(nonsense)?;
         }
-        self.disk.writeback.store(writeback, Ordering::Relaxed);
+        if self.disk.writeback.swap(writeback, Ordering::Relaxed) != writeback {
+            (self.disk.keep_writeback)(writeback);
+        }
         Ok(())
     }
 

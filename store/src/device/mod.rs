@@ -29,6 +29,7 @@ mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;
+mod write_cache;
 
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User};
 pub use commit::{CommitWork, Pivot, PivotStep};

@@ -400,6 +400,7 @@ impl Devices {
             inner.devices.entry(name.clone()).or_default().suspended = false;
         }
         also(inner);
+        inner.forget_caches();
         spread_patience(inner);
         go(inner, &names);
         // A store that grew on the way may be waited for by others.

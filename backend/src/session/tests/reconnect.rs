@@ -33,6 +33,25 @@ fn a_write_cache_that_is_off_stays_off() {
     front.vhost.set_config(32, WRITABLE, &[1]).unwrap();
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
     assert_eq!(server.disk.count(IoOp::Sync), syncs + 1);
+    assert!(!server.disk.write_through.load(Ordering::SeqCst));
+}
+
+/// Nor when the process is another one.
+#[test]
+fn a_write_cache_that_was_off_is_off_in_the_next_process() {
+    let disk = TestDisk::new(4096);
+    disk.write_through.store(true, Ordering::SeqCst);
+    let dir = tempfile::tempdir().unwrap();
+    let socket = SocketAddress::Path(dir.path().join("disk.sock"));
+    let config = export_config(socket, 1);
+    let export = Export::start(config, TestBinding::new(&disk), |_| {}).unwrap();
+    let mut front = FrontEnd::new(Frontend::connect(dir.path().join("disk.sock"), 8).unwrap());
+    front.negotiate();
+    front.start(1);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(disk.count(IoOp::Sync), 1);
+    drop(front);
+    drop(export);
 }
 
 impl FrontEnd {

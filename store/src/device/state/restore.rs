@@ -130,6 +130,7 @@ impl Devices {
             inner.state.jobs = state.jobs.clone();
             inner.state.commits = state.commits.clone();
             inner.state.invalid = state.invalid.clone();
+            inner.state.write_through = state.write_through.clone();
             inner.state.generation = state.generation;
         }
         let mut tables = BTreeMap::new();

@@ -337,3 +337,25 @@ fn a_store_is_not_read_while_its_old_table_is_live() {
     let entry = world.table("disk").exceptions()[0].table.get(Chunk(5));
     assert!(matches!(entry, Entry::Mapped(_)), "{entry:?}");
 }
+
+/// A guest that turned its write cache off flushes no more, whichever process serves it.
+#[test]
+fn a_write_cache_that_is_off_is_off_after_a_restart() {
+    let world = World::new();
+    world.file("disk", LEN);
+    for name in ["disk", "other"] {
+        world.device(name, &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+        world.devices.set_write_through(name, true).unwrap();
+    }
+    world.devices.set_write_through("other", false).unwrap();
+    assert!(world.devices.set_write_through("none", true).is_err());
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    assert!(again.devices.is_write_through("disk"));
+    assert!(!again.devices.is_write_through("other"));
+    again.devices.remove("disk", false).unwrap();
+    again.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    assert!(!again.devices.is_write_through("disk"), "it is another disk");
+}
