@@ -266,6 +266,20 @@ fn s28_an_error_among_many_pending_leaves_none_hanging() {
     }
 }
 
+/// Known bug 8: those who wait for a chunk are several workers'.
+#[test]
+fn s28_who_waits_for_a_chunk_whose_copy_fails_goes_on() {
+    let config = Config { queues: 2, depth: 8, ..overlay() };
+    each(config, |world| {
+        world.sim.add_fault(fault(world.base, IoOp::Read, 1));
+        world.ask((0..8).map(|n| req(0, Op::Write, n, 1)));
+        world.run().unwrap();
+        assert_eq!(world.ended.len(), 8, "one of them waits for ever");
+        assert!(world.sim.failed() > 0);
+        world.judge_all().unwrap();
+    });
+}
+
 #[test]
 fn s29_a_store_that_ends_at_an_area_boundary_is_full_there() {
     // 32 entries an area: a header, an area, 32 chunks; area 1 would be the chunk behind the end.
