@@ -142,11 +142,13 @@ impl Geometry {
         self.entries_per_area() + 1
     }
 
-    /// Where all areas lie, in bytes, of which so many are `full`: they are written after the chunks
-    /// between them.
-    pub const fn areas(&self, full: u64) -> Late {
+    /// Where all areas lie, in bytes, which are written after the chunks between them: of a store of
+    /// `count` entries, whose next chunk is `next`.
+    pub const fn areas(&self, count: u64, next: DataIndex) -> Late {
         let len = self.chunk.bytes();
-        Late { len, every: self.stride() * len, full }
+        let per_area = self.entries_per_area();
+        let gap = next.0.saturating_sub(count) / per_area;
+        Late { len, every: self.stride() * len, full: count / per_area, gap }
     }
 
     /// Where area `area` lies: `1 + area × (EPA + 1)`.

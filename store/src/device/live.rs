@@ -194,9 +194,9 @@ impl Live {
         };
         if !disk.info.block_device {
             let (geometry, next) = (opened.geometry, opened.next);
-            let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
             // A write is acknowledged before the next area is written, which is in vain without.
-            let areas = (!transient).then(|| geometry.areas(opened.area()));
+            let areas = (!transient).then(|| geometry.areas(opened.count(), next));
+            let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
             let from = geometry.chunk.store_offset(next);
             disk.info.ahead.begin(from, areas);
             // Before a guest waits for that. Where there is no room, its first write is told so.

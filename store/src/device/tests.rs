@@ -5,6 +5,7 @@ mod handover;
 mod layers;
 mod overdue;
 mod owed;
+mod room;
 mod suspends;
 
 use std::fs::File;
@@ -255,29 +256,6 @@ fn store_of(chunks: &[u64]) -> Vec<u8> {
         bytes[new as usize * 4096..][..4096].fill(old as u8);
     }
     bytes
-}
-
-#[test]
-fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
-    let world = World::new();
-    world.file("disk", LEN);
-    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
-    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
-    let table = world.table("snap");
-    let store = table.exceptions()[0].layers[0].file();
-    // Header, area, and two chunks of data.
-    let end = 4 * 4096;
-    for &file in table.files() {
-        // A write to what it holds.
-        let room = world.devices.files().get(file).unwrap().ahead.next(end - 4096, end);
-        let expected = (file == store).then_some(end..end + (4 << 20));
-        assert_eq!(room, expected, "of the store: {}", file == store);
-        // Its area has room, and there is no other behind until the file has grown.
-        let ahead = &world.devices.files().get(file).unwrap().ahead;
-        assert!(ahead.allows(64 * 4096));
-        let area = 4096 * 258..4096 * 259;
-        assert_eq!(ahead.lacks(65 * 4096), (file == store).then_some(area));
-    }
 }
 
 /// Of a hint nothing is seen but that it is of a chunk that the line's table has.

@@ -28,6 +28,9 @@ pub struct Late {
     pub every: u64,
     /// How many are full, and so have room; the one behind may have been begun.
     pub full: u64,
+    /// By how many of them what is written next lies ahead: as much is left out between, so that none
+    /// of these is needed yet.
+    pub gap: u64,
 }
 
 /// How far a file's room is reserved, in bytes from its start.
@@ -48,15 +51,17 @@ pub struct Ahead {
     /// [`Late`], or 0.
     len: AtomicU64,
     every: AtomicU64,
+    /// [`Late::gap`], in bytes.
+    gap: AtomicU64,
 }
 
 impl Default for Ahead {
     /// Of a file that does not fill up: nothing is reserved, and all may be written.
     fn default() -> Ahead {
         let [named, allowed] = [u64::MAX; 2].map(AtomicU64::new);
-        let [solid_from, solid_to, exempt, len, every] = [0; 5].map(AtomicU64::new);
+        let [solid_from, solid_to, exempt, len, every, gap] = [0; 6].map(AtomicU64::new);
         let under_way = AtomicBool::new(false);
-        Ahead { named, under_way, solid_from, solid_to, allowed, exempt, len, every }
+        Ahead { named, under_way, solid_from, solid_to, allowed, exempt, len, every, gap }
     }
 }
 
@@ -67,13 +72,14 @@ impl Ahead {
         self.solid_to.store(0, Ordering::Relaxed);
         self.named.store(at, Ordering::Relaxed);
         self.exempt.store(at, Ordering::Relaxed);
-        let Some(Late { len, every, full }) = late else {
+        let Some(Late { len, every, full, gap }) = late else {
             self.allowed.store(u64::MAX, Ordering::Release);
             return;
         };
         assert!(0 < len && len < every && 2 * len <= at, "{late:?} before {at}");
         self.len.store(len, Ordering::Relaxed);
         self.every.store(every, Ordering::Relaxed);
+        self.gap.store(gap * every, Ordering::Relaxed);
         let allowed = full.checked_sub(1).map_or(0, |last| 2 * len + last * every);
         self.allowed.store(allowed, Ordering::Release);
     }
@@ -117,7 +123,8 @@ impl Ahead {
     /// Whether what ends at `end` may be written.
     #[inline]
     pub(crate) fn allows(&self, end: u64) -> bool {
-        end <= self.allowed.load(Ordering::Acquire) || end <= self.exempt.load(Ordering::Relaxed)
+        let needs = end.saturating_sub(self.gap.load(Ordering::Relaxed));
+        needs <= self.allowed.load(Ordering::Acquire) || end <= self.exempt.load(Ordering::Relaxed)
     }
 
     /// The part that is to have room next, before what ends at `end` is written; none where that may
@@ -179,7 +186,7 @@ mod tests {
     use super::*;
 
     /// As a store of 4 KiB chunks has them.
-    const LATE: Late = Late { len: 4096, every: 257 * 4096, full: 0 };
+    const LATE: Late = Late { len: 4096, every: 257 * 4096, full: 0, gap: 0 };
 
     fn part(n: u64) -> Range<u64> {
         4096 + n * 257 * 4096..8192 + n * 257 * 4096
@@ -196,7 +203,7 @@ mod tests {
     #[test]
     fn a_file_that_fills_up_is_reserved_once_and_always_ahead() {
         // Of the second kind some lie in two stretches.
-        for late in [LATE, Late { len: 64 << 10, every: 17 << 16, full: 0 }] {
+        for late in [LATE, Late { len: 64 << 10, every: 17 << 16, ..LATE }] {
             let (ahead, first) = (Ahead::default(), 2 * late.len);
             ahead.begin(first, Some(late));
             ahead.has(&(late.len..first));
@@ -248,6 +255,15 @@ mod tests {
             ahead.has(&part(n));
         }
         assert!(ahead.allows(part(7).end) && !ahead.allows(part(7).end + 1));
+        // Those that the gap is as large as are not needed, however many.
+        ahead.begin(part(6).end + 40960, Some(Late { full: 3, gap: 3, ..LATE }));
+        for n in 3..5 {
+            assert_eq!(ahead.lacks(part(6).end + 45056), Some(part(n)));
+            ahead.has(&part(n));
+        }
+        assert!(ahead.allows(part(7).end) && !ahead.allows(part(7).end + 1));
+        ahead.begin(part(6).end + 40960, Some(Late { full: 3, ..LATE }));
+        (3..8).for_each(|n| ahead.has(&part(n)));
         // What cannot be reserved, or is lost, says nothing; nor does what lies behind it.
         let room = ahead.next(part(7).end, part(7).end + 4096).expect("it is time");
         ahead.ended(room, false);

@@ -62,7 +62,7 @@ fn no_other_file_gets_room() {
 /// A file in memory whose late parts are larger than any memory: the system refuses them at once.
 #[test]
 fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
-    let late = Late { len: 1 << 46, every: 1 << 47, full: 1 };
+    let late = Late { len: 1 << 46, every: 1 << 47, full: 1, gap: 0 };
     let mut rig = rig("/dev/shm", true, true, &[]);
     let file = std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap();
     file.set_len(1 << 49).unwrap();
@@ -92,7 +92,7 @@ fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
 fn later_parts_have_room_before_what_lies_between_is_written() {
     const EVERY: u64 = 1 << 20;
     for (uring, place) in [(true, DISK), (false, DISK), (false, "/dev/shm")] {
-        let late = Late { len: 4096, every: EVERY, full: 0 };
+        let late = Late { len: 4096, every: EVERY, full: 0, gap: 0 };
         let mut rig = rig(place, true, uring, &[]);
         std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(LEN).unwrap();
         let info = rig.io.files.get(rig.file).unwrap();
