@@ -138,13 +138,17 @@ impl Qemu {
         }
         add(Aio::Threads, false, Format::Raw);
         for qcow2 in [Qcow2::DEFAULT, Qcow2::SMALL, Qcow2::EXTENDED] {
-            for aio in [Aio::Native, Aio::IoUring, Aio::Threads] {
+            for aio in [Aio::Native, Aio::IoUring] {
                 add(aio, false, Format::Qcow2(qcow2));
+                add(aio, true, Format::Qcow2(qcow2));
             }
+            add(Aio::Threads, false, Format::Qcow2(qcow2));
         }
         for target in [Qcow2::DEFAULT, Qcow2::SMALL, Qcow2::EXTENDED] {
             for durable in [false, true] {
-                add(Aio::Native, false, Format::CopyBeforeWrite { target, durable });
+                for iothread in [false, true] {
+                    add(Aio::Native, iothread, Format::CopyBeforeWrite { target, durable });
+                }
             }
         }
         add(Aio::Native, false, Format::Null);

@@ -204,7 +204,10 @@ impl<'a> Run<'a> {
     fn probe(&mut self, ground: &Ground, probe: &Probe) -> Result<Report, BenchError> {
         let mut report = self.nothing();
         match self.carry_out(ground, probe) {
-            Ok((rows, versions)) => (report.rows, report.versions) = (rows, versions),
+            Ok(Found { rows, versions, notes }) => {
+                (report.rows, report.versions) = (rows, versions);
+                report.notes.extend(notes);
+            }
             Err(error) => {
                 (self.say)(&format!("{}: {error}", probe.name));
                 let failure = format!("{} failed and has no figure.", probe.name);
@@ -252,7 +255,7 @@ impl<'a> Run<'a> {
 
     fn failed(&mut self, who: &Contender, job: &str, error: &BenchError, notes: &mut Vec<String>) {
         (self.say)(&format!("{} in {job}: {error}", who.name));
-        let failure = format!("{} failed in {job} and has no figure there.", who.name);
+        let failure = without_figure(who, job);
         notes.push(failure.clone());
         if matches!(who.kind, Kind::Snapblk(_)) {
             self.failures.push(failure);
@@ -312,5 +315,23 @@ fn keep(path: &Path, report: &Report) -> Result<(), BenchError> {
     write().map_err(BenchError::at(format!("write {}", path.display())))
 }
 
+/// What is said of a contender that failed.
+pub(super) fn without_figure(who: &Contender, job: &str) -> String {
+    format!("{} failed in {job} and has no figure there.", who.name)
+}
+
 /// What a probe gives.
-pub(super) type Found = (Vec<Row>, Vec<Version>);
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) rows: Vec<Row>,
+    pub(super) versions: Vec<Version>,
+    /// Which peers have no figure.
+    pub(super) notes: Vec<String>,
+}
+
+impl Found {
+    /// What was found where nobody failed.
+    pub(super) fn of(rows: impl IntoIterator<Item = Row>, versions: Vec<Version>) -> Self {
+        Self { rows: rows.into_iter().collect(), versions, notes: Vec::new() }
+    }
+}

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::super::drive::BenchError;
 use super::super::job::{Job, Layout};
 use super::super::qemu::{Aio, Format, Qcow2, Qemu};
-use super::super::run::Found;
+use super::super::run::{Found, without_figure};
 use super::super::turn::session;
 use super::super::{Contender, Ground, Kind, Row, Run, Unit};
 use super::Probe;
@@ -26,29 +26,40 @@ const AFTER: Duration = Duration::from_millis(5);
 /// Snapshots in each repetition.
 const SNAPSHOTS: usize = 10;
 
-/// The longest gaps of all snapshots, in milliseconds, of snapblk and of each daemon.
+/// The longest gaps of all snapshots, in milliseconds, of snapblk and of each daemon, without an I/O
+/// thread and with one.
 pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
-    let (mut rows, mut versions) = (Vec::new(), Vec::new());
+    let mut found = Found::default();
     let own = Contender::own();
     let job = Job { layout: Layout::Overlay, ..Job::RANDOM_WRITES };
     if let Some(command) = own.command(ground, &job)? {
         let gaps = gaps(run, ground, &command, &snapblk_command)?;
-        rows.extend(Row::new(probe.of(ground), "snapblk", Unit::Milliseconds, gaps));
-        versions.push(own.version()?);
+        found.rows.extend(Row::new(probe.of(ground), "snapblk", Unit::Milliseconds, gaps));
+        found.versions.push(own.version()?);
     }
-    for daemon in run.settings.daemons() {
+    let daemons = run.settings.daemons();
+    for (daemon, iothread) in daemons.iter().flat_map(|it| [(it, false), (it, true)]) {
         let format = Format::Qcow2(Qcow2::DEFAULT);
-        let qemu = Qemu { daemon, aio: Aio::Native, iothread: false, format };
+        let qemu = Qemu { daemon: daemon.clone(), aio: Aio::Native, iothread, format };
         let command = qemu.command(ground)?;
         let monitor = command.monitor().display();
         let chardev = format!("socket,id=monitor,path={monitor},server=on,wait=off");
         let command = command.arg("--chardev").arg(chardev).arg("--monitor").arg("monitor");
-        let gaps = gaps(run, ground, &command, &qemu_command)?;
         let contender = Contender { name: qemu.name(), kind: Kind::Qemu(qemu) };
-        rows.extend(Row::new(probe.of(ground), &contender.name, Unit::Milliseconds, gaps));
-        versions.push(contender.version()?);
+        let gaps = match gaps(run, ground, &command, &qemu_command) {
+            Ok(gaps) => gaps,
+            // 7.2 with an I/O thread may hang.
+            Err(error) => {
+                (run.say)(&format!("{} in {}: {error}", contender.name, probe.name));
+                found.notes.push(without_figure(&contender, probe.name));
+                continue;
+            }
+        };
+        let row = Row::new(probe.of(ground), &contender.name, Unit::Milliseconds, gaps);
+        found.rows.extend(row);
+        found.versions.push(contender.version()?);
     }
-    Ok((rows, versions))
+    Ok(found)
 }
 
 fn snapblk_command(_: usize, file: &Path) -> Value {

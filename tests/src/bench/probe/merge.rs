@@ -76,10 +76,11 @@ pub(super) fn scattered(
         setup: format!("{}; as much as is merged, with a sync at the end", fio.setup),
         ..fio.clone()
     };
-    let (mut rows, mut versions) = found(ground, probe, own, ("fio", plain), fio)?;
-    rows.extend(Row::new(probe.of(ground), "fio-durable", Unit::MibPerSecond, durable));
-    versions.push(with_sync);
-    Ok((rows, versions))
+    let mut found = found(ground, probe, own, ("fio", plain), fio)?;
+    let durable = Row::new(probe.of(ground), "fio-durable", Unit::MibPerSecond, durable);
+    found.rows.extend(durable);
+    found.versions.push(with_sync);
+    Ok(found)
 }
 
 /// The rate of random reads during a merge as a share of their rate without.
@@ -109,8 +110,8 @@ pub(super) fn load(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Foun
         drop(driver);
         server.terminate()?;
     }
-    let rows = Row::new(probe.of(ground), "snapblk", Unit::Share, shares);
-    Ok((rows.into_iter().collect(), vec![Contender::own().version()?]))
+    let row = Row::new(probe.of(ground), "snapblk", Unit::Share, shares);
+    Ok(Found::of(row, vec![Contender::own().version()?]))
 }
 
 fn found(
@@ -122,7 +123,7 @@ fn found(
 ) -> Result<Found, BenchError> {
     let own = Row::new(probe.of(ground), "snapblk", Unit::MibPerSecond, own);
     let plain = Row::new(probe.of(ground), name, Unit::MibPerSecond, plain);
-    Ok((own.into_iter().chain(plain).collect(), vec![Contender::own().version()?, version]))
+    Ok(Found::of(own.into_iter().chain(plain), vec![Contender::own().version()?, version]))
 }
 
 /// How long the merge takes after `job` has written.

@@ -54,7 +54,7 @@ pub(super) fn open(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Foun
         [("snapblk", own), ("read-twice", plain)].into_iter().filter_map(|(name, samples)| {
             Row::new(probe.of(ground), name, Unit::Milliseconds, samples)
         });
-    Ok((rows.collect(), versions))
+    Ok(Found::of(rows, versions))
 }
 
 /// Resident bytes for each exception, scattered ones.
@@ -82,7 +82,7 @@ fn memory(
     let (_, bytes) = loaded(run, ground, &origin, &store)?;
     let each = vec![bytes as f64 / count as f64];
     let row = Row::new(probe.of(ground), "snapblk", Unit::BytesPerException, each);
-    Ok((row.into_iter().collect(), vec![Contender::own().version()?]))
+    Ok(Found::of(row, vec![Contender::own().version()?]))
 }
 
 /// What the process grows to, at most, for each of ten times as many exceptions under a bound of 32
@@ -120,7 +120,7 @@ pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     let each = vec![grown as f64 / count as f64];
     let row = Row::new(probe.of(ground), "snapblk", Unit::BytesPerException, each);
     let setup = format!("a snapshot with {count} exceptions, --table-memory 32M");
-    Ok((row.into_iter().collect(), vec![Contender::own().set_up_as("snapblk", &setup)?]))
+    Ok(Found::of(row, vec![Contender::own().set_up_as("snapblk", &setup)?]))
 }
 
 /// A million; fewer where the disks are small too, since the run is then a trial.

@@ -38,7 +38,7 @@ pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     ];
     let rows = [("snapblk-2-queues", two), ("snapblk-1-queue", one)];
     let row = |(name, samples)| Row::new(probe.of(ground), name, Unit::Iops, samples);
-    Ok((rows.into_iter().filter_map(row).collect(), versions))
+    Ok(Found::of(rows.into_iter().filter_map(row), versions))
 }
 
 fn rate(run: &Run<'_>, ground: &Ground, queues: usize, seed: u64) -> Result<f64, BenchError> {
