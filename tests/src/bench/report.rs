@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::job::Scale;
+use super::stamp::{self, Stamp};
 use super::stats::{Spread, Verdict};
 
 /// A whole run, or a part of one.
@@ -17,6 +18,9 @@ pub struct Report {
     pub scale: Scale,
     /// Repetitions behind each figure.
     pub repetitions: usize,
+    /// Of what it was measured, and when; nothing where that was not kept.
+    #[serde(default)]
+    pub stamps: Vec<Stamp>,
     /// Who took part.
     pub versions: Vec<Version>,
     /// What must be known to read the figures.
@@ -143,6 +147,7 @@ impl Report {
                 part.repetitions
             ));
         }
+        stamp::add(&mut self.stamps, part.stamps.clone());
         add_missing(&mut self.versions, part.versions.clone());
         add_missing(&mut self.notes, part.notes.clone());
         self.rows.extend(part.rows);

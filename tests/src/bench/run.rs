@@ -14,6 +14,7 @@ use super::explain::{explanations, machine};
 use super::job::{Job, Scale};
 use super::probe::Probe;
 use super::report::{Report, Row, Unit, Version};
+use super::stamp::Stamp;
 use super::stats::Spread;
 use super::turn::{Turn, Work};
 use super::{Contender, Daemon, Ground, Kind};
@@ -83,6 +84,7 @@ struct Tally {
 pub struct Run<'a> {
     pub(super) settings: Settings,
     pub(super) say: &'a dyn Fn(&str),
+    stamp: Stamp,
     failures: Vec<String>,
 }
 
@@ -95,7 +97,7 @@ impl<'a> Run<'a> {
             pin_thread(cpu)
                 .map_err(BenchError::at(format!("keep the client on processor {cpu}")))?;
         }
-        Ok(Self { settings, say, failures: Vec::new() })
+        Ok(Self { settings, say, stamp: Stamp::now(), failures: Vec::new() })
     }
 
     /// Does it all, and says what of snapblk's own failed; a peer that fails is left out, and a
@@ -133,10 +135,14 @@ impl<'a> Run<'a> {
         work: &dyn Fn(&mut Self, &Ground) -> Result<Report, BenchError>,
     ) -> Result<Option<Report>, BenchError> {
         let place_name = if place == Place::Memory { "tmpfs" } else { "disk" };
-        let kept =
-            self.settings.parts.as_ref().map(|dir| dir.join(format!("{place_name}-{name}.json")));
+        let part_name = format!("{place_name}-{name}");
+        let kept = self.settings.parts.as_ref().map(|dir| dir.join(format!("{part_name}.json")));
         if let Some(path) = kept.as_deref().filter(|path| path.exists()) {
-            return load(path).map(Some);
+            let mut report = load(path)?;
+            if report.stamps.is_empty() {
+                report.stamps.push(Stamp::UNKNOWN.of(&part_name));
+            }
+            return Ok(Some(report));
         }
         if self.settings.only_parts {
             return Ok(None);
@@ -150,7 +156,8 @@ impl<'a> Run<'a> {
             }
         };
         let failures = self.failures.len();
-        let report = work(self, ground)?;
+        let mut report = work(self, ground)?;
+        report.stamps.push(self.stamp.of(&part_name));
         for row in &report.rows {
             (self.say)(&progress(row));
         }
@@ -268,6 +275,7 @@ impl<'a> Run<'a> {
             machine: machine(),
             scale: self.settings.scale,
             repetitions: self.settings.repetitions,
+            stamps: Vec::new(),
             versions: Vec::new(),
             notes: explanations(&self.settings),
             rows: Vec::new(),

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::report::{Report, Row, Unit};
+use super::stamp;
 use super::stats::Spread;
 
 /// The columns.
@@ -44,7 +45,7 @@ pub fn provenance(report: &Report) -> String {
         let _ = writeln!(out, "- **{}**: {} — {}", version.name, version.program, version.setup);
     }
     out.push('\n');
-    for note in &report.notes {
+    for note in stamp::note(&report.stamps).iter().chain(&report.notes) {
         let _ = writeln!(out, "- {note}");
     }
     out
@@ -131,6 +132,7 @@ pub(super) mod tests {
             machine: "two cores".to_owned(),
             scale: Scale { disk: 1 << 20, seconds: 1.0 },
             repetitions: 3,
+            stamps: Vec::new(),
             versions: vec![Version {
                 name: "peer".to_owned(),
                 program: "peer 1.0".to_owned(),
