@@ -133,7 +133,7 @@ const NULL: Job = Job { layout: Layout::Null, depth: 32, ..MEMORY };
 const FIRST_WRITES: Job = Job { layout: Layout::Overlay, write: true, depth: 32, ..PLAIN };
 
 /// All jobs, in the order of the report.
-pub(super) const JOBS: [Job; 27] = [
+pub(super) const JOBS: [Job; 29] = [
     Job { name: "randread-qd32", title: "4 KiB random read, QD32", depth: 32, ..PLAIN },
     Job {
         name: "randwrite-qd32",
@@ -190,6 +190,13 @@ pub(super) const JOBS: [Job; 27] = [
     },
     Job { name: "busy-randread-qd1", title: "4 KiB random read, QD1, both poll", ..BOTH_POLL },
     Job {
+        name: "busy-null-read-qd1",
+        title: "null device: 4 KiB read, QD1, both poll",
+        depth: 1,
+        ends: Ends::BothPoll,
+        ..NULL
+    },
+    Job {
         name: "busy-null-read-qd32",
         title: "null device: 4 KiB read, QD32, both poll",
         ends: Ends::BothPoll,
@@ -202,6 +209,7 @@ pub(super) const JOBS: [Job; 27] = [
         write: true,
         ..NULL
     },
+    Job { name: "null-read-qd1", title: "null device: 4 KiB read, QD1", depth: 1, ..NULL },
     Job { name: "null-read-qd32", title: "null device: 4 KiB read, QD32", ..NULL },
     Job { name: "null-write-qd32", title: "null device: 4 KiB write, QD32", write: true, ..NULL },
     Job { name: "seqread-qd8", title: "128 KiB sequential read, QD8", ..SEQUENTIAL },

@@ -1,11 +1,11 @@
 //! What the file itself can do: the same requests without a server and without a guest.
 //!
-//! Owns running `fio` and the loop of system calls. Only jobs that go on for a time are done so.
+//! Owns running `fio` and the loops of system calls.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,16 @@ fn figures(found: &Value, job: &Job) -> Option<(Sample, Duration)> {
     Some((sample, elapsed.mul_f64(percent / 100.0)))
 }
 
-/// `job` by a loop of `pread` or `pwrite` on `file`, on processor `cpu`, for `seconds`.
+/// An empty file in `dir`, as long as the disk, the `n`th.
+pub(super) fn fresh(dir: &Path, n: u32, disk: u64) -> Result<PathBuf, BenchError> {
+    let path = dir.join(format!("fresh{n}.img"));
+    let made = File::create_new(&path).and_then(|file| file.set_len(disk));
+    made.map_err(BenchError::at(format!("make {}", path.display())))?;
+    Ok(path)
+}
+
+/// `job` by a loop of `pread` or `pwrite` on `file`, on processor `cpu`; for `seconds`, where its
+/// work is a time.
 pub(super) fn syscalls(
     job: &Job,
     file: &Path,
@@ -116,21 +125,68 @@ pub(super) fn syscalls(
     cpu: usize,
     seed: u64,
 ) -> Result<Sample, BenchError> {
-    let step = || BenchError::at(format!("read and write {}", file.display()));
-    let open = OpenOptions::new().read(true).write(true).open(file).map_err(step())?;
-    let job = *job;
-    // A thread of its own, since the client's keeps to the client's processor.
-    let run = std::thread::spawn(move || {
-        pin_thread(cpu)?;
-        repeat(&job, &open, disk, Duration::from_secs_f64(seconds), seed)
-    });
-    let ended = run.join().unwrap_or_else(|_| Err(io::Error::other("the loop panicked")));
-    ended.map_err(step())
+    let (job, open) = (*job, opened(file)?);
+    let time = (!job.walk.is_fixed()).then(|| Duration::from_secs_f64(seconds));
+    on_processor(cpu, file, move || {
+        let carry_out = |buffer: &mut [u8], offset, _| match job.write {
+            true => open.write_all_at(buffer, offset),
+            false => open.read_exact_at(buffer, offset),
+        };
+        repeat(&job, disk, time, seed, carry_out)
+    })
 }
 
-fn repeat(job: &Job, file: &File, disk: u64, time: Duration, seed: u64) -> io::Result<Sample> {
+/// The writes of `job` to `origin` on processor `cpu`, each after what was there is read once and
+/// written behind what is already in each of `copies`.
+pub(super) fn copies(
+    job: &Job,
+    origin: &Path,
+    copies: &[PathBuf],
+    disk: u64,
+    cpu: usize,
+    seed: u64,
+) -> Result<Sample, BenchError> {
+    let (job, open) = (*job, opened(origin)?);
+    let copies = copies.iter().map(|path| opened(path)).collect::<Result<Vec<File>, _>>()?;
+    on_processor(cpu, origin, move || {
+        let mut old = vec![0; job.block as usize];
+        let carry_out = |buffer: &mut [u8], offset, n: u64| {
+            open.read_exact_at(&mut old, offset)?;
+            copies.iter().try_for_each(|copy| copy.write_all_at(&old, n * job.block))?;
+            open.write_all_at(buffer, offset)
+        };
+        repeat(&job, disk, None, seed, carry_out)
+    })
+}
+
+fn opened(file: &Path) -> Result<File, BenchError> {
+    let open = OpenOptions::new().read(true).write(true).open(file);
+    open.map_err(BenchError::at(format!("open {}", file.display())))
+}
+
+/// Does `work` on processor `cpu`, in a thread of its own, since the client's keeps to the client's
+/// processor.
+fn on_processor(
+    cpu: usize,
+    file: &Path,
+    work: impl FnOnce() -> io::Result<Sample> + Send + 'static,
+) -> Result<Sample, BenchError> {
+    let run = std::thread::spawn(move || pin_thread(cpu).and_then(|()| work()));
+    let ended = run.join().unwrap_or_else(|_| Err(io::Error::other("the loop panicked")));
+    ended.map_err(BenchError::at(format!("read and write {}", file.display())))
+}
+
+/// Carries the requests of `job` out one after the other: each with its bytes, its offset and its
+/// number. Ends after `time`, or with the offsets.
+fn repeat(
+    job: &Job,
+    disk: u64,
+    time: Option<Duration>,
+    seed: u64,
+    mut carry_out: impl FnMut(&mut [u8], u64, u64) -> io::Result<()>,
+) -> io::Result<Sample> {
     /// Requests between two looks at the clock.
-    const STRETCH: usize = 64;
+    const STRETCH: u64 = 64;
     // As many buffers as a queue of this depth would go through.
     let mut buffers = vec![vec![0_u8; job.block as usize]; job.depth];
     let mut rng = Rng::new(seed);
@@ -139,23 +195,13 @@ fn repeat(job: &Job, file: &File, disk: u64, time: Duration, seed: u64) -> io::R
     }
     let mut offsets = job.offsets(disk, seed);
     let (start, mut ios) = (Instant::now(), 0);
-    loop {
-        for _ in 0..STRETCH {
-            let Some(offset) = offsets.next() else {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            };
-            let buffer = &mut buffers[ios % job.depth];
-            match job.write {
-                true => file.write_all_at(buffer, offset)?,
-                false => file.read_exact_at(buffer, offset)?,
-            }
-            ios += 1;
-        }
-        let elapsed = start.elapsed();
-        if elapsed >= time {
-            return Ok(Sample { ios: ios as u64, elapsed, p50: None, gap: Duration::ZERO });
-        }
+    let is_over = |elapsed| time.is_some_and(|time| elapsed >= time);
+    while ios % STRETCH != 0 || !is_over(start.elapsed()) {
+        let Some(offset) = offsets.next() else { break };
+        carry_out(&mut buffers[ios as usize % job.depth], offset, ios)?;
+        ios += 1;
     }
+    Ok(Sample { ios, elapsed: start.elapsed(), p50: None, gap: Duration::ZERO })
 }
 
 #[cfg(test)]
@@ -184,7 +230,28 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         let time = Duration::from_millis(20);
-        let sample = repeat(&job, &file, 1 << 20, time, 7).unwrap();
+        let write = |buffer: &mut [u8], offset, _| file.write_all_at(buffer, offset);
+        let sample = repeat(&job, 1 << 20, Some(time), 7, write).unwrap();
         assert!(sample.ios >= 64 && sample.elapsed >= time);
+    }
+
+    #[test]
+    fn what_was_there_is_copied_before_it_is_overwritten() {
+        const DISK: u64 = 1 << 20;
+        let job = Job::matching(&["origin-first-qd32".to_owned()])[0];
+        let dir = tempfile::tempdir().unwrap();
+        let [origin, one, two] = [0, 1, 2].map(|n| fresh(dir.path(), n, DISK).unwrap());
+        let old: Vec<u8> = (0..DISK).map(|at| (at / 4096) as u8).collect();
+        std::fs::write(&origin, &old).unwrap();
+        let sample = copies(&job, &origin, &[one.clone(), two.clone()], DISK, 0, 5).unwrap();
+        let chunks: Vec<u64> = job.offsets(DISK, 5).collect();
+        assert_eq!(sample.ios, chunks.len() as u64);
+        let copied: Vec<u8> =
+            chunks.iter().flat_map(|&at| old[at as usize..][..4096].to_vec()).collect();
+        for copy in [one, two] {
+            assert_eq!(std::fs::read(copy).unwrap()[..copied.len()], copied);
+        }
+        let new = std::fs::read(origin).unwrap();
+        assert!(chunks.iter().all(|&at| new[at as usize..][..4096] != old[at as usize..][..4096]));
     }
 }

@@ -1,7 +1,7 @@
 //! Who takes part in the benchmark.
 //!
 //! Owns which contender does which job, and how snapblk is set up. Never drives a server. All of
-//! them serve their files with O_DIRECT, with one queue. Two of them are no servers: what the file
+//! them serve their files with O_DIRECT, with one queue. Some of them are no servers: what the file
 //! itself can do, without a guest in between.
 
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use snapblk_qmp::client::Client as Qmp;
 use super::job::Ends;
 use super::qemu::{Aio, Format, Qemu};
 use super::template::refused;
-use super::{BenchError, Daemon, Ground, Job, Layout, Qcow2, Version, template};
+use super::{BenchError, Daemon, Ground, Job, Layout, Qcow2, Version, Walk, template};
 use crate::server::{Place, Server, ServerCommand, find_in_path, find_snapblk};
 
 /// Layers of the long chain.
@@ -50,6 +50,8 @@ pub enum Kind {
     Fio,
     /// No server: `pread` or `pwrite` in a loop.
     Syscalls,
+    /// No server: before each write what was there is copied to so many files.
+    Copies(u32),
     /// A server that runs already, with a disk of its own: for plain jobs only, since nobody
     /// here can give it a fresh overlay.
     External {
@@ -86,6 +88,8 @@ impl Contender {
             Self::new("snapblk-16-snapshots", Kind::Snapblk(Setup::Origin(16))),
             Self::new("fio", Kind::Fio),
             Self::new("syscalls", Kind::Syscalls),
+            Self::new("syscalls-1", Kind::Copies(1)),
+            Self::new("syscalls-16", Kind::Copies(16)),
         ];
         let setups = daemons.iter().flat_map(Qemu::all);
         all.extend(setups.map(|qemu| Self { name: qemu.name(), kind: Kind::Qemu(qemu) }));
@@ -109,6 +113,11 @@ impl Contender {
     /// Whether it is one of several set-ups of which only the best are measured in full.
     pub(super) fn is_peer(&self) -> bool {
         matches!(self.kind, Kind::Qemu(_))
+    }
+
+    /// Whether there is a server at all.
+    pub(super) fn is_server(&self) -> bool {
+        !matches!(self.kind, Kind::Fio | Kind::Syscalls | Kind::Copies(_))
     }
 
     /// Whether it is always measured in full: what people run who never chose anything, and what
@@ -136,10 +145,8 @@ impl Contender {
             Kind::Qemu(qemu) => qemu.serves(job.layout, place),
             Kind::External { .. } => job.layout == Layout::Plain && job.ends != Ends::OneCore,
             Kind::Fio => job.layout == Layout::Plain && place == Place::Disk,
-            Kind::Syscalls => {
-                let waits_for_nobody = job.ends == Ends::Sleep && job.depth > 1;
-                job.layout == Layout::Plain && place == Place::Memory && waits_for_nobody
-            }
+            Kind::Syscalls => place == Place::Memory && is_done_by_calls(job),
+            Kind::Copies(_) => place == Place::Memory && job.layout == Layout::Origin,
         }
     }
 
@@ -151,7 +158,7 @@ impl Contender {
         job: &Job,
     ) -> Result<Option<ServerCommand>, BenchError> {
         match &self.kind {
-            Kind::External { .. } | Kind::Fio | Kind::Syscalls => Ok(None),
+            Kind::External { .. } | Kind::Fio | Kind::Syscalls | Kind::Copies(_) => Ok(None),
             Kind::Qemu(qemu) => qemu.command(ground).map(Some),
             Kind::Snapblk(setup) => {
                 let command = snapblk(ground, job.layout, *setup)?;
@@ -185,6 +192,13 @@ impl Contender {
                 (fio, "ioengine=io_uring, direct=1, on the file itself".to_owned())
             }
             Kind::Syscalls => return Ok(self.called("pread and pwrite", "in a loop, on the file")),
+            Kind::Copies(files) => {
+                let setup = format!(
+                    "for each request a read of the disk, a write to fresh pages of each of \
+                     {files} files, a write to the disk"
+                );
+                return Ok(self.called("pread and pwrite", &setup));
+            }
             Kind::External { socket, .. } => {
                 let setup = format!("running already at {}", socket.display());
                 return Ok(self.called("unknown program", &setup));
@@ -208,6 +222,20 @@ impl Contender {
     fn called(&self, program: &str, setup: &str) -> Version {
         let (program, setup) = (program.to_owned(), setup.to_owned());
         Version { name: self.name.clone(), program, setup }
+    }
+}
+
+/// Whether a loop of system calls does the same as a server: where nobody is waited for, and of
+/// overlay jobs where each write is of whole clusters, in order.
+fn is_done_by_calls(job: &Job) -> bool {
+    match job.layout {
+        Layout::Plain => match job.ends {
+            Ends::Sleep => job.depth > 1,
+            Ends::BothPoll => job.depth == 1,
+            Ends::OneCore | Ends::ClientPolls => false,
+        },
+        Layout::Overlay => matches!(job.walk, Walk::Once { .. }),
+        _ => false,
     }
 }
 

@@ -119,7 +119,8 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
 fn colour(report: &Report, server: &str) -> &'static str {
     match server {
         "snapblk" => OWN[0],
-        "fio" | "fio-durable" | "syscalls" | "copy" | "read-twice" => MACHINE,
+        "fio" | "fio-durable" | "copy" | "read-twice" | "eventfd" => MACHINE,
+        calls if calls.starts_with("syscalls") => MACHINE,
         own if own.starts_with("snapblk") => OWN[1],
         _ => {
             let index = report.versions.iter().position(|version| version.name == server);

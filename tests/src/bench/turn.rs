@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::cost::{CpuMeter, Meter, SyscallCounter};
 use super::drive::{BenchError, Driver, Sample};
 use super::job::{CLUSTER, Ends, Job, Scale};
-use super::{Contender, Ground, Kind, Run, limit};
+use super::{Contender, Ground, Kind, Layout, Run, limit};
 use crate::client::{Client, Connect};
 use crate::server::Server;
 
@@ -98,7 +98,7 @@ impl Run<'_> {
         job: &Job,
         contender: &Contender,
     ) -> Result<Option<f64>, BenchError> {
-        if matches!(contender.kind, Kind::Fio | Kind::Syscalls) {
+        if !contender.is_server() {
             return Ok(None);
         }
         let (server, mut driver) = self.set_up(ground, job, contender)?;
@@ -131,8 +131,18 @@ impl Run<'_> {
                 (sample, Some(cpu))
             }
             Kind::Syscalls => {
-                let file = ground.image("limit")?;
+                let file = match job.layout {
+                    Layout::Overlay => limit::fresh(&ground.fresh_overlay_dir()?, 0, disk)?,
+                    _ => ground.image("limit")?,
+                };
                 (limit::syscalls(job, &file, disk, seconds, cpu, seed)?, None)
+            }
+            Kind::Copies(files) => {
+                let dir = ground.fresh_overlay_dir()?;
+                let paths: Result<Vec<PathBuf>, BenchError> =
+                    (0..files).map(|n| limit::fresh(&dir, n, disk)).collect();
+                let origin = ground.image("limit")?;
+                (limit::copies(job, &origin, &paths?, disk, cpu, seed)?, None)
             }
             _ => return Ok(None),
         };
