@@ -8,6 +8,7 @@ mod merge;
 mod million;
 mod monitor;
 mod queues;
+mod wake;
 
 use super::drive::BenchError;
 use super::run::Found;
@@ -26,7 +27,13 @@ pub struct Probe {
 }
 
 /// All probes, in the order of the report.
-const PROBES: [Probe; 9] = [
+const PROBES: [Probe; 10] = [
+    Probe {
+        name: "wake-up",
+        title: "two threads wake each other by eventfd, there and back",
+        work: wake::measure,
+        ..Probe::IN_MEMORY
+    },
     Probe {
         name: "two-queues",
         title: "4 KiB random read, rings filled beforehand",

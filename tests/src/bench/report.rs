@@ -50,6 +50,8 @@ pub enum Unit {
     MibPerSecond,
     /// Milliseconds; the fewer the better.
     Milliseconds,
+    /// Microseconds; the fewer the better.
+    Microseconds,
     /// Bytes for each exception; the fewer the better.
     BytesPerException,
     /// A share of what there would be otherwise.
@@ -59,7 +61,7 @@ pub enum Unit {
 impl Unit {
     /// Whether fewer are better.
     pub fn is_cost(self) -> bool {
-        matches!(self, Self::Milliseconds | Self::BytesPerException)
+        matches!(self, Self::Milliseconds | Self::Microseconds | Self::BytesPerException)
     }
 
     /// What stands behind a figure, and by what the figure is divided before.
@@ -68,6 +70,7 @@ impl Unit {
             Self::Iops => (1000.0, "kIOPS"),
             Self::MibPerSecond => (1.0, "MiB/s"),
             Self::Milliseconds => (1.0, "ms"),
+            Self::Microseconds => (1.0, "µs"),
             Self::BytesPerException => (1.0, "B/exception"),
             Self::Share => (1.0, "of it"),
         }
