@@ -148,7 +148,7 @@ const fn probe(
     Target { job, place: Memory, subject, measure, against, bound }
 }
 
-const ENGINE: [Target; 16] = [
+const ENGINE: [Target; 17] = [
     probe("origin-first-qd32", "snapblk-1-snapshot", Figure, Best(Qemu), AtLeast(2.0)),
     Target {
         place: Disk,
@@ -186,6 +186,7 @@ const ENGINE: [Target; 16] = [
         ..probe("merge-scattered", "snapblk", Figure, Best(Only("fio")), AtLeast(0.8))
     },
     Target { place: Disk, ..probe("merge-load", "snapblk", Figure, Nothing, AtLeast(0.7)) },
+    Target { place: Disk, ..probe("merge-load-writes", "snapblk", Figure, Nothing, AtLeast(0.7)) },
     probe("open-million", "snapblk", Figure, Nothing, AtMost(150.0)),
     probe("open-million", "snapblk", Figure, Best(Only("read-twice")), AtMost(1.0)),
     probe("memory-scattered", "snapblk", Figure, Nothing, AtMost(16.0)),

@@ -27,7 +27,7 @@ pub struct Probe {
 }
 
 /// All probes, in the order of the report.
-const PROBES: [Probe; 10] = [
+const PROBES: [Probe; 11] = [
     Probe {
         name: "wake-up",
         title: "two threads wake each other by eventfd, there and back",
@@ -56,7 +56,13 @@ const PROBES: [Probe; 10] = [
     Probe {
         name: "merge-load",
         title: "what a merge leaves to random reads, QD32",
-        work: merge::load,
+        work: merge::reads,
+        ..Probe::ON_DISK
+    },
+    Probe {
+        name: "merge-load-writes",
+        title: "what a merge leaves to random writes, QD32",
+        work: merge::writes,
         ..Probe::ON_DISK
     },
     Probe {

@@ -84,11 +84,28 @@ pub(super) fn scattered(
 }
 
 /// The rate of random reads during a merge as a share of their rate without.
-pub(super) fn load(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+pub(super) fn reads(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    load(run, ground, probe, &Job::RANDOM_READS, ground.disk())
+}
+
+/// The same of random writes, to the half that is merged: elsewhere they would be first writes before
+/// the merge, and copied.
+pub(super) fn writes(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
+    load(run, ground, probe, &Job::RANDOM_WRITES, ground.disk() / 2)
+}
+
+/// The rate of `job` on the first `bytes` during a merge as a share of its rate without.
+fn load(
+    run: &Run<'_>,
+    ground: &Ground,
+    probe: &Probe,
+    job: &Job,
+    bytes: u64,
+) -> Result<Found, BenchError> {
     let mut shares = Vec::new();
     for _ in 0..run.settings.repetitions {
         let server = written(run, ground, "first-seq64k-qd8")?;
-        let mut driver = session(server.socket().to_owned(), &Job::RANDOM_READS, ground.disk())?;
+        let mut driver = session(server.socket().to_owned(), job, bytes)?;
         driver.prepare(0)?;
         let time = Duration::from_secs_f64(run.settings.scale.seconds);
         let before = driver.glance(time, 1, &mut CpuMeter::new(None))?;
