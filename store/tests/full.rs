@@ -219,6 +219,48 @@ fn s78_a_store_without_room_below_it_is_waited_for() {
     });
 }
 
+/// I17: the round that fails is led by the held write's worker, or by the other.
+#[test]
+fn s74_s78_what_waits_for_room_fails_where_a_commit_does() {
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        let held = write(0, 16, 8);
+        is_held(world, held);
+        let (file, op) = (Some(world.store_file(0)), Some(IoOp::Sync));
+        let errno = Errno::EIO;
+        world.sim.add_fault(Fault { file, op, range: None, after: 0, count: 1, errno });
+        assert_eq!(world.one(req(0, Op::Flush, 0, 0)), Ok(ERROR));
+        assert_eq!(world.state(0), StoreState::ReadOnly);
+        assert!(world.ended.contains(&(held, Status::Error)), "{:?}", world.ended);
+    });
+}
+
+/// I17: what was on its way when the store became full, and the wait was forbidden, is another
+/// worker's.
+#[test]
+fn s78_what_waits_for_room_fails_where_another_write_overflows_the_store() {
+    let overflows = std::cell::Cell::new(0);
+    each(&overlay(), |world| {
+        assert_eq!(world.one(write(0, 0, 16)), Ok(OK));
+        world.ended.clear();
+        world.ask([write(0, 18, 4), write(0, 34, 4)]);
+        while world.state(0) != StoreState::Full {
+            assert_eq!(world.turn(), Ok(true));
+        }
+        world.stores[0].set_patience(std::time::Duration::ZERO);
+        world.run().unwrap();
+        if world.state(0) == StoreState::Overflow {
+            overflows.set(overflows.get() + 1);
+        } else {
+            world.give_up(0);
+            world.run().unwrap();
+        }
+        let failed = world.ended.iter().filter(|(_, status)| *status == Status::Error);
+        assert_eq!(failed.count(), 2);
+    });
+    assert!((1..30).contains(&overflows.get()), "{} of 30", overflows.get());
+}
+
 /// Anything, in any order, with stores that grow, are given up, and tables that are swapped while
 /// requests are held. Where stores only ever grow, nothing may fail.
 #[test]

@@ -422,14 +422,14 @@ impl Store {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    /// A write to the snapshot found it full.
+    /// A write to the snapshot found it full. The caller wakes the workers.
     pub fn overflow(&self) {
         if self.degrade(StoreState::Overflow) {
             self.observer.store_event(&self.name, StoreEvent::Overflowed);
         }
     }
 
-    /// A commit failed under a guest's own disk.
+    /// A commit failed under a guest's own disk. The caller wakes the workers.
     pub fn commit_failed(&self) {
         if self.degrade(StoreState::ReadOnly) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);

@@ -488,6 +488,8 @@ impl Core {
         }
         if !for_origin && is_full(result) && store.persistence() == Persistence::Overflow {
             store.overflow();
+            // Where it was waited for, who waits is told.
+            self.worker.all().wake(u64::MAX);
         } else if for_origin || !store.is_guest_disk() {
             self.invalidate(store);
         }

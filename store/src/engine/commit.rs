@@ -396,6 +396,8 @@ impl Core {
             // A store that is merged owes nothing: what failed is a sync of its data. Invalid, its
             // device would be an origin with half of the snapshot in it.
             store.commit_failed();
+            // Nobody waits for room in it any more.
+            self.worker.all().wake(u64::MAX);
         } else {
             self.invalidate(&store);
         }
