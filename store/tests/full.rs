@@ -200,12 +200,22 @@ fn s78_what_waits_for_room_can_be_given_up_alone() {
 /// The file system below a sparse store is full: the place that could not be written is left out.
 #[test]
 fn s78_a_store_without_room_below_it_is_waited_for() {
+    is_waited_for_below(Errno::ENOSPC);
+}
+
+/// Or there is room, for others.
+#[test]
+fn s78_a_store_whose_owner_may_use_no_more_is_waited_for() {
+    is_waited_for_below(Errno::EDQUOT);
+}
+
+fn is_waited_for_below(errno: Errno) {
     each(&overlay(), |world| {
         let file = Some(world.store_file(0));
         let (op, range, after) = (Some(IoOp::Write), None, 0);
         world.grow(0, 64);
         assert_eq!(world.one(write(0, 8, 8)), Ok(OK));
-        world.sim.add_fault(Fault { file, op, range, after, count: 1, errno: Errno::ENOSPC });
+        world.sim.add_fault(Fault { file, op, range, after, count: 1, errno });
         let held = write(0, 0, 8);
         is_held(world, held);
         assert!(world.stores[0].is_full_below());

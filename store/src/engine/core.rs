@@ -473,7 +473,7 @@ impl Core {
     }
 }
 
-/// Whether a failure means that the file system below had no room.
+/// Whether a failure means that the file system below had no room, or none for the store's owner.
 pub(super) fn is_full(result: Result<(), Errno>) -> bool {
-    result == Err(Errno::ENOSPC)
+    matches!(result, Err(Errno::ENOSPC | Errno::EDQUOT))
 }

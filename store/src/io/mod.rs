@@ -146,6 +146,8 @@ impl Errno {
     pub const EIO: Errno = Errno(libc::EIO);
     /// No space left.
     pub const ENOSPC: Errno = Errno(libc::ENOSPC);
+    /// No space left for the file's owner, or its project.
+    pub const EDQUOT: Errno = Errno(libc::EDQUOT);
 }
 
 impl std::fmt::Display for Errno {

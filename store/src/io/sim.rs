@@ -350,7 +350,7 @@ impl Sim {
         let bytes = self.gather(at);
         let disk = &mut self.disks[action.file.0 as usize];
         match failure {
-            Some(Errno::ENOSPC) => (Err(Errno::ENOSPC), None),
+            Some(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => (Err(errno), None),
             Some(errno) => {
                 disk.write_some(action.offset, &bytes, &mut self.rng);
                 (Err(errno), None)
