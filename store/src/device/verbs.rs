@@ -466,10 +466,12 @@ impl Devices {
         Ok(self.lock().active(name)?.table.clone())
     }
 
-    /// Makes durable what a table owes. A store that is invalid owes nothing any more.
+    /// Makes durable what a table owes. A store that is invalid owes nothing any more, and its
+    /// neighbours what they owe.
     pub(super) fn flush(&self, active: &Active) -> bool {
         let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
-        self.config.flusher.flush(&active.table) || active.snaps.values().any(invalid)
+        self.config.flusher.flush(&active.table)
+            || (active.snaps.values().any(invalid) && owes_no_more(active))
     }
 
     /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go
@@ -498,6 +500,17 @@ impl Devices {
         inner.state.keep(state)?;
         Ok(())
     }
+}
+
+/// Whether all of a table but its invalid stores was flushed, as far as it says itself.
+fn owes_no_more(active: &Active) -> bool {
+    let set = active.table.flush_set();
+    let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
+    let mut media = set.media.iter().chain(set.below.iter().filter(|medium| medium.is_owing()));
+    stores.all(|store| match store.state() {
+        StoreState::Valid | StoreState::Full | StoreState::Overflow => store.log().owes() == 0,
+        state => state >= StoreState::Invalid,
+    }) && !media.any(|medium| medium.sync_failed())
 }
 
 /// What `active` wrote to files was perhaps not synced, and whoever only reads them must know.
