@@ -317,10 +317,12 @@ pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
         && (merges || store.merge_mark() == MergeMark::None)
 }
 
-/// What the table of `name` makes of stores that were another's before. Nothing is in flight.
+/// What the table of `name` makes of stores that were another's before, or had no room. Nothing is
+/// in flight, and who waits is woken later.
 pub(super) fn settle(name: &str, active: &Active) {
     for (line, snap) in &active.snaps {
         snap.live.owner.becomes(name);
+        snap.live.look_for_room();
         let store = &snap.live.store;
         // It may have been a layer until now, which no flush covers.
         if !active.read_only {

@@ -216,14 +216,12 @@ impl Live {
         Ok((Live { store, disk, owner, owed }, listed))
     }
 
-    /// Looks at the file's length again: a store that grew has room again, and what waits for that
-    /// goes on. The caller wakes the workers.
-    pub(super) fn grow(&self) -> Result<(), DeviceError> {
-        self.look_at_length()?;
-        if self.store.log().has_room() {
+    /// Looks at the file's length again: a store that grew is longer, and what waits for room in it
+    /// goes on where there is some by now. The caller wakes the workers.
+    pub(super) fn look_for_room(&self) {
+        if self.has_found_room() {
             self.store.go_on();
         }
-        Ok(())
     }
 
     fn look_at_length(&self) -> Result<(), DeviceError> {

@@ -285,7 +285,6 @@ impl Plan<'_> {
         made.refuse_twice(spec)?;
         if let Some(snap) = reused(spec, len, reuse)? {
             let mut snap = snap.clone();
-            snap.live.grow()?;
             warn_of_chunk(spec, &snap);
             snap.passes_down = passdown::asks(line);
             if let Base::Plain(backing) = base {

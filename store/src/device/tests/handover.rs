@@ -76,6 +76,29 @@ fn scenario_25_a_store_that_grew_is_cured_by_a_reload_and_one_that_did_not_is_no
     assert_eq!(store_of(&world, "b").usage().total, 8 * 20);
 }
 
+/// What waits for room goes on when a table that was built is applied, and not before: nobody would
+/// be woken where it is not.
+#[test]
+fn scenario_78_a_resume_that_fails_leaves_a_full_store_to_who_tends_it() {
+    let world = world_with("PO 8");
+    world.devices.set_patience("a", Duration::from_secs(60));
+    let store = store_of(&world, "a");
+    let Allocation::Run { first, count } = store.log().allocate(u64::MAX) else { panic!("no") };
+    (0..count).for_each(|n| _ = store.log().finish(DataIndex(first.0 + n), None));
+    assert!(store.wait_for_room());
+    let dir = world.dir.path().to_str().unwrap();
+    let lines = parse_table([&*line("snapshot", "PO 8").replace("{}", dir)]).unwrap();
+    world.devices.load("a", lines, false).unwrap();
+    File::options().write(true).open(world.path("store")).unwrap().set_len(8 << 20).unwrap();
+    std::fs::create_dir(world.path("state.new")).unwrap();
+    assert!(world.devices.resume("a").is_err());
+    assert_eq!(store.state(), StoreState::Full);
+    std::fs::remove_dir(world.path("state.new")).unwrap();
+    world.devices.resume("a").unwrap();
+    assert!(Arc::ptr_eq(&store, &store_of(&world, "a")), "it is the same");
+    assert_eq!(store.state(), StoreState::Valid);
+}
+
 #[test]
 fn an_invalid_source_gives_an_invalid_destination_and_an_error() {
     let (happened, events) = std::sync::mpsc::channel();
