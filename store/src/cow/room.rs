@@ -1,6 +1,6 @@
 //! What is done about a store's room: how long what finds none waits, and who is told before.
 //!
-//! Owns what was asked for, and whether the wait is over. Never knows how much room there is, nor
+//! Owns what was asked for, whether the wait is over, and whether that has proven true. Never knows how much room there is, nor
 //! who waits.
 
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub(super) struct Room {
     given_up: AtomicBool,
     /// It was the file system below that had none.
     below: AtomicBool,
+    /// There is said to be some again, and nothing was written to it yet.
+    promised: AtomicBool,
     /// Bytes in use beyond which somebody is told, once.
     threshold: AtomicU64,
 }
@@ -28,6 +30,7 @@ impl Default for Room {
             patience: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
             below: AtomicBool::new(false),
+            promised: AtomicBool::new(false),
             threshold: AtomicU64::new(NO_THRESHOLD),
         }
     }
@@ -58,6 +61,16 @@ impl Room {
 
     pub(super) fn is_below(&self) -> bool {
         self.below.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_promised(&self, promised: bool) {
+        self.promised.store(promised, Ordering::Release);
+    }
+
+    /// One load, for each run that is written.
+    #[inline]
+    pub(super) fn is_promised(&self) -> bool {
+        self.promised.load(Ordering::Acquire)
     }
 
     pub(super) fn set_threshold(&self, bytes: Option<u64>) {

@@ -513,10 +513,24 @@ impl Store {
         self.state() <= StoreState::Overflow && self.log.owes() > 0
     }
 
-    /// There is room again: what waits goes on. The caller wakes the workers.
+    /// There is said to be room again: what waits goes on. The caller wakes the workers.
     pub fn go_on(&self) {
+        self.room.set_promised(true);
         self.room.set_given_up(false);
         self.no_longer_full();
+    }
+
+    /// Something found room, and was written.
+    #[inline]
+    pub fn wrote(&self) {
+        if self.room.is_promised() {
+            self.room.set_promised(false);
+        }
+    }
+
+    /// Whether nothing was written since there was said to be room again.
+    pub fn is_promised_room(&self) -> bool {
+        self.room.is_promised()
     }
 
     /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes

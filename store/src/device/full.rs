@@ -2,7 +2,9 @@
 //!
 //! Owns how patient each disk is, and since when which store is full. Never holds a request: what
 //! needs room is put aside by its worker, holds nothing, and is woken from here. A store that has
-//! grown lets it go on; one that has not lets it fail when the time is over.
+//! grown lets it go on; one that has not lets it fail when the time is over. A file system may
+//! promise room that no write finds (quotas, what is kept back for others): until one has, the time
+//! runs on, and what waits is let go seldom.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,10 +13,14 @@ use std::time::{Duration, Instant};
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::live::Live;
-use crate::cow::StoreState;
+use crate::cow::{Store, StoreState};
 
 /// Between two looks at a store that is full and waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Between two tries of a store that is said to have room, and has none: at first, and at most.
+const SHORTEST_REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -22,7 +28,42 @@ pub(super) struct FullStores {
     /// By disk; none that do not wait.
     patience: BTreeMap<String, Duration>,
     /// By store.
-    since: BTreeMap<String, Instant>,
+    waits: BTreeMap<String, Wait>,
+}
+
+/// A store that is full, or went on and has not proven yet that it has room.
+#[derive(Debug)]
+struct Wait {
+    /// Since when it is full, but for the time that it went on.
+    since: Instant,
+    /// When it went on.
+    went_on: Option<Instant>,
+    /// It does not go on before.
+    not_before: Instant,
+    /// From being full again to the next try.
+    rest: Duration,
+}
+
+impl Wait {
+    fn new(now: Instant) -> Wait {
+        Wait { since: now, went_on: None, not_before: now, rest: SHORTEST_REST }
+    }
+
+    /// It is full again, and nothing was written meanwhile: it was not.
+    fn was_in_vain(&mut self, now: Instant) {
+        if let Some(went_on) = self.went_on.take() {
+            self.since += now.saturating_duration_since(went_on);
+            self.not_before = now + self.rest;
+            self.rest = (2 * self.rest).min(LONGEST_REST);
+        }
+    }
+
+    /// Whether what is full by now has to do with it. Who asks for room so long after it went on is
+    /// another.
+    fn goes_for(&self, store: &Store, now: Instant) -> bool {
+        let is_recent = |at| now.saturating_duration_since(at) <= store.patience();
+        self.went_on.is_none_or(|at| store.is_promised_room() && is_recent(at))
+    }
 }
 
 impl Devices {
@@ -61,24 +102,34 @@ impl Devices {
     /// none where nothing waits.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
         let inner = &mut *self.lock();
-        let mut since = std::mem::take(&mut inner.full.since);
+        let mut waits = std::mem::take(&mut inner.full.waits);
         let (mut next, mut changed) = (None, false);
-        for live in full_stores(inner) {
+        for live in stores(inner) {
             let store = &live.store;
-            let began = since.remove(store.name()).unwrap_or(now);
-            let deadline = began + store.patience();
-            if live.has_found_room() {
+            let wait = waits.remove(store.name()).filter(|wait| wait.goes_for(store, now));
+            if store.state() != StoreState::Full {
+                let unproven = wait.filter(|wait| wait.went_on.is_some());
+                inner.full.waits.extend(unproven.map(|wait| (store.name().into(), wait)));
+                continue;
+            }
+            let mut wait = wait.unwrap_or_else(|| Wait::new(now));
+            wait.was_in_vain(now);
+            let deadline = wait.since + store.patience();
+            if wait.not_before <= now && live.has_found_room() {
                 tracing::info!("the store {} has room again", store.name());
                 store.go_on();
+                wait.went_on = Some(now);
                 changed = true;
             } else if deadline <= now {
                 store.give_up();
                 changed = true;
+                continue;
             } else {
-                inner.full.since.insert(store.name().into(), began);
-                let again = deadline.min(now + LOOK_EVERY);
+                let look = Some(wait.not_before).filter(|at| *at > now).unwrap_or(now + LOOK_EVERY);
+                let again = deadline.min(look);
                 next = Some(next.map_or(again, |next: Instant| next.min(again)));
             }
+            inner.full.waits.insert(store.name().into(), wait);
         }
         if changed {
             self.workers.wake(u64::MAX);
@@ -87,10 +138,9 @@ impl Devices {
     }
 }
 
-fn full_stores(inner: &Inner) -> Vec<Arc<Live>> {
+fn stores(inner: &Inner) -> Vec<Arc<Live>> {
     let active = inner.devices.values().filter_map(|device| device.active.as_ref());
-    let all = active.flat_map(|active| active.snaps.values()).map(|snap| &snap.live);
-    all.filter(|live| live.store.state() == StoreState::Full).cloned().collect()
+    active.flat_map(|active| active.snaps.values()).map(|snap| snap.live.clone()).collect()
 }
 
 /// Tells every store how patient those are that write to it: its own disk's guest, and that of the

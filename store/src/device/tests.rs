@@ -1,6 +1,7 @@
 //! Devices over real files: what commands do to tables, stores and what is owed.
 
 mod durable;
+mod full;
 mod handover;
 mod layers;
 mod overdue;

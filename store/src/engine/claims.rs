@@ -457,6 +457,7 @@ impl Core {
             return self.claim_failed(table, claimed, result);
         }
         let Claimed { claim, request, buf, .. } = self.claims.remove(claimed);
+        ex.store().wrote();
         let (chunk, _) = ex.store().place_of(data, 1);
         let place = Place { layer: ex.top(), chunk };
         let leader = log.finish(data, Some(claim.chunk()));
