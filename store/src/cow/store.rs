@@ -258,10 +258,6 @@ impl Store {
         let transient = |of| of == Persistence::Transient;
         assert_eq!(transient(persistence), transient(self.persistence()), "it stays where it is");
         self.persistence.store(persistence as u8, Ordering::Release);
-        if persistence == Persistence::Persistent {
-            // Which becomes Invalid where a guest's own disk only refuses.
-            self.set_guest_disk(false);
-        }
     }
 
     /// It is activated again: one that was full, and has room now, takes writes.
@@ -278,7 +274,7 @@ impl Store {
         self.guest_disk.load(Ordering::Acquire)
     }
 
-    /// Whether something but the guest writes what it is a snapshot of, was found out.
+    /// Whether nothing but the guest writes what it is a snapshot of, was found out.
     pub fn set_guest_disk(&self, guest_disk: bool) {
         self.guest_disk.store(guest_disk, Ordering::Release);
     }

@@ -8,7 +8,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::live::Live;
-use super::origins::{FileOf, OriginKey};
+use super::origins::{FileOf, OriginKey, is_guest_disk};
 use crate::io::{FileId, Identity};
 use crate::lines::{SnapshotSpec, TableLine};
 use crate::target::{Backing, ExtentPlace, Target};
@@ -67,7 +67,8 @@ impl Devices {
             };
             for owner in names().filter(|owner| *owner != writer) {
                 let Some(origin) = now(owner) else { continue };
-                if self.passes_by(active, origin) {
+                let world = names().filter_map(|name| Some((name, now(name)?)));
+                if self.passes_by(active, (owner, origin), world) {
                     return Err(DeviceError::refused(format!(
                         "'{writer}' would be a second way to write what '{owner}' is made of, past \
                          its snapshots or below its overlay; write to '{owner}', or export \
@@ -81,7 +82,12 @@ impl Devices {
 
     /// Whether a write to `writer` can reach bytes of `owner`'s origins, or below its overlays,
     /// that `owner` does not hear of.
-    fn passes_by(&self, writer: &Active, owner: &Active) -> bool {
+    fn passes_by<'a>(
+        &self,
+        writer: &Active,
+        (name, owner): (&str, &Active),
+        world: impl Iterator<Item = (&'a String, &'a Active)> + Clone,
+    ) -> bool {
         let origins = |active: &Active| -> Vec<(OriginKey, Vec<Range>)> {
             let lines = active.table.lines().iter().enumerate();
             let origin = |(number, line): (usize, &crate::table::Line)| {
@@ -107,8 +113,14 @@ impl Devices {
             return true;
         }
         // What a guest's own disk lies on is nobody's to write.
-        let guest_disks = owner.snaps.values().filter(|snap| snap.live.store.is_guest_disk());
-        let bases = guest_disks.map(|snap| (snap.key.clone(), self.ranges(&snap.origin)));
+        let is_own = |(line, snap): &(&usize, &Snap)| {
+            let spec = owner.lines[**line].target.snapshot();
+            spec.is_some_and(|of| {
+                is_guest_disk(world.clone(), (name, **line), of.persistence, &snap.key)
+            })
+        };
+        let guest_disks = owner.snaps.iter().filter(is_own);
+        let bases = guest_disks.map(|(_, snap)| (snap.key.clone(), self.ranges(&snap.origin)));
         let owned: Vec<_> = origins(owner).into_iter().chain(bases).collect();
         if owned.is_empty() {
             return false;

@@ -263,7 +263,7 @@ impl Moment<'_, '_> {
         let device = &request.device;
         let active = self.plan.served(device)?;
         let snap = active.whole_snapshot().cloned();
-        if snap.as_ref().is_some_and(|snap| !snap.live.store.is_guest_disk()) {
+        if snap.as_ref().is_some_and(|snap| !self.plan.is_guest_disk(device, snap)) {
             return Err(DeviceError::refused(format!(
                 "'{device}' is a snapshot of a live origin, whose writes go on into its store, so \
                  nothing can be stacked on it"

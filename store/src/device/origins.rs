@@ -1,11 +1,16 @@
 //! Origins: one object for each, however it is named, with its snapshots.
 //!
-//! Owns who snapshots what. Never knows how a snapshot is kept. An origin is known by where its
-//! bytes lie, so that a path, a link to it and a linear device over it are one origin.
+//! Owns who snapshots what, and which overlays are of no origin that is served: guests' own disks.
+//! Never knows how a snapshot is kept. An origin is known by where its bytes lie, so that a path, a
+//! link to it and a linear device over it are one origin.
 
 use std::collections::HashMap;
 
+use super::build::Active;
+use super::core::Inner;
+use crate::cow::Persistence;
 use crate::io::FileId;
+use crate::lines::TargetSpec;
 use crate::target::{Backing, ExtentPlace};
 use crate::workers::TrackedId;
 
@@ -56,5 +61,38 @@ impl Origins {
     pub(super) fn fresh(&mut self) -> TrackedId {
         self.next += 1;
         TrackedId(self.next)
+    }
+}
+
+/// Whether line `line` of the device `name`, a snapshot of the origin `key`, is a guest's own disk among the tables of
+/// `world`: an overlay that can grow, where no origin writes what it lies on. What it is merged into
+/// is its own.
+pub(super) fn is_guest_disk<'a>(
+    world: impl IntoIterator<Item = (&'a String, &'a Active)>,
+    (name, line): (&str, usize),
+    persistence: Persistence,
+    key: &OriginKey,
+) -> bool {
+    let writes = |(other, active): (&String, &Active)| {
+        let merges = |line: usize| matches!(active.lines[line].target, TargetSpec::Merge(_));
+        let own = |at: usize| other == name && at == line && merges(at);
+        active.origin_keys.iter().any(|(at, known)| known == key && !own(*at))
+    };
+    persistence == Persistence::Overflow && !world.into_iter().any(writes)
+}
+
+/// Tells every store whether it is a guest's own disk, where tables have changed. Nothing that
+/// depends on it is in flight.
+pub(super) fn mark_guest_disks(inner: &Inner) {
+    let world = || {
+        let all = inner.devices.iter();
+        all.filter_map(|(name, device)| Some((name, device.active.as_ref()?)))
+    };
+    for (name, active) in world() {
+        for (line, snap) in &active.snaps {
+            let Some(spec) = active.lines[*line].target.snapshot() else { continue };
+            let is_one = is_guest_disk(world(), (name, *line), spec.persistence, &snap.key);
+            snap.live.store.set_guest_disk(is_one);
+        }
     }
 }

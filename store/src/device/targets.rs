@@ -13,7 +13,7 @@ use super::disks::Disk;
 use super::error::DeviceError;
 use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
-use super::origins::{FileOf, OriginKey};
+use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::passdown;
 use crate::cow::Persistence;
 use crate::cow::open::OpenOptions;
@@ -93,7 +93,8 @@ impl Plan<'_> {
                 }
                 Base::Stacked { snap, name } if offset.0 == 0 && len == snap.len => {
                     let snap = self.own_table(&name, &snap)?;
-                    Ok(self.snapshot_target(&snap, Default::default(), made))
+                    let is_own = self.is_guest_disk(&name, &snap);
+                    Ok(self.snapshot_target(&snap, is_own, Default::default(), made))
                 }
                 Base::Stacked { .. } => Err(DeviceError::refused(format!(
                     "the line '{line}' takes a part of the snapshot '{dev}'; take all of it"
@@ -118,7 +119,9 @@ impl Plan<'_> {
             TargetSpec::Snapshot(spec) => {
                 let snap = self.snap(name, line, spec, reuse, made)?;
                 self.refuse_beside_passdown(name, line, &snap, &made.snaps)?;
-                let target = self.snapshot_target(&snap, spec.features, made);
+                let (at, kept) = ((name, number), spec.persistence);
+                let is_own = is_guest_disk(self.world(), at, kept, &snap.key);
+                let target = self.snapshot_target(&snap, is_own, spec.features, made);
                 made.snaps.insert(number, snap);
                 Ok(target)
             }
@@ -166,12 +169,13 @@ impl Plan<'_> {
     fn snapshot_target(
         &mut self,
         snap: &Snap,
+        is_own: bool,
         features: crate::target::Features,
         made: &mut Made,
     ) -> Target {
         made.exceptions.push(snap.exceptions());
         // An overlay's base is read-only; anything else may be written by an origin.
-        let tracked = (!snap.live.store.is_guest_disk()).then(|| self.inner.origins.id(&snap.key));
+        let tracked = (!is_own).then(|| self.inner.origins.id(&snap.key));
         Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
     }
 
@@ -257,7 +261,6 @@ impl Plan<'_> {
         snapshots.sort_by_key(|snap| std::cmp::Reverse(snap.live.store.geometry().chunk.bytes()));
         let mut numbers = Vec::new();
         for snap in &snapshots {
-            snap.live.store.set_guest_disk(false);
             made.exceptions.push(snap.exceptions());
             numbers.push(made.exceptions.len() - 1);
         }
@@ -354,6 +357,19 @@ impl Plan<'_> {
         let opened = Live::open(disks, spec, how, state, (owner, observer));
         self.give_way();
         opened
+    }
+
+    /// The tables as they will be.
+    fn world(&self) -> impl Iterator<Item = (&String, &Active)> {
+        let now = self.inner.devices.iter().filter(|(name, _)| !self.next.contains_key(*name));
+        let now = now.filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
+        now.chain(self.next.iter().filter_map(|(name, next)| Some((name, next.as_ref()?))))
+    }
+
+    /// Whether `snap`, which is all that the device `name` is, will be a guest's own disk.
+    pub(super) fn is_guest_disk(&self, name: &str, snap: &Snap) -> bool {
+        let spec = self.active(name).and_then(|active| active.lines[0].target.snapshot());
+        spec.is_some_and(|of| is_guest_disk(self.world(), (name, 0), of.persistence, &snap.key))
     }
 
     pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {

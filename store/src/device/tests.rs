@@ -4,6 +4,7 @@ mod durable;
 mod full;
 mod handover;
 mod layers;
+mod origins;
 mod overdue;
 mod owed;
 mod room;

@@ -11,6 +11,7 @@ use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
+use super::origins::mark_guest_disks;
 use super::serving::{blocked, go, serving};
 use super::state::State;
 use crate::cow::{MergeMark, StoreState};
@@ -396,6 +397,7 @@ impl Devices {
             let device = inner.devices.entry(name).or_default();
             old.push(std::mem::replace(&mut device.active, active));
         }
+        mark_guest_disks(inner);
         for name in &released {
             inner.devices.entry(name.clone()).or_default().suspended = false;
         }

@@ -1,0 +1,53 @@
+//! Whose disk an overlay is.
+
+use super::*;
+
+/// Whether the store of `disk` is a guest's own, which only fails requests where a snapshot becomes
+/// Invalid; and whether its reads of what is below are tracked, for who writes that.
+fn is_own(world: &World) -> bool {
+    let table = world.table("disk");
+    let Target::Snapshot(snapshot) = &table.lines()[0].target else { panic!("it is a snapshot") };
+    let own = table.exceptions()[0].store().is_guest_disk();
+    assert_eq!(own, snapshot.tracked.is_none());
+    own
+}
+
+fn world() -> World {
+    let world = World::new();
+    world.file("base", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&overlay("PO")]).unwrap();
+    world
+}
+
+fn overlay(persistence: &str) -> String {
+    format!("0 {LEN} snapshot {{}}/base {{}}/store {persistence} 8")
+}
+
+#[test]
+fn an_overlay_is_a_guest_s_own_disk_while_no_origin_is_below_it() {
+    let world = world();
+    assert!(is_own(&world));
+    // That comes to nothing: the state cannot be kept.
+    world.devices.create("origin", None).unwrap();
+    let base = world.path("base");
+    let lines = parse_table([&*format!("0 {LEN} snapshot-origin {}", base.display())]).unwrap();
+    world.devices.load("origin", lines, false).unwrap();
+    std::fs::create_dir(world.path("state.new")).unwrap();
+    assert!(world.devices.resume("origin").is_err());
+    assert!(is_own(&world));
+    std::fs::remove_dir(world.path("state.new")).unwrap();
+    world.devices.resume("origin").unwrap();
+    assert!(!is_own(&world));
+    world.devices.remove("origin", false).unwrap();
+    assert!(is_own(&world));
+}
+
+#[test]
+fn an_overlay_is_what_its_newest_table_says() {
+    let world = world();
+    world.load("disk", &[&overlay("P")]).unwrap();
+    assert!(!is_own(&world));
+    world.load("disk", &[&overlay("PO")]).unwrap();
+    assert!(is_own(&world));
+}
