@@ -44,6 +44,12 @@ pub(super) fn done(result: Result<(), DeviceError>) -> Result<Answer, CommandErr
     result.map(|()| Answer::DONE).map_err(told)
 }
 
+fn shutting_down(id: &str) -> CommandError {
+    CommandError::generic(format!(
+        "the export '{id}' is shutting down; wait for its BLOCK_EXPORT_DELETED"
+    ))
+}
+
 impl Server {
     pub(super) fn execute(self: &Arc<Self>, command: Command) -> Result<Answer, CommandError> {
         let devices = &self.devices;
@@ -130,11 +136,15 @@ impl Server {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
-        if exports.contains_key(&c.id) {
-            return Err(generic(format!(
-                "there is an export '{}' already; choose another id",
-                c.id
-            )));
+        match exports.get(&c.id) {
+            None => {}
+            Some(Exported { export: Some(_), .. }) => {
+                return Err(generic(format!(
+                    "there is an export '{}' already; choose another id",
+                    c.id
+                )));
+            }
+            Some(Exported { export: None, .. }) => return Err(shutting_down(&c.id)),
         }
         let writable = c.writable.unwrap_or(false);
         self.devices.prepare(&c.node_name, writable).map_err(told)?;
@@ -174,7 +184,7 @@ impl Server {
             .map_err(|error| generic(error.to_string()))?;
         let resized = (c.node_name.clone(), Box::new(export.size_changed()) as Box<_>);
         self.resizes().insert(c.id.clone(), resized);
-        exports.insert(c.id, Exported { export, device: c.node_name });
+        exports.insert(c.id, Exported { export: Some(export), device: c.node_name });
         Ok(Answer::DONE)
     }
 
@@ -183,14 +193,29 @@ impl Server {
             Some(BlockExportRemoveMode::Hard) => StopMode::Hard,
             None | Some(BlockExportRemoveMode::Safe) => StopMode::Safe,
         };
+        let taken = match self.exports().get_mut(&c.id) {
+            None => {
+                return Err(CommandError::generic(format!("there is no export '{}'", c.id)));
+            }
+            Some(exported) => exported.export.take(),
+        };
+        let mut export = taken.ok_or_else(|| shutting_down(&c.id))?;
+        // As long as it takes, which is for its requests to say: nobody else waits for that.
+        let stopped = export.stop(mode);
         let mut exports = self.exports();
-        let exported = exports
-            .get_mut(&c.id)
-            .ok_or_else(|| CommandError::generic(format!("there is no export '{}'", c.id)))?;
-        exported.export.stop(mode).map_err(|error| CommandError::generic(error.to_string()))?;
-        exports.remove(&c.id);
+        if let Err(error) = stopped {
+            if let Some(exported) = exports.get_mut(&c.id) {
+                exported.export = Some(export);
+            }
+            drop(exports);
+            self.stopped.notify_all();
+            return Err(CommandError::generic(error.to_string()));
+        }
         self.resizes().remove(&c.id);
+        exports.remove(&c.id);
         drop(exports);
+        self.stopped.notify_all();
+        // Who hears of it may use the name again.
         self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
         Ok(Answer::DONE)
     }
@@ -200,7 +225,7 @@ impl Server {
             id: id.clone(),
             kind: BlockExportType::VhostUserBlk,
             node_name: exported.device.clone(),
-            shutting_down: false,
+            shutting_down: exported.export.is_none(),
         };
         Answer::Exports(self.exports().iter().map(info).collect())
     }

@@ -15,9 +15,10 @@ use snapblk_store::control::command::{DeviceName, DeviceSuspend};
 use snapblk_store::control::event::{Event, GuestThaw};
 use snapblk_store::device::{DeviceError, Suspend};
 
-use super::Server;
 use super::commands::{done, told};
+use super::{Exported, Server};
 use crate::agent::{Agent, AgentError, AgentEvent, Bounds, FROZEN, Frozen};
+use crate::export::Export;
 
 /// The agents of a process's guests.
 #[derive(Default)]
@@ -114,7 +115,8 @@ impl Server {
     }
 
     fn has_front_end(&self, device: &str) -> bool {
-        self.exports().values().any(|one| one.device == device && one.export.is_connected())
+        let is_connected = |one: &Exported| one.export.as_ref().is_some_and(Export::is_connected);
+        self.exports().values().any(|one| one.device == device && is_connected(one))
     }
 
     /// `device-suspend`: the guest is frozen until the device is resumed, or its bound ends that.

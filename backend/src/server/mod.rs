@@ -16,7 +16,7 @@ mod start;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use snapblk_qmp::{Events, Jobs};
@@ -52,7 +52,8 @@ pub enum End {
 
 /// What a running export is an export of.
 struct Exported {
-    export: Export,
+    /// None while somebody stops it.
+    export: Option<Export>,
     device: String,
 }
 
@@ -63,6 +64,8 @@ type Resizes = BTreeMap<String, (String, Box<dyn Fn() + Send>)>;
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
+    /// An export that somebody stopped is gone, or back.
+    stopped: Condvar,
     resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
@@ -108,6 +111,7 @@ impl Server {
         let server = Server {
             devices,
             exports: Mutex::default(),
+            stopped: Condvar::new(),
             resizes,
             jobs: Jobs::new(events.clone()),
             lockfs: Lockfs::new(agents, &events),
@@ -137,10 +141,15 @@ impl Server {
     fn stop(&self) -> bool {
         // While their disks still serve, where they do.
         self.lockfs.thaw_all();
-        let exports = std::mem::take(&mut *self.exports());
-        for (_, mut exported) in exports {
+        let is_stopping = |exported: &Exported| exported.export.is_none();
+        let mut exports = self.exports();
+        while exports.values().any(is_stopping) {
+            exports = self.stopped.wait(exports).expect("exports lock poisoned");
+        }
+        let exports = std::mem::take(&mut *exports);
+        for mut export in exports.into_values().filter_map(|exported| exported.export) {
             // Stopping hard is never refused.
-            let _ = exported.export.stop(crate::export::StopMode::Hard);
+            let _ = export.stop(crate::export::StopMode::Hard);
         }
         self.devices.close()
     }

@@ -10,6 +10,7 @@ mod full;
 mod golden;
 mod handovers;
 mod history;
+mod hostile;
 mod lockfs;
 mod locks;
 mod merges;

@@ -1,0 +1,94 @@
+//! Front ends that mean harm: what they do to their own disk is theirs, and nobody else's.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use snapblk_qmp::client::Client as Qmp;
+
+use crate::common::*;
+
+const SECTORS: u64 = 2048;
+/// How long something may take that takes no time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server with one disk `d` and its export `e`; the export's arguments, and a front end's socket.
+fn world(scratch: &snapblk_tests::server::Scratch) -> (World, Value, UnixStream) {
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(scratch));
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    let socket = scratch.socket("e.sock");
+    let add = export_args("e", "d", &socket, true);
+    world.call("block-export-add", add.clone());
+    (world, add, UnixStream::connect(&socket).unwrap())
+}
+
+/// VHOST_USER_GET_FEATURES, `times` times.
+fn questions(times: usize) -> Vec<u8> {
+    [1u32, 1, 0].map(u32::to_ne_bytes).as_flattened().repeat(times)
+}
+
+/// Whether a thread called `name` of the process `pid` sleeps.
+fn sleeps(pid: u32, name: &str) -> bool {
+    let threads = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap();
+    threads.flatten().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.contains(&format!("({name}) S"))
+    })
+}
+
+/// Asks without reading an answer until the server waits for these to be read.
+fn block_session(world: &World, socket: &mut UnixStream, export: &str) {
+    socket.set_nonblocking(true).unwrap();
+    let begin = Instant::now();
+    loop {
+        match socket.write(&questions(64)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                // It has messages to read, and sleeps: what it waits for is its answers' way.
+                if sleeps(world.server.pid(), &format!("session {export}")) {
+                    return;
+                }
+            }
+            Err(error) => panic!("the connection failed: {error}"),
+        }
+        assert!(begin.elapsed() < PATIENCE, "the session goes on");
+    }
+}
+
+/// An export may take long to stop. Meanwhile it is said to, and nobody waits for it but who asked.
+#[test]
+fn an_export_that_takes_long_to_stop_holds_nobody_up() {
+    let scratch = scratch();
+    let (mut world, add, mut socket) = world(&scratch);
+    let mut other = Qmp::connect(world.server.monitor()).unwrap();
+    block_session(&world, &mut socket, "e");
+    let deletes = std::thread::spawn(move || {
+        other.call("block-export-del", json!({"id": "e", "mode": "hard"})).unwrap();
+    });
+    let begin = Instant::now();
+    loop {
+        let exports = world.call("query-block-exports", json!({}));
+        if exports[0]["shutting-down"] == true {
+            break;
+        }
+        assert!(exports[0].is_object(), "it went, and never was said to be going");
+        assert!(begin.elapsed() < PATIENCE, "it is never said to be going");
+    }
+    let said = world.refused("block-export-del", json!({"id": "e", "mode": "hard"}));
+    assert!(said.contains("'e' is shutting down"), "{said}");
+    let said = world.refused("block-export-add", add.clone());
+    assert!(said.contains("'e' is shutting down"), "{said}");
+    let socket_of_other = scratch.socket("f.sock");
+    world.call("block-export-add", export_args("f", "d", &socket_of_other, true));
+    assert_same("disk", &disk(&socket_of_other).read(0, 512).unwrap(), &stamped(0, 1, 1));
+    assert!(!deletes.is_finished(), "the session ended before the others were asked");
+    assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
+    // Who has heard of it may use the name and the socket.
+    world.call("block-export-add", add);
+    deletes.join().unwrap();
+    world.stop();
+}
