@@ -40,6 +40,9 @@ mod tests;
 
 /// How long a newcomer waits for the tear-down of who was there before.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(60);
+/// Messages, or answers, that are followed before the session looks at anything else: a peer may
+/// send them for as long as it likes.
+const AT_ONCE: usize = 32;
 /// Between two looks at newcomers once that has passed.
 const REFUSE_EVERY: Duration = Duration::from_millis(50);
 
@@ -181,12 +184,24 @@ impl<T> Session<T> {
                 self.refuse();
             }
             if ready.connection
-                && let Err(ended) = follow_all(&mut connection, setup)
+                && let Err(ended) = self.follow_some(&mut connection, setup)
             {
                 return Some(ended);
             }
         }
         None
+    }
+
+    /// Follows messages that have arrived; a few, for what is left is there at the next look.
+    fn follow_some(&self, connection: &mut Connection, setup: &mut Setup<T>) -> Result<(), Ended> {
+        for _ in 0..AT_ONCE {
+            if self.control.is_stopped() {
+                break;
+            }
+            let Some(envelope) = connection.receive()? else { break };
+            follow(connection, setup, envelope)?;
+        }
+        Ok(())
     }
 
     fn accept(&self) -> Option<UnixStream> {
@@ -247,33 +262,35 @@ impl<T> Session<T> {
     }
 }
 
-/// Follows every message that has arrived.
-fn follow_all<T>(connection: &mut Connection, setup: &mut Setup<T>) -> Result<(), Ended> {
-    while let Some(envelope) = connection.receive()? {
-        let Envelope { header, payload, fds } = envelope;
-        let followed = decode(header, &payload, fds, setup.protocol())
-            .and_then(|message| setup.follow(message));
-        match followed {
-            Ok(Answer::Done) => {
-                if header.need_reply && setup.acknowledges() {
-                    connection.reply(&header, &0u64.to_ne_bytes())?;
-                }
+/// Follows one message.
+fn follow<T>(
+    connection: &Connection,
+    setup: &mut Setup<T>,
+    envelope: Envelope,
+) -> Result<(), Ended> {
+    let Envelope { header, payload, fds } = envelope;
+    let followed =
+        decode(header, &payload, fds, setup.protocol()).and_then(|message| setup.follow(message));
+    match followed {
+        Ok(Answer::Done) => {
+            if header.need_reply && setup.acknowledges() {
+                connection.reply(&header, &0u64.to_ne_bytes())?;
             }
-            Ok(Answer::Inflight(layout, memory)) => {
-                let payload = layout.encode(header.size);
-                connection.reply_with(&header, &payload, Some(memory.as_fd()))?;
-            }
-            Ok(Answer::U64(value)) => connection.reply(&header, &value.to_ne_bytes())?,
-            Ok(Answer::Vring(state)) => {
-                let words = [state.index, state.value].map(u32::to_ne_bytes);
-                connection.reply(&header, words.as_flattened())?;
-            }
-            Ok(Answer::Config { offset, flags, data }) => {
-                let head = [offset, data.len() as u32, flags].map(u32::to_ne_bytes);
-                connection.reply(&header, &[head.as_flattened(), &data].concat())?;
-            }
-            Err(refusal) => refuse_message(connection, setup, &header, &refusal)?,
         }
+        Ok(Answer::Inflight(layout, memory)) => {
+            let payload = layout.encode(header.size);
+            connection.reply_with(&header, &payload, Some(memory.as_fd()))?;
+        }
+        Ok(Answer::U64(value)) => connection.reply(&header, &value.to_ne_bytes())?,
+        Ok(Answer::Vring(state)) => {
+            let words = [state.index, state.value].map(u32::to_ne_bytes);
+            connection.reply(&header, words.as_flattened())?;
+        }
+        Ok(Answer::Config { offset, flags, data }) => {
+            let head = [offset, data.len() as u32, flags].map(u32::to_ne_bytes);
+            connection.reply(&header, &[head.as_flattened(), &data].concat())?;
+        }
+        Err(refusal) => refuse_message(connection, setup, &header, &refusal)?,
     }
     Ok(())
 }

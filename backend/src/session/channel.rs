@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::AT_ONCE;
+
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
 const CONFIG_CHANGE: u32 = 2;
 const VERSION: u32 = 1;
@@ -60,9 +62,9 @@ impl Channel {
         }
     }
 
-    /// Takes the answers that have come.
+    /// Takes answers that have come; a few, for what is left is there at the next look.
     pub(super) fn take_answers(&mut self) -> Result<(), Closed> {
-        loop {
+        for _ in 0..AT_ONCE {
             let into = &mut self.answer[self.have..];
             match recv(&self.socket, into, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return Err(Closed::HungUp),
@@ -79,11 +81,32 @@ impl Channel {
                 }
             }
         }
+        Ok(())
     }
 }
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn answers_without_end_are_taken_a_few_at_a_time() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(ours.try_clone().unwrap().into());
+        peer.write_all(&[0; ANSWER_LEN].repeat(AT_ONCE + 1)).unwrap();
+        channel.take_answers().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let left = recv(&ours, &mut [0; 2 * ANSWER_LEN], RecvFlags::PEEK).unwrap();
+        assert_eq!(left.1, ANSWER_LEN, "the last is left for the next look");
+        drop(peer);
+        assert_eq!(channel.take_answers(), Err(Closed::HungUp), "which finds it, and the end");
     }
 }

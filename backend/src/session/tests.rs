@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
 use snapblk_store::io::IoOp;
+use snapblk_store::units::Sector;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
@@ -17,7 +18,8 @@ use super::*;
 use crate::config;
 use crate::export::{Export, ExportConfig, ExportError, StopMode};
 use crate::testing::{
-    Driver, MEMORY_SIZE, PATIENCE, TestBinding, TestDisk, USER_BASE, eventually, shared_memory,
+    Driver, MEMORY_SIZE, PATIENCE, TestBinding, TestDisk, TestTable, USER_BASE, eventually,
+    shared_memory,
 };
 
 mod inflight;
@@ -521,6 +523,36 @@ fn an_export_in_use_stops_hard_only() {
     assert_eq!(server.disk.count(IoOp::Sync), 1);
     assert!(front.vhost.get_features().is_err());
     assert!(!server.path().exists());
+}
+
+/// A front-end may send messages faster than they are followed, for ever.
+#[test]
+fn messages_without_end_are_followed_a_few_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Arc::new(SessionControl::new().unwrap());
+    let geometry = || Geometry { size: Sector(8), read_only: false };
+    let disk = Arc::new(Disk { geometry: Box::new(geometry), block: LogicalBlock::B512 });
+    let address = SocketAddress::Path(dir.path().join("disk.sock"));
+    let session = Session::<TestTable>::listen(
+        address,
+        control.clone(),
+        disk.clone(),
+        Vec::new(),
+        Box::new(|_| {}),
+    )
+    .unwrap();
+    let mut setup = Setup::new(disk, Vec::new());
+    let (peer, ours) = UnixStream::pair().unwrap();
+    let mut connection = Connection::new(ours).unwrap();
+    let mut raw = Raw(peer);
+    (0..=AT_ONCE).for_each(|_| raw.send(1, 0, &[]));
+    session.follow_some(&mut connection, &mut setup).unwrap();
+    raw.0.set_nonblocking(true).unwrap();
+    let answers = |raw: &mut Raw| raw.0.read(&mut [0; 64 * 20]).unwrap_or(0) / 20;
+    assert_eq!(answers(&mut raw), AT_ONCE, "then the session looks at what else there is");
+    control.stop();
+    session.follow_some(&mut connection, &mut setup).unwrap();
+    assert_eq!(answers(&mut raw), 0, "a session that is stopped follows nothing more");
 }
 
 #[test]
