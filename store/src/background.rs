@@ -24,7 +24,7 @@ use crate::io::{Action, Completion, Errno, FileId, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::units::Sector;
-use crate::workers::{Wake, Workers};
+use crate::workers::{NoRoom, Wake, Workers};
 
 /// Carries out the actions of one engine, and does all the waiting of its thread. There are no
 /// guest's bytes in them.
@@ -117,9 +117,9 @@ struct Host<E> {
 }
 
 impl<E: Executor> Host<E> {
-    fn new(workers: Arc<Workers>, executor: E, config: EngineConfig) -> Host<E> {
+    fn new(workers: &Arc<Workers>, executor: E, config: EngineConfig) -> Result<Host<E>, NoRoom> {
         let wake = Box::new(Shared(executor.waker()));
-        Host { engine: Engine::new(workers, wake, config), executor }
+        Ok(Host { engine: Engine::new(workers, wake, config)?, executor })
     }
 
     fn bind(&mut self, table: Option<Arc<Table>>) {
@@ -190,6 +190,9 @@ pub enum FlushError {
     /// A commit or a sync failed.
     #[error("not everything could be made durable; open the files again")]
     Failed,
+    /// There are too many workers for another.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// Its I/O cannot be waited for.
     #[error("cannot wait for the files: {0}")]
     Wait(io::Error),
@@ -207,7 +210,7 @@ pub fn flush<E: Executor>(
     config: EngineConfig,
     table: Arc<Table>,
 ) -> Result<(), FlushError> {
-    let mut host = Host::new(workers, executor, config);
+    let mut host = Host::new(&workers, executor, config)?;
     host.bind(Some(table));
     let flushed = host.flush();
     if !matches!(flushed, Err(FlushError::Wait(_))) {

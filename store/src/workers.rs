@@ -16,6 +16,8 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub const BITS: u32 = 62;
 /// Workers a process can have at a time.
 pub const MAX_WORKERS: usize = 512;
+/// Of these, places that no queue takes: a flush, or a job, finds one however many queues there are.
+pub const KEPT: usize = 32;
 /// Ranges a worker can track at a time. Few where a model checker walks them.
 pub const TRACKED: usize = if cfg!(feature = "shuttle") { 2 } else { 128 };
 
@@ -26,6 +28,23 @@ const SLEEPING: u64 = 1 << 63;
 pub trait Wake: Send + Sync {
     /// Ends the worker's sleep, or the next one where it does not sleep.
     fn wake(&self);
+}
+
+/// All places for workers are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there are {limit} queues and jobs already, which is all that this process has room for; \
+     delete an export, give exports fewer queues, or wait until a job has ended"
+)]
+pub struct NoRoom {
+    /// How many there may be.
+    pub limit: usize,
+}
+
+impl From<NoRoom> for std::io::Error {
+    fn from(error: NoRoom) -> Self {
+        std::io::Error::other(error)
+    }
 }
 
 /// Identity of an origin, or of anything else whose ranges are tracked. 0 is nobody's.
@@ -91,15 +110,39 @@ impl Workers {
         }
     }
 
-    /// Adds a worker; none where there is no room.
-    pub fn register(self: &Arc<Self>, wake: Box<dyn Wake>) -> Option<Worker> {
+    /// Adds a worker.
+    ///
+    /// # Errors
+    /// All places are taken.
+    pub fn register(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, NoRoom> {
+        self.register_beside(wake, 0)
+    }
+
+    /// Adds a worker that may last as long as the process does: the queue of an export.
+    ///
+    /// # Errors
+    /// All places are taken but the [`KEPT`] ones.
+    pub fn register_queue(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, NoRoom> {
+        self.register_beside(wake, KEPT)
+    }
+
+    /// Adds a worker where more than `kept` places are free.
+    fn register_beside(
+        self: &Arc<Self>,
+        wake: Box<dyn Wake>,
+        kept: usize,
+    ) -> Result<Worker, NoRoom> {
         let mut used = self.used.lock().expect("workers lock poisoned");
-        let id = used.iter().position(|used| !used)?;
+        let no_room = NoRoom { limit: used.len().saturating_sub(kept) };
+        if used.iter().filter(|used| !**used).count() <= kept {
+            return Err(no_room);
+        }
+        let id = used.iter().position(|used| !used).ok_or(no_room)?;
         used[id] = true;
         *self.slots[id].wake.write().expect("wake lock poisoned") = Some(wake);
         self.slots[id].inbox.store(0, Ordering::SeqCst);
         self.high.fetch_max(id as u32 + 1, Ordering::SeqCst);
-        Some(Worker { workers: self.clone(), id })
+        Ok(Worker { workers: self.clone(), id })
     }
 
     /// Wakes all workers whose bits are in `mask`.
@@ -300,6 +343,22 @@ mod tests {
         reader.untrack(id);
         assert!(writer.take_wake());
         assert!(!workers.overlaps(TrackedId(7), 107, 1, writer.bit()));
+    }
+
+    #[test]
+    fn queues_leave_room_for_a_flush() {
+        let workers = Arc::new(Workers::with_capacity(KEPT + 2));
+        let wake = || Box::<Count>::default();
+        let job = workers.register(wake()).unwrap();
+        let queue = workers.register_queue(wake()).unwrap();
+        assert_eq!(workers.register_queue(wake()).unwrap_err(), NoRoom { limit: 2 });
+        let jobs: Vec<_> = (0..KEPT).map(|_| workers.register(wake()).unwrap()).collect();
+        assert_eq!(workers.register(wake()).unwrap_err(), NoRoom { limit: KEPT + 2 });
+        drop((job, queue));
+        drop(jobs);
+        let _queues = [(); 2].map(|()| workers.register_queue(wake()).unwrap());
+        let said = workers.register_queue(wake()).unwrap_err().to_string();
+        assert!(said.contains("2 queues") && said.contains("delete an export"), "{said}");
     }
 
     #[test]

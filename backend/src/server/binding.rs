@@ -51,7 +51,8 @@ impl Binding for Served {
     type Io = Io;
 
     fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Engine> {
-        Ok(Engine::new(self.devices.workers().clone(), wake, EngineConfig::default()))
+        let worker = self.devices.workers().register_queue(wake)?;
+        Ok(Engine::of(worker, EngineConfig::default()))
     }
 
     fn io(&self) -> io::Result<Io> {

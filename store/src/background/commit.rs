@@ -21,7 +21,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Exceptions;
 use crate::units::{Chunk, SECTOR_SHIFT, Sector};
-use crate::workers::Workers;
+use crate::workers::{NoRoom, Workers};
 
 /// What is copied: the chunks that layers above one of a chain hold, as the highest shows them.
 #[derive(Debug)]
@@ -119,6 +119,8 @@ pub enum CommitEnd {
     Write,
     /// What was written could not be made durable.
     Flush,
+    /// It did not begin: there are too many workers for another.
+    NoRoom(NoRoom),
     /// Its I/O can no longer be waited for.
     Wait(io::Error),
 }
@@ -139,6 +141,7 @@ impl fmt::Display for CommitEnd {
             CommitEnd::Flush => {
                 f.write_str("the base cannot be made durable; the chain is as it was")
             }
+            CommitEnd::NoRoom(error) => error.fmt(f),
             CommitEnd::Wait(error) => write!(f, "cannot wait for the commit's files: {error}"),
         }
     }
@@ -171,7 +174,7 @@ impl CommitHandle {
     /// `config.scratch` is the executor's.
     ///
     /// # Errors
-    /// No more threads.
+    /// No more threads, or no room for another worker.
     pub fn start<E: CopyExecutor + 'static>(
         workers: Arc<Workers>,
         executor: E,
@@ -182,8 +185,8 @@ impl CommitHandle {
     ) -> io::Result<CommitHandle> {
         let control = Control::new(executor.waker(), speed, CommitProgress::default());
         let handle = CommitHandle(control.clone());
+        let host = Host::new(&workers, executor, config)?;
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
-            let host = Host::new(workers, executor, config);
             let end = Job::of(host, control.clone(), source).write_to(table);
             control.say(|asked| asked.at = At::Ended);
             on_end(end);
@@ -220,7 +223,10 @@ pub fn commit<E: CopyExecutor>(
     (source, table): (CommitSource, Arc<Table>),
 ) -> CommitEnd {
     let control = Control::new(executor.waker(), None, CommitProgress::default());
-    Job::of(Host::new(workers, executor, config), control, source).write_to(table)
+    match Host::new(&workers, executor, config) {
+        Ok(host) => Job::of(host, control, source).write_to(table),
+        Err(error) => CommitEnd::NoRoom(error),
+    }
 }
 
 impl AttachedWorker for CommitHandle {

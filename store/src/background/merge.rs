@@ -68,7 +68,7 @@ impl MergeHandle {
     /// most from the first on. `config.scratch` is the executor's.
     ///
     /// # Errors
-    /// No more threads.
+    /// No more threads, or no room for another worker.
     pub fn start<E: Executor + 'static>(
         workers: Arc<Workers>,
         executor: E,
@@ -80,9 +80,9 @@ impl MergeHandle {
         let progress = MergeProgress { state: MergeState::Running, done: 0, total: 0, chunk: 0 };
         let said = Said { table: Some(table), progress };
         let control = Control::new(executor.waker(), speed, said);
+        let host = Host::new(&workers, executor, config)?;
         let handle = MergeHandle(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
-            let host = Host::new(workers, executor, config);
             let (pace, share) = (Pace::new(), Share::new());
             let since = (0, Instant::now());
             let mut job = Job { host, control, total: None, pace, share, since };

@@ -147,7 +147,7 @@ impl World {
 
     fn engine(&self, name: &str) -> Engine {
         let workers = self.devices.workers().clone();
-        let mut engine = Engine::new(workers, Box::new(NoWake), EngineConfig::default());
+        let mut engine = Engine::new(&workers, Box::new(NoWake), EngineConfig::default()).unwrap();
         engine.bind(Some(self.table(name)));
         engine
     }

@@ -32,7 +32,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Decision;
 use crate::target::Target;
-use crate::workers::{Wake, Workers};
+use crate::workers::{NoRoom, Wake, Worker, Workers};
 pub use merge::{MergeFailure, MergeProgress, MergeState, MergeWants};
 
 /// Where a whole request goes, if it needs nothing of the engine.
@@ -51,13 +51,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without a table: it holds what is submitted until it has one. `wake` ends the
-    /// host's sleep.
+    /// The engine of another of `workers`, see [`Engine::of`]. `wake` ends the host's sleep.
     ///
-    /// # Panics
-    /// Where the process has no room for another worker ([`crate::workers::MAX_WORKERS`]).
-    pub fn new(workers: Arc<Workers>, wake: Box<dyn Wake>, config: EngineConfig) -> Engine {
-        let worker = workers.register(wake).expect("room for another worker");
+    /// # Errors
+    /// There is no room for another ([`crate::workers::MAX_WORKERS`]).
+    pub fn new(
+        workers: &Arc<Workers>,
+        wake: Box<dyn Wake>,
+        config: EngineConfig,
+    ) -> Result<Engine, NoRoom> {
+        workers.register(wake).map(|worker| Engine::of(worker, config))
+    }
+
+    /// An engine without a table: it holds what is submitted until it has one.
+    pub fn of(worker: Worker, config: EngineConfig) -> Engine {
         Engine { table: None, core: Core::new(worker, config) }
     }
 

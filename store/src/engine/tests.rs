@@ -11,7 +11,7 @@ impl Wake for Nobody {
 fn a_worker_without_a_table_can_sleep_after_a_wake() {
     let workers = Arc::new(Workers::with_capacity(1));
     let config = EngineConfig { scratch: 8192, requests: 1, claims: 1 };
-    let mut engine = Engine::new(workers.clone(), Box::new(Nobody), config);
+    let mut engine = Engine::new(&workers, Box::new(Nobody), config).unwrap();
     workers.wake(u64::MAX);
     assert!(!engine.may_sleep());
     engine.step();

@@ -186,7 +186,7 @@ impl World {
             claims: self.config.claims,
         };
         let wake = Box::new(Flag(woken.clone()));
-        let mut engine = Engine::new(self.workers.clone(), wake, config);
+        let mut engine = Engine::new(&self.workers, wake, config).unwrap();
         engine.bind(self.devices[device].table.clone());
         self.sim.add_host(self.config.scratch as usize);
         self.hosts.push(Host {

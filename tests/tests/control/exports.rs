@@ -209,3 +209,33 @@ fn a_queue_that_does_little_takes_little_memory() {
     drop(connected);
     world.stop();
 }
+
+/// Queues may take all places there are for them, and then there are some left for flushes.
+#[test]
+fn more_queues_than_there_is_room_for_are_refused_and_flushes_go_on() {
+    const ROOM: u64 = 480;
+    const EACH: u64 = 62;
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    let add = |n: u64, queues: u64| {
+        let (id, socket) = (format!("e{n}"), scratch.socket(&format!("e{n}.sock")));
+        let mut add = export_args(&id, "d", &socket, true);
+        add["num-queues"] = json!(queues);
+        add
+    };
+    for n in 0..ROOM / EACH {
+        world.call("block-export-add", add(n, EACH));
+    }
+    let said = world.refused("block-export-add", add(100, EACH));
+    assert!(said.contains("480 queues") && said.contains("delete an export"), "{said}");
+    // What those took that could be had was given back.
+    world.call("block-export-add", add(101, ROOM % EACH));
+    world.refused("block-export-add", add(102, 1));
+    world.call("device-suspend", json!({"name": "d"}));
+    world.call("device-resume", json!({"name": "d"}));
+    world.call("block-export-del", json!({"id": "e0", "mode": "hard"}));
+    world.call("block-export-add", add(102, 1));
+    world.stop();
+}

@@ -80,7 +80,7 @@ fn chunks_are_moved_a_few_at_a_time() {
     world.file("store", LEN);
     world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
     let config = EngineConfig { claims: 4, ..EngineConfig::default() };
-    let mut engine = Engine::new(world.devices.workers().clone(), Box::new(NoWake), config);
+    let mut engine = Engine::new(world.devices.workers(), Box::new(NoWake), config).unwrap();
     engine.bind(Some(world.table("disk")));
     (0..16).for_each(|chunk| write(&mut engine, chunk, false));
     for _ in 0..4 {
@@ -323,7 +323,7 @@ fn a_store_is_not_read_while_its_old_table_is_live() {
     world.device("disk", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
     let (workers, table) = (world.devices.workers().clone(), world.table("disk"));
     let in_flight = move || {
-        let mut engine = Engine::new(workers, Box::new(NoWake), EngineConfig::default());
+        let mut engine = Engine::new(&workers, Box::new(NoWake), EngineConfig::default()).unwrap();
         engine.bind(Some(table));
         write(&mut engine, 5, false);
         while engine.pop_finished().is_none() {

@@ -258,7 +258,7 @@ impl World {
     pub(super) fn add_host(&mut self, scratch: u32) -> usize {
         let config = EngineConfig { scratch, requests: 64, claims: 64 };
         self.hosts.push(Host {
-            engine: Engine::new(self.workers.clone(), Box::new(Nobody), config),
+            engine: Engine::new(&self.workers, Box::new(Nobody), config).unwrap(),
             scratch: vec![0xee; scratch as usize],
             flights: Vec::new(),
             data: HashMap::new(),
