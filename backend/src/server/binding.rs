@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,13 +17,14 @@ use snapblk_store::table::Table;
 use snapblk_store::units::Sector;
 use snapblk_store::workers::Wake;
 
+use super::failures::Failed;
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Geometry};
 use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
 
 /// A device and what its workers are made with.
 pub(super) struct Served {
     devices: Arc<Devices>,
-    failed: Mutex<Sender<(String, bool)>>,
+    failed: Failed,
     device: String,
     writable: bool,
     options: IoOptions,
@@ -32,16 +32,16 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// `failed` is told the device's name, and whether it was a read, of requests that fail.
+    /// `failed` is told of requests that fail.
     pub(super) fn new(
         devices: Arc<Devices>,
         device: &str,
         writable: bool,
         options: IoOptions,
-        failed: Sender<(String, bool)>,
+        failed: Failed,
     ) -> Arc<Served> {
         let last = Mutex::new(Geometry { size: Sector(0), read_only: false });
-        let (failed, device) = (Mutex::new(failed), device.into());
+        let device = device.into();
         Arc::new(Served { devices, failed, device, writable, options, last })
     }
 }
@@ -87,9 +87,7 @@ impl Binding for Served {
     }
 
     fn request_failed(&self, read: bool) {
-        let failed = self.failed.lock().expect("channel lock poisoned");
-        // Nobody listens where the process ends.
-        let _ = failed.send((self.device.clone(), read));
+        self.failed.note(read);
     }
 
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<Table>>) {

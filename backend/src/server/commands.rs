@@ -177,7 +177,7 @@ impl Server {
             serial: c.node_name.clone(),
             polling,
         };
-        let failed = self.failed.lock().expect("channel lock poisoned").clone();
+        let failed = self.failures.of(&c.node_name);
         let (devices, device) = (self.devices.clone(), &c.node_name);
         let binding = Served::new(devices, device, writable, self.options, failed);
         let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))

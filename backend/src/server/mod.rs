@@ -5,6 +5,7 @@
 mod binding;
 mod commands;
 mod commit;
+mod failures;
 mod flush_interval;
 mod info;
 mod lockfs;
@@ -33,6 +34,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+use failures::Failures;
 pub use flush_interval::FlushInterval;
 use lockfs::Lockfs;
 pub use on_full::OnFull;
@@ -70,8 +72,7 @@ pub struct Server {
     events: Arc<Events>,
     jobs: Arc<Jobs>,
     ends: Mutex<Sender<End>>,
-    /// Takes the names of devices on which a guest's request failed, and whether it was a read.
-    failed: Mutex<Sender<(String, bool)>>,
+    failures: Failures,
     options: IoOptions,
     lockfs: Lockfs,
 }
@@ -108,6 +109,7 @@ impl Server {
         let (events_of, resizes_of) = (events.clone(), resizes.clone());
         let devices_of = Arc::downgrade(&devices);
         Passing { happens, events: events_of, resizes: resizes_of, devices: devices_of }.start();
+        let tells = events.clone();
         let server = Server {
             devices,
             exports: Mutex::default(),
@@ -115,7 +117,7 @@ impl Server {
             resizes,
             jobs: Jobs::new(events.clone()),
             lockfs: Lockfs::new(agents, &events),
-            failed: Mutex::new(tell_failures(events.clone())),
+            failures: Failures::new(move |device, read| tells.emit(&failed(device, read))),
             events,
             ends: Mutex::new(ends),
             options,
@@ -235,25 +237,16 @@ fn log_failure(event: &Event) {
     }
 }
 
-/// Passes failed requests on as events; they come from workers, which must not wait for a client.
-fn tell_failures(events: Arc<Events>) -> Sender<(String, bool)> {
-    let (send, receive) = channel::<(String, bool)>();
-    let spawned = std::thread::Builder::new().name("failures".into()).spawn(move || {
-        for (device, read) in receive {
-            events.emit(&Event::BlockIoError(BlockIoError {
-                node_name: Some(device.clone()),
-                device,
-                operation: if read { IoOperation::Read } else { IoOperation::Write },
-                action: ErrorAction::Report,
-                nospace: None,
-                reason: "Input/output error".into(),
-            }));
-        }
-    });
-    if let Err(error) = spawned {
-        tracing::error!("events of failed requests are lost: {error}");
-    }
-    send
+/// The event of failed requests: one for all that failed since the last.
+fn failed(device: &str, read: bool) -> Event {
+    Event::BlockIoError(BlockIoError {
+        node_name: Some(device.into()),
+        device: device.into(),
+        operation: if read { IoOperation::Read } else { IoOperation::Write },
+        action: ErrorAction::Report,
+        nospace: None,
+        reason: "Input/output error".into(),
+    })
 }
 
 fn monitor_event(event: DeviceEvent) -> Option<Event> {
