@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use snapblk_store::control::Event;
+use snapblk_store::control::event::ErrorAction;
 
 use crate::wire;
 
@@ -42,7 +43,7 @@ struct Hub {
 struct Held {
     /// For each thing about which an event went out lately: until when others wait, and the
     /// last of them.
-    by_subject: HashMap<String, (Instant, Option<Event>)>,
+    by_subject: HashMap<Subject, (Instant, Option<Event>)>,
     /// A thread will see to them.
     attended: bool,
 }
@@ -100,9 +101,9 @@ impl Events {
     }
 
     /// Whether another event about `subject` went out so lately that this one is held back.
-    fn hold(&self, subject: &str, event: &Event) -> bool {
+    fn hold(&self, subject: Subject, event: &Event) -> bool {
         let mut held = self.hub.held.lock().expect("held events lock poisoned");
-        if let Some((_, last)) = held.by_subject.get_mut(subject) {
+        if let Some((_, last)) = held.by_subject.get_mut(&subject) {
             *last = Some(event.clone());
             return true;
         }
@@ -118,15 +119,28 @@ impl Events {
                 }
             }
         }
-        held.by_subject.insert(subject.to_owned(), (Instant::now() + self.period, None));
+        held.by_subject.insert(subject, (Instant::now() + self.period, None));
         false
     }
 }
 
+/// What an event is about: a device, and what whoever hears of it is to do. That a store is full
+/// shall not be lost among requests that failed.
+#[derive(PartialEq, Eq, Hash)]
+struct Subject {
+    device: String,
+    action: ErrorAction,
+    nospace: Option<bool>,
+}
+
 /// What an event is about, where a guest can provoke any number of them.
-fn subject(event: &Event) -> Option<&str> {
+fn subject(event: &Event) -> Option<Subject> {
     match event {
-        Event::BlockIoError(error) => Some(&error.device),
+        Event::BlockIoError(error) => Some(Subject {
+            device: error.device.clone(),
+            action: error.action,
+            nospace: error.nospace,
+        }),
         _ => None,
     }
 }
@@ -184,7 +198,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use serde_json::Value;
-    use snapblk_store::control::event::{BlockIoError, DeviceChanged, ErrorAction, IoOperation};
+    use snapblk_store::control::event::{BlockIoError, DeviceChanged, IoOperation};
 
     use super::*;
 
@@ -240,6 +254,19 @@ mod tests {
         events.emit(&error("a", 1));
         assert_eq!(next()["reason"], "1");
         assert!(began.elapsed() >= 2 * period);
+    }
+
+    #[test]
+    fn a_full_store_is_told_of_among_errors() {
+        let events = Events::with_period(FOREVER);
+        let (_ear, hear) = ear(&events);
+        let mut full = error("a", 1);
+        if let Event::BlockIoError(full) = &mut full {
+            (full.action, full.nospace) = (ErrorAction::Stop, Some(true));
+        }
+        [error("a", 0), full.clone(), error("a", 2), full].iter().for_each(|it| events.emit(it));
+        let heard: Vec<_> = hear.try_iter().map(|line| line["data"]["action"].clone()).collect();
+        assert_eq!(heard, ["report", "stop"]);
     }
 
     #[test]
