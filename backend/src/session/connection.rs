@@ -115,6 +115,10 @@ impl Connection {
                 self.fds.extend(fds);
             }
         }
+        // Each part of a message may bring as many as a whole one.
+        if self.fds.len() > MAX_FDS {
+            return Err(BadStream::Descriptors(self.fds.len()).into());
+        }
         if bytes == 0 { Err(Ended::HungUp) } else { Ok(bytes) }
     }
 
@@ -185,6 +189,9 @@ impl AsFd for Connection {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     fn pair() -> (UnixStream, Connection) {
         let (peer, ours) = UnixStream::pair().unwrap();
@@ -209,6 +216,20 @@ mod tests {
         peer.write_all(&bytes[bytes.len() - 1..]).unwrap();
         let envelope = connection.receive().unwrap().unwrap();
         assert_eq!((envelope.header.code, &envelope.payload[..]), (2, &[7; 8][..]));
+    }
+
+    #[test]
+    fn a_message_in_parts_brings_no_more_descriptors_than_a_whole_one() {
+        let (peer, mut connection) = pair();
+        let some = [peer.as_raw_fd(); MAX_FDS - 1];
+        let bytes = message(5, &[]);
+        for (byte, fds) in bytes.chunks(1).zip([&some[..], &some[..1], &some[..0]]) {
+            peer.send_with_fds(&[byte], fds).unwrap();
+            assert!(connection.receive().unwrap().is_none());
+        }
+        peer.send_with_fds(&[&bytes[3..4]], &some[..1]).unwrap();
+        let ended = connection.receive();
+        assert!(matches!(ended, Err(Ended::BadStream(BadStream::Descriptors(33)))), "{ended:?}");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) enum BadStream {
     Reply,
     #[error("a payload of {0} bytes, at most {MAX_PAYLOAD} are taken")]
     TooLong(usize),
+    #[error("{0} descriptors with one message, at most {MAX_FDS} are taken")]
+    Descriptors(usize),
 }
 
 /// The message is refused; the next one may do better.
