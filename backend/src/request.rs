@@ -38,6 +38,10 @@ pub enum BlkStatus {
 /// Pieces of a chain that are kept: the most segments, and a status byte apart.
 const MAX_PIECES: usize = SEG_MAX as usize + 1;
 
+/// Pieces that a request's data may have where it lies in several regions of memory: as many as
+/// one system call takes (IOV_MAX). No slot's list grows beyond that with the number of regions.
+const MAX_IOVECS: usize = 1024;
+
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -245,6 +249,11 @@ fn map_data(
     let mut len = 0u32;
     for piece in pieces {
         memory.push_iovecs(piece.address, piece.len, data).map_err(|_| BlkStatus::IoError)?;
+        if data.len() > MAX_IOVECS {
+            // The list has no more room than a piece of all regions took.
+            data.clear();
+            return Err(BlkStatus::IoError);
+        }
         len = len.checked_add(piece.len).ok_or(BlkStatus::IoError)?;
     }
     Ok(len)

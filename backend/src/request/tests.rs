@@ -8,6 +8,7 @@ use virtio_queue::desc::split::Descriptor as Split;
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Address, Bytes};
 
+use crate::memory::Region;
 use crate::vring::{Vring, VringSetup};
 
 const MEMORY: u64 = 0x40_0000;
@@ -140,6 +141,30 @@ fn any_layout() {
     assert_eq!(asked, Asked::Data { op: Op::Read, sector: Sector(0), len: 512 });
     assert_eq!(slot.status, Some(GuestAddress(DATA + 512)));
     assert_eq!(lens(&slot), [512]);
+}
+
+/// Each part of a request may lie in as many regions as there are: the list has an end before that.
+#[test]
+fn data_in_too_many_regions_is_refused() {
+    const REGIONS: u64 = 128;
+    let mut guest = Guest::new();
+    for n in 0..REGIONS {
+        let file = rustix::fs::memfd_create("region", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        let at = MEMORY + n * 512;
+        let region = Region { guest: at, size: 512, user: at, file_offset: 0 };
+        guest.memory = guest.memory.with_region(region, file).unwrap();
+    }
+    guest.header(1, 0);
+    for (parts, pieces) in [(8, 1024), (9, 0)] {
+        let mut table = vec![(HEADER, 16, NEXT, 1)];
+        table.extend((0..parts).map(|n| (MEMORY, REGIONS as u32 * 512, NEXT, n + 2)));
+        table.push((STATUS, 1, WRITE, 0));
+        let (asked, slot) = guest.ask(&table);
+        assert_eq!(asked == IO_ERROR, parts == 9, "{parts} parts");
+        assert_eq!(slot.data.len(), pieces);
+        assert!(slot.data.capacity() <= 2048 && slot.status.is_some());
+    }
 }
 
 /// Known bug 18, scenario 66.
