@@ -100,7 +100,7 @@ impl Server {
             job,
             activates,
             say,
-            now: Mutex::new(Now { stage: Stage::Resting, paused: false, before: 0 }),
+            now: Mutex::new(Now { stage: Stage::CHANGING, paused: false, before: 0 }),
         });
         let driver = commit.clone();
         let handle = self.jobs.create(spec, |_| driver)?;
@@ -158,13 +158,22 @@ enum Said {
 
 /// Where the work is.
 enum Stage {
-    /// Nothing is at work: it begins, is ready, or all is done.
+    /// All is done.
     Resting,
+    /// It begins, or its layers leave the chain, which nobody can call back: a cancel is remembered
+    /// meanwhile, and carried out next.
+    Changing {
+        cancelled: bool,
+    },
     Copying(CommitHandle),
     Ready,
     Merging(Option<MergeHandle>),
     /// The device's own store goes into a layer, step by step.
     Following(Option<CommitHandle>),
+}
+
+impl Stage {
+    const CHANGING: Stage = Stage::Changing { cancelled: false };
 }
 
 struct Now {
@@ -173,6 +182,15 @@ struct Now {
     paused: bool,
     /// Bytes that were copied before the stage in hand.
     before: u64,
+}
+
+impl Now {
+    /// Goes on to `stage`, unless it was cancelled since there was nothing to cancel.
+    fn go_on(&mut self, stage: Stage) -> bool {
+        let cancelled = matches!(self.stage, Stage::Changing { cancelled: true });
+        self.stage = stage;
+        !cancelled
+    }
 }
 
 /// The work of one job.
@@ -225,7 +243,9 @@ impl Commit {
             if now.paused {
                 copy.pause();
             }
-            now.stage = stage(copy.clone());
+            if !now.go_on(stage(copy.clone())) {
+                copy.cancel();
+            }
         }
         self.attach(server, Arc::new(copy))
     }
@@ -331,7 +351,14 @@ impl Commit {
                 _ => (0, false),
             };
             now.before += copied;
-            now.stage = if follows { Stage::Following(None) } else { Stage::Resting };
+            let next = match self.activates {
+                _ if follows => Stage::Following(None),
+                true => Stage::CHANGING,
+                false => Stage::Resting,
+            };
+            if !now.go_on(next) {
+                return Some(Outcome::Cancelled);
+            }
             follows
         };
         if !self.activates {
@@ -343,7 +370,9 @@ impl Commit {
         if follows {
             return self.follow(server);
         }
-        self.now().stage = Stage::Ready;
+        if !self.now().go_on(Stage::Ready) {
+            return Some(Outcome::Cancelled);
+        }
         self.tell(handle);
         None
     }
@@ -352,7 +381,7 @@ impl Commit {
     fn tell(&self, handle: &JobHandle) {
         let now = self.now();
         match &now.stage {
-            Stage::Resting => {}
+            Stage::Resting | Stage::Changing { .. } => {}
             Stage::Copying(copy) | Stage::Following(Some(copy)) => {
                 let progress = copy.progress();
                 handle.progress(now.before + progress.done, now.before + progress.total);
@@ -386,7 +415,11 @@ impl JobDriver for Commit {
         match &now.stage {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.pause(),
             Stage::Merging(Some(merge)) => merge.pause(),
-            Stage::Resting | Stage::Ready | Stage::Merging(None) | Stage::Following(None) => {}
+            Stage::Resting
+            | Stage::Changing { .. }
+            | Stage::Ready
+            | Stage::Merging(None)
+            | Stage::Following(None) => {}
         }
     }
 
@@ -396,14 +429,19 @@ impl JobDriver for Commit {
         match &now.stage {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.resume(),
             Stage::Merging(Some(merge)) => merge.resume(),
-            Stage::Resting | Stage::Ready | Stage::Merging(None) | Stage::Following(None) => {}
+            Stage::Resting
+            | Stage::Changing { .. }
+            | Stage::Ready
+            | Stage::Merging(None)
+            | Stage::Following(None) => {}
         }
     }
 
     fn cancel(&self) -> Result<(), String> {
         let mut now = self.now();
-        match &now.stage {
+        match &mut now.stage {
             Stage::Copying(copy) => copy.cancel(),
+            Stage::Changing { cancelled } => *cancelled = true,
             Stage::Ready => {
                 now.stage = Stage::Resting;
                 self.send(Said::Cancelled);
@@ -454,5 +492,31 @@ impl JobDriver for Commit {
             server.forget_commit(&self.id);
             error.to_string()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancel_is_remembered_while_the_layers_leave() {
+        let (say, said) = channel();
+        let commit = Commit {
+            server: Weak::new(),
+            id: "job".into(),
+            job: CommitJob::default(),
+            activates: true,
+            say,
+            now: Mutex::new(Now { stage: Stage::CHANGING, paused: false, before: 0 }),
+        };
+        assert!(commit.now().go_on(Stage::CHANGING), "it began");
+        commit.cancel().unwrap();
+        assert!(matches!(commit.now().stage, Stage::Changing { cancelled: true }));
+        assert!(!commit.now().go_on(Stage::Ready), "the layers have left, and it is cancelled");
+        assert!(said.try_recv().is_err(), "which is said once");
+        assert!(commit.now().go_on(Stage::Ready));
+        commit.cancel().unwrap();
+        assert!(matches!(said.try_recv(), Ok(Said::Cancelled)));
     }
 }
