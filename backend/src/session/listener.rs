@@ -43,8 +43,20 @@ impl SocketAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another process serves there.
-    #[error("{} is served by another process", .0.display())]
+    #[error("{} is served by another process; end that, or name another path", .0.display())]
     InUse(PathBuf),
+    /// A socket, and whether anybody serves there cannot be said.
+    #[error(
+        "cannot tell whether {} is still served: {error}; allow this process to connect to it, remove \
+         it if nobody serves there, or name another path",
+        .path.display()
+    )]
+    Unknown {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Something that is not a socket.
     #[error("{} is there and is not a socket; remove it or name another path", .0.display())]
     NotASocket(PathBuf),
@@ -134,7 +146,8 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(system)
         }
-        _ => Err(ListenError::InUse(path.to_owned())),
+        Ok(_) => Err(ListenError::InUse(path.to_owned())),
+        Err(error) => Err(ListenError::Unknown { path: path.to_owned(), error }),
     }
 }
 
@@ -157,6 +170,8 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
 
     #[test]
@@ -173,6 +188,18 @@ mod tests {
         let file = Listener::open(SocketAddress::Path(path.clone()));
         assert!(matches!(file, Err(ListenError::NotASocket(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    /// Of another type, which the system says rather than that nobody is there.
+    #[test]
+    fn a_socket_that_cannot_be_tried_is_not_said_to_be_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let _datagrams = UnixDatagram::bind(&path).unwrap();
+        let said = Listener::open(SocketAddress::Path(path.clone())).unwrap_err().to_string();
+        assert!(said.contains("os error") && said.contains("name another path"), "{said}");
+        assert!(!said.contains("another process"), "{said}");
+        assert!(path.exists());
     }
 
     #[test]
