@@ -77,3 +77,18 @@ fn warnings_that_do_not_go_to_a_terminal_have_no_colours() {
     assert!(said.contains("Invalid"), "{said}");
     assert!(!said.contains('\x1b'), "{said}");
 }
+
+#[test]
+fn a_log_that_cannot_be_is_said_so() {
+    let place = Place::new();
+    let said = |log: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_snapblk"));
+        command.args(["info", "nothing"]).current_dir(place.path("")).env("SNAPBLK_LOG", log);
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    let loud = said("snapblk=loud");
+    assert!(loud.contains("SNAPBLK_LOG is \"snapblk=loud\"") && loud.contains("'info'"), "{loud}");
+    for possible in ["snapblk=debug", "info", ""] {
+        assert!(!said(possible).contains("SNAPBLK_LOG"), "{possible}");
+    }
+}

@@ -106,7 +106,10 @@ pub fn main() -> ExitCode {
 /// Warnings and worse on standard error; `SNAPBLK_LOG` asks for more.
 fn start_logging() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("SNAPBLK_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let asked = std::env::var_os("SNAPBLK_LOG").filter(|asked| !asked.is_empty());
+    let filter = asked.as_ref().map(|asked| EnvFilter::try_new(asked.to_string_lossy()));
+    let wrong = filter.as_ref().and_then(|filter| Some(filter.as_ref().err()?.to_string()));
+    let filter = filter.and_then(Result::ok).unwrap_or_else(|| EnvFilter::new("warn"));
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -116,6 +119,12 @@ fn start_logging() {
         .try_init();
     // Only a second start in one process fails, and then the first one serves.
     drop(started);
+    if let (Some(asked), Some(why)) = (asked, wrong) {
+        tracing::warn!(
+            "SNAPBLK_LOG is {asked:?}, which asks for nothing that can be logged ({why}); warnings \
+             are logged, set it as 'info' or 'snapblk=debug' for more"
+        );
+    }
 }
 
 #[cfg(test)]
