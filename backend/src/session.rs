@@ -43,6 +43,8 @@ const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(60);
 /// Messages, or answers, that are followed before the session looks at anything else: a peer may
 /// send them for as long as it likes.
 const AT_ONCE: usize = 32;
+/// Refused messages of one connection that are logged: a front-end may send them without end.
+const COMPLAINTS: u64 = 8;
 /// Between two looks at newcomers once that has passed.
 const REFUSE_EVERY: Duration = Duration::from_millis(50);
 
@@ -264,7 +266,7 @@ impl<T> Session<T> {
 
 /// Follows one message.
 fn follow<T>(
-    connection: &Connection,
+    connection: &mut Connection,
     setup: &mut Setup<T>,
     envelope: Envelope,
 ) -> Result<(), Ended> {
@@ -297,12 +299,18 @@ fn follow<T>(
 
 /// A refused message costs nothing but itself: whoever waits for an answer gets one.
 fn refuse_message<T>(
-    connection: &Connection,
+    connection: &mut Connection,
     setup: &Setup<T>,
     header: &message::Header,
     refusal: &Refusal,
 ) -> Result<(), Ended> {
-    tracing::warn!("a message of the front-end was refused: {refusal}");
+    connection.refused += 1;
+    if connection.refused <= COMPLAINTS {
+        tracing::warn!("a message of the front-end was refused: {refusal}");
+    }
+    if connection.refused == COMPLAINTS {
+        tracing::warn!("what else is refused of this connection is not logged");
+    }
     if matches!(refusal, Refusal::Hangs(_)) {
         return Err(Ended::Hangs);
     }

@@ -1,6 +1,7 @@
 //! One front-end's connection: bytes and descriptors in, whole messages out.
 //!
-//! Owns the socket and the part of a message that has arrived so far. Never blocks on a read, and
+//! Owns the socket, the part of a message that has arrived so far, and the count of those that were
+//! refused. Never blocks on a read, and
 //! on a write only for as long as a reply may take to be read. Never knows what a message says
 //! beyond its header.
 
@@ -52,6 +53,8 @@ pub(super) struct Connection {
     buffer: Box<[u8; HEADER_LEN + MAX_PAYLOAD]>,
     have: usize,
     fds: Vec<OwnedFd>,
+    /// Messages that were refused.
+    pub(super) refused: u64,
 }
 
 impl Connection {
@@ -62,6 +65,7 @@ impl Connection {
             buffer: Box::new([0; HEADER_LEN + MAX_PAYLOAD]),
             have: 0,
             fds: Vec::new(),
+            refused: 0,
         })
     }
 

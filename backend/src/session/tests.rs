@@ -24,6 +24,7 @@ use crate::testing::{
 
 mod inflight;
 mod reconnect;
+mod refused;
 mod resize;
 
 struct Server {
