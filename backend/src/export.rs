@@ -136,7 +136,9 @@ impl Export {
             },
         });
         let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
-        let workers = start_workers(num_queues, options, &binding).map_err(worker_error)?;
+        // By them the log says which disk it is about. The system's names end at a zero byte.
+        let named = id.replace('\0', "\u{fffd}");
+        let workers = start_workers(&named, num_queues, options, &binding).map_err(worker_error)?;
         let session = match Session::listen(
             socket,
             control.clone(),
@@ -161,7 +163,7 @@ impl Export {
         let mut export =
             Export { id: id.clone(), control, session: None, end_workers: Some(end_workers) };
         let thread = std::thread::Builder::new()
-            .name(format!("session {id}"))
+            .name(format!("session {named}"))
             .spawn(move || session.run())
             .map_err(|error| ExportError::Worker { id, error })?;
         export.session = Some(thread);
@@ -222,13 +224,14 @@ fn geometry_of<B: Binding>(
 }
 
 fn start_workers<B: Binding>(
+    export: &str,
     queues: u16,
     options: WorkerOptions,
     binding: &Arc<B>,
 ) -> io::Result<Started<TableOf<B>>> {
     let mut started = Started { handles: Vec::new(), threads: Vec::new() };
     for queue in 0..queues {
-        match spawn(format!("queue {queue}"), options, binding.clone()) {
+        match spawn(format!("queue {queue} of {export}"), options, binding.clone()) {
             Ok((handle, thread)) => {
                 started.handles.push(handle);
                 started.threads.push(thread);

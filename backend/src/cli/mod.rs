@@ -116,6 +116,8 @@ fn start_logging() {
         // Colours are for terminals; a log file or a journal gets plain text.
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // Those of exports have the export's name, at no cost to their requests.
+        .with_thread_names(true)
         .try_init();
     // Only a second start in one process fails, and then the first one serves.
     drop(started);

@@ -92,3 +92,21 @@ fn an_export_that_takes_long_to_stop_holds_nobody_up() {
     deletes.join().unwrap();
     world.stop();
 }
+
+/// Of many disks, the log says which one it is about.
+#[test]
+fn what_is_logged_of_a_session_names_its_export() {
+    let scratch = scratch();
+    let (mut world, mut add, mut socket) = world(&scratch);
+    // Of any name that the monitor takes.
+    (add["id"], add["addr"]["path"]) = (json!("f\0"), json!(scratch.socket("f.sock")));
+    world.call("block-export-add", add);
+    // A request that there is not.
+    socket.write_all([4711u32, 1, 0].map(u32::to_ne_bytes).as_flattened()).unwrap();
+    let begin = Instant::now();
+    while !world.server.stderr().contains("session e a message of the front-end was refused") {
+        assert!(begin.elapsed() < PATIENCE, "{}", world.server.stderr());
+    }
+    assert!(sleeps(world.server.pid(), "queue 0 of e"), "its worker's thread has the name, too");
+    world.stop();
+}
