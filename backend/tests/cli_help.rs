@@ -92,3 +92,15 @@ fn a_log_that_cannot_be_is_said_so() {
         assert!(!said(possible).contains("SNAPBLK_LOG"), "{possible}");
     }
 }
+
+#[test]
+fn more_queues_than_an_export_has_are_refused_at_once() {
+    let place = Place::new();
+    for (queues, possible) in [("0", false), ("63", false), ("62", true)] {
+        let said = place.fails(
+            if possible { 1 } else { 2 },
+            &format!("serve --socket-path s --blk-file nothing --num-queues {queues}"),
+        );
+        assert_eq!(said.contains("1..=62"), !possible, "{said}");
+    }
+}

@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, val
 use snapblk_store::exception::Arena;
 
 use crate::cli::ctl::size;
+use crate::server::MAX_QUEUES;
 pub use crate::server::{FlushInterval, OnFull};
 
 mod file;
@@ -209,7 +210,7 @@ impl Args for Serve {
             )
             .arg(
                 each("num-queues", "N", "Virtqueues to offer")
-                    .value_parser(value_parser!(u16).range(1..=1024)),
+                    .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
             )
             .arg(
                 each("state", "FILE", "Keep the state here [default: beside the store]")

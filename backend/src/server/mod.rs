@@ -34,6 +34,7 @@ use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
 use crate::export::Export;
+pub use crate::export::MAX_QUEUES;
 use failures::Failures;
 pub use flush_interval::FlushInterval;
 use lockfs::Lockfs;
