@@ -526,13 +526,22 @@ fn an_export_in_use_stops_hard_only() {
     assert!(!server.path().exists());
 }
 
+/// A disk that no worker serves.
+fn nothing() -> Arc<Disk> {
+    Arc::new(Disk {
+        geometry: Box::new(|| Geometry { size: Sector(8), read_only: false }),
+        block: LogicalBlock::B512,
+        writeback: AtomicBool::new(true),
+        keep_writeback: Box::new(|_| ()),
+    })
+}
+
 /// A front-end may send messages faster than they are followed, for ever.
 #[test]
 fn messages_without_end_are_followed_a_few_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let control = Arc::new(SessionControl::new().unwrap());
-    let geometry = || Geometry { size: Sector(8), read_only: false };
-    let disk = Arc::new(Disk { geometry: Box::new(geometry), block: LogicalBlock::B512 });
+    let disk = nothing();
     let address = SocketAddress::Path(dir.path().join("disk.sock"));
     let session = Session::<TestTable>::listen(
         address,

@@ -23,8 +23,7 @@ impl Write for Log {
 #[test]
 fn the_first_few_are_logged_and_all_are_answered() {
     const MESSAGES: usize = 100;
-    let geometry = || Geometry { size: Sector(8), read_only: false };
-    let disk = Arc::new(Disk { geometry: Box::new(geometry), block: LogicalBlock::B512 });
+    let disk = nothing();
     let mut setup = Setup::<TestTable>::new(disk, Vec::new());
     let (peer, ours) = UnixStream::pair().unwrap();
     let mut connection = Connection::new(ours).unwrap();
