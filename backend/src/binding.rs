@@ -129,10 +129,10 @@ pub trait Binding: Send + Sync + 'static {
     fn io(&self) -> io::Result<Self::Io>;
     /// The device as it is now; as it was last where it has no table.
     fn geometry(&self) -> Geometry;
-    /// Whether every write is to be durable when it ends, as the guest set it last.
-    fn is_write_through(&self) -> bool;
+    /// Whether every write is to be durable when it ends, as the export's guest set it last.
+    fn is_write_through(&self, export: &str) -> bool;
     /// The guest set it. Returns when that outlives the process, as far as it can.
-    fn set_write_through(&self, on: bool);
+    fn set_write_through(&self, export: &str, on: bool);
     /// A guest's request could not be carried out. Called by a worker, seldom; must not block.
     fn request_failed(&self, read: bool);
     /// An export's workers begin to serve the device. They start suspended and without a table:

@@ -129,10 +129,10 @@ impl Export {
         let disk = Arc::new(Disk {
             geometry: geometry_of(&binding, writable),
             block: logical_block,
-            writeback: AtomicBool::new(!binding.is_write_through()),
+            writeback: AtomicBool::new(!binding.is_write_through(&id)),
             keep_writeback: {
-                let binding = binding.clone();
-                Box::new(move |writeback| binding.set_write_through(!writeback))
+                let (id, binding) = (id.clone(), binding.clone());
+                Box::new(move |writeback| binding.set_write_through(&id, !writeback))
             },
         });
         let options = WorkerOptions { serial: serial_of(&serial), writable, polling };

@@ -545,11 +545,11 @@ impl Binding for TestBinding {
         Geometry { size: self.disk.size(), read_only: self.read_only }
     }
 
-    fn is_write_through(&self) -> bool {
+    fn is_write_through(&self, _export: &str) -> bool {
         self.disk.write_through.load(Ordering::SeqCst)
     }
 
-    fn set_write_through(&self, on: bool) {
+    fn set_write_through(&self, _export: &str, on: bool) {
         self.disk.write_through.store(on, Ordering::SeqCst);
     }
 

@@ -156,6 +156,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     commit_wanted: bool,
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
+    /// The driver turned its cache off while there was nothing to flush.
+    owes_flush: bool,
     stopping: bool,
     /// Is told of requests that failed, and whether they were reads.
     failed: Box<dyn Fn(bool)>,
@@ -198,6 +200,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             drains: None,
             commit_wanted: false,
             own_flush: false,
+            owes_flush: false,
             stopping: false,
             failed,
         }
@@ -437,18 +440,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// wait.
     fn may_follow(&self, mail: &Mail<E::Table>) -> bool {
         match &self.quiesce {
-            // What was written by a table that is gone, unflushed, is durable with the next.
-            None => !matches!(mail, Mail::WriteThrough { on: true, .. } if self.rests()),
+            None => true,
             Some(quiesce) => match mail {
                 Mail::Resume { .. } => quiesce.is_suspend(),
                 mail => matches!(mail, Mail::Commit),
             },
         }
-    }
-
-    /// A ring waits for a table.
-    fn rests(&self) -> bool {
-        self.gate == Gate::Closed && self.ring.is_some() && !self.stopping
     }
 
     fn follow(&mut self, mail: Mail<E::Table>) {
@@ -518,8 +515,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
         self.engine.bind(table.clone());
         self.io.adopt_files(self.engine.files());
-        self.table = table;
         self.gate = Gate::Open;
+        if table.is_some() && std::mem::take(&mut self.owes_flush) {
+            self.begin_quiesce(Quiesce::write_through(None));
+        }
+        self.table = table;
     }
 
     /// Keeps nothing of the table that it served.

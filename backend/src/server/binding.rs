@@ -71,15 +71,14 @@ impl Binding for Served {
         *last
     }
 
-    fn is_write_through(&self) -> bool {
-        self.devices.is_write_through(&self.device)
+    fn is_write_through(&self, export: &str) -> bool {
+        self.devices.is_write_through(&self.device, export)
     }
 
-    fn set_write_through(&self, on: bool) {
-        if let Err(error) = self.devices.set_write_through(&self.device, on) {
-            let device = &self.device;
+    fn set_write_through(&self, export: &str, on: bool) {
+        if let Err(error) = self.devices.set_write_through(&self.device, export, on) {
             tracing::error!(
-                "that the guest of '{device}' turned its write cache {} cannot be kept: {error}; \
+                "that the guest of the export '{export}' turned its write cache {} cannot be kept: {error}; \
                  a restart of this process would forget it",
                 if on { "off" } else { "on" }
             );

@@ -19,7 +19,9 @@ use snapblk_store::lines::parse_table;
 use super::binding::Served;
 use super::{End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
-use crate::export::{Export, ExportConfig, Polling, SocketAddress as Listen, StopMode};
+use crate::export::{
+    Export, ExportConfig, ExportError, Polling, SocketAddress as Listen, StopMode,
+};
 
 /// The monitor's hands.
 pub(super) struct Hands(pub(super) Arc<Server>);
@@ -196,6 +198,11 @@ impl Server {
         let taken = match self.exports().get_mut(&c.id) {
             None => {
                 return Err(CommandError::generic(format!("there is no export '{}'", c.id)));
+            }
+            Some(Exported { export: Some(export), .. })
+                if mode == StopMode::Safe && export.is_connected() =>
+            {
+                return Err(CommandError::generic(ExportError::InUse(c.id.clone()).to_string()));
             }
             Some(exported) => exported.export.take(),
         };

@@ -100,7 +100,14 @@ impl Server {
             job,
             activates,
             say,
-            now: Mutex::new(Now { stage: Stage::CHANGING, paused: false, before: 0 }),
+            now: Mutex::new(Now {
+                stage: match &begin {
+                    Begin::Work(_) => Stage::Changing,
+                    Begin::Pivoted(Pivot::Merges) => Stage::Merging(None),
+                    Begin::Pivoted(Pivot::Steps) => Stage::Following(None),
+                },
+                ..Now::begin()
+            }),
         });
         let driver = commit.clone();
         let handle = self.jobs.create(spec, |_| driver)?;
@@ -115,7 +122,6 @@ impl Server {
             }
             Begin::Pivoted(Pivot::Merges) => commit.merge(self),
             Begin::Pivoted(Pivot::Steps) => {
-                commit.now().stage = Stage::Following(None);
                 commit.send(Said::Pivoted(Pivot::Steps));
                 Ok(())
             }
@@ -160,11 +166,8 @@ enum Said {
 enum Stage {
     /// All is done.
     Resting,
-    /// It begins, or its layers leave the chain, which nobody can call back: a cancel is remembered
-    /// meanwhile, and carried out next.
-    Changing {
-        cancelled: bool,
-    },
+    /// It begins, or its layers leave the chain, which nobody can call back.
+    Changing,
     Copying(CommitHandle),
     Ready,
     Merging(Option<MergeHandle>),
@@ -172,12 +175,11 @@ enum Stage {
     Following(Option<CommitHandle>),
 }
 
-impl Stage {
-    const CHANGING: Stage = Stage::Changing { cancelled: false };
-}
-
 struct Now {
     stage: Stage,
+    /// A cancel came while there was nothing to cancel, or too late for the copy: it is carried out
+    /// next.
+    cancelled: bool,
     /// The user wants it paused.
     paused: bool,
     /// Bytes that were copied before the stage in hand.
@@ -185,11 +187,14 @@ struct Now {
 }
 
 impl Now {
-    /// Goes on to `stage`, unless it was cancelled since there was nothing to cancel.
+    fn begin() -> Now {
+        Now { stage: Stage::Changing, cancelled: false, paused: false, before: 0 }
+    }
+
+    /// Goes on to `stage`, unless it was cancelled.
     fn go_on(&mut self, stage: Stage) -> bool {
-        let cancelled = matches!(self.stage, Stage::Changing { cancelled: true });
         self.stage = stage;
-        !cancelled
+        !std::mem::take(&mut self.cancelled)
     }
 }
 
@@ -353,7 +358,7 @@ impl Commit {
             now.before += copied;
             let next = match self.activates {
                 _ if follows => Stage::Following(None),
-                true => Stage::CHANGING,
+                true => Stage::Changing,
                 false => Stage::Resting,
             };
             if !now.go_on(next) {
@@ -381,7 +386,7 @@ impl Commit {
     fn tell(&self, handle: &JobHandle) {
         let now = self.now();
         match &now.stage {
-            Stage::Resting | Stage::Changing { .. } => {}
+            Stage::Resting | Stage::Changing => {}
             Stage::Copying(copy) | Stage::Following(Some(copy)) => {
                 let progress = copy.progress();
                 handle.progress(now.before + progress.done, now.before + progress.total);
@@ -416,7 +421,7 @@ impl JobDriver for Commit {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.pause(),
             Stage::Merging(Some(merge)) => merge.pause(),
             Stage::Resting
-            | Stage::Changing { .. }
+            | Stage::Changing
             | Stage::Ready
             | Stage::Merging(None)
             | Stage::Following(None) => {}
@@ -430,7 +435,7 @@ impl JobDriver for Commit {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.resume(),
             Stage::Merging(Some(merge)) => merge.resume(),
             Stage::Resting
-            | Stage::Changing { .. }
+            | Stage::Changing
             | Stage::Ready
             | Stage::Merging(None)
             | Stage::Following(None) => {}
@@ -440,8 +445,11 @@ impl JobDriver for Commit {
     fn cancel(&self) -> Result<(), String> {
         let mut now = self.now();
         match &mut now.stage {
-            Stage::Copying(copy) => copy.cancel(),
-            Stage::Changing { cancelled } => *cancelled = true,
+            Stage::Copying(copy) => {
+                copy.cancel();
+                now.cancelled = true;
+            }
+            Stage::Changing => now.cancelled = true,
             Stage::Ready => {
                 now.stage = Stage::Resting;
                 self.send(Said::Cancelled);
@@ -508,11 +516,11 @@ mod tests {
             job: CommitJob::default(),
             activates: true,
             say,
-            now: Mutex::new(Now { stage: Stage::CHANGING, paused: false, before: 0 }),
+            now: Mutex::new(Now::begin()),
         };
-        assert!(commit.now().go_on(Stage::CHANGING), "it began");
+        assert!(commit.now().go_on(Stage::Changing), "it began");
         commit.cancel().unwrap();
-        assert!(matches!(commit.now().stage, Stage::Changing { cancelled: true }));
+        assert!(matches!(commit.now().stage, Stage::Changing));
         assert!(!commit.now().go_on(Stage::Ready), "the layers have left, and it is cancelled");
         assert!(said.try_recv().is_err(), "which is said once");
         assert!(commit.now().go_on(Stage::Ready));

@@ -6,7 +6,7 @@
 //! failed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ pub(super) struct Failures(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    exports: Mutex<Vec<Weak<Flags>>>,
+    /// Those that are gone stay until what they said last was passed on.
+    exports: Mutex<Vec<Arc<Flags>>>,
     /// Who passes them on.
     thread: OnceLock<Thread>,
     /// There may be a flag that is set.
@@ -30,6 +31,12 @@ struct Flags {
     device: String,
     read: AtomicBool,
     write: AtomicBool,
+}
+
+impl Flags {
+    fn is_set(&self) -> bool {
+        self.read.load(Ordering::Acquire) || self.write.load(Ordering::Acquire)
+    }
 }
 
 /// Where the workers of one export say that a request failed.
@@ -53,6 +60,7 @@ impl Failures {
                     std::thread::park();
                 }
             }
+            sees.pass_on(&mut tell);
         });
         match spawned {
             Ok(thread) => drop(shared.thread.set(thread.thread().clone())),
@@ -65,9 +73,7 @@ impl Failures {
     pub(super) fn of(&self, device: &str) -> Failed {
         let (read, write) = (AtomicBool::new(false), AtomicBool::new(false));
         let flags = Arc::new(Flags { device: device.into(), read, write });
-        let mut exports = self.0.exports();
-        exports.retain(|flags| flags.strong_count() != 0);
-        exports.push(Arc::downgrade(&flags));
+        self.0.exports().push(flags.clone());
         Failed { flags, shared: self.0.clone() }
     }
 }
@@ -90,7 +96,7 @@ impl Failed {
 }
 
 impl Shared {
-    fn exports(&self) -> MutexGuard<'_, Vec<Weak<Flags>>> {
+    fn exports(&self) -> MutexGuard<'_, Vec<Arc<Flags>>> {
         // A list of which every state is one: a panic elsewhere spoils nothing.
         self.exports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,8 +109,8 @@ impl Shared {
     }
 
     fn pass_on(&self, tell: &mut impl FnMut(&str, bool)) {
-        let exports: Vec<Arc<Flags>> = self.exports().iter().filter_map(Weak::upgrade).collect();
-        for flags in exports {
+        let mut exports = self.exports().clone();
+        for flags in &exports {
             for (flag, read) in [(&flags.read, true), (&flags.write, false)] {
                 // Cleared first: what fails while it is told is told again.
                 if flag.swap(false, Ordering::AcqRel) {
@@ -112,6 +118,9 @@ impl Shared {
                 }
             }
         }
+        // Of those that are gone this list and that one have the last.
+        exports.retain(|flags| Arc::strong_count(flags) == 2 && !flags.is_set());
+        self.exports().retain(|flags| !exports.iter().any(|gone| Arc::ptr_eq(gone, flags)));
     }
 }
 
@@ -121,6 +130,26 @@ mod tests {
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
     use crate::testing::PATIENCE;
+
+    /// The last requests of an export fail when it stops.
+    #[test]
+    fn what_an_export_says_last_is_told_when_it_is_gone() {
+        let (told, hears) = channel();
+        let failures = Failures::new(move |device, read| {
+            told.send((device.to_owned(), read)).unwrap();
+        });
+        for n in 0..20 {
+            let (name, read) = (format!("disk{n}"), n % 2 == 0);
+            failures.of(&name).note(read);
+            assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), (name, read));
+        }
+        failures.of("last").note(true);
+        let shared = failures.0.clone();
+        drop(failures);
+        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("last".into(), true));
+        assert!(hears.recv_timeout(PATIENCE).is_err(), "the thread has ended");
+        assert!(shared.exports().is_empty(), "and nobody is kept");
+    }
 
     /// Whoever tells of them may be slow, and the guest quick: what waits does not grow.
     #[test]

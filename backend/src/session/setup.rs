@@ -446,7 +446,9 @@ impl<T> Setup<T> {
             vring.running = false;
             return Err(nonsense(format!("vring {index} cannot be started: {e}")));
         }
-        self.tell_size();
+        if self.seen.is_none() && self.channel.is_some() {
+            self.tell_size();
+        }
         Ok(())
     }
 

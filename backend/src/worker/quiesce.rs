@@ -14,9 +14,17 @@ use crate::binding::{DeviceEngine, DeviceIo};
 /// What the rest is for.
 #[derive(Debug)]
 enum Purpose {
-    Suspend { flush: bool, reply: Reply<Outcome> },
-    StopRing { reply: Reply<Option<u16>> },
-    WriteThrough { reply: Reply<Outcome> },
+    Suspend {
+        flush: bool,
+        reply: Reply<Outcome>,
+    },
+    StopRing {
+        reply: Reply<Option<u16>>,
+    },
+    /// Nobody asks any more where it was put off.
+    WriteThrough {
+        reply: Option<Reply<Outcome>>,
+    },
 }
 
 /// How far it is.
@@ -46,7 +54,7 @@ impl Quiesce {
         Quiesce { purpose: Purpose::StopRing { reply }, stage: Stage::Draining }
     }
 
-    fn write_through(reply: Reply<Outcome>) -> Quiesce {
+    pub(super) fn write_through(reply: Option<Reply<Outcome>>) -> Quiesce {
         Quiesce { purpose: Purpose::WriteThrough { reply }, stage: Stage::Draining }
     }
 
@@ -84,9 +92,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     pub(super) fn set_write_through(&mut self, on: bool, reply: Reply<Outcome>) {
         if on && self.can_flush() && self.ring.is_some() {
-            self.begin_quiesce(Quiesce::write_through(reply));
+            self.begin_quiesce(Quiesce::write_through(Some(reply)));
             return;
         }
+        // A suspend has flushed, unless it was told not to: then the next table does, before it serves.
+        // A front-end that waited for that would have all of its guest stand still.
+        self.owes_flush = on && self.ring.is_some();
         self.change_ring(|ring| ring.write_through = on);
         reply.send(Ok(()));
     }
@@ -190,11 +201,18 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.io.unwatch(KICK_KEY);
                 reply.send(self.ring.take().map(|ring| ring.vring.base()));
             }
-            Purpose::WriteThrough { reply } => {
+            Purpose::WriteThrough { reply: Some(reply) } => {
                 if outcome.is_ok() {
                     self.change_ring(|ring| ring.write_through = true);
                 }
                 reply.send(outcome);
+            }
+            Purpose::WriteThrough { reply: None } => {
+                if outcome.is_err() {
+                    tracing::error!(
+                        "what was written before the cache was turned off cannot be made durable"
+                    );
+                }
             }
         }
         // Not before a table was let go of: until then it could begin something.

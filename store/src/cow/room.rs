@@ -67,7 +67,7 @@ impl Room {
         self.promised.store(promised, Ordering::Release);
     }
 
-    /// One load, for each run that is written.
+    /// One load, for each chunk that is written first.
     #[inline]
     pub(super) fn is_promised(&self) -> bool {
         self.promised.load(Ordering::Acquire)

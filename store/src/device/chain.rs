@@ -1,15 +1,20 @@
 //! Chains of overlays: which devices one is made of, and which part of it a commit takes away.
 //!
-//! Owns the way down a chain and the names in it. Changes no table of its own accord. After a
+//! Owns the way down a chain, the names in it, and which stores rest as layers. Changes no table of its
+//! own accord. After a
 //! restart the layers below the top rest: nothing is owed to them, and the top's exception table
 //! speaks for all of them, so that neither a flush nor memory grows with the depth.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
+use super::build::{Active, Snap};
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
+use super::live::Live;
 use super::state::CommitJob;
 use crate::exception::Layer;
+use crate::io::Identity;
 use crate::lines::{Param, TableLine, TargetSpec};
 
 /// What the lowest store of a chain lies on.
@@ -180,6 +185,42 @@ impl Devices {
             }
         }
     }
+}
+
+/// What is a layer no more may be written again, by a guest or for an origin, and then flushes cover it
+/// again: the tops of the devices `names`, and what the tables `old` lay on. Nothing is in flight.
+pub(super) fn unseal_tops(inner: &Inner, names: &[String], old: &[Option<Active>]) {
+    let active = |name: &String| inner.devices.get(name)?.active.as_ref();
+    let snaps = |active: &'_ Active| active.snaps.values().cloned().collect::<Vec<Snap>>();
+    let tops = names.iter().filter_map(active).flat_map(snaps).map(|snap| snap.live);
+    let left = old.iter().flatten().flat_map(snaps).flat_map(|snap| snap.layers);
+    let sealed: Vec<Arc<Live>> = tops.chain(left).filter(|live| live.store.is_sealed()).collect();
+    if sealed.is_empty() {
+        return;
+    }
+    let below = all_below(inner);
+    for live in sealed {
+        if !below.contains(&live.disk.info.identity) {
+            live.store.unseal();
+        }
+    }
+}
+
+/// The stores that others are stacked on.
+fn all_below(inner: &Inner) -> HashSet<Identity> {
+    let actives = inner.devices.values().filter_map(|device| device.active.as_ref());
+    let mut chains: Vec<&[Arc<Live>]> =
+        actives.flat_map(|active| active.snaps.values()).map(|snap| &snap.layers[..]).collect();
+    // The longest first: what lies on a layer lies on all that is below it, too.
+    chains.sort_unstable_by_key(|layers| std::cmp::Reverse(layers.len()));
+    let mut below = HashSet::new();
+    for layers in chains {
+        let Some((top, rest)) = layers.split_last() else { continue };
+        if !below.contains(&top.disk.info.identity) {
+            below.extend(rest.iter().map(|live| live.disk.info.identity));
+        }
+    }
+    below
 }
 
 /// The devices of `tables` that lie below another of them as layers of a chain.

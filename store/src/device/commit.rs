@@ -55,6 +55,8 @@ pub(super) struct Commit {
     writer: Option<Active>,
     /// How often the served device's own store was put below an overlay to be copied.
     steps: u32,
+    /// Flushes did not cover the base before it began.
+    rested: bool,
 }
 
 impl Commit {
@@ -66,6 +68,7 @@ impl Commit {
             held: Vec::new(),
             files: Vec::new(),
             writer: None,
+            rested: false,
             steps: 0,
         }
     }
@@ -148,6 +151,7 @@ impl Devices {
         let origin = snap.origin.media().filter_map(|medium| paths(medium.file));
         let writes = if commit.files.is_empty() { Vec::new() } else { origin.collect() };
         if let CommitBase::Layer(name) = &cut.base {
+            commit.rested = whole(inner, name)?.live.store.is_sealed();
             self.disturb(inner, name);
         }
         commit.writer = Some(writer);
@@ -404,9 +408,10 @@ impl Devices {
     /// Where that cannot be kept.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        // What it left in the store of its base, durable or not, nobody reads: all of it lies above.
-        // The guest's flushes have nothing to do with it any more.
-        if let Some(cut) = inner.state.commits.get(id).and_then(|job| inner.cut(job).ok())
+        // What it left in the store of its base is all in the layers above, too: the guest's flushes have
+        // nothing to do with it any more.
+        if inner.commits.get(id).is_some_and(|commit| commit.rested)
+            && let Some(cut) = inner.state.commits.get(id).and_then(|job| inner.cut(job).ok())
             && let CommitBase::Layer(name) = &cut.base
             && let Ok(snap) = whole(inner, name)
         {

@@ -324,10 +324,6 @@ pub(super) fn settle(name: &str, active: &Active) {
         snap.live.owner.becomes(name);
         snap.live.look_for_room();
         let store = &snap.live.store;
-        // It may have been a layer until now, which no flush covers.
-        if !active.read_only {
-            store.unseal();
-        }
         if let Some(spec) = active.lines[*line].target.snapshot() {
             store.set_persistence(spec.persistence);
         }

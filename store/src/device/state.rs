@@ -140,9 +140,9 @@ pub struct State {
     /// Stores that are invalid although their headers, which could not be written, do not say so.
     #[serde(default)]
     invalid: BTreeSet<PathBuf>,
-    /// Devices whose guests turned their write cache off, and do not say so again.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    write_through: BTreeSet<String>,
+    /// Exports whose guests turned their write cache off, and do not say so again; by device.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    write_through: BTreeMap<String, BTreeSet<String>>,
     #[serde(default)]
     devices: BTreeMap<String, DeviceState>,
     #[serde(default)]
@@ -335,8 +335,8 @@ impl State {
         state.bases.retain(|base| !written(base));
         state.invalid = inner.state.invalid.clone();
         let devices = &state.devices;
-        let known = inner.state.write_through.iter().filter(|name| devices.contains_key(*name));
-        state.write_through = known.cloned().collect();
+        state.write_through = inner.state.write_through.clone();
+        state.write_through.retain(|name, _| devices.contains_key(name));
         state
     }
 
@@ -395,7 +395,7 @@ pub(super) struct StateFile {
     pub(super) jobs: BTreeMap<String, MergeJob>,
     pub(super) commits: BTreeMap<String, CommitJob>,
     invalid: BTreeSet<PathBuf>,
-    pub(super) write_through: BTreeSet<String>,
+    pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
     generation: u64,
     /// What the file says, once it was written; none where there is no file.
     kept: Option<String>,

@@ -248,6 +248,13 @@ impl Plan<'_> {
         made: &mut Made,
     ) -> Result<Origin, DeviceError> {
         self.refuse_layers_over(name, key)?;
+        // One that shares the table of an overlay that is gone has none that says where its own lies.
+        for other in self.names().iter().filter(|other| *other != name) {
+            let shares = |snap: &Snap| snap.key == *key && snap.shared;
+            if self.active(other).is_some_and(|active| active.snaps.values().any(shares)) {
+                self.thaw(other)?;
+            }
+        }
         let mut snapshots: Vec<Snap> = Vec::new();
         for other in self.names().iter().filter(|other| *other != name) {
             let Some(active) = self.active(other) else { continue };

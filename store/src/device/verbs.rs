@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::build::{Active, Plan, Snap, lines_name};
+use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::full::spread_patience;
@@ -402,6 +403,7 @@ impl Devices {
             inner.devices.entry(name.clone()).or_default().suspended = false;
         }
         also(inner);
+        unseal_tops(inner, &names, &old);
         inner.forget_caches();
         spread_patience(inner);
         go(inner, &names);

@@ -10,27 +10,31 @@ impl Inner {
     /// Who is gone may come back as another.
     pub(super) fn forget_caches(&mut self) {
         let Inner { state, devices, .. } = self;
-        state.write_through.retain(|name| devices.contains_key(name));
+        state.write_through.retain(|name, _| devices.contains_key(name));
     }
 }
 
 impl Devices {
-    /// Whether the guest of the device `name` counts on every write being durable when it ends.
-    pub fn is_write_through(&self, name: &str) -> bool {
-        self.lock().state.write_through.contains(name)
+    /// Whether the guest of the export `export` of the device `name` counts on every write being
+    /// durable when it ends.
+    pub fn is_write_through(&self, name: &str, export: &str) -> bool {
+        let inner = self.lock();
+        inner.state.write_through.get(name).is_some_and(|exports| exports.contains(export))
     }
 
     /// It does from now on, or does no more; also after the process was killed.
     ///
     /// # Errors
     /// No such device; or the state file cannot be written: then it holds until this process ends.
-    pub fn set_write_through(&self, name: &str, on: bool) -> Result<(), DeviceError> {
+    pub fn set_write_through(&self, name: &str, export: &str, on: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.device(name)?;
+        let exports = inner.state.write_through.entry(name.to_owned()).or_default();
         let changed = match on {
-            true => inner.state.write_through.insert(name.to_owned()),
-            false => inner.state.write_through.remove(name),
+            true => exports.insert(export.to_owned()),
+            false => exports.remove(export),
         };
+        inner.state.write_through.retain(|_, exports| !exports.is_empty());
         if changed { self.keep(inner) } else { Ok(()) }
     }
 }

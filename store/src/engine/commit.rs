@@ -99,12 +99,19 @@ impl Round {
     }
 }
 
+/// Whether a store is a layer to which nothing is owed. One that a commit of layers left broken is no
+/// affair of those above it.
+fn rests(store: &Store) -> bool {
+    let owes = store.log().next() != store.log().committed();
+    store.is_sealed() && (!owes || store.state() > StoreState::Overflow)
+}
+
 impl Core {
     /// Starts what the requests of this step need.
     pub(super) fn start_barriers(&mut self, table: &Table) {
         if !self.to_end.is_empty() {
             let set = table.flush_set();
-            let needed = |store: &&Arc<Store>| !store.is_sealed();
+            let needed = |store: &&Arc<Store>| !rests(store);
             let usable = |store: &&Arc<Store>| store.state() < StoreState::Invalidating;
             let merged = set.merged.iter().filter(usable);
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
@@ -122,7 +129,7 @@ impl Core {
             for (exceptions, wanted) in self.commit_stores.iter_mut().enumerate() {
                 if std::mem::take(wanted) {
                     let layers = table.exceptions()[exceptions].layers.iter();
-                    let owing = layers.filter(|store| !store.is_sealed()).cloned();
+                    let owing = layers.filter(|store| !rests(store)).cloned();
                     barrier.parts.extend(owing.map(|store| Part::Store { store, ticket: None }));
                 }
             }

@@ -345,19 +345,20 @@ fn a_write_cache_that_is_off_is_off_after_a_restart() {
     world.file("disk", LEN);
     for name in ["disk", "other"] {
         world.device(name, &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
-        world.devices.set_write_through(name, true).unwrap();
+        world.devices.set_write_through(name, "guest", true).unwrap();
     }
-    world.devices.set_write_through("other", false).unwrap();
-    assert!(world.devices.set_write_through("none", true).is_err());
+    world.devices.set_write_through("other", "guest", false).unwrap();
+    assert!(world.devices.set_write_through("none", "guest", true).is_err());
     let World { dir, devices, .. } = world;
     drop(devices);
     let again = World::at(dir);
     again.devices.start(&[], |_| Ok(())).unwrap();
-    assert!(again.devices.is_write_through("disk"));
-    assert!(!again.devices.is_write_through("other"));
+    assert!(again.devices.is_write_through("disk", "guest"));
+    assert!(!again.devices.is_write_through("disk", "another guest"));
+    assert!(!again.devices.is_write_through("other", "guest"));
     again.devices.remove("disk", false).unwrap();
     again.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
-    assert!(!again.devices.is_write_through("disk"), "it is another disk");
+    assert!(!again.devices.is_write_through("disk", "guest"), "it is another disk");
 }
 
 /// What an invalid store is forgiven is not forgiven its neighbours.

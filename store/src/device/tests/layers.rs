@@ -30,6 +30,26 @@ fn what_was_a_layer_is_flushed_when_it_is_written_again() {
     assert_ne!(owed(), 0);
     assert!(world.synced(LOWER).contains(&store.file()));
     assert_eq!(owed(), 0);
+    world.carry_out(LOWER, Op::Write, 8);
+    assert!(world.synced(LOWER).contains(&store.file()), "what is written in place, too");
+}
+
+/// The same of one that is read only, and becomes a snapshot of an origin that is written.
+#[test]
+fn what_was_a_layer_takes_copies_and_has_them_committed() {
+    for serves in [false, true] {
+        let world = chain();
+        if serves {
+            world.devices.prepare(LOWER, false).unwrap();
+        }
+        world.devices.remove("disk", false).unwrap();
+        let store = world.table(LOWER).exceptions()[0].layers[0].clone();
+        world.device("origin", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+        let synced = world.carry_out("origin", Op::Write, 8);
+        assert!(synced.contains(&store.file()), "{serves}");
+        assert!(matches!(world.table(LOWER).exceptions()[0].table.get(Chunk(0)), Entry::Mapped(_)));
+        assert_ne!(store.log().committed(), DataIndex(0));
+    }
 }
 
 #[test]
