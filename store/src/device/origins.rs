@@ -64,9 +64,9 @@ impl Origins {
     }
 }
 
-/// Whether line `line` of the device `name`, a snapshot of the origin `key`, is a guest's own disk among the tables of
-/// `world`: an overlay that can grow, where no origin writes what it lies on. What it is merged into
-/// is its own.
+/// Whether line `line` of the device `name`, a snapshot of the origin `key`, is a guest's own disk
+/// among the tables of `world`: an overlay that can grow, where no origin writes what it lies on. What
+/// it is merged into is its own.
 pub(super) fn is_guest_disk<'a>(
     world: impl IntoIterator<Item = (&'a String, &'a Active)>,
     (name, line): (&str, usize),
@@ -88,10 +88,13 @@ pub(super) fn mark_guest_disks(inner: &Inner) {
         let all = inner.devices.iter();
         all.filter_map(|(name, device)| Some((name, device.active.as_ref()?)))
     };
+    // Few are, and a guest waits.
+    let origins: Vec<_> = world().filter(|(_, active)| !active.origin_keys.is_empty()).collect();
     for (name, active) in world() {
         for (line, snap) in &active.snaps {
             let Some(spec) = active.lines[*line].target.snapshot() else { continue };
-            let is_one = is_guest_disk(world(), (name, *line), spec.persistence, &snap.key);
+            let origins = origins.iter().copied();
+            let is_one = is_guest_disk(origins, (name, *line), spec.persistence, &snap.key);
             snap.live.store.set_guest_disk(is_one);
         }
     }
