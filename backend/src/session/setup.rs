@@ -34,7 +34,7 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
 
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
-const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
+const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 60 });
 
 /// What a front-end is answered, where its message was followed.
 #[derive(Debug)]
