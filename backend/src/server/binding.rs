@@ -78,8 +78,8 @@ impl Binding for Served {
     fn set_write_through(&self, export: &str, on: bool) {
         if let Err(error) = self.devices.set_write_through(&self.device, export, on) {
             tracing::error!(
-                "that the guest of the export '{export}' turned its write cache {} cannot be kept: {error}; \
-                 a restart of this process would forget it",
+                "that the guest of the export '{export}' turned its write cache {} cannot be kept: \
+                 {error}; a restart of this process would forget it",
                 if on { "off" } else { "on" }
             );
         }

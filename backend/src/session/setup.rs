@@ -252,8 +252,8 @@ impl<T> Setup<T> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
-        // Who reconnects comes with those of the disk as it was then. Writes that it has learned of
-        // since are refused one by one.
+        // Who reconnects comes with those of the disk as it was when its guest booted. Requests that do
+        // not fit it any more are refused one by one.
         let geometry = self.disk.geometry();
         let either = [false, true].map(|read_only| Geometry { read_only, ..geometry });
         let unknown = features & !either.map(config::features).iter().fold(0, |all, it| all | it);

@@ -42,9 +42,19 @@ impl Server {
     }
 
     fn on(dir: tempfile::TempDir, socket: SocketAddress, num_queues: u16) -> Server {
-        let disk = TestDisk::new(4096);
+        Server::serving(dir, TestDisk::new(4096), export_config(socket, num_queues))
+    }
+
+    /// One queue of `disk`.
+    fn of(disk: Arc<TestDisk>, writable: bool) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = SocketAddress::Path(dir.path().join("disk.sock"));
+        let config = ExportConfig { writable, ..export_config(socket, 1) };
+        Server::serving(dir, disk, config)
+    }
+
+    fn serving(dir: tempfile::TempDir, disk: Arc<TestDisk>, config: ExportConfig) -> Server {
         let (send, events) = channel();
-        let config = export_config(socket, num_queues);
         let export = Export::start(config, TestBinding::new(&disk), move |event| {
             let _ = send.send(event);
         });

@@ -1,7 +1,7 @@
 //! What is done about a store's room: how long what finds none waits, and who is told before.
 //!
-//! Owns what was asked for, whether the wait is over, and whether that has proven true. Never knows how much room there is, nor
-//! who waits.
+//! Owns what was asked for, whether the wait is over, and whether that has proven true. Never knows
+//! how much room there is, nor who waits.
 
 use std::time::Duration;
 

@@ -1,14 +1,14 @@
 //! Chains of overlays: which devices one is made of, and which part of it a commit takes away.
 //!
-//! Owns the way down a chain, the names in it, and which stores rest as layers. Changes no table of its
-//! own accord. After a
-//! restart the layers below the top rest: nothing is owed to them, and the top's exception table
-//! speaks for all of them, so that neither a flush nor memory grows with the depth.
+//! Owns the way down a chain, the names in it, and which stores rest as layers. Changes no table of
+//! its own accord. After a restart the layers below the top rest: nothing is owed to them, and the
+//! top's exception table speaks for all of them, so that neither a flush nor memory grows with the
+//! depth.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::build::{Active, Snap};
+use super::build::Active;
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::live::Live;
@@ -191,10 +191,10 @@ impl Devices {
 /// again: the tops of the devices `names`, and what the tables `old` lay on. Nothing is in flight.
 pub(super) fn unseal_tops(inner: &Inner, names: &[String], old: &[Option<Active>]) {
     let active = |name: &String| inner.devices.get(name)?.active.as_ref();
-    let snaps = |active: &'_ Active| active.snaps.values().cloned().collect::<Vec<Snap>>();
-    let tops = names.iter().filter_map(active).flat_map(snaps).map(|snap| snap.live);
-    let left = old.iter().flatten().flat_map(snaps).flat_map(|snap| snap.layers);
-    let sealed: Vec<Arc<Live>> = tops.chain(left).filter(|live| live.store.is_sealed()).collect();
+    let tops = names.iter().filter_map(active).flat_map(|active| active.snaps.values());
+    let left = old.iter().flatten().flat_map(|active| active.snaps.values());
+    let live = tops.map(|snap| &snap.live).chain(left.flat_map(|snap| &snap.layers));
+    let sealed: Vec<&Arc<Live>> = live.filter(|live| live.store.is_sealed()).collect();
     if sealed.is_empty() {
         return;
     }

@@ -41,17 +41,12 @@ fn a_write_cache_that_is_off_stays_off() {
 fn a_write_cache_that_was_off_is_off_in_the_next_process() {
     let disk = TestDisk::new(4096);
     disk.write_through.store(true, Ordering::SeqCst);
-    let dir = tempfile::tempdir().unwrap();
-    let socket = SocketAddress::Path(dir.path().join("disk.sock"));
-    let config = export_config(socket, 1);
-    let export = Export::start(config, TestBinding::new(&disk), |_| {}).unwrap();
-    let mut front = FrontEnd::new(Frontend::connect(dir.path().join("disk.sock"), 8).unwrap());
+    let server = Server::of(disk.clone(), true);
+    let mut front = server.connect();
     front.negotiate();
     front.start(1);
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
     assert_eq!(disk.count(IoOp::Sync), 1);
-    drop(front);
-    drop(export);
 }
 
 impl FrontEnd {
@@ -102,12 +97,8 @@ fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
     let mut front = writable.connect();
     front.negotiate();
     let of_writable = front.features;
-    let dir = tempfile::tempdir().unwrap();
-    let socket = SocketAddress::Path(dir.path().join("disk.sock"));
-    let config = ExportConfig { writable: false, ..export_config(socket, 1) };
-    let disk = TestDisk::new(4096);
-    let export = Export::start(config, TestBinding::new(&disk), |_| {}).unwrap();
-    let mut later = FrontEnd::new(Frontend::connect(dir.path().join("disk.sock"), 8).unwrap());
+    let read_only = Server::of(TestDisk::new(4096), false);
+    let mut later = read_only.connect();
     later.negotiate();
     assert_ne!(later.features, of_writable);
     later.vhost.set_features(of_writable).unwrap();
@@ -115,8 +106,6 @@ fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
     assert_eq!(later.drivers[0].run(1, 0, &[1; 512]).0, 1, "a write is refused");
     assert_eq!(later.drivers[0].run(0, 0, &[0; 512]).0, 0);
     front.vhost.set_features(later.features).unwrap();
-    drop(later);
-    drop(export);
 }
 
 /// Where a ring goes on is not known while its requests are in flight: nobody is told.
@@ -136,5 +125,4 @@ fn a_ring_that_does_not_stop_ends_the_connection() {
     assert!(!gone(), "not before it has ended");
     server.disk.hold(false);
     eventually("it is gone", gone);
-    assert!(!server.disk.fails.load(Ordering::SeqCst));
 }
