@@ -294,9 +294,10 @@ impl Io {
         matches!(&self.driver, Driver::Ring(ring) if ring.posting == Posting::AtOnce)
     }
 
-    /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: each time it
-    /// is signalled, its counter is consumed and `key` comes out of [`Io::fired`]. The descriptor
-    /// is duplicated, and may be closed by the caller. Without a ring only `wait` looks at it.
+    /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: when it is
+    /// signalled, `key` comes out of [`Io::fired`], once for what came together. Its counter is
+    /// consumed by [`Io::unwatch`] at the latest. The descriptor is duplicated, and may be closed by
+    /// the caller. Without a ring only `wait` looks at it.
     ///
     /// # Errors
     /// No more descriptors.
@@ -311,8 +312,8 @@ impl Io {
         }
     }
 
-    /// Stops watching what was watched under `key`: it does not fire any more. A signal that was
-    /// consumed and not yet handed out is dropped with it, so whoever goes on looks once by himself.
+    /// Stops watching what was watched under `key`: it does not fire any more. A signal that came
+    /// and was not yet handed out is dropped with it, so whoever goes on looks once by himself.
     pub fn unwatch(&mut self, key: u64) {
         match &mut self.driver {
             Driver::Ring(ring) => {
@@ -491,7 +492,6 @@ impl Drop for Io {
             tracing::warn!("I/O is still in flight at the end of a worker; its memory is kept");
             std::mem::forget(std::mem::take(&mut self.transfers));
             self.memory.leak();
-            ring.leak();
         }
     }
 }

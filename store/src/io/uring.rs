@@ -1,13 +1,13 @@
 //! The io_uring of one worker: steps of transfers go in, answers come out, and eventfds are
 //! waited for in the same call.
 //!
-//! Owns the ring, its table of files and the memory that a watched eventfd is read into. Never
-//! knows what a transfer is for. Keeps: a piece of memory that the kernel was given stays where
-//! it is until the kernel's answer has been taken; a watch that was taken away never fires.
+//! Owns the ring and its table of files. Never knows what a transfer is for. Keeps: a piece of
+//! memory that the kernel was given stays where it is until the kernel's answer has been taken; a
+//! watch that was taken away never fires.
 //!
-//! A watch is a pair of linked entries, a poll and then a read. A read alone would do for a
-//! blocking eventfd, but front-ends make theirs non-blocking, and such a read answers EAGAIN at
-//! once instead of waiting. The pair gives exactly one answer: the read's, or the poll's error.
+//! A watch is one poll that answers each signal and stays (`IORING_POLL_ADD_MULTI`), so that a sleep
+//! that a signal ends has no entry to prepare and no counter to read. The counter grows meanwhile:
+//! it is consumed when the watch is taken away, so that nobody takes what was seen for news.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -16,7 +16,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::io::ReadWriteFlags;
 
 use super::transfer::Step;
 
@@ -64,9 +65,7 @@ struct Watch {
     /// None: taken away, and only kept until the kernel's answer has come.
     key: Option<u64>,
     fd: OwnedFd,
-    /// Where the kernel puts the counter; boxed, so that it stays where it is.
-    counter: Box<u64>,
-    /// Whether an answer is still to come.
+    /// Whether the poll is the kernel's, so that its last answer is still to come.
     armed: bool,
 }
 
@@ -189,9 +188,9 @@ impl Ring {
     }
 
     fn push_entries(&mut self, entries: &[squeue::Entry]) -> bool {
-        // SAFETY: what the entries point to (pieces of transfers, counters of watches) stays
-        // mapped and in its place until the answer: transfers and watches are only used again
-        // after it, and `Drop` of the executor waits for it.
+        // SAFETY: what the entries point to (pieces of transfers) stays mapped and in its place
+        // until the answer: transfers are only used again after it, and `Drop` of the executor
+        // waits for it.
         unsafe { self.ring.submission().push_multiple(entries).is_ok() }
     }
 
@@ -240,7 +239,9 @@ impl Ring {
                     return Some(Event::Answer(number, answer.result()));
                 }
                 WATCH => {
-                    if let Some(key) = self.watch_answered(number as usize, answer.result()) {
+                    let goes_on = cqueue::more(answer.flags());
+                    let at = number as usize;
+                    if let Some(key) = self.watch_answered(at, answer.result(), goes_on) {
                         return Some(Event::Fired(key));
                     }
                 }
@@ -250,29 +251,30 @@ impl Ring {
         }
     }
 
-    fn watch_answered(&mut self, at: usize, result: i32) -> Option<u64> {
+    fn watch_answered(&mut self, at: usize, result: i32, goes_on: bool) -> Option<u64> {
         let watch = self.watches.get_mut(at)?.as_mut()?;
-        watch.armed = false;
+        watch.armed = goes_on;
         let Some(key) = watch.key else {
-            self.watches[at] = None;
+            if !goes_on {
+                self.watches[at] = None;
+            }
             return None;
         };
         match result {
-            1.. => Some(key),
-            // Somebody else was faster.
+            1.. if result & i32::from(libc::POLLIN) != 0 => Some(key),
             _ if matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) => None,
-            // It would be at its end, or refuse, for ever.
+            // Nothing will come from it any more, or it cannot be waited for.
             _ => {
-                tracing::warn!(key, errno = -result, "a watched descriptor cannot be read");
-                self.watches[at] = None;
+                tracing::warn!(key, answer = result, "a watched descriptor cannot be read");
+                let _ = self.unwatch(key);
                 None
             }
         }
     }
 
-    /// Watches `fd`; it fires when it can be read, and what it holds is consumed.
+    /// Watches `fd`; it fires when it is signalled, or was.
     pub(crate) fn watch(&mut self, fd: OwnedFd, key: u64) {
-        let watch = Watch { key: Some(key), fd, counter: Box::new(0), armed: false };
+        let watch = Watch { key: Some(key), fd, armed: false };
         match self.watches.iter().position(Option::is_none) {
             Some(at) => self.watches[at] = Some(watch),
             None => self.watches.push(Some(watch)),
@@ -286,14 +288,11 @@ impl Ring {
             if watch.armed || watch.key.is_none() {
                 continue;
             }
-            let (fd, data) = (Fd(watch.fd.as_raw_fd()), WATCH << KIND | at as u64);
-            let counter: *mut u64 = &mut *watch.counter;
-            let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+            let poll = opcode::PollAdd::new(Fd(watch.fd.as_raw_fd()), libc::POLLIN as u32)
+                .multi(true)
                 .build()
-                .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS)
-                .user_data(data);
-            let read = opcode::Read::new(fd, counter.cast(), 8).build().user_data(data);
-            if !self.push_entries(&[poll, read]) {
+                .user_data(WATCH << KIND | at as u64);
+            if !self.push_entries(&[poll]) {
                 return;
             }
             if let Some(watch) = self.watches[at].as_mut() {
@@ -302,13 +301,14 @@ impl Ring {
         }
     }
 
-    /// Stops watching; it does not fire any more.
+    /// Stops watching; it does not fire any more, and its counter is consumed.
     pub(crate) fn unwatch(&mut self, key: u64) -> io::Result<()> {
         for at in 0..self.watches.len() {
             let Some(watch) = self.watches[at].as_mut().filter(|w| w.key == Some(key)) else {
                 continue;
             };
             watch.key = None;
+            consume(&watch.fd);
             if !watch.armed {
                 self.watches[at] = None;
                 continue;
@@ -346,13 +346,13 @@ impl Ring {
             }
         }
     }
+}
 
-    /// Keeps, for good, what the kernel may still write to.
-    pub(crate) fn leak(&mut self) {
-        for watch in self.watches.drain(..).flatten() {
-            Box::leak(watch.counter);
-        }
-    }
+/// Takes what an eventfd counted; waits for nothing, also where its owner had it wait.
+fn consume(fd: &OwnedFd) {
+    let mut counter = [0; 8];
+    let mut room = [io::IoSliceMut::new(&mut counter)];
+    let _ = rustix::io::preadv2(fd, &mut room, u64::MAX, ReadWriteFlags::NOWAIT);
 }
 
 /// How long to stay in the kernel.

@@ -449,7 +449,9 @@ fn a_signal_wakes_the_waiter_each_time() {
                 signal(&kick);
                 rig.io.wait(None).unwrap();
                 assert_eq!(rig.io.fired(), Some(5), "{}", rig.what);
-                assert_eq!(rig.io.fired(), None, "the counter was consumed");
+                assert_eq!(rig.io.fired(), None, "once for what came together");
+                rig.io.fill_queue();
+                assert!(!rig.io.is_ready(), "it is watched on, with nothing more to hand over");
             }
             rig.io.wait(Some(Duration::from_millis(1))).unwrap();
             assert_eq!(rig.io.fired(), None);
@@ -491,6 +493,49 @@ fn an_unwatched_descriptor_never_fires() {
         while rig.io.fired() != Some(2) {
             rig.io.wait(None).unwrap();
         }
+    }
+}
+
+#[test]
+fn what_was_signalled_is_consumed_with_the_watch() {
+    for uring in [true, false] {
+        // A blocking one, too, is not waited for, whether it counts anything or not.
+        for (flags, signals) in [(EventfdFlags::NONBLOCK, 3), (EventfdFlags::empty(), 0)] {
+            let mut rig = rig("/dev/shm", false, uring, &[0; 512]);
+            let kick = event(flags);
+            rig.io.watch(kick.as_fd(), 1).unwrap();
+            for _ in 0..signals {
+                signal(&kick);
+                rig.io.wait(None).unwrap();
+                assert_eq!(rig.io.fired(), Some(1), "{}", rig.what);
+            }
+            rig.io.unwatch(1);
+            assert!(!can_be_read(&kick), "{}: its owner sees what was seen already", rig.what);
+        }
+    }
+}
+
+fn can_be_read(fd: &impl AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).unwrap() > 0
+}
+
+#[test]
+fn what_can_only_fail_is_watched_no_more() {
+    for uring in [true, false] {
+        let mut rig = rig("/dev/shm", false, uring, &[0; 512]);
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rig.io.watch(reader.as_fd(), 1).unwrap();
+        drop(writer);
+        for _ in 0..3 {
+            rig.io.wait(Some(Duration::from_millis(1))).unwrap();
+            assert_eq!(rig.io.fired(), None, "{}", rig.what);
+        }
+        let before = std::time::Instant::now();
+        rig.io.wait(Some(Duration::from_millis(20))).unwrap();
+        let slept = before.elapsed();
+        assert!(slept >= Duration::from_millis(10), "{}: it woke after {slept:?}", rig.what);
     }
 }
 
