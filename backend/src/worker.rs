@@ -3,8 +3,8 @@
 //! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how
 //! a request is carried out, nor the vhost-user protocol. Runs to completion on a thread of its
 //! own; nothing on the way of a request locks, allocates or logs, and one system call submits a
-//! batch and waits for the next, but for the few requests that are polled for and the head start of
-//! an idle disk.
+//! batch and waits for the next, but for the few requests that are polled for and the parts in which
+//! a disk gets a long batch.
 //!
 //! Keeps I9: a worker that acknowledged a suspend has nothing in flight and takes nothing; the
 //! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before
@@ -224,7 +224,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let took = self.take_batch();
         busy |= took;
         busy |= self.drive();
-        // But for the head start of a batch: a worker that is about to sleep submits by the system
+        // But for the first parts of a batch: a worker that is about to sleep submits by the system
         // call in which it waits, or before it polls; one that goes on submits what it had before,
         // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
         let never_sleeps = self.polling == Polling::Always;

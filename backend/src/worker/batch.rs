@@ -15,19 +15,13 @@ use crate::request::Asked;
 
 /// Chains taken from the ring before anything else has its turn.
 const BATCH: usize = 64;
-/// Chains taken before completions are looked for and shown to the driver: while it works on these,
-/// the next ones are carried out.
+/// Chains taken before what they ask of a disk is handed over, and completions are looked for and
+/// shown to the driver: while both work on these, the next ones are prepared.
 const GROUP: usize = 4;
 /// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
 /// I/O takes its time, the engine has a batch as a whole.
 const STEP_EVERY: usize = 8;
-/// Chains of a batch whose I/O is handed over before the rest is taken, where the worker has nothing
-/// else in flight.
-const HEAD_START: usize = 8;
-/// Chains taken when more is handed over after a head start: the disk is about to have done that.
-const SECOND_PART: usize = 20;
 const _: () = assert!(BATCH.is_multiple_of(GROUP) && STEP_EVERY.is_multiple_of(GROUP));
-const _: () = assert!(HEAD_START.is_multiple_of(GROUP) && SECOND_PART.is_multiple_of(GROUP));
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Takes what the guest made available: a batch at most, give or take a group.
@@ -35,7 +29,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if !self.is_serving() {
             return false;
         }
-        let (mut taken, mut started) = (0, false);
+        let mut taken = 0;
         while taken < BATCH {
             let count = self.take_group();
             if taken == 0 && count > 0 {
@@ -50,11 +44,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.reap();
                 self.drive();
             } else {
-                if taken == HEAD_START {
-                    started = self.give_head_start();
-                } else if taken == SECOND_PART && started {
-                    self.give_second_part();
-                }
+                self.hand_over_part();
                 self.reap();
             }
             self.interrupt_between();
@@ -63,29 +53,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         taken > 0
     }
 
-    /// Hands over what is queued where there is nothing else in flight and there are more chains:
-    /// the disk works while those are prepared, which takes about as long. What the engine is to
-    /// gather stays behind. With a driver that polls it costs more than it brings. True where it did.
-    fn give_head_start(&mut self) -> bool {
-        let alone = !self.io.is_synchronous() && self.io.in_flight() <= HEAD_START;
-        let gives = alone && self.has_more_behind() && !self.is_refilled();
-        if gives {
+    /// Hands over what is queued where there are more chains behind it: the disk works while those
+    /// are prepared, which takes about as long. What the engine is to gather stays behind. With a
+    /// driver that polls it costs more than it brings.
+    fn hand_over_part(&mut self) {
+        let waits = !self.io.is_synchronous() && !self.unsubmitted.is_empty();
+        if waits && self.has_work() && !self.gathers() {
             self.hand_over();
         }
-        gives
-    }
-
-    /// After a head start: a disk that has done that before the rest comes tells of it, and falls
-    /// idle again.
-    fn give_second_part(&mut self) {
-        if self.has_more_behind() {
-            self.hand_over();
-        }
-    }
-
-    /// Whether there are more chains behind what is queued.
-    fn has_more_behind(&self) -> bool {
-        !self.unsubmitted.is_empty() && self.has_work()
     }
 
     /// Takes a group of chains, then begins them; returns how many there were.

@@ -89,7 +89,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     /// Whether the driver polls, and this end sleeps. A worker that never sleeps waits for nothing.
-    fn gathers(&self) -> bool {
+    pub(super) fn gathers(&self) -> bool {
         self.polling == Polling::Adaptive
             && !self.io.is_synchronous()
             && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_head_start_is_new() {
+    fn what_follows_a_part_is_new() {
         let mut queued = after(1, 0);
         assert!(queued.is_carried());
         queued.hand_over();

@@ -108,7 +108,7 @@ fn how_many_a_driver_keeps_in_flight_is_remembered() {
     assert_eq!(told.last(), Some(&2), "it keeps 12: {told:?}");
 }
 
-/// Its limit is system calls: an idle disk has no head start.
+/// Its limit is system calls: a disk gets no part of it ahead of the rest.
 #[test]
 fn a_driver_that_polls_has_a_batch_as_a_whole() {
     let mut bench = over_a_disk();
