@@ -214,21 +214,32 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies bytes out of the guest's memory.
-    #[inline]
+    /// Copies bytes out of the guest's memory. Inlined: a few bytes, of a length that is known, are a
+    /// move or two then.
+    #[inline(always)]
     pub fn read(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), BadAddress> {
         if self.region_of(address).is_some_and(|of| of.read(address.0, into)) {
             return Ok(());
         }
-        self.map.read_slice(into, address).map_err(|_| BadAddress(address.0))
+        self.read_pieces(address, into)
     }
 
-    /// Copies bytes into the guest's memory.
-    #[inline]
+    /// Copies bytes into the guest's memory; inlined likewise.
+    #[inline(always)]
     pub fn write(&self, address: GuestAddress, from: &[u8]) -> Result<(), BadAddress> {
         if self.region_of(address).is_some_and(|of| of.write(address.0, from)) {
             return Ok(());
         }
+        self.write_pieces(address, from)
+    }
+
+    #[cold]
+    fn read_pieces(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), BadAddress> {
+        self.map.read_slice(into, address).map_err(|_| BadAddress(address.0))
+    }
+
+    #[cold]
+    fn write_pieces(&self, address: GuestAddress, from: &[u8]) -> Result<(), BadAddress> {
         self.map.write_slice(from, address).map_err(|_| BadAddress(address.0))
     }
 

@@ -174,6 +174,25 @@ impl Parser {
     }
 }
 
+impl Shape {
+    /// Takes what `piece` has of the header off it: nearly always all of it.
+    #[inline]
+    fn take_header(&mut self, piece: &mut Descriptor, memory: &GuestMemory) {
+        let missing = HEADER_LEN - self.header_len;
+        let taken = missing.min(piece.len as usize);
+        let read = if taken == HEADER_LEN {
+            memory.read(piece.address, &mut self.header)
+        } else {
+            let into = self.header_len..self.header_len + taken;
+            memory.read(piece.address, &mut self.header[into])
+        };
+        self.well_formed &= read.is_ok();
+        self.header_len += taken;
+        piece.address.0 = piece.address.0.wrapping_add(taken as u64);
+        piece.len -= taken as u32;
+    }
+}
+
 /// Walks the chain: the header is its first 16 readable bytes, however they are cut.
 fn sort(chain: &mut Chain<'_>, memory: &GuestMemory, pieces: &mut Vec<Descriptor>) -> Shape {
     pieces.clear();
@@ -192,13 +211,7 @@ fn sort(chain: &mut Chain<'_>, memory: &GuestMemory, pieces: &mut Vec<Descriptor
         } else {
             // All that the device reads stands before all that it writes (2.7.4.2).
             shape.well_formed &= !writable_seen;
-            let missing = HEADER_LEN - shape.header_len;
-            let taken = missing.min(piece.len as usize);
-            let into = &mut shape.header[shape.header_len..shape.header_len + taken];
-            shape.well_formed &= memory.read(piece.address, into).is_ok();
-            shape.header_len += taken;
-            piece.address.0 = piece.address.0.wrapping_add(taken as u64);
-            piece.len -= taken as u32;
+            shape.take_header(&mut piece, memory);
         }
         if piece.len == 0 {
             continue;

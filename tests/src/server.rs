@@ -190,6 +190,13 @@ impl ServerCommand {
         self
     }
 
+    /// The same, run by another program: one that is given this one and its arguments behind its own.
+    pub fn run_by(mut self, program: PathBuf, args: impl IntoIterator<Item = OsString>) -> Self {
+        let own = std::mem::replace(&mut self.program, program);
+        self.args.splice(..0, args.into_iter().chain([own.into()]));
+        self
+    }
+
     /// The same on one processor only.
     pub fn on_cpu(self, cpu: usize) -> Self {
         self.on_cpus(vec![cpu])

@@ -241,3 +241,16 @@ fn scenario_70_on_four_queues() {
 fn scenario_70_on_disk() {
     on_overlay(Place::Disk, |command, ledger| kill_under_load(command, ledger, 4, 2));
 }
+
+/// As in most containers.
+#[test]
+fn overlay_on_disk_without_io_uring() {
+    on_overlay(Place::Disk, |command, ledger| {
+        let without = env!("CARGO_BIN_EXE_without-io-uring").into();
+        let command = command.clone().run_by(without, []);
+        let server = start(&command);
+        assert!(server.stderr().contains("io_uring cannot be used here"), "{}", server.stderr());
+        stop(server);
+        load_and_restart(&command, ledger, 4);
+    });
+}

@@ -46,7 +46,7 @@ impl Mapped {
     }
 
     /// Copies bytes out; false where they are not all in this region.
-    #[inline]
+    #[inline(always)]
     pub(super) fn read(&self, address: u64, into: &mut [u8]) -> bool {
         let Some(from) = self.host(address, into.len()) else { return false };
         // SAFETY: `from` is that many bytes of a living mapping, and `into` is memory of ours that
@@ -56,7 +56,7 @@ impl Mapped {
     }
 
     /// Copies bytes in; false where they would not all be in this region.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write(&self, address: u64, from: &[u8]) -> bool {
         let Some(into) = self.host(address, from.len()) else { return false };
         // SAFETY: as in `read`.

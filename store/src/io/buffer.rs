@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -332,7 +332,7 @@ impl IoVecs {
         let (fd, offset) = (fd.as_raw_fd(), offset as i64);
         result(match self.window() {
             // SAFETY: the pieces are writable memory that stays mapped (this module's invariant).
-            [one] => unsafe { libc::pread(fd, one.iov_base, one.iov_len, offset) },
+            [one] => unsafe { pread(fd, one, offset) },
             // SAFETY: as above.
             many => unsafe { libc::preadv(fd, many.as_ptr(), many.len() as i32, offset) },
         })
@@ -343,11 +343,31 @@ impl IoVecs {
         let (fd, offset) = (fd.as_raw_fd(), offset as i64);
         result(match self.window() {
             // SAFETY: the pieces are readable memory that stays mapped (this module's invariant).
-            [one] => unsafe { libc::pwrite(fd, one.iov_base, one.iov_len, offset) },
+            [one] => unsafe { pwrite(fd, one, offset) },
             // SAFETY: as above.
             many => unsafe { libc::pwritev(fd, many.as_ptr(), many.len() as i32, offset) },
         })
     }
+}
+
+/// The C library's does the same, and twice as much again to be where a thread can be cancelled.
+///
+/// # Safety
+/// As of `pread`: the piece is writable memory.
+unsafe fn pread(fd: RawFd, piece: &libc::iovec, offset: i64) -> isize {
+    let (base, len) = (piece.iov_base, piece.iov_len);
+    // SAFETY: the arguments are those of this system call; the caller answers for the memory.
+    unsafe { libc::syscall(libc::SYS_pread64, fd, base, len, offset) as isize }
+}
+
+/// Likewise.
+///
+/// # Safety
+/// As of `pwrite`: the piece is readable memory.
+unsafe fn pwrite(fd: RawFd, piece: &libc::iovec, offset: i64) -> isize {
+    let (base, len) = (piece.iov_base, piece.iov_len);
+    // SAFETY: as in `pread`.
+    unsafe { libc::syscall(libc::SYS_pwrite64, fd, base, len, offset) as isize }
 }
 
 fn result(count: isize) -> io::Result<usize> {

@@ -229,7 +229,8 @@ impl Transfer {
         if !target.reaches(offset, len) {
             return Outcome::Done(Err(if op == IoOp::Read { Errno::EIO } else { Errno::ENOSPC }));
         }
-        if !offset.is_multiple_of(align) || !len.is_multiple_of(align) {
+        // A power of two: no division.
+        if (offset | len) & (align - 1) != 0 {
             self.through = Through::Cache;
         }
         match op {
@@ -356,7 +357,7 @@ impl Transfer {
         }
         // Direct I/O goes on at a whole block; what it did of a last part is done again.
         let count = match self.through {
-            Through::Main => count - count % u64::from(target.info.align),
+            Through::Main => count & !(u64::from(target.info.align) - 1),
             Through::Cache => count,
         };
         if count == 0 {
