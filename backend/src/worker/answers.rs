@@ -14,7 +14,7 @@ use crate::request::BlkStatus;
 /// requests, and takes as long as ten or more.
 const ENOUGH: u16 = 16;
 /// Bytes that were read and written for requests, likewise.
-const ENOUGH_BYTES: u64 = 64 << 10;
+pub(super) const ENOUGH_BYTES: u64 = 64 << 10;
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Answers a request that could not be carried out, and tells whoever looks after the device.

@@ -9,6 +9,7 @@ use snapblk_store::io::{Action, IoOp, Seg, Tag};
 use snapblk_store::request::{Op, Token};
 use snapblk_store::units::Sector;
 
+use super::answers::ENOUGH_BYTES;
 use super::{OWN_TAG, Worker};
 use crate::binding::{DeviceEngine, DeviceIo};
 use crate::request::Asked;
@@ -18,8 +19,9 @@ const BATCH: usize = 64;
 /// Chains taken before what they ask of a disk is handed over, and completions are looked for and
 /// shown to the driver: while both work on these, the next ones are prepared.
 const GROUP: usize = 4;
-/// Chains taken before the engine goes on with them, where its I/O ends at once: as above. Where
-/// I/O takes its time, the engine has a batch as a whole.
+/// Chains taken before the engine goes on with them, where its I/O ends at once, or with as many
+/// bytes as a driver is told of: as above. Where I/O takes its time, the engine has a batch as a
+/// whole.
 const STEP_EVERY: usize = 8;
 const _: () = assert!(BATCH.is_multiple_of(GROUP) && STEP_EVERY.is_multiple_of(GROUP));
 
@@ -29,17 +31,20 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if !self.is_serving() {
             return false;
         }
-        let mut taken = 0;
+        let (mut taken, mut asked) = (0, 0);
         while taken < BATCH {
-            let count = self.take_group();
+            let (count, bytes) = self.take_group();
             if taken == 0 && count > 0 {
                 self.note_depth(count);
             }
             taken += count;
+            asked += bytes;
             if count < GROUP && !self.refill_goes_on() {
                 break;
             }
-            if taken % STEP_EVERY == 0 && self.io.is_synchronous() {
+            let enough = taken % STEP_EVERY == 0 || asked >= ENOUGH_BYTES;
+            if enough && self.io.is_synchronous() {
+                asked = 0;
                 self.drive();
                 self.reap();
                 self.drive();
@@ -63,16 +68,18 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Takes a group of chains, then begins them; returns how many there were.
+    /// Takes a group of chains, then begins them; returns how many there were, and the bytes that
+    /// they ask for.
     #[inline]
-    fn take_group(&mut self) -> usize {
+    fn take_group(&mut self) -> (usize, u64) {
         let mut group = [(0, None); GROUP];
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         while count < GROUP
             && let Some(chain) = self.take_one()
         {
-            if let (_, Some(Asked::Data { sector, .. })) = chain {
+            if let (_, Some(Asked::Data { sector, len, .. })) = chain {
                 self.engine.prefetch(sector.bytes());
+                bytes += u64::from(len);
             }
             group[count] = chain;
             count += 1;
@@ -80,7 +87,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         for &(head, asked) in &group[..count] {
             self.begin(head, asked);
         }
-        count
+        (count, bytes)
     }
 
     /// The next chain, taken apart; nothing asked where its head cannot be a request's.

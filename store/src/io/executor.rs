@@ -272,7 +272,8 @@ impl Io {
         if self.in_flight > 0 || ring.in_flight > 0 || ring.posting == posting {
             return;
         }
-        match ring.replace(posting) {
+        let reserving = &mut self.reserving;
+        match ring.replace(posting, |number, is_ours| ended(reserving, number, is_ours)) {
             // What the other ring had still to say of reservations is said to nobody.
             Ok(()) if ring.posting == posting => self.reserving.fill_with(|| None),
             Ok(()) => return,
@@ -435,13 +436,6 @@ impl Io {
         }
     }
 
-    fn reserved(&mut self, number: u32, is_ours: bool) {
-        let asked = self.reserving.get_mut(number as usize).and_then(Option::take);
-        if let Some(asked) = asked {
-            asked.end(is_ours);
-        }
-    }
-
     /// Queues what had found no room, and the watches that are to be armed.
     fn fill_queue(&mut self) {
         // Watches first: a full queue of transfers must not keep a kick from being seen.
@@ -464,7 +458,9 @@ impl Io {
                 None => return,
                 Some(Event::Fired(key)) => self.fired.push_back(key),
                 Some(Event::Answer(slot, result)) => self.answered(slot, result),
-                Some(Event::Reserved(number, is_ours)) => self.reserved(number, is_ours),
+                Some(Event::Reserved(number, is_ours)) => {
+                    ended(&mut self.reserving, number, is_ours);
+                }
             }
         }
     }
@@ -487,7 +483,7 @@ impl Io {
 impl Drop for Io {
     fn drop(&mut self) {
         let Driver::Ring(ring) = &mut self.driver else { return };
-        if !ring.settle(|_, _| {}) {
+        if !ring.settle(|_| {}) {
             // The kernel may still write there: better lost than reused.
             tracing::warn!("I/O is still in flight at the end of a worker; its memory is kept");
             std::mem::forget(std::mem::take(&mut self.transfers));
@@ -503,6 +499,13 @@ impl std::fmt::Debug for Io {
             .field("in_flight", &self.in_flight)
             .field("syscalls", &self.syscalls)
             .finish_non_exhaustive()
+    }
+}
+
+/// The reservation of this number ended.
+fn ended(reserving: &mut [Option<Reservation>], number: u32, is_ours: bool) {
+    if let Some(asked) = reserving.get_mut(number as usize).and_then(Option::take) {
+        asked.end(is_ours);
     }
 }
 

@@ -101,11 +101,16 @@ impl Ring {
     }
 
     /// Becomes another ring, with the same watches and no registered file; stays this one where the
-    /// kernel knows no other way. Nothing may be in flight.
+    /// kernel knows no other way. Nothing may be in flight; what reservations came to meanwhile goes
+    /// to `reserved`, and this ring, once it is gone, says no more of any.
     ///
     /// # Errors
     /// What the system says; this is the ring that it was then, and has its watches.
-    pub(crate) fn replace(&mut self, posting: Posting) -> io::Result<()> {
+    pub(crate) fn replace(
+        &mut self,
+        posting: Posting,
+        mut reserved: impl FnMut(u32, bool),
+    ) -> io::Result<()> {
         debug_assert_eq!(self.in_flight, 0);
         let mut new = Ring::new(self.ring.params().sq_entries(), posting)?;
         if new.posting == self.posting {
@@ -118,7 +123,11 @@ impl Ring {
             .filter_map(|watch| Some((watch.fd.try_clone(), watch.key?)))
             .map(|(fd, key)| Ok((fd?, key)))
             .collect::<io::Result<_>>()?;
-        let settled = self.settle(|_, _| {});
+        let settled = self.settle(|event| {
+            if let Event::Reserved(number, is_ours) = event {
+                reserved(number, is_ours);
+            }
+        });
         let ring = if settled { &mut new } else { &mut *self };
         for (fd, key) in watched {
             ring.watch(fd, key);
@@ -326,16 +335,14 @@ impl Ring {
 
     /// Stops watching everything, and waits until the kernel uses none of our memory any more;
     /// false where that cannot be had.
-    pub(crate) fn settle(&mut self, mut answered: impl FnMut(u32, i32)) -> bool {
+    pub(crate) fn settle(&mut self, mut heard: impl FnMut(Event)) -> bool {
         let keys: Vec<u64> = self.watches.iter().flatten().filter_map(|w| w.key).collect();
         if keys.into_iter().any(|key| self.unwatch(key).is_err()) {
             return false;
         }
         loop {
             while let Some(event) = self.next() {
-                if let Event::Answer(slot, result) = event {
-                    answered(slot, result);
-                }
+                heard(event);
             }
             let busy = self.in_flight > 0 || self.watches.iter().flatten().any(|w| w.armed);
             if !busy {

@@ -82,6 +82,11 @@ fn a_driver_that_sleeps_is_told_of_many_at_once() {
     for (batch, told) in [(24, 6), (12, 3), (8, 2)] {
         assert_eq!(Sleeper::new().told_of(batch, 0x4000, false), told, "{batch} large ones");
     }
+    for (batch, told) in [(24, 6), (12, 3), (8, 2)] {
+        let mut moved = Sleeper::new();
+        moved.bench.disk.indirect.store(true, Ordering::SeqCst);
+        assert_eq!(moved.told_of(batch, 0x4000, false), told, "{batch} that the engine has");
+    }
     let mut slow = Sleeper::new();
     slow.bench.disk.is_slow.store(true, Ordering::SeqCst);
     assert_eq!(slow.told_of(24, 512, false), 6, "from a disk");
