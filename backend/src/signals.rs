@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT, waited for by a thread of their own rather than handled.
+//! SIGTERM and SIGINT, waited for by a thread of their own rather than handled; and SIGXFSZ, which
+//! nobody is to be killed by.
 //!
 //! Owns the mask and the descriptor they are read from.
 
@@ -20,6 +21,17 @@ pub fn block() -> io::Result<Blocked> {
     set.add(Signal::SIGINT);
     set.thread_block()?;
     Ok(Blocked(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?))
+}
+
+/// Blocks the signal of a file that would get larger than this process may make one, in this thread
+/// and those it starts: the system call says so as well, and a request fails instead of the process.
+///
+/// # Errors
+/// What the system says.
+pub fn block_file_size() -> io::Result<()> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGXFSZ);
+    Ok(set.thread_block()?)
 }
 
 impl Blocked {

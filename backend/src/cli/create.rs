@@ -10,7 +10,7 @@ use snapblk_store::device::make_empty;
 use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
 use snapblk_store::units::ChunkSize;
 
-use super::store_file::claim;
+use super::store_file::{LOCK_WAIT, claim};
 use super::{CliError, output, size};
 
 /// The smallest store that holds a change: header, area and one chunk.
@@ -143,7 +143,7 @@ impl Create {
     fn fill(&self, origin: &FileInfo) -> Result<Geometry, CliError> {
         let mut store = FileInfo::open(&self.store, OpenMode::ReadWrite, false)?;
         self.check_block(&store)?;
-        let _lock = Lock::exclusive(&store, None)?;
+        let _lock = Lock::exclusive(&store, LOCK_WAIT)?;
         let _claim = claim(&store)?;
         // Looked at only now, under the lock.
         store.len = store.current_len().map_err(CliError::io("look at", &self.store))?;

@@ -14,9 +14,10 @@ use serde::Serialize;
 use snapblk_store::cow::open::{remove_newest, zero_garbage};
 use snapblk_store::cow::{OpenStore, StoreErrorKind};
 use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
+use snapblk_store::units::SECTOR_SIZE;
 
 use super::dump::runs;
-use super::store_file::{StoreFile, claim};
+use super::store_file::{LOCK_WAIT, StoreFile, claim};
 use super::{CliError, output, size};
 
 #[cfg(test)]
@@ -65,7 +66,7 @@ impl Merge {
         self.check_files()?;
         let file = StoreFile::to_write(&self.store)?;
         let origin = FileInfo::open(&self.into, OpenMode::ReadWrite, false)?;
-        let _lock = Lock::exclusive(&origin, None)?;
+        let _lock = Lock::exclusive(&origin, LOCK_WAIT)?;
         let _claim = claim(&origin)?;
         let mut store = file.load(Some(origin.len))?;
         if !store.valid {
@@ -133,6 +134,8 @@ fn merge<O: Storage, S: Storage>(
         zero_garbage(file, store)?;
     }
     let origin_len = origin.len().map_err(|error| failed(origin, "find its length", 0, error))?;
+    // A disk has whole sectors; what is behind the last is nobody's.
+    let origin_len = origin_len - origin_len % SECTOR_SIZE;
     let most = (BATCH / store.geometry.chunk.bytes()).max(1);
     let per_area = store.geometry.entries_per_area();
     while !store.entries.is_empty() {

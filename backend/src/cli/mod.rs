@@ -91,6 +91,9 @@ impl Cli {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging();
+    if let Err(error) = crate::signals::block_file_size() {
+        tracing::warn!("cannot block SIGXFSZ: {error}");
+    }
     if let Some(Command::Ctl(command)) = &cli.command {
         return ctl::run(command);
     }

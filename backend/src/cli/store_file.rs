@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use snapblk_store::cow::open::{inspect, open};
 use snapblk_store::cow::owed::{Gaps, Owed};
@@ -12,6 +13,10 @@ use snapblk_store::cow::{OpenOptions, OpenStore};
 use snapblk_store::io::{FileInfo, Lock, OpenMode};
 
 use super::CliError;
+
+/// How long a file is waited for that somebody has open: the last I/O of a killed process ends soon
+/// after it, and its locks fall with that.
+pub const LOCK_WAIT: Option<Duration> = Some(Duration::from_millis(500));
 
 /// A store's file, locked for as long as this lives.
 #[derive(Debug)]
@@ -48,7 +53,7 @@ impl StoreFile {
     /// What cannot be opened, and a store that is being served.
     pub fn to_read(path: &Path) -> Result<StoreFile, CliError> {
         let file = FileInfo::open(path, OpenMode::ReadOnly, false)?;
-        let lock = Lock::shared_read(&file, None)?;
+        let lock = Lock::shared_read(&file, LOCK_WAIT)?;
         Ok(StoreFile { file, _lock: lock, _claim: None })
     }
 
@@ -58,7 +63,7 @@ impl StoreFile {
     /// What cannot be opened, and a file that anybody else uses.
     pub fn to_write(path: &Path) -> Result<StoreFile, CliError> {
         let file = FileInfo::open(path, OpenMode::ReadWrite, false)?;
-        let lock = Lock::exclusive(&file, None)?;
+        let lock = Lock::exclusive(&file, LOCK_WAIT)?;
         let claim = claim(&file)?;
         Ok(StoreFile { file, _lock: lock, _claim: claim })
     }

@@ -336,6 +336,21 @@ pub fn remove_newest<S: Storage>(
     Ok(())
 }
 
+/// Whether there is no store in `storage` yet: its header is zero.
+pub fn is_none<S: Storage>(storage: &S) -> bool {
+    matches!(read_header(storage), Ok(None))
+}
+
+/// Writes, durably, that `store` is Invalid.
+///
+/// # Errors
+/// What the system says.
+pub fn mark_invalid<S: Storage>(storage: &S, store: &mut OpenStore) -> Result<(), StoreError> {
+    store.valid = false;
+    let header = Header { valid: false, chunk: store.geometry.chunk };
+    write_header(storage, &header).map_err(|kind| kind.of(storage.name()))
+}
+
 /// Writes the header's sector, which is the smallest thing that cannot be torn, and flushes.
 fn write_header<S: Storage>(storage: &S, header: &Header) -> Result<(), StoreErrorKind> {
     let mut sector = [0; SECTOR_SIZE as usize];

@@ -84,7 +84,9 @@ impl Owed {
     pub fn of(info: &FileInfo, chunk_sectors: u32) -> Owed {
         let path = path_of(&info.path, info.identity, info.block_device);
         let header = match boot_id() {
-            Ok(boot) => Some(WordsHeader { boot, store: info.identity, chunk_sectors }),
+            Ok(boot) => {
+                Some(WordsHeader { boot, store: info.identity, chunk_sectors, born: born(info) })
+            }
             Err(error) => {
                 tracing::warn!(
                     "cannot tell this boot from another ({error}): writes to {} that were not \
@@ -96,6 +98,24 @@ impl Owed {
         };
         let words = words_for(slots(info, chunk_sectors));
         Owed { path, words, header, made: None, set_aside: false }
+    }
+
+    /// Removes the file of a store that is not there any more: another one is about to be made in
+    /// its place, to which nothing is owed.
+    ///
+    /// # Errors
+    /// [`OwedError::Io`].
+    pub fn forget(info: &FileInfo) -> Result<(), OwedError> {
+        let path = path_of(&info.path, info.identity, info.block_device);
+        match std::fs::remove_file(&path) {
+            Ok(()) => tracing::warn!(
+                "removed {}, which kept what a killed process owed the store that was there before",
+                path.display()
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(OwedError::Io { path, source }),
+        }
+        Ok(())
     }
 
     /// The most that a killed process owes the store `info`, in chunks, as its file says, whoever's
@@ -152,8 +172,8 @@ impl Owed {
         match SharedWords::open(&self.path) {
             Ok(words) => {
                 let words = Words::Shared(words);
-                let ours =
-                    Log::fits(&words) && self.header.is_some() && words.header() == self.header;
+                let is_of = |found: WordsHeader| self.header.is_some_and(|own| found.is_of(&own));
+                let ours = Log::fits(&words) && words.header().is_some_and(is_of);
                 Ok(ours.then_some(words))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -255,12 +275,34 @@ fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
 
 fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
     if block_device {
-        let name = format!("snapblk-{:x}-{:x}.owed", identity.dev, identity.ino);
+        let Identity { dev, ino } = identity;
+        let name = match disk_sequence(dev) {
+            Some(sequence) => format!("snapblk-{dev:x}-{ino:x}-{sequence}.owed"),
+            None => format!("snapblk-{dev:x}-{ino:x}.owed"),
+        };
         return Path::new("/dev/shm").join(name);
     }
     let mut path = store.as_os_str().to_owned();
     path.push(".owed");
     path.into()
+}
+
+/// When a file was made, in nanoseconds; 0 for a block device, and where that is not known.
+fn born(info: &FileInfo) -> u64 {
+    let born = info.file.metadata().and_then(|meta| meta.created());
+    let since = born.ok().filter(|_| !info.block_device);
+    let since = since.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Tells what is behind a block device's number from what was before: a number that grows whenever a
+/// disk is attached, since the boot (Linux 5.15). A partition has that of its disk.
+fn disk_sequence(dev: u64) -> Option<u64> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    ["diskseq", "../diskseq"].iter().find_map(|name| {
+        std::fs::read_to_string(device.join(name)).ok()?.trim().parse().ok()
+    })
 }
 
 fn boot_id() -> io::Result<u128> {

@@ -49,6 +49,18 @@ pub struct WordsHeader {
     pub store: crate::io::files::Identity,
     /// The store's chunk, in sectors.
     pub chunk_sectors: u32,
+    /// When the store's file was made, in nanoseconds: inodes are used again. 0 where it is not
+    /// known.
+    pub born: u64,
+}
+
+#[cfg(not(feature = "shuttle"))]
+impl WordsHeader {
+    /// Whether what it says can be about the store of `other`.
+    pub fn is_of(&self, other: &WordsHeader) -> bool {
+        let born = if self.born == 0 || other.born == 0 { other.born } else { self.born };
+        WordsHeader { born, ..*self } == *other
+    }
 }
 
 #[cfg(not(feature = "shuttle"))]
@@ -69,6 +81,7 @@ impl Words {
             boot: u128::from(word(1)) << 64 | u128::from(word(2)),
             store: crate::io::files::Identity { dev: word(3), ino: word(4) },
             chunk_sectors: word(5) as u32,
+            born: word(7),
         })
     }
 
@@ -81,6 +94,7 @@ impl Words {
         store(4, header.store.ino);
         store(5, u64::from(header.chunk_sectors));
         store(6, self.len() as u64);
+        store(7, header.born);
         store(0, Self::MAGIC);
     }
 }
@@ -105,7 +119,18 @@ mod tests {
         boot: 3 << 64 | 4,
         store: crate::io::files::Identity { dev: 7, ino: 8 },
         chunk_sectors: 16,
+        born: 9,
     };
+
+    #[test]
+    fn a_store_that_was_made_later_is_another() {
+        let known = |born| WordsHeader { born, ..HEADER };
+        assert!(HEADER.is_of(&HEADER));
+        assert!(!known(10).is_of(&HEADER) && !HEADER.is_of(&known(10)));
+        assert!(known(0).is_of(&HEADER) && HEADER.is_of(&known(0)), "a version before told nothing");
+        let other = WordsHeader { chunk_sectors: 8, ..HEADER };
+        assert!(!other.is_of(&HEADER));
+    }
 
     #[test]
     fn a_header_of_either_version_is_read_and_no_other() {

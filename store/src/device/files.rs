@@ -9,6 +9,7 @@ use std::path::Path;
 use super::error::DeviceError;
 use crate::cow::Geometry;
 use crate::cow::open::create;
+use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::{FileInfo, OpenMode};
 use crate::units::ChunkSize;
@@ -120,12 +121,13 @@ pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
 }
 
-/// Makes `file`, which is as long as it is to be, an empty store: it, its length and its name are
-/// durable then.
+/// Makes `file`, which is as long as it is to be, an empty store, to which nothing is owed: it, its
+/// length and its name are durable then.
 ///
 /// # Errors
 /// A store of fewer than two chunks, and what the system says.
 pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError> {
+    Owed::forget(file)?;
     create(file, geometry)?;
     if file.block_device { Ok(()) } else { name_it(&file.path) }
 }

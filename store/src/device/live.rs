@@ -162,13 +162,22 @@ impl Live {
             let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
             Listed { store, taken: None }
         } else {
+            if open::is_none(&*disk.info) {
+                // Before it is made: else a kill in between would leave it what it is not owed.
+                Owed::forget(&disk.info)?;
+            }
             let owed = Owed::most(&disk.info);
             let chunk = spec.chunk;
             let options = OpenOptions { chunk, create: true, owed, ..OpenOptions::default() };
             Listed::open(&disk, options, len, list)?
         };
         let opened = &mut listed.store;
-        opened.valid &= transient || !state.is_invalid(path);
+        if !transient && opened.valid && state.is_invalid(path) {
+            opened.valid = false;
+            if let Err(error) = open::mark_invalid(&*disk.info, opened) {
+                tracing::warn!("{error}; that the store is Invalid is in the state file alone");
+            }
+        }
         if let Some(asked) = spec.chunk
             && asked != opened.geometry.chunk
         {
