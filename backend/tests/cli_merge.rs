@@ -35,6 +35,25 @@ fn scenario_17_and_39_every_golden_store_merges_to_the_snapshot_s_content() {
     }
 }
 
+/// A disk has whole sectors; what its file has behind the last is not the disk's.
+#[test]
+fn what_is_behind_the_last_sector_stays() {
+    let place = Place::new();
+    place.golden("p8-basic");
+    let mut origin = OpenOptions::new().append(true).open(place.path("origin")).unwrap();
+    let len = origin.metadata().unwrap().len();
+    std::io::Write::write_all(&mut origin, &[0x5a; 300]).unwrap();
+    // The store's last chunk, as if it had been of that disk.
+    let mut store = place.read("cow");
+    let chunk = 4096u64;
+    let last = len / chunk;
+    let entries: &mut [u8] = &mut store[chunk as usize..2 * chunk as usize];
+    entries[..8].copy_from_slice(&last.to_le_bytes());
+    std::fs::write(place.path("cow"), store).unwrap();
+    place.ok("merge --into origin cow");
+    assert_eq!(place.read("origin")[len as usize..], [0x5a; 300]);
+}
+
 #[test]
 fn an_invalid_store_is_not_merged() {
     let place = Place::new();

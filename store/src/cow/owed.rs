@@ -300,9 +300,9 @@ fn born(info: &FileInfo) -> u64 {
 fn disk_sequence(dev: u64) -> Option<u64> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    ["diskseq", "../diskseq"].iter().find_map(|name| {
-        std::fs::read_to_string(device.join(name)).ok()?.trim().parse().ok()
-    })
+    ["diskseq", "../diskseq"]
+        .iter()
+        .find_map(|name| std::fs::read_to_string(device.join(name)).ok()?.trim().parse().ok())
 }
 
 fn boot_id() -> io::Result<u128> {

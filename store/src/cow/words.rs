@@ -127,7 +127,10 @@ mod tests {
         let known = |born| WordsHeader { born, ..HEADER };
         assert!(HEADER.is_of(&HEADER));
         assert!(!known(10).is_of(&HEADER) && !HEADER.is_of(&known(10)));
-        assert!(known(0).is_of(&HEADER) && HEADER.is_of(&known(0)), "a version before told nothing");
+        assert!(
+            known(0).is_of(&HEADER) && HEADER.is_of(&known(0)),
+            "a version before told nothing"
+        );
         let other = WordsHeader { chunk_sectors: 8, ..HEADER };
         assert!(!other.is_of(&HEADER));
     }

@@ -354,7 +354,8 @@ impl Io {
             }
             Driver::Poll(poller) => {
                 let fired = &mut self.fired;
-                self.syscalls += poller.wait(timeout, |key| fired.push_back(key))?;
+                self.syscalls += 1;
+                poller.wait(timeout, |key| fired.push_back(key))?;
             }
         }
         self.reap();

@@ -18,6 +18,7 @@ mod sync;
 mod transfer;
 mod transfers;
 mod uring;
+mod watch;
 
 pub use ahead::{Ahead, Late};
 pub use buffer::{GuestData, ScratchConfig};

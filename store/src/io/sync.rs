@@ -13,6 +13,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 
 use super::transfer::{Step, errno};
+use super::watch::Watched;
 
 /// How many events one call of epoll takes.
 const EVENTS: usize = 16;
@@ -37,7 +38,7 @@ pub(crate) fn carry_out(step: Step<'_>, fd: BorrowedFd<'_>) -> i32 {
 /// Waits for eventfds where there is no ring.
 pub(crate) struct Poller {
     epoll: OwnedFd,
-    watches: Vec<Option<(u64, OwnedFd)>>,
+    watches: Vec<Option<(u64, Watched)>>,
 }
 
 impl Poller {
@@ -48,54 +49,53 @@ impl Poller {
     pub(crate) fn watch(&mut self, fd: OwnedFd, key: u64) -> io::Result<()> {
         let free = self.watches.iter().position(Option::is_none);
         let at = free.unwrap_or(self.watches.len());
-        epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
+        // Each signal is told of once, and may be another's as well.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(at as u64), flags)?;
+        let watch = Some((key, Watched::new(fd)));
         match free {
-            Some(at) => self.watches[at] = Some((key, fd)),
-            None => self.watches.push(Some((key, fd))),
+            Some(at) => self.watches[at] = watch,
+            None => self.watches.push(watch),
         }
         Ok(())
     }
 
     pub(crate) fn unwatch(&mut self, key: u64) {
         for slot in &mut self.watches {
-            if let Some((_, fd)) = slot.take_if(|(held, _)| *held == key) {
+            if let Some((_, watched)) = slot.take_if(|(held, _)| *held == key) {
+                watched.take();
                 // Ours to forget in any case: the slot is what makes an event count.
-                let _ = epoll::delete(&self.epoll, &fd);
+                let _ = epoll::delete(&self.epoll, &watched);
             }
         }
     }
 
-    /// Waits until a watched descriptor fires, at most for `timeout`, and consumes what fired;
-    /// returns the system calls it took.
+    /// Waits until a watched descriptor fires, at most for `timeout`.
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,
         mut fired: impl FnMut(u64),
-    ) -> io::Result<u64> {
+    ) -> io::Result<()> {
         let timeout = timeout.map(timespec);
         let mut room = [const { MaybeUninit::uninit() }; EVENTS];
         let events = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
             Ok((events, _)) => events,
-            Err(rustix::io::Errno::INTR) => return Ok(1),
+            Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         for event in events.iter() {
-            let at = event.data.u64() as usize;
-            let Some(Some((key, fd))) = self.watches.get(at) else { continue };
+            let (at, flags) = (event.data.u64() as usize, event.flags);
+            let Some(Some((key, watched))) = self.watches.get(at) else { continue };
             let key = *key;
-            match rustix::io::read(fd, &mut [0; 8]) {
-                Ok(1..) => fired(key),
-                // Somebody else consumed it: nothing was signalled.
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                // It would be at its end, or refuse, for ever.
-                Ok(0) | Err(_) => {
-                    tracing::warn!(key, "a watched descriptor cannot be read");
-                    let _ = epoll::delete(&self.epoll, fd);
-                    self.watches[at] = None;
-                }
+            if flags.contains(epoll::EventFlags::IN) && watched.is_signalled() {
+                fired(key);
+            } else {
+                tracing::warn!(key, "a watched descriptor cannot be read");
+                let _ = epoll::delete(&self.epoll, watched);
+                self.watches[at] = None;
             }
         }
-        Ok(1 + events.len() as u64)
+        Ok(())
     }
 }
 

@@ -12,14 +12,14 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use rustix::io::ReadWriteFlags;
 
 use super::transfer::Step;
+use super::watch::Watched;
 
 /// How many files a worker's ring keeps registered; more go by their descriptors.
 const FILES: u32 = 256;
@@ -64,9 +64,17 @@ pub(crate) enum Event {
 struct Watch {
     /// None: taken away, and only kept until the kernel's answer has come.
     key: Option<u64>,
-    fd: OwnedFd,
+    watched: Watched,
     /// Whether the poll is the kernel's, so that its last answer is still to come.
     armed: bool,
+}
+
+impl Watch {
+    /// Whether an answer that it can be read is a signal. What ends a poll that was to stay may be
+    /// that the descriptor cannot be waited for, and can always be read.
+    fn is_signalled(&self) -> bool {
+        if self.armed { self.watched.is_signalled() } else { self.watched.take() }
+    }
 }
 
 /// A ring, used from one thread at a time; from the first use on, from that thread only.
@@ -120,7 +128,7 @@ impl Ring {
             .watches
             .iter()
             .flatten()
-            .filter_map(|watch| Some((watch.fd.try_clone(), watch.key?)))
+            .filter_map(|watch| Some((watch.watched.as_fd().try_clone_to_owned(), watch.key?)))
             .map(|(fd, key)| Ok((fd?, key)))
             .collect::<io::Result<_>>()?;
         let settled = self.settle(|event| {
@@ -270,7 +278,7 @@ impl Ring {
             return None;
         };
         match result {
-            1.. if result & i32::from(libc::POLLIN) != 0 => Some(key),
+            1.. if result & i32::from(libc::POLLIN) != 0 && watch.is_signalled() => Some(key),
             _ if matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) => None,
             // Nothing will come from it any more, or it cannot be waited for.
             _ => {
@@ -283,7 +291,7 @@ impl Ring {
 
     /// Watches `fd`; it fires when it is signalled, or was.
     pub(crate) fn watch(&mut self, fd: OwnedFd, key: u64) {
-        let watch = Watch { key: Some(key), fd, armed: false };
+        let watch = Watch { key: Some(key), watched: Watched::new(fd), armed: false };
         match self.watches.iter().position(Option::is_none) {
             Some(at) => self.watches[at] = Some(watch),
             None => self.watches.push(Some(watch)),
@@ -297,10 +305,11 @@ impl Ring {
             if watch.armed || watch.key.is_none() {
                 continue;
             }
-            let poll = opcode::PollAdd::new(Fd(watch.fd.as_raw_fd()), libc::POLLIN as u32)
-                .multi(true)
-                .build()
-                .user_data(WATCH << KIND | at as u64);
+            let poll =
+                opcode::PollAdd::new(Fd(watch.watched.as_fd().as_raw_fd()), libc::POLLIN as u32)
+                    .multi(true)
+                    .build()
+                    .user_data(WATCH << KIND | at as u64);
             if !self.push_entries(&[poll]) {
                 return;
             }
@@ -317,7 +326,7 @@ impl Ring {
                 continue;
             };
             watch.key = None;
-            consume(&watch.fd);
+            watch.watched.take();
             if !watch.armed {
                 self.watches[at] = None;
                 continue;
@@ -353,13 +362,6 @@ impl Ring {
             }
         }
     }
-}
-
-/// Takes what an eventfd counted; waits for nothing, also where its owner had it wait.
-fn consume(fd: &OwnedFd) {
-    let mut counter = [0; 8];
-    let mut room = [io::IoSliceMut::new(&mut counter)];
-    let _ = rustix::io::preadv2(fd, &mut room, u64::MAX, ReadWriteFlags::NOWAIT);
 }
 
 /// How long to stay in the kernel.

@@ -17,6 +17,7 @@ mod merges;
 mod moments;
 mod monitor;
 mod overlays;
+mod owed;
 mod passdown;
 mod resize;
 mod snapshots;

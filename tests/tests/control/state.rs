@@ -251,6 +251,8 @@ fn a_store_that_the_state_calls_invalid_is() {
         let mut world = World::start(&plain(&scratch, &file));
         assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot Invalid")]);
         world.stop();
+        // Now that it can be written, others who look at the store see it, too.
+        assert_eq!(fs::read(scratch.path("snap.cow")).unwrap()[4..8], [0; 4]);
     }
     // Its successor under the same name is not.
     let mut world = World::start(&plain(&scratch, &file));

@@ -56,3 +56,25 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
     let table = again.table("snap").exceptions()[0].table.clone();
     assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
 }
+
+/// A header that was cleared is no store's; the next is owed nothing that the one before was, also
+/// where its file is the same.
+#[test]
+fn a_store_that_is_made_over_another_is_owed_nothing() {
+    let world = World::new();
+    world.file("disk", LEN);
+    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
+    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("snap", &[&line]).unwrap();
+    let store = world.table("snap").exceptions()[0].layers[0].clone();
+    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
+    let _ = store.log().finish(first, Some(Chunk(200)));
+    let World { dir, devices, .. } = world;
+    drop((store, devices));
+    let again = World::at(dir);
+    let cow = File::options().write(true).open(again.path("store")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&cow, &[0; 4096], 0).unwrap();
+    again.device("other", &[&line]).unwrap();
+    let table = again.table("other").exceptions()[0].table.clone();
+    assert!((0..table.chunks()).all(|chunk| table.get(Chunk(chunk)) == Entry::Unmapped));
+}

@@ -523,11 +523,13 @@ fn can_be_read(fd: &impl AsFd) -> bool {
 
 #[test]
 fn what_can_only_fail_is_watched_no_more() {
-    for uring in [true, false] {
+    let null = || std::fs::File::open("/dev/null").unwrap().into();
+    let at_its_end = || rustix::pipe::pipe().unwrap().0;
+    for (uring, fd) in
+        [(true, at_its_end()), (false, at_its_end()), (true, null()), (false, null())]
+    {
         let mut rig = rig("/dev/shm", false, uring, &[0; 512]);
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        rig.io.watch(reader.as_fd(), 1).unwrap();
-        drop(writer);
+        let _ = rig.io.watch(fd.as_fd(), 1);
         for _ in 0..3 {
             rig.io.wait(Some(Duration::from_millis(1))).unwrap();
             assert_eq!(rig.io.fired(), None, "{}", rig.what);
@@ -536,6 +538,42 @@ fn what_can_only_fail_is_watched_no_more() {
         rig.io.wait(Some(Duration::from_millis(20))).unwrap();
         let slept = before.elapsed();
         assert!(slept >= Duration::from_millis(10), "{}: it woke after {slept:?}", rig.what);
+    }
+}
+
+/// Front-ends give eventfds; nothing says that they must.
+#[test]
+fn what_fills_up_is_emptied() {
+    for uring in [true, false] {
+        let mut rig = rig("/dev/shm", false, uring, &[0; 512]);
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        rig.io.watch(reader.as_fd(), 1).unwrap();
+        for round in 0..20_000 {
+            rustix::io::write(&writer, &1u64.to_ne_bytes())
+                .unwrap_or_else(|error| panic!("{}: signal {round}: {error}", rig.what));
+            rig.io.wait(None).unwrap();
+            assert_eq!(rig.io.fired(), Some(1), "{}", rig.what);
+        }
+    }
+}
+
+/// Two executors that watch one descriptor are both told of its signals.
+#[test]
+fn a_signal_is_not_taken_from_others() {
+    for uring in [true, false] {
+        let mut rigs = [(); 2].map(|()| rig("/dev/shm", false, uring, &[0; 512]));
+        let kick = event(EventfdFlags::empty());
+        for rig in &mut rigs {
+            rig.io.watch(kick.as_fd(), 1).unwrap();
+            rig.io.wait(Some(Duration::from_millis(1))).unwrap();
+        }
+        for _ in 0..3 {
+            signal(&kick);
+            for rig in &mut rigs {
+                rig.io.wait(Some(Duration::from_secs(20))).unwrap();
+                assert_eq!(rig.io.fired(), Some(1), "{}", rig.what);
+            }
+        }
     }
 }
 

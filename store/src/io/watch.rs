@@ -1,0 +1,58 @@
+//! A descriptor that is watched for signals: an eventfd, nearly always.
+//!
+//! Owns it, and taking what it holds. An eventfd's counter may grow while it is watched, since each
+//! signal is told of as it comes: to take it would be a system call for each. Anything else that a
+//! front-end may give (a pipe, a socket) fills up, and is emptied each time. Never waits for anything,
+//! also where the descriptor's owner had that wait. Never knows what a signal means.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, ReadWriteFlags};
+
+/// Bytes that are taken at a time of what is no eventfd.
+const PART: usize = 4096;
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    fd: OwnedFd,
+    /// An eventfd.
+    counts: bool,
+}
+
+impl Watched {
+    /// `fd`, of which nothing is taken yet.
+    pub(crate) fn new(fd: OwnedFd) -> Watched {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let counts = link.is_ok_and(|of| of.as_os_str() == "anon_inode:[eventfd]");
+        Watched { fd, counts }
+    }
+
+    /// It can be read. False where that is so for ever, and no signal: at its end, or where it cannot
+    /// be read at all.
+    pub(crate) fn is_signalled(&self) -> bool {
+        self.counts || self.take()
+    }
+
+    /// Takes what it holds, so that its owner does not take what was seen for news; false where
+    /// nothing ever comes from it.
+    pub(crate) fn take(&self) -> bool {
+        let mut bytes = [0; PART];
+        loop {
+            let mut room = [IoSliceMut::new(&mut bytes)];
+            match rustix::io::preadv2(&self.fd, &mut room, u64::MAX, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return false,
+                Ok(PART) | Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::AGAIN) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
