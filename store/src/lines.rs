@@ -1,9 +1,12 @@
 //! Table lines as people write them, parsed and printed.
 //!
 //! Owns the syntax (`dmsetup`'s) and what can be checked without opening anything. Has no
-//! behaviour. Source: the kernel's device-mapper manuals; `spec: targets`.
+//! behaviour. Keeps: what a line prints is parsed as that line again, whatever its paths hold. So
+//! words are the kernel's (`dm_split_args`): they end at white space, and a backslash takes the
+//! character behind it as it is. Source: the kernel's device-mapper manuals; `spec: targets`.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -44,6 +47,7 @@ impl Param {
     }
 }
 
+/// As messages name it; in a line it is [`Word`].
 impl fmt::Display for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -150,13 +154,85 @@ pub enum LineError {
     Empty,
 }
 
+/// A parameter as a word of a line.
+struct Word<'a>(&'a Param);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            if c == '\\' || is_space(c) {
+                f.write_char('\\')?;
+            }
+            f.write_char(c)?;
+        }
+        Ok(())
+    }
+}
+
+/// What ends a word: white space of ASCII, as for the kernel, but not the byte 0xa0, which the
+/// kernel takes for one and which is a part of letters in UTF-8.
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t'..='\r')
+}
+
+/// The words of a line, each without its backslashes. One at the end stands for itself.
+#[derive(Clone)]
+struct Split<'a>(&'a str);
+
+impl<'a> Iterator for Split<'a> {
+    type Item = Cow<'a, str>;
+
+    fn next(&mut self) -> Option<Cow<'a, str>> {
+        let text = self.0.trim_start_matches(is_space);
+        let len = unescaped(text, is_space).unwrap_or(text.len());
+        let (word, rest) = text.split_at(len);
+        self.0 = rest;
+        if !word.contains('\\') {
+            return (len > 0).then_some(Cow::Borrowed(word));
+        }
+        let mut plain = String::with_capacity(len);
+        let mut left = word.chars();
+        while let Some(c) = left.next() {
+            let escapes = if c == '\\' { left.next() } else { None };
+            plain.push(escapes.unwrap_or(c));
+        }
+        Some(Cow::Owned(plain))
+    }
+}
+
+/// Where the first character that `is` one stands in `text` without a backslash before it.
+fn unescaped(text: &str, is: impl Fn(char) -> bool) -> Option<usize> {
+    let mut left = text.char_indices();
+    while let Some((at, c)) = left.next() {
+        if is(c) {
+            return Some(at);
+        }
+        if c == '\\' {
+            left.next();
+        }
+    }
+    None
+}
+
+/// The lines of a file with tables: a line goes on behind an end of line with a backslash before it,
+/// which is a character of its path.
+pub fn split_lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut left = Some(text);
+    std::iter::from_fn(move || {
+        let text = left.take()?;
+        let end = unescaped(text, |c| c == '\n');
+        left = end.map(|end| &text[end + 1..]);
+        Some(&text[..end.unwrap_or(text.len())])
+    })
+}
+
 struct Words<'a> {
     line: &'a str,
-    words: std::str::SplitWhitespace<'a>,
+    words: Split<'a>,
 }
 
 impl<'a> Words<'a> {
-    fn next(&mut self, what: &'static str) -> Result<&'a str, LineError> {
+    fn next(&mut self, what: &'static str) -> Result<Cow<'a, str>, LineError> {
         self.words.next().ok_or(LineError::Missing { line: self.line.into(), what })
     }
 
@@ -166,39 +242,40 @@ impl<'a> Words<'a> {
 
     fn number(&mut self, what: &'static str) -> Result<u64, LineError> {
         let word = self.next(what)?;
-        word.parse().map_err(|_| self.bad(word, what))
+        word.parse().map_err(|_| self.bad(&word, what))
     }
 
     fn param(&mut self, what: &'static str) -> Result<Param, LineError> {
         let word = self.next(what)?;
-        Ok(if word.contains('/') { Param::Path(word.into()) } else { Param::Device(word.into()) })
+        let word = word.into_owned();
+        Ok(if word.contains('/') { Param::Path(word.into()) } else { Param::Device(word) })
     }
 
     fn snapshot(&mut self) -> Result<SnapshotSpec, LineError> {
         let origin = self.param("an origin")?;
         let cow = self.param("a store")?;
         let letters = self.next("P, PO or N")?;
-        let persistence = match letters {
+        let persistence = match &*letters {
             "P" => Persistence::Persistent,
             "PO" => Persistence::Overflow,
             "N" => Persistence::Transient,
-            _ => return Err(self.bad(letters, "P, PO or N")),
+            _ => return Err(self.bad(&letters, "P, PO or N")),
         };
         let word = self.next("a chunk size")?;
         const SIZE: &str = "a chunk size: a power of two of sectors, at most 2097152, or 0";
-        let chunk = match word.parse::<u32>().map_err(|_| self.bad(word, SIZE))? {
+        let chunk = match word.parse::<u32>().map_err(|_| self.bad(&word, SIZE))? {
             0 if persistence == Persistence::Transient => {
-                return Err(self.bad(word, "a chunk size for a transient store, which needs one"));
+                return Err(self.bad(&word, "a chunk size for a transient store, which needs one"));
             }
             0 => None,
-            sectors => Some(ChunkSize::from_sectors(sectors).ok_or_else(|| self.bad(word, SIZE))?),
+            sectors => Some(ChunkSize::from_sectors(sectors).ok_or_else(|| self.bad(&word, SIZE))?),
         };
         let mut features = Features::default();
         if let Some(word) = self.words.next() {
             let count: usize =
-                word.parse().map_err(|_| self.bad(word, "the number of feature words"))?;
+                word.parse().map_err(|_| self.bad(&word, "the number of feature words"))?;
             for _ in 0..count {
-                match self.next("a feature word")? {
+                match &*self.next("a feature word")? {
                     "discard_zeroes_cow" => features.discard_zeroes_cow = true,
                     "discard_passdown_origin" => features.discard_passdown_origin = true,
                     word => {
@@ -219,8 +296,7 @@ impl FromStr for TableLine {
     type Err = LineError;
 
     fn from_str(line: &str) -> Result<Self, LineError> {
-        let line = line.trim();
-        let mut words = Words { line, words: line.split_whitespace() };
+        let mut words = Words { line, words: Split(line) };
         let start = Sector(words.number("a start sector")?);
         let len = Sector(words.number("a length in sectors")?);
         const LENGTH: &str = "a length: at least one sector, and no more than fit a device";
@@ -228,7 +304,7 @@ impl FromStr for TableLine {
             return Err(words.bad(&len.to_string(), LENGTH));
         }
         let name = words.next("a target")?;
-        let target = match name {
+        let target = match &*name {
             "linear" => TargetSpec::Linear {
                 dev: words.param("a device")?,
                 offset: Sector(words.number("an offset in sectors")?),
@@ -241,12 +317,12 @@ impl FromStr for TableLine {
             _ => {
                 const KNOWN: &str = "a target: linear, snapshot-origin, snapshot, snapshot-merge, \
                                      zero or error";
-                return Err(words.bad(name, KNOWN));
+                return Err(words.bad(&name, KNOWN));
             }
         };
         if let Some(word) = words.words.next() {
-            let (line, word) = (line.to_owned(), word.to_owned());
-            return Err(LineError::TooMany { line, word, target: name.to_owned() });
+            let (line, word) = (line.to_owned(), word.into_owned());
+            return Err(LineError::TooMany { line, word, target: name.into_owned() });
         }
         Ok(TableLine { start, len, target })
     }
@@ -287,7 +363,8 @@ impl TargetSpec {
 impl fmt::Display for SnapshotSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let chunk = self.chunk.map_or(0, ChunkSize::sectors);
-        write!(f, " {} {} {} {chunk}", self.origin, self.cow, self.persistence.letters())?;
+        let (origin, cow) = (Word(&self.origin), Word(&self.cow));
+        write!(f, " {origin} {cow} {} {chunk}", self.persistence.letters())?;
         match self.features {
             Features { discard_zeroes_cow: true, discard_passdown_origin: true } => {
                 f.write_str(" 2 discard_zeroes_cow discard_passdown_origin")
@@ -302,9 +379,9 @@ impl fmt::Display for TableLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.start, self.len, self.target.name())?;
         match &self.target {
-            TargetSpec::Linear { dev, offset } => write!(f, " {dev} {offset}"),
+            TargetSpec::Linear { dev, offset } => write!(f, " {} {offset}", Word(dev)),
             TargetSpec::Zero | TargetSpec::Error => Ok(()),
-            TargetSpec::Origin { origin } => write!(f, " {origin}"),
+            TargetSpec::Origin { origin } => write!(f, " {}", Word(origin)),
             TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => spec.fmt(f),
         }
     }
@@ -319,7 +396,7 @@ pub fn parse_table<'a>(
 ) -> Result<Vec<TableLine>, LineError> {
     let mut table = Vec::new();
     let mut end = Sector(0);
-    for line in lines.into_iter().map(str::trim).filter(|line| !line.is_empty()) {
+    for line in lines.into_iter().filter(|line| Split(line).next().is_some()) {
         let line: TableLine = line.parse()?;
         if line.start != end {
             return Err(LineError::Gap { number: table.len() + 1, start: line.start, end });
@@ -332,6 +409,8 @@ pub fn parse_table<'a>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -372,6 +451,56 @@ mod tests {
         assert!(message("0 18446744073709551615 zero").contains("is not a length"));
         assert!(message("0 8 mirror").contains("'mirror' is not a target"));
         assert!(message("0 8 snapshot /o /c P 8 1 discard_passdown_origin").contains("without"));
+    }
+
+    /// Whatever paths hold, and however lines are printed and stored.
+    fn any_line() -> impl Strategy<Value = TableLine> {
+        let text = || "[ \t\n\u{b}\r\\\\@\u{a0}\u{2003}àa./]{0,8}";
+        let path = || text().prop_map(|text| Param::from_path(text.as_ref()));
+        let device = "[a-z-]{1,4}".prop_map(Param::Device);
+        let param = || prop_oneof![path(), device.clone()].boxed();
+        let snapshot = || {
+            (param(), path()).prop_map(|(origin, cow)| SnapshotSpec {
+                origin,
+                cow,
+                persistence: Persistence::Overflow,
+                chunk: Some(ChunkSize::TOOLS),
+                features: Features { discard_zeroes_cow: true, ..Features::default() },
+            })
+        };
+        let target = prop_oneof![
+            (param(), 0..9u64).prop_map(|(dev, at)| TargetSpec::Linear { dev, offset: Sector(at) }),
+            param().prop_map(|origin| TargetSpec::Origin { origin }),
+            snapshot().prop_map(TargetSpec::Snapshot),
+            snapshot().prop_map(TargetSpec::Merge),
+        ];
+        target.prop_map(|target| TableLine { start: Sector(0), len: Sector(8), target })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 512 }))]
+        #[test]
+        fn what_a_line_prints_is_that_line(line in any_line()) {
+            let text = line.to_string();
+            prop_assert_eq!(text.parse::<TableLine>(), Ok(line.clone()));
+            let file = format!("{text}\r\n\n{text}\n");
+            let table: Vec<_> = split_lines(&file).map(str::parse::<TableLine>).collect();
+            prop_assert_eq!(table.len(), 4);
+            prop_assert_eq!((&table[0], &table[2]), (&Ok(line.clone()), &Ok(line.clone())));
+            prop_assert_eq!(parse_table([text.as_str()]), Ok(vec![line]));
+        }
+    }
+
+    #[test]
+    fn words_are_the_kernels() {
+        let words = |line| Split(line).map(Cow::into_owned).collect::<Vec<_>>();
+        assert_eq!(words(" a\t\u{b} b\\ c \\d\\\\ "), ["a", "b c", "d\\"]);
+        assert_eq!(words("a\u{a0}b à\\"), ["a\u{a0}b", "à\\"]);
+        assert_eq!(words(" "), [""; 0]);
+        let line = "0 8 linear ./a\\ b.raw 0";
+        let parsed: TableLine = line.parse().unwrap();
+        assert_eq!(parsed.target.params()[0].path(), Some("./a b.raw".as_ref()));
+        assert_eq!(parsed.to_string(), line);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
 use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::FileInfo;
-use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
+use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table, split_lines};
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
@@ -280,7 +280,7 @@ fn table_lines(disk: &str, lines: &[String]) -> Result<Vec<TableLine>, ServeErro
             Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .map_err(io(&format!("disk '{disk}': cannot read the table file {path}")))?;
-                all.extend(text.lines().map(str::to_owned));
+                all.extend(split_lines(&text).map(str::to_owned));
             }
             None => all.push(line.clone()),
         }

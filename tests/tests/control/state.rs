@@ -221,6 +221,45 @@ fn read_only_is_part_of_the_first_arguments() {
     world.stop();
 }
 
+/// Files whose names hold what means something else in a table line.
+#[test]
+fn names_with_white_space_outlive_the_process() {
+    let scratch = scratch();
+    let base = scratch.file(r"a b\c.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let command = plain(&scratch, &base).arg("--overlay").arg("o\u{a0}1 \n.cow");
+    let mut world = World::start(&command);
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": "top 2.cow"}));
+    world.call("device-create", json!({"name": "lines"}));
+    let line = format!(r"0 {SECTORS} linear ./a\ b\\c.raw 0");
+    world.call("table-load", json!({"name": "lines", "table": [line], "read-only": true}));
+    world.call("device-resume", json!({"name": "lines"}));
+    let tables = world.tables();
+    assert_eq!(tables[0].1, [format!(r"0 {SECTORS} snapshot disk0.1 ./top\ 2.cow PO 8")]);
+    assert_eq!(tables[2].1, [line]);
+    world.stop();
+    for _ in 0..2 {
+        let mut world = World::start(&command);
+        assert_eq!(world.tables(), tables);
+        assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+        // What is shown can be loaded.
+        for (name, table) in &tables {
+            let load = json!({"name": name, "table": table, "read-only": name != "disk0"});
+            world.call("table-load", load);
+            world.call("device-resume", json!({"name": name}));
+        }
+        assert_eq!(world.tables(), tables);
+        assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+        world.stop();
+    }
+    assert!(names(&scratch).contains(&"o\u{a0}1 \n.cow".to_owned()), "{:?}", names(&scratch));
+    // A file of lines, one of which goes on behind the end of a line.
+    let over = format!("0 {SECTORS} snapshot ./a\\ b\\\\c.raw ./new\\\n.cow PO 8\r\n\n");
+    scratch.file("new\n.cow", &[0; 1 << 16]).unwrap();
+    scratch.file("lines", over.as_bytes()).unwrap();
+    World::start(&serve(&scratch).arg("--table").arg("@lines")).stop();
+}
+
 /// A plain disk that nothing was done to leaves no trace.
 #[test]
 fn a_plain_disk_leaves_no_state() {
