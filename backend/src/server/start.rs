@@ -13,7 +13,7 @@ use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocket
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
 use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
-use snapblk_store::io::FileInfo;
+use snapblk_store::io::{FileInfo, real_path};
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table, split_lines};
 use snapblk_store::units::{ChunkSize, Sector};
 
@@ -320,13 +320,19 @@ fn memory(args: &ServeArgs, state: Option<&Path>) -> Result<Memory, ServeError> 
 /// Beside the store of the first disk, or the file it is made of.
 fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Option<PathBuf> {
     let lines = first.iter().flat_map(|table| &table.lines);
-    let stores = lines.clone().filter_map(|line| line.target.snapshot()?.cow.path());
-    let files = lines.flat_map(|line| line.target.params()).filter_map(|param| param.path());
-    let beside = stores
-        .chain(files)
-        .find(|path| std::fs::metadata(path).map_or(true, |meta| meta.is_file()));
+    let mut stores = lines.clone().filter_map(|line| line.target.snapshot()?.cow.path());
+    let mut files = lines.flat_map(|line| line.target.params()).filter_map(|param| param.path());
+    let lies_there = |path: &&Path| std::fs::metadata(path).map_or(true, |meta| meta.is_file());
+    let store = stores.find(lies_there);
+    let beside = store.or_else(|| files.find(lies_there));
     let beside = beside.or(args.monitor.as_deref())?;
-    let mut name = beside.as_os_str().to_owned();
-    name.push(".state");
-    Some(name.into())
+    let path = |beside: &Path| {
+        let mut name = beside.as_os_str().to_owned();
+        name.push(".state");
+        PathBuf::from(name)
+    };
+    let (named, real) = (path(beside), path(&real_path(beside)));
+    // A store is one, whichever link leads to it; a disk may be shared by such as have a link each.
+    // A version before left it beside the link.
+    Some(if store.is_some() && (real.exists() || !named.exists()) { real } else { named })
 }

@@ -19,7 +19,7 @@ use super::open::OpenStore;
 use super::words::{Words, WordsHeader};
 use crate::io::shared::SharedWords;
 use crate::io::storage::Storage;
-use crate::io::{FileInfo, Identity};
+use crate::io::{FileInfo, Identity, real_path};
 use crate::units::{Chunk, DataIndex, SECTOR_SHIFT};
 
 /// Bytes of data that a store on a disk owes when it is committed though nobody asked for it: the
@@ -67,6 +67,8 @@ pub enum OwedError {
 #[derive(Debug)]
 pub struct Owed {
     path: PathBuf,
+    /// Where a version before kept it: beside the symbolic link by which the store was opened.
+    beside_link: Option<PathBuf>,
     /// Words of the log that is made.
     words: usize,
     /// What the file's header must say; none where the boot cannot be told, and nothing is kept.
@@ -78,11 +80,11 @@ pub struct Owed {
 }
 
 impl Owed {
-    /// The file for the store `info`: beside it; for a block device in the system's directory for
-    /// what lasts as long as the boot. Where the boot's identity cannot be read (a container
-    /// without `/proc`) nothing is kept, with a warning.
+    /// The file for the store `info`: beside it, not beside a link to it; for a block device in the
+    /// system's directory for what lasts as long as the boot. Where the boot's identity cannot be read
+    /// (a container without `/proc`) nothing is kept, with a warning.
     pub fn of(info: &FileInfo, chunk_sectors: u32) -> Owed {
-        let path = path_of(&info.path, info.identity, info.block_device);
+        let (path, beside_link) = paths_of(info);
         let header = match boot_id() {
             Ok(boot) => {
                 Some(WordsHeader { boot, store: info.identity, chunk_sectors, born: born(info) })
@@ -97,7 +99,7 @@ impl Owed {
             }
         };
         let words = words_for(slots(info, chunk_sectors));
-        Owed { path, words, header, made: None, set_aside: false }
+        Owed { path, beside_link, words, header, made: None, set_aside: false }
     }
 
     /// Removes the file of a store that is not there any more: another one is about to be made in
@@ -106,14 +108,17 @@ impl Owed {
     /// # Errors
     /// [`OwedError::Io`].
     pub fn forget(info: &FileInfo) -> Result<(), OwedError> {
-        let path = path_of(&info.path, info.identity, info.block_device);
-        match std::fs::remove_file(&path) {
-            Ok(()) => tracing::warn!(
-                "removed {}, which kept what a killed process owed the store that was there before",
-                path.display()
-            ),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(OwedError::Io { path, source }),
+        let (path, beside_link) = paths_of(info);
+        for path in [Some(path), beside_link].into_iter().flatten() {
+            match std::fs::remove_file(&path) {
+                Ok(()) => tracing::warn!(
+                    "removed {}, which kept what a killed process owed the store that was there \
+                     before",
+                    path.display()
+                ),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(OwedError::Io { path, source }),
+            }
         }
         Ok(())
     }
@@ -121,14 +126,15 @@ impl Owed {
     /// The most that a killed process owes the store `info`, in chunks, as its file says, whoever's
     /// that is.
     pub fn most(info: &FileInfo) -> usize {
-        let path = path_of(&info.path, info.identity, info.block_device);
-        match SharedWords::open(&path).map(Words::Shared) {
+        let most = |path: &PathBuf| match SharedWords::open(path).map(Words::Shared) {
             Ok(words) if Log::fits(&words) => Log::most_owed(&words) as usize,
             Ok(_) => 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             // Whoever enters it may have more luck, or says why not.
             Err(_) => MOST_SLOTS as usize,
-        }
+        };
+        let (path, beside_link) = paths_of(info);
+        most(&path).max(beside_link.as_ref().map_or(0, most))
     }
 
     /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
@@ -169,7 +175,12 @@ impl Owed {
     }
 
     fn find(&self) -> Result<Option<Words>, OwedError> {
-        match SharedWords::open(&self.path) {
+        let beside_link = || self.beside_link.as_deref().map_or(Ok(None), |at| self.find_at(at));
+        self.find_at(&self.path)?.map_or_else(beside_link, |words| Ok(Some(words)))
+    }
+
+    fn find_at(&self, path: &Path) -> Result<Option<Words>, OwedError> {
+        match SharedWords::open(path) {
             Ok(words) => {
                 let words = Words::Shared(words);
                 let is_of = |found: WordsHeader| self.header.is_some_and(|own| found.is_of(&own));
@@ -178,7 +189,16 @@ impl Owed {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
-            Err(source) => Err(OwedError::Io { path: self.path.clone(), source }),
+            Err(source) => Err(OwedError::Io { path: path.into(), source }),
+        }
+    }
+
+    /// What a version before left beside the link is this store's, and was entered.
+    fn settle_beside_link(&self) {
+        if let Some(path) = &self.beside_link
+            && matches!(self.find_at(path), Ok(Some(_)))
+        {
+            let _ = std::fs::remove_file(path);
         }
     }
 
@@ -189,6 +209,7 @@ impl Owed {
     /// What the system says.
     pub fn create(&mut self, set_aside: bool) -> Result<Words, OwedError> {
         let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
+        self.settle_beside_link();
         let before = self.before();
         let _ = std::fs::remove_file(&before);
         self.set_aside = set_aside && std::fs::rename(&self.path, &before).is_ok();
@@ -216,6 +237,7 @@ impl Owed {
 
     /// Removes the file, whoever made it: what it said was entered.
     pub fn settle(&self) {
+        self.settle_beside_link();
         let _ = std::fs::remove_file(&self.path);
     }
 
@@ -253,13 +275,20 @@ impl Owed {
     }
 }
 
-/// Removes the file of the store at `store`, if there is one, and what it owes with it.
+/// Removes the file of the store at `store`, if there is one, and what it owes with it; where `store`
+/// is a link to the file, that as well.
 ///
 /// # Errors
 /// What the system says.
 pub fn remove_store(store: &Path) -> io::Result<()> {
-    let Ok(identity) = Identity::of_path(store) else { return Ok(()) };
-    let _ = std::fs::remove_file(path_of(store, identity, false));
+    let Ok(meta) = std::fs::metadata(store) else { return Ok(()) };
+    let real = real_path(store);
+    if meta.is_file() {
+        let _ = std::fs::remove_file(beside(&real));
+        if real != store {
+            std::fs::remove_file(&real)?;
+        }
+    }
     std::fs::remove_file(store)
 }
 
@@ -273,15 +302,22 @@ fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
     (2 * OWED / (u64::from(chunk_sectors) << SECTOR_SHIFT)).clamp(RING, MOST_SLOTS)
 }
 
-fn path_of(store: &Path, identity: Identity, block_device: bool) -> PathBuf {
-    if block_device {
-        let Identity { dev, ino } = identity;
+/// Where the file of the store `info` lies, and where a version before may have left one.
+fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
+    if info.block_device {
+        let Identity { dev, ino } = info.identity;
         let name = match disk_sequence(dev) {
             Some(sequence) => format!("snapblk-{dev:x}-{ino:x}-{sequence}.owed"),
             None => format!("snapblk-{dev:x}-{ino:x}.owed"),
         };
-        return Path::new("/dev/shm").join(name);
+        return (Path::new("/dev/shm").join(name), None);
     }
+    let real = real_path(&info.path);
+    let beside_link = (real != info.path).then(|| beside(&info.path));
+    (beside(&real), beside_link)
+}
+
+fn beside(store: &Path) -> PathBuf {
     let mut path = store.as_os_str().to_owned();
     path.push(".owed");
     path.into()
@@ -359,6 +395,50 @@ mod tests {
         let found = owed.find().expect("it can be read").expect("it is this store's");
         let expected = (1..3).map(|old| (DataIndex(old), Chunk(9 - old))).collect();
         assert_eq!(Log::owed(&found), (expected, DataIndex(1)));
+    }
+
+    #[test]
+    fn what_is_owed_is_found_whichever_way_leads_to_the_store() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let info = on_disk(dir.path());
+        let link = dir.path().join("link.cow");
+        std::os::unix::fs::symlink("store.cow", &link).expect("a link");
+        let linked = FileInfo::open(&link, OpenMode::ReadWrite, false).expect("it opens");
+        let owe = |words| {
+            let log = Log::new(words, DataIndex(0), 1 << 30);
+            assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
+            assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
+        };
+        owe(Owed::of(&linked, 8).create(false).expect("it is made"));
+        let found = Owed::of(&info, 8).find().expect("it can be read").expect("it is found");
+        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
+        Owed::of(&info, 8).settle();
+        assert!(Owed::of(&linked, 8).find().expect("it can be read").is_none());
+        // One that a version before left beside the link.
+        let old = beside(&link);
+        owe(Owed { path: old.clone(), ..Owed::of(&info, 8) }.create(false).expect("it is made"));
+        assert_eq!(Owed::most(&linked), 1);
+        let mut owed = Owed::of(&linked, 8);
+        let found = owed.find().expect("it can be read").expect("it is found");
+        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
+        owed.create(false).expect("it is made");
+        assert!(!old.exists() && owed.path().exists());
+        // One of another store is left alone.
+        owe(Owed { path: old.clone(), ..Owed::of(&info, 16) }.create(false).expect("it is made"));
+        owed.settle();
+        assert!(old.exists() && !owed.path().exists());
+    }
+
+    #[test]
+    fn a_store_is_removed_with_the_link_to_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let info = on_disk(dir.path());
+        let link = dir.path().join("link.cow");
+        std::os::unix::fs::symlink("store.cow", &link).expect("a link");
+        Owed::of(&info, 8).create(false).expect("it is made");
+        remove_store(&link).expect("it is removed");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
+        remove_store(&link).expect("there is nothing to be removed");
     }
 
     /// In memory, where a file that is too large is refused at once.

@@ -9,6 +9,7 @@ use super::error::DeviceError;
 use super::moment::{OriginOf, line};
 use super::state::MergeJob;
 use crate::cow::StoreState;
+use crate::cow::owed::remove_store;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
 
@@ -30,7 +31,7 @@ impl Devices {
         self.remove(snapshot, false)?;
         if delete_store {
             let what = format!("the snapshot is gone, but its store {} is not", cow.display());
-            std::fs::remove_file(&cow).map_err(DeviceError::io(what))?;
+            remove_store(&cow).map_err(DeviceError::io(what))?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
-use crate::io::{FileId, FileInfo, Files};
+use crate::io::{FileId, FileInfo, Files, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::target::Medium;
 use crate::units::Sector;
@@ -470,7 +470,8 @@ impl StateFile {
 
     /// Whether the store at `path` is known to be invalid.
     pub(super) fn is_invalid(&self, path: &Path) -> bool {
-        !self.invalid.is_empty() && self.invalid.contains(&absolute(path))
+        // It may have been recorded under its other name.
+        !self.invalid.is_empty() && names_of(path).iter().any(|name| self.invalid.contains(name))
     }
 
     /// Whether the program's arguments gave `path` to a device to be written, as it is.
@@ -486,7 +487,9 @@ impl StateFile {
 
     /// The store at `path` is made anew.
     pub(super) fn forget_invalid(&mut self, path: &Path) {
-        self.invalid.remove(&absolute(path));
+        names_of(path).iter().for_each(|name| {
+            self.invalid.remove(name);
+        });
     }
 }
 
@@ -499,6 +502,11 @@ pub struct FirstTable {
     pub lines: Vec<TableLine>,
     /// Whether it refuses writes.
     pub read_only: bool,
+}
+
+/// The store at `path` as it is named, and as what that is a link to.
+fn names_of(path: &Path) -> [PathBuf; 2] {
+    [absolute(path), absolute(&real_path(path))]
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -49,6 +49,15 @@ impl Identity {
     }
 }
 
+/// Where what `path` names really lies: what is kept beside a file is found whichever way leads to
+/// it. As it is named where that is no symbolic link, or leads nowhere yet.
+pub fn real_path(path: &Path) -> PathBuf {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => path.canonicalize().unwrap_or_else(|_| path.into()),
+        _ => path.into(),
+    }
+}
+
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OpenMode {

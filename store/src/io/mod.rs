@@ -23,7 +23,7 @@ mod watch;
 pub use ahead::{Ahead, Late};
 pub use buffer::{GuestData, ScratchConfig};
 pub use executor::{Io, IoOptions};
-pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode};
+pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode, real_path};
 pub use lock::{Lock, LockError};
 pub use shared::SharedWords;
 pub(crate) use storage::Aligned;

@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use snapblk_tests::server::{Scratch, ServerCommand};
+use snapblk_tests::server::{Scratch, ServerCommand, find_snapblk};
 
 use crate::common::*;
 
@@ -218,6 +219,44 @@ fn read_only_is_part_of_the_first_arguments() {
     assert!(said.contains("(read-only)"), "{said}");
     let world = World::start(&plain(&scratch, &base).arg("--read-only"));
     assert!(world.disk().info().read_only);
+    world.stop();
+}
+
+/// What a killed server owed is beside the store, not beside the link by which it opened it; the state
+/// is, too.
+#[test]
+fn what_is_owed_is_found_by_each_name_of_a_store() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    fs::create_dir(scratch.path("sub")).unwrap();
+    scratch.file("sub/real.cow", b"").unwrap();
+    std::os::unix::fs::symlink("sub/real.cow", scratch.path("link.cow")).unwrap();
+    let by = |name: &str| plain(&scratch, &base).arg("--overlay").arg(name);
+    let world = World::start(&by("link.cow"));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.kill();
+    let snapblk = find_snapblk().unwrap();
+    let info =
+        Command::new(snapblk).arg("info").arg(scratch.path("sub/real.cow")).output().unwrap();
+    assert!(info.status.success(), "{info:?}");
+    let text = String::from_utf8(info.stdout).unwrap();
+    assert!(text.contains("1 chunk"), "{text}");
+    assert!(!scratch.path("link.cow.owed").exists() && !scratch.path("link.cow.state").exists());
+    // The state says by which name it was opened.
+    let said = does_not_start(&by("sub/real.cow"));
+    assert!(said.contains("link.cow"), "{said}");
+    let world = World::start(&by("sub/real.cow").arg("--state").arg("other.state"));
+    assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+    // A store that is deleted is gone by both names.
+    let mut world = World::start(&plain(&scratch, &base));
+    std::os::unix::fs::symlink("sub/snap.cow", scratch.path("snap.cow")).unwrap();
+    scratch.file("sub/snap.cow", b"").unwrap();
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    let delete = json!({"device": "disk0", "snapshot": "snap", "delete-store": true});
+    world.call("snapshot-delete", delete);
+    assert!(fs::symlink_metadata(scratch.path("snap.cow")).is_err());
+    assert!(!scratch.path("sub/snap.cow").exists());
     world.stop();
 }
 

@@ -14,6 +14,7 @@ use crate::device::chain::lower_layers;
 use crate::device::core::{Device, Devices, Loaded};
 use crate::device::error::DeviceError;
 use crate::device::verbs::Suspend;
+use crate::io::real_path;
 use crate::lines::parse_table;
 
 impl Devices {
@@ -86,7 +87,7 @@ impl Devices {
         let mut snaps = active.flat_map(|active| active.snaps.values());
         let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
         let live = snap.live.clone();
-        inner.state.invalid.insert(absolute(&live.disk.info.path));
+        inner.state.invalid.insert(absolute(&real_path(&live.disk.info.path)));
         let recorded = self.keep(inner).inspect_err(|error| {
             tracing::error!("{error}; writes to the origin of {store} fail from now on");
         });
