@@ -1,9 +1,10 @@
 //! Making the files that snapshots keep their exceptions in.
 //!
-//! Owns that nothing is overwritten unasked, and that a new file and its name are durable before
-//! anyone relies on them.
+//! Owns that nothing is overwritten unasked, what counts as holding nothing, and that a new file and
+//! its name are durable before anyone relies on them.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::Path;
 
 use super::error::DeviceError;
@@ -11,8 +12,12 @@ use crate::cow::Geometry;
 use crate::cow::open::create;
 use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
+use crate::io::storage::{SLICE, Storage};
 use crate::io::{FileInfo, OpenMode};
 use crate::units::ChunkSize;
+
+/// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
+const CLEARED: u64 = 4096;
 
 /// What may be there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub(super) enum Existing {
     Refused,
     /// A store, which is used as it is.
     Used,
+    /// The same, and it must be there.
+    Required,
 }
 
 /// Bytes of a store in which every chunk of a device of `len` bytes finds room.
@@ -64,18 +71,18 @@ pub(super) fn make_store(
     let mut makes = Made::File;
     if let Ok(meta) = std::fs::metadata(path) {
         makes = Made::Content;
-        let device = !meta.is_file();
-        match existing {
-            Existing::Used if device || meta.len() > 0 => return Ok(Made::Nothing),
-            Existing::Refused if device || meta.len() > 0 => {
+        if !meta.is_file() || meta.len() > 0 {
+            if existing == Existing::Refused {
                 return Err(DeviceError::refused(format!(
                     "{} is there and not empty; choose another file, or 'mode': 'existing' to use \
                      the store in it",
                     path.display()
                 )));
             }
-            _ => {}
+            return refuse_data(path, chunk).map(|()| Made::Nothing);
         }
+    } else if existing == Existing::Required {
+        return Err(no_such_store(path));
     }
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(path);
@@ -88,6 +95,49 @@ pub(super) fn make_store(
         makes.undo(path);
     }
     made.map(|()| makes)
+}
+
+/// Refuses what begins with zeroes, as a file does in which a store is to be made, and is no such
+/// file: an image of a file system or of partitions, for one, whose header lies farther behind. (A
+/// line of a table takes it, as the kernel does.)
+fn refuse_data(path: &Path, chunk: ChunkSize) -> Result<(), DeviceError> {
+    let what = || format!("cannot look at {}", path.display());
+    let info = FileInfo::open(path, OpenMode::ReadOnly, false)?;
+    // Behind the two chunks that a new store has lies nothing that it would take for its own.
+    let looked_at = if info.block_device { CLEARED } else { (2 * chunk.bytes()).max(2 * CLEARED) };
+    let end = looked_at.min(info.len);
+    match data_within(&info, end).map_err(DeviceError::io(what()))? {
+        None | Some(0..4) => Ok(()),
+        Some(at) => Err(DeviceError::refused(format!(
+            "{} begins with zeroes but holds data at byte {at}: it is no store; name another file, \
+             or overwrite its first {end} bytes with zeroes if what it holds is to be lost",
+            path.display()
+        ))),
+    }
+}
+
+/// The first byte of `info` before `end` that is not zero.
+fn data_within(info: &FileInfo, end: u64) -> io::Result<Option<u64>> {
+    let mut slice = vec![0; SLICE.min(end as usize)];
+    let mut at = 0;
+    while at < end {
+        at = at.max(info.next_data(at)?);
+        let count = SLICE.min(end.saturating_sub(at) as usize);
+        info.read_at(&mut slice[..count], at)?;
+        if let Some(place) = slice[..count].iter().position(|&byte| byte != 0) {
+            return Ok(Some(at + place as u64));
+        }
+        at += count as u64;
+    }
+    Ok(None)
+}
+
+/// Nothing is at `path`, and something was said to be.
+pub(super) fn no_such_store(path: &Path) -> DeviceError {
+    DeviceError::refused(format!(
+        "there is no store {}, and 'mode' is 'existing'; leave that out to make one",
+        path.display()
+    ))
 }
 
 /// Makes a file of `size` bytes for a transient store, of which only the size matters: that it has
@@ -115,7 +165,7 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
 /// needed; a store that is there is left alone.
 ///
 /// # Errors
-/// What the system says.
+/// A file that holds something else, and what the system says.
 pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     let chunk = ChunkSize::TOOLS;
     make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
-use super::files::{Existing, Made, full_size, make_store, make_transient};
+use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
 use crate::cow::Persistence;
@@ -234,6 +234,9 @@ impl Moment<'_, '_> {
         let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
         self.plan.give_way();
         let made = match request.persistence {
+            Persistence::Transient if request.existing && !request.cow.exists() => {
+                return Err(no_such_store(&request.cow));
+            }
             Persistence::Transient => make_transient(&request.cow, size)?,
             _ => make_store(&request.cow, chunk, size, existing(request.existing))?,
         };
@@ -384,7 +387,7 @@ impl OriginOf {
 }
 
 fn existing(used: bool) -> Existing {
-    if used { Existing::Used } else { Existing::Refused }
+    if used { Existing::Required } else { Existing::Refused }
 }
 
 /// A table of one line.

@@ -77,6 +77,52 @@ fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
     }
 }
 
+/// Files that begin with zeroes and hold something: they are no stores, and are not made into any.
+#[test]
+fn what_is_no_store_is_not_overwritten() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let image = |name: &str, at: usize| {
+        let mut image = vec![0; 1 << 20];
+        image[at] = 0x53;
+        scratch.file(name, &image).unwrap();
+        (name.to_owned(), at, image)
+    };
+    let images = [image("fs.img", 1080), image("mbr.img", 446), image("end.img", 8191)];
+    let refusal = |name: &str, at| format!("{name} begins with zeroes but holds data at byte {at}");
+    for (name, at, _) in &images {
+        let said = does_not_start(&plain(&scratch, &base).arg("--overlay").arg(name));
+        assert!(said.contains(&refusal(name, at)), "{said}");
+    }
+    let mut world = World::start(&overlay(&scratch, &base));
+    for (name, at, bytes_of) in &images {
+        let mut existing = sync(name);
+        existing["mode"] = json!("existing");
+        let said = world.refused("blockdev-snapshot-sync", existing);
+        assert!(said.contains(&refusal(name, at)), "{said}");
+        assert!(bytes(&scratch.path(name)) == *bytes_of, "{name} was written");
+    }
+    // What is not there is not made where it is said to be there.
+    let mut missing = sync("missing.cow");
+    missing["mode"] = json!("existing");
+    let said = world.refused("blockdev-snapshot-sync", missing);
+    assert!(said.contains("there is no store missing.cow"), "{said}");
+    world.make("other", &[format!("0 {SECTORS} zero")]);
+    for kind in ["PO", "N"] {
+        let create = json!({"device": "other", "name": "snap", "cow": "missing.cow",
+                            "mode": "existing", "persistent": kind});
+        let said = world.refused("snapshot-create", create);
+        assert!(said.contains("there is no store missing.cow"), "{said}");
+    }
+    assert!(!scratch.path("missing.cow").exists());
+    // What is zero as far as a new store goes is one.
+    let (zero, _, _) = image("zero.img", 8192);
+    let mut existing = sync(&zero);
+    existing["mode"] = json!("existing");
+    world.call("blockdev-snapshot-sync", existing);
+    world.stop();
+}
+
 #[test]
 fn layers_under_load_are_each_of_one_moment() {
     layers_under_load(Place::Memory);
