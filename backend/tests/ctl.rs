@@ -56,6 +56,7 @@ impl Handler for Mock {
                     speed: 0,
                     auto_finalize: true,
                     auto_dismiss: merge.snapshot != "later",
+                    paused: false,
                 };
                 let job = self.jobs.create(spec, |_| Arc::new(Idle))?;
                 job.start();

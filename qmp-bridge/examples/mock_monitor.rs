@@ -77,6 +77,7 @@ impl Mock {
             speed: speed.unwrap_or(0),
             auto_finalize: auto_finalize.unwrap_or(true),
             auto_dismiss: auto_dismiss.unwrap_or(true),
+            paused: false,
         };
         let wish = Arc::new(Wish::default());
         let job = self.jobs.create(spec, |_| wish.clone())?;

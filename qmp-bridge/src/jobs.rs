@@ -65,6 +65,8 @@ pub struct JobSpec {
     pub auto_finalize: bool,
     /// Forgotten as soon as it is over, else by `job-dismiss`.
     pub auto_dismiss: bool,
+    /// Paused from its start on, with nothing in flight: as the user left it before a restart.
+    pub paused: bool,
 }
 
 /// All jobs of the process.
@@ -148,13 +150,13 @@ impl Jobs {
         }
         let mut job = Job {
             serial,
+            pause_wanted: spec.paused,
             spec,
             driver,
             status: JobStatus::Created,
             done: 0,
             total: 0,
             error: None,
-            pause_wanted: false,
             finalizing: false,
         };
         self.change(&mut job, JobStatus::Created);
@@ -340,6 +342,9 @@ impl JobHandle {
             let created = job.status == JobStatus::Created;
             if created {
                 jobs.change(job, JobStatus::Running);
+                if job.spec.paused && job.pause_wanted {
+                    jobs.change(job, JobStatus::Paused);
+                }
             }
             created
         })

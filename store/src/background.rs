@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::commit::{CommitEnd, CommitHandle, CommitProgress, CommitSource, commit};
+pub use self::control::Pacing;
 pub use self::files::FileExecutor;
 pub use self::merge::{MergeEnd, MergeHandle};
 use crate::engine::{Engine, EngineConfig};

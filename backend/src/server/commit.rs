@@ -13,13 +13,13 @@ use std::time::Duration;
 use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
 use snapblk_store::attached::AttachedWorker;
 use snapblk_store::background::{
-    CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle,
+    CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle, Pacing,
 };
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::BlockCommit;
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{CommitJob, CommitWork, Pivot, PivotStep, User};
+use snapblk_store::device::{CommitJob, CommitWork, Pivot, PivotStep, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeState};
 use snapblk_store::table::Table;
 
@@ -88,7 +88,9 @@ impl Server {
             speed: job.speed,
             auto_finalize: job.auto_finalize,
             auto_dismiss: job.auto_dismiss,
+            paused: job.paused,
         };
+        let paused = job.paused;
         let (say, said) = channel();
         let activates = match &begin {
             Begin::Work(work) => work.activates,
@@ -106,6 +108,7 @@ impl Server {
                     Begin::Pivoted(Pivot::Merges) => Stage::Merging(None),
                     Begin::Pivoted(Pivot::Steps) => Stage::Following(None),
                 },
+                paused,
                 ..Now::begin()
             }),
         });
@@ -218,8 +221,11 @@ impl Commit {
         let _ = self.say.send(said);
     }
 
-    fn user(&self) -> String {
-        format!("job {}", self.id)
+    fn keep_pause(&self, paused: bool) {
+        let Some(server) = self.server.upgrade() else { return };
+        if let Err(error) = server.devices.keep_pause(&self.id, paused) {
+            tracing::error!("a restart would not know how the job '{}' is: {error}", self.id);
+        }
     }
 
     fn speed(&self) -> Option<u64> {
@@ -241,17 +247,14 @@ impl Commit {
         let on_end = move |end| {
             let _ = say.send(Said::Copied(end));
         };
-        let copy = CommitHandle::start(workers, executor, CONFIG, what, speed, on_end)
+        let mut now = self.now();
+        let pacing = Pacing { speed, paused: now.paused };
+        let copy = CommitHandle::start(workers, executor, CONFIG, what, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
-        {
-            let mut now = self.now();
-            if now.paused {
-                copy.pause();
-            }
-            if !now.go_on(stage(copy.clone())) {
-                copy.cancel();
-            }
+        if !now.go_on(stage(copy.clone())) {
+            copy.cancel();
         }
+        drop(now);
         self.attach(server, Arc::new(copy))
     }
 
@@ -265,15 +268,12 @@ impl Commit {
         let on_end = move |end| {
             let _ = say.send(Said::Merged(end));
         };
-        let merge = MergeHandle::start(workers, executor, CONFIG, table, self.speed(), on_end)
+        let mut now = self.now();
+        let pacing = Pacing { speed: self.speed(), paused: now.paused };
+        let merge = MergeHandle::start(workers, executor, CONFIG, table, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
-        {
-            let mut now = self.now();
-            if now.paused {
-                merge.pause();
-            }
-            now.stage = Stage::Merging(Some(merge.clone()));
-        }
+        now.stage = Stage::Merging(Some(merge.clone()));
+        drop(now);
         self.attach(server, Arc::new(merge))
     }
 
@@ -298,7 +298,7 @@ impl Commit {
     fn attach(&self, server: &Server, worker: Arc<dyn AttachedWorker>) -> Result<(), String> {
         // It writes by its own rules, not as a guest does.
         let user = User { writable: false, workers: vec![worker] };
-        let attached = server.devices.attach(&self.job.device, &self.user(), user);
+        let attached = server.devices.attach(&self.job.device, &job_user(&self.id), user);
         attached.map_err(|error| error.to_string())
     }
 
@@ -317,14 +317,14 @@ impl Commit {
             let Some(server) = self.server.upgrade() else { return };
             let outcome = match said {
                 Said::Copied(end) => {
-                    server.devices.detach(&self.job.device, &self.user());
+                    server.devices.detach(&self.job.device, &job_user(&self.id));
                     self.copied(&server, &end, handle)
                 }
                 Said::Pivoted(Pivot::Merges) => self.merge(&server).err().map(Outcome::Failed),
                 Said::Pivoted(Pivot::Steps) => self.follow(&server),
                 Said::Cancelled => Some(Outcome::Cancelled),
                 Said::Merged(end) => {
-                    server.devices.detach(&self.job.device, &self.user());
+                    server.devices.detach(&self.job.device, &job_user(&self.id));
                     Some(match end {
                         MergeEnd::Finished => Outcome::Completed,
                         MergeEnd::Cancelled => Outcome::Cancelled,
@@ -417,6 +417,7 @@ impl JobDriver for Commit {
     fn pause(&self) {
         let mut now = self.now();
         now.paused = true;
+        self.keep_pause(true);
         match &now.stage {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.pause(),
             Stage::Merging(Some(merge)) => merge.pause(),
@@ -431,6 +432,7 @@ impl JobDriver for Commit {
     fn resume(&self) {
         let mut now = self.now();
         now.paused = false;
+        self.keep_pause(false);
         match &now.stage {
             Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.resume(),
             Stage::Merging(Some(merge)) => merge.resume(),

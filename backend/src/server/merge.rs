@@ -3,17 +3,17 @@
 //! Owns the fit between the merge's thread and the monitor's job: progress, pause, cancel, and
 //! what becomes of the device at the end. Never knows how a chunk is copied back.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
-use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle};
+use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle, Pacing};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::SnapshotMerge;
 use snapblk_store::control::event::{Event, MergeCompleted};
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{DeviceError, MergeJob, User};
+use snapblk_store::device::{DeviceError, Halt, MergeJob, Merging, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
 
 use super::Server;
@@ -31,37 +31,56 @@ impl Server {
         let job = MergeJob {
             device: c.device,
             snapshot: c.snapshot,
-            cow: String::new(),
             speed: c.speed.unwrap_or(0),
             auto_finalize: c.auto_finalize.unwrap_or(true),
             auto_dismiss: c.auto_dismiss.unwrap_or(true),
+            ..MergeJob::default()
         };
         self.devices.begin_merge(&c.job_id, &job).map_err(told)?;
-        self.run_merge(&c.job_id)?;
+        let job = self.devices.merge_jobs().remove(&c.job_id);
+        // Where it is gone already it is over already.
+        job.map_or(Ok(()), |job| self.run(&c.job_id, job, Began::ByCommand))?;
         Ok(Answer::DONE)
     }
 
-    /// Starts again the merges that ran when the process ended.
-    pub(super) fn resume_merges(self: &Arc<Self>) -> Result<(), CommandError> {
-        self.devices.merge_jobs().keys().try_for_each(|id| self.run_merge(id))?;
+    /// Starts again the merges that ran, or had failed, when the process ended. Their devices
+    /// serve, whether that can be or not.
+    pub(super) fn resume_merges(self: &Arc<Self>) {
+        for (id, job) in self.devices.merge_jobs() {
+            match job.halted {
+                Some(Halt::Cancelled) => {}
+                Some(Halt::Failed) => self.go_on(&id, &job.device),
+                None => not_started(&id, self.run(&id, job, Began::ByCommand)),
+            }
+        }
         self.merge_what_resumed(None);
-        Ok(())
     }
 
     /// Starts what a table with a `snapshot-merge` line does from its resume on, where no job does
-    /// it yet. Its device serves, whether that can be started or not.
+    /// it yet: a rollback that failed goes on as what it was. Its device serves, whether that can
+    /// be started or not.
     pub(super) fn merge_what_resumed(self: &Arc<Self>, resumed: Option<&str>) {
-        for (device, cow, users) in self.devices.merging(resumed) {
-            if users.iter().any(|user| user.starts_with(USER)) {
+        for (id, job) in resumed.map(|name| self.devices.failed_merges(name)).unwrap_or_default() {
+            self.go_on(&id, &job.device);
+        }
+        for Merging { device, snapshot, cow, has_job } in self.devices.merging(resumed) {
+            if has_job {
                 continue;
             }
-            let (snapshot, id) = (device.clone(), self.free_id(&device));
+            let id = self.free_id(&device);
             let (auto_finalize, auto_dismiss) = (true, true);
-            let job = MergeJob { device, snapshot, cow, speed: 0, auto_finalize, auto_dismiss };
-            if let Err(error) = self.run(&id, job, Began::ByTable) {
-                tracing::error!("the merge of '{}' is not started: {}", &id, error.desc);
-            }
+            let job = MergeJob { auto_finalize, auto_dismiss, ..MergeJob::default() };
+            let job = MergeJob { device, snapshot, cow, ..job };
+            not_started(&id, self.run(&id, job, Began::ByTable));
         }
+    }
+
+    /// Tries the rollback `id` of `device` again, which failed.
+    fn go_on(self: &Arc<Self>, id: &str, device: &str) {
+        let free = self.jobs.check_id(id).is_ok();
+        let new = if free { id.to_owned() } else { self.free_id(device) };
+        let job = self.devices.merge_goes_on(id, &new).map_err(told);
+        not_started(&new, job.and_then(|job| self.run(&new, job, Began::ByCommand)));
     }
 
     /// A name for the job that merges `device`.
@@ -74,19 +93,22 @@ impl Server {
         free.find(|id| self.jobs.check_id(id).is_ok()).unwrap_or(first)
     }
 
-    /// Runs the merge of the job `id`, which the devices know.
-    fn run_merge(self: &Arc<Self>, id: &str) -> Result<(), CommandError> {
-        let Some(job) = self.devices.merge_jobs().remove(id) else { return Ok(()) };
-        self.run(id, job, Began::ByCommand)
+    fn run(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
+        let running = self.begin(id, job, began);
+        if running.is_err() && began == Began::ByCommand {
+            self.halt(id, Halt::Failed);
+        }
+        running
     }
 
-    fn run(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
+    fn begin(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
         let spec = JobSpec {
             id: id.into(),
             kind: JobType::SnapshotMerge,
             speed: job.speed,
             auto_finalize: job.auto_finalize,
             auto_dismiss: job.auto_dismiss,
+            paused: job.paused,
         };
         let rollback = Arc::new(Rollback {
             server: Arc::downgrade(self),
@@ -94,8 +116,11 @@ impl Server {
             job,
             began,
             merge: OnceLock::new(),
+            cancelled: Mutex::new(false),
         });
         let driver = rollback.clone();
+        // One that ends at once, or is cancelled, is attached before.
+        let _begun = rollback.cancelled();
         let handle = self.jobs.create(spec, |_| driver)?;
         let failed = |error: String| {
             handle.finish(Outcome::Failed(error.clone()));
@@ -103,19 +128,23 @@ impl Server {
         };
         handle.start();
         let merge = rollback.start(self, handle.clone()).map_err(failed)?;
-        let user = user_name(id);
         // It writes the origin by its own rules, not as a guest does.
         let work = User { writable: false, workers: vec![Arc::new(merge)] };
-        let attached = self.devices.attach(&rollback.job.device, &user, work);
+        let attached = self.devices.attach(&rollback.job.device, &job_user(id), work);
         attached.map_err(|error| failed(error.to_string()))
+    }
+
+    fn halt(&self, id: &str, halt: Halt) {
+        if let Err(error) = self.devices.halt_merge(id, halt) {
+            tracing::error!("how the job '{id}' ended could not be kept: {error}");
+        }
     }
 }
 
-/// How the users of a device that are jobs are called.
-const USER: &str = "job ";
-
-fn user_name(id: &str) -> String {
-    format!("{USER}{id}")
+fn not_started(id: &str, started: Result<(), CommandError>) {
+    if let Err(error) = started {
+        tracing::error!("the merge of '{id}' is not started: {}", error.desc);
+    }
 }
 
 /// Whose the device's table is while it merges, and when that has ended.
@@ -134,6 +163,9 @@ struct Rollback {
     job: MergeJob,
     began: Began,
     merge: OnceLock<MergeHandle>,
+    /// The user cancelled it. Locked until the job has begun, and while whoever decides about its end
+    /// does so.
+    cancelled: Mutex<bool>,
 }
 
 impl Rollback {
@@ -150,7 +182,8 @@ impl Rollback {
             let _ = ended.send(end);
         };
         let speed = Some(self.job.speed).filter(|speed| *speed != 0);
-        let merge = MergeHandle::start(workers.clone(), executor, CONFIG, table, speed, on_end)
+        let pacing = Pacing { speed, paused: self.job.paused };
+        let merge = MergeHandle::start(workers.clone(), executor, CONFIG, table, pacing, on_end)
             .map_err(say)?;
         // The only setter; the merge that is returned is the same one.
         let _ = self.merge.set(merge.clone());
@@ -174,20 +207,42 @@ impl Rollback {
 
     fn ended(&self, end: &MergeEnd, handle: &JobHandle) {
         let Some(server) = self.server.upgrade() else { return };
-        server.devices.detach(&self.job.device, &user_name(&self.id));
+        let cancelled = self.cancelled();
+        server.devices.detach(&self.job.device, &job_user(&self.id));
+        let by_command = self.began == Began::ByCommand;
         let outcome = match end {
-            MergeEnd::Finished => Outcome::Completed,
             // Another table took its place.
-            MergeEnd::Cancelled | MergeEnd::Failed(MergeFailure::NoMerge) => Outcome::Cancelled,
-            failed => Outcome::Failed(failed.to_string()),
+            MergeEnd::Failed(MergeFailure::NoMerge) => {
+                if by_command && let Err(error) = server.devices.forget_merge(&self.id) {
+                    tracing::error!("the end of the job '{}' could not be kept: {error}", self.id);
+                }
+                Outcome::Cancelled
+            }
+            // Whoever cancelled it was told so, also where the batch in hand was the last.
+            _ if *cancelled => Outcome::Cancelled,
+            MergeEnd::Finished => Outcome::Completed,
+            MergeEnd::Cancelled => Outcome::Cancelled,
+            failed => {
+                if by_command {
+                    server.halt(&self.id, Halt::Failed);
+                }
+                Outcome::Failed(failed.to_string())
+            }
         };
-        if outcome != Outcome::Completed
-            && self.began == Began::ByCommand
-            && let Err(error) = server.devices.forget_merge(&self.id)
-        {
-            tracing::error!("the end of the job '{}' could not be kept: {error}", self.id);
-        }
         handle.finish(outcome);
+    }
+
+    fn cancelled(&self) -> MutexGuard<'_, bool> {
+        self.cancelled.lock().expect("rollback lock poisoned")
+    }
+
+    fn keep_pause(&self, paused: bool) {
+        let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) else {
+            return;
+        };
+        if let Err(error) = server.devices.keep_pause(&self.id, paused) {
+            tracing::error!("a restart would not know how the job '{}' is: {error}", self.id);
+        }
     }
 }
 
@@ -204,15 +259,25 @@ impl JobDriver for Rollback {
         if let Some(merge) = self.merge.get() {
             merge.pause();
         }
+        self.keep_pause(true);
     }
 
     fn resume(&self) {
         if let Some(merge) = self.merge.get() {
             merge.resume();
         }
+        self.keep_pause(false);
     }
 
+    /// The device reads as the snapshot, whatever becomes of the job: what is cancelled is the work,
+    /// and the same command goes on with it.
     fn cancel(&self) -> Result<(), String> {
+        let mut cancelled = self.cancelled();
+        if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
+            let halted = server.devices.halt_merge(&self.id, Halt::Cancelled);
+            halted.map_err(|error| format!("the job '{}' is not cancelled: {error}", self.id))?;
+        }
+        *cancelled = true;
         if let Some(merge) = self.merge.get() {
             merge.cancel();
         }
@@ -227,7 +292,10 @@ impl JobDriver for Rollback {
         let Some(server) = self.server.upgrade() else { return Ok(()) };
         if self.began == Began::ByCommand {
             let ended = server.devices.end_merge(&self.id, &self.job.device);
-            ended.map_err(|error| error.to_string())?;
+            ended.map_err(|error| {
+                server.halt(&self.id, Halt::Failed);
+                error.to_string()
+            })?;
         }
         let MergeJob { device, snapshot, cow, .. } = self.job.clone();
         let cow = if cow.is_empty() { snapshot.clone() } else { cow };

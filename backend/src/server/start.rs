@@ -147,7 +147,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         server.devices.commit_after(interval).map_err(io("cannot commit in time"))?;
     }
     start_devices(&server, args, &first)?;
-    server.resume_merges().map_err(|error| ServeError::Export { disk: names(&first), error })?;
+    server.resume_merges();
     server.resume_commits();
     for disk in &args.disks {
         start_export(&server, disk)?;

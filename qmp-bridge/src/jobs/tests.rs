@@ -103,7 +103,12 @@ impl Bench {
             speed: 0,
             auto_finalize: finalize,
             auto_dismiss: dismiss,
+            paused: false,
         };
+        self.create_as(spec, refuse)
+    }
+
+    fn create_as(&self, spec: JobSpec, refuse: Option<&'static str>) -> JobHandle {
         self.jobs
             .create(spec, |job| {
                 let driver = Arc::new(Prompt { job, told: Mutex::default(), refuse });
@@ -147,6 +152,27 @@ fn a_job_that_needs_nobody() {
     );
     assert_eq!(bench.told(), ["finalize"]);
     assert!(bench.jobs.query().is_empty());
+}
+
+/// As it was left before a restart.
+#[test]
+fn a_job_that_is_paused_from_its_start_on() {
+    let bench = Bench::new();
+    let spec = JobSpec {
+        id: "m1".to_owned(),
+        kind: JobType::SnapshotMerge,
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: true,
+        paused: true,
+    };
+    let job = bench.create_as(spec, None);
+    assert!(job.start());
+    assert_eq!(bench.heard(), ["created", "running", "paused"]);
+    assert_eq!(bench.tell(JobVerb::Pause).unwrap_err(), "Job is already paused");
+    bench.tell(JobVerb::Resume).unwrap();
+    job.finish(Outcome::Completed);
+    assert_eq!(bench.told(), ["resume", "finalize"]);
 }
 
 #[test]
@@ -212,6 +238,7 @@ fn a_paused_job_whose_driver_takes_its_time_is_resumed_to_be_cancelled() {
         speed: 0,
         auto_finalize: true,
         auto_dismiss: true,
+        paused: false,
     };
     let job = bench.jobs.create(spec, |_| Arc::new(Slow)).unwrap();
     job.start();
@@ -314,6 +341,7 @@ fn names_are_qemu_s_and_taken_once() {
         speed: 0,
         auto_finalize: true,
         auto_dismiss: true,
+        paused: false,
     };
     let create = |id: &str| {
         let driver = |job| -> Arc<dyn JobDriver> {

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::control::{At, Control};
+use super::control::{At, Control, Pacing};
 use super::pace::{Pace, TICK};
 use super::{CopyExecutor, FlushError, Host};
 use crate::attached::{AttachedWorker, StopError};
@@ -169,7 +169,7 @@ impl fmt::Debug for CommitHandle {
 }
 
 impl CommitHandle {
-    /// Starts to write what `source` holds to `table`, at `speed` bytes a second at most, until
+    /// Starts to write what `source` holds to `table`, as `pacing` says from the first on, until
     /// it ends, which `on_end` is told in the commit's own thread, when it has let go of both.
     /// `config.scratch` is the executor's.
     ///
@@ -180,10 +180,10 @@ impl CommitHandle {
         executor: E,
         config: EngineConfig,
         (source, table): (CommitSource, Arc<Table>),
-        speed: Option<u64>,
+        pacing: Pacing,
         on_end: impl FnOnce(CommitEnd) + Send + 'static,
     ) -> io::Result<CommitHandle> {
-        let control = Control::new(executor.waker(), speed, CommitProgress::default());
+        let control = Control::new(executor.waker(), pacing, CommitProgress::default());
         let handle = CommitHandle(control.clone());
         let host = Host::new(&workers, executor, config)?;
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
@@ -222,7 +222,7 @@ pub fn commit<E: CopyExecutor>(
     config: EngineConfig,
     (source, table): (CommitSource, Arc<Table>),
 ) -> CommitEnd {
-    let control = Control::new(executor.waker(), None, CommitProgress::default());
+    let control = Control::new(executor.waker(), Pacing::default(), CommitProgress::default());
     match Host::new(&workers, executor, config) {
         Ok(host) => Job::of(host, control, source).write_to(table),
         Err(error) => CommitEnd::NoRoom(error),

@@ -20,6 +20,15 @@ pub(super) enum At {
     Ended,
 }
 
+/// What a job is told to be from the first on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pacing {
+    /// Bytes a second at most; none for no limit.
+    pub speed: Option<u64>,
+    /// It is paused, and copies nothing.
+    pub paused: bool,
+}
+
 /// What is asked of the thread, and what it says.
 pub(super) struct Asked<S> {
     pub(super) stop: bool,
@@ -40,8 +49,9 @@ pub(super) struct Control<S> {
 
 impl<S> Control<S> {
     /// For a thread that runs; `wake` ends its waiting for I/O.
-    pub(super) fn new(wake: Arc<dyn Wake>, speed: Option<u64>, said: S) -> Arc<Control<S>> {
-        let (stop, cancel, paused) = (false, false, false);
+    pub(super) fn new(wake: Arc<dyn Wake>, pacing: Pacing, said: S) -> Arc<Control<S>> {
+        let Pacing { speed, paused } = pacing;
+        let (stop, cancel) = (false, false);
         let asked = Asked { stop, cancel, paused, speed, at: At::Running, said };
         Arc::new(Control { asked: Mutex::new(asked), changed: Condvar::new(), wake })
     }

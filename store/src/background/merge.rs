@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::control::{At, Control};
+use super::control::{At, Control, Pacing};
 use super::pace::{Pace, TICK};
 use super::share::{Share, Turn};
 use super::{Executor, Host};
@@ -64,8 +64,8 @@ impl fmt::Debug for MergeHandle {
 
 impl MergeHandle {
     /// Starts to merge the store of `table`'s `snapshot-merge` line: flushes, then copies, until
-    /// it ends, which `on_end` is told in the merge's own thread, at `speed` bytes a second at
-    /// most from the first on. `config.scratch` is the executor's.
+    /// it ends, which `on_end` is told in the merge's own thread, as `pacing` says from the first
+    /// on. `config.scratch` is the executor's.
     ///
     /// # Errors
     /// No more threads, or no room for another worker.
@@ -74,12 +74,12 @@ impl MergeHandle {
         executor: E,
         config: EngineConfig,
         table: Arc<Table>,
-        speed: Option<u64>,
+        pacing: Pacing,
         on_end: impl FnOnce(MergeEnd) + Send + 'static,
     ) -> io::Result<MergeHandle> {
         let progress = MergeProgress { state: MergeState::Running, done: 0, total: 0, chunk: 0 };
         let said = Said { table: Some(table), progress };
-        let control = Control::new(executor.waker(), speed, said);
+        let control = Control::new(executor.waker(), pacing, said);
         let host = Host::new(&workers, executor, config)?;
         let handle = MergeHandle(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {

@@ -248,9 +248,15 @@ impl Case {
         let on_end = move |how| end.send(how).unwrap();
         let table = self.table(true);
         let workers = self.workers.clone();
-        let handle =
-            MergeHandle::start(workers, self.executor(), self.config(), table, None, on_end)
-                .unwrap();
+        let handle = MergeHandle::start(
+            workers,
+            self.executor(),
+            self.config(),
+            table,
+            Pacing::default(),
+            on_end,
+        )
+        .unwrap();
         (handle, ended)
     }
 
@@ -314,8 +320,15 @@ fn a_merge_of_files_runs_to_its_end() {
         let (end, ended) = channel();
         let on_end = move |how| end.send(how).unwrap();
         let (workers, table) = (case.workers.clone(), case.table(true));
-        let handle =
-            MergeHandle::start(workers, executor(), case.config(), table, None, on_end).unwrap();
+        let handle = MergeHandle::start(
+            workers,
+            executor(),
+            case.config(),
+            table,
+            Pacing::default(),
+            on_end,
+        )
+        .unwrap();
         handle.stop();
         handle.stopped(soon()).unwrap();
         handle.go(case.table(true));

@@ -120,7 +120,20 @@ pub struct User {
     pub workers: Vec<Arc<dyn AttachedWorker>>,
 }
 
+/// How the users of a device that are jobs are called.
+const JOB: &str = "job ";
+
+/// How the job `id` is called as the user of a device.
+pub fn job_user(id: &str) -> String {
+    format!("{JOB}{id}")
+}
+
 impl Device {
+    /// Whether a job works on it.
+    pub(super) fn has_job(&self) -> bool {
+        self.users.keys().any(|user| user.starts_with(JOB))
+    }
+
     pub(super) fn workers(&self) -> impl Iterator<Item = &Arc<dyn AttachedWorker>> {
         self.users.values().flat_map(|user| &user.workers)
     }

@@ -12,6 +12,7 @@ use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
+use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
 use crate::cow::Persistence;
@@ -370,9 +371,7 @@ impl OriginOf {
             }
             lines => match lines.iter().find(|line| line.target.snapshot().is_some()) {
                 Some(line) if matches!(line.target, TargetSpec::Merge(_)) => {
-                    Err(DeviceError::refused(format!(
-                        "'{device}' merges a snapshot; wait until that has ended"
-                    )))
+                    Err(what_merges(plan.inner, device))
                 }
                 Some(_) => Err(DeviceError::refused(format!(
                     "'{device}' is an overlay; 'blockdev-snapshot-sync' takes a snapshot of it"

@@ -7,6 +7,7 @@ use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::moment::{OriginOf, line};
+use super::rollback::enter;
 use super::state::MergeJob;
 use crate::cow::StoreState;
 use crate::cow::owed::remove_store;
@@ -53,13 +54,17 @@ impl Devices {
 
     /// Turns `job.device` into its snapshot `job.snapshot`, to be merged back: the snapshot's
     /// device goes, its store moves, and the job is kept under `id`. The merge itself is run by
-    /// whoever has an executor, on the table returned by [`Devices::table`].
+    /// whoever has an executor, on the table returned by [`Devices::table`]. Where the same rollback
+    /// stopped before its end, it goes on.
     ///
     /// # Errors
     /// Everything is as it was then.
     pub fn begin_merge(&self, id: &str, job: &MergeJob) -> Result<(), DeviceError> {
         let (device, snapshot) = (job.device.as_str(), job.snapshot.as_str());
         let inner = &mut *self.lock();
+        if self.begin_again(inner, id, job)? {
+            return Ok(());
+        }
         let snap = self.snapshot_of(inner, device, snapshot)?;
         if let Some(user) = inner.device(snapshot)?.users.keys().next() {
             let by = format!("the export '{user}'");
@@ -97,26 +102,20 @@ impl Devices {
         plan.follow()?;
         let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
-        plan.inner.state.jobs.insert(id.into(), MergeJob { cow, ..job.clone() });
+        let jobs = plan.inner.state.jobs.clone();
+        let others = &mut plan.inner.state.jobs;
+        // Of a table that somebody has replaced.
+        others.retain(|_, other| other.device != device);
+        enter(others, id, MergeJob { cow, ..job.clone() });
         let gone = plan.inner.devices.remove(snapshot);
         plan.next.remove(snapshot);
         let applied = self.apply(plan, |_| ());
         if applied.is_err() {
-            inner.state.jobs.remove(id);
+            inner.state.jobs = jobs;
             inner.devices.extend(gone.map(|gone| (snapshot.to_owned(), gone)));
             self.keep(inner)?;
         }
         applied
-    }
-
-    /// The merge of the job `id` is over without being finished: it is not started again.
-    ///
-    /// # Errors
-    /// Where that cannot be kept.
-    pub fn forget_merge(&self, id: &str) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        inner.state.jobs.remove(id);
-        self.keep(inner)
     }
 
     /// The merge of the job `id` on `device` has finished: it is its origin again, or linear where

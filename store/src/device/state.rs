@@ -154,7 +154,7 @@ pub struct State {
 }
 
 /// A merge that runs as a job, to be started again after a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MergeJob {
     /// The device that merges.
@@ -169,6 +169,23 @@ pub struct MergeJob {
     pub auto_finalize: bool,
     /// Whether the job is forgotten when it has ended.
     pub auto_dismiss: bool,
+    /// The user paused it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// It has stopped before its end, and the device still has the table that merges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<Halt>,
+}
+
+/// Why a rollback stopped before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Halt {
+    /// The user cancelled its job: it goes on when the command is given again, and not before.
+    Cancelled,
+    /// It failed: it is tried again where the device is resumed, at the next start, and when the
+    /// command is given again.
+    Failed,
 }
 
 /// A commit that runs as a job, to be started again after a restart.
@@ -192,6 +209,9 @@ pub struct CommitJob {
     pub auto_finalize: bool,
     /// Whether the job is forgotten when it has ended.
     pub auto_dismiss: bool,
+    /// The user paused it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// The files below all stores that it writes: they change while it runs. Filled in when it
     /// begins.
     #[serde(default)]
@@ -298,6 +318,7 @@ impl State {
         let names = inner.devices.keys().chain(next.keys());
         // Layers of one chain lie on one base, and a guest may wait.
         let mut seen = BTreeMap::new();
+        let mut merging = BTreeSet::new();
         for name in names {
             let active = match next.get(name) {
                 Some(None) => continue,
@@ -320,6 +341,9 @@ impl State {
                     removed: device.is_some_and(|device| device.removed),
                 },
             );
+            if active.is_some_and(Active::is_merging) {
+                merging.insert(name.as_str());
+            }
             // Tables that are about to be replaced may be written until they are.
             let settled = next.is_empty();
             state
@@ -328,6 +352,8 @@ impl State {
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
+        // Where somebody loaded another table there is nothing to go on with.
+        state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
         state.commits = inner.state.commits.clone();
         let written = |base: &BaseState| {
             inner.state.commits.values().any(|commit| commit.writes.contains(&base.path))

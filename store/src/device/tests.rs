@@ -21,7 +21,7 @@ use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
 use super::state::CommitJob;
-use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor};
+use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor, Pacing};
 use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
 use crate::exception::{Arena, Entry, Memory};
@@ -329,7 +329,7 @@ fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
     let executor = FileExecutor::copying(files, config.scratch, options, 2).unwrap();
     let (say, said) = std::sync::mpsc::channel();
     let on_end = move |end| say.send(end).unwrap();
-    CommitHandle::start(workers, executor, config, copy, None, on_end).unwrap();
+    CommitHandle::start(workers, executor, config, copy, Pacing::default(), on_end).unwrap();
     assert!(matches!(said.recv().unwrap(), CommitEnd::Finished));
     let low = std::fs::read(world.path("low")).unwrap();
     let word = |at: usize| u64::from_le_bytes(low[at..at + 8].try_into().unwrap());

@@ -13,10 +13,10 @@ use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
 use super::origins::mark_guest_disks;
-use super::serving::{blocked, go, serving};
+use super::serving::{go, serving};
 use super::state::State;
-use crate::cow::{MergeMark, StoreState};
-use crate::lines::{TableLine, TargetSpec};
+use crate::cow::StoreState;
+use crate::lines::TableLine;
 use crate::table::Table;
 
 /// How to suspend.
@@ -433,33 +433,6 @@ impl Devices {
             self.apply(plan, |_| ())?;
         }
         Ok(())
-    }
-
-    /// The devices that serve and have something to merge, of those that lie on `name` and itself,
-    /// or of all: with the path of the store that is merged, and who uses them.
-    pub fn merging(&self, name: Option<&str>) -> Vec<(String, String, Vec<String>)> {
-        let inner = self.lock();
-        let names = match name {
-            Some(name) => with_uppers(&inner, name),
-            None => inner.devices.keys().cloned().collect(),
-        };
-        // What a commit merges is its job's to merge, also before that is at work again.
-        let commits = |name: &String| inner.state.commits.values().any(|job| job.device == *name);
-        let merging = |name: &String| {
-            let device = inner.devices.get(name).filter(|_| !commits(name))?;
-            let snaps = &device.active.as_ref()?.snaps;
-            let merges = |(line, snap): (&usize, &Snap)| {
-                let target = &device.active.as_ref()?.lines[*line].target;
-                let store = &snap.live.store;
-                let finished = store.merge_mark() != MergeMark::None && store.entries() == 0;
-                let TargetSpec::Merge(spec) = target else { return None };
-                (!finished && store.state() < StoreState::Invalidating)
-                    .then(|| spec.cow.to_string())
-            };
-            let cow = snaps.iter().find_map(merges)?;
-            Some((name.clone(), cow, device.users.keys().cloned().collect()))
-        };
-        names.iter().filter(|name| !blocked(&inner, name)).filter_map(merging).collect()
     }
 
     /// The table that serves.

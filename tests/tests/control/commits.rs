@@ -380,7 +380,8 @@ fn scenario_37_killed_in_mid_commit_into_a_layer_it_goes_on() {
 fn a_commit_is_paused_and_goes_on() {
     let scratch = scratch();
     let file = disk_file(&scratch);
-    let mut world = World::start(&plain(&scratch, &file));
+    let command = plain(&scratch, &file);
+    let mut world = World::start(&command);
     let images = chain(&scratch, &mut world, 2);
     commit(&mut world, json!({"top-node": "disk0.2", "speed": 128 << 10}));
     in_the_middle(&mut world);
@@ -395,6 +396,10 @@ fn a_commit_is_paused_and_goes_on() {
     // A suspend of the disk does not wait for it.
     world.call("device-suspend", json!({"name": "disk0"}));
     world.call("device-resume", json!({"name": "disk0"}));
+    // It is as the user left it, and begins anew when it may.
+    world.kill();
+    let mut world = World::start(&command);
+    assert_eq!(job(&mut world)["status"], "paused");
     world.call("job-resume", json!({"id": "c"}));
     completed(&mut world);
     is_disk0(&world, &images[2]);

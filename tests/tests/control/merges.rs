@@ -1,9 +1,10 @@
 //! `snapshot-merge`: rollback of a live disk.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use snapblk_store::control::ErrorClass;
 use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::Place;
+use snapblk_tests::server::{Place, Scratch, ServerCommand};
 
 use crate::common::*;
 use crate::history::{Clock, History};
@@ -276,4 +277,175 @@ fn scenario_47_a_new_snapshot_in_mid_merge_is_exact_at_its_moment() {
     world.event("BLOCK_JOB_COMPLETED");
     world.stop();
     assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
+}
+
+/// A disk whose snapshot `snap` holds all of its first generation, and a client of its content.
+fn with_a_snapshot(scratch: &Scratch) -> (ServerCommand, World) {
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let command = plain(scratch, &file);
+    let mut world = World::start(&command);
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    world.disk().write(0, &stamped(0, SECTORS, 2)).unwrap();
+    (command, world)
+}
+
+fn roll_back(job: &str, speed: u64) -> Value {
+    json!({"device": "disk0", "snapshot": "snap", "job-id": job, "speed": speed})
+}
+
+fn status_of(world: &mut World, job: &str) -> String {
+    let jobs = world.call("query-jobs", json!({}));
+    let jobs = jobs.as_array().unwrap().iter();
+    let found: Vec<&Value> = jobs.filter(|info| info["id"] == job).collect();
+    found.first().map_or("", |info| info["status"].as_str().unwrap()).to_owned()
+}
+
+/// Waits until the job has changed to `status`.
+fn becomes(world: &mut World, job: &str, status: &str) {
+    let wanted = json!({"id": job, "status": status});
+    while world.event("JOB_STATUS_CHANGE")["data"] != wanted {}
+}
+
+/// What is left is what a rollback that nobody stopped leaves.
+fn is_rolled_back(world: &mut World) {
+    assert_eq!(world.event("MERGE_COMPLETED")["data"]["snapshot"], "snap");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} linear disk0-real 0")]);
+    assert_same("rolled back", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 1));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "next", "cow": "next.cow"}));
+}
+
+/// The disk reads as the snapshot, so the rollback is not over: it goes on where it was left.
+#[test]
+fn a_cancelled_rollback_goes_on_by_the_same_command() {
+    for restarted in [false, true] {
+        let scratch = scratch();
+        let (command, mut world) = with_a_snapshot(&scratch);
+        world.call("snapshot-merge", roll_back("j", 262_144));
+        let said = world.refused("snapshot-merge", roll_back("k", 0));
+        assert!(said.contains("the job 'j'"), "{said}");
+        world.call("job-cancel", json!({"id": "j"}));
+        world.event("BLOCK_JOB_CANCELLED");
+        becomes(&mut world, "j", "null");
+        // Neither a resume nor a restart begins again what was cancelled.
+        world.call("device-suspend", json!({"name": "disk0"}));
+        world.call("device-resume", json!({"name": "disk0"}));
+        if restarted {
+            world.kill();
+            world = World::start(&command);
+        }
+        assert_eq!(world.call("query-jobs", json!({})), json!([]));
+        assert_same("halted", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 1));
+        let create = json!({"device": "disk0", "name": "next", "cow": "next.cow"});
+        let said = world.refused("snapshot-create", create);
+        assert!(said.contains("was cancelled") && said.contains("'snap'"), "{said}");
+        let other = json!({"device": "disk0", "snapshot": "none", "job-id": "k"});
+        world.refused_as(ErrorClass::DeviceNotFound, "snapshot-merge", other);
+        world.call("snapshot-merge", roll_back("again", 0));
+        is_rolled_back(&mut world);
+        world.stop();
+    }
+}
+
+/// In every state in which a job can be cancelled that ends it, and says so.
+#[test]
+fn a_rollback_is_cancelled_while_paused_and_while_pending() {
+    let scratch = scratch();
+    let (command, mut world) = with_a_snapshot(&scratch);
+    world.call("snapshot-merge", roll_back("j", 262_144));
+    world.call("job-pause", json!({"id": "j"}));
+    becomes(&mut world, "j", "paused");
+    world.call("job-cancel", json!({"id": "j"}));
+    world.event("BLOCK_JOB_CANCELLED");
+    becomes(&mut world, "j", "null");
+    let mut pending = roll_back("p", 0);
+    pending["auto-finalize"] = json!(false);
+    pending["auto-dismiss"] = json!(false);
+    world.call("snapshot-merge", pending);
+    becomes(&mut world, "p", "pending");
+    let said = world.refused("snapshot-merge", roll_back("again", 0));
+    assert!(said.contains("the job 'p'"), "{said}");
+    world.call("job-cancel", json!({"id": "p"}));
+    world.event("BLOCK_JOB_CANCELLED");
+    assert_eq!(status_of(&mut world, "p"), "concluded");
+    world.refused("job-cancel", json!({"id": "p"}));
+    world.kill();
+    let mut world = World::start(&command);
+    assert_eq!(world.call("query-jobs", json!({})), json!([]), "it was cancelled");
+    world.call("snapshot-merge", roll_back("p", 0));
+    is_rolled_back(&mut world);
+    world.stop();
+}
+
+/// Once its cause is gone: by the command, by a resume, and at the next start.
+#[test]
+fn a_failed_rollback_begins_again() {
+    for way in ["command", "resume", "start"] {
+        let scratch = scratch();
+        let (command, mut world) = with_a_snapshot(&scratch);
+        let store = scratch.path("snap.cow");
+        let whole = std::fs::read(&store).unwrap();
+        std::fs::File::options().write(true).open(&store).unwrap().set_len(8192).unwrap();
+        world.call("snapshot-merge", roll_back("j", 1 << 20));
+        let error = world.event("BLOCK_JOB_COMPLETED")["data"]["error"].clone();
+        assert!(error.is_string(), "{error}");
+        becomes(&mut world, "j", "null");
+        let create = json!({"device": "disk0", "name": "next", "cow": "next.cow"});
+        let said = world.refused("snapshot-create", create);
+        assert!(said.contains("failed") && said.contains("'snap'"), "{said}");
+        std::fs::write(&store, &whole).unwrap();
+        match way {
+            "command" => {
+                world.call("snapshot-merge", roll_back("again", 0));
+            }
+            "resume" => {
+                world.call("device-suspend", json!({"name": "disk0"}));
+                world.call("device-resume", json!({"name": "disk0"}));
+                assert_eq!(status_of(&mut world, "j"), "running");
+            }
+            _ => {
+                world.kill();
+                world = World::start(&command);
+                assert_eq!(status_of(&mut world, "j"), "running");
+            }
+        }
+        is_rolled_back(&mut world);
+        world.stop();
+    }
+}
+
+/// A table that somebody loaded is his: what is refused says how to get on.
+#[test]
+fn a_merge_by_a_table_is_its_loader_s() {
+    let scratch = scratch();
+    let (_, mut world) = with_a_snapshot(&scratch);
+    let table = world.table("snap")[0].replace(" snapshot disk0 ", " snapshot-merge disk0-real ");
+    world.call("table-load", json!({"name": "disk0", "table": [table]}));
+    world.call("device-suspend", json!({"name": "snap"}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!(world.event("MERGE_COMPLETED")["data"]["snapshot"], "snap");
+    let create = json!({"device": "disk0", "name": "next", "cow": "next.cow"});
+    let said = world.refused("snapshot-create", create.clone());
+    assert!(said.contains("table-load"), "{said}");
+    world.call("device-remove", json!({"name": "snap"}));
+    world.swap("disk0", &[format!("0 {SECTORS} snapshot-origin disk0-real")]);
+    world.call("snapshot-create", create);
+    world.stop();
+}
+
+#[test]
+fn a_rollback_that_was_paused_is_paused_after_a_restart() {
+    let scratch = scratch();
+    let (command, mut world) = with_a_snapshot(&scratch);
+    world.call("snapshot-merge", roll_back("j", 262_144));
+    world.call("job-pause", json!({"id": "j"}));
+    becomes(&mut world, "j", "paused");
+    world.kill();
+    let mut world = World::start(&command);
+    assert_eq!(status_of(&mut world, "j"), "paused");
+    world.call("job-resume", json!({"id": "j"}));
+    world.kill();
+    let mut world = World::start(&command);
+    assert_eq!(status_of(&mut world, "j"), "running");
+    world.stop();
 }

@@ -200,7 +200,7 @@ pub enum Verb {
         /// The job
         job: String,
     },
-    /// Stop a job
+    /// Stop a job; a rollback goes on when it is begun again
     JobCancel {
         /// The job
         job: String,

@@ -6,7 +6,7 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::{MergeJob, Suspend, User};
+use crate::device::{Halt, MergeJob, Suspend, User};
 use crate::exception::Entry;
 use crate::io::durable::seen;
 use crate::units::Chunk;
@@ -204,17 +204,40 @@ fn a_rollback_begins_with_a_snapshot_that_owes_nothing() {
     world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
     world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
     world.fail_flushes(true);
-    let job = MergeJob {
-        device: "disk".into(),
-        snapshot: "snap".into(),
-        cow: String::new(),
-        speed: 0,
-        auto_finalize: true,
-        auto_dismiss: true,
-    };
+    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
     cannot_flush(world.devices.begin_merge("m", &job));
     world.fail_flushes(false);
     world.devices.begin_merge("m", &job).unwrap();
+}
+
+/// A job's name is free again when the job is over, and a rollback that stopped is not.
+#[test]
+fn a_rollback_that_stopped_outlives_its_job_s_name() {
+    let world = World::new();
+    let roll_back = |disk: &str| MergeJob {
+        device: disk.into(),
+        snapshot: format!("{disk}-snap"),
+        ..MergeJob::default()
+    };
+    for disk in ["one", "two"] {
+        let store = format!("{disk}-store");
+        world.file(disk, LEN);
+        world.file(&store, LEN);
+        world.device(disk, &[&format!("0 {LEN} snapshot-origin {{}}/{disk}")]).unwrap();
+        let snapshot = format!("0 {LEN} snapshot {{}}/{disk} {{}}/{store} P 8");
+        world.device(&format!("{disk}-snap"), &[&snapshot]).unwrap();
+        world.devices.begin_merge("j", &roll_back(disk)).unwrap();
+        let said = world.devices.begin_merge("k", &roll_back(disk)).unwrap_err().to_string();
+        assert!(said.contains("the job 'j'"), "{said}");
+        world.devices.halt_merge("j", Halt::Cancelled).unwrap();
+    }
+    assert_eq!(world.devices.merging(None), [], "they are jobs, and not anybody's");
+    for disk in ["one", "two"] {
+        world.devices.begin_merge(disk, &roll_back(disk)).unwrap();
+    }
+    let jobs = world.devices.merge_jobs();
+    assert_eq!(jobs.keys().collect::<Vec<_>>(), ["one", "two"]);
+    assert!(jobs.values().all(|job| job.halted.is_none() && job.cow.ends_with("-store")));
 }
 
 #[test]

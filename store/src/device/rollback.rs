@@ -1,0 +1,265 @@
+//! Rollbacks on their way, and merges that no command began.
+//!
+//! Owns what is known of a rollback from its begin to its end, also while nobody works at it: a
+//! device reads as its snapshot from the begin on, so one that was cancelled, or failed, is not
+//! over; it goes on. Never knows how the jobs are run, nor what happens to tables (`snapshots`).
+
+use std::collections::BTreeMap;
+
+use super::build::{Active, Snap};
+use super::core::{Devices, Inner};
+use super::error::DeviceError;
+use super::serving::blocked;
+use super::state::{Halt, MergeJob};
+use super::verbs::with_uppers;
+use crate::cow::StoreState;
+use crate::cow::store::MergeMark;
+use crate::lines::TargetSpec;
+
+/// What a table that somebody loaded merges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merging {
+    /// The device that merges.
+    pub device: String,
+    /// The device that had the store before; the same one where none is left that names it.
+    pub snapshot: String,
+    /// Path of the store.
+    pub cow: String,
+    /// Whether a job works at it.
+    pub has_job: bool,
+}
+
+impl Active {
+    /// Whether the table is one that merges as a whole.
+    pub(super) fn is_merging(&self) -> bool {
+        self.merged().is_some()
+    }
+
+    /// The store that such a table merges.
+    fn merged(&self) -> Option<String> {
+        match self.lines.first().map(|line| &line.target) {
+            Some(TargetSpec::Merge(spec)) => Some(spec.cow.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Whether its store holds nothing any more that could be merged.
+    fn is_invalid(&self) -> bool {
+        self.snaps.values().any(|snap| snap.live.store.state() >= StoreState::Invalidating)
+    }
+}
+
+impl Devices {
+    /// The devices that serve and have something to merge by a table that somebody loaded, of those
+    /// that lie on `name` and itself, or of all.
+    pub fn merging(&self, name: Option<&str>) -> Vec<Merging> {
+        let inner = self.lock();
+        // What a commit merges is its job's to merge, also before that is at work again.
+        let commits = |name: &String| inner.state.commits.values().any(|job| job.device == *name);
+        let commands = |name: &String| commits(name) || rollback_of(&inner, name).is_some();
+        let merging = |name: &String| {
+            let device = inner.devices.get(name).filter(|_| !commands(name))?;
+            let snaps = &device.active.as_ref()?.snaps;
+            let merges = |(line, snap): (&usize, &Snap)| {
+                let target = &device.active.as_ref()?.lines[*line].target;
+                let store = &snap.live.store;
+                let finished = store.merge_mark() != MergeMark::None && store.entries() == 0;
+                let TargetSpec::Merge(spec) = target else { return None };
+                (!finished && store.state() < StoreState::Invalidating).then_some(&spec.cow)
+            };
+            let cow = snaps.iter().find_map(merges)?;
+            let had_it = inner.devices.iter().find(|(other, device)| {
+                let mut lines = device.active.iter().flat_map(|active| &active.lines);
+                *other != name
+                    && lines.any(|line| line.target.snapshot().is_some_and(|s| s.cow == *cow))
+            });
+            Some(Merging {
+                device: name.clone(),
+                snapshot: had_it.map_or(name, |(other, _)| other).clone(),
+                cow: cow.to_string(),
+                has_job: device.has_job(),
+            })
+        };
+        on_or_all(&inner, name).iter().filter_map(merging).collect()
+    }
+
+    /// The jobs of rollbacks that failed, whose devices serve: of those that lie on `name` and
+    /// itself.
+    pub fn failed_merges(&self, name: &str) -> BTreeMap<String, MergeJob> {
+        let inner = self.lock();
+        let names = on_or_all(&inner, Some(name));
+        let jobs = inner.state.jobs.iter();
+        jobs.filter(|(_, job)| job.halted == Some(Halt::Failed) && names.contains(&job.device))
+            .map(|(id, job)| (id.clone(), job.clone()))
+            .collect()
+    }
+
+    /// The rollback `id`, which stopped, goes on as the job `new`: with what it was told to be.
+    ///
+    /// # Errors
+    /// It goes on already, it has ended, or that cannot be kept.
+    pub fn merge_goes_on(&self, id: &str, new: &str) -> Result<MergeJob, DeviceError> {
+        let inner = &mut *self.lock();
+        let known = inner.state.jobs.get(id).cloned();
+        let Some(job) = known.filter(|job| job.halted.is_some() && can_begin(inner, job)) else {
+            return Err(DeviceError::refused(format!("there is no rollback '{id}' to go on with")));
+        };
+        let job = MergeJob { halted: None, ..job };
+        self.replace(inner, id, new, job.clone())?;
+        Ok(job)
+    }
+
+    /// Goes on with a rollback that stopped, where `job` asks for that: it is the job `id` from now
+    /// on. False where there is none.
+    pub(super) fn begin_again(
+        &self,
+        inner: &mut Inner,
+        id: &str,
+        job: &MergeJob,
+    ) -> Result<bool, DeviceError> {
+        let device = &job.device;
+        let found = rollback_of(inner, device).filter(|(_, known)| known.snapshot == job.snapshot);
+        let Some((before, known)) = found else { return Ok(false) };
+        if known.halted.is_none() || inner.active(device)?.is_invalid() {
+            return Err(what_merges(inner, device));
+        }
+        if inner.device(device)?.suspended {
+            return Err(DeviceError::Suspended(device.clone()));
+        }
+        if !can_begin(inner, known) {
+            return Err(DeviceError::refused(format!(
+                "the job that rolls '{device}' back was cancelled and has not ended yet; try again \
+                 when it has"
+            )));
+        }
+        let (before, job) = (before.clone(), MergeJob { cow: known.cow.clone(), ..job.clone() });
+        self.replace(inner, &before, id, job).map(|()| true)
+    }
+
+    fn replace(
+        &self,
+        inner: &mut Inner,
+        before: &str,
+        id: &str,
+        job: MergeJob,
+    ) -> Result<(), DeviceError> {
+        let all = inner.state.jobs.clone();
+        inner.state.jobs.remove(before);
+        enter(&mut inner.state.jobs, id, job);
+        let kept = self.keep(inner);
+        if kept.is_err() {
+            inner.state.jobs = all;
+        }
+        kept
+    }
+
+    /// The rollback of the job `id` stops, or has stopped, before its end. The device goes on
+    /// reading as the snapshot.
+    ///
+    /// # Errors
+    /// That cannot be kept. It was not cancelled then; that it failed is known until the end of the
+    /// process.
+    pub fn halt_merge(&self, id: &str, halt: Halt) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let Some(job) = inner.state.jobs.get_mut(id) else { return Ok(()) };
+        let halted = MergeJob { halted: Some(halt), paused: false, ..job.clone() };
+        let before = std::mem::replace(job, halted);
+        let kept = self.keep(inner);
+        if kept.is_err() && halt == Halt::Cancelled {
+            inner.state.jobs.insert(id.into(), before);
+        }
+        kept
+    }
+
+    /// The rollback of the job `id` is over: somebody loaded another table.
+    ///
+    /// # Errors
+    /// Where that cannot be kept.
+    pub fn forget_merge(&self, id: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        inner.state.jobs.remove(id);
+        self.keep(inner)
+    }
+
+    /// The user paused the job `id`, a rollback or a commit, or resumed it: so it is after a restart.
+    ///
+    /// # Errors
+    /// Where that cannot be kept.
+    pub fn keep_pause(&self, id: &str, paused: bool) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let state = &mut inner.state;
+        let rollback = state.jobs.get_mut(id).filter(|job| job.halted.is_none());
+        let commit = state.commits.get_mut(id).map(|job| &mut job.paused);
+        match rollback.map(|job| &mut job.paused).or(commit) {
+            Some(kept) if *kept != paused => *kept = paused,
+            _ => return Ok(()),
+        }
+        self.keep(inner)
+    }
+}
+
+/// The devices that serve, of those that lie on `name` and itself, or of all.
+fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
+    let mut names = match name {
+        Some(name) => with_uppers(inner, name),
+        None => inner.devices.keys().cloned().collect(),
+    };
+    names.retain(|name| !blocked(inner, name));
+    names
+}
+
+/// Whether the job's device has its table, and nobody works at it.
+fn can_begin(inner: &Inner, job: &MergeJob) -> bool {
+    let has_job = inner.devices.get(&job.device).is_none_or(|device| device.has_job());
+    rollback_of(inner, &job.device).is_some() && !has_job
+}
+
+/// Enters a job; another that stopped under its name gets another name.
+pub(super) fn enter(jobs: &mut BTreeMap<String, MergeJob>, id: &str, job: MergeJob) {
+    if let Some(other) = jobs.insert(id.into(), job) {
+        let free = (2..).map(|n| format!("{id}-{n}")).find(|name| !jobs.contains_key(name));
+        jobs.extend(free.map(|name| (name, other)));
+    }
+}
+
+/// The rollback that `device` is in, and its job's name.
+fn rollback_of<'i>(inner: &'i Inner, device: &str) -> Option<(&'i String, &'i MergeJob)> {
+    let cow = inner.devices.get(device)?.active.as_ref()?.merged()?;
+    inner.state.jobs.iter().find(|(_, job)| job.device == device && job.cow == cow)
+}
+
+/// Why nothing else can be done with `device`, whose table merges, and what to do about it.
+pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
+    let invalid = inner.active(device).is_ok_and(Active::is_invalid);
+    let mut commits = inner.state.commits.iter();
+    let sentence = match rollback_of(inner, device) {
+        _ if invalid => format!(
+            "the store that '{device}' merges is not valid, and nothing of it can be merged any \
+             more; load a table of 'snapshot-origin' with 'table-load' and resume '{device}'"
+        ),
+        Some((id, MergeJob { snapshot, halted: None, .. })) => format!(
+            "the job '{id}' rolls '{device}' back to '{snapshot}'; wait until that has ended"
+        ),
+        Some((_, MergeJob { snapshot, halted: Some(halt), .. })) => {
+            let halted = match halt {
+                Halt::Cancelled => "was cancelled",
+                Halt::Failed => "failed",
+            };
+            format!(
+                "the rollback of '{device}' to '{snapshot}' {halted} before its end; \
+                 'snapshot-merge' of '{snapshot}' into '{device}' goes on with it"
+            )
+        }
+        None => match commits.find(|(_, job)| job.device == device) {
+            Some((id, _)) => format!(
+                "the job '{id}' commits '{device}' into its base; wait until that has ended"
+            ),
+            None => format!(
+                "'{device}' merges by a table that was loaded, and keeps that; when \
+                 MERGE_COMPLETED has come, load a table of 'snapshot-origin' with 'table-load' and \
+                 resume '{device}'"
+            ),
+        },
+    };
+    DeviceError::refused(sentence)
+}
