@@ -65,7 +65,7 @@ impl Client {
         self.requests += 1;
         let request = json!({"execute": command, "arguments": arguments, "id": self.requests});
         let line = wire::line(&request).map_err(io::Error::from)?;
-        self.stream.write_all(line.as_bytes())?;
+        self.stream.write_all(line.as_bytes()).map_err(broken)?;
         loop {
             let Some(mut message) = self.message(None)? else { return Err(ClientError::HungUp) };
             if message.get("event").is_some() {
@@ -123,7 +123,7 @@ impl Client {
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => continue,
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(None),
-                    _ => return Err(error.into()),
+                    _ => return Err(broken(error)),
                 },
             };
             let mut wrong = None;
@@ -139,6 +139,14 @@ impl Client {
     }
 }
 
+/// Who hangs up is found out by the next that is written, or read.
+fn broken(error: io::Error) -> ClientError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::HungUp,
+        _ => error.into(),
+    }
+}
+
 /// An error as it is on the wire.
 fn command_error(error: &Value) -> CommandError {
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -146,5 +154,24 @@ fn command_error(error: &Value) -> CommandError {
     CommandError {
         class: class.copied().unwrap_or(ErrorClass::GenericError),
         desc: text("desc").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is found out by the command after the last answer.
+    #[test]
+    fn a_monitor_that_is_gone_hung_up() {
+        let (stream, other) = UnixStream::pair().unwrap();
+        drop(other);
+        let (parser, requests) = (Parser::default(), 0);
+        let (messages, events) = (VecDeque::new(), VecDeque::new());
+        let mut client = Client { stream, parser, messages, events, requests };
+        for _ in 0..2 {
+            let error = client.call("query-jobs", json!({})).unwrap_err();
+            assert!(matches!(error, ClientError::HungUp), "{error:?}");
+        }
     }
 }
