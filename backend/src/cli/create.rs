@@ -6,15 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use snapblk_store::cow::Geometry;
-use snapblk_store::device::make_empty;
+use snapblk_store::device::{make_empty, refuse_useless};
 use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
 use snapblk_store::units::ChunkSize;
 
 use super::store_file::{LOCK_WAIT, claim};
 use super::{CliError, output, size};
-
-/// The smallest store that holds a change: header, area and one chunk.
-const USEFUL_CHUNKS: u64 = 3;
 
 /// How large a store is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,14 +154,7 @@ impl Create {
             bytes
         };
         let geometry = Geometry::of_len(self.chunk_size, bytes);
-        if geometry.device_chunks < USEFUL_CHUNKS {
-            return Err(CliError::Refused(format!(
-                "{} would have {bytes} bytes, and a store with chunks of {} bytes needs at least {}",
-                self.store.display(),
-                self.chunk_size.bytes(),
-                USEFUL_CHUNKS * self.chunk_size.bytes()
-            )));
-        }
+        refuse_useless(&self.store, geometry, bytes)?;
         make_empty(&store, geometry)?;
         Ok(geometry)
     }
@@ -175,7 +165,7 @@ impl Create {
             Some(Extent::Full) | None => {
                 let empty = Geometry { chunk: self.chunk_size, device_chunks: 0 };
                 let chunks = empty.chunks_needed(self.chunk_size.count_for(origin.len));
-                chunks.max(USEFUL_CHUNKS) * self.chunk_size.bytes()
+                chunks * self.chunk_size.bytes()
             }
         }
     }

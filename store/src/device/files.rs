@@ -19,6 +19,26 @@ use crate::units::ChunkSize;
 /// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
 const CLEARED: u64 = 4096;
 
+/// The smallest store that holds a change: header, area and one chunk. Smaller ones are used as they
+/// are, but not made.
+const USEFUL_CHUNKS: u64 = 3;
+
+/// Refuses to make a store of `bytes` bytes at `path` in which no change finds room.
+///
+/// # Errors
+/// It is too small.
+pub fn refuse_useless(path: &Path, geometry: Geometry, bytes: u64) -> Result<(), DeviceError> {
+    if geometry.device_chunks >= USEFUL_CHUNKS {
+        return Ok(());
+    }
+    let chunk = geometry.chunk.bytes();
+    Err(DeviceError::refused(format!(
+        "{} would have {bytes} bytes, and a store with chunks of {chunk} bytes needs at least {}",
+        path.display(),
+        USEFUL_CHUNKS * chunk
+    )))
+}
+
 /// What may be there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Existing {
@@ -84,6 +104,7 @@ pub(super) fn make_store(
     } else if existing == Existing::Required {
         return Err(no_such_store(path));
     }
+    refuse_useless(path, Geometry::of_len(chunk, size), size)?;
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(path);
     let file = file.map_err(DeviceError::io(what("make")))?;

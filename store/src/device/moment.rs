@@ -227,6 +227,12 @@ impl Moment<'_, '_> {
             OriginOf::Covered(real) => (None, Param::Device(real)),
             OriginOf::Plain => {
                 let real = format!("{device}-real");
+                if request.name == real {
+                    return Err(DeviceError::refused(format!(
+                        "'{real}' is what the disk below '{device}' will be called; choose another \
+                         name for the snapshot"
+                    )));
+                }
                 self.plan.refuse_taken(&real)?;
                 (Some(real.clone()), Param::Device(real))
             }

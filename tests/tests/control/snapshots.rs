@@ -209,8 +209,14 @@ fn a_refused_snapshot_leaves_everything_as_it_was() {
     let said = world.refused("snapshot-create", bad.clone());
     assert!(said.contains("3000 bytes is not possible"), "{said}");
     bad["chunk-size"] = json!(4096);
-    bad["size"] = json!(4096);
-    world.refused("snapshot-create", bad);
+    // What 'create' says too.
+    for size in [4096, 12287] {
+        bad["size"] = json!(size);
+        let said = world.refused("snapshot-create", bad.clone());
+        assert!(said.contains("needs at least 12288"), "{said}");
+    }
+    let said = world.refused("snapshot-create", create("disk0-real", "new.cow"));
+    assert!(said.contains("'disk0-real' is what the disk below"), "{said}");
     let mut existing = create("snap", "full.cow");
     existing["mode"] = json!("existing");
     let said = world.refused("snapshot-create", existing.clone());
