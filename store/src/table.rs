@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::cow::{Persistence, Store};
+use crate::cow::{Persistence, Store, StoreState};
 use crate::io::FileId;
 use crate::request::Op;
 use crate::target::{Decision, Exceptions, Medium, Target};
@@ -188,6 +188,13 @@ impl Table {
 }
 
 impl FlushSet {
+    /// Whether a store of it is invalid, which makes a flush fail that otherwise may have done all
+    /// there was to do.
+    pub fn has_invalid(&self) -> bool {
+        let mut stores = self.stores.iter().chain(&self.merged);
+        stores.any(|store| store.state() >= StoreState::Invalid)
+    }
+
     fn of(lines: &[Line], exceptions: &[Exceptions]) -> FlushSet {
         let mut set = FlushSet::default();
         for line in lines {

@@ -15,6 +15,7 @@ use super::handover::settle;
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
+use crate::background::FlushError;
 use crate::cow::StoreState;
 use crate::lines::TableLine;
 use crate::table::Table;
@@ -446,9 +447,16 @@ impl Devices {
     /// Makes durable what a table owes. A store that is invalid owes nothing any more, and its
     /// neighbours what they owe.
     pub(super) fn flush(&self, active: &Active) -> bool {
+        if self.config.flusher.flush(&active.table) {
+            return true;
+        }
         let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
-        self.config.flusher.flush(&active.table)
-            || (active.snaps.values().any(invalid) && owes_no_more(active))
+        let flushed = active.snaps.values().any(invalid) && owes_no_more(active);
+        // The flusher leaves it to us where it cannot tell.
+        if !flushed && active.table.flush_set().has_invalid() {
+            tracing::error!("cannot flush a table with an invalid store: {}", FlushError::Failed);
+        }
+        flushed
     }
 
     /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go

@@ -386,18 +386,18 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
     let file = disk_file(&scratch);
     let mut world = World::start(&plain(&scratch, &file));
     let mut origin = world.disk();
-    for (name, kind) in [("p", "P"), ("n", "N")] {
+    for (name, kind) in [("p", "P"), ("n", "N"), ("gone", "P")] {
         world.call(
             "snapshot-create",
             json!({"device": "disk0", "name": name, "cow": format!("{name}.cow"),
                    "persistent": kind, "size": 16 * 4096}),
         );
     }
-    // More than both can keep. The origin's write succeeds.
+    // More than they can keep. The origin's write succeeds.
     origin.write(0, &stamped(0, 512, 2)).unwrap();
     origin.flush().unwrap();
     let told: Vec<_> =
-        (0..2).map(|_| world.event("SNAPSHOT_INVALIDATED")["data"]["device"].clone()).collect();
+        (0..3).map(|_| world.event("SNAPSHOT_INVALIDATED")["data"]["device"].clone()).collect();
     assert!(told.contains(&json!("p")) && told.contains(&json!("n")), "{told:?}");
     let all_invalid = |world: &mut World| {
         for name in ["p", "n"] {
@@ -412,6 +412,10 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
         assert!(snap.read((SECTORS - 1) * 512, 512).is_err_and(|error| error.is_refused()));
         assert!(snap.write(0, &[0; 512]).is_err_and(|error| error.is_refused()));
     }
+    // It owes nothing any more, so nothing is said of that when it goes.
+    world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "gone"}));
+    let said = world.server.stderr();
+    assert!(!said.contains("cannot flush"), "{said}");
     // A neighbour comes and goes.
     world.call("snapshot-create", json!({"device": "disk0", "name": "new", "cow": "new.cow"}));
     all_invalid(&mut world);
