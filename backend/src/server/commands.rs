@@ -135,7 +135,6 @@ impl Server {
         c: BlockExportAdd,
         polling: Polling,
     ) -> Result<Answer, CommandError> {
-        let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let mut exports = self.exports();
         match exports.get(&c.id) {
@@ -148,8 +147,22 @@ impl Server {
             }
             Some(Exported { export: None, .. }) => return Err(shutting_down(&c.id)),
         }
-        let writable = c.writable.unwrap_or(false);
-        self.devices.prepare(&c.node_name, writable).map_err(told)?;
+        // Before anything of it starts: who removes the device meanwhile must be refused.
+        let (id, device) = (c.id.clone(), c.node_name.clone());
+        self.devices.prepare(&device, &id, c.writable.unwrap_or(false)).map_err(told)?;
+        let export = self.start_export(c, polling).inspect_err(|_| {
+            self.devices.detach(&device, &id);
+        })?;
+        let resized = (device.clone(), Box::new(export.size_changed()) as Box<_>);
+        self.resizes().insert(id.clone(), resized);
+        exports.insert(id, Exported { export: Some(export), device });
+        Ok(Answer::DONE)
+    }
+
+    /// Starts the threads and the socket of an export whose device was prepared.
+    fn start_export(&self, c: BlockExportAdd, polling: Polling) -> Result<Export, CommandError> {
+        let BlockExportOptions::VhostUserBlk(options) = c.options;
+        let generic = |desc: String| CommandError::generic(desc);
         let block = options.logical_block_size.unwrap_or(512);
         let logical_block =
             u32::try_from(block).ok().and_then(LogicalBlock::from_bytes).ok_or_else(|| {
@@ -170,8 +183,9 @@ impl Server {
                 })?
             }
         };
+        let writable = c.writable.unwrap_or(false);
         let config = ExportConfig {
-            id: c.id.clone(),
+            id: c.id,
             socket,
             num_queues: options.num_queues.unwrap_or(1),
             writable,
@@ -182,12 +196,8 @@ impl Server {
         let failed = self.failures.of(&c.node_name);
         let (devices, device) = (self.devices.clone(), &c.node_name);
         let binding = Served::new(devices, device, writable, self.options, failed);
-        let export = Export::start(config, binding, |event| tracing::debug!("{event:?}"))
-            .map_err(|error| generic(error.to_string()))?;
-        let resized = (c.node_name.clone(), Box::new(export.size_changed()) as Box<_>);
-        self.resizes().insert(c.id.clone(), resized);
-        exports.insert(c.id, Exported { export: Some(export), device: c.node_name });
-        Ok(Answer::DONE)
+        Export::start(config, binding, |event| tracing::debug!("{event:?}"))
+            .map_err(|error| generic(error.to_string()))
     }
 
     fn delete_export(&self, c: &BlockExportDel) -> Result<Answer, CommandError> {

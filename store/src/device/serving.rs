@@ -29,8 +29,9 @@ thread_local! {
 pub(super) type Serving = Vec<Arc<dyn AttachedWorker>>;
 
 impl Devices {
-    /// Workers begin to serve a device that was prepared, on behalf of `user`; the device cannot
-    /// be removed while they do. They are stopped, and are let go when the device serves.
+    /// Workers begin to serve a device, on behalf of `user`, for whom it was prepared where that is a
+    /// guest's; the device cannot be removed while they do. They are stopped, and are let go when
+    /// the device serves.
     ///
     /// # Errors
     /// No such device.

@@ -9,6 +9,7 @@ mod overdue;
 mod owed;
 mod room;
 mod suspends;
+mod uses;
 
 use std::fs::File;
 use std::path::PathBuf;

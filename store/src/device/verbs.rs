@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::build::{Active, Plan, Snap, lines_name};
 use super::chain::unseal_tops;
-use super::core::{Device, DeviceEvent, Devices, Inner, Loaded};
+use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::handover::settle;
@@ -415,12 +415,14 @@ impl Devices {
         Ok(())
     }
 
-    /// Gets a device ready to be served, `writable` or not.
+    /// Gets a device ready to be served, `writable` or not, on behalf of `user`, who uses it from
+    /// now on: whatever asks that nobody does is refused, also while its threads start. They are
+    /// given to [`attach`](Self::attach); where there will be none, [`detach`](Self::detach).
     ///
     /// # Errors
     /// Where it cannot be: there is no such device, it has no table, or another is the one way to
     /// write what it maps to.
-    pub fn prepare(&self, name: &str, writable: bool) -> Result<(), DeviceError> {
+    pub fn prepare(&self, name: &str, user: &str, writable: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.active(name)?;
         inner.refuse_held(name)?;
@@ -433,6 +435,8 @@ impl Devices {
             plan.thaw(name)?;
             self.apply(plan, |_| ())?;
         }
+        let user_of_it = User { writable, workers: Vec::new() };
+        inner.device_mut(name)?.users.insert(user.into(), user_of_it);
         Ok(())
     }
 

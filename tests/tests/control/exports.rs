@@ -95,6 +95,34 @@ fn a_read_only_export_refuses_writes_and_a_writable_one_beside_it_does_not() {
     world.stop();
 }
 
+/// Two clients at once: one of them comes first, and the other hears of it.
+#[test]
+fn a_device_goes_or_is_exported_never_both() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut other = Qmp::connect(world.server.monitor()).unwrap();
+    for round in 0..20 {
+        let cow = format!("{round}.cow");
+        world.call("snapshot-create", json!({"device": "disk0", "name": "s", "cow": cow}));
+        let socket = scratch.socket("s.sock");
+        let add = export_args("x", "s", &socket, false);
+        let delete = json!({"device": "disk0", "snapshot": "s", "delete-store": true});
+        let (added, deleted) = std::thread::scope(|scope| {
+            let deleted = scope.spawn(|| other.call("snapshot-delete", delete.clone()));
+            (world.qmp.call("block-export-add", add), deleted.join().unwrap())
+        });
+        assert_ne!(added.is_ok(), deleted.is_ok(), "{round}: {added:?}, {deleted:?}");
+        if added.is_ok() {
+            assert_same("snapshot", &disk(&socket).read(0, 4096).unwrap(), &stamped(0, 8, 1));
+            world.call("block-export-del", json!({"id": "x", "mode": "hard"}));
+            world.call("snapshot-delete", delete);
+        }
+        assert_eq!(world.call("query-block-exports", json!({})).as_array().unwrap().len(), 1);
+    }
+    world.stop();
+}
+
 #[test]
 fn several_disks_in_one_process() {
     let scratch = scratch();

@@ -40,7 +40,7 @@ fn what_was_a_layer_takes_copies_and_has_them_committed() {
     for serves in [false, true] {
         let world = chain();
         if serves {
-            world.devices.prepare(LOWER, false).unwrap();
+            world.devices.prepare(LOWER, "export", false).unwrap();
         }
         world.devices.remove("disk", false).unwrap();
         let store = world.table(LOWER).exceptions()[0].layers[0].clone();
@@ -55,11 +55,11 @@ fn what_was_a_layer_takes_copies_and_has_them_committed() {
 #[test]
 fn what_is_a_layer_is_no_guest_s_to_write() {
     let world = chain();
-    world.devices.prepare(LOWER, false).unwrap();
+    world.devices.prepare(LOWER, "export", false).unwrap();
     world.load(LOWER, &[&lower_line()]).unwrap();
-    let refused = world.devices.prepare(LOWER, true).unwrap_err().to_string();
+    let refused = world.devices.prepare(LOWER, "export", true).unwrap_err().to_string();
     assert!(refused.contains("'disk'"), "{refused}");
-    world.devices.prepare("disk", true).unwrap();
+    world.devices.prepare("disk", "export", true).unwrap();
 }
 
 /// What a commit left in its base is needed by nobody, so that a guest's flush does not fail with it.
