@@ -86,7 +86,7 @@ record! {
     pub struct DeviceRemove {
         /// The device.
         name: String,
-        /// Also where requests would have to be failed.
+        /// Also where what it owes cannot be made durable; never where something uses it.
         force: Option<bool>,
     }
 }

@@ -74,7 +74,7 @@ impl Commit {
     }
 }
 
-fn by_job(id: &str) -> String {
+pub(super) fn by_job(id: &str) -> String {
     format!("the job '{id}'")
 }
 

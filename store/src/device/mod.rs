@@ -21,6 +21,7 @@ mod origins;
 mod overdue;
 mod passdown;
 mod query;
+mod removal;
 mod resize;
 mod rollback;
 mod serving;

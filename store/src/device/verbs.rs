@@ -1,4 +1,5 @@
-//! The verbs of device-mapper: create, remove, load, clear, suspend, resume.
+//! The verbs of device-mapper: create, load, clear, suspend, resume; [`removal`](super::removal) has
+//! remove.
 //!
 //! Owns the order in which workers are stopped, tables swapped, the state kept and workers let go.
 //! A verb that fails leaves everything as it was.
@@ -6,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::build::{Active, Plan, Snap, lines_name};
+use super::build::{Active, Plan, Snap};
 use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
@@ -40,77 +41,27 @@ impl Devices {
     /// Makes an empty device.
     ///
     /// # Errors
-    /// A name that is taken, or cannot be one.
+    /// A name or a UUID that is taken, or a name that cannot be one.
     pub fn create(&self, name: &str, uuid: Option<&str>) -> Result<(), DeviceError> {
         DeviceError::check_name(name)?;
         let inner = &mut *self.lock();
         if inner.devices.contains_key(name) {
             return Err(DeviceError::Exists(name.into()));
         }
+        let has_it =
+            |(_, other): &(&String, &Device)| uuid.is_some() && other.uuid.as_deref() == uuid;
+        if let Some((other, _)) = inner.devices.iter().find(has_it) {
+            return Err(DeviceError::refused(format!(
+                "the device '{other}' has the UUID '{}' already; choose another, or remove '{other}' \
+                 first",
+                uuid.unwrap_or_default()
+            )));
+        }
         let device = Device { uuid: uuid.map(str::to_owned), ..Device::default() };
         inner.devices.insert(name.into(), device);
         self.keep(inner).inspect_err(|_| {
             inner.devices.remove(name);
         })
-    }
-
-    /// Removes a device that nothing uses. With `force` its table is replaced by an error target
-    /// where something does.
-    ///
-    /// # Errors
-    /// Where it is used, or what it owes cannot be made durable.
-    pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let device = inner.device(name)?;
-        let user = device.users.keys().next().map(|user| format!("the export '{user}'"));
-        let names = |(_, other): &(&String, &Device)| {
-            other.active.as_ref().is_some_and(|active| active.names(name))
-                || other.inactive.as_ref().is_some_and(|table| lines_name(&table.lines, name))
-        };
-        let upper = inner.devices.iter().find(names).map(|(n, _)| format!("the device '{n}'"));
-        if let Some(by) = user.or(upper) {
-            if !force {
-                return Err(DeviceError::InUse { name: name.into(), by });
-            }
-            return self.replace_by_errors(inner, name);
-        }
-        let hands_over = device.suspended && inner.destination_of(name).is_some();
-        if hands_over {
-            self.flush_device(inner, name)?;
-            self.remove_source(inner, name)?;
-        } else {
-            self.let_go(inner, name)?;
-        }
-        self.forget_removed(inner);
-        Ok(())
-    }
-
-    /// Removes a device that nothing uses, with what it has.
-    pub(super) fn let_go(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
-        self.flush_device(inner, name)?;
-        let mut plan = Plan::new(self, inner);
-        plan.next.insert(name.into(), None);
-        plan.follow()?;
-        self.apply(plan, |inner| {
-            inner.devices.remove(name);
-        })
-    }
-
-    fn flush_device(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
-        let active = inner.devices.get(name).and_then(|device| device.active.as_ref());
-        match active {
-            Some(active) if !self.flush(active) => Err(DeviceError::FlushFailed(name.into())),
-            _ => Ok(()),
-        }
-    }
-
-    fn replace_by_errors(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
-        let size = inner.active(name)?.table.size();
-        let line = format!("0 {size} error").parse().map_err(DeviceError::Line)?;
-        let mut plan = Plan::new(self, inner);
-        plan.set(name, &Loaded::of(vec![line], false), &[])?;
-        plan.follow()?;
-        self.apply(plan, |_| ())
     }
 
     /// Loads a table into the inactive slot; the active one serves on.

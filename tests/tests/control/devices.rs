@@ -234,21 +234,31 @@ fn a_failed_resume_leaves_the_old_table_suspended_and_a_plain_resume_serves_it()
 }
 
 #[test]
-fn a_device_in_use_is_not_removed_and_forced_answers_with_errors() {
+fn a_device_in_use_is_not_removed_nor_touched_by_force() {
     let scratch = scratch();
     let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
-    let mut world = World::start(&plain(&scratch, &a));
-    assert_eq!(world.device("disk0")["open-count"], 1);
-    let said = world.refused("device-remove", json!({"name": "disk0"}));
-    assert!(said.contains("export 'disk0'"), "{said}");
+    let command = plain(&scratch, &a);
+    let mut world = World::start(&command);
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    assert_eq!(world.device("disk0")["open-count"], 2);
     let mut disk = world.disk();
-    disk.read(0, 512).unwrap();
-    world.call("device-remove", json!({"name": "disk0", "force": true}));
-    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} error")]);
-    assert!(disk.read(0, 512).is_err_and(|error| error.is_refused()));
+    let tables = world.tables();
+    for force in [false, true] {
+        let said = world.refused("device-remove", json!({"name": "disk0", "force": force}));
+        for part in ["export 'disk0'", "device 'snap'", "delete what exports it"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert_eq!(world.tables(), tables);
+        assert_same("as before", &disk.read(0, 4096).unwrap(), &stamped(0, 8, 1));
+    }
     drop(disk);
+    world.stop();
+    // Nor by the next start.
+    let mut world = World::start(&command);
+    assert_same("as before", &world.disk().read(0, 4096).unwrap(), &stamped(0, 8, 1));
     world.call("block-export-del", json!({"id": "disk0", "mode": "hard"}));
-    world.call("device-remove", json!({"name": "disk0"}));
+    world.call("device-remove", json!({"name": "snap", "force": true}));
+    world.call("device-remove", json!({"name": "disk0", "force": true}));
     world.stop();
 }
 

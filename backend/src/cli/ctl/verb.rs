@@ -50,7 +50,7 @@ pub enum Verb {
     Remove {
         /// The device
         device: String,
-        /// Also where requests have to be failed
+        /// Also where what it owes cannot be made durable; what uses it is never taken its device
         #[arg(long)]
         force: bool,
     },

@@ -45,7 +45,7 @@ fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
     };
     for said in [
         refused(world.devices.delete_snapshot("disk", "snap", true)),
-        refused(world.devices.remove("snap", false)),
+        refused(world.devices.remove("snap", true)),
         refused(world.devices.begin_merge("job", &job)),
     ] {
         assert!(said.contains("the export 'export'"), "{said}");
@@ -76,4 +76,46 @@ fn who_is_about_to_write_counts_as_a_writer() {
     world.devices.clear("b").unwrap();
     world.devices.detach("a", "export");
     world.load("b", &[&origin]).unwrap();
+}
+
+/// Neither its guest nor who starts the program again must find another disk than was there.
+#[test]
+fn what_is_used_is_not_removed_by_force_and_stays_as_it_is() {
+    let world = world();
+    let user = || User { writable: true, workers: Vec::new() };
+    world.devices.attach("disk", "guest", user()).unwrap();
+    world.devices.attach("disk", "job merge", user()).unwrap();
+    let before = std::fs::read(world.path("state")).unwrap();
+    for force in [false, true] {
+        let said = refused(world.devices.remove("disk", force));
+        for part in ["the export 'guest'", "the job 'merge'", "the device 'snap'", "first"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
+    assert!(matches!(world.table("disk").lines()[0].target, Target::Origin(_)));
+}
+
+/// By force goes what nothing uses but cannot be flushed: a disk that has failed.
+#[test]
+fn what_cannot_be_flushed_is_removed_by_force_alone() {
+    let world = world();
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    let said = refused(world.devices.remove("snap", false));
+    assert!(said.contains("durable"), "{said}");
+    world.devices.remove("snap", true).unwrap();
+    assert!(matches!(world.devices.table("snap"), Err(DeviceError::NotFound(_))));
+}
+
+#[test]
+fn a_uuid_names_one_device() {
+    let world = World::new();
+    world.devices.create("a", Some("1-2")).unwrap();
+    let said = refused(world.devices.create("b", Some("1-2")));
+    assert!(said.contains("'a'") && said.contains("'1-2'"), "{said}");
+    world.devices.create("b", Some("3")).unwrap();
+    world.devices.create("c", None).unwrap();
+    world.devices.create("d", None).unwrap();
+    world.devices.remove("a", false).unwrap();
+    world.devices.create("e", Some("1-2")).unwrap();
 }

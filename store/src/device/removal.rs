@@ -1,0 +1,96 @@
+//! Devices go: the verb remove of device-mapper.
+//!
+//! Owns who is asked before a device goes, and what becomes of what it owes. Never takes anything
+//! from who uses it: a removal that is refused has had no effect.
+
+use super::build::{Plan, lines_name};
+use super::commit::by_job;
+use super::core::{Device, Devices, Inner};
+use super::error::DeviceError;
+
+/// What the users of a device that are jobs begin with; no export's name has white space.
+const JOB: &str = "job ";
+
+impl Devices {
+    /// Removes a device that nothing uses. With `force` also where what it owes cannot be made
+    /// durable: as after a kill, what its stores owe is entered when they are opened again, and
+    /// what the system holds of its files may be lost.
+    ///
+    /// # Errors
+    /// Where it is used, with `force` too; or what it owes cannot be made durable.
+    pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        refuse_used(inner, name)?;
+        match self.flush_device(inner, name) {
+            Err(error) if force => tracing::warn!("'{name}' is removed all the same: {error}"),
+            flushed => flushed?,
+        }
+        let hands_over = inner.device(name)?.suspended && inner.destination_of(name).is_some();
+        if hands_over {
+            self.remove_source(inner, name)?;
+        } else {
+            self.drop_device(inner, name)?;
+        }
+        self.forget_removed(inner);
+        Ok(())
+    }
+
+    /// Removes a device that nothing uses, with what it has.
+    pub(super) fn let_go(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
+        self.flush_device(inner, name)?;
+        self.drop_device(inner, name)
+    }
+
+    fn drop_device(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
+        let mut plan = Plan::new(self, inner);
+        plan.next.insert(name.into(), None);
+        plan.follow()?;
+        self.apply(plan, |inner| {
+            inner.devices.remove(name);
+        })
+    }
+
+    fn flush_device(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
+        let active = inner.devices.get(name).and_then(|device| device.active.as_ref());
+        match active {
+            Some(active) if !self.flush(active) => Err(DeviceError::FlushFailed(name.into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses to remove what exports, jobs or other tables use, and says what is to be done first.
+fn refuse_used(inner: &Inner, name: &str) -> Result<(), DeviceError> {
+    let users = || inner.devices[name].users.keys();
+    inner.device(name)?;
+    let jobs = users().filter_map(|user| user.strip_prefix(JOB));
+    let exports = users().filter(|user| !user.starts_with(JOB));
+    let names = |(_, other): &(&String, &Device)| {
+        other.active.as_ref().is_some_and(|active| active.names(name))
+            || other.inactive.as_ref().is_some_and(|table| lines_name(&table.lines, name))
+    };
+    let kinds: [(Vec<String>, &str); 3] = [
+        (exports.map(|id| format!("the export '{id}'")).collect(), "delete what exports it"),
+        (jobs.map(by_job).collect(), "wait for its job, or cancel that"),
+        (
+            inner
+                .devices
+                .iter()
+                .filter(names)
+                .map(|(on, _)| format!("the device '{on}'"))
+                .collect(),
+            "remove what has it in a table, or load that another table",
+        ),
+    ];
+    let used = || kinds.iter().filter(|(by, _)| !by.is_empty());
+    let by: Vec<&str> = used().flat_map(|(by, _)| by).map(String::as_str).collect();
+    if by.is_empty() {
+        return Ok(());
+    }
+    let first: Vec<&str> = used().map(|(_, first)| *first).collect();
+    Err(DeviceError::refused(format!(
+        "the device '{name}' is in use by {}; {} first",
+        by.join(" and "),
+        first.join(", and ")
+    )))
+}
