@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{Disk, OnFull, Serve, Socket, Source, flush_interval, on_full, table_memory};
 use crate::cli::CliError;
+use crate::server::MAX_QUEUES;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -37,7 +38,7 @@ struct FileDisk {
     overlay: Option<PathBuf>,
     socket_path: Option<PathBuf>,
     fd: Option<i32>,
-    num_queues: Option<u16>,
+    num_queues: Option<i64>,
     #[serde(default)]
     poll: bool,
     on_full: Option<String>,
@@ -117,14 +118,20 @@ impl FileDisk {
         if source == Source::Known {
             return Err(of("is made of nothing: give blk-file or table"));
         }
-        if self.num_queues.is_some_and(|queues| !(1..=1024).contains(&queues)) {
-            return Err(of("has a num-queues that is not in 1..=1024"));
-        }
+        // As the option says it.
+        let queues = |given: i64| match u16::try_from(given) {
+            Ok(queues @ 1..=MAX_QUEUES) => Ok(queues),
+            _ => Err(format!(
+                "invalid value '{given}' for 'num-queues' of disk '{name}': {given} is not in \
+                 1..={MAX_QUEUES}"
+            )),
+        };
+        let num_queues = self.num_queues.map(queues).transpose()?;
         let on_full: Option<OnFull> = self.on_full.as_deref().map(on_full).transpose()?;
         Ok(Disk {
             source,
             socket: Socket::new(self.socket_path, self.fd).map_err(of)?,
-            num_queues: self.num_queues,
+            num_queues,
             poll: self.poll,
             state: state.clone(),
             on_full,

@@ -196,7 +196,11 @@ fn a_file_that_cannot_be_is_refused_by_name_and_line() {
     assert!(
         of_disk("blk-file = \"f\"\nfd = 3\nsocket-path = \"s\"").contains("socket-path and fd")
     );
-    assert!(of_disk("blk-file = \"f\"\nnum-queues = 0").contains("1..=1024"));
+    for queues in [-1, 0, 63, 1024, 1 << 16] {
+        let said = of_disk(&format!("blk-file = \"f\"\nnum-queues = {queues}"));
+        assert!(said.ends_with(&format!("{queues} is not in 1..=62")), "{said}");
+    }
+    assert!(joined("--config c.toml", "[[disk]]\nblk-file = \"f\"\nnum-queues = 62\n").is_ok());
     assert!(of_disk("blk-file = \"f\"\non-full = \"never\"").contains("wait=30s"));
     let twice = "[[disk]]\nblk-file = \"f\"\n".repeat(2);
     assert!(refused(&twice).contains("two disks are called 'disk0'"));
