@@ -190,7 +190,7 @@ impl Vring {
     pub fn has_work(&self) -> bool {
         !self.broken
             && (self.seen != self.next
-                || self.inflight.as_ref().is_some_and(Inflight::owes)
+                || self.inflight.as_ref().is_some_and(|it| it.owes() > 0)
                 || self.available.load_u16(INDEX, Ordering::Relaxed) != self.next)
     }
 
@@ -284,9 +284,15 @@ impl Vring {
         }
     }
 
-    /// Where a later start has to go on in the available ring.
+    /// Where a later start has to go on in the available ring. What is owed from before and was not
+    /// taken does not count: without the memory that tells of it, it is to be found in the ring.
     pub fn base(&self) -> u16 {
-        self.next
+        self.next.wrapping_sub(self.owes())
+    }
+
+    /// Chains that are owed from before and were not taken yet.
+    pub fn owes(&self) -> u16 {
+        self.inflight.as_ref().map_or(0, Inflight::owes)
     }
 
     /// Whether a later start, also of another process, finds what is in flight now.

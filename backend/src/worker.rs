@@ -243,9 +243,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Whether the ring's requests are taken.
     fn is_serving(&self) -> bool {
+        self.drains.is_none() && self.may_serve()
+    }
+
+    /// The same, or will be as soon as what is in flight has ended.
+    fn may_serve(&self) -> bool {
         self.gate == Gate::Open
             && self.quiesce.is_none()
-            && self.drains.is_none()
             && !self.stopping
             && self.table.is_some()
             && self.ring.as_ref().is_some_and(|ring| ring.enabled && ring.has_memory)
@@ -421,7 +425,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.mailbox.take(&mut self.mail);
         }
         let mut busy = false;
-        while let Some(at) = self.mail.iter().position(|mail| self.may_follow(mail)) {
+        while !self.ends_owed_first()
+            && let Some(at) = self.mail.iter().position(|mail| self.may_follow(mail))
+        {
             if let Some(mail) = self.mail.remove(at) {
                 self.follow(mail);
                 busy = true;

@@ -146,10 +146,10 @@ impl Inflight {
         self.owed.pop()
     }
 
-    /// Whether chains are owed that were not asked for yet.
+    /// Chains that are owed and were not asked for yet; no more than the ring has descriptors.
     #[inline]
-    pub(super) fn owes(&self) -> bool {
-        !self.owed.is_empty()
+    pub(super) fn owes(&self) -> u16 {
+        self.owed.len() as u16
     }
 
     /// A chain was taken. One that is in flight already keeps its place.

@@ -7,7 +7,7 @@
 use snapblk_store::request::{Op, Request, Status};
 use snapblk_store::units::Sector;
 
-use super::mailbox::{Outcome, Reply, WorkerError};
+use super::mailbox::{Mail, Outcome, Reply, WorkerError};
 use super::{Gate, KICK_KEY, OWN_FLUSH, Worker};
 use crate::binding::{DeviceEngine, DeviceIo};
 
@@ -78,6 +78,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 reply.send(Err(WorkerError::TimedOut));
             }
         }
+    }
+
+    /// The next message has the ring stop, and requests of a process before this one were not taken
+    /// yet, which a ring that is served does not leave behind. What comes after it waits with it.
+    pub(super) fn ends_owed_first(&self) -> bool {
+        matches!(self.mail.front(), Some(Mail::StopRing { .. }))
+            && self.may_serve()
+            && self.ring.as_ref().is_some_and(|ring| ring.vring.owes() > 0)
     }
 
     /// Nothing is in flight. Requests may be held.

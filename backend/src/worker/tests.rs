@@ -44,7 +44,13 @@ impl Bench {
     }
 
     fn try_start(&self, change: impl FnOnce(&mut RingStart)) -> Result<(), VringError> {
-        let mut start = RingStart {
+        let mut start = self.ring_start();
+        change(&mut start);
+        self.worker.start_ring(start).wait(PATIENCE).unwrap()
+    }
+
+    fn ring_start(&self) -> RingStart {
+        RingStart {
             setup: self.driver.setup(0),
             inflight: None,
             kick: Kick::Event(self.driver.kick.try_clone().unwrap()),
@@ -52,9 +58,7 @@ impl Bench {
             err: None,
             enabled: true,
             write_through: false,
-        };
-        change(&mut start);
-        self.worker.start_ring(start).wait(PATIENCE).unwrap()
+        }
     }
 
     /// Lets the worker have a whole turn.

@@ -1,6 +1,7 @@
 //! What is asked of a worker that rests.
 
 use super::*;
+use crate::vring::Vring;
 
 /// A table that was given up without a flush has its files synced with the next, before that serves.
 #[test]
@@ -24,4 +25,58 @@ fn a_cache_that_is_turned_off_meanwhile_is_flushed_by_the_next_table() {
     bench.resume();
     assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
     assert_eq!(bench.disk.count(IoOp::Sync), 2);
+}
+
+/// A process is killed that had requests in flight, none of which anybody can parse: more than are
+/// taken at once.
+fn kill_one_with(count: u16, bench: &mut Bench, shared: &GuestMemory) {
+    for head in 0..count {
+        bench.driver.descriptor(head, 0xa000 + u64::from(head), 1, 2, 0);
+        bench.driver.publish(head);
+    }
+    let region = Region::of(shared, 0, SIZE);
+    let mut killed = Vring::start(bench.driver.setup(0), &bench.driver.memory, region).unwrap();
+    while killed.take(&bench.driver.memory).is_some() {}
+}
+
+/// Front-ends may want a ring to stop before its worker had time to take anything.
+#[test]
+fn a_ring_that_stops_ends_first_what_a_killed_process_left() {
+    let mut bench = Bench::new(true);
+    let shared = GuestMemory::anonymous(0x1000, 0);
+    kill_one_with(100, &mut bench, &shared);
+    // Its worker reads none of the messages behind the first before all of them are there.
+    let call = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let start = RingStart {
+        inflight: Region::of(&shared, 0, SIZE),
+        call: Some(call.try_clone().unwrap()),
+        enabled: false,
+        ..bench.ring_start()
+    };
+    let started = bench.worker.start_ring(start);
+    bench.worker.enable(true);
+    let stopped = bench.worker.stop_ring();
+    // As a session does whose front-end is gone.
+    drop(bench.worker.set_memory(Arc::default()));
+    rustix::io::read(&call, &mut [0; 8]).unwrap();
+    started.wait(PATIENCE).unwrap().unwrap();
+    assert_eq!(stopped.wait(PATIENCE), Ok(Some(100)));
+    let heads: Vec<_> = std::iter::from_fn(|| bench.driver.next_used()).map(|it| it.0).collect();
+    assert_eq!(heads, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_killed_process_left_is_not_counted_by_a_ring_that_is_not_served() {
+    let mut bench = Bench::new(true);
+    let shared = GuestMemory::anonymous(0x1000, 0);
+    kill_one_with(3, &mut bench, &shared);
+    let region = || Region::of(&shared, 0, SIZE);
+    bench.start_with(|start| (start.enabled, start.inflight) = (false, region()));
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(0)));
+    assert_eq!(bench.driver.next_used(), None);
+    // It is noted as it was.
+    bench.start_with(|start| start.inflight = region());
+    assert_eq!([(); 3].map(|()| bench.driver.await_used().0), [0, 1, 2]);
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));
 }
