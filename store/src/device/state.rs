@@ -2,7 +2,8 @@
 //!
 //! Owns the state file: its format (TOML), and that it is replaced durably. Never knows what a
 //! table does. A device is kept with the table it was first given, so that a start with the old
-//! arguments is recognised and resumes what has become of it.
+//! arguments is recognised and resumes what has become of it. What is still as it was given is not
+//! kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -22,6 +23,7 @@ use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::target::Medium;
 use crate::units::Sector;
 
+mod given;
 mod restore;
 
 /// The version of the format.
@@ -432,8 +434,12 @@ impl StateFile {
         StateFile { path, ..StateFile::default() }
     }
 
-    /// Replaces the file, durably.
+    /// Replaces the file, durably; removes it where there is nothing to keep.
     pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
+        let state = state.without_given();
+        if state.is_nothing() {
+            return self.remove();
+        }
         let Some(path) = &self.path else { return Ok(()) };
         let generation = self.generation + 1;
         let text = toml::to_string_pretty(&State { generation, ..state })
@@ -477,7 +483,7 @@ impl StateFile {
         if state.version != VERSION {
             return Err(bad(format!("it is of version {}", state.version)));
         }
-        Ok(Some(state))
+        Ok(Some(state.without_given()))
     }
 
     fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {

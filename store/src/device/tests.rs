@@ -2,6 +2,7 @@
 
 mod durable;
 mod full;
+mod given;
 mod handover;
 mod layers;
 mod origins;

@@ -1,6 +1,8 @@
 //! Devices that get longer under a connected front end.
 
 use std::fs::metadata;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use serde_json::json;
 
@@ -140,8 +142,8 @@ fn a_file_that_grew_alone_is_served_as_it_was() {
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&plain(&scratch, &file));
-    // What is kept from the first command on.
-    world.call("table-clear", json!({"name": "disk0"}));
+    // What is kept from the first change on.
+    world.call("device-create", json!({"name": "extra"}));
     world.kill();
     let longer = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
     longer.set_len(MORE * 512).unwrap();
@@ -153,4 +155,51 @@ fn a_file_that_grew_alone_is_served_as_it_was() {
     longer.set_len((SECTORS - 8) * 512).unwrap();
     let said = does_not_start(&plain(&scratch, &file));
     assert!(said.contains("knows the device 'disk0'"), "{said}");
+}
+
+/// As a front-end whose guest turns its write cache `on`, or off: `SET_CONFIG`, and its answer.
+fn set_write_cache(world: &World, on: bool) {
+    const SET_PROTOCOL_FEATURES: u32 = 16;
+    const SET_CONFIG: u32 = 25;
+    const VERSION_AND_NEED_REPLY: u32 = 1 | 1 << 3;
+    let mut socket = UnixStream::connect(world.server.socket()).unwrap();
+    // REPLY_ACK and CONFIG.
+    let protocol = (1u64 << 3 | 1 << 9).to_ne_bytes();
+    // At 32, one byte that may be written.
+    let config = [[32u32, 1, 1].map(u32::to_ne_bytes).as_flattened(), &[u8::from(on)]].concat();
+    for (request, payload) in [(SET_PROTOCOL_FEATURES, &protocol[..]), (SET_CONFIG, &config[..])] {
+        let header = [request, VERSION_AND_NEED_REPLY, payload.len() as u32].map(u32::to_ne_bytes);
+        socket.write_all(&[header.as_flattened(), payload].concat()).unwrap();
+        let mut answer = [0; 12 + 8];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[12..], [0; 8], "request {request} is refused");
+    }
+}
+
+/// What a guest does to its write cache is no command of the operator's: the next start goes by
+/// its own arguments.
+#[test]
+fn a_file_grows_between_two_starts_whatever_its_guest_s_write_cache() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let state = scratch.path("disk.raw.state");
+    let world = World::start(&plain(&scratch, &file));
+    set_write_cache(&world, false);
+    assert!(state.exists());
+    world.stop();
+    let file_of = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    for (sectors, read_only) in [(MORE, false), (MORE, true), (SECTORS - 8, false)] {
+        file_of.set_len(sectors * 512).unwrap();
+        let command = plain(&scratch, &file);
+        let world = World::start(&if read_only { command.arg("--read-only") } else { command });
+        let info = world.disk().info();
+        assert_eq!((info.capacity, info.read_only), (sectors * 512, read_only));
+        assert_eq!(world.server.stderr(), "");
+        world.kill();
+    }
+    let world = World::start(&plain(&scratch, &file));
+    set_write_cache(&world, true);
+    assert!(!state.exists());
+    world.stop();
+    assert!(!state.exists());
 }

@@ -54,7 +54,9 @@ impl Devices {
     ) -> Result<bool, DeviceError> {
         let known = kept.is_some();
         let mut resumed = Vec::new();
-        if let Some(state) = kept {
+        let mut caches = BTreeMap::new();
+        if let Some(mut state) = kept {
+            caches = std::mem::take(&mut state.write_through);
             for table in first {
                 if StateFile::same_first(&state, table)? {
                     resumed.push(table.name.clone());
@@ -70,6 +72,10 @@ impl Devices {
             self.load(&table.name, table.lines.clone(), table.read_only)?;
             self.resume(&table.name)?;
         }
+        // When all of the devices are there: also those that the arguments alone name have theirs.
+        let inner = &mut *self.lock();
+        inner.state.write_through = caches;
+        inner.forget_caches();
         Ok(known)
     }
 
@@ -131,7 +137,6 @@ impl Devices {
             inner.state.jobs = state.jobs.clone();
             inner.state.commits = state.commits.clone();
             inner.state.invalid = state.invalid.clone();
-            inner.state.write_through = state.write_through.clone();
             inner.state.generation = state.generation;
         }
         let mut tables = BTreeMap::new();

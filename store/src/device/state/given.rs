@@ -1,0 +1,69 @@
+//! What the program's arguments say anyway, and is not kept.
+//!
+//! Owns that disks which are what the arguments made of them are not in the file, nor read from one
+//! of an older version: a guest that sets its write cache pins neither a size nor the arguments of
+//! the next start. Never knows what else is kept, only that there is something.
+
+use super::{DeviceState, First, State, StateError, StateFile};
+use crate::io::durable::sync_name;
+use crate::lines::parse_table;
+
+impl First {
+    /// Whether its store, which holds what a guest wrote, would be made anew without the file: a
+    /// table that cannot be read is taken for one.
+    fn has_stores(&self) -> bool {
+        let lines = parse_table(self.table.iter().map(String::as_str));
+        lines.map_or(true, |lines| lines.iter().any(|line| line.target.snapshot().is_some()))
+    }
+}
+
+impl State {
+    /// The same without its devices, where a start without them makes the same ones. All or none:
+    /// of some, others may have become what they are.
+    pub(super) fn without_given(mut self) -> State {
+        if self.is_given() {
+            self.first.clear();
+            self.devices.clear();
+        }
+        self
+    }
+
+    fn is_given(&self) -> bool {
+        let is_given = |(name, device): (&String, &DeviceState)| {
+            self.first.get(name).is_some_and(|first| {
+                let (table, read_only) = (first.table.clone(), first.read_only);
+                let given = DeviceState { table, read_only, ..DeviceState::default() };
+                *device == given && !first.has_stores()
+            })
+        };
+        let works = !self.jobs.is_empty() || !self.commits.is_empty();
+        let all = self.devices.len() == self.first.len() && self.devices.iter().all(is_given);
+        all && !works && self.invalid.is_empty() && self.bases.is_empty()
+    }
+
+    /// Whether a start without the file comes to the same.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.is_given() && self.devices.is_empty() && self.write_through.is_empty()
+    }
+}
+
+impl StateFile {
+    /// Removes the file, durably: there is nothing to keep.
+    pub(super) fn remove(&mut self) -> Result<(), StateError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        // Asked first: a file system that is only read refuses to remove what is not there.
+        if !path.try_exists().unwrap_or(true) {
+            return Ok(());
+        }
+        let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
+        let kept = self.kept.take().or_else(|| std::fs::read_to_string(path).ok());
+        std::fs::remove_file(path).map_err(fail("remove"))?;
+        if let Err(error) = sync_name(path) {
+            // As where it is replaced: the caller goes on with what was.
+            let _ = kept.as_ref().map(|text| std::fs::write(path, text));
+            self.kept = kept;
+            return Err(fail("remove")(error));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! Disks that are what the arguments made of them: no start is held to what they were.
+
+use super::*;
+use crate::device::{FirstTable, Suspend};
+use crate::io::durable::seen;
+
+/// A disk of the arguments, `sectors` long.
+fn given(world: &World, name: &str, sectors: u64, read_only: bool) -> FirstTable {
+    let line = format!("0 {sectors} linear {} 0", world.path(name).display());
+    FirstTable { name: name.into(), lines: parse_table([line.as_str()]).unwrap(), read_only }
+}
+
+fn again(World { dir, devices, .. }: World) -> World {
+    drop(devices);
+    World::at(dir)
+}
+
+fn start(world: &World, first: &[FirstTable]) -> Result<(), DeviceError> {
+    world.devices.start(first, |_| Ok(()))
+}
+
+#[test]
+fn a_guest_s_write_cache_pins_neither_size_nor_arguments() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    world.file("other", LEN);
+    let disks = |world: &World, sectors, read_only| {
+        [given(world, "disk", sectors, read_only), given(world, "other", LEN, false)]
+    };
+    start(&world, &disks(&world, LEN, false)).unwrap();
+    assert!(!world.path("state").exists());
+    world.devices.set_write_through("other", "guest", true).unwrap();
+    world.devices.set_write_through("disk", "guest", true).unwrap();
+    let mut world = world;
+    for (sectors, read_only) in [(2 * LEN, false), (LEN / 2, true), (LEN, false)] {
+        world = again(world);
+        start(&world, &disks(&world, sectors, read_only)).unwrap();
+        let table = world.table("disk");
+        assert_eq!((table.size(), table.read_only()), (Sector(sectors), read_only));
+        assert!(world.devices.is_write_through("disk", "guest"));
+        assert!(world.devices.is_write_through("other", "guest"));
+    }
+    // One that is not served any more is not waited for.
+    let world = again(world);
+    start(&world, &disks(&world, LEN, false)[..1]).unwrap();
+    assert!(!world.devices.is_write_through("other", "guest"));
+    // Nor is the file there without need; that it went is durable, as what it said was.
+    seen::take();
+    world.devices.set_write_through("disk", "guest", false).unwrap();
+    assert!(!world.path("state").exists());
+    assert_eq!(seen::take(), [std::fs::canonicalize(world.dir.path()).unwrap()]);
+}
+
+/// What a command changed is kept with what it was made of, until it is undone.
+#[test]
+fn what_a_command_changed_is_held_to_the_first_arguments() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    start(&world, &[given(&world, "disk", LEN, false)]).unwrap();
+    world.devices.set_write_through("disk", "guest", true).unwrap();
+    world.devices.suspend("disk", Suspend::default()).unwrap();
+    let world = again(world);
+    let refused = start(&world, &[given(&world, "disk", LEN, true)]);
+    assert!(refused.is_err_and(|error| error.to_string().contains("start with the old arguments")));
+    start(&world, &[given(&world, "disk", 2 * LEN, false)]).unwrap();
+    assert_eq!(world.table("disk").size(), Sector(LEN));
+    assert!(world.devices.is_write_through("disk", "guest"));
+    world.devices.resume("disk").unwrap();
+    let world = again(world);
+    start(&world, &[given(&world, "disk", 2 * LEN, true)]).unwrap();
+    assert_eq!(world.table("disk").size(), Sector(2 * LEN));
+}
+
+/// A store is what it is by what a guest wrote to it, though no command changed anything.
+#[test]
+fn a_disk_with_a_store_is_held_to_the_first_arguments() {
+    let world = World::new();
+    ["disk", "store"].iter().for_each(|name| world.file(name, LEN));
+    let [disk, store] = ["disk", "store"].map(|name| world.path(name));
+    let line = format!("0 {LEN} snapshot {} {} PO 8", disk.display(), store.display());
+    let lines = parse_table([line.as_str()]).unwrap();
+    let overlay = FirstTable { name: "disk".into(), lines, read_only: false };
+    start(&world, &[overlay]).unwrap();
+    let world = again(world);
+    assert!(start(&world, &[given(&world, "disk", LEN, false)]).is_err());
+}
+
+/// As the versions before wrote it when a guest turned its write cache off.
+#[test]
+fn an_older_file_pins_no_more_than_a_new_one() {
+    let old = |world: &World, suspended: bool| {
+        let table = given(world, "disk", LEN, false).lines[0].to_string();
+        let text = format!(
+            "version = 1\ngeneration = 4\ninvalid = []\nbases = []\n[first.disk]\ntable = \
+             [\"{table}\"]\nread-only = false\n[write-through]\ndisk = [\"guest\"]\n\
+             [devices.disk]\nsuspended = {suspended}\nread-only = false\ntable = [\"{table}\"]\n\
+             inactive-read-only = false\n[jobs]\n[commits]\n"
+        );
+        std::fs::write(world.path("state"), text).unwrap();
+    };
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    old(&world, false);
+    start(&world, &[given(&world, "disk", 2 * LEN, true)]).unwrap();
+    assert_eq!(world.table("disk").size(), Sector(2 * LEN));
+    assert!(world.devices.is_write_through("disk", "guest"));
+    let kept = std::fs::read_to_string(world.path("state")).unwrap();
+    assert!(kept.contains("generation = 5") && !kept.contains("linear"), "{kept}");
+    let world = again(world);
+    old(&world, true);
+    assert!(start(&world, &[given(&world, "disk", 2 * LEN, true)]).is_err());
+}
+
+/// Where the directory cannot be synced, the next start sees what was.
+#[test]
+fn a_file_that_cannot_go_durably_stays() {
+    let world = World::new();
+    world.file("disk", LEN);
+    start(&world, &[given(&world, "disk", LEN, false)]).unwrap();
+    world.devices.set_write_through("disk", "guest", true).unwrap();
+    let before = std::fs::read(world.path("state")).unwrap();
+    seen::fail(std::fs::canonicalize(world.dir.path()).unwrap());
+    let failed = world.devices.set_write_through("disk", "guest", false);
+    assert!(failed.is_err_and(|error| error.to_string().contains("cannot remove")));
+    assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
+    world.devices.set_write_through("disk", "guest", true).unwrap();
+    world.devices.set_write_through("disk", "guest", false).unwrap();
+    assert!(!world.path("state").exists());
+}
