@@ -214,16 +214,25 @@ fn unescaped(text: &str, is: impl Fn(char) -> bool) -> Option<usize> {
     None
 }
 
-/// The lines of a file with tables: a line goes on behind an end of line with a backslash before it,
-/// which is a character of its path.
+/// The lines of a file with tables, without white space around them: a line goes on behind an end of
+/// line with a backslash before it, which is a character of its path.
 pub fn split_lines(text: &str) -> impl Iterator<Item = &str> {
     let mut left = Some(text);
     std::iter::from_fn(move || {
         let text = left.take()?;
         let end = unescaped(text, |c| c == '\n');
         left = end.map(|end| &text[end + 1..]);
-        Some(&text[..end.unwrap_or(text.len())])
+        let line = text[..end.unwrap_or(text.len())].trim_start_matches(is_space);
+        let len = line.trim_end_matches(is_space).len();
+        // What is left may end in a backslash that stands before white space.
+        let more = usize::from(len < line.len() && is_escaped(line, len));
+        Some(&line[..len + more])
     })
+}
+
+/// Whether the character at `at` of `line` stands behind a backslash that takes it as it is.
+fn is_escaped(line: &str, at: usize) -> bool {
+    line[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1
 }
 
 struct Words<'a> {
@@ -497,6 +506,8 @@ mod tests {
         assert_eq!(words(" a\t\u{b} b\\ c \\d\\\\ "), ["a", "b c", "d\\"]);
         assert_eq!(words("a\u{a0}b à\\"), ["a\u{a0}b", "à\\"]);
         assert_eq!(words(" "), [""; 0]);
+        let lines: Vec<_> = split_lines(" a \r\nb\\ \t\nc\\\nd\\\\ \n").collect();
+        assert_eq!(lines, ["a", "b\\ ", "c\\\nd\\\\", ""]);
         let line = "0 8 linear ./a\\ b.raw 0";
         let parsed: TableLine = line.parse().unwrap();
         assert_eq!(parsed.target.params()[0].path(), Some("./a b.raw".as_ref()));

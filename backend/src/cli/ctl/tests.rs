@@ -181,7 +181,7 @@ fn the_monitor_s_own_names_are_understood() {
 fn a_table_comes_from_lines_and_files() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("table");
-    std::fs::write(&file, "# two halves\n0 8 linear a 0\n\n 8 8 linear b 0 \n").unwrap();
+    std::fs::write(&file, "# two halves\n0 8 linear a 0\n\n 8 8 linear ./b\\ c 0 \n").unwrap();
     let parse = |table: &[&str]| {
         let words = ["ctl", "m.sock", "load", "d"].iter().chain(table);
         Line::try_parse_from(words).unwrap().ctl.verb.request()
@@ -190,7 +190,7 @@ fn a_table_comes_from_lines_and_files() {
     assert_eq!(
         request.arguments,
         json!({"name": "d", "read-only": true,
-            "table": ["0 8 linear a 0", "8 8 linear b 0", "16 8 zero"]})
+            "table": ["0 8 linear a 0", r"8 8 linear ./b\ c 0", "16 8 zero"]})
     );
     let error = parse(&["@/nowhere/table"]).unwrap_err();
     assert!(matches!(&error, CtlError::TableFile { .. }));

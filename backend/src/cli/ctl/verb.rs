@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use snapblk_store::control::command as control;
+use snapblk_store::lines::split_lines;
 
 use super::CtlError;
 use super::size;
@@ -570,7 +571,7 @@ fn lines(table: &[String]) -> Result<Vec<String>, CtlError> {
                 let text = std::fs::read_to_string(Path::new(path))
                     .map_err(|source| CtlError::TableFile { path: PathBuf::from(path), source })?;
                 let useful = |line: &&str| !line.is_empty() && !line.starts_with('#');
-                lines.extend(text.lines().map(str::trim).filter(useful).map(str::to_owned));
+                lines.extend(split_lines(&text).filter(useful).map(str::to_owned));
             }
         }
     }
