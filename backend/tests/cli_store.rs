@@ -42,6 +42,16 @@ fn sizes_and_chunks_are_what_was_asked_for() {
 }
 
 #[test]
+fn a_store_of_large_chunks_is_sparse() {
+    let place = Place::new();
+    place.sparse("disk", 1 << 20);
+    place.ok("create cow --origin disk --chunk-size 1G");
+    let info = place.json("info cow --json");
+    assert!(info["disk-size"].as_u64().unwrap() <= 16384, "{info}");
+    assert_eq!((&info["valid"], &info["chunk-size"]), (&true.into(), &(1 << 30).into()));
+}
+
+#[test]
 fn scenario_7_bad_chunk_sizes_are_a_usage_error() {
     let place = Place::new();
     place.sparse("disk", 1 << 20);

@@ -287,7 +287,10 @@ pub fn create<S: Storage>(storage: &S, geometry: Geometry) -> Result<OpenStore, 
         let len = length(storage).map_err(named)?;
         return Err(named(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * chunk }));
     }
-    zeroes(storage, 0, MIN_CHUNKS * chunk).map_err(named)?;
+    // What is a hole stays one: a chunk may have a GiB.
+    let data = storage.next_data(0).map_err(|error| named(io_error("look for data", 0)(error)))?;
+    let (from, end) = (data - data % SECTOR_SIZE, MIN_CHUNKS * chunk);
+    zeroes(storage, from, end.saturating_sub(from)).map_err(named)?;
     flush(storage).map_err(named)?;
     write_header(storage, &Header { valid: true, chunk: geometry.chunk }).map_err(named)?;
     Ok(OpenStore::empty(geometry))
