@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, value_parser};
 
@@ -154,7 +155,7 @@ impl Args for Serve {
             let arg = Arg::new(id).long(id).help(help).action(ArgAction::Append);
             arg.num_args(0).default_missing_value("true").value_parser(value_parser!(bool))
         };
-        let path = || value_parser!(PathBuf);
+        let path = || PathBufValueParser::new().try_map(text_path);
         command
             .next_line_help(true)
             .arg(
@@ -235,6 +236,15 @@ impl Args for Serve {
 
     fn augment_args_for_update(command: Command) -> Command {
         Serve::augment_args(command)
+    }
+}
+
+/// A path as tables, the state file and the monitor have it.
+fn text_path(path: PathBuf) -> Result<PathBuf, &'static str> {
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err("names of files must be UTF-8, since tables are text; rename it, or give a \
+                     link to it that is"),
     }
 }
 

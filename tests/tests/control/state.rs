@@ -365,6 +365,20 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
 }
 
+#[test]
+fn a_name_that_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let name = std::ffi::OsString::from_vec(b"a\xff.raw".to_vec());
+    let file = scratch.dir().join(&name);
+    fs::copy(&base, &file).unwrap();
+    let said = does_not_start(&plain(&scratch, &file));
+    assert!(said.contains("names of files must be UTF-8"), "{said}");
+    let said = does_not_start(&plain(&scratch, &base).arg("--overlay").arg(name));
+    assert!(said.contains("names of files must be UTF-8"), "{said}");
+}
+
 /// What cannot be kept is not done.
 #[test]
 fn a_command_that_cannot_be_kept_changes_nothing() {
