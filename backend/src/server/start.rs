@@ -302,6 +302,14 @@ fn length(path: &Path) -> Result<Sector, ServeError> {
             source: std::io::Error::other("it is empty; a disk has at least one sector"),
         });
     }
+    let left = info.len - sectors.bytes();
+    if left > 0 {
+        tracing::warn!(
+            "{} has {} bytes: the last {left} are no whole sector of 512 and are not served",
+            path.display(),
+            info.len
+        );
+    }
     Ok(sectors)
 }
 

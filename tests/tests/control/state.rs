@@ -366,6 +366,17 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
 }
 
 #[test]
+fn bytes_behind_the_last_sector_are_told_of() {
+    let scratch = scratch();
+    let file = scratch.file("odd.raw", &[1; 1000]).unwrap();
+    let world = World::start(&plain(&scratch, &file));
+    let said = world.server.stderr();
+    assert!(said.contains("odd.raw has 1000 bytes: the last 488"), "{said}");
+    assert_eq!(world.disk().read_all().unwrap(), [1; 512]);
+    world.stop();
+}
+
+#[test]
 fn a_name_that_is_not_utf_8_is_refused() {
     use std::os::unix::ffi::OsStringExt;
     let scratch = scratch();
