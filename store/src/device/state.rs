@@ -18,7 +18,7 @@ use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
-use crate::io::{FileId, FileInfo, Files, real_path};
+use crate::io::{FileId, FileInfo, Files, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::target::Medium;
 use crate::units::Sector;
@@ -62,6 +62,22 @@ pub enum StateError {
         knows: String,
         /// The table it is given now.
         given: String,
+    },
+    /// The file of a first table became shorter: no device can be made of that table any more.
+    #[error(
+        "{} became shorter: '{device}' needs {needs} bytes of it, and it has {has}; restore it, or make \
+         it as long again (truncate -s {needs}) where what was cut off is known to be unused; --force \
+         cannot go on with less than that", path.display()
+    )]
+    Shorter {
+        /// The file.
+        path: PathBuf,
+        /// The device.
+        device: String,
+        /// Bytes that its first table needs.
+        needs: u64,
+        /// Bytes that the file has.
+        has: u64,
     },
     /// A base changed while nobody looked.
     #[error(
@@ -247,6 +263,22 @@ impl First {
         let same = lengthless(&self.table) == lengthless(&other.table);
         same && self.read_only == other.read_only
     }
+}
+
+/// The file below the last line, which is shorter than that line needs: its path, the bytes that are
+/// needed, and those that it has.
+fn too_short(first: &First) -> Option<(PathBuf, u64, u64)> {
+    let line: TableLine = first.table.last()?.parse().ok()?;
+    let (below, offset) = match &line.target {
+        TargetSpec::Linear { dev, offset } => (dev, offset.bytes()),
+        TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => (&spec.origin, 0),
+        TargetSpec::Origin { origin } => (origin, 0),
+        TargetSpec::Zero | TargetSpec::Error => return None,
+    };
+    let path = below.path()?;
+    let has = FileInfo::open(path, OpenMode::ReadOnly, false).ok()?.len;
+    let needs = offset + line.len.bytes();
+    (has < needs).then(|| (path.to_owned(), needs, has))
 }
 
 impl std::fmt::Display for First {
@@ -491,11 +523,18 @@ impl StateFile {
         match state.first.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
             Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
-            Some(knows) => Err(StateError::Other {
-                device: table.name.clone(),
-                knows: knows.to_string(),
-                given: given.to_string(),
-            }),
+            Some(knows) => {
+                let device = table.name.clone();
+                // Of arguments that take a file as long as it is, the length is not what is wrong.
+                let short = Some(knows).filter(|knows| knows.differs_in_length(&given));
+                Err(match short.and_then(too_short) {
+                    Some((path, needs, has)) => StateError::Shorter { path, device, needs, has },
+                    None => {
+                        let (knows, given) = (knows.to_string(), given.to_string());
+                        StateError::Other { device, knows, given }
+                    }
+                })
+            }
             None => Ok(false),
         }
     }

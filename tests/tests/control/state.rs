@@ -185,6 +185,20 @@ fn a_state_that_does_not_fit_is_refused() {
     // Once forced, it is known.
     World::start(&overlay(&scratch, &base)).stop();
 
+    // One that became shorter: the length that follows from it is not what is wrong, and an overlay is
+    // not cut off for it.
+    let whole = fs::read(&base).unwrap();
+    fs::write(&base, &whole[..whole.len() / 2]).unwrap();
+    for command in [overlay(&scratch, &base), overlay(&scratch, &base).arg("--force")] {
+        let said = does_not_start(&command);
+        let (needs, has) = (SECTORS * 512, SECTORS * 256);
+        for part in [format!("needs {needs} bytes"), format!("has {has}"), "shorter".into()] {
+            assert!(said.contains(&part) && said.contains("golden.raw"), "{said}");
+        }
+    }
+    fs::write(&base, &whole).unwrap();
+    World::start(&overlay(&scratch, &base).arg("--force")).stop();
+
     // The store is gone, or empty.
     let store = fs::read(scratch.path("store.cow")).unwrap();
     fs::remove_file(scratch.path("store.cow")).unwrap();
