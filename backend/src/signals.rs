@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT, waited for by a thread of their own rather than handled; and SIGXFSZ, which
-//! nobody is to be killed by.
+//! SIGTERM, SIGINT and SIGHUP, waited for by a thread of their own rather than handled; and SIGXFSZ,
+//! which nobody is to be killed by.
 //!
 //! Owns the mask and the descriptor they are read from.
 
@@ -7,6 +7,9 @@ use std::io;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// The number of SIGHUP.
+pub const HANGUP: i32 = Signal::SIGHUP as i32;
 
 /// Signals that no thread is interrupted by.
 pub struct Blocked(SignalFd);
@@ -19,6 +22,9 @@ pub fn block() -> io::Result<Blocked> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
     set.add(Signal::SIGINT);
+    if !is_ignored(Signal::SIGHUP) {
+        set.add(Signal::SIGHUP);
+    }
     set.thread_block()?;
     Ok(Blocked(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?))
 }
@@ -32,6 +38,15 @@ pub fn block_file_size() -> io::Result<()> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGXFSZ);
     Ok(set.thread_block()?)
+}
+
+/// Whether whoever started this process had it ignore the signal, as `nohup` does: one that is blocked
+/// would arrive all the same.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
 
 impl Blocked {

@@ -458,8 +458,8 @@ fn accepts(status: JobStatus, verb: JobVerb) -> bool {
     }
 }
 
-/// QEMU's rule for identifiers.
-fn is_well_formed(id: &str) -> bool {
+/// QEMU's rule for identifiers of jobs and exports.
+pub fn is_well_formed(id: &str) -> bool {
     let mut bytes = id.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))

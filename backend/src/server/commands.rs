@@ -3,13 +3,14 @@
 //! Owns the translation from a command to a verb, and from what went wrong to the monitor's error
 //! classes. Never knows how a command travels.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use snapblk_qmp::Handler;
+use snapblk_qmp::{Handler, is_well_formed};
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
 use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
-    Command, DeviceMessage, SocketAddress, TransactionAction,
+    Command, DeviceMessage, SocketAddress, TransactionAction, VhostUserBlkOptions,
 };
 use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -88,7 +89,10 @@ impl Server {
             }
             Command::Transaction(c) => self.transaction(c),
             Command::BlockCommit(c) => self.start_commit(c),
-            Command::BlockExportAdd(c) => self.add_export(c, Polling::Adaptive),
+            Command::BlockExportAdd(c) => {
+                self.check_export(&c)?;
+                self.add_export(c, Polling::Adaptive)
+            }
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::BlockSetWriteThreshold(c) => {
                 done(devices.set_write_threshold(&c.node_name, c.write_threshold))
@@ -129,6 +133,26 @@ impl Server {
         done(self.devices.resize(&name, c.size))
     }
 
+    /// Refuses what QEMU refuses of its clients. The program's arguments may name a disk otherwise,
+    /// and ask for as much as its table allows, whatever that is at the time.
+    fn check_export(&self, c: &BlockExportAdd) -> Result<(), CommandError> {
+        if !is_well_formed(&c.id) {
+            return Err(CommandError::generic(format!(
+                "Invalid block export id '{}': use a letter, and then letters, digits, '-', '.' and '_'",
+                c.id
+            )));
+        }
+        let device = self.devices.query(Some(&c.node_name), TableKind::Active).map_err(told)?;
+        if c.writable == Some(true) && device.iter().any(|device| device.read_only) {
+            return Err(CommandError::generic(format!(
+                "the device '{0}' is read-only, so an export of it cannot be writable; leave \
+                 'writable' out, or give '{0}' a table that can be written",
+                c.node_name
+            )));
+        }
+        Ok(())
+    }
+
     /// Starts an export, with workers that sleep as `polling` says.
     pub(super) fn add_export(
         self: &Arc<Self>,
@@ -147,6 +171,16 @@ impl Server {
             }
             Some(Exported { export: None, .. }) => return Err(shutting_down(&c.id)),
         }
+        let socket = match &c.options {
+            BlockExportOptions::VhostUserBlk(VhostUserBlkOptions {
+                addr: SocketAddress::Unix(unix),
+                ..
+            }) => Some(PathBuf::from(&unix.path)),
+            BlockExportOptions::VhostUserBlk(_) => None,
+        };
+        if let Some(socket) = &socket {
+            self.refuse_own_socket(&exports, socket).map_err(generic)?;
+        }
         // Before anything of it starts: who removes the device meanwhile must be refused.
         let (id, device) = (c.id.clone(), c.node_name.clone());
         self.devices.prepare(&device, &id, c.writable.unwrap_or(false)).map_err(told)?;
@@ -155,7 +189,7 @@ impl Server {
         })?;
         let resized = (device.clone(), Box::new(export.size_changed()) as Box<_>);
         self.resizes().insert(id.clone(), resized);
-        exports.insert(id, Exported { export: Some(export), device });
+        exports.insert(id, Exported { export: Some(export), device, socket });
         Ok(Answer::DONE)
     }
 

@@ -13,11 +13,12 @@ mod merge;
 mod moment;
 mod on_full;
 mod start;
+mod table_file;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use snapblk_qmp::{Events, Jobs};
@@ -40,6 +41,7 @@ pub use flush_interval::FlushInterval;
 use lockfs::Lockfs;
 pub use on_full::OnFull;
 pub use start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError, serve};
+pub use table_file::table_lines;
 
 /// How long requests in flight may take before a command that needs them to end is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -49,7 +51,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub enum End {
     /// `quit`.
     Quit,
-    /// SIGTERM or SIGINT.
+    /// SIGTERM, SIGINT or SIGHUP.
     Signal,
 }
 
@@ -58,6 +60,8 @@ struct Exported {
     /// None while somebody stops it.
     export: Option<Export>,
     device: String,
+    /// Where its front-end connects; none where the socket was inherited.
+    socket: Option<PathBuf>,
 }
 
 /// By export: the device that it serves, and what is to be called when that has another size.
@@ -67,6 +71,8 @@ type Resizes = BTreeMap<String, (String, Box<dyn Fn() + Send>)>;
 pub struct Server {
     devices: Arc<Devices>,
     exports: Mutex<BTreeMap<String, Exported>>,
+    /// Where the monitor listens.
+    monitor: OnceLock<PathBuf>,
     /// An export that somebody stopped is gone, or back.
     stopped: Condvar,
     resizes: Arc<Mutex<Resizes>>,
@@ -114,6 +120,7 @@ impl Server {
         let server = Server {
             devices,
             exports: Mutex::default(),
+            monitor: OnceLock::new(),
             stopped: Condvar::new(),
             resizes,
             jobs: Jobs::new(events.clone()),
@@ -132,6 +139,28 @@ impl Server {
 
     fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Exported>> {
         self.exports.lock().expect("exports lock poisoned")
+    }
+
+    /// Refuses a path at which this process listens already: that another one does is all that the
+    /// socket itself says.
+    fn refuse_own_socket(
+        &self,
+        exports: &BTreeMap<String, Exported>,
+        path: &Path,
+    ) -> Result<(), String> {
+        let Ok(asked) = path.canonicalize() else { return Ok(()) };
+        let is_it = |other: &PathBuf| other.canonicalize().is_ok_and(|other| other == asked);
+        let by = if self.monitor.get().is_some_and(is_it) {
+            String::from("its monitor")
+        } else {
+            let uses = |exported: &Exported| exported.socket.as_ref().is_some_and(is_it);
+            match exports.iter().find(|(_, exported)| uses(exported)) {
+                Some((id, _)) => format!("the export '{id}'"),
+                None => return Ok(()),
+            }
+        };
+        let path = path.display();
+        Err(format!("this process listens on {path} already, for {by}; name another path"))
     }
 
     /// Asks the process to end, in order.

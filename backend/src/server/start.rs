@@ -14,11 +14,11 @@ use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
 use snapblk_store::device::{DeviceError, FirstTable, MadeStores, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::{FileInfo, real_path};
-use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table, split_lines};
+use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, FlushInterval, OnFull, Server, add_command};
+use super::{End, FlushInterval, OnFull, Server, add_command, table_lines};
 use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
@@ -117,6 +117,9 @@ pub enum ServeError {
     /// The monitor cannot be served.
     #[error(transparent)]
     Monitor(#[from] StartError),
+    /// The monitor's socket is to be another of this process.
+    #[error("cannot serve a monitor: {0}")]
+    OwnSocket(String),
     /// The system refused.
     #[error("{what}: {source}")]
     Io {
@@ -154,6 +157,8 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     }
     let mut monitor = None;
     if let Some(path) = &args.monitor {
+        server.refuse_own_socket(&server.exports(), path).map_err(ServeError::OwnSocket)?;
+        let _ = server.monitor.set(path.clone());
         let hands = Arc::new(Hands(server.clone()));
         let shared = Monitor::new(Commands::default(), hands, server.jobs.clone());
         monitor = Some((QmpServer::start(path, shared.clone())?, shared));
@@ -180,11 +185,15 @@ fn io(what: &str) -> impl FnOnce(std::io::Error) -> ServeError {
     move |source| ServeError::Io { what, source }
 }
 
-/// The first signal ends the process in order, the second at once.
+/// The first signal ends the process in order, the second at once; but for SIGHUP, which comes from
+/// the terminal and from its shell.
 fn wait_for_signals(signals: &crate::signals::Blocked, server: &Server) {
     let mut asked = false;
     loop {
         let signal = signals.wait();
+        if asked && signal == Some(crate::signals::HANGUP) {
+            continue;
+        }
         if asked {
             let status = 128 + signal.unwrap_or(0);
             std::process::exit(status);
@@ -251,7 +260,7 @@ fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
         let name = disk.name.clone();
         match &disk.source {
             DiskSource::Lines(lines) => {
-                let lines = table_lines(&name, lines)?;
+                let lines = parsed_lines(&name, lines)?;
                 Ok(FirstTable { name, lines, read_only: false })
             }
             DiskSource::File { path, read_only, overlay } => {
@@ -275,18 +284,11 @@ fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
     disks.iter().map(table).collect()
 }
 
-fn table_lines(disk: &str, lines: &[String]) -> Result<Vec<TableLine>, ServeError> {
-    let mut all = Vec::new();
-    for line in lines {
-        match line.strip_prefix('@') {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(io(&format!("disk '{disk}': cannot read the table file {path}")))?;
-                all.extend(split_lines(&text).map(str::to_owned));
-            }
-            None => all.push(line.clone()),
-        }
-    }
+fn parsed_lines(disk: &str, lines: &[String]) -> Result<Vec<TableLine>, ServeError> {
+    let all = table_lines(lines).map_err(|(path, error)| {
+        let path = path.display();
+        io(&format!("disk '{disk}': cannot read the table file {path}"))(error)
+    })?;
     let wrong = |error| ServeError::Line { disk: disk.into(), error };
     parse_table(all.iter().map(String::as_str)).map_err(wrong)
 }

@@ -117,7 +117,7 @@ impl World {
     /// Everything that the device `node` holds, through an export of its own.
     pub(crate) fn content(&mut self, scratch: &Scratch, node: &str) -> Vec<u8> {
         let socket = scratch.socket(&format!("content-{node}.sock"));
-        let id = format!("content of {node}");
+        let id = format!("content-{node}");
         self.call("block-export-add", export_args(&id, node, &socket, false));
         let all = disk(&socket).read_all().unwrap_or_else(|error| panic!("{node}: {error}"));
         self.call("block-export-del", json!({"id": id, "mode": "hard"}));

@@ -262,6 +262,38 @@ fn a_device_in_use_is_not_removed_nor_touched_by_force() {
     world.stop();
 }
 
+/// What is written for `ctl load` serves as a first table, too.
+#[test]
+fn a_table_s_file_may_have_comments_and_empty_lines() {
+    let scratch = scratch();
+    let file = scratch.path("table");
+    std::fs::write(&file, "# two disks\n\n 0 8 zero\n  # and\n8 8 error\n").unwrap();
+    let at = format!("@{}", word(&file));
+    let mut world = World::start(&serve(&scratch).arg("--table").arg(&at));
+    assert_eq!(world.table("disk0"), ["0 8 zero", "8 8 error"]);
+    world.stop();
+    let config = scratch.path("c.toml");
+    std::fs::write(&config, format!("[[disk]]\nname = \"d\"\ntable = [\"{at}\"]\n")).unwrap();
+    let mut world = World::start(&monitor_only(&scratch).arg("--config").arg(&config));
+    assert_eq!(world.table("d"), ["0 8 zero", "8 8 error"]);
+    world.stop();
+}
+
+/// A terminal that is closed is no reason to lose what is owed, or to leave sockets behind.
+#[test]
+fn a_hang_up_ends_it_in_order() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &a));
+    let socket = world.server.socket().to_owned();
+    let said = world.server.stderr();
+    world.server.signal(rustix::process::Signal::HUP).unwrap();
+    world.event("SHUTDOWN");
+    let status = world.server.wait("end after SIGHUP").unwrap();
+    assert!(status.success(), "{status}: {said}");
+    assert!(!socket.exists());
+}
+
 #[test]
 fn scenario_57_a_device_grows_by_a_reload() {
     let scratch = scratch();

@@ -95,6 +95,51 @@ fn a_read_only_export_refuses_writes_and_a_writable_one_beside_it_does_not() {
     world.stop();
 }
 
+/// As QEMU refuses it.
+#[test]
+fn an_export_s_id_is_an_identifier_and_it_promises_no_writes_that_fail() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&overlay(&scratch, &file));
+    world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": "top.cow"}));
+    let socket = scratch.socket("e.sock");
+    for id in ["", "a b", "1", "-a", "a/b", "\u{e4}"] {
+        let said = world.refused("block-export-add", export_args(id, "disk0.1", &socket, false));
+        assert!(said.starts_with(&format!("Invalid block export id '{id}'")), "{said}");
+    }
+    let said = world.refused("block-export-add", export_args("a", "disk0.1", &socket, true));
+    assert!(said.contains("'disk0.1' is read-only") && said.contains("'writable'"), "{said}");
+    assert_eq!(world.device("disk0.1")["open-count"], 1);
+    world.call("block-export-add", export_args("a-1._B", "disk0.1", &socket, false));
+    world.stop();
+}
+
+#[test]
+fn a_socket_that_the_process_has_itself_is_named_as_that() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    for (path, by) in [
+        (world.server.socket().to_owned(), "the export 'disk0'"),
+        (world.server.monitor().to_owned(), "its monitor"),
+    ] {
+        let said = world.refused("block-export-add", export_args("e", "disk0", &path, false));
+        assert!(said.contains("this process listens") && said.contains(by), "{said}");
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+    }
+    world.disk().read(0, 512).unwrap();
+    world.stop();
+
+    let both = scratch.socket("both.sock");
+    let mut command = Command::new(find_snapblk().unwrap());
+    command.arg("serve").arg("--blk-file").arg(&file);
+    command.arg("--monitor").arg(&both).arg("--socket-path").arg(&both);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("this process") && said.contains("the export 'disk0'"), "{said}");
+}
+
 /// Two clients at once: one of them comes first, and the other hears of it.
 #[test]
 fn a_device_goes_or_is_exported_never_both() {

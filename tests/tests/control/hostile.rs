@@ -98,9 +98,9 @@ fn an_export_that_takes_long_to_stop_holds_nobody_up() {
 fn what_is_logged_of_a_session_names_its_export() {
     let scratch = scratch();
     let (mut world, mut add, mut socket) = world(&scratch);
-    // Of any name that the monitor takes.
+    // Threads cannot be called so.
     (add["id"], add["addr"]["path"]) = (json!("f\0"), json!(scratch.socket("f.sock")));
-    world.call("block-export-add", add);
+    world.refused("block-export-add", add);
     // A request that there is not.
     socket.write_all([4711u32, 1, 0].map(u32::to_ne_bytes).as_flattened()).unwrap();
     let begin = Instant::now();

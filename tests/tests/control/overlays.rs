@@ -294,7 +294,11 @@ fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
         [format!("0 {SECTORS} snapshot before-upgrade ./new.cow PO 8")]
     );
     // A frozen layer serves nobody who writes.
-    let socket = world.export(&scratch, "before-upgrade", true);
+    let socket = scratch.socket("frozen.sock");
+    let writable = export_args("frozen", "before-upgrade", &socket, true);
+    let said = world.refused("block-export-add", writable);
+    assert!(said.contains("'before-upgrade' is read-only"), "{said}");
+    let socket = world.export(&scratch, "before-upgrade", false);
     let mut frozen = crate::common::disk(&socket);
     assert!(frozen.info().read_only);
     assert!(frozen.write(0, &[0; 512]).is_err_and(|error| error.is_refused()));

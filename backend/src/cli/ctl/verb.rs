@@ -1,16 +1,14 @@
 //! The verbs, and the command of the monitor that each stands for.
 
-use std::path::{Path, PathBuf};
-
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use snapblk_store::control::command as control;
-use snapblk_store::lines::split_lines;
 
 use super::CtlError;
 use super::size;
 use super::transaction::TransactionArgs;
+use crate::server::table_lines;
 
 /// What a person can ask of a running server.
 #[derive(Subcommand, Debug)]
@@ -560,20 +558,6 @@ fn mode(existing: bool) -> Option<control::NewImageMode> {
     existing.then_some(control::NewImageMode::Existing)
 }
 
-/// The lines of a table; `@FILE` stands for those of a file that are neither empty nor begin
-/// with `#`.
 fn lines(table: &[String]) -> Result<Vec<String>, CtlError> {
-    let mut lines = Vec::new();
-    for line in table {
-        match line.strip_prefix('@') {
-            None => lines.push(line.clone()),
-            Some(path) => {
-                let text = std::fs::read_to_string(Path::new(path))
-                    .map_err(|source| CtlError::TableFile { path: PathBuf::from(path), source })?;
-                let useful = |line: &&str| !line.is_empty() && !line.starts_with('#');
-                lines.extend(split_lines(&text).filter(useful).map(str::to_owned));
-            }
-        }
-    }
-    Ok(lines)
+    table_lines(table).map_err(|(path, source)| CtlError::TableFile { path, source })
 }
