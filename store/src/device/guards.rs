@@ -9,8 +9,9 @@ use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::live::Live;
 use super::origins::{FileOf, OriginKey, is_guest_disk};
+use super::verbs::guest_writes;
 use crate::io::{FileId, Identity};
-use crate::lines::{SnapshotSpec, TableLine};
+use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::target::{Backing, ExtentPlace, Target};
 use crate::units::ChunkSize;
 
@@ -67,6 +68,12 @@ impl Devices {
             };
             for owner in names().filter(|owner| *owner != writer) {
                 let Some(origin) = now(owner) else { continue };
+                if guest_writes(inner, owner) && !origin.read_only && self.share(active, origin) {
+                    return Err(DeviceError::refused(format!(
+                        "'{writer}' and '{owner}' have the same part of a file, and guests would \
+                         write to both; give each a file of its own, or export one of them read-only"
+                    )));
+                }
                 let world = names().filter_map(|name| Some((name, now(name)?)));
                 if self.passes_by(active, (owner, origin), world) {
                     return Err(DeviceError::refused(format!(
@@ -78,6 +85,23 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Whether two tables name the same part of a file. Of devices that lie on each other the upper one
+    /// names the lower.
+    fn share(&self, one: &Active, other: &Active) -> bool {
+        let named = |active: &Active| -> Vec<Range> {
+            let lines = active.lines.iter().zip(active.table.lines());
+            let of = lines.filter_map(|(line, live)| match (&line.target, &live.target) {
+                (TargetSpec::Linear { dev, .. }, Target::Plain(backing)) => {
+                    dev.path().map(|_| self.ranges(backing))
+                }
+                _ => None,
+            });
+            of.flatten().collect()
+        };
+        let others = named(other);
+        named(one).iter().any(|range| others.iter().any(|other| range.overlaps(other)))
     }
 
     /// Whether a write to `writer` can reach bytes of `owner`'s origins, or below its overlays,

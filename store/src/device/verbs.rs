@@ -226,7 +226,7 @@ impl Devices {
         device.suspended = false;
         let next = BTreeMap::new();
         let kept = self
-            .refuse_second_writers(inner, &next, |writer| writes(inner, writer))
+            .refuse_second_writers(inner, &next, |writer| guest_writes(inner, writer))
             .and_then(|()| self.keep(inner));
         if let Err(error) = kept {
             inner.device_mut(name)?.suspended = was_suspended;
@@ -318,7 +318,9 @@ impl Devices {
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
         self.refuse_committing(plan.inner, &plan.next)?;
-        self.refuse_second_writers(plan.inner, &plan.next, |writer| writes(plan.inner, writer))?;
+        self.refuse_second_writers(plan.inner, &plan.next, |writer| {
+            guest_writes(plan.inner, writer)
+        })?;
         let mut names: Vec<String> = Vec::new();
         for name in plan.next.keys() {
             let more = with_uppers(plan.inner, name);
@@ -475,7 +477,7 @@ pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
 }
 
 /// Whether guests write to the device now.
-fn writes(inner: &Inner, name: &str) -> bool {
+pub(super) fn guest_writes(inner: &Inner, name: &str) -> bool {
     let device = inner.devices.get(name).filter(|device| !device.suspended);
     device.is_some_and(|device| device.users.values().any(|user| user.writable))
 }

@@ -1,7 +1,7 @@
 //! Locks on files that other programs know too: QEMU's lock bytes.
 //!
 //! Owns which bytes of a file stand for which permission, and takes them as open file
-//! description locks: they fall when the last I/O of a dead process is over, and two ways to one
+//! description locks: they fall when the last I/O of a dead process is over, and two that open one
 //! file in one process exclude each other like two processes. Never knows why a file is locked.
 //!
 //! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for

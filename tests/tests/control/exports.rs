@@ -140,6 +140,40 @@ fn a_socket_that_the_process_has_itself_is_named_as_that() {
     assert!(said.contains("this process") && said.contains("the export 'disk0'"), "{said}");
 }
 
+/// Each guest has a file system of its own there, and would destroy the other's.
+#[test]
+fn two_disks_over_one_file_are_not_both_written() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let second = || {
+        let command = plain(&scratch, &file).arg("--name").arg("b").arg("--blk-file").arg(&file);
+        command.arg("--socket-path").arg(scratch.socket("b.sock"))
+    };
+    let said = does_not_start(&second());
+    assert!(said.contains("'b' and 'disk0' have the same part of a file"), "{said}");
+    let world = World::start(&second().arg("--read-only"));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.stop();
+    // Of a file there are several parts.
+    let mut world = World::start(&monitor_only(&scratch));
+    let half = SECTORS / 2;
+    for (name, from) in [("low", 0), ("high", half), ("again", half - 1)] {
+        world.make(name, &[format!("0 {half} linear {} {from}", word(&file))]);
+    }
+    world.export(&scratch, "low", true);
+    world.export(&scratch, "high", true);
+    let socket = scratch.socket("again.sock");
+    world.refused("block-export-add", export_args("again", "again", &socket, true));
+    // Nor by a table that comes later.
+    let again = format!("0 {half} zero");
+    world.swap("again", &[again]);
+    world.call("block-export-add", export_args("again", "again", &socket, true));
+    let table = [format!("0 {half} linear {} 0", word(&file))];
+    world.call("table-load", json!({"name": "again", "table": table}));
+    world.refused("device-resume", json!({"name": "again"}));
+    world.stop();
+}
+
 /// Two clients at once: one of them comes first, and the other hears of it.
 #[test]
 fn a_device_goes_or_is_exported_never_both() {
