@@ -119,14 +119,15 @@ fn machine() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     store[..16].copy_from_slice(&Header { valid: true, chunk }.encode());
     let mut merged = origin.clone();
     for n in 0..36 {
-        // Scattered over all of the origin, its last half chunk among them; chunk 10 is a hole.
+        // Scattered over all of the origin, its last half sector among them, which is no disk's and
+        // stays; chunk 10 is a hole.
         let old = (n * 7 + 4) % 40;
         let new = n + 2 + usize::from(n >= 8) + usize::from(n >= 31);
         let area = if n < 32 { SECTOR + n * 16 } else { 34 * SECTOR + (n - 32) * 16 };
         let entry = Entry { old: Chunk(old as u64), new: StoreChunk(new as u64) };
         store[area..area + 16].copy_from_slice(&entry.encode());
         let (to, from) = (old * SECTOR, new * SECTOR);
-        let count = SECTOR.min(origin.len() - to);
+        let count = SECTOR.min((origin.len() / SECTOR * SECTOR).saturating_sub(to));
         merged[to..to + count].copy_from_slice(&store[from..from + count]);
     }
     (origin, store, merged)

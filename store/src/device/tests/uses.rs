@@ -42,6 +42,8 @@ fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
         speed: 0,
         auto_finalize: true,
         auto_dismiss: true,
+        halted: None,
+        paused: false,
     };
     for said in [
         refused(world.devices.delete_snapshot("disk", "snap", true)),
