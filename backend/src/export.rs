@@ -3,10 +3,13 @@
 //! Owns the session's thread and the workers' threads, from start to stop. Never knows the
 //! device behind its [`Binding`], nor what its guest does.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::binding::{Binding, Geometry, TableOf};
 use crate::config::{LogicalBlock, serial as serial_of};
@@ -209,6 +212,32 @@ impl Drop for Export {
         // Stopping hard is never refused.
         let _ = self.stop(StopMode::Hard);
     }
+}
+
+/// Stops exports under their front-ends, side by side. The names of those that did not stop within
+/// `limit`; they go on to.
+pub fn stop_all(exports: impl IntoIterator<Item = Export>, limit: Duration) -> BTreeSet<String> {
+    let deadline = Instant::now() + limit;
+    let (stopped, stops) = channel();
+    let mut left = BTreeSet::new();
+    for mut export in exports {
+        let (id, stopped) = (export.id.clone(), stopped.clone());
+        let stop = move || {
+            // Stopping hard is never refused.
+            let _ = export.stop(StopMode::Hard);
+            let _ = stopped.send(export.id.clone());
+        };
+        // One that gets no thread was dropped, and has stopped.
+        if std::thread::Builder::new().name("stop".into()).spawn(stop).is_ok() {
+            left.insert(id);
+        }
+    }
+    while !left.is_empty()
+        && let Ok(id) = stops.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        left.remove(&id);
+    }
+    left
 }
 
 /// The device's geometry as this export shows it.

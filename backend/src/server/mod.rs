@@ -13,6 +13,7 @@ mod merge;
 mod moment;
 mod on_full;
 mod start;
+mod stop;
 mod table_file;
 
 use std::collections::BTreeMap;
@@ -167,23 +168,6 @@ impl Server {
     pub fn end(&self, end: End) {
         // Nobody listens where it ends already.
         let _ = self.ends.lock().expect("ends lock poisoned").send(end);
-    }
-
-    /// Stops all exports and makes everything durable. False where something could not be.
-    fn stop(&self) -> bool {
-        // While their disks still serve, where they do.
-        self.lockfs.thaw_all();
-        let is_stopping = |exported: &Exported| exported.export.is_none();
-        let mut exports = self.exports();
-        while exports.values().any(is_stopping) {
-            exports = self.stopped.wait(exports).expect("exports lock poisoned");
-        }
-        let exports = std::mem::take(&mut *exports);
-        for mut export in exports.into_values().filter_map(|exported| exported.export) {
-            // Stopping hard is never refused.
-            let _ = export.stop(crate::export::StopMode::Hard);
-        }
-        self.devices.close()
     }
 }
 

@@ -26,6 +26,7 @@ mod inflight;
 mod reconnect;
 mod refused;
 mod resize;
+mod stopping;
 
 struct Server {
     dir: tempfile::TempDir,

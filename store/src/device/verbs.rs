@@ -418,20 +418,22 @@ impl Devices {
 
     /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go
     /// of all files. What is kept for the next start stays as it is. False where something could
-    /// not be made durable.
-    pub fn close(&self) -> bool {
+    /// not be made durable. Devices in `but` are left as they are: somebody works on them who cannot
+    /// be stopped.
+    pub fn close(&self, but: &[String]) -> bool {
         let inner = &mut *self.lock();
-        let names: Vec<String> = inner.devices.keys().cloned().collect();
+        let names = inner.devices.keys().filter(|name| !but.contains(name));
+        let names: Vec<String> = names.cloned().collect();
         let stopped = self.stop(inner, &names);
         if let Err(error) = &stopped {
             tracing::error!("{error}");
         }
-        let all = inner.devices.values().filter_map(|device| device.active.as_ref());
+        let all = names.iter().filter_map(|name| inner.devices[name].active.as_ref());
         // Each, also behind one that fails.
         let failed = all.filter(|active| !self.flush(active)).count();
         // Where something is still at work its files stay open, and locked, until the process ends.
         if stopped.is_ok() {
-            inner.devices.clear();
+            inner.devices.retain(|name, _| but.contains(name));
         }
         stopped.is_ok() && failed == 0
     }

@@ -2,12 +2,19 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use snapblk_qmp::client::Client as Qmp;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::common::*;
 
@@ -108,5 +115,86 @@ fn what_is_logged_of_a_session_names_its_export() {
         assert!(begin.elapsed() < PATIENCE, "{}", world.server.stderr());
     }
     assert!(sleeps(world.server.pid(), "queue 0 of e"), "its worker's thread has the name, too");
+    world.stop();
+}
+
+/// Has the worker of the ring wait for ever: for room in the counter by which it calls its driver.
+fn block_worker(socket: &Path) -> Frontend {
+    const LEN: u64 = 1 << 20;
+    let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&memory, LEN).unwrap();
+    let mut front = Frontend::connect(socket, 1).unwrap();
+    front.set_owner().unwrap();
+    front.set_features(front.get_features().unwrap()).unwrap();
+    front.set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK).unwrap();
+    front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: LEN,
+        userspace_addr: 0x10_0000,
+        mmap_offset: 0,
+        mmap_handle: memory.as_raw_fd(),
+    };
+    front.set_mem_table(&[region]).unwrap();
+    front.set_vring_num(0, 16).unwrap();
+    front.set_vring_base(0, 0).unwrap();
+    let config = VringConfigData {
+        queue_max_size: 16,
+        queue_size: 16,
+        flags: 0,
+        desc_table_addr: 0x10_0000,
+        used_ring_addr: 0x10_2000,
+        avail_ring_addr: 0x10_1000,
+        log_addr: None,
+    };
+    front.set_vring_addr(0, &config).unwrap();
+    front.set_vring_kick(0, &EventFd::new(0).unwrap()).unwrap();
+    let call = EventFd::new(0).unwrap();
+    call.write(u64::MAX - 1).unwrap();
+    front.set_vring_call(0, &call).unwrap();
+    front
+}
+
+/// A signal ends the process all the same: the others' writes are committed, and what the stuck one
+/// was promised is there at the next start.
+#[test]
+fn a_disk_that_is_stuck_does_not_keep_the_process() {
+    let scratch = scratch();
+    let lines = ["a", "b"].map(|name| {
+        let base = scratch.file(&format!("{name}.raw"), &stamped(0, SECTORS, 1)).unwrap();
+        let store = scratch.sparse(&format!("{name}.cow"), 4 << 20).unwrap();
+        format!("0 {SECTORS} snapshot {} {} P 8", word(&base), word(&store))
+    });
+    let export = |world: &mut World| ["a", "b"].map(|name| world.export(&scratch, name, true));
+    let mut world = World::start(&monitor_only(&scratch));
+    for (name, line) in ["a", "b"].into_iter().zip(lines) {
+        world.make(name, &[line]);
+    }
+    let sockets = export(&mut world);
+    disk(&sockets[0]).write(0, &stamped(0, 8, 2)).unwrap();
+    let mut other = disk(&sockets[1]);
+    other.write(0, &stamped(0, 8, 3)).unwrap();
+    let _stuck = block_worker(&sockets[0]);
+    world.server.signal(Signal::TERM).unwrap();
+    let ends = "end in spite of a disk that is stuck";
+    let status = world.server.wait(ends).or_else(|_| world.server.wait(ends)).unwrap();
+    let said = world.server.stderr();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("export a of device a did not stop within 30 s and is given up"),
+        "{said}"
+    );
+    assert!(!said.contains("not all of what other disks owe"), "{said}");
+    drop(other);
+    // The first entry of the first area, in chunk 1, says where chunk 0 lies.
+    let of_other = fs::read(scratch.path("b.cow")).unwrap();
+    assert_eq!(of_other[4096 + 8], 2, "it was not committed");
+    // The devices are known again.
+    let mut world = World::start(&monitor_only(&scratch));
+    let sockets = export(&mut world);
+    for (socket, generation) in sockets.iter().zip([2, 3]) {
+        let found = disk(socket).read(0, 4096).unwrap();
+        assert_same("what was written", &found, &stamped(0, 8, generation));
+    }
     world.stop();
 }

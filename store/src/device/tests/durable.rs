@@ -172,7 +172,7 @@ fn nothing_ends_whose_writes_cannot_be_made_durable() {
     assert!(world.devices.suspend("disk", Suspend { noflush: true }).is_ok());
     cannot_flush(world.devices.remove("disk", false));
     world.devices.resume("disk").unwrap();
-    assert!(!world.devices.close());
+    assert!(!world.devices.close(&[]));
 }
 
 /// A table that only reads what the one before it wrote syncs that, whoever could not before.

@@ -1,0 +1,75 @@
+//! The end of the process: its exports stop, and what its devices owe is made durable.
+//!
+//! Owns how long that may take. Never knows why an export does not stop. Keeps: one that does not
+//! holds up no other disk, and loses nothing that was acknowledged, which lies in its files.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use super::{DEADLINE, Exported, Server};
+use crate::export::stop_all;
+
+impl Server {
+    /// Stops all exports and makes everything durable. False where something could not be.
+    pub(super) fn stop(&self) -> bool {
+        // While their disks still serve, where they do.
+        self.lockfs.thaw_all();
+        let given_up = self.stop_exports();
+        if given_up.is_empty() {
+            return self.devices.close(&[]);
+        }
+        for (id, device) in &given_up {
+            tracing::error!(
+                "export {id} of device {device} did not stop within {} s and is given up: its \
+                 front-end, or a file, holds a request up; what was acknowledged is in the files of \
+                 the disk, and the next start takes it in",
+                DEADLINE.as_secs()
+            );
+        }
+        // What shares a store with such a disk may have to wait for it.
+        let (send, closed) = channel();
+        let devices = self.devices.clone();
+        let but: Vec<String> = given_up.into_values().collect();
+        let closes = move || send.send(devices.close(&but));
+        let closes = std::thread::Builder::new().name("close".into()).spawn(closes);
+        if closes.is_err() || closed.recv_timeout(2 * DEADLINE).is_err() {
+            tracing::error!("not all of what other disks owe could be made durable");
+        }
+        false
+    }
+
+    /// Stops all exports; those that did not stop in time, and their devices.
+    fn stop_exports(&self) -> BTreeMap<String, String> {
+        let deadline = Instant::now() + DEADLINE;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let mut given_up = BTreeMap::new();
+        let is_stopping = |exported: &Exported| exported.export.is_none();
+        let mut exports = self.exports();
+        loop {
+            let all = std::mem::take(&mut *exports).into_iter();
+            let (stopping, running) = all.partition(|(_, exported)| is_stopping(exported));
+            *exports = stopping;
+            drop(exports);
+            let running: BTreeMap<String, Exported> = running;
+            let devices = running.iter().map(|(id, it)| (id.clone(), it.device.clone()));
+            let mut devices: BTreeMap<String, String> = devices.collect();
+            let late = stop_all(running.into_values().filter_map(|it| it.export), left());
+            given_up.extend(late.iter().filter_map(|id| devices.remove_entry(id)));
+            // Those that a client of the monitor is stopping are gone then, or back.
+            exports = self.exports();
+            let waits = |all: &mut BTreeMap<String, Exported>| {
+                !all.is_empty() && all.values().all(is_stopping)
+            };
+            let waited = self.stopped.wait_timeout_while(exports, left(), waits);
+            let (stopped, timeout) = waited.expect("exports lock poisoned");
+            exports = stopped;
+            if timeout.timed_out() || exports.is_empty() {
+                break;
+            }
+        }
+        let late = std::mem::take(&mut *exports).into_iter();
+        given_up.extend(late.map(|(id, exported)| (id, exported.device)));
+        given_up
+    }
+}
