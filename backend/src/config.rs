@@ -65,6 +65,12 @@ pub fn is_write_through(features: u64, writeback: bool) -> bool {
     features & FLUSH == 0 || (features & CONFIG_WCE != 0 && !writeback)
 }
 
+/// What the `writeback` field shows: off where a driver may look at it and has no way to flush
+/// (virtio 1.2, 5.2.5.2).
+pub fn shown_writeback(features: u64, writeback: bool) -> bool {
+    writeback && (features & CONFIG_WCE == 0 || features & FLUSH != 0)
+}
+
 /// The logical block of a disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogicalBlock {
@@ -197,6 +203,9 @@ mod tests {
         assert!(!is_write_through(FLUSH, false));
         assert!(is_write_through(FLUSH | CONFIG_WCE, false));
         assert!(is_write_through(CONFIG_WCE, true), "it has no way to flush");
+        assert!(!shown_writeback(CONFIG_WCE, true), "nor does it look as if it had to");
+        assert!(shown_writeback(0, true) && shown_writeback(FLUSH | CONFIG_WCE, true));
+        assert!(!shown_writeback(FLUSH | CONFIG_WCE, false));
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl<T> Setup<T> {
             geometry: self.disk.geometry(),
             block: self.disk.block,
             num_queues: self.vrings.len() as u16,
-            writeback: self.is_writeback(),
+            writeback: config::shown_writeback(self.features, self.is_writeback()),
         }
     }
 
@@ -273,6 +273,10 @@ impl<T> Setup<T> {
                 data.len()
             )));
         };
+        // A front-end may send what a guest wrote before it sends what was negotiated.
+        if self.features != 0 && self.features & config::CONFIG_WCE == 0 {
+            return Err(nonsense("a guest that did not negotiate that cannot set the write cache"));
+        }
         let writeback = value != 0;
         let write_through = config::is_write_through(self.features, writeback);
         let running = self.vrings.iter().zip(&self.workers).filter(|(vring, _)| vring.running);

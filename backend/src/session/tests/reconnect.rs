@@ -126,3 +126,22 @@ fn a_ring_that_does_not_stop_ends_the_connection() {
     server.disk.hold(false);
     eventually("it is gone", gone);
 }
+
+/// A driver that did not negotiate the field does not set it, and one that cannot flush sees that the
+/// cache is off.
+#[test]
+fn the_write_cache_is_set_by_who_negotiated_it() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate_without(config::CONFIG_WCE);
+    front.start(1);
+    assert!(front.vhost.set_config(32, WRITABLE, &[0]).is_err());
+    assert_eq!(read_config(&mut front)[32], 1);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(server.disk.count(IoOp::Sync), 0);
+    assert!(!server.disk.write_through.load(Ordering::SeqCst));
+    drop(front);
+    let mut front = server.connect();
+    front.negotiate_without(config::FLUSH);
+    assert_eq!(read_config(&mut front)[32], 0);
+}
