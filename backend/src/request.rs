@@ -93,7 +93,8 @@ pub struct RequestSlot {
     pub ranges: Vec<BlkRange>,
     /// Where its status byte goes; none where the guest left no room for one.
     pub status: Option<GuestAddress>,
-    /// Bytes of its writable part, the status byte included.
+    /// Bytes that are written from the beginning of its writable part on, if it is carried out: all of
+    /// it, the status byte included, but for a longer identification.
     pub writable_len: u32,
 }
 
@@ -159,7 +160,13 @@ impl Parser {
                     .and_then(|len| check_data(Op::Write, sector, len, limits))
             }
             blk::VIRTIO_BLK_T_FLUSH => Ok(Asked::Flush),
-            blk::VIRTIO_BLK_T_GET_ID => answer_id(writable, memory, limits),
+            blk::VIRTIO_BLK_T_GET_ID => {
+                // The status byte does not follow what is written where there is room for more.
+                if slot.writable_len > SERIAL_LEN as u32 + 1 {
+                    slot.writable_len = SERIAL_LEN as u32;
+                }
+                answer_id(writable, memory, limits)
+            }
             blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES if writable.is_empty() => {
                 let zeroes = kind == blk::VIRTIO_BLK_T_WRITE_ZEROES;
                 read_ranges(zeroes, readable, memory, limits, &mut slot.ranges)

@@ -36,7 +36,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let (slot, generation) = self.flights.close(head);
         let memory = self.memories.of(generation);
         let told = slot.status.is_some_and(|at| memory.write(at, &[status as u8]).is_ok());
-        let len = if told { slot.writable_len } else { 0 };
+        let len = match status {
+            _ if !told => 0,
+            BlkStatus::Ok => slot.writable_len,
+            // Of a read that failed nothing is certain: the status byte is not where it begins.
+            _ if slot.writable_len > 1 => 0,
+            _ => slot.writable_len,
+        };
         // A write gives the guest the status byte alone.
         let read = slot.writable_len > 1;
         self.memories.left(generation);

@@ -8,6 +8,7 @@ use crate::vring::{Region, VringError};
 use snapblk_store::io::IoOp;
 use std::sync::atomic::Ordering;
 
+mod answers;
 mod drivers;
 mod rest;
 
