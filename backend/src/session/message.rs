@@ -325,7 +325,9 @@ impl Payload<'_> {
         let value = self.u64()?;
         let index = (value & 0xff) as u32;
         let fd = if value & NO_FD == 0 {
-            Some(take_one(self.request, &mut fds)?)
+            let fd = take_one(self.request, &mut fds)?;
+            check_signals(&fd)?;
+            Some(fd)
         } else if fds.is_empty() {
             None
         } else {
@@ -390,6 +392,21 @@ impl Payload<'_> {
 fn longs<const N: usize, const M: usize>(bytes: &[u8; N]) -> [u64; M] {
     let (longs, _) = bytes.as_chunks::<8>();
     std::array::from_fn(|n| u64::from_ne_bytes(longs[n]))
+}
+
+/// An eventfd, or what front-ends may use like one. A file is always ready, and what is written to it
+/// stays there.
+fn check_signals(fd: &OwnedFd) -> Result<(), Refusal> {
+    use rustix::fs::FileType::{Fifo, Socket, Unknown};
+    let stat = rustix::fs::fstat(fd).map_err(|e| Refusal::Nonsense(e.to_string()))?;
+    match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        // Eventfds have no type.
+        Unknown | Fifo | Socket => Ok(()),
+        other => Err(Refusal::Nonsense(format!(
+            "a vring is kicked and called by an eventfd, a pipe or a socket, and not by a \
+             {other:?}; pass an eventfd"
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -477,6 +494,8 @@ mod tests {
         assert!(matches!(kick, Message::SetVringKick(VringFd { index: 3, fd: None })));
         let both = decode(header(12), &0x100u64.to_ne_bytes(), vec![null()], 0);
         assert!(matches!(both, Err(Refusal::Descriptors(_, 1))));
+        let file = decode(header(12), &[0; 8], vec![null()], 0);
+        assert!(matches!(file, Err(Refusal::Nonsense(_))), "nobody kicks by it");
         let extra = decode(header(2), &[0; 8], vec![null()], 0);
         assert!(matches!(extra, Err(Refusal::Descriptors(_, 1))));
     }
