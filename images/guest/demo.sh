@@ -50,11 +50,14 @@ upgrade() {
 
 ruin() { dd if=/dev/zero of=$files bs=1M count=24 oflag=direct status=none; }
 
-# What the guest remembers of the disk is no longer true: nothing of it may be left, and fsck sees what is there.
+# What the guest remembers of the disk is no longer true: nothing of it may be left, and fsck sees what is there. The snapshot
+# was of a mounted file system: what its journal had then and its place had not is put there first, as a mount would.
 come_back() {
     drop_caches
     blockdev --flushbufs $files
-    e2fsck -fn $files >/tmp/fsck 2>&1 && mount $files /mnt/files
+    e2fsck -p -E journal_only $files >/tmp/fsck 2>&1
+    e2fsck -fn $files >>/tmp/fsck 2>&1 || { sed 's/^/fsck: /' /tmp/fsck; return 1; }
+    mount $files /mnt/files
 }
 
 while read -r order argument; do
