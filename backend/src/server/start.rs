@@ -11,7 +11,7 @@ use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
-use snapblk_store::device::{DeviceError, FirstTable, MadeStores, make_overlay_store};
+use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::{FileInfo, real_path};
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
@@ -212,7 +212,6 @@ fn start_devices(
         server.devices.set_patience(&disk.name, disk.on_full.patience());
     }
     let mut at = String::new();
-    let mut made = MadeStores::default();
     let make = |table: &FirstTable| {
         at.clone_from(&table.name);
         let overlay = args.disks.iter().find_map(|disk| match &disk.source {
@@ -222,15 +221,14 @@ fn start_devices(
         match overlay {
             Some(store) => {
                 let len = table.lines.iter().map(|line| line.len.bytes()).sum();
-                make_overlay_store(store, len, &mut made)
+                make_overlay_store(store, len)
             }
             None => Ok(()),
         }
     };
-    server.devices.start(first, make).map_err(|error| {
-        // Nothing was kept, and nobody was served.
-        made.undo();
-        ServeError::Device { disk: if at.is_empty() { names(first) } else { at.clone() }, error }
+    server.devices.start(first, make).map_err(|error| ServeError::Device {
+        disk: if at.is_empty() { names(first) } else { at.clone() },
+        error,
     })
 }
 

@@ -284,17 +284,12 @@ pub fn remove_store(store: &Path) -> io::Result<()> {
     let Ok(meta) = std::fs::metadata(store) else { return Ok(()) };
     let real = real_path(store);
     if meta.is_file() {
-        forget_owed(store);
+        let _ = std::fs::remove_file(beside(&real));
         if real != store {
             std::fs::remove_file(&real)?;
         }
     }
     std::fs::remove_file(store)
-}
-
-/// Removes the file of the store at `store`, which is in a regular file and goes too.
-pub fn forget_owed(store: &Path) {
-    let _ = std::fs::remove_file(beside(&real_path(store)));
 }
 
 /// Slots of the log of the store `info`: twice what may be owed before a commit begins, so that as

@@ -5,15 +5,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::DeviceError;
 use crate::cow::Geometry;
 use crate::cow::open::create;
-use crate::cow::owed::{Owed, forget_owed};
+use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::storage::{SLICE, Storage};
-use crate::io::{FileInfo, OpenMode, real_path};
+use crate::io::{FileInfo, OpenMode};
 use crate::units::ChunkSize;
 
 /// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
@@ -68,35 +68,13 @@ pub(super) enum Made {
     Content,
 }
 
-/// Store files that were made, to be undone together.
-#[derive(Debug, Default)]
-pub struct MadeStores(Vec<(Made, PathBuf)>);
-
-impl MadeStores {
-    /// `made` is what was made of `path`.
-    pub(super) fn add(&mut self, made: Made, path: &Path) {
-        self.0.push((made, path.into()));
-    }
-
-    /// Leaves all files as they were before.
-    pub fn undo(&mut self) {
-        while let Some((made, path)) = self.0.pop() {
-            made.undo(&path);
-        }
-    }
-}
-
 impl Made {
-    /// Leaves `path` as it was before, and nothing beside it.
+    /// Leaves `path` as it was before.
     pub(super) fn undo(self, path: &Path) {
-        if self != Made::Nothing {
-            forget_owed(path);
-        }
         // What cannot be undone is in the way of the next try, which says so.
         let _ = match self {
             Made::Nothing => Ok(()),
-            // A link to it was there before.
-            Made::File => std::fs::remove_file(real_path(path)),
+            Made::File => std::fs::remove_file(path),
             Made::Content => OpenOptions::new().write(true).truncate(true).open(path).map(drop),
         };
     }
@@ -205,14 +183,13 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
 }
 
 /// Makes the store of an overlay over `len` bytes where there is none yet, as large as could be
-/// needed; a store that is there is left alone. What was made is added to `made`.
+/// needed; a store that is there is left alone.
 ///
 /// # Errors
 /// A file that holds something else, and what the system says.
-pub fn make_overlay_store(path: &Path, len: u64, made: &mut MadeStores) -> Result<(), DeviceError> {
+pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     let chunk = ChunkSize::TOOLS;
-    made.add(make_store(path, chunk, full_size(chunk, len), Existing::Used)?, path);
-    Ok(())
+    make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
 }
 
 /// Makes `file`, which is as long as it is to be, an empty store, to which nothing is owed: it, its

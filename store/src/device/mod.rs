@@ -36,7 +36,7 @@ mod write_cache;
 pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User, job_user};
 pub use commit::{CommitWork, Pivot, PivotStep};
 pub use error::DeviceError;
-pub use files::{MadeStores, make_empty, make_overlay_store, refuse_useless};
+pub use files::{make_empty, make_overlay_store, refuse_useless};
 pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;

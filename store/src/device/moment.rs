@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
-use super::files::{
-    Existing, Made, MadeStores, full_size, make_store, make_transient, no_such_store,
-};
+use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
 use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
@@ -174,6 +172,18 @@ struct Overlaid {
     sealed: Option<Snap>,
 }
 
+/// Store files that were made, to be undone together.
+#[derive(Default)]
+struct MadeStores(Vec<(Made, PathBuf)>);
+
+impl MadeStores {
+    fn undo(&mut self) {
+        while let Some((made, path)) = self.0.pop() {
+            made.undo(&path);
+        }
+    }
+}
+
 /// What the actions so far come to.
 struct Moment<'a, 'm> {
     plan: Plan<'a>,
@@ -332,7 +342,7 @@ impl Moment<'_, '_> {
         if made != Made::Nothing {
             self.plan.inner.state.forget_invalid(cow);
         }
-        self.made.add(made, cow);
+        self.made.0.push((made, cow.into()));
     }
 
     fn free_name(&self, device: &str) -> String {

@@ -379,32 +379,6 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
 }
 
-/// What a start has made goes where it comes to nothing, and only that.
-#[test]
-fn a_start_that_fails_on_its_second_disk_leaves_no_store_of_the_first() {
-    let scratch = scratch();
-    let base = golden(&scratch);
-    scratch.file("empty.cow", b"").unwrap();
-    scratch.file("bad.cow", b"not a store, but a file of some bytes").unwrap();
-    let overlay = |command: ServerCommand, name: &str, store: &str| {
-        let command = command.arg("--name").arg(name).arg("--blk-file").arg(&base);
-        command.arg("--overlay").arg(store)
-    };
-    World::start(&overlay(monitor_only(&scratch), "kept", "kept.cow").arg("--state").arg("other"))
-        .stop();
-    let before = names(&scratch);
-    let mut command = monitor_only(&scratch);
-    for (name, store) in [("a", "new.cow"), ("b", "empty.cow"), ("c", "kept.cow"), ("d", "bad.cow")]
-    {
-        command = overlay(command, name, store);
-    }
-    let said = does_not_start(&command);
-    assert!(said.contains("bad.cow"), "{said}");
-    assert_eq!(names(&scratch), before);
-    assert_eq!(fs::metadata(scratch.path("empty.cow")).unwrap().len(), 0);
-    assert!(fs::metadata(scratch.path("kept.cow")).unwrap().len() > 0);
-}
-
 #[test]
 fn bytes_behind_the_last_sector_are_told_of() {
     let scratch = scratch();
