@@ -67,7 +67,8 @@ pub enum OwedError {
 #[derive(Debug)]
 pub struct Owed {
     path: PathBuf,
-    /// Where a version before kept it: beside the symbolic link by which the store was opened.
+    /// Where a version before kept it: beside the symbolic link by which the store was opened, or
+    /// under the block device's number alone.
     beside_link: Option<PathBuf>,
     /// Words of the log that is made.
     words: usize,
@@ -306,11 +307,14 @@ fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
 fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
     if info.block_device {
         let Identity { dev, ino } = info.identity;
-        let name = match disk_sequence(dev) {
-            Some(sequence) => format!("snapblk-{dev:x}-{ino:x}-{sequence}.owed"),
-            None => format!("snapblk-{dev:x}-{ino:x}.owed"),
+        let before = Path::new("/dev/shm").join(format!("snapblk-{dev:x}-{ino:x}.owed"));
+        return match disk_sequence(dev) {
+            Some(sequence) => {
+                let name = format!("snapblk-{dev:x}-{ino:x}-{sequence}.owed");
+                (before.with_file_name(name), Some(before))
+            }
+            None => (before, None),
         };
-        return (Path::new("/dev/shm").join(name), None);
     }
     let real = real_path(&info.path);
     let beside_link = (real != info.path).then(|| beside(&info.path));

@@ -144,7 +144,13 @@ impl Devices {
         let mut plan = Plan::new(self, inner);
         plan.set(device, &Loaded::of(line(len, target), read_only), &[])?;
         plan.follow()?;
+        let jobs = plan.inner.state.jobs.clone();
         plan.inner.state.jobs.remove(id);
-        self.apply(plan, |_| ())
+        let applied = self.apply(plan, |_| ());
+        if applied.is_err() {
+            // It is known, and can be tried again.
+            inner.state.jobs = jobs;
+        }
+        applied
     }
 }

@@ -24,6 +24,7 @@ use crate::target::Medium;
 use crate::units::Sector;
 
 mod given;
+mod older;
 mod restore;
 
 /// The version of the format.
@@ -152,6 +153,9 @@ pub struct State {
     version: u32,
     /// Counts the times it was written.
     generation: u64,
+    /// What paths hold is escaped in lines.
+    #[serde(default)]
+    escaped: bool,
     /// The tables that devices were first given, by the arguments of the program.
     #[serde(default)]
     first: BTreeMap<String, First>,
@@ -348,7 +352,7 @@ impl State {
         inner: &Inner,
         next: &BTreeMap<String, Option<Active>>,
     ) -> State {
-        let mut state = State { version: VERSION, ..State::default() };
+        let mut state = State { version: VERSION, escaped: true, ..State::default() };
         let names = inner.devices.keys().chain(next.keys());
         // Layers of one chain lie on one base, and a guest may wait.
         let mut seen = BTreeMap::new();
@@ -515,7 +519,7 @@ impl StateFile {
         if state.version != VERSION {
             return Err(bad(format!("it is of version {}", state.version)));
         }
-        Ok(Some(state.without_given()))
+        Ok(Some(state.with_escapes().without_given()))
     }
 
     fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {

@@ -431,6 +431,8 @@ impl Devices {
         let all = names.iter().filter_map(|name| inner.devices[name].active.as_ref());
         // Each, also behind one that fails.
         let failed = all.filter(|active| !self.flush(active)).count();
+        // Who comes now, as a job that has just ended, finds no device: that is nothing to be kept.
+        inner.state.close();
         // Where something is still at work its files stay open, and locked, until the process ends.
         if stopped.is_ok() {
             inner.devices.retain(|name, _| but.contains(name));

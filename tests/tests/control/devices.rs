@@ -284,7 +284,10 @@ fn a_table_s_file_may_have_comments_and_empty_lines() {
 fn a_hang_up_ends_it_in_order() {
     let scratch = scratch();
     let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
-    let mut world = World::start(&plain(&scratch, &a));
+    // Also where whoever runs the tests does not want to end with his terminal.
+    let default = ["--default-signal=HUP".into()];
+    let command = plain(&scratch, &a).run_by("/usr/bin/env".into(), default);
+    let mut world = World::start(&command);
     let socket = world.server.socket().to_owned();
     let said = world.server.stderr();
     world.server.signal(rustix::process::Signal::HUP).unwrap();

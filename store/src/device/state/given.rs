@@ -48,6 +48,11 @@ impl State {
 }
 
 impl StateFile {
+    /// The file stays as it is from now on: the process ends.
+    pub(in crate::device) fn close(&mut self) {
+        self.path = None;
+    }
+
     /// Removes the file, durably: there is nothing to keep.
     pub(super) fn remove(&mut self) -> Result<(), StateError> {
         let Some(path) = &self.path else { return Ok(()) };
