@@ -577,16 +577,6 @@ fn messages_without_end_are_followed_a_few_at_a_time() {
 }
 
 #[test]
-fn an_export_that_nobody_uses_stops_safely() {
-    let mut server = Server::new(1);
-    drop(server.connect());
-    eventually("nobody is connected", || {
-        server.events.try_iter().any(|event| event == SessionEvent::Disconnected)
-    });
-    server.export.stop(StopMode::Safe).unwrap();
-}
-
-#[test]
 fn an_export_needs_a_socket_and_queues() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = SocketAddress::Path(dir.path().join("no/such/disk.sock"));

@@ -591,11 +591,3 @@ fn an_idle_worker_sleeps() {
     assert!(bench.disk.sleeps.load(Ordering::SeqCst) - before <= 1);
     assert_eq!(bench.driver.run(0, 0, &[0; 512]), (0, vec![1; 512]));
 }
-
-#[test]
-fn a_worker_that_ended_answers_nobody() {
-    let bench = Bench::new(true);
-    let worker = bench.worker.clone();
-    drop(bench);
-    assert_eq!(worker.suspend(true).wait(PATIENCE), Err(WorkerError::Gone));
-}

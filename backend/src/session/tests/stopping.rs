@@ -29,3 +29,13 @@ fn an_export_that_does_not_stop_holds_up_no_other() {
     // It goes on to stop.
     eventually("the stuck one has flushed", || disk.count(IoOp::Sync) == 1);
 }
+
+#[test]
+fn an_export_that_nobody_uses_stops_safely() {
+    let mut server = Server::new(1);
+    drop(server.connect());
+    eventually("nobody is connected", || {
+        server.events.try_iter().any(|event| event == SessionEvent::Disconnected)
+    });
+    server.export.stop(StopMode::Safe).unwrap();
+}

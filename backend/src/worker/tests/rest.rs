@@ -80,3 +80,11 @@ fn what_a_killed_process_left_is_not_counted_by_a_ring_that_is_not_served() {
     assert_eq!([(); 3].map(|()| bench.driver.await_used().0), [0, 1, 2]);
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));
 }
+
+#[test]
+fn a_worker_that_ended_answers_nobody() {
+    let bench = Bench::new(true);
+    let worker = bench.worker.clone();
+    drop(bench);
+    assert_eq!(worker.suspend(true).wait(PATIENCE), Err(WorkerError::Gone));
+}

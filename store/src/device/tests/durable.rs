@@ -240,6 +240,44 @@ fn a_rollback_that_stopped_outlives_its_job_s_name() {
     assert!(jobs.values().all(|job| job.halted.is_none() && job.cow.ends_with("-store")));
 }
 
+/// `disk`, which is rolled back to a snapshot by the job `j`.
+fn rolling_back() -> World {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
+    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
+    world.devices.begin_merge("j", &job).unwrap();
+    world
+}
+
+#[test]
+fn a_rollback_whose_last_step_fails_is_not_forgotten() {
+    let world = rolling_back();
+    let known = || world.devices.merge_jobs();
+    let before = known();
+    // The state cannot be kept.
+    std::fs::create_dir(world.path("state.new")).unwrap();
+    world.devices.end_merge("j", "disk").unwrap_err();
+    assert_eq!(known(), before);
+    std::fs::remove_dir(world.path("state.new")).unwrap();
+    world.devices.end_merge("j", "disk").unwrap();
+    assert!(known().is_empty());
+}
+
+/// A job may end while the process does.
+#[test]
+fn what_comes_after_the_end_of_all_devices_is_not_kept() {
+    let world = rolling_back();
+    let state = || std::fs::read_to_string(world.path("state")).unwrap();
+    let before = state();
+    assert!(world.devices.close(&[]));
+    let _ = world.devices.end_merge("j", "disk");
+    let _ = world.devices.halt_merge("j", Halt::Failed);
+    assert_eq!(state(), before);
+}
+
 #[test]
 fn a_commit_takes_no_layer_that_owes_something() {
     let world = World::new();

@@ -2,21 +2,29 @@
 
 use super::*;
 
-/// I11: what a store was owed is in the table that serves it next, behind what it lists.
-#[test]
-fn what_was_owed_is_in_the_table_with_what_was_listed() {
+fn line() -> String {
+    format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")
+}
+
+/// After a process that served a store of two chunks, and was killed when it owed it chunk 200.
+fn killed() -> World {
     let world = World::new();
     world.file("disk", LEN);
     std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
-    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
-    world.device("snap", &[&line]).unwrap();
+    world.device("snap", &[&line()]).unwrap();
     let store = world.table("snap").exceptions()[0].layers[0].clone();
     let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
     let _ = store.log().finish(first, Some(Chunk(200)));
     // Its file stays, as where the process is killed.
     let World { dir, devices, .. } = world;
     drop((store, devices));
-    let again = World::at(dir);
+    World::at(dir)
+}
+
+/// I11: what a store was owed is in the table that serves it next, behind what it lists.
+#[test]
+fn what_was_owed_is_in_the_table_with_what_was_listed() {
+    let again = killed();
     again.devices.start(&[], |_| Ok(())).unwrap();
     let table = again.table("snap").exceptions()[0].table.clone();
     let mapped: Vec<(u64, u64)> = (0..table.chunks())
@@ -61,20 +69,10 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
 /// where its file is the same.
 #[test]
 fn a_store_that_is_made_over_another_is_owed_nothing() {
-    let world = World::new();
-    world.file("disk", LEN);
-    std::fs::write(world.path("store"), store_of(&[9, 3])).unwrap();
-    let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8");
-    world.device("snap", &[&line]).unwrap();
-    let store = world.table("snap").exceptions()[0].layers[0].clone();
-    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
-    let _ = store.log().finish(first, Some(Chunk(200)));
-    let World { dir, devices, .. } = world;
-    drop((store, devices));
-    let again = World::at(dir);
+    let again = killed();
     let cow = File::options().write(true).open(again.path("store")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&cow, &[0; 4096], 0).unwrap();
-    again.device("other", &[&line]).unwrap();
+    again.device("other", &[&line()]).unwrap();
     let table = again.table("other").exceptions()[0].table.clone();
     assert!((0..table.chunks()).all(|chunk| table.get(Chunk(chunk)) == Entry::Unmapped));
 }
