@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub use scratch::{Place, Scratch, disk_dir};
@@ -367,6 +367,18 @@ impl Server {
     pub fn signal(&self, signal: Signal) -> Result<(), ServerError> {
         let pid = self.raw_pid()?;
         kill_process(pid, signal).map_err(|error| self.failed(error.into()))
+    }
+
+    /// SIGSTOP, and waits until all its threads stand still: what is sent then is there when it goes
+    /// on, all of it.
+    pub fn halt(&self) -> Result<(), ServerError> {
+        self.signal(Signal::STOP)?;
+        let stopped = waitpid(Some(self.raw_pid()?), WaitOptions::UNTRACED);
+        let stopped = stopped.map_err(|error| self.failed(error.into()))?;
+        match stopped {
+            Some((_, status)) if status.stopped() => Ok(()),
+            _ => Err(self.failed(io::Error::other("it ended instead of standing still"))),
+        }
     }
 
     /// Waits for its end; `act` says what is waited for.

@@ -71,8 +71,9 @@ fn a_second_signal_ends_it_at_once() {
     let mut world = World::start(&overlay(&scratch, &base));
     let mut disk = world.disk();
     disk.write(0, &stamped(0, 8, 2)).unwrap();
-    // Both are there before it wakes: the second is not waited for long.
-    world.server.signal(Signal::STOP).unwrap();
+    // Both are there before it wakes, and the lower number is read first: the second is not waited for
+    // long.
+    world.server.halt().unwrap();
     world.server.signal(Signal::TERM).unwrap();
     world.server.signal(Signal::INT).unwrap();
     world.server.signal(Signal::CONT).unwrap();
