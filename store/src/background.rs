@@ -48,11 +48,8 @@ pub trait Executor: Send {
     /// What ends [`Executor::wait`], or the next one where it does not wait.
     fn waker(&self) -> Arc<dyn Wake>;
 
-    /// Reads `bytes` from `offset` of a file that was adopted, and waits for that.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno>;
+    /// The bytes of a [`Seg::Scratch`] that nothing in flight uses; none, where it is none.
+    fn scratch(&self, seg: &Seg) -> Vec<u8>;
 }
 
 impl<E: Executor> Executor for &mut E {
@@ -76,8 +73,8 @@ impl<E: Executor> Executor for &mut E {
         (**self).waker()
     }
 
-    fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-        (**self).read(file, offset, bytes)
+    fn scratch(&self, seg: &Seg) -> Vec<u8> {
+        (**self).scratch(seg)
     }
 }
 
@@ -146,9 +143,8 @@ impl<E: Executor> Host<E> {
         }
         self.engine.step();
         while let Some(wants) = self.engine.merge_wants() {
-            let mut bytes = vec![0; wants.len as usize];
-            let read = self.executor.read(wants.file, wants.offset, &mut bytes);
-            self.engine.merge_supply(read.map(|()| &bytes[..]));
+            let bytes = self.executor.scratch(&wants);
+            self.engine.merge_supply(&bytes);
             self.engine.step();
         }
         while let Some(action) = self.engine.pop_action() {

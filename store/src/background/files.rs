@@ -85,9 +85,10 @@ impl Executor for FileExecutor {
         Arc::new(EventWake(self.event.clone()))
     }
 
-    fn read(&mut self, file: FileId, offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-        let info = self.files.get(file).ok_or(Errno(libc::EBADF))?;
-        info.read_at(bytes, offset).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno))
+    fn scratch(&self, seg: &Seg) -> Vec<u8> {
+        let Seg::Scratch { buf, offset, len } = *seg else { return Vec::new() };
+        let mut bytes = vec![0; len as usize];
+        if self.io.get_scratch(buf, offset as usize, &mut bytes) { bytes } else { Vec::new() }
     }
 }
 

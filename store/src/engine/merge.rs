@@ -18,14 +18,14 @@
 //!    store* before *release*: no write goes to a chunk's home while its entry can come back and be
 //!    merged over it (I7).
 //!
-//! Never knows time, nor reads the list of entries itself: its host does ([`MergeWants`]). Relies
-//! on a merged store taking no new exceptions: the list only grows shorter.
+//! Never knows time. Relies on a merged store taking no new exceptions: the list only grows shorter.
 
 mod batch;
 mod copy;
 mod erase;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod list;
 mod protect;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
@@ -35,17 +35,14 @@ mod world;
 
 use self::batch::{Batch, Neighbours};
 use self::copy::Copies;
+use self::list::List;
 use super::core::Core;
-use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark, Persistence, Store, StoreState};
 use crate::exception::{Entry as Word, Place};
-use crate::io::{Errno, FileId};
+use crate::io::Errno;
 use crate::table::Table;
 use crate::target::{Exceptions, Merge, Target};
-
-/// Entries that are asked for at a time: whole blocks, 64 KiB.
-const WINDOW_ENTRIES: u64 = 4096;
 
 /// How far a merge is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,21 +130,11 @@ pub enum MergeFailure {
     SyncStore(Errno),
 }
 
-/// Bytes of the store that a merge needs: a part of its list of entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MergeWants {
-    /// The store's file.
-    pub file: FileId,
-    /// First byte.
-    pub offset: u64,
-    /// Bytes, at most 64 KiB.
-    pub len: u64,
-}
-
 /// What of a batch ended; the detail in the tag of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 enum Step {
+    ReadList,
     ReadStore,
     WriteOrigin,
     SyncOrigin,
@@ -155,16 +142,22 @@ enum Step {
     SyncStore,
 }
 
-const STEPS: [Step; 5] =
-    [Step::ReadStore, Step::WriteOrigin, Step::SyncOrigin, Step::WriteList, Step::SyncStore];
+const STEPS: [Step; 6] = [
+    Step::ReadList,
+    Step::ReadStore,
+    Step::WriteOrigin,
+    Step::SyncOrigin,
+    Step::WriteList,
+    Step::SyncStore,
+];
 
 /// Where a merge is. `left` counts what is in flight.
 #[derive(Debug)]
 enum Stage {
     /// Between batches.
     Idle,
-    /// The host reads a part of the list.
-    Reading(MergeWants),
+    /// Parts of the list are read, or were and are handed over.
+    Reading { left: u32, failed: Option<MergeFailure> },
     /// Other snapshots make their copies; `next` is the first run not yet asked for.
     Protect { next: usize, left: u32, refused: bool },
     /// Writes to the batch's chunks end; those of runs before `next` have.
@@ -205,10 +198,7 @@ pub(super) struct MergeJob {
     budget: Option<i64>,
     /// Batches that may be begun; none: as many as can be.
     pub(super) batches: Option<u32>,
-    /// The entries from position `window_start` on, those of `position` and behind among them
-    /// only until they are removed.
-    window: Vec<Entry>,
-    window_start: u64,
+    list: List,
     batch: Batch,
     /// How many times as large as the smallest a batch may be.
     reach: u64,
@@ -256,7 +246,7 @@ impl<'a> Site<'a> {
 
 impl MergeJob {
     pub(super) fn is_quiet(&self) -> bool {
-        matches!(self.stage, Stage::Idle | Stage::Reading(_) | Stage::Ended(_))
+        matches!(self.stage, Stage::Idle | Stage::Ended(_))
     }
 
     /// How many requests for parts of the origin it waits for, where that is all that it does.
@@ -270,7 +260,7 @@ impl MergeJob {
     pub(super) fn progress(&self) -> MergeProgress {
         let state = match self.stage {
             Stage::Ended(state) => state,
-            Stage::Idle | Stage::Reading(_) if self.paused => MergeState::Paused,
+            Stage::Idle | Stage::Reading { .. } if self.paused => MergeState::Paused,
             _ => MergeState::Running,
         };
         MergeProgress {
@@ -284,20 +274,13 @@ impl MergeJob {
     #[cfg(any(test, feature = "sim"))]
     pub(super) fn step(&self) -> &'static str {
         match self.stage {
-            Stage::Idle | Stage::Reading(_) => "between batches",
+            Stage::Idle | Stage::Reading { .. } => "between batches",
             Stage::Protect { .. } => "protect",
             Stage::Drain { .. } => "drain",
             Stage::Copy { .. } => "copy",
             Stage::SyncOrigin { .. } => "sync origin",
             Stage::Erase { .. } => "erase entries",
             Stage::Ended(_) => "ended",
-        }
-    }
-
-    pub(super) fn wants(&self) -> Option<MergeWants> {
-        match self.stage {
-            Stage::Reading(wants) => Some(wants),
-            _ => None,
         }
     }
 
@@ -321,15 +304,9 @@ impl MergeJob {
         });
     }
 
-    /// Whether the entries in `from..upto`, or none, are at hand.
-    fn has_all(&self, from: u64, upto: u64) -> bool {
-        from >= upto
-            || (self.window_start <= from && upto <= self.window_start + self.window.len() as u64)
-    }
-
     /// Whether the entry `from` and all behind it that are not in the batch are at hand.
     fn has(&self, from: u64) -> bool {
-        self.has_all(from, self.top())
+        self.list.has_all(from, self.top())
     }
 }
 
@@ -369,8 +346,7 @@ impl Core {
             clean: false,
             budget: None,
             batches: None,
-            window: Vec::new(),
-            window_start: 0,
+            list: List::default(),
             batch: Batch { entries: doubtful, ..Batch::default() },
             reach: 1,
             slow: false,
@@ -396,7 +372,7 @@ impl Core {
             Stage::Protect { .. } => self.protect(job, site),
             Stage::Drain { .. } => self.drain(job, site),
             Stage::Copy { .. } => self.copy_home(job, site),
-            Stage::Reading(_)
+            Stage::Reading { .. }
             | Stage::SyncOrigin { .. }
             | Stage::Erase { .. }
             | Stage::Ended(_) => false,
@@ -411,8 +387,8 @@ impl Core {
         }
         let block = Tail::block_entries(&site.store().geometry());
         if !job.clean {
-            if !job.has_all(job.position - job.position % block, job.position) {
-                job.stage = Stage::Reading(wants(job, site));
+            if !job.list.has_all(job.position - job.position % block, job.position) {
+                self.read_list(job, site, (job.position, 1));
                 return false;
             }
             self.erase_behind(job, site);
@@ -427,7 +403,7 @@ impl Core {
         }
         while job.wants_more() {
             if !job.has(job.top() - 1) {
-                job.stage = Stage::Reading(wants(job, site));
+                self.read_list(job, site, (job.top(), job.missing()));
                 return false;
             }
             job.take_newest();
@@ -443,23 +419,6 @@ impl Core {
         true
     }
 
-    pub(super) fn merge_supply(&mut self, table: &Table, bytes: Result<&[u8], Errno>) {
-        let Some(mut job) = self.merge.take() else { return };
-        if let (Stage::Reading(wants), Some(site)) = (&job.stage, Site::of(table, job.line)) {
-            let wants = *wants;
-            let read = match bytes {
-                Ok(bytes) if bytes.len() as u64 == wants.len => parse(&mut job, site, bytes),
-                Ok(_) => Err(MergeFailure::ReadList { offset: wants.offset, errno: Errno::EIO }),
-                Err(errno) => Err(MergeFailure::ReadList { offset: wants.offset, errno }),
-            };
-            job.stage = Stage::Idle;
-            if let Err(failure) = read {
-                self.end_merge(&mut job, site, failure);
-            }
-        }
-        self.merge = Some(job);
-    }
-
     pub(super) fn merge_io_done(
         &mut self,
         table: &Table,
@@ -470,6 +429,7 @@ impl Core {
         let mut job = self.merge.take().expect("a merge's actions end before it does");
         let site = Site::of(table, job.line).expect("a table does not change under its actions");
         match STEPS[detail as usize] {
+            Step::ReadList => self.list_read(&mut job, site, index, result),
             Step::ReadStore => self.store_read(&mut job, site, index, result),
             Step::WriteOrigin => self.origin_written(&mut job, site, index, result),
             Step::SyncOrigin => self.origin_synced(&mut job, site, index, result),
@@ -496,39 +456,4 @@ impl Core {
         tracing::error!(store = site.store().name(), "the merge stopped: {failure}");
         job.stage = Stage::Ended(MergeState::Failed(failure));
     }
-}
-
-/// The part of the list that ends with the newest entry that is not in the batch: whole blocks from
-/// a window's start, so that a block is always at hand as a whole; never of two areas.
-fn wants(job: &MergeJob, site: Site<'_>) -> MergeWants {
-    let geometry = site.store().geometry();
-    let newest = job.top() - 1;
-    let within = newest % geometry.entries_per_area();
-    let first = newest - within % WINDOW_ENTRIES;
-    MergeWants {
-        file: site.store().file(),
-        offset: geometry.entry_offset(first),
-        len: (job.top() - first) * ENTRY_BYTES as u64,
-    }
-}
-
-/// Takes the part of the list that was asked for; every entry must be what the table says.
-fn parse(job: &mut MergeJob, site: Site<'_>, bytes: &[u8]) -> Result<(), MergeFailure> {
-    let geometry = site.store().geometry();
-    let entries: Vec<Entry> =
-        bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode).collect();
-    let first = job.top() - entries.len() as u64;
-    for (position, entry) in (first..).zip(&entries) {
-        let known = !entry.is_end()
-            && entry.old.0 < site.ex.table.chunks()
-            && entry.new.0 < geometry.device_chunks
-            && site.ex.table.get(entry.old) == Word::Mapped(site.place(entry));
-        if !known {
-            let offset = geometry.entry_offset(position);
-            return Err(MergeFailure::Entry { position, offset });
-        }
-    }
-    job.window = entries;
-    job.window_start = first;
-    Ok(())
 }

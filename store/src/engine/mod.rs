@@ -27,13 +27,13 @@ use std::sync::Arc;
 
 use self::core::Core;
 pub use self::core::EngineConfig;
-use crate::io::{Action, Completion, Errno, FileId, Seg};
+use crate::io::{Action, Completion, FileId, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Decision;
 use crate::target::Target;
 use crate::workers::{NoRoom, Wake, Worker, Workers};
-pub use merge::{MergeFailure, MergeProgress, MergeState, MergeWants};
+pub use merge::{MergeFailure, MergeProgress, MergeState};
 
 /// Where a whole request goes, if it needs nothing of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,14 +226,15 @@ impl Engine {
         self.core.start_merge(&table)
     }
 
-    /// Bytes of the store that the merge needs to go on; to be read and handed to
-    /// [`Engine::merge_supply`].
-    pub fn merge_wants(&self) -> Option<MergeWants> {
-        self.core.merge.as_ref()?.wants()
+    /// A part of the store's list that the merge has read into scratch memory: its bytes are to be
+    /// handed to [`Engine::merge_supply`], and then there may be another.
+    pub fn merge_wants(&self) -> Option<Seg> {
+        let (buf, len) = self.core.merge.as_ref()?.wants()?;
+        Some(self.core.scratch.seg(buf, 0, len))
     }
 
-    /// The bytes that [`Engine::merge_wants`] asked for, or why they cannot be read.
-    pub fn merge_supply(&mut self, bytes: Result<&[u8], Errno>) {
+    /// The bytes that [`Engine::merge_wants`] named; the steps that follow go on with them.
+    pub fn merge_supply(&mut self, bytes: &[u8]) {
         if let Some(table) = self.table.as_deref() {
             self.core.merge_supply(table, bytes);
         }

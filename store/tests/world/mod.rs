@@ -29,7 +29,7 @@ use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
 use snapblk_store::engine::{Engine, EngineConfig, MergeState};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
 use snapblk_store::io::sim::{Asked, Cut, Rng, Sim};
-use snapblk_store::io::{FileId, IoOp};
+use snapblk_store::io::{FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
@@ -548,8 +548,9 @@ impl World {
         }
         host.engine.step();
         while let Some(wants) = host.engine.merge_wants() {
-            let bytes = self.sim.disk(wants.file).read(wants.offset, wants.len);
-            host.engine.merge_supply(Ok(bytes));
+            let Seg::Scratch { offset, len, .. } = wants else { panic!("that is not scratch") };
+            let scratch = &self.sim.host(number).scratch;
+            host.engine.merge_supply(&scratch[offset as usize..][..len as usize]);
             host.engine.step();
         }
         while let Some(action) = host.engine.pop_action() {

@@ -64,12 +64,16 @@ impl MergeJob {
         has == 0 || (!self.is_small() && has < self.batch_len() && self.top() > 0)
     }
 
+    /// How many entries are read for it: those of one part, of the smallest.
+    pub(super) fn missing(&self) -> u64 {
+        if self.is_small() { 1 } else { self.batch_len() - self.batch.entries.len() as u64 }
+    }
+
     /// Takes into the batch what is at hand of the newest entries that are not in it.
     pub(super) fn take_newest(&mut self) {
-        let end = self.top() - self.window_start;
-        let count = end.min(self.batch_len() - self.batch.entries.len() as u64);
-        let newest = (end - count) as usize..end as usize;
-        self.batch.entries.splice(..0, self.window[newest].iter().copied());
+        let (start, end) = (self.list.start(), self.top());
+        let count = (end - start).min(self.batch_len() - self.batch.entries.len() as u64);
+        self.batch.entries.splice(..0, self.list.get(end - count, end).iter().copied());
     }
 
     /// A batch is done: the next is larger, unless somebody waited for this one or it took long.

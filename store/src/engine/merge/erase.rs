@@ -41,7 +41,7 @@ impl Core {
         let geometry = store.geometry();
         let (block, area) = (Tail::block_entries(&geometry), geometry.entries_per_area());
         let mut first = from - from % block;
-        let mut bytes: Vec<u8> = job.kept(first, from).iter().flat_map(Entry::encode).collect();
+        let mut bytes: Vec<u8> = job.list.get(first, from).iter().flat_map(Entry::encode).collect();
         job.meta.clear();
         while first < upto {
             let end = (first - first % area + area).min(upto.next_multiple_of(block));
@@ -110,7 +110,7 @@ impl Core {
         }
         let block = Tail::block_entries(&store.geometry());
         let first = job.position - job.position % block;
-        store.truncate(job.position, job.kept(first, job.position));
+        store.truncate(job.position, job.list.get(first, job.position));
         let mut waiting = 0;
         for entry in job.batch.entries.drain(..) {
             let place = site.place(&entry);
@@ -138,16 +138,5 @@ impl Core {
         }
         self.end_merge(job, site, failure);
         self.worker.all().wake(u64::MAX);
-    }
-}
-
-impl MergeJob {
-    /// The entries `from..upto` of the list; they are at hand, or none.
-    fn kept(&self, from: u64, upto: u64) -> &[Entry] {
-        if from == upto {
-            return &[];
-        }
-        let at = |position: u64| (position - self.window_start) as usize;
-        &self.window[at(from)..at(upto)]
     }
 }

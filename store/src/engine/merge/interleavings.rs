@@ -38,10 +38,8 @@ fn drive(
     loop {
         engine.step();
         while let Some(wants) = engine.merge_wants() {
-            let bytes = files.lock().unwrap()[wants.file.0 as usize][wants.offset as usize..]
-                [..wants.len as usize]
-                .to_vec();
-            engine.merge_supply(Ok(&bytes));
+            let Seg::Scratch { offset, len, .. } = wants else { panic!("that is not scratch") };
+            engine.merge_supply(&scratch[offset as usize..][..len as usize]);
             engine.step();
         }
         while let Some(action) = engine.pop_action() {

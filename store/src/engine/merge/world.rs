@@ -310,12 +310,12 @@ impl World {
     }
 
     fn pump(&mut self, index: usize) {
-        let World { hosts, disks, seq, .. } = self;
+        let World { hosts, seq, .. } = self;
         let host = &mut hosts[index];
         host.engine.step();
         while let Some(wants) = host.engine.merge_wants() {
-            let bytes = &disks[wants.file.0 as usize].now[wants.offset as usize..];
-            host.engine.merge_supply(Ok(&bytes[..wants.len as usize]));
+            let Seg::Scratch { offset, len, .. } = wants else { panic!("that is not scratch") };
+            host.engine.merge_supply(&host.scratch[offset as usize..][..len as usize]);
             host.engine.step();
         }
         while let Some(action) = host.engine.pop_action() {
