@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use snapblk_qmp::client::Client as Qmp;
 use snapblk_tests::client::{Client, Connect};
-use snapblk_tests::server::{Memory, find_snapblk, spawn};
+use snapblk_tests::server::{Memory, find_snapblk, output, spawn};
 
 use crate::common::*;
 
@@ -134,7 +134,7 @@ fn a_socket_that_the_process_has_itself_is_named_as_that() {
     let mut command = Command::new(find_snapblk().unwrap());
     command.arg("serve").arg("--blk-file").arg(&file);
     command.arg("--monitor").arg(&both).arg("--socket-path").arg(&both);
-    let output = command.output().unwrap();
+    let output = output(&mut command).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("this process") && said.contains("the export 'disk0'"), "{said}");

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use snapblk_tests::server::{Scratch, ServerCommand, find_snapblk};
+use snapblk_tests::server::{Scratch, ServerCommand, find_snapblk, output};
 
 use crate::common::*;
 
@@ -250,9 +250,8 @@ fn what_is_owed_is_found_by_each_name_of_a_store() {
     let world = World::start(&by("link.cow"));
     world.disk().write(0, &stamped(0, 8, 2)).unwrap();
     world.kill();
-    let snapblk = find_snapblk().unwrap();
-    let info =
-        Command::new(snapblk).arg("info").arg(scratch.path("sub/real.cow")).output().unwrap();
+    let mut info = Command::new(find_snapblk().unwrap());
+    let info = output(info.arg("info").arg(scratch.path("sub/real.cow"))).unwrap();
     assert!(info.status.success(), "{info:?}");
     let text = String::from_utf8(info.stdout).unwrap();
     assert!(text.contains("1 chunk"), "{text}");

@@ -116,6 +116,21 @@ fn no_test_is_left_out() {
     none_but("A test runs, or is not there.", broken, &[]);
 }
 
+/// A child has, until it is another program, what its parent had open: a connection that a test closes
+/// is open for as long. `snapblk_tests::server` has functions that others can wait for.
+#[test]
+fn tests_with_connections_make_no_child_past_the_others() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|it| it.path.starts_with("tests/tests/control")) {
+        for (n, line) in source.code.lines().enumerate() {
+            if [".output()", ".spawn()", ".status()"].iter().any(|call| line.contains(call)) {
+                broken.push(format!("{}:{}: {}", source.path, n + 1, line.trim()));
+            }
+        }
+    }
+    none("Children are made with `spawn` and `output` of `snapblk_tests::server`.", &broken);
+}
+
 /// Panics that a guest, a client or a file could provoke begin with these; each is an assertion
 /// about ourselves, and says which.
 #[test]
