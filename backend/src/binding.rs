@@ -56,7 +56,7 @@ pub trait DeviceEngine: 'static {
     fn pop_finished(&mut self) -> Option<(Token, Status)>;
     /// Nothing in flight, nothing claimed, no commit led. Requests may be held.
     fn is_quiet(&self) -> bool;
-    /// Ends with [`Status::Error`] the requests that are held because there is no room for them;
+    /// Ends with an error the requests that are held because there is no room for them;
     /// with `all`, those too that wait for other workers. Called while quiet.
     fn fail_held(&mut self, all: bool);
     /// Makes durable in the steps that follow what was written, though nobody waits for that.
@@ -116,6 +116,17 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
+/// A request that failed, as far as whoever looks after the device is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// One that the guest reads something by.
+    Read,
+    /// Another.
+    Write,
+    /// Another, for want of room.
+    NoSpace,
+}
+
 /// What an export is an export *of*: a device of the process.
 pub trait Binding: Send + Sync + 'static {
     /// The engine of its workers.
@@ -134,7 +145,7 @@ pub trait Binding: Send + Sync + 'static {
     /// The guest set it. Returns when that outlives the process, as far as it can.
     fn set_write_through(&self, export: &str, on: bool);
     /// A guest's request could not be carried out. Called by a worker, seldom; must not block.
-    fn request_failed(&self, read: bool);
+    fn request_failed(&self, failure: Failure);
     /// An export's workers begin to serve the device. They start suspended and without a table:
     /// the device machine resumes each of them with its table when the device is active.
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<TableOf<Self>>>);

@@ -20,7 +20,7 @@ use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::units::Sector;
 
 use crate::binding::{
-    Binding, DeviceEngine, DeviceIo, DeviceTable, Direct, Geometry, GuestData, Wake,
+    Binding, DeviceEngine, DeviceIo, DeviceTable, Direct, Failure, Geometry, GuestData, Wake,
 };
 use crate::memory::{gather, scatter};
 use crate::worker::{ResumeWith, WorkerHandle, new_eventfd, signal};
@@ -539,7 +539,7 @@ impl Binding for TestBinding {
         })
     }
 
-    fn request_failed(&self, _: bool) {}
+    fn request_failed(&self, _: Failure) {}
 
     fn geometry(&self) -> Geometry {
         Geometry { size: self.disk.size(), read_only: self.read_only }

@@ -31,7 +31,7 @@ use snapblk_store::io::Completion;
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::units::Sector;
 
-use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, TableOf};
+use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, TableOf};
 use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 use crate::vring::Vring;
@@ -87,7 +87,7 @@ pub(crate) fn spawn<B: Binding>(
         match parts {
             Ok((engine, io)) => {
                 let _ = send.send(Ok(()));
-                let failed = Box::new(move |read| binding.request_failed(read));
+                let failed = Box::new(move |failure| binding.request_failed(failure));
                 Worker::new(engine, io, mailbox, options, failed).run();
             }
             Err(e) => {
@@ -159,8 +159,8 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     /// The driver turned its cache off while there was nothing to flush.
     owes_flush: bool,
     stopping: bool,
-    /// Is told of requests that failed, and whether they were reads.
-    failed: Box<dyn Fn(bool)>,
+    /// Is told of requests that failed.
+    failed: Box<dyn Fn(Failure)>,
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Drop for Worker<E, I> {
@@ -175,7 +175,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         mut io: I,
         mailbox: Arc<Mailbox<E::Table>>,
         WorkerOptions { serial, writable, polling }: WorkerOptions,
-        failed: Box<dyn Fn(bool)>,
+        failed: Box<dyn Fn(Failure)>,
     ) -> Self {
         io.watch(mailbox.event(), WAKE_KEY);
         Worker {
@@ -312,7 +312,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             let head = (tag.0 & 0xffff) as u16;
             match result {
                 Ok(()) => self.finish(head, BlkStatus::Ok),
-                Err(_) => self.fail(head),
+                Err(errno) if errno.is_no_space() => self.submit_again(head),
+                Err(_) => self.fail(head, false),
             }
         }
         busy
@@ -326,7 +327,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let head = token.0 as u16;
         match status {
             Status::Ok => self.next_range(head),
-            Status::Error => self.fail(head),
+            Status::Error => self.fail(head, false),
+            Status::NoSpace => self.fail(head, true),
             Status::Unsupported => self.finish(head, BlkStatus::Unsupported),
         }
     }

@@ -51,6 +51,8 @@ pub enum Status {
     Ok,
     /// Some of it could not be done.
     Error,
+    /// Likewise, for want of room in a store or in the file system below.
+    NoSpace,
     /// The device does not do this.
     Unsupported,
 }

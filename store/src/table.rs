@@ -151,6 +151,16 @@ impl Table {
         Piece { target: &line.target, offset: within, len: len.min(line.len - within) }
     }
 
+    /// The stores to which guests write in `[offset, offset + len)`, where that is a snapshot's.
+    pub fn stores_of(&self, offset: u64, len: u64) -> impl Iterator<Item = &Arc<Store>> {
+        let within =
+            move |line: &&Line| line.start < offset + len && offset < line.start + line.len;
+        self.lines.iter().filter(within).filter_map(|line| match &line.target {
+            Target::Snapshot(snapshot) => Some(self.exceptions[snapshot.exceptions].store()),
+            Target::Plain(_) | Target::Origin(_) | Target::Merge(_) => None,
+        })
+    }
+
     /// A request that begins at `offset` is about to be decided.
     #[inline]
     pub fn prefetch(&self, offset: u64) {

@@ -18,7 +18,7 @@ use snapblk_store::units::Sector;
 use snapblk_store::workers::Wake;
 
 use super::failures::Failed;
-use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Geometry};
+use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, Geometry};
 use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
 
 /// A device and what its workers are made with.
@@ -85,8 +85,8 @@ impl Binding for Served {
         }
     }
 
-    fn request_failed(&self, read: bool) {
-        self.failed.note(read);
+    fn request_failed(&self, failure: Failure) {
+        self.failed.note(failure);
     }
 
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<Table>>) {

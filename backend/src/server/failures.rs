@@ -1,7 +1,7 @@
 //! Failed requests of guests, on their way from workers to whoever listens to the monitor.
 //!
-//! Owns two flags an export, one for reads and one for writes, and the thread that passes on what
-//! they say. A guest can have as many requests fail as it likes: a worker sets a flag, and wakes
+//! Owns flags of each export, one for reads, one for writes and one for writes that found no room, and
+//! the thread that passes on what they say. A guest can have as many requests fail as it likes: a worker sets a flag, and wakes
 //! the thread where that was not set; it neither allocates nor waits. Never knows why a request
 //! failed.
 
@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
+
+use crate::binding::Failure;
+
+const FAILURES: [Failure; 3] = [Failure::Read, Failure::Write, Failure::NoSpace];
 
 /// Between two looks at the flags: what fails meanwhile is told once.
 const SPACING: Duration = Duration::from_millis(10);
@@ -31,11 +35,20 @@ struct Flags {
     device: String,
     read: AtomicBool,
     write: AtomicBool,
+    no_space: AtomicBool,
 }
 
 impl Flags {
+    fn of(&self, failure: Failure) -> &AtomicBool {
+        match failure {
+            Failure::Read => &self.read,
+            Failure::Write => &self.write,
+            Failure::NoSpace => &self.no_space,
+        }
+    }
+
     fn is_set(&self) -> bool {
-        self.read.load(Ordering::Acquire) || self.write.load(Ordering::Acquire)
+        FAILURES.iter().any(|&failure| self.of(failure).load(Ordering::Acquire))
     }
 }
 
@@ -46,8 +59,8 @@ pub(super) struct Failed {
 }
 
 impl Failures {
-    /// `tell` is called with the device's name, and whether it was a read, in a thread of its own.
-    pub(super) fn new(mut tell: impl FnMut(&str, bool) + Send + 'static) -> Failures {
+    /// `tell` is called with the device's name, and what failed, in a thread of its own.
+    pub(super) fn new(mut tell: impl FnMut(&str, Failure) + Send + 'static) -> Failures {
         let shared = Arc::<Shared>::default();
         let sees = shared.clone();
         let spawned = std::thread::Builder::new().name("failures".into()).spawn(move || {
@@ -71,8 +84,8 @@ impl Failures {
 
     /// For an export of `device`.
     pub(super) fn of(&self, device: &str) -> Failed {
-        let (read, write) = (AtomicBool::new(false), AtomicBool::new(false));
-        let flags = Arc::new(Flags { device: device.into(), read, write });
+        let [read, write, no_space] = FAILURES.map(|_| AtomicBool::new(false));
+        let flags = Arc::new(Flags { device: device.into(), read, write, no_space });
         self.0.exports().push(flags.clone());
         Failed { flags, shared: self.0.clone() }
     }
@@ -86,9 +99,9 @@ impl Drop for Failures {
 }
 
 impl Failed {
-    /// A read failed, or something else.
-    pub(super) fn note(&self, read: bool) {
-        let flag = if read { &self.flags.read } else { &self.flags.write };
+    /// A request failed.
+    pub(super) fn note(&self, failure: Failure) {
+        let flag = self.flags.of(failure);
         if !flag.swap(true, Ordering::AcqRel) {
             self.shared.wake();
         }
@@ -108,13 +121,13 @@ impl Shared {
         }
     }
 
-    fn pass_on(&self, tell: &mut impl FnMut(&str, bool)) {
+    fn pass_on(&self, tell: &mut impl FnMut(&str, Failure)) {
         let mut exports = self.exports().clone();
         for flags in &exports {
-            for (flag, read) in [(&flags.read, true), (&flags.write, false)] {
+            for failure in FAILURES {
                 // Cleared first: what fails while it is told is told again.
-                if flag.swap(false, Ordering::AcqRel) {
-                    tell(&flags.device, read);
+                if flags.of(failure).swap(false, Ordering::AcqRel) {
+                    tell(&flags.device, failure);
                 }
             }
         }
@@ -135,44 +148,46 @@ mod tests {
     #[test]
     fn what_an_export_says_last_is_told_when_it_is_gone() {
         let (told, hears) = channel();
-        let failures = Failures::new(move |device, read| {
-            told.send((device.to_owned(), read)).unwrap();
+        let failures = Failures::new(move |device, failure| {
+            told.send((device.to_owned(), failure)).unwrap();
         });
         for n in 0..20 {
-            let (name, read) = (format!("disk{n}"), n % 2 == 0);
-            failures.of(&name).note(read);
-            assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), (name, read));
+            let (name, failure) = (format!("disk{n}"), FAILURES[n % 3]);
+            failures.of(&name).note(failure);
+            assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), (name, failure));
         }
-        failures.of("last").note(true);
+        failures.of("last").note(Failure::Read);
         let shared = failures.0.clone();
         drop(failures);
-        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("last".into(), true));
+        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("last".into(), Failure::Read));
         assert!(hears.recv_timeout(PATIENCE).is_err(), "the thread has ended");
         assert!(shared.exports().is_empty(), "and nobody is kept");
     }
 
     /// Whoever tells of them may be slow, and the guest quick: what waits does not grow.
     #[test]
-    fn any_number_of_failures_is_told_once_a_direction() {
+    fn any_number_of_failures_is_told_once_a_kind() {
         let (told, hears) = channel();
         let (go_on, waits) = channel::<()>();
-        let failures = Failures::new(move |device, read| {
-            told.send((device.to_owned(), read)).unwrap();
+        let failures = Failures::new(move |device, failure| {
+            told.send((device.to_owned(), failure)).unwrap();
             let _ = waits.recv();
         });
         let (one, two) = (failures.of("one"), failures.of("two"));
-        one.note(false);
-        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("one".into(), false));
+        one.note(Failure::Write);
+        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("one".into(), Failure::Write));
         for n in 0..10_000 {
-            one.note(n % 2 == 0);
+            one.note(FAILURES[n % 3]);
         }
-        two.note(true);
+        two.note(Failure::Read);
         drop(go_on);
-        let mut rest: Vec<_> = (0..3).map(|_| hears.recv_timeout(PATIENCE).unwrap()).collect();
+        let mut rest: Vec<_> = (0..4).map(|_| hears.recv_timeout(PATIENCE).unwrap()).collect();
         rest.sort();
-        assert_eq!(rest, [("one".into(), false), ("one".into(), true), ("two".into(), true)]);
-        two.note(true);
-        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("two".into(), true));
+        let of_one = FAILURES.map(|failure| ("one".into(), failure));
+        let [read, write, no_space] = of_one;
+        assert_eq!(rest, [read, write, no_space, ("two".into(), Failure::Read)]);
+        two.note(Failure::Read);
+        assert_eq!(hears.recv_timeout(PATIENCE).unwrap(), ("two".into(), Failure::Read));
         drop(failures);
         assert_eq!(hears.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     }

@@ -35,6 +35,7 @@ use snapblk_store::flusher::CallerFlusher;
 use snapblk_store::io::{Files, IoOptions};
 use snapblk_store::workers::Workers;
 
+use crate::binding::Failure;
 use crate::export::Export;
 pub use crate::export::MAX_QUEUES;
 use failures::Failures;
@@ -126,7 +127,7 @@ impl Server {
             resizes,
             jobs: Jobs::new(events.clone()),
             lockfs: Lockfs::new(agents, &events),
-            failures: Failures::new(move |device, read| tells.emit(&failed(device, read))),
+            failures: Failures::new(move |device, failure| tells.emit(&failed(device, failure))),
             events,
             ends: Mutex::new(ends),
             options,
@@ -252,14 +253,15 @@ fn log_failure(event: &Event) {
 }
 
 /// The event of failed requests: one for all that failed since the last.
-fn failed(device: &str, read: bool) -> Event {
+fn failed(device: &str, failure: Failure) -> Event {
+    let no_space = failure == Failure::NoSpace;
     Event::BlockIoError(BlockIoError {
         node_name: Some(device.into()),
         device: device.into(),
-        operation: if read { IoOperation::Read } else { IoOperation::Write },
+        operation: if failure == Failure::Read { IoOperation::Read } else { IoOperation::Write },
         action: ErrorAction::Report,
-        nospace: None,
-        reason: "Input/output error".into(),
+        nospace: no_space.then_some(true),
+        reason: if no_space { "No space left on device" } else { "Input/output error" }.into(),
     })
 }
 

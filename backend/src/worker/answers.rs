@@ -6,7 +6,7 @@
 use snapblk_store::io::{Action, IoOp};
 
 use super::{Worker, signal};
-use crate::binding::{DeviceEngine, DeviceIo};
+use crate::binding::{DeviceEngine, DeviceIo, Failure};
 use crate::request::BlkStatus;
 
 /// Requests that were answered, in the midst of a batch, when a driver that sleeps is told, where I/O
@@ -17,11 +17,16 @@ const ENOUGH: u16 = 16;
 pub(super) const ENOUGH_BYTES: u64 = 64 << 10;
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Answers a request that could not be carried out, and tells whoever looks after the device.
+    /// Answers a request that could not be carried out, be it for want of room, and tells whoever
+    /// looks after the device.
     #[cold]
-    pub(super) fn fail(&mut self, head: u16) {
-        let read = self.answer(head, BlkStatus::IoError);
-        (self.failed)(read);
+    pub(super) fn fail(&mut self, head: u16, no_space: bool) {
+        let failure = match self.answer(head, BlkStatus::IoError) {
+            true => Failure::Read,
+            false if no_space => Failure::NoSpace,
+            false => Failure::Write,
+        };
+        (self.failed)(failure);
     }
 
     /// Answers a request.

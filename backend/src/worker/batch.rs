@@ -127,10 +127,19 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             segs: (0, 1),
             tag: Tag(OWN_TAG | u64::from(head)),
         };
+        self.flights.goes_to(head, sector);
         self.charge(&action);
         let data = [Seg::Guest { token, offset: 0, len }];
         self.io.submit(&action, &data, &[], &self.flights);
         self.direct += 1;
         self.unsubmitted.add();
+    }
+
+    /// A write that needed nothing of the engine found no room: what is done about that the engine
+    /// knows.
+    #[cold]
+    pub(super) fn submit_again(&mut self, head: u16) {
+        let (sector, len) = self.flights.range_of(head);
+        self.submit(Token(head.into()), Op::Write, sector, len);
     }
 }

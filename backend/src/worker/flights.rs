@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use snapblk_store::request::Token;
+use snapblk_store::units::Sector;
 
 use crate::binding::GuestData;
 use crate::memory::GuestMemory;
@@ -18,6 +19,8 @@ struct Flight {
     slot: RequestSlot,
     busy: bool,
     next_range: usize,
+    /// Where its data goes, for [`Flights::range_of`].
+    sector: Sector,
     /// Which memory its addresses are of.
     generation: u32,
 }
@@ -37,6 +40,7 @@ impl Flights {
             slot: RequestSlot::with_room(),
             busy: false,
             next_range: 0,
+            sector: Sector(0),
             generation: 0,
         });
     }
@@ -61,6 +65,18 @@ impl Flights {
         flight.busy = false;
         self.busy -= 1;
         (&flight.slot, flight.generation)
+    }
+
+    /// Notes where a request's data goes.
+    #[inline]
+    pub(crate) fn goes_to(&mut self, head: u16, sector: Sector) {
+        self.flights[usize::from(head)].sector = sector;
+    }
+
+    /// Where a request's data goes, as it was noted, and how many bytes it has.
+    pub(crate) fn range_of(&self, head: u16) -> (Sector, u64) {
+        let flight = &self.flights[usize::from(head)];
+        (flight.sector, flight.slot.data.iter().map(|piece| piece.iov_len as u64).sum())
     }
 
     /// The next of the request's ranges, each once.

@@ -154,7 +154,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.engine.fail_held(self.gate == Gate::Closed);
         let mut any = false;
         while let Some((token, status)) = self.engine.pop_finished() {
-            if tracked && status == Status::Error {
+            if tracked && status != Status::Ok {
                 self.leave(token.0 as u16);
             } else {
                 self.ended(token, status);

@@ -494,6 +494,7 @@ impl Core {
         } else if for_origin || !store.is_guest_disk() {
             self.invalidate(store);
         }
+        self.requests[request].no_space |= is_full(result);
         self.part_ended(request, for_origin);
     }
 

@@ -109,6 +109,8 @@ pub(super) struct Pending {
     /// Actions and claims that have not ended.
     pub(super) outstanding: u32,
     pub(super) failed: bool,
+    /// Something of it found no room.
+    pub(super) no_space: bool,
     /// A piece from here on found no room: when all parts have ended, it is dispatched again from
     /// here.
     pub(super) again: Option<u64>,
@@ -222,6 +224,7 @@ impl Core {
             cursor: 0,
             outstanding: 0,
             failed: false,
+            no_space: false,
             again: None,
             for_room: false,
             waiting: true,
@@ -295,7 +298,7 @@ impl Core {
         });
         for index in failed {
             let pending = &mut self.requests[index];
-            (pending.failed, pending.waiting) = (true, false);
+            (pending.failed, pending.no_space, pending.waiting) = (true, true, false);
             self.maybe_ended(index);
         }
     }
@@ -348,6 +351,9 @@ impl Core {
                 if detail != NOT_TRACKED {
                     self.worker.untrack(TrackId::from_u8(detail as u8));
                     self.freed = true;
+                }
+                if is_full(completion.result) {
+                    return self.found_no_room(table, index);
                 }
                 self.part_ended(index, ok);
             }
@@ -412,6 +418,21 @@ impl Core {
         self.maybe_ended(index);
     }
 
+    /// What has its place found no room for it: in a hole that a discard left, below a snapshot of
+    /// the file system. It is tried again from its beginning when there may be some, where that is
+    /// waited for.
+    #[cold]
+    fn found_no_room(&mut self, table: &Table, index: usize) {
+        let pending = &mut self.requests[index];
+        pending.no_space = true;
+        let mut waits = false;
+        table.stores_of(pending.start, pending.len).for_each(|it| waits |= it.wait_for_room());
+        if waits {
+            pending.again = Some(0);
+        }
+        self.part_ended(index, waits);
+    }
+
     /// Ends a request of which all parts have ended, or takes its last step.
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
@@ -441,7 +462,11 @@ impl Core {
         debug_assert_eq!(pending.outstanding, 0);
         match pending.asker {
             Asker::Host(token) => {
-                let status = if pending.failed { Status::Error } else { Status::Ok };
+                let status = match (pending.failed, pending.no_space) {
+                    (false, _) => Status::Ok,
+                    (true, false) => Status::Error,
+                    (true, true) => Status::NoSpace,
+                };
                 self.finished.push_back((token, status));
             }
             Asker::Merge => self.merge_protected(!pending.failed),
@@ -475,5 +500,5 @@ impl Core {
 
 /// Whether a failure means that the file system below had no room, or none for the store's owner.
 pub(super) fn is_full(result: Result<(), Errno>) -> bool {
-    matches!(result, Err(Errno::ENOSPC | Errno::EDQUOT))
+    result.is_err_and(Errno::is_no_space)
 }

@@ -3,7 +3,10 @@
 //! Owns the translation of a [`Decision`] into what is done next. Never knows how a chunk is moved
 //! or a store committed.
 
+use std::sync::Arc;
+
 use super::core::{Asker, Core};
+use crate::cow::{Store, StoreState};
 use crate::io::{FileId, IoOp};
 use crate::request::Op;
 use crate::table::Table;
@@ -29,6 +32,13 @@ impl Core {
         pending.for_room = false;
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
+        if pending.no_space && !pending.failed {
+            let mut stores = table.stores_of(pending.start, pending.len);
+            if stores.any(|store| store.state() == StoreState::Full) {
+                pending.for_room = true;
+                return self.park(index);
+            }
+        }
         loop {
             let pending = &self.requests[index];
             if pending.failed || pending.cursor == pending.len {
@@ -63,7 +73,10 @@ impl Core {
                 self.advance(index, len)
             }
             Decision::Fail => {
-                self.requests[index].failed = true;
+                let is_full = |store: &Arc<Store>| store.state() == StoreState::Overflow;
+                let pending = &mut self.requests[index];
+                pending.no_space |= op != Op::Read && table.stores_of(at, 1).any(is_full);
+                pending.failed = true;
                 Flow::On
             }
             Decision::Move { exceptions, chunk, seen, len } => {

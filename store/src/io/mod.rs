@@ -149,6 +149,11 @@ impl Errno {
     pub const ENOSPC: Errno = Errno(libc::ENOSPC);
     /// No space left for the file's owner, or its project.
     pub const EDQUOT: Errno = Errno(libc::EDQUOT);
+
+    /// Whether there is no room, or none for the file's owner.
+    pub fn is_no_space(self) -> bool {
+        matches!(self, Errno::ENOSPC | Errno::EDQUOT)
+    }
 }
 
 impl std::fmt::Display for Errno {

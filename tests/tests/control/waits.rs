@@ -1,7 +1,7 @@
 //! Full stores whose writes wait: `--on-full wait`, growth, and what happens when it does not come.
 
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,6 +135,12 @@ fn scenario_78_when_the_time_is_over_the_write_fails() {
     assert!(began.elapsed() >= Duration::from_secs(2));
     assert_eq!(world.event("SNAPSHOT_OVERFLOW")["data"]["cow"], word(&store));
     assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot Overflow")]);
+    // What failed says why, as QEMU's event does; so does what fails from now on.
+    assert!(held.write(20 * 4096, &[1; 4096]).is_err_and(|error| error.is_refused()));
+    let data = world.event("BLOCK_IO_ERROR")["data"].clone();
+    assert_eq!((&data["action"], &data["operation"]), (&json!("report"), &json!("write")));
+    assert_eq!((&data["nospace"], &data["device"]), (&json!(true), &json!("disk0")), "{data}");
+    assert_eq!(data["reason"], "No space left on device");
     chunk_is(&mut held, 13, 2);
     chunk_is(&mut held, 14, 1);
     // Scenario 25, by a resize to the size that it has.
@@ -227,6 +233,30 @@ fn scenario_78_a_full_file_system_fails_no_opening() {
     world.stop();
 }
 
+/// A hole in a store, where a chunk has its place: it takes room like a chunk that has none yet.
+#[test]
+fn scenario_78_what_has_its_place_waits_for_room_too() {
+    let scratch = scratch();
+    let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let small = Small::new(&scratch);
+    let mut world = World::start(&small.serve(&scratch, &base));
+    let mut held = world.disk();
+    for n in 0..3 {
+        held.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+    }
+    small.punch("store.cow", 3 * 4096, 4096);
+    small.fill_up();
+    held.begin_write(4096, &stamped(8, 8, 3)).unwrap();
+    is_the_event(&world.event("BLOCK_IO_ERROR"), "disk0", &small.at.join("store.cow"));
+    assert!(held.end(MOMENT).is_err(), "it is held");
+    small.make_room();
+    held.end(Duration::from_secs(20)).unwrap();
+    for (n, generation) in [(0, 2), (1, 3), (2, 2)] {
+        chunk_is(&mut held, n, generation);
+    }
+    world.stop();
+}
+
 /// Writes chunks until one finds no room, which is begun and held; its number.
 fn fill_up(disk: &mut Disk) -> u64 {
     // More than an area's chunks: the one behind them was a hole.
@@ -276,11 +306,29 @@ impl Small {
         command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
     }
 
+    /// A file in it, as everybody sees it.
+    fn seen(&self, name: &str) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        root.join(self.at.join(name).strip_prefix("/").unwrap())
+    }
+
+    /// Takes what is left.
+    fn fill_up(&self) {
+        let mut rest = std::fs::File::create(self.seen("rest")).unwrap();
+        while rest.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    /// Takes the room of a part of a file away.
+    fn punch(&self, name: &str, offset: u64, len: u64) {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let file = OpenOptions::new().write(true).open(self.seen(name)).unwrap();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, punch, offset, len).unwrap();
+    }
+
     /// Takes the filler away.
     fn make_room(&self) {
-        let seen = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
-        let filler = self.at.join("filler");
-        std::fs::remove_file(seen.join(filler.strip_prefix("/").unwrap())).unwrap();
+        std::fs::remove_file(self.seen("filler")).unwrap();
     }
 }
 

@@ -45,6 +45,7 @@ impl Core {
             cursor: 0,
             outstanding: 0,
             failed: false,
+            no_space: false,
             again: None,
             for_room: false,
             waiting: true,
