@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 use snapblk_qmp::{Handler, is_well_formed};
 use snapblk_store::control::answer::{Answer, BlockExportInfo, BlockExportType};
@@ -18,7 +19,7 @@ use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
 
 use super::binding::Served;
-use super::{End, Exported, OnFull, Server, info};
+use super::{DEADLINE, End, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{
     Export, ExportConfig, ExportError, Polling, SocketAddress as Listen, StopMode,
@@ -234,7 +235,7 @@ impl Server {
             .map_err(|error| generic(error.to_string()))
     }
 
-    fn delete_export(&self, c: &BlockExportDel) -> Result<Answer, CommandError> {
+    fn delete_export(self: &Arc<Self>, c: &BlockExportDel) -> Result<Answer, CommandError> {
         let mode = match c.mode {
             Some(BlockExportRemoveMode::Hard) => StopMode::Hard,
             None | Some(BlockExportRemoveMode::Safe) => StopMode::Safe,
@@ -250,25 +251,52 @@ impl Server {
             }
             Some(exported) => exported.export.take(),
         };
-        let mut export = taken.ok_or_else(|| shutting_down(&c.id))?;
-        // As long as it takes, which is for its requests to say: nobody else waits for that.
-        let stopped = export.stop(mode);
-        let mut exports = self.exports();
-        if let Err(error) = stopped {
-            if let Some(exported) = exports.get_mut(&c.id) {
+        let export = taken.ok_or_else(|| shutting_down(&c.id))?;
+        // As long as it takes, which is for its requests to say: nobody waits for that without end.
+        let (send, ended) = channel();
+        let (server, id) = (self.clone(), c.id.clone());
+        let stop = move || drop(send.send(server.stop_export(&id, export, mode)));
+        if std::thread::Builder::new().name("stop".into()).spawn(stop).is_err() {
+            // It was dropped, and has stopped.
+            self.export_is_gone(&c.id);
+            return Ok(Answer::DONE);
+        }
+        let late = || {
+            CommandError::generic(format!(
+                "the export '{}' is shutting down and has not ended within {} s: its front-end, or a \
+             file, holds a request up; wait for its BLOCK_EXPORT_DELETED, or disconnect that",
+                c.id,
+                DEADLINE.as_secs()
+            ))
+        };
+        ended.recv_timeout(DEADLINE).map_err(|_| late())??;
+        Ok(Answer::DONE)
+    }
+
+    /// Stops an export that was taken out of the list, however long that takes, or puts it back.
+    fn stop_export(
+        &self,
+        id: &str,
+        mut export: Export,
+        mode: StopMode,
+    ) -> Result<(), CommandError> {
+        if let Err(error) = export.stop(mode) {
+            if let Some(exported) = self.exports().get_mut(id) {
                 exported.export = Some(export);
             }
-            drop(exports);
             self.stopped.notify_all();
             return Err(CommandError::generic(error.to_string()));
         }
-        self.resizes().remove(&c.id);
-        exports.remove(&c.id);
-        drop(exports);
+        self.export_is_gone(id);
+        Ok(())
+    }
+
+    fn export_is_gone(&self, id: &str) {
+        self.resizes().remove(id);
+        self.exports().remove(id);
         self.stopped.notify_all();
         // Who hears of it may use the name again.
-        self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: c.id.clone() }));
-        Ok(Answer::DONE)
+        self.events.emit(&Event::BlockExportDeleted(BlockExportDeleted { id: id.into() }));
     }
 
     fn query_exports(&self) -> Answer {

@@ -119,7 +119,8 @@ fn what_is_logged_of_a_session_names_its_export() {
 }
 
 /// Has the worker of the ring wait for ever: for room in the counter by which it calls its driver.
-fn block_worker(socket: &Path) -> Frontend {
+/// What is read from that lets it go on.
+fn block_worker(socket: &Path) -> (Frontend, EventFd) {
     const LEN: u64 = 1 << 20;
     let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&memory, LEN).unwrap();
@@ -152,7 +153,32 @@ fn block_worker(socket: &Path) -> Frontend {
     let call = EventFd::new(0).unwrap();
     call.write(u64::MAX - 1).unwrap();
     front.set_vring_call(0, &call).unwrap();
-    front
+    (front, call)
+}
+
+/// What holds an export up may do so for ever: who deletes it is told so, and of its end when that
+/// comes. Meanwhile it is known as one that ends.
+#[test]
+fn an_export_that_does_not_end_is_said_to_be_held_up() {
+    let scratch = scratch();
+    let (mut world, add, socket) = world(&scratch);
+    drop(socket);
+    let path = scratch.socket("e.sock");
+    let (_front, call) = block_worker(&path);
+    let delete = json!({"id": "e", "mode": "hard"});
+    let said = world.refused("block-export-del", delete.clone());
+    assert!(said.contains("'e' is shutting down and has not ended within 30 s"), "{said}");
+    assert!(said.contains("BLOCK_EXPORT_DELETED"), "{said}");
+    assert_eq!(world.call("query-block-exports", json!({}))[0]["shutting-down"], true);
+    let said = world.refused("block-export-del", delete);
+    assert!(said.contains("'e' is shutting down; wait"), "{said}");
+    world.refused("device-remove", json!({"name": "d"}));
+    call.read().unwrap();
+    assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
+    assert_eq!(world.call("query-block-exports", json!({})), json!([]));
+    world.call("block-export-add", add);
+    assert_same("disk", &disk(&path).read(0, 512).unwrap(), &stamped(0, 1, 1));
+    world.stop();
 }
 
 /// A signal ends the process all the same: the others' writes are committed, and what the stuck one
