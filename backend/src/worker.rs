@@ -483,7 +483,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                     signal(call);
                 }
             }),
-            Mail::Err(err) => self.change_ring(|ring| ring.err = err),
+            Mail::Err(err) => self.change_err(err),
             Mail::Kick(kick) => {
                 if self.ring.is_some() {
                     self.watch_kick(&kick);
@@ -547,6 +547,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
         self.flights.resize(vring.size());
         self.watch_kick(&start.kick);
+        self.mailbox.set_broken(false);
         // Until this driver is known, too.
         self.io.post_at_once(false);
         // A process before this one may have been killed between a completion and its interrupt.

@@ -32,6 +32,9 @@ pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
     .union(Protocol::BACKEND_REQ)
     .union(Protocol::INFLIGHT_SHMFD);
 
+/// VIRTIO's DEVICE_NEEDS_RESET.
+const NEEDS_RESET: u64 = 64;
+
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
 const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 60 });
@@ -133,7 +136,7 @@ impl<T> Setup<T> {
             Message::GetProtocolFeatures => return Ok(Answer::U64(PROTOCOL_FEATURES.bits())),
             Message::GetQueueNum => return Ok(Answer::U64(self.vrings.len() as u64)),
             Message::GetMaxMemSlots => return Ok(Answer::U64(MAX_REGIONS as u64)),
-            Message::GetStatus => return Ok(Answer::U64(self.status)),
+            Message::GetStatus => return Ok(Answer::U64(self.status())),
             Message::GetVringBase(index) => return self.stop_ring(index).map(Answer::Vring),
             Message::GetConfig { offset, size, flags } => {
                 let space = self.config_space();
@@ -160,7 +163,7 @@ impl<T> Setup<T> {
             }
             Message::SetConfig { offset, data } => self.set_config(offset, &data)?,
             Message::ResetDevice | Message::SetStatus(0) => self.reset()?,
-            Message::SetStatus(status) => self.status = status,
+            Message::SetStatus(status) => self.status = status & !NEEDS_RESET,
             Message::SetMemTable(table) => self.set_memory(GuestMemory::from_table(table))?,
             Message::AddMemReg(region, fd) => {
                 self.set_memory(self.memory.with_region(region, fd))?;
@@ -182,6 +185,13 @@ impl<T> Setup<T> {
             }
         }
         Ok(Answer::Done)
+    }
+
+    /// The status field: what the front-end set, and whether its guest broke a ring.
+    fn status(&self) -> u64 {
+        let mut rings = self.vrings.iter().zip(&self.workers);
+        let is_broken = rings.any(|(vring, worker)| vring.running && worker.is_broken());
+        self.status | if is_broken { NEEDS_RESET } else { 0 }
     }
 
     /// The back-end channel, where there is one.

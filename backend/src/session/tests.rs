@@ -22,6 +22,7 @@ use crate::testing::{
     shared_memory,
 };
 
+mod broken;
 mod inflight;
 mod reconnect;
 mod refused;

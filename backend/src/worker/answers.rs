@@ -3,6 +3,8 @@
 //! Owns the last step of a request. Never knows how it was carried out. Keeps I10: each chain is
 //! completed once.
 
+use std::os::fd::OwnedFd;
+
 use snapblk_store::io::{Action, IoOp};
 
 use super::{Worker, signal};
@@ -129,10 +131,20 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             && !ring.told_broken
         {
             ring.told_broken = true;
+            self.mailbox.set_broken(true);
             tracing::warn!("a guest broke its virtqueue; it is not served until it is set up anew");
             if let Some(err) = &ring.err {
                 signal(err);
             }
+        }
+    }
+
+    /// From now on another is told that the ring is out of order, which it may be already.
+    pub(super) fn change_err(&mut self, err: Option<OwnedFd>) {
+        let Some(ring) = &mut self.ring else { return };
+        ring.err = err;
+        if let Some(err) = ring.err.as_ref().filter(|_| ring.told_broken) {
+            signal(err);
         }
     }
 }

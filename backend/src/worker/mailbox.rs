@@ -1,6 +1,7 @@
 //! How control speaks to a worker.
 //!
-//! Owns the queue of messages of one worker and the eventfd that ends its sleep. The worker looks
+//! Owns the queue of messages of one worker, the eventfd that ends its sleep, and whether its ring is
+//! out of order, which is all that it says unasked. The worker looks
 //! at one flag between batches and takes the lock only where that is set. Never knows what a
 //! message does.
 
@@ -136,6 +137,8 @@ pub(crate) struct Mailbox<T> {
     queue: Mutex<Option<VecDeque<Mail<T>>>>,
     pending: AtomicBool,
     event: OwnedFd,
+    /// The worker's ring is out of order.
+    broken: AtomicBool,
 }
 
 impl<T> Mailbox<T> {
@@ -144,6 +147,7 @@ impl<T> Mailbox<T> {
             queue: Mutex::new(Some(VecDeque::new())),
             pending: AtomicBool::new(false),
             event: new_eventfd()?,
+            broken: AtomicBool::new(false),
         })
     }
 
@@ -175,6 +179,11 @@ impl<T> Mailbox<T> {
     /// The worker ends: later messages, and those never read, find nobody.
     pub(crate) fn close(&self) {
         drop(self.queue.lock().expect("mailbox lock poisoned").take());
+    }
+
+    /// The worker's ring is out of order, or a new one was started.
+    pub(crate) fn set_broken(&self, broken: bool) {
+        self.broken.store(broken, Ordering::Release);
     }
 
     /// What ends the worker's sleep.
@@ -267,6 +276,11 @@ impl<T> WorkerHandle<T> {
 
     pub(crate) fn set_err(&self, err: Option<OwnedFd>) {
         self.mailbox.post(Mail::Err(err));
+    }
+
+    /// Whether the ring that was started last was broken by its guest.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.mailbox.broken.load(Ordering::Acquire)
     }
 
     pub(crate) fn stop(&self) {
