@@ -121,3 +121,36 @@ fn a_uuid_names_one_device() {
     world.devices.remove("a", false).unwrap();
     world.devices.create("e", Some("1-2")).unwrap();
 }
+
+/// What a store in a table with P lies on may be written past it, as with dmsetup; below a guest's own
+/// disk, which one with PO is, nothing writes. So it is also for a table that follows.
+#[test]
+fn who_writes_below_a_store_keeps_that_from_becoming_a_guest_s_own_disk() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("store", LEN);
+    let over = |kept: &str| format!("0 {LEN} snapshot {{}}/disk {{}}/store {kept} 8");
+    let store = || world.table("over").exceptions()[0].store().clone();
+    world.device("over", &[&over("P")]).unwrap();
+    world.device("below", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.devices.prepare("below", "export", true).unwrap();
+    let said = refused(world.load("over", &[&over("PO")]));
+    for part in ["'below' would be a second way", "'over'", "below its overlay"] {
+        assert!(said.contains(part), "{said}");
+    }
+    world.devices.clear("over").unwrap();
+    world.devices.resume("over").unwrap();
+    assert_eq!((store().persistence(), store().is_guest_disk()), (Persistence::Persistent, false));
+
+    world.devices.detach("below", "export");
+    world.load("over", &[&over("PO")]).unwrap();
+    assert_eq!((store().persistence(), store().is_guest_disk()), (Persistence::Overflow, true));
+    let said = refused(world.devices.prepare("below", "export", true));
+    assert!(said.contains("below its overlay"), "{said}");
+    world.devices.prepare("below", "export", false).unwrap();
+    world.devices.detach("below", "export");
+
+    world.load("over", &[&over("P")]).unwrap();
+    assert_eq!((store().persistence(), store().is_guest_disk()), (Persistence::Persistent, false));
+    world.devices.prepare("below", "export", true).unwrap();
+}
