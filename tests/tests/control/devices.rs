@@ -297,6 +297,21 @@ fn a_hang_up_ends_it_in_order() {
     assert!(!socket.exists());
 }
 
+/// Who starts it under `nohup` wants it to stay.
+#[test]
+fn a_hang_up_that_is_ignored_from_the_start_does_not_end_it() {
+    let scratch = scratch();
+    let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let ignored = ["--ignore-signal=HUP".into()];
+    let mut world = World::start(&plain(&scratch, &a).run_by("/usr/bin/env".into(), ignored));
+    world.server.signal(rustix::process::Signal::HUP).unwrap();
+    while let Some(event) = world.qmp.event(Some(Duration::from_millis(300))).unwrap() {
+        assert_ne!(event["event"], "SHUTDOWN");
+    }
+    assert_same("it serves", &world.disk().read(0, 512).unwrap(), &stamped(0, 1, 1));
+    world.stop();
+}
+
 #[test]
 fn scenario_57_a_device_grows_by_a_reload() {
     let scratch = scratch();
