@@ -117,6 +117,20 @@ pub enum ServeError {
     /// The monitor cannot be served.
     #[error(transparent)]
     Monitor(#[from] StartError),
+    /// A store has a state file by two of its names.
+    #[error(
+        "the store {} has two state files: {}, which an earlier version made, and {}; each may know \
+         what the other does not: move one of them away, or name the right one by '--state'",
+        store.display(), named.display(), real.display()
+    )]
+    TwoStates {
+        /// Which, as it was named.
+        store: PathBuf,
+        /// Beside the symbolic link.
+        named: PathBuf,
+        /// Beside the file.
+        real: PathBuf,
+    },
     /// The monitor's socket is to be another of this process.
     #[error("cannot serve a monitor: {0}")]
     OwnSocket(String),
@@ -141,7 +155,10 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     // Blocked before the first thread, which inherits it: signals are waited for, not handled.
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let first = first_tables(&args.disks)?;
-    let state = args.state.clone().or_else(|| default_state(args, &first));
+    let state = match &args.state {
+        Some(state) => Some(state.clone()),
+        None => default_state(args, &first)?,
+    };
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
     let agents = args.disks.iter().filter_map(agent).collect();
     let memory = memory(args, state.as_deref())?;
@@ -328,14 +345,17 @@ fn memory(args: &ServeArgs, state: Option<&Path>) -> Result<Memory, ServeError> 
 }
 
 /// Beside the store of the first disk, or the file it is made of.
-fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Option<PathBuf> {
+///
+/// # Errors
+/// There are two, of which nobody can tell which one has what commands were told is kept.
+fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Option<PathBuf>, ServeError> {
     let lines = first.iter().flat_map(|table| &table.lines);
     let mut stores = lines.clone().filter_map(|line| line.target.snapshot()?.cow.path());
     let mut files = lines.flat_map(|line| line.target.params()).filter_map(|param| param.path());
     let lies_there = |path: &&Path| std::fs::metadata(path).map_or(true, |meta| meta.is_file());
     let store = stores.find(lies_there);
     let beside = store.or_else(|| files.find(lies_there));
-    let beside = beside.or(args.monitor.as_deref())?;
+    let Some(beside) = beside.or(args.monitor.as_deref()) else { return Ok(None) };
     let path = |beside: &Path| {
         let mut name = beside.as_os_str().to_owned();
         name.push(".state");
@@ -343,6 +363,15 @@ fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Option<PathBuf> {
     };
     let (named, real) = (path(beside), path(&real_path(beside)));
     // A store is one, whichever link leads to it; a disk may be shared by such as have a link each.
+    if store.is_none() {
+        return Ok(Some(named));
+    }
     // A version before left it beside the link.
-    Some(if store.is_some() && (real.exists() || !named.exists()) { real } else { named })
+    match (real.exists(), named.exists()) {
+        (true, true) if real != named => {
+            Err(ServeError::TwoStates { store: beside.to_owned(), named, real })
+        }
+        (false, true) => Ok(Some(named)),
+        _ => Ok(Some(real)),
+    }
 }

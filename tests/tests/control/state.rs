@@ -274,6 +274,43 @@ fn what_is_owed_is_found_by_each_name_of_a_store() {
     world.stop();
 }
 
+/// An earlier version kept the state beside the link: it is found there, and goes on there. Where there
+/// is another beside the file, neither is forgotten in silence.
+#[test]
+fn of_two_states_of_a_store_none_is_chosen_in_silence() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    fs::create_dir(scratch.path("sub")).unwrap();
+    scratch.file("sub/real.cow", b"").unwrap();
+    std::os::unix::fs::symlink("sub/real.cow", scratch.path("link.cow")).unwrap();
+    let by_link = plain(&scratch, &base).arg("--overlay").arg("link.cow");
+    let (named, real) = (scratch.path("link.cow.state"), scratch.path("sub/real.cow.state"));
+    let mut world = World::start(&by_link);
+    world.call("device-create", json!({"name": "told"}));
+    world.stop();
+    fs::rename(&real, &named).unwrap();
+    let mut world = World::start(&by_link);
+    assert!(world.tables().iter().any(|(name, _)| name == "told"));
+    world.call("device-create", json!({"name": "later"}));
+    world.stop();
+    assert!(named.exists() && !real.exists());
+
+    // By the file's own name no link is known.
+    World::start(&plain(&scratch, &base).arg("--overlay").arg("sub/real.cow")).stop();
+    assert!(real.exists());
+    let said = does_not_start(&by_link);
+    for part in ["two state files", "link.cow.state", "sub/real.cow.state", "'--state'"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let mut world = World::start(&by_link.clone().arg("--state").arg("link.cow.state"));
+    assert!(world.tables().iter().any(|(name, _)| name == "later"));
+    world.stop();
+    fs::remove_file(&named).unwrap();
+    // What was told by the link is in none of them any more: it is said to be about another name.
+    let said = does_not_start(&by_link);
+    assert!(said.contains("sub/real.cow"), "{said}");
+}
+
 /// Files whose names hold what means something else in a table line.
 #[test]
 fn names_with_white_space_outlive_the_process() {
