@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{Access, access};
 use serde_json::Value;
 
 use crate::events::Listener;
@@ -105,6 +106,22 @@ impl Server {
         Ok(Server { clients, acceptor: Some(acceptor), wake })
     }
 
+    /// Whether [`start`](Self::start) would find a place for its socket, as far as that can be seen
+    /// without making it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(path: &Path) -> Result<(), StartError> {
+        let failed = |source| StartError::Io { path: path.to_owned(), source };
+        SocketAddr::from_pathname(path).map_err(failed)?;
+        if fs::symlink_metadata(path).is_ok() {
+            return check_dead(path);
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new("."));
+        access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| failed(errno.into()))
+    }
+
     /// Takes no more clients or commands, lets replies and events out that are on their way for
     /// at most `patience`, disconnects everybody and removes the socket. Not to be called by a
     /// handler: its own reply would be waited for.
@@ -147,17 +164,23 @@ fn bind(path: &Path) -> Result<UnixListener, StartError> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
         other => return other.map_err(failed),
     }
+    check_dead(path)?;
+    tracing::info!(?path, "replacing a monitor socket that nobody serves");
+    fs::remove_file(path).map_err(failed)?;
+    UnixListener::bind(path).map_err(failed)
+}
+
+/// Refuses what is no socket, or one that is served.
+fn check_dead(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Io { path: path.to_owned(), source };
     if !fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
         return Err(StartError::NotASocket { path: path.to_owned() });
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(error) => return Err(failed(error)),
-        Ok(_) => return Err(StartError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(_) => Err(StartError::InUse { path: path.to_owned() }),
     }
-    tracing::info!(?path, "replacing a monitor socket that nobody serves");
-    fs::remove_file(path).map_err(failed)?;
-    UnixListener::bind(path).map_err(failed)
 }
 
 /// Takes clients in until it is woken.

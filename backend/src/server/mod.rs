@@ -2,6 +2,7 @@
 //!
 //! Owns what lives as long as the process does. Never knows a request.
 
+mod beforehand;
 mod binding;
 mod commands;
 mod commit;

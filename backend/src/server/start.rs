@@ -1,7 +1,7 @@
 //! From arguments to a serving process, and to its end.
 //!
-//! Owns the order of both: the state before the devices, the devices before their sockets, the
-//! monitor last; at the end the monitor first, then the sockets, then what is owed.
+//! Owns the order of both: a look at all that is asked for, the state before the devices, the devices
+//! before their sockets, the monitor last; at the end the monitor first, then the sockets, then what is owed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, FlushInterval, OnFull, Server, add_command, table_lines};
+use super::{End, FlushInterval, OnFull, Server, add_command, beforehand, table_lines};
 use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
@@ -159,6 +159,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         Some(state) => Some(state.clone()),
         None => default_state(args, &first)?,
     };
+    beforehand::look(args, &first, state.as_deref())?;
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
     let agents = args.disks.iter().filter_map(agent).collect();
     let memory = memory(args, state.as_deref())?;

@@ -6,9 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -135,17 +136,39 @@ impl Listener {
     }
 }
 
+/// Whether a socket may be made there, as far as that can be seen without making one.
+///
+/// # Errors
+/// Why not.
+pub fn check_socket(path: &Path) -> Result<(), ListenError> {
+    let system = |error| ListenError::System { path: path.to_owned(), error };
+    SocketAddr::from_pathname(path).map_err(system)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => check_stale(path),
+        Err(_) => {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            let dir = dir.unwrap_or(Path::new("."));
+            access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| system(error.into()))
+        }
+    }
+}
+
 /// Removes what a process that was killed left behind, and nothing else.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let system = |error| ListenError::System { path: path.to_owned(), error };
+    check_stale(path)?;
+    std::fs::remove_file(path).map_err(system)
+}
+
+/// Refuses what is no socket that a process left behind which was killed.
+fn check_stale(path: &Path) -> Result<(), ListenError> {
     let system = |error| ListenError::System { path: path.to_owned(), error };
     let there = std::fs::symlink_metadata(path).map_err(system)?;
     if !there.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(system)
-        }
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Ok(_) => Err(ListenError::InUse(path.to_owned())),
         Err(error) => Err(ListenError::Unknown { path: path.to_owned(), error }),
     }

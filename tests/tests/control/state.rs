@@ -416,6 +416,41 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
 }
 
+/// The common mistakes are seen before a store is made: whoever mends his arguments finds none that he
+/// did not ask for.
+#[test]
+fn a_start_that_fails_for_another_reason_makes_no_store() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let taken = scratch.socket("taken.sock");
+    let _listens = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+    scratch.file("file", b"no socket").unwrap();
+    let nowhere = &*format!("0 {SECTORS} linear ./none.raw 0");
+    let taken = word(&taken);
+    let socket = |path| vec!["--socket-path", path];
+    let second = |more: &[&'static str]| [&["--name", "b"][..], more].concat();
+    for (arguments, says) in [
+        (socket(taken), "taken.sock"),
+        (socket("file"), "is not a socket"),
+        (socket("no/where/x.sock"), "no/where/x.sock"),
+        (vec!["--monitor", taken], "taken.sock"),
+        (vec!["--monitor", "file"], "no socket"),
+        (vec!["--monitor", "no/where/m.sock"], "no/where/m.sock"),
+        ([&second(&["--table"])[..], &[nowhere]].concat(), "none.raw"),
+        (second(&["--blk-file", "none.raw"]), "none.raw"),
+        (second(&["--blk-file", "golden.raw", "--overlay", "no/where/b.cow"]), "no/where/b.cow"),
+    ] {
+        let mut command = Command::new(find_snapblk().unwrap());
+        command.current_dir(scratch.dir()).arg("serve").arg("--blk-file").arg(&base);
+        command.arg("--overlay").arg("new.cow").args(arguments);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(says), "{said}");
+        assert_eq!(names(&scratch), ["file", "golden.raw"], "{said}");
+    }
+}
+
 #[test]
 fn bytes_behind_the_last_sector_are_told_of() {
     let scratch = scratch();
