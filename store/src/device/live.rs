@@ -201,6 +201,9 @@ impl Live {
             owed = Some(file);
             Log::new(words, opened.next, opened.geometry.capacity())
         };
+        if !transient {
+            disk.info.keeps(disk.len()?);
+        }
         if !disk.info.block_device {
             let (geometry, next) = (opened.geometry, opened.next);
             // A write is acknowledged before the next area is written, which is in vain without.
@@ -234,7 +237,11 @@ impl Live {
     }
 
     fn look_at_length(&self) -> Result<(), DeviceError> {
-        let geometry = Geometry::of_len(self.store.chunk(), self.disk.len()?);
+        let len = self.disk.len()?;
+        let geometry = Geometry::of_len(self.store.chunk(), len);
+        if geometry.device_chunks > self.store.geometry().device_chunks {
+            self.disk.info.keeps(len);
+        }
         self.store.grow(geometry.device_chunks);
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -116,6 +117,8 @@ pub struct FileInfo {
     pub uring: bool,
     /// How far room in it is reserved before it is written, and what may be.
     pub ahead: Ahead,
+    /// Bytes that it has for as long as it is in use, as a store: 0 where it may become shorter.
+    pub least: AtomicU64,
 }
 
 impl FileInfo {
@@ -149,6 +152,7 @@ impl FileInfo {
             block_device,
             uring: !tmpfs,
             ahead: Ahead::default(),
+            least: AtomicU64::new(0),
         };
         if direct && !tmpfs {
             info.make_direct(mode);
@@ -162,6 +166,30 @@ impl FileInfo {
     /// What the system says.
     pub fn current_len(&self) -> io::Result<u64> {
         length(&self.file, self.block_device)
+    }
+
+    /// From now on it is never shorter than `len`: see [`FileInfo::is_cut_short`].
+    pub fn keeps(&self, len: u64) {
+        if !self.block_device {
+            self.least.store(len, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether somebody made it shorter than it may be: what lay behind its end is lost, and what is
+    /// written there makes a hole of that. A system call, for a file that may not.
+    pub fn is_cut_short(&self) -> bool {
+        let least = self.least.load(Ordering::Relaxed);
+        let len = if least == 0 { Ok(0) } else { self.current_len() };
+        let cut = len.as_ref().is_ok_and(|len| *len < least);
+        if cut {
+            tracing::error!(
+                "{} is shorter than it was ({} bytes, not {least}), and what lay behind its end is lost; \
+                 restore it from a backup",
+                self.path.display(),
+                len.unwrap_or_default()
+            );
+        }
+        cut
     }
 
     /// Reserves, as far as there is room, what must have it before what ends at `end` is written.

@@ -346,6 +346,9 @@ impl Transfer {
 
     fn went_on(&mut self, count: u64, target: &Target, memory: &mut Memory) -> Outcome {
         match &self.shape {
+            Shape::Sync if target.info.is_cut_short() => {
+                return Outcome::Done(Err(Errno::EIO));
+            }
             Shape::Sync => return Outcome::Done(Ok(())),
             Shape::Bounced(Some(bounce), _) if self.action.op == IoOp::Read => {
                 self.pieces.scatter(bounce, count as usize);

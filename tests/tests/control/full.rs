@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::process::Command;
 
 use serde_json::json;
-use snapblk_tests::server::{Scratch, find_snapblk, output};
+use snapblk_tests::server::{Place, Scratch, find_snapblk, output};
 
 use crate::common::*;
 
@@ -155,4 +155,39 @@ fn scenario_24_an_origin_write_that_needs_room_makes_it_invalid() {
     assert!(snap.read(0, 4096).is_err_and(|error| error.is_refused()));
     origin.flush().unwrap();
     world.stop();
+}
+
+/// As by a `truncate` that was to make it longer: what is lost is not covered up by what comes later.
+#[test]
+fn a_store_that_is_cut_short_takes_nothing_more() {
+    for place in [Place::Memory, Place::Disk] {
+        let scratch = scratch_on(place);
+        let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
+        let store = create_store(&scratch, &base);
+        let mut world = World::start(&overlay(&scratch, &base));
+        let mut disk = world.disk();
+        for n in 0..3 {
+            disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
+        }
+        disk.flush().unwrap();
+        let cut = |chunks: u64| {
+            let file = OpenOptions::new().write(true).open(&store).unwrap();
+            file.set_len(chunks * 4096).unwrap();
+        };
+        // Longer, and as long as that again, is all right.
+        cut(20);
+        world.call("block_resize", json!({"device": "disk0", "size": SECTORS * 512}));
+        disk.write(3 * 4096, &stamped(3 * 8, 8, 2)).unwrap();
+        disk.flush().unwrap();
+        cut(4);
+        disk.write(5 * 4096, &stamped(5 * 8, 8, 2)).unwrap();
+        assert!(disk.flush().is_err_and(|error| error.is_refused()));
+        let event = world.event("SNAPSHOT_OVERFLOW");
+        assert!(event["data"]["reason"].as_str().unwrap().contains("a commit failed"), "{event}");
+        assert!(disk.write(0, &[0; 4096]).is_err_and(|error| error.is_refused()));
+        assert_same("what is left", &disk.read(0, 8192).unwrap(), &stamped(0, 16, 2));
+        let said = world.server.stderr();
+        assert!(said.contains("store.cow is shorter than it was"), "{said}");
+        world.kill();
+    }
 }
