@@ -1,6 +1,6 @@
 //! A load of a fixed depth: what is counted while it runs is the server's alone.
 //!
-//! Owns a session of one queue, and keeps it at its depth: takes every completion that is there,
+//! Owns a queue of a session, mostly its only one, and keeps it at its depth: takes every completion that is there,
 //! submits as many requests, notifies once, waits where nothing has come. Never looks at the bytes,
 //! and allocates nothing while it runs.
 
@@ -36,20 +36,36 @@ impl Steady {
     /// # Errors
     /// Why there is no session.
     pub fn connect(connect: Connect, depth: usize, len: usize) -> Result<Steady, ConnectError> {
+        Ok(Steady::connect_each(connect.queues(1), depth, len)?.swap_remove(0))
+    }
+
+    /// The same for each queue of `connect`, to be run by threads of their own.
+    ///
+    /// # Errors
+    /// Why there is no session.
+    pub fn connect_each(
+        connect: Connect,
+        depth: usize,
+        len: usize,
+    ) -> Result<Vec<Steady>, ConnectError> {
+        let room = connect.queues * depth * len.next_multiple_of(4096);
         let socket = connect.socket.clone();
         let step = "take buffers";
-        let failed = |source| ConnectError::Step { step, socket, source };
-        let client = Client::connect(&connect.pool(depth * len.next_multiple_of(4096)))?;
+        let failed = |source| ConnectError::Step { step, socket: socket.clone(), source };
+        let client = Client::connect(&connect.pool(room))?;
         let info = client.info();
-        let (mut queues, mut pool) = client.into_parts();
-        let buffers: Result<Vec<Buffer>, _> = (0..depth)
-            .map(|n| {
-                let mut buffer = pool.buffer(len)?;
-                buffer.store(&vec![n as u8 | 1; len]);
-                Ok(buffer)
-            })
-            .collect();
-        Ok(Steady { queue: queues.swap_remove(0), info, idle: buffers.map_err(failed)? })
+        let (queues, mut pool) = client.into_parts();
+        let mut load = |queue| {
+            let buffers: Result<Vec<Buffer>, _> = (0..depth)
+                .map(|n| {
+                    let mut buffer = pool.buffer(len)?;
+                    buffer.store(&vec![n as u8 | 1; len]);
+                    Ok(buffer)
+                })
+                .collect();
+            Ok(Steady { queue, info, idle: buffers.map_err(failed)? })
+        };
+        queues.into_iter().map(&mut load).collect()
     }
 
     /// What the device says of itself.

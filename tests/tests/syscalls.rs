@@ -26,6 +26,9 @@ const TRIES: usize = 3;
 /// On tmpfs: one `pread` or `pwrite`, and what is left of kicks and sleeps.
 const IN_MEMORY: f64 = 1.1;
 
+/// Of two queues, each flushed after 64 requests: on tmpfs and on a disk. A worker is woken now and then.
+const TWO_QUEUES: [(Place, f64); 2] = [(Place::Memory, 1.3), (Place::Disk, 0.6)];
+
 const fn kind(name: &'static str) -> SyscallKind {
     SyscallKind { name, filter: None }
 }
@@ -54,10 +57,10 @@ struct Counted {
 
 /// Starts a server with one disk on `place`, over which there is an empty overlay if it is to have
 /// one.
-fn start(scratch: &Scratch, overlay: bool) -> Server {
+fn start(scratch: &Scratch, overlay: bool, queues: usize) -> Server {
     let base = scratch.file("disk.raw", &vec![7; DISK as usize]).expect("a file");
     let mut command = ServerCommand::snapblk(scratch).unwrap_or_else(|error| panic!("{error}"));
-    command = command.arg("--num-queues").arg("1").arg("--blk-file").arg(base);
+    command = command.arg("--num-queues").arg(queues.to_string()).arg("--blk-file").arg(base);
     if overlay {
         command = command.arg("--overlay").arg(scratch.path("store.cow"));
     }
@@ -72,14 +75,50 @@ where
 {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let scratch = Scratch::new(place).expect("a directory");
-    let server = start(&scratch, overlay);
+    let server = start(&scratch, overlay, 1);
     let connect = Connect { waiting: Waiting::Poll, ..Connect::to(server.socket()) };
     let mut load = Steady::connect(connect, DEPTH, BLOCK as usize).expect("a session");
     load.run(warm_up).expect("every request ends well");
+    measure(what, &server, &scratch, || load.run(asks).expect("every request ends well"))
+}
+
+/// The same of two queues of one disk, each of which is asked by a thread of its own.
+fn count_two<A>(what: &str, place: Place, overlay: bool, asks: [(A, A); 2]) -> Option<Counted>
+where
+    A: Iterator<Item = Ask> + Send,
+{
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::new(place).expect("a directory");
+    let server = start(&scratch, overlay, 2);
+    let connect = Connect { waiting: Waiting::Poll, ..Connect::to(server.socket()) }.queues(2);
+    let mut loads = Steady::connect_each(connect, DEPTH, BLOCK as usize).expect("a session");
+    let mut run = |asks: [A; 2]| {
+        std::thread::scope(|scope| {
+            let both = loads.iter_mut().zip(asks);
+            let threads: Vec<_> = both
+                .map(|(load, asks)| {
+                    scope.spawn(|| load.run(asks).expect("every request ends well"))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("a load")).sum()
+        })
+    };
+    let [(warm_up, asks), (warm_up_of_other, asks_of_other)] = asks;
+    let _: u64 = run([warm_up, warm_up_of_other]);
+    measure(what, &server, &scratch, || run([asks, asks_of_other]))
+}
+
+/// Counts while `run` runs, which returns how many requests it was.
+fn measure(
+    what: &str,
+    server: &Server,
+    scratch: &Scratch,
+    run: impl FnOnce() -> u64,
+) -> Option<Counted> {
     let counts = SyscallCounter::attach_to_kinds(server.pid(), scratch.dir(), &KINDS);
     let counts = counts.and_then(|mut counter| {
         counter.start();
-        let done = load.run(asks).expect("every request ends well");
+        let done = run();
         counter.stop();
         Ok((counter.counts()?, done as f64))
     });
@@ -169,4 +208,37 @@ fn on_tmpfs_a_request_is_one_system_call() {
 fn first_writes_on_tmpfs_are_less_than_one_system_call_each() {
     let (warm_up, rest) = (first_writes(0..2048), first_writes(2048..DISK / BLOCK));
     at_most(0.9, count("tmpfs, first writes", Place::Memory, true, warm_up, rest));
+}
+
+/// Two workers of one disk meet in words of its table and its log, of which neighbours are the other's;
+/// the one that leads a commit takes the log's tail, and nobody else wants that.
+#[test]
+fn two_queues_of_a_disk_wait_for_no_lock() {
+    let flushed = |asks: Vec<Ask>| {
+        let with_flush = |(n, ask): (usize, Ask)| {
+            [Some(ask), (n % 64 == 63).then_some(Ask::Flush)].into_iter().flatten()
+        };
+        asks.into_iter().enumerate().flat_map(with_flush).collect::<Vec<_>>().into_iter()
+    };
+    // Those of one queue are the odd chunks, of the other the even ones.
+    let own = |chunks: std::ops::Range<u64>, of: u64| {
+        let own = move |ask: &Ask| matches!(ask, Ask::Write(at, _) if at / BLOCK % 2 == of);
+        flushed(first_writes(chunks).filter(own).collect())
+    };
+    let all = DISK / BLOCK;
+    for (place, most) in TWO_QUEUES {
+        let first = [0, 1].map(|of| (own(0..2048, of), own(2048..all, of)));
+        let written = [0, 1].map(|of| {
+            (
+                own(0..all, of),
+                flushed(random(2 + of, Ask::Write as fn(u64, usize) -> Ask).collect()),
+            )
+        });
+        for (what, asks) in [("first writes", first), ("writes", written)] {
+            let what = format!("{what} of two queues, {place:?}");
+            let Some(Counted { all, futex }) = count_two(&what, place, true, asks) else { return };
+            assert!(all <= most, "{what}: {all:.3} system calls a request");
+            assert_eq!(futex, 0, "{what}: nobody waits for a lock");
+        }
+    }
 }
