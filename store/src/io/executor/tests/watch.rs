@@ -100,9 +100,13 @@ fn what_can_only_fail_is_watched_no_more() {
             rig.io.wait(Some(Duration::from_millis(1))).unwrap();
             assert_eq!(rig.io.fired(), None, "{}", rig.what);
         }
-        let before = std::time::Instant::now();
-        rig.io.wait(Some(Duration::from_millis(20))).unwrap();
-        let slept = before.elapsed();
+        // A ring of this thread that is taken down may interrupt a wait, once.
+        let waits = (0..3).map(|_| {
+            let before = std::time::Instant::now();
+            rig.io.wait(Some(Duration::from_millis(20))).unwrap();
+            before.elapsed()
+        });
+        let slept = waits.max().unwrap();
         assert!(slept >= Duration::from_millis(10), "{}: it woke after {slept:?}", rig.what);
     }
 }
