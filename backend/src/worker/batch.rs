@@ -127,7 +127,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             segs: (0, 1),
             tag: Tag(OWN_TAG | u64::from(head)),
         };
-        self.flights.goes_to(head, sector);
+        self.flights.goes_to(head, (op != Op::Read).then_some(sector));
         self.charge(&action);
         let data = [Seg::Guest { token, offset: 0, len }];
         self.io.submit(&action, &data, &[], &self.flights);
@@ -139,7 +139,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// knows.
     #[cold]
     pub(super) fn submit_again(&mut self, head: u16) {
-        let (sector, len) = self.flights.range_of(head);
-        self.submit(Token(head.into()), Op::Write, sector, len);
+        match self.flights.range_of(head) {
+            Some((sector, len)) => self.submit(Token(head.into()), Op::Write, sector, len),
+            // A read: it needs none, whatever the file says.
+            None => self.fail(head, false),
+        }
     }
 }

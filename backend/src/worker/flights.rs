@@ -19,8 +19,8 @@ struct Flight {
     slot: RequestSlot,
     busy: bool,
     next_range: usize,
-    /// Where its data goes, for [`Flights::range_of`].
-    sector: Sector,
+    /// Where its data goes, for [`Flights::range_of`]; none where it goes to the guest.
+    sector: Option<Sector>,
     /// Which memory its addresses are of.
     generation: u32,
 }
@@ -40,7 +40,7 @@ impl Flights {
             slot: RequestSlot::with_room(),
             busy: false,
             next_range: 0,
-            sector: Sector(0),
+            sector: None,
             generation: 0,
         });
     }
@@ -67,16 +67,17 @@ impl Flights {
         (&flight.slot, flight.generation)
     }
 
-    /// Notes where a request's data goes.
+    /// Notes where a request's data goes; none where it goes to the guest.
     #[inline]
-    pub(crate) fn goes_to(&mut self, head: u16, sector: Sector) {
+    pub(crate) fn goes_to(&mut self, head: u16, sector: Option<Sector>) {
         self.flights[usize::from(head)].sector = sector;
     }
 
     /// Where a request's data goes, as it was noted, and how many bytes it has.
-    pub(crate) fn range_of(&self, head: u16) -> (Sector, u64) {
+    pub(crate) fn range_of(&self, head: u16) -> Option<(Sector, u64)> {
         let flight = &self.flights[usize::from(head)];
-        (flight.sector, flight.slot.data.iter().map(|piece| piece.iov_len as u64).sum())
+        let len = flight.slot.data.iter().map(|piece| piece.iov_len as u64).sum();
+        Some((flight.sector?, len))
     }
 
     /// The next of the request's ranges, each once.

@@ -352,7 +352,8 @@ impl Core {
                     self.worker.untrack(TrackId::from_u8(detail as u8));
                     self.freed = true;
                 }
-                if is_full(completion.result) {
+                let is_read = self.requests[index].op == Op::Read;
+                if is_full(completion.result) && !is_read {
                     return self.found_no_room(table, index);
                 }
                 self.part_ended(index, ok);
