@@ -212,6 +212,30 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(child.wait().unwrap().success());
 }
 
+/// JSON is UTF-8, names of files need not be; nor does one stop what has been done already.
+#[test]
+fn json_is_whole_whatever_a_file_is_called() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    place.sparse("disk", 1 << 20);
+    let (store, disk) = (OsStr::from_bytes(b"c\xffw"), OsStr::from_bytes(b"d\xffsk"));
+    std::os::unix::fs::symlink("disk", place.path("link")).unwrap();
+    std::fs::rename(place.path("link"), place.dir().join(disk)).unwrap();
+    let said = |words: &[&OsStr]| {
+        let (out, _) = place.run_words(words).expect(0);
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()
+    };
+    let word = OsStr::new;
+    let made = said(&[word("create"), store, word("--origin"), disk, word("--json")]);
+    assert_eq!((&made["store"], &made["origin"]), (&"c\u{fffd}w".into(), &"d\u{fffd}sk".into()));
+    for verb in ["info", "check"] {
+        assert_eq!(said(&[word(verb), store, word("--json")])["store"], "c\u{fffd}w");
+    }
+    let merged = said(&[word("merge"), store, word("--into"), disk, word("--json")]);
+    assert_eq!((&merged["store"], &merged["into"]), (&"c\u{fffd}w".into(), &"d\u{fffd}sk".into()));
+}
+
 #[test]
 fn a_store_for_an_origin_without_a_sector_is_not_made() {
     let place = Place::new();

@@ -34,6 +34,7 @@ pub struct Check {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
+    #[serde(serialize_with = "output::name")]
     store: &'a Path,
     valid: bool,
     exceptions: u64,

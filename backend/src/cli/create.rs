@@ -59,7 +59,9 @@ pub struct Create {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Created<'a> {
+    #[serde(serialize_with = "output::name")]
     store: &'a Path,
+    #[serde(serialize_with = "output::name")]
     origin: &'a Path,
     chunk_size: u64,
     size: u64,

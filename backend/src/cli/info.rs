@@ -25,6 +25,7 @@ pub struct Info {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct About<'a> {
+    #[serde(serialize_with = "output::name")]
     store: &'a Path,
     format: &'static str,
     valid: bool,

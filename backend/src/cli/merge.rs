@@ -51,7 +51,9 @@ pub struct Merge {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Merged<'a> {
+    #[serde(serialize_with = "output::name")]
     store: &'a Path,
+    #[serde(serialize_with = "output::name")]
     into: &'a Path,
     chunks: u64,
     bytes: u64,

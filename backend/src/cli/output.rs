@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::CliError;
 
@@ -20,9 +20,18 @@ pub fn line(text: &str) -> Result<(), CliError> {
 /// # Errors
 /// As [`line`].
 pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    let written = serde_json::to_writer(&mut out, value).map_err(io::Error::from);
-    checked(written.and_then(|()| writeln!(out)))
+    // As a whole or not at all: half a value is of no use to a script.
+    let text = serde_json::to_string(value).map_err(io::Error::from);
+    checked(text.and_then(|text| writeln!(io::stdout().lock(), "{text}")))
+}
+
+/// Puts a file's name into JSON, which is UTF-8; bytes of a name that is not become U+FFFD. By then
+/// the command has done what it was asked to, so a name is no reason to fail.
+///
+/// # Errors
+/// The serializer's.
+pub fn name<P: AsRef<Path>, S: Serializer>(path: &P, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.as_ref().to_string_lossy())
 }
 
 /// Prints names and values, the values in one column.

@@ -1,6 +1,7 @@
 //! Runs the program as a person would.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -32,14 +33,23 @@ impl Place {
         std::fs::read(self.path(name)).unwrap()
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Runs `snapblk` with the words of `line`.
     pub(crate) fn run(&self, line: &str) -> Ran {
+        self.run_words(&line.split_whitespace().map(OsStr::new).collect::<Vec<_>>())
+    }
+
+    /// Runs `snapblk` with these words.
+    pub(crate) fn run_words(&self, words: &[&OsStr]) -> Ran {
         let output = Command::new(env!("CARGO_BIN_EXE_snapblk"))
-            .args(line.split_whitespace())
+            .args(words)
             .current_dir(self.dir.path())
             .output()
             .unwrap();
-        Ran { line: line.to_owned(), output }
+        Ran { line: words.join(OsStr::new(" ")).to_string_lossy().into_owned(), output }
     }
 
     pub(crate) fn ok(&self, line: &str) -> String {
