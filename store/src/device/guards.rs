@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 
 use super::build::{Active, Plan, Snap};
-use super::core::{Devices, Inner};
+use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::live::Live;
 use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::verbs::guest_writes;
-use crate::io::{FileId, Identity};
-use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
+use crate::io::{FileId, FileInfo, Identity, OpenMode};
+use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::target::{Backing, ExtentPlace, Target};
 use crate::units::ChunkSize;
 
@@ -163,6 +163,82 @@ impl Devices {
     }
 }
 
+/// What a table names is there.
+pub(super) fn refuse_missing(inner: &Inner, loaded: &Loaded) -> Result<(), DeviceError> {
+    let lines = loaded.lines.iter().enumerate();
+    let used = lines.filter(|(number, _)| !loaded.lost.contains_key(number));
+    for param in used.flat_map(|(_, line)| line.target.params()) {
+        match (param.device(), param.path()) {
+            (Some(device), _) if !inner.devices.contains_key(device) => {
+                return Err(DeviceError::NotFound(device.into()));
+            }
+            (_, Some(path)) => {
+                let what = format!("cannot use {}", path.display());
+                std::fs::metadata(path).map_err(DeviceError::io(what))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A table that no resume could swap in, whatever else changes before. Refused when it is loaded: a
+/// resume that fails leaves its device suspended, with a guest that waits.
+pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
+    if devices_of(lines).iter().any(|below| below == name) {
+        return Err(onto_itself(name));
+    }
+    for line in lines {
+        if let Some(spec) = line.target.snapshot()
+            && let (Some(origin), Some(cow)) = (spec.origin.path(), spec.cow.path())
+            && let (Ok(origin), Ok(cow)) = (Identity::of_path(origin), Identity::of_path(cow))
+            && origin == cow
+        {
+            return Err(own_origin(spec));
+        }
+        let (below, first) = match &line.target {
+            TargetSpec::Linear { dev, offset } => (dev, offset.bytes()),
+            TargetSpec::Origin { origin } => (origin, 0),
+            TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => (&spec.origin, 0),
+            TargetSpec::Zero | TargetSpec::Error => continue,
+        };
+        if let Some(path) = below.path() {
+            let has = FileInfo::open(path, OpenMode::ReadOnly, false)?.len & !511;
+            long_enough(line, below, has, first.saturating_add(line.len.bytes()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What lies below a line has what the line takes of it.
+pub(super) fn long_enough(
+    line: &TableLine,
+    what: &Param,
+    has: u64,
+    needed: u64,
+) -> Result<(), DeviceError> {
+    if needed <= has {
+        return Ok(());
+    }
+    Err(DeviceError::TooShort {
+        line: line.to_string(),
+        what: what.to_string(),
+        has: has >> 9,
+        needed: needed >> 9,
+    })
+}
+
+fn onto_itself(name: &str) -> DeviceError {
+    DeviceError::refused(format!("the table of '{name}' would map the device onto itself"))
+}
+
+fn own_origin(spec: &SnapshotSpec) -> DeviceError {
+    DeviceError::refused(format!(
+        "the store {} is the origin itself; give the snapshot a file of its own",
+        spec.cow
+    ))
+}
+
 impl Plan<'_> {
     /// A device cannot lie on itself, directly or through others.
     pub(super) fn refuse_loop(&self, name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
@@ -170,8 +246,7 @@ impl Plan<'_> {
         let mut seen = Vec::new();
         while let Some(next) = below.pop() {
             if next == name {
-                let sentence = format!("the table of '{name}' would map the device onto itself");
-                return Err(DeviceError::refused(sentence));
+                return Err(onto_itself(name));
             }
             if !seen.contains(&next) {
                 if let Some(active) = self.active(&next) {
@@ -258,10 +333,7 @@ impl Plan<'_> {
         let Some(path) = spec.cow.path() else { return Ok(()) };
         let Ok(cow) = Identity::of_path(path) else { return Ok(()) };
         if origin.media().any(|medium| self.identity(medium.file) == (cow.dev, cow.ino)) {
-            return Err(DeviceError::refused(format!(
-                "the store {} is the origin itself; give the snapshot a file of its own",
-                spec.cow
-            )));
+            return Err(own_origin(spec));
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
+use super::guards::long_enough;
 use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
@@ -547,16 +548,4 @@ fn below(lines: &[Line]) -> Option<Backing> {
         }
     }
     Some(all)
-}
-
-fn long_enough(line: &TableLine, what: &Param, has: u64, needed: u64) -> Result<(), DeviceError> {
-    if needed <= has {
-        return Ok(());
-    }
-    Err(DeviceError::TooShort {
-        line: line.to_string(),
-        what: what.to_string(),
-        has: has >> 9,
-        needed: needed >> 9,
-    })
 }

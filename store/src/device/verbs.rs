@@ -12,6 +12,7 @@ use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
+use super::guards::{refuse_hopeless, refuse_missing};
 use super::handover::settle;
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
@@ -78,6 +79,8 @@ impl Devices {
         let loaded = Loaded::of(lines, read_only);
         inner.device(name)?;
         inner.refuse_third(name, &loaded)?;
+        refuse_missing(inner, &loaded)?;
+        refuse_hopeless(name, &loaded.lines)?;
         self.put(inner, name, loaded)?;
         self.forget_removed(inner);
         Ok(())
@@ -90,20 +93,7 @@ impl Devices {
         name: &str,
         loaded: Loaded,
     ) -> Result<(), DeviceError> {
-        let lines = loaded.lines.iter().enumerate();
-        let used = lines.filter(|(number, _)| !loaded.lost.contains_key(number));
-        for param in used.flat_map(|(_, line)| line.target.params()) {
-            match (param.device(), param.path()) {
-                (Some(device), _) if !inner.devices.contains_key(device) => {
-                    return Err(DeviceError::NotFound(device.into()));
-                }
-                (_, Some(path)) => {
-                    let what = format!("cannot use {}", path.display());
-                    std::fs::metadata(path).map_err(DeviceError::io(what))?;
-                }
-                _ => {}
-            }
-        }
+        refuse_missing(inner, &loaded)?;
         let before = inner.device_mut(name)?.inactive.replace(loaded);
         self.keep(inner).inspect_err(|_| {
             if let Ok(device) = inner.device_mut(name) {
