@@ -11,6 +11,48 @@ fn capabilities_are_what_management_software_expects() {
     assert_eq!(said, "{\"type\":\"block\",\"features\":[\"read-only\",\"blk-file\"]}\n");
 }
 
+/// QEMU, docs/interop/vhost-user.rst "Backend program conventions": what else is given is ignored.
+#[test]
+fn capabilities_are_said_whatever_else_is_given() {
+    let place = Place::new();
+    let alone = place.ok("--print-capabilities");
+    for line in ["--print-capabilities --socket-path=s --mystery", "--fd=3 --print-capabilities"] {
+        assert_eq!(place.ok(line), alone);
+    }
+    assert!(!place.path("s").exists());
+}
+
+/// The same: the program is started without a command, and its descriptor is a connection.
+#[test]
+fn options_alone_serve_and_an_inherited_connection_is_a_front_end() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    place.sparse("disk", 1 << 20);
+    let (mut front, back) = UnixStream::pair().unwrap();
+    let program = Command::new(env!("CARGO_BIN_EXE_snapblk"))
+        .args(["--fd=0", "--blk-file=disk", "--read-only"])
+        .current_dir(place.dir())
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(back)))
+        .spawn()
+        .unwrap();
+    // GET_FEATURES: request, flags (the version), bytes behind.
+    let question = [1u32, 1, 0].map(u32::to_ne_bytes);
+    front.write_all(question.as_flattened()).unwrap();
+    let mut answer = [0; 20];
+    front.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..12], *[1u32, 5, 8].map(u32::to_ne_bytes).as_flattened());
+    let features = u64::from_ne_bytes(answer[12..].try_into().unwrap());
+    assert_eq!(features >> 5 & 1, 1, "VIRTIO_BLK_F_RO: {features:#x}");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&program),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert!(program.wait_with_output().unwrap().status.success());
+}
+
 #[test]
 fn every_command_has_help_and_a_manual_page() {
     let place = Place::new();

@@ -3,6 +3,7 @@
 //! Owns words, exit statuses and how answers look. Never knows how a store is laid out or served:
 //! each command is one file that asks the store's crate. Exit status: 0 done, 1 failed, 2 usage.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -89,7 +90,7 @@ impl Cli {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(by_convention(std::env::args_os()));
     start_logging();
     if let Err(error) = crate::signals::block_file_size() {
         tracing::warn!("cannot block SIGXFSZ: {error}");
@@ -104,6 +105,25 @@ pub fn main() -> ExitCode {
             error.status().into()
         }
     }
+}
+
+/// The arguments as they are meant. QEMU's conventions for back-end programs
+/// (docs/interop/vhost-user.rst) know no commands: options alone serve, and who asks for the
+/// capabilities wants nothing else, whatever stands beside.
+fn by_convention(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const OURS: [&str; 2] = ["--help", "--version"];
+    let mut words: Vec<OsString> = given.collect();
+    let first = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    if !first.starts_with("--") || OURS.contains(&first) {
+        return words;
+    }
+    if words.iter().any(|word| word == "--print-capabilities") {
+        words.truncate(1);
+        words.push("--print-capabilities".into());
+    } else {
+        words.insert(1, "serve".into());
+    }
+    words
 }
 
 /// Warnings and worse on standard error; `SNAPBLK_LOG` asks for more.

@@ -124,7 +124,7 @@ impl Socket {
 pub enum Socket {
     /// A socket that is made at this path.
     Path(PathBuf),
-    /// A listening socket that this process was started with.
+    /// A socket that this process was started with: it listens, or is connected.
     Fd(i32),
 }
 
@@ -206,8 +206,12 @@ impl Args for Serve {
             )
             .arg(each("socket-path", "PATH", "Listen here for the front-end").value_parser(path()))
             .arg(
-                each("fd", "N", "Listen on this inherited socket for the front-end")
-                    .value_parser(value_parser!(i32).range(0..)),
+                each(
+                    "fd",
+                    "N",
+                    "Use this inherited socket: one that listens, or the connection of a front-end",
+                )
+                .value_parser(value_parser!(i32).range(0..)),
             )
             .arg(
                 each("num-queues", "N", "Virtqueues to offer")

@@ -1,25 +1,30 @@
 //! The socket that front-ends connect to.
 //!
-//! Owns it from start to stop, whoever connects or leaves, and its file where it made one. Never
-//! knows what is spoken over it.
+//! Owns it from start to stop, whoever connects or leaves, and its file where it made one; a
+//! connection that was handed over stands for it, once. Never knows what is spoken over it.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Access, access};
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// Bytes of a socket's path at most; the kernel has room for one more, which ends it.
+const LONGEST: usize = 107;
 
 /// Where front-ends connect.
 #[derive(Debug)]
 pub enum SocketAddress {
     /// A path; the socket is made there and removed at the end.
     Path(PathBuf),
-    /// A listening socket that this process was given.
+    /// A socket that this process was given: it listens, or is the connection of a front-end.
     Fd(OwnedFd),
 }
 
@@ -61,8 +66,14 @@ pub enum ListenError {
     /// Something that is not a socket.
     #[error("{} is there and is not a socket; remove it or name another path", .0.display())]
     NotASocket(PathBuf),
+    /// No socket can have this name.
+    #[error("{} is too long for the path of a socket, which has {LONGEST} bytes at most", .0.display())]
+    TooLong(PathBuf),
     /// What was handed over cannot be listened on.
-    #[error("the inherited descriptor is not a listening UNIX socket")]
+    #[error(
+        "the inherited descriptor is neither a listening UNIX socket nor the connection of a \
+         front-end; hand over one of these"
+    )]
     NotListening,
     /// The system said no.
     #[error("cannot listen on {}: {error}", .path.display())]
@@ -74,12 +85,48 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket.
+/// Where connections come from.
 #[derive(Debug)]
 pub(super) struct Listener {
-    socket: UnixListener,
+    source: Source,
     /// Removed with this.
     _file: Option<SocketFile>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// A listening socket.
+    Listens(UnixListener),
+    /// The only connection there will be, until it was taken.
+    Connected {
+        connection: RefCell<Option<UnixStream>>,
+        /// Can be read until then.
+        waits: OwnedFd,
+    },
+}
+
+impl Source {
+    fn given(fd: OwnedFd) -> Result<Source, ListenError> {
+        let no = |_| ListenError::NotListening;
+        let unix = socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
+        let stream = socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM);
+        if !unix || !stream {
+            return Err(ListenError::NotListening);
+        }
+        if socket_acceptconn(&fd).unwrap_or(false) {
+            return Source::listening(fd.into());
+        }
+        let connection = UnixStream::from(fd);
+        connection.peer_addr().map_err(no)?;
+        let waits = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let waits = waits.map_err(|_| ListenError::NotListening)?;
+        Ok(Source::Connected { connection: RefCell::new(Some(connection)), waits })
+    }
+
+    fn listening(socket: UnixListener) -> Result<Source, ListenError> {
+        socket.set_nonblocking(true).map_err(|_| ListenError::NotListening)?;
+        Ok(Source::Listens(socket))
+    }
 }
 
 /// The file of a socket, known again by device and inode.
@@ -91,21 +138,16 @@ struct SocketFile {
 
 impl Listener {
     pub(super) fn open(address: SocketAddress) -> Result<Listener, ListenError> {
-        let listener = match address {
-            SocketAddress::Path(path) => Listener::bind(path)?,
-            SocketAddress::Fd(fd) => {
-                let unix = socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
-                if !unix || !socket_acceptconn(&fd).unwrap_or(false) {
-                    return Err(ListenError::NotListening);
-                }
-                Listener { socket: fd.into(), _file: None }
-            }
-        };
-        listener.socket.set_nonblocking(true).map_err(|_| ListenError::NotListening)?;
-        Ok(listener)
+        match address {
+            SocketAddress::Path(path) => Listener::bind(path),
+            SocketAddress::Fd(fd) => Ok(Listener { source: Source::given(fd)?, _file: None }),
+        }
     }
 
     fn bind(path: PathBuf) -> Result<Listener, ListenError> {
+        if path.as_os_str().len() > LONGEST {
+            return Err(ListenError::TooLong(path));
+        }
         let system = |error| ListenError::System { path: path.clone(), error };
         let socket = match UnixListener::bind(&path) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
@@ -116,13 +158,22 @@ impl Listener {
         };
         let made = std::fs::symlink_metadata(&path).map_err(system)?;
         let identity = (made.dev(), made.ino());
-        Ok(Listener { socket, _file: Some(SocketFile { path, identity }) })
+        let source = Source::listening(socket)?;
+        Ok(Listener { source, _file: Some(SocketFile { path, identity }) })
     }
 
     /// The next connection, if one waits.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
+        let socket = match &self.source {
+            Source::Listens(socket) => socket,
+            Source::Connected { connection, waits } => {
+                // Nothing is left to be read, and the session not woken again for it.
+                let _ = rustix::io::read(waits, &mut [0; 8]);
+                return Ok(connection.take());
+            }
+        };
         loop {
-            match self.socket.accept() {
+            match socket.accept() {
                 Ok((socket, _)) => return Ok(Some(socket)),
                 Err(e) => match e.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted => {
@@ -176,7 +227,10 @@ fn check_stale(path: &Path) -> Result<(), ListenError> {
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.source {
+            Source::Listens(socket) => socket.as_fd(),
+            Source::Connected { waits, .. } => waits.as_fd(),
+        }
     }
 }
 
@@ -195,6 +249,8 @@ impl Drop for SocketFile {
 mod tests {
     use std::os::unix::net::UnixDatagram;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
     use super::*;
 
     #[test]
@@ -211,6 +267,16 @@ mod tests {
         let file = Listener::open(SocketAddress::Path(path.clone()));
         assert!(matches!(file, Err(ListenError::NotASocket(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_said_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let rest = LONGEST - dir.path().as_os_str().len() - 1;
+        let path = |name: usize| SocketAddress::Path(dir.path().join("x".repeat(name)));
+        Listener::open(path(rest)).unwrap();
+        let said = Listener::open(path(rest + 1)).unwrap_err().to_string();
+        assert!(said.contains("107 bytes at most"), "{said}");
     }
 
     /// Of another type, which the system says rather than that nobody is there.
@@ -237,10 +303,30 @@ mod tests {
         drop(other);
     }
 
+    /// What QEMU's conventions for back-end programs call `--fd`.
     #[test]
-    fn an_inherited_socket_must_listen() {
-        let (connected, _peer) = UnixStream::pair().unwrap();
-        let refused = Listener::open(SocketAddress::Fd(connected.into()));
+    fn an_inherited_connection_is_the_only_one() {
+        let readable = |listener: &Listener| {
+            let mut fds = [PollFd::new(listener, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        let (connected, peer) = UnixStream::pair().unwrap();
+        let listener = Listener::open(SocketAddress::Fd(connected.into())).unwrap();
+        assert!(readable(&listener));
+        let connection = listener.accept().unwrap().unwrap();
+        assert!(!readable(&listener) && listener.accept().unwrap().is_none());
+        drop(peer);
+        assert!(!readable(&listener), "that it hangs up is the connection's affair");
+        drop(connection);
+    }
+
+    #[test]
+    fn an_inherited_socket_must_listen_or_be_connected() {
+        let lonely = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let refused = Listener::open(SocketAddress::Fd(lonely));
+        assert!(matches!(refused, Err(ListenError::NotListening)));
+        let (datagrams, _peer) = UnixDatagram::pair().unwrap();
+        let refused = Listener::open(SocketAddress::Fd(datagrams.into()));
         assert!(matches!(refused, Err(ListenError::NotListening)));
         assert!(SocketAddress::inherited(-1).is_err());
         assert!(SocketAddress::inherited(i32::MAX).is_err());
