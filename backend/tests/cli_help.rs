@@ -67,6 +67,9 @@ fn every_command_has_help_and_a_manual_page() {
     for page in ["snapblk.1", "snapblk-merge.1", "snapblk-serve.1"] {
         assert!(place.path("pages/man1").join(page).exists(), "{page}");
     }
+    // What has to be typed is all there.
+    let page = String::from_utf8(place.read("pages/man1/snapblk-ctl-merge.1")).unwrap();
+    assert!(page.contains("snapblk ctl <MONITOR> merge [OPTIONS] <DEVICE> <SNAPSHOT>"), "{page}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Man {
             Some(dir) => write_pages(dir).map_err(CliError::io("write manual pages to", dir)),
             None => {
                 let mut page = Vec::new();
-                let rendered = clap_mangen::Man::new(Cli::definition()).render(&mut page);
+                let rendered = clap_mangen::Man::new(definition()).render(&mut page);
                 output::checked(rendered)?;
                 output::checked(io::Write::write_all(&mut io::stdout().lock(), &page))
             }
@@ -55,5 +55,26 @@ impl Man {
 
 fn write_pages(dir: &Path) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
-    clap_mangen::generate_to(Cli::definition(), dir)
+    write_page(definition(), dir)
+}
+
+/// The command line as pages show it: the synopsis of each command is what its help calls usage.
+fn definition() -> clap::Command {
+    let mut program = Cli::definition().disable_help_subcommand(true);
+    program.build();
+    with_usage(program)
+}
+
+fn with_usage(mut command: clap::Command) -> clap::Command {
+    let usage = command.render_usage().to_string();
+    let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage).to_owned();
+    command.override_usage(usage).mut_subcommands(with_usage)
+}
+
+/// The page of `command`, and those of its own commands.
+fn write_page(command: clap::Command, dir: &Path) -> io::Result<()> {
+    for below in command.get_subcommands() {
+        write_page(below.clone(), dir)?;
+    }
+    clap_mangen::Man::new(command).generate_to(dir).map(drop)
 }
