@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, val
 
 use snapblk_store::exception::Arena;
 
-use crate::cli::ctl::size;
+use crate::cli::size;
 use crate::server::MAX_QUEUES;
 pub use crate::server::{FlushInterval, OnFull};
 

@@ -1,4 +1,4 @@
-//! Sizes as people write and read them: `4K`, `10G`, `1.5 GiB`.
+//! Sizes as people write them, `4K` or `10GiB`, and as the offline tools show them: `1.5 GiB`.
 
 /// A size in bytes from `512`, `4K`, `10M`, `3G`, `1T` (powers of 1024; `k`, `KiB` and `KB` too).
 ///
@@ -21,7 +21,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
     number
         .checked_mul(1 << shift)
         .filter(|&bytes| bytes <= i64::MAX as u64)
-        .ok_or_else(|| format!("{text} is larger than any file"))
+        .ok_or_else(|| format!("'{text}' is too much: 2^63 bytes are more than any file has"))
 }
 
 /// `bytes` for people: exact where a unit divides it, otherwise with one decimal.
@@ -45,7 +45,9 @@ mod tests {
 
     #[test]
     fn units_are_powers_of_1024() {
+        assert_eq!(parse("0"), Ok(0));
         assert_eq!(parse("512"), Ok(512));
+        assert_eq!(parse("2kb"), Ok(2048));
         assert_eq!(parse("4K"), Ok(4096));
         assert_eq!(parse("4k"), Ok(4096));
         assert_eq!(parse("10MiB"), Ok(10_485_760));
@@ -55,7 +57,20 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "K", "-1", "4X", "1.5G", "9999999T", "18446744073709551616", "4 K"] {
+        for text in [
+            "",
+            "K",
+            "-1",
+            "+1",
+            "4X",
+            "4KK",
+            "1.5G",
+            "9999999T",
+            "18446744073709551616",
+            "4 K",
+            "0x10",
+            "é",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -46,7 +46,7 @@ fn every_verb_is_a_command_of_the_monitor() {
             json!({"device": "d", "name": "s", "cow": "s.cow"}),
         ),
         (
-            "snapshot d s --cow s.cow --chunk-size 16K --size 2G --persistent P --existing",
+            "snapshot d s --cow s.cow --chunk-size 16KiB --size 2G --persistent P --existing",
             "snapshot-create",
             json!({"device": "d", "name": "s", "cow": "s.cow", "chunk-size": 16384,
                 "size": 2_147_483_648_u64, "persistent": "P", "mode": "existing"}),
@@ -203,7 +203,7 @@ fn what_is_no_command_line_is_refused() {
         "",
         "nonsense",
         "snapshot d s",
-        "snapshot d s --cow c --chunk-size 4KB",
+        "snapshot d s --cow c --chunk-size 4X",
         "load d",
         "export e d",
     ] {

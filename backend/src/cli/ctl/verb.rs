@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use snapblk_store::control::command as control;
 
 use super::CtlError;
-use super::size;
 use super::transaction::TransactionArgs;
+use crate::cli::size;
 use crate::server::table_lines;
 
 /// What a person can ask of a running server.

@@ -79,7 +79,7 @@ fn tables_may_have_a_bound() {
     assert_eq!((serve.table_memory, serve.table_dir), (Some(64 << 20), Some("d".into())));
     assert_eq!(parse("--blk-file f").table_memory, None);
     assert!(refused("--blk-file f --table-memory 8191K").contains("too little"));
-    assert!(refused("--blk-file f --table-memory much").contains("no size"));
+    assert!(refused("--blk-file f --table-memory much").contains("not a size"));
     assert!(refused("--blk-file f --table-dir d").contains("without --table-memory"));
 }
 
