@@ -105,7 +105,7 @@ fn a_store_for_a_larger_disk_is_refused() {
     place.golden("p8-basic");
     place.sparse("short", 4096 * 100);
     let said = place.fails(1, "merge --into short cow");
-    assert!(said.contains("of an origin of 100 chunks"), "{said}");
+    assert!(said.contains("of an origin of 100 chunks; 'snapblk check --origin' lists"), "{said}");
     assert!(place.fails(2, "merge --into cow cow").contains("are one file"));
     assert!(place.fails(1, "merge --into missing cow").contains("missing"));
 }

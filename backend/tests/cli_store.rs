@@ -237,6 +237,16 @@ fn json_is_whole_whatever_a_file_is_called() {
 }
 
 #[test]
+fn what_is_too_short_for_any_store_is_said_to_be() {
+    let place = Place::new();
+    place.sparse("empty", 0);
+    for verb in ["info", "check", "dump"] {
+        let said = place.fails(1, &format!("{verb} empty"));
+        assert!(said.contains("it has 0 bytes, too few for a store"), "{said}");
+    }
+}
+
+#[test]
 fn a_store_for_an_origin_without_a_sector_is_not_made() {
     let place = Place::new();
     place.sparse("empty", 0);

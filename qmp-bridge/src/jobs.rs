@@ -123,7 +123,7 @@ impl Jobs {
     /// Why there cannot.
     pub fn check_id(&self, id: &str) -> Result<(), CommandError> {
         if !is_well_formed(id) {
-            return Err(CommandError::generic(format!("Invalid job ID '{id}'")));
+            return Err(ill_formed(id));
         }
         if self.lock().jobs.iter().any(|job| job.spec.id == id) {
             return Err(CommandError::generic(format!("Job ID '{id}' already in use")));
@@ -139,7 +139,7 @@ impl Jobs {
         driver: impl FnOnce(JobHandle) -> Arc<dyn JobDriver>,
     ) -> Result<JobHandle, CommandError> {
         if !is_well_formed(&spec.id) {
-            return Err(CommandError::generic(format!("Invalid job ID '{}'", spec.id)));
+            return Err(ill_formed(&spec.id));
         }
         let serial = self.made.fetch_add(1, Ordering::Relaxed);
         let handle = JobHandle { jobs: self.clone(), serial };
@@ -192,11 +192,10 @@ impl Jobs {
     /// Tells the job called `id` what the user wants.
     pub fn tell(self: &Arc<Self>, verb: JobVerb, id: &str) -> Result<(), CommandError> {
         let mut list = self.lock();
-        let job = list
-            .jobs
-            .iter_mut()
-            .find(|job| job.spec.id == id)
-            .ok_or_else(|| CommandError::generic("Job not found"))?;
+        let job = list.jobs.iter_mut().find(|job| job.spec.id == id).ok_or_else(|| {
+            let sentence = format!("Job not found: '{id}'; 'query-jobs' says which there are");
+            CommandError::generic(sentence)
+        })?;
         if verb == JobVerb::Resume && !job.pause_wanted {
             return Err(CommandError::generic("Can't resume a job that was not paused"));
         }
@@ -440,6 +439,12 @@ impl JobHandle {
         let mut list = self.jobs.lock();
         list.get(self.serial).map(|job| change(&self.jobs, job))
     }
+}
+
+fn ill_formed(id: &str) -> CommandError {
+    CommandError::generic(format!(
+        "Invalid job ID '{id}': use a letter, and then letters, digits, '-', '.' and '_'"
+    ))
 }
 
 /// Whether a job in this state can be told this (QEMU's table of verbs).

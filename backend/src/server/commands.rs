@@ -114,11 +114,18 @@ impl Server {
 
     /// The one message there is: `on-full fail`, or `on-full wait=30s`.
     fn message(&self, c: &DeviceMessage) -> Result<Answer, CommandError> {
-        self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+        let device = self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
         let (name, message) = (&c.name, &c.message);
+        let sectors = device.iter().map(|device| device.size >> 9).sum::<u64>();
+        if let Some(sector) = c.sector.filter(|sector| *sector != 0 && *sector >= sectors) {
+            return Err(CommandError::generic(format!(
+                "sector {sector} is outside of '{name}', which has {sectors}"
+            )));
+        }
         let Some(words) = message.strip_prefix("on-full ") else {
             return Err(CommandError::generic(format!(
-                "no target of '{name}' knows the message '{message}'"
+                "no target of '{name}' knows the message '{message}'; give 'on-full fail' or, say, \
+                 'on-full wait=30s'"
             )));
         };
         let on_full: OnFull = words.trim().parse().map_err(CommandError::generic)?;

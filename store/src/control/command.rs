@@ -76,7 +76,7 @@ record! {
     pub struct DeviceCreate {
         /// The device's name; not yet taken.
         name: String,
-        /// An identity that outlives the name; made up where missing.
+        /// An identity beside the name; the device has none where missing.
         uuid: Option<String>,
     }
 }

@@ -40,7 +40,7 @@ pub enum StoreErrorKind {
     #[error("its header (byte 0) is not that of a version {VERSION} snapshot store: {0}")]
     Header(HeaderError),
     /// No room for a header and an area.
-    #[error("it has {len} bytes, and a store of this chunk size needs at least {needed}")]
+    #[error("it has {len} bytes, too few for a store: two chunks are {needed} bytes at least")]
     TooSmall {
         /// Its length in bytes.
         len: u64,
@@ -61,7 +61,7 @@ pub enum StoreErrorKind {
         len: u64,
     },
     /// An entry that cannot be right.
-    #[error("{0}; 'snapblk check' lists all such entries")]
+    #[error("{0}; 'snapblk check{option}' lists all such entries", option = .0.found_with())]
     Entry(Problem),
 }
 
@@ -119,6 +119,16 @@ pub enum ProblemKind {
         /// Where the earlier entry lies, in bytes.
         first: u64,
     },
+}
+
+impl Problem {
+    /// The option with which `snapblk check` finds it.
+    fn found_with(&self) -> &'static str {
+        match self.kind {
+            ProblemKind::OutsideOrigin { .. } => " --origin",
+            _ => "",
+        }
+    }
 }
 
 impl fmt::Display for Problem {

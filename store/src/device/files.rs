@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::error::DeviceError;
@@ -13,7 +14,7 @@ use crate::cow::open::create;
 use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::storage::{SLICE, Storage};
-use crate::io::{FileInfo, OpenMode};
+use crate::io::{FileError, FileInfo, OpenMode};
 use crate::units::ChunkSize;
 
 /// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
@@ -88,6 +89,7 @@ pub(super) fn make_store(
     existing: Existing,
 ) -> Result<Made, DeviceError> {
     let what = |verb: &str| format!("cannot {verb} the store {}", path.display());
+    refuse_unfit(path)?;
     let mut makes = Made::File;
     if let Ok(meta) = std::fs::metadata(path) {
         makes = Made::Content;
@@ -108,7 +110,7 @@ pub(super) fn make_store(
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(path);
     let file = file.map_err(DeviceError::io(what("make")))?;
-    let made = file.set_len(size).map_err(DeviceError::io(what("size"))).and_then(|()| {
+    let made = set_len(&file, size).map_err(DeviceError::io(what("size"))).and_then(|()| {
         let info = FileInfo::open(path, OpenMode::ReadWrite, false)?;
         make_empty(&info, Geometry::of_len(chunk, size))
     });
@@ -116,6 +118,25 @@ pub(super) fn make_store(
         makes.undo(path);
     }
     made.map(|()| makes)
+}
+
+/// Refuses to make a store where no file can be.
+fn refuse_unfit(path: &Path) -> Result<(), DeviceError> {
+    if path.as_os_str().is_empty() {
+        return Err(DeviceError::refused("the name of the store's file is empty; give it one"));
+    }
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() && !meta.file_type().is_block_device() => {
+            Err(FileError::Kind { path: path.to_owned() }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A length that no file can have is the system's error, too.
+fn set_len(file: &File, size: u64) -> io::Result<()> {
+    i64::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    file.set_len(size)
 }
 
 /// Refuses what begins with zeroes, as a file does in which a store is to be made, and is no such
@@ -164,6 +185,7 @@ pub(super) fn no_such_store(path: &Path) -> DeviceError {
 /// Makes a file of `size` bytes for a transient store, of which only the size matters: that it has
 /// for good, since a start looks for the file that its device names.
 pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError> {
+    refuse_unfit(path)?;
     let makes = match std::fs::metadata(path) {
         Ok(meta) if !meta.is_file() || meta.len() > 0 => {
             return Err(DeviceError::refused(format!(
@@ -176,7 +198,7 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
     };
     let what = format!("cannot make the store {}", path.display());
     let made = File::create(path)
-        .and_then(|file| file.set_len(size).and_then(|()| sync_file(&file)))
+        .and_then(|file| set_len(&file, size).and_then(|()| sync_file(&file)))
         .map_err(DeviceError::io(what))
         .and_then(|()| name_it(path));
     made.inspect_err(|_| makes.undo(path)).map(|()| makes)

@@ -351,7 +351,11 @@ fn a_message_that_no_target_knows_is_refused() {
     let mut world = World::start(&monitor_only(&scratch));
     world.make("d", &["0 8 zero".into()]);
     let said = world.refused("device-message", json!({"name": "d", "message": "hello"}));
-    assert!(said.contains("'hello'"), "{said}");
+    assert!(said.contains("'hello'") && said.contains("'on-full fail'"), "{said}");
+    let beyond = json!({"name": "d", "sector": 8, "message": "on-full fail"});
+    let said = world.refused("device-message", beyond);
+    assert!(said.contains("sector 8 is outside of 'd', which has 8"), "{said}");
+    world.call("device-message", json!({"name": "d", "sector": 7, "message": "on-full fail"}));
     world.stop();
 }
 

@@ -202,6 +202,14 @@ fn a_refused_snapshot_leaves_everything_as_it_was() {
     assert!(said.contains("full.cow is there and not empty"), "{said}");
     let said = world.refused("snapshot-create", create("disk0", "new.cow"));
     assert!(said.contains("'disk0' already"), "{said}");
+    let said = world.refused("snapshot-create", create("snap", ""));
+    assert!(said.contains("name of the store's file is empty"), "{said}");
+    let said = world.refused("snapshot-create", create("snap", "."));
+    assert!(said.contains("neither a regular file nor a block device"), "{said}");
+    let mut larger = create("snap", "new.cow");
+    larger["size"] = json!(u64::MAX);
+    let said = world.refused("snapshot-create", larger);
+    assert!(said.contains("cannot size the store new.cow") && said.contains("too large"), "{said}");
     world.refused("snapshot-create", create("a/b", "new.cow"));
     world.refused("snapshot-create", create("snap", "no/such/directory/new.cow"));
     let mut bad = create("snap", "new.cow");
