@@ -25,6 +25,7 @@ use snapblk_store::table::Table;
 
 use super::Server;
 use super::commands::told;
+use super::merge::tell_error;
 
 /// How often a job's progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -328,7 +329,10 @@ impl Commit {
                     Some(match end {
                         MergeEnd::Finished => Outcome::Completed,
                         MergeEnd::Cancelled => Outcome::Cancelled,
-                        failed => Outcome::Failed(failed.to_string()),
+                        failed => {
+                            tell_error(handle, failed.io());
+                            Outcome::Failed(failed.to_string())
+                        }
                     })
                 }
             };
@@ -346,7 +350,10 @@ impl Commit {
         match end {
             CommitEnd::Finished => {}
             CommitEnd::Cancelled => return Some(Outcome::Cancelled),
-            failed => return Some(Outcome::Failed(failed.to_string())),
+            failed => {
+                tell_error(handle, failed.io());
+                return Some(Outcome::Failed(failed.to_string()));
+            }
         }
         let follows = {
             let mut now = self.now();

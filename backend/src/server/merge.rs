@@ -11,10 +11,11 @@ use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle, Pacing};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::SnapshotMerge;
-use snapblk_store::control::event::{Event, MergeCompleted};
+use snapblk_store::control::event::{ErrorAction, Event, IoOperation, MergeCompleted};
 use snapblk_store::control::job::JobType;
 use snapblk_store::device::{DeviceError, Halt, MergeJob, Merging, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
+use snapblk_store::io::IoOp;
 
 use super::Server;
 use super::commands::told;
@@ -226,6 +227,7 @@ impl Rollback {
                 if by_command {
                     server.halt(&self.id, Halt::Failed);
                 }
+                tell_error(handle, failed.io());
                 Outcome::Failed(failed.to_string())
             }
         };
@@ -244,6 +246,16 @@ impl Rollback {
             tracing::error!("a restart would not know how the job '{}' is: {error}", self.id);
         }
     }
+}
+
+/// Says that a job met an I/O error, as QEMU does before it says that the job failed.
+pub(super) fn tell_error(handle: &JobHandle, failed: Option<IoOp>) {
+    let operation = match failed {
+        Some(IoOp::Read) => IoOperation::Read,
+        Some(_) => IoOperation::Write,
+        None => return,
+    };
+    handle.io_error(operation, ErrorAction::Report);
 }
 
 fn tell(merge: &MergeHandle, handle: &JobHandle) {

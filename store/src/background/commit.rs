@@ -16,7 +16,7 @@ use super::{CopyExecutor, FlushError, Host};
 use crate::attached::{AttachedWorker, StopError};
 use crate::engine::EngineConfig;
 use crate::exception::{Layer, Place};
-use crate::io::{Errno, SLICE};
+use crate::io::{Errno, IoOp, SLICE};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Exceptions;
@@ -123,6 +123,18 @@ pub enum CommitEnd {
     NoRoom(NoRoom),
     /// Its I/O can no longer be waited for.
     Wait(io::Error),
+}
+
+impl CommitEnd {
+    /// What failed, where that was I/O.
+    pub fn io(&self) -> Option<IoOp> {
+        match self {
+            CommitEnd::Read(_) => Some(IoOp::Read),
+            CommitEnd::Write => Some(IoOp::Write),
+            CommitEnd::Flush => Some(IoOp::Sync),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for CommitEnd {

@@ -15,6 +15,7 @@ use super::share::{Share, Turn};
 use super::{Executor, Host};
 use crate::attached::{AttachedWorker, StopError};
 use crate::engine::{EngineConfig, MergeFailure, MergeProgress, MergeState};
+use crate::io::IoOp;
 use crate::table::Table;
 use crate::workers::Workers;
 
@@ -32,6 +33,16 @@ pub enum MergeEnd {
     Failed(MergeFailure),
     /// Its I/O can no longer be waited for.
     Wait(io::Error),
+}
+
+impl MergeEnd {
+    /// What failed, where that was I/O.
+    pub fn io(&self) -> Option<IoOp> {
+        match self {
+            MergeEnd::Failed(failure) => failure.io(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for MergeEnd {

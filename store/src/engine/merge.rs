@@ -40,7 +40,7 @@ use super::core::Core;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark, Persistence, Store, StoreState};
 use crate::exception::{Entry as Word, Place};
-use crate::io::Errno;
+use crate::io::{Errno, IoOp};
 use crate::table::Table;
 use crate::target::{Exceptions, Merge, Target};
 
@@ -128,6 +128,18 @@ pub enum MergeFailure {
     /// The removal of entries could not be made durable.
     #[error("the store cannot be synced: {0}; open it again before it is merged")]
     SyncStore(Errno),
+}
+
+impl MergeFailure {
+    /// What failed, where that was I/O.
+    pub fn io(&self) -> Option<IoOp> {
+        match self {
+            MergeFailure::ReadList { .. } | MergeFailure::ReadStore(_) => Some(IoOp::Read),
+            MergeFailure::WriteOrigin(_) | MergeFailure::WriteList(_) => Some(IoOp::Write),
+            MergeFailure::SyncOrigin(_) | MergeFailure::SyncStore(_) => Some(IoOp::Sync),
+            _ => None,
+        }
+    }
 }
 
 /// What of a batch ended; the detail in the tag of an action.

@@ -391,6 +391,8 @@ fn a_failed_rollback_begins_again() {
         let file = std::fs::File::options().write(true).open(&store).unwrap();
         file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
         world.call("snapshot-merge", roll_back("j", 1 << 20));
+        let said = world.event("BLOCK_JOB_ERROR")["data"].clone();
+        assert_eq!(said, json!({"device": "j", "operation": "read", "action": "report"}));
         let error = world.event("BLOCK_JOB_COMPLETED")["data"]["error"].clone();
         assert!(error.is_string(), "{error}");
         becomes(&mut world, "j", "null");
