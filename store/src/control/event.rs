@@ -68,8 +68,6 @@ events! {
         GuestThawedEarly(GuestThaw) = "GUEST_THAWED_EARLY",
         /// A guest that was told to thaw did not confirm that it has.
         GuestThawFailed(GuestThaw) = "GUEST_THAW_FAILED",
-        /// A leg of a mirror is not written any more.
-        MirrorLegFailed(MirrorLegFailed) = "MIRROR_LEG_FAILED",
         /// The process stops.
         Shutdown(Shutdown) = "SHUTDOWN",
     }
@@ -238,18 +236,6 @@ record! {
     pub struct GuestThaw {
         /// The socket of the guest's agent.
         agent: String,
-        /// Why, for a person.
-        reason: String,
-    }
-}
-
-record! {
-    /// A leg of a mirror is not written any more.
-    pub struct MirrorLegFailed {
-        /// The mirror's device.
-        device: String,
-        /// The leg, from 0 in the order of the table line.
-        leg: u32,
         /// Why, for a person.
         reason: String,
     }

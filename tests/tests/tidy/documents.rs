@@ -3,6 +3,9 @@
 use std::process::Command;
 
 use snapblk::cli::Cli;
+use snapblk_qmp::commands::Commands;
+use snapblk_store::control::Event;
+use snapblk_store::control::shape::{Member, Shape};
 
 use crate::{none, read, root};
 
@@ -138,6 +141,55 @@ fn command_lines_are_split_as_a_shell_does() {
     assert_eq!(split("a -b 'c d' \"e\"  # f"), ["a", "-b", "c d", "e"]);
     assert_eq!(split("a b & c"), ["a", "b"]);
     assert_eq!(split("a '' b"), ["a", "", "b"]);
+}
+
+/// The cells of the rows of a page's tables that name `what` in their first one.
+fn rows<'p>(page: &'p str, what: &str) -> Vec<Vec<&'p str>> {
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let cells = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+    cells.filter(|row| row[0].contains(&format!("`{what}`"))).collect()
+}
+
+fn members(shape: &Shape) -> Vec<&Member> {
+    match shape {
+        Shape::Record { members, .. } => members.iter().collect(),
+        Shape::Union { base, variants, .. } => {
+            base.iter().chain(variants.iter().flat_map(|(_, shape)| members(shape))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_page_of_the_monitor_has_every_command_and_event() {
+    let page = read("docs/monitor.md");
+    let mut broken = Vec::new();
+    let mut count = 0;
+    let mut compare = |what: &str, shape: &Shape| {
+        let rows = rows(&page, what);
+        let [row] = &rows[..] else {
+            return broken.push(format!("'{what}' has {} rows", rows.len()));
+        };
+        for Member { name, optional, .. } in members(shape) {
+            count += 1;
+            let (there, may_miss) = (format!("`{name}`"), format!("`{name}`?"));
+            if !row[1].contains(&there) || row[1].contains(&may_miss) != *optional {
+                broken.push(format!("'{what}': '{name}' (optional: {optional}) in '{}'", row[1]));
+            }
+        }
+    };
+    for command in Commands::default().iter() {
+        // One of the two that `block_resize` takes has to be there, which a shape cannot say.
+        if command.name != "block_resize" {
+            compare(command.name, &command.arguments);
+        }
+    }
+    Event::shapes().iter().for_each(|(name, shape)| compare(name, shape));
+    assert!(count > 50, "only {count} members were compared");
+    none(
+        "docs/monitor.md has each command and event of the monitor, and what belongs to it.",
+        &broken,
+    );
 }
 
 /// Written in pieces, so that this file does not contain them.
