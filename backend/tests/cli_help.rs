@@ -72,6 +72,22 @@ fn every_command_has_help_and_a_manual_page() {
     assert!(page.contains("snapblk ctl <MONITOR> merge [OPTIONS] <DEVICE> <SNAPSHOT>"), "{page}");
 }
 
+/// What is written where a command's arguments are defined is shown, too.
+#[test]
+fn long_help_says_more_than_the_list_of_commands() {
+    let place = Place::new();
+    for (command, more) in [
+        ("create", "A file that is there and not empty is left alone."),
+        ("check", "Exit status 0 only for a store that can be used"),
+        ("merge", "The store is empty and valid afterwards."),
+        ("ctl", "Files are named as the server finds them"),
+    ] {
+        let said = place.ok(&format!("{command} --help"));
+        assert!(said.contains(more), "{said}");
+        assert!(!place.ok(&format!("{command} -h")).contains(more));
+    }
+}
+
 #[test]
 fn shells_complete() {
     let place = Place::new();

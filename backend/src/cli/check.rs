@@ -13,7 +13,7 @@ use super::{CliError, output};
 /// How many entries are listed; a store with so many is beyond reading.
 const LISTED: usize = 1000;
 
-/// Look for damage in a store.
+/// Look for damage in a store
 ///
 /// Exit status 0 only for a store that can be used as it is (or, with --repair, now can).
 #[derive(Debug, Args)]

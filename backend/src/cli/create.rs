@@ -35,7 +35,7 @@ fn chunk_size(text: &str) -> Result<ChunkSize, String> {
         .ok_or_else(|| format!("a chunk is a power of two from 512 to 1G, and {text} is not"))
 }
 
-/// Make an empty store for the changes to a disk.
+/// Make an empty store for the changes to a disk
 ///
 /// The file takes space only as it fills. A file that is there and not empty is left alone.
 #[derive(Debug, Args)]

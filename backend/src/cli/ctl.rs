@@ -21,7 +21,10 @@ use snapblk_store::control::job::JobInfo;
 
 pub use verb::Verb;
 
-/// Arguments of `snapblk ctl`.
+/// Control a running server
+///
+/// Files are named as the server finds them, from the directory that it was started in; those of
+/// '@FILE' alone are read here. Sizes take K, M, G and T.
 #[derive(clap::Args, Debug)]
 pub struct CtlArgs {
     /// The monitor's socket, as given to `snapblk serve --monitor`

@@ -28,7 +28,7 @@ const BATCH: u64 = 64 << 20;
 /// Bytes that are copied at once.
 const SLICE: u64 = 1 << 20;
 
-/// Write what a store holds into the disk it was made for.
+/// Write what a store holds into the disk it was made for
 ///
 /// Neither may be in use. The store is empty and valid afterwards. A merge that was stopped, by
 /// whatever, is finished by running it again.

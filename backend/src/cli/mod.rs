@@ -38,26 +38,18 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-/// The commands.
+/// The commands. What the help says of one stands at its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve disks to virtual machines
     Serve(serve::Serve),
-    /// Make an empty store for the changes to a disk
     Create(create::Create),
-    /// Say what a store is and how full it is
     Info(info::Info),
-    /// Look for damage in a store
     Check(check::Check),
-    /// List what a store holds, as runs of bytes
     Dump(dump::Dump),
-    /// Write what a store holds into the disk it was made for
     Merge(merge::Merge),
-    /// Control a running server
     Ctl(ctl::CtlArgs),
-    /// Print a completion script for a shell
     Completions(help::Completions),
-    /// Print or write the manual pages
     Man(help::Man),
 }
 

@@ -209,12 +209,12 @@ impl Args for Serve {
                 each(
                     "fd",
                     "N",
-                    "Use this inherited socket: one that listens, or the connection of a front-end",
+                    "Use this inherited socket: listening, or a front-end's connection",
                 )
                 .value_parser(value_parser!(i32).range(0..)),
             )
             .arg(
-                each("num-queues", "N", "Virtqueues to offer")
+                each("num-queues", "N", "Virtqueues [default: one a processor, 16 at most]")
                     .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
             )
             .arg(
@@ -222,7 +222,7 @@ impl Args for Serve {
                     .value_parser(path()),
             )
             .arg(
-                each("on-full", "fail|wait=30s", "What writes do when the store is full")
+                each("on-full", "fail|wait=30s", "What writes to a full store do [default: fail]")
                     .value_parser(on_full),
             )
             .arg(
@@ -234,7 +234,11 @@ impl Args for Serve {
                 "Never sleep while a front-end is connected: a core for each queue, and the \
                  shortest way for each request",
             ))
-            .arg(flag("force", "Do it although a file's state speaks against it"))
+            .arg(flag(
+                "force",
+                "Go on although a base has changed; let commits write a base that was only read, \
+                 and tables make an exported disk shorter (for all disks)",
+            ))
             .next_help_heading(None::<&str>)
     }
 
