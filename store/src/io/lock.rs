@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use super::files::FileInfo;
 
 #[cfg(test)]
 mod tests;
+mod who;
 
 const USED: i64 = 100;
 const NOT_SHARED: i64 = 200;
@@ -37,8 +39,15 @@ const RETRY: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else uses the file in a way that does not go together with ours.
-    #[error("{} is in use: another process (or another device of this one) has it open{}; stop that first", path.display(), match reason { Reason::Used => "", Reason::NotShared => " and does not share it" })]
+    #[error(
+        "{} is in use: {} has it open{}; stop that first",
+        path.display(),
+        whoever(others),
+        match reason { Reason::Used => "", Reason::NotShared => " and does not share it" }
+    )]
     Held {
+        /// Which other processes have it open, as far as that can be seen.
+        others: Vec<String>,
         /// The file.
         path: PathBuf,
         /// What stands against it.
@@ -52,6 +61,14 @@ pub enum LockError {
         /// Why.
         source: io::Error,
     },
+}
+
+fn whoever(others: &[String]) -> String {
+    match others {
+        [] => "another process (or another device of this one)".to_owned(),
+        [one] => format!("process {one}"),
+        several => format!("one of the processes {}", several.join(", ")),
+    }
 }
 
 /// What stands against a lock.
@@ -106,7 +123,9 @@ impl Lock {
             };
             drop(lock);
             if Instant::now() >= deadline {
-                return Err(LockError::Held { path: path.to_owned(), reason });
+                let meta = file.metadata().map_err(fail)?;
+                let others = who::others_with((meta.dev(), meta.ino()));
+                return Err(LockError::Held { path: path.to_owned(), others, reason });
             }
             std::thread::sleep(RETRY);
         }

@@ -37,6 +37,32 @@ fn readers_go_together_and_a_writer_stands_alone() {
 }
 
 #[test]
+fn who_has_a_file_is_named() {
+    let (_dir, path) = image();
+    let (a, b) = (open(&path, OpenMode::ReadWrite), open(&path, OpenMode::ReadWrite));
+    let _held = Lock::exclusive(&a, None).unwrap();
+    let input = Stdio::from(a.file.try_clone().unwrap());
+    let child = |input| Command::new("sleep").arg("600").stdin(input).spawn().unwrap();
+    let mut one = child(input);
+    let said = Lock::exclusive(&b, None).unwrap_err().to_string();
+    // Another test's child may have it, too, until it runs its program.
+    let named = format!("{} (sleep)", one.id());
+    let renamed = path.with_file_name("other");
+    std::fs::rename(&path, &renamed).unwrap();
+    let mut two = child(Stdio::from(File::open(&renamed).unwrap()));
+    let both = Lock::exclusive(&b, None).unwrap_err().to_string();
+    for child in [&mut one, &mut two] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(said.contains("disk.raw is in use: ") && said.contains(&named), "{said}");
+    assert!(said.contains(" has it open and does not share it; stop that first"), "{said}");
+    let all = [one.id(), two.id()].map(|pid| format!("{pid} (sleep)"));
+    assert!(all.iter().all(|pid| both.contains(pid)), "{both}");
+    assert!(both.contains("in use: one of the processes "), "{both}");
+}
+
+#[test]
 fn what_failed_leaves_no_lock_behind() {
     let (_dir, path) = image();
     let (a, b) = (open(&path, OpenMode::ReadWrite), open(&path, OpenMode::ReadWrite));

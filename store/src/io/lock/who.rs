@@ -1,0 +1,35 @@
+//! Which other processes have a file open: locks of open file descriptions name nobody.
+//!
+//! Owns the look into `/proc`, for a sentence and nothing else. What this process may not look at is
+//! not found.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// How many are named; more are no help.
+const NAMED: usize = 4;
+
+/// The others that have the file `identity`, a device and inode, open: `4711 (qemu-img)`.
+pub(super) fn others_with(identity: (u64, u64)) -> Vec<String> {
+    let ours = std::process::id().to_string();
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = processes.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let others = numbers.filter(|name| *name != ours && name.bytes().all(|b| b.is_ascii_digit()));
+    let having = others.filter(|pid| has_open(&Path::new("/proc").join(pid), identity));
+    having.take(NAMED).map(|pid| named(&pid)).collect()
+}
+
+fn has_open(process: &Path, identity: (u64, u64)) -> bool {
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+    // What a descriptor means, not what its link is called: the file may have been renamed.
+    let meant = descriptors.flatten().filter_map(|entry| fs::metadata(entry.path()).ok());
+    meant.into_iter().any(|meta| (meta.dev(), meta.ino()) == identity)
+}
+
+fn named(pid: &str) -> String {
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("{pid} ({})", name.trim_end()),
+        Err(_) => pid.to_owned(),
+    }
+}
