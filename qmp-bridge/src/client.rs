@@ -24,6 +24,9 @@ pub enum ClientError {
     /// The other end hung up.
     #[error("the monitor closed the connection")]
     HungUp,
+    /// Nobody greets: a socket of something else, which may be the only connection that it takes.
+    #[error("nobody greets there as a monitor does at once")]
+    Silent,
     /// What came does not fit.
     #[error("the monitor's answer cannot be understood: {0}")]
     Protocol(String),
@@ -31,6 +34,9 @@ pub enum ClientError {
     #[error("{0}")]
     Command(#[from] CommandError),
 }
+
+/// How long a greeting is waited for. A monitor has one for whoever connects, whatever it does.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// A connection to a monitor, negotiated.
 pub struct Client {
@@ -45,6 +51,10 @@ pub struct Client {
 impl Client {
     /// Connects to the socket `path` and negotiates.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        Client::connect_within(path, GREETING)
+    }
+
+    fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let mut client = Client {
             stream: UnixStream::connect(path)?,
             parser: Parser::default(),
@@ -52,7 +62,7 @@ impl Client {
             events: VecDeque::new(),
             requests: 0,
         };
-        let greeting = client.message(None)?.unwrap_or_default();
+        let greeting = client.message(Some(patience))?.ok_or(ClientError::Silent)?;
         if greeting.get("QMP").is_none() {
             return Err(ClientError::Protocol(format!("no QMP greeting, but {greeting}")));
         }
@@ -160,6 +170,18 @@ fn command_error(error: &Value) -> CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As the socket of a disk is, whose front-end speaks first.
+    #[test]
+    fn a_socket_where_nobody_greets_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = Client::connect_within(&path, Duration::from_millis(10)).err().unwrap();
+        assert!(matches!(error, ClientError::Silent), "{error:?}");
+        let (mut left, _) = listener.accept().unwrap();
+        assert_eq!(left.read(&mut [0]).unwrap(), 0, "it is free for others");
+    }
 
     /// It is found out by the command after the last answer.
     #[test]
