@@ -135,6 +135,7 @@ fn every_command_that_is_served_has_a_verb_and_fits_its_shape() {
         "message d m",
         "snapshot d s --cow c",
         "transaction --overlay d=c",
+        "transaction --snapshot d=s=c",
         "resize d 1G",
         "threshold d 1G",
         "merge d s",
@@ -206,6 +207,8 @@ fn what_is_no_command_line_is_refused() {
         "snapshot d s --cow c --chunk-size 4X",
         "load d",
         "export e d",
+        "transaction",
+        "transaction --skip-lockfs",
     ] {
         let words = ["ctl", "m.sock"].into_iter().chain(line.split(' '));
         assert_eq!(Line::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");

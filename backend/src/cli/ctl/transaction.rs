@@ -6,16 +6,16 @@ use super::verb::{Request, set};
 
 /// Arguments of `transaction`.
 #[derive(clap::Args, Debug)]
+#[command(group = clap::ArgGroup::new("actions").required(true).multiple(true))]
 pub struct TransactionArgs {
     /// Snapshots, as DEVICE=NAME=FILE: the disk, the snapshot's name, the file that keeps what the
     /// disk overwrites
-    #[arg(long, value_name = "DEVICE=NAME=FILE", value_parser = parts::<3>)]
+    #[arg(
+        long, group = "actions", value_name = "DEVICE=NAME=FILE", value_parser = parts::<3>
+    )]
     pub snapshot: Vec<[String; 3]>,
     /// Overlays, as DEVICE=FILE: the disk, the overlay's file
-    #[arg(
-        long, value_name = "DEVICE=FILE", value_parser = parts::<2>,
-        required_unless_present = "snapshot"
-    )]
+    #[arg(long, group = "actions", value_name = "DEVICE=FILE", value_parser = parts::<2>)]
     pub overlay: Vec<[String; 2]>,
     /// Do not ask the guests to freeze their file systems
     #[arg(long)]
