@@ -212,6 +212,29 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(child.wait().unwrap().success());
 }
 
+/// What scripts read has the names that the page says.
+#[test]
+fn what_is_answered_in_json_is_in_the_page() {
+    let place = Place::new();
+    place.golden("p8-basic");
+    let page = include_str!("../../docs/stores.md");
+    for line in [
+        "create new --origin origin --json",
+        "info cow --json",
+        "check cow --json",
+        "dump cow --json",
+        "merge --into origin cow --json",
+    ] {
+        let verb = line.split(' ').next().unwrap();
+        let row = page.lines().find(|row| row.starts_with(&format!("| `{verb} "))).unwrap();
+        let said = place.json(line);
+        let object = said.get(0).unwrap_or(&said).as_object().unwrap();
+        let missing: Vec<_> =
+            object.keys().filter(|key| !row.contains(&format!("`{key}`"))).collect();
+        assert!(missing.is_empty() && object.len() >= 3, "{verb}: {missing:?}");
+    }
+}
+
 /// JSON is UTF-8, names of files need not be; nor does one stop what has been done already.
 #[test]
 fn json_is_whole_whatever_a_file_is_called() {
