@@ -26,6 +26,7 @@ use crate::units::Sector;
 mod given;
 mod older;
 mod restore;
+mod text;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -507,15 +508,10 @@ impl StateFile {
 
     fn read(&self) -> Result<Option<State>, StateError> {
         let Some(path) = &self.path else { return Ok(None) };
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StateError::Io { what: "read", path: path.clone(), source });
-            }
-        };
+        let Some(text) = text::read(path)? else { return Ok(None) };
         let bad = |why: String| StateError::Bad { path: path.clone(), why };
-        let state: State = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let wrong = |e: toml::de::Error| bad(text::wrong(&text, e.span(), e.message()));
+        let state: State = toml::from_str(&text).map_err(wrong)?;
         if state.version != VERSION {
             return Err(bad(format!("it is of version {}", state.version)));
         }

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use snapblk_tests::server::{Scratch, ServerCommand, find_snapblk, output};
@@ -170,6 +171,17 @@ fn a_state_that_does_not_fit_is_refused() {
         fs::write(&state, wrong).unwrap();
         let said = does_not_start(&overlay(&scratch, &base));
         assert!(said.contains("store.cow.state is not a state file"), "{wrong:?}: {said}");
+    }
+    // An image, of which nothing is shown, and a pipe, which would never end.
+    let image = scratch.sparse("image.raw", 1 << 20).unwrap();
+    let long = scratch.sparse("long.raw", 1 << 40).unwrap();
+    let pipe = scratch.path("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for (other, why) in [(&image, "line 1"), (&long, "1099511627776 bytes"), (&pipe, "no regular")]
+    {
+        let said = does_not_start(&overlay(&scratch, &base).arg("--state").arg(other));
+        assert!(said.contains("is not a state file") && said.contains(why), "{said}");
+        assert!(said.len() < 2000, "{} bytes", said.len());
     }
     // A half-written new one beside it is nothing.
     fs::write(&state, &kept).unwrap();

@@ -1,0 +1,38 @@
+//! A state file's text, whatever the file was taken for.
+//!
+//! Owns what can be told of it before a word is read: a pipe would never end, and an image is
+//! neither read into memory nor shown. Never knows what a state says.
+
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::Path;
+
+use super::StateError;
+
+/// Bytes of a state at most: thousands of layers are one or two million.
+const LONGEST: u64 = 64 << 20;
+
+/// The text of the state file `path`; none where there is no file.
+pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
+    let failed = |source| StateError::Io { what: "read", path: path.to_owned(), source };
+    let bad = |why: String| Err(StateError::Bad { path: path.to_owned(), why });
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if !meta.is_file() {
+        return bad("it is no regular file".to_owned());
+    }
+    if meta.len() > LONGEST {
+        return bad(format!("it has {} bytes, and no state is as long", meta.len()));
+    }
+    std::fs::read_to_string(path).map(Some).map_err(failed)
+}
+
+/// What is wrong with `text`, and in which line, without the line: it may be all there is.
+pub(super) fn wrong(text: &str, at: Option<Range<usize>>, what: &str) -> String {
+    let start = at.map_or(0, |at| at.start);
+    let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
+    format!("line {line}: {}", what.replace('\n', "; "))
+}
