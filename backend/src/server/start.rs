@@ -319,7 +319,10 @@ fn length(path: &Path) -> Result<Sector, ServeError> {
     if sectors.0 == 0 {
         return Err(ServeError::Io {
             what: format!("cannot serve {}", path.display()),
-            source: std::io::Error::other("it is empty; a disk has at least one sector"),
+            source: std::io::Error::other(format!(
+                "it has {} bytes; a disk has at least one sector of 512",
+                info.len
+            )),
         });
     }
     let left = info.len - sectors.bytes();

@@ -19,7 +19,9 @@ pub enum DeviceError {
     #[error("there is a device '{0}' already; choose another name, or remove it first")]
     Exists(String),
     /// The name cannot be one.
-    #[error("'{0}' cannot name a device: use 1 to 127 bytes without '/', white space and control characters")]
+    #[error(
+        "'{0}' cannot name a device: use 1 to 127 bytes without '/', white space and control characters"
+    )]
     BadName(String),
     /// It has no active table.
     #[error("the device '{0}' has no active table; load one and resume it")]

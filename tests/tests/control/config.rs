@@ -1,8 +1,18 @@
-//! `snapblk serve --config FILE.toml`.
+//! What `snapblk serve` is given: `--config FILE.toml`, and files that are no disks.
 
 use crate::common::*;
 
 const SECTORS: u64 = 2048;
+
+#[test]
+fn a_file_without_a_sector_is_no_disk() {
+    let scratch = scratch();
+    for (name, content) in [("empty", &b""[..]), ("text", b"hello\n")] {
+        let file = scratch.file(name, content).unwrap();
+        let said = does_not_start(&plain(&scratch, &file));
+        assert!(said.contains(&format!("it has {} bytes; a disk has", content.len())), "{said}");
+    }
+}
 
 #[test]
 fn disks_come_from_a_file_and_the_command_line_wins() {
