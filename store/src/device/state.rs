@@ -7,9 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,15 +16,17 @@ use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
-use crate::io::{FileId, FileInfo, Files, OpenMode, real_path};
+use crate::io::{FileInfo, Files, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
-use crate::target::Medium;
 use crate::units::Sector;
 
+mod bases;
 mod given;
 mod older;
 mod restore;
 mod text;
+
+use bases::{BaseState, bases};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -105,20 +105,6 @@ pub enum StateError {
         /// The device.
         device: String,
     },
-}
-
-/// A file that is only read, as it was when it was used last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) struct BaseState {
-    /// Where.
-    path: PathBuf,
-    /// The store over it.
-    store: String,
-    /// Bytes.
-    size: u64,
-    /// Last change, in nanoseconds since 1970.
-    modified: i64,
 }
 
 /// One device.
@@ -385,9 +371,9 @@ impl State {
             }
             // Tables that are about to be replaced may be written until they are.
             let settled = next.is_empty();
-            state
-                .bases
-                .extend(active.into_iter().flat_map(|a| bases(files, a, settled, &mut seen)));
+            let known = &inner.state.bases;
+            let below = |active| bases(files, active, (settled, known), &mut seen);
+            state.bases.extend(active.into_iter().flat_map(below));
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
@@ -416,42 +402,6 @@ impl State {
     }
 }
 
-/// The files below a guest's own disk that nothing of this process writes; a merge writes them.
-/// With `settled`, also those that were opened for writing, and are not written any more. `seen` are
-/// the length and the last change of those that were looked at already.
-fn bases(
-    files: &Files,
-    active: &Active,
-    settled: bool,
-    seen: &mut BTreeMap<FileId, Option<(u64, i64)>>,
-) -> Vec<BaseState> {
-    let mut bases = Vec::new();
-    for (number, snap) in &active.snaps {
-        if matches!(active.lines[*number].target, TargetSpec::Merge(_)) {
-            continue;
-        }
-        let id_and_info = |medium: &Arc<Medium>| Some((medium.file, files.get(medium.file)?));
-        let frozen =
-            |info: &FileInfo| !info.writable || (settled && snap.live.store.is_guest_disk());
-        for (id, info) in snap.origin.media().filter_map(id_and_info) {
-            if !frozen(&info) {
-                continue;
-            }
-            if let Some((size, modified)) = *seen.entry(id).or_insert_with(|| what_it_is(&info)) {
-                let (path, store) = (info.path.clone(), snap.live.store.name().to_owned());
-                bases.push(BaseState { path, store, size, modified });
-            }
-        }
-    }
-    bases
-}
-
-/// A file's length in bytes, and when it was changed last, in nanoseconds since 1970.
-fn what_it_is(info: &FileInfo) -> Option<(u64, i64)> {
-    let meta = info.file.metadata().ok()?;
-    Some((meta.len(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec()))
-}
-
 /// Where the state is kept.
 #[derive(Debug, Default)]
 pub(super) struct StateFile {
@@ -462,6 +412,8 @@ pub(super) struct StateFile {
     invalid: BTreeSet<PathBuf>,
     pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
     generation: u64,
+    /// What bases were like when this process kept it last.
+    bases: Vec<BaseState>,
     /// What the file says, once it was written; none where there is no file.
     kept: Option<String>,
 }
@@ -478,7 +430,7 @@ impl StateFile {
             return self.remove();
         }
         let Some(path) = &self.path else { return Ok(()) };
-        let generation = self.generation + 1;
+        let (generation, bases) = (self.generation + 1, state.bases.clone());
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
@@ -502,6 +454,8 @@ impl StateFile {
             return Err(fail("flush")(error));
         }
         self.generation = generation;
+        self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
+        self.bases.extend(bases);
         self.kept = Some(text);
         Ok(())
     }

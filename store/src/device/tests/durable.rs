@@ -133,6 +133,21 @@ fn a_new_store_is_durable_before_it_is_used() {
     assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
 }
 
+/// A flush leaves out when a file was changed, and after a power cut the next start would take the
+/// base for one that somebody else changed: where the state is on another file system, for one.
+#[test]
+fn what_is_kept_of_a_base_is_durable_in_it() {
+    let world = World::new();
+    world.linear("disk");
+    world.made_durable();
+    world.overlay("disk", "store");
+    let durable = world.made_durable();
+    assert_eq!(durable[durable.len() - 3..], ["disk", "state.new", "."]);
+    // Nothing has changed since.
+    world.overlay("disk", "store2");
+    assert!(!world.made_durable().contains(&String::from("disk")));
+}
+
 /// Only the size of a transient store matters, but a start looks for the file.
 #[test]
 fn a_transient_store_is_there_after_a_power_cut() {
