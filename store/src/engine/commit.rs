@@ -372,8 +372,10 @@ impl Core {
         self.sync_round(index);
     }
 
-    pub(super) fn round_io_done(&mut self, _table: &Table, index: usize, ok: bool) {
+    pub(super) fn round_io_done(&mut self, table: &Table, index: usize, ok: bool) {
         if !ok {
+            let store = self.rounds[index].store.clone();
+            self.commit_failed(table, &store);
             return self.end_round(index, false);
         }
         let round = &mut self.rounds[index];
@@ -393,20 +395,26 @@ impl Core {
         }
     }
 
+    fn commit_failed(&mut self, table: &Table, store: &Arc<Store>) {
+        // Its merge may wait for its turn, or was stopped before it was begun anew.
+        let is_merged = store.merge_mark() != MergeMark::None
+            || table.flush_set().merged.iter().any(|merged| Arc::ptr_eq(merged, store));
+        if !store.is_guest_disk() && !is_merged {
+            return self.invalidate(store);
+        }
+        // A store that is merged owes nothing: what failed is a sync of its data. Invalid, its
+        // device would be an origin with half of the snapshot in it.
+        store.commit_failed();
+        // Nobody waits for room in it any more.
+        self.worker.all().wake(u64::MAX);
+    }
+
     fn end_round(&mut self, index: usize, ok: bool) {
         let Round { store, tail, upto, meta, .. } = self.rounds.remove(index);
         self.spare_commits.metas.push(meta);
         store.return_tail(tail);
         if ok {
             store.log().set_committed(upto);
-        } else if store.is_guest_disk() || store.merge_mark() != MergeMark::None {
-            // A store that is merged owes nothing: what failed is a sync of its data. Invalid, its
-            // device would be an origin with half of the snapshot in it.
-            store.commit_failed();
-            // Nobody waits for room in it any more.
-            self.worker.all().wake(u64::MAX);
-        } else {
-            self.invalidate(&store);
         }
         let (waiting, ticket) = store.log().end_round(ok && !self.stopping);
         self.worker.all().wake(waiting);

@@ -9,7 +9,7 @@ use case::*;
 
 use super::world::{Disk, Fault, SECTOR};
 use super::{MergeFailure, MergeState};
-use crate::cow::{MergeMark, Persistence};
+use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::exception::Entry as Word;
 use crate::io::IoOp;
 use crate::request::{Op, Status};
@@ -270,6 +270,17 @@ fn s76_after_half_a_merge_a_snapshot_goes_on() {
         let second = case.crash();
         assert!(second.image(0) == case.model);
     }
+}
+
+/// A rollback that was paused or cancelled, or has yet to get its thread, is served all the same.
+#[test]
+fn a_sync_that_fails_before_a_merge_begins_does_not_undo_the_rollback() {
+    let mut case = build(Shape { seed: 46, ..PLAIN });
+    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 0, lands: false });
+    case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+    case.world.settle();
+    assert_eq!(case.store.state(), StoreState::ReadOnly);
+    case.guest_reads_model();
 }
 
 /// 45: an error at each kind of step; everything serves on, and a new start completes it.
