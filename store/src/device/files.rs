@@ -14,7 +14,7 @@ use crate::cow::open::create;
 use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::storage::{SLICE, Storage};
-use crate::io::{FileError, FileInfo, OpenMode};
+use crate::io::{FileError, FileInfo, OpenMode, real_path};
 use crate::units::ChunkSize;
 
 /// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
@@ -227,5 +227,6 @@ pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError
 
 fn name_it(path: &Path) -> Result<(), DeviceError> {
     let what = format!("cannot make {} durable in its directory", path.display());
-    sync_name(path).map_err(DeviceError::io(what))
+    // By a link that led nowhere a file is made where the link leads.
+    sync_name(&real_path(path)).map_err(DeviceError::io(what))
 }

@@ -133,6 +133,17 @@ fn a_new_store_is_durable_before_it_is_used() {
     assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
 }
 
+#[test]
+fn a_store_that_is_made_by_a_link_is_durable_where_it_lies() {
+    let world = World::new();
+    world.linear("disk");
+    std::fs::create_dir(world.path("data")).unwrap();
+    std::os::unix::fs::symlink("data/store", world.path("link")).unwrap();
+    world.made_durable();
+    world.overlay("disk", "link");
+    assert_eq!(world.made_durable()[..2], ["data/store", "data"]);
+}
+
 /// A flush leaves out when a file was changed, and after a power cut the next start would take the
 /// base for one that somebody else changed: where the state is on another file system, for one.
 #[test]
