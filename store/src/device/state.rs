@@ -434,9 +434,7 @@ impl StateFile {
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
-        let mut name = path.as_os_str().to_owned();
-        name.push(".new");
-        let new = PathBuf::from(name);
+        let new = new_beside(path);
         let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
         sync_file(&file).map_err(fail("flush"))?;
@@ -448,7 +446,7 @@ impl StateFile {
             // The caller goes on with what was: so does the next start, as far as that is to be
             // had where a directory cannot be synced.
             let _ = match &self.kept {
-                Some(text) => std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)),
+                Some(text) => put_back(path, text),
                 None => std::fs::remove_file(path),
             };
             return Err(fail("flush")(error));
@@ -516,6 +514,22 @@ impl StateFile {
             self.invalid.remove(name);
         });
     }
+}
+
+/// Where what replaces the file at `path` is written.
+fn new_beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Lets the file at `path` say `text` again, all of it or what it says now, also after a power cut.
+fn put_back(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = new_beside(path);
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    sync_file(&file)?;
+    std::fs::rename(&new, path)
 }
 
 /// A device as the program's arguments give it.

@@ -4,7 +4,7 @@
 //! of an older version: a guest that sets its write cache pins neither a size nor the arguments of
 //! the next start. Never knows what else is kept, only that there is something.
 
-use super::{DeviceState, First, State, StateError, StateFile};
+use super::{DeviceState, First, State, StateError, StateFile, put_back};
 use crate::io::durable::sync_name;
 use crate::lines::parse_table;
 
@@ -65,7 +65,7 @@ impl StateFile {
         std::fs::remove_file(path).map_err(fail("remove"))?;
         if let Err(error) = sync_name(path) {
             // As where it is replaced: the caller goes on with what was.
-            let _ = kept.as_ref().map(|text| std::fs::write(path, text));
+            let _ = kept.as_ref().map(|text| put_back(path, text));
             self.kept = kept;
             return Err(fail("remove")(error));
         }

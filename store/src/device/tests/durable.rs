@@ -106,10 +106,14 @@ fn a_state_whose_name_cannot_be_synced_is_the_one_before() {
     let world = World::new();
     world.devices.create("first", None).unwrap();
     let before = std::fs::read(world.path("state")).unwrap();
+    world.made_durable();
     seen::fail(std::fs::canonicalize(world.dir.path()).unwrap());
     let failed = world.devices.create("second", None);
     assert!(failed.is_err_and(|error| error.to_string().contains("cannot flush")));
     assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
+    // What was is not half there after a power cut.
+    let whole = seen::take().iter().filter(|name| name.ends_with("state.new")).count();
+    assert_eq!(whole, 2);
     world.devices.create("second", None).unwrap();
     assert_ne!(std::fs::read(world.path("state")).unwrap(), before);
 }

@@ -119,10 +119,12 @@ fn a_file_that_cannot_go_durably_stays() {
     start(&world, &[given(&world, "disk", LEN, false)]).unwrap();
     world.devices.set_write_through("disk", "guest", true).unwrap();
     let before = std::fs::read(world.path("state")).unwrap();
+    seen::take();
     seen::fail(std::fs::canonicalize(world.dir.path()).unwrap());
     let failed = world.devices.set_write_through("disk", "guest", false);
     assert!(failed.is_err_and(|error| error.to_string().contains("cannot remove")));
     assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
+    assert!(seen::take().iter().any(|name| name.ends_with("state.new")));
     world.devices.set_write_through("disk", "guest", true).unwrap();
     world.devices.set_write_through("disk", "guest", false).unwrap();
     assert!(!world.path("state").exists());
