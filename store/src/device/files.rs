@@ -75,7 +75,8 @@ impl Made {
         // What cannot be undone is in the way of the next try, which says so.
         let _ = match self {
             Made::Nothing => Ok(()),
-            Made::File => std::fs::remove_file(path),
+            // Not a link that leads to it: that was there before.
+            Made::File => std::fs::remove_file(real_path(path)),
             Made::Content => OpenOptions::new().write(true).truncate(true).open(path).map(drop),
         };
     }

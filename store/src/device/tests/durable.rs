@@ -148,6 +148,24 @@ fn a_store_that_is_made_by_a_link_is_durable_where_it_lies() {
     assert_eq!(world.made_durable()[..2], ["data/store", "data"]);
 }
 
+/// The link was there before, and the next try finds nothing in its way.
+#[test]
+fn a_store_that_was_made_by_a_link_in_vain_is_gone() {
+    let world = World::new();
+    world.linear("disk");
+    std::fs::create_dir(world.path("data")).unwrap();
+    std::os::unix::fs::symlink("data/store", world.path("link")).unwrap();
+    // The state cannot be kept.
+    std::fs::create_dir(world.path("state.new")).unwrap();
+    let (device, cow) = ("disk".into(), world.path("link"));
+    let request = OverlaySnapshot { device, cow, below: None, existing: false };
+    let taken = world.devices.take_moment(&[MomentAction::Overlay(request)], &|| Ok(()));
+    assert!(taken.is_err());
+    assert!(world.path("link").is_symlink() && !world.path("data/store").exists());
+    std::fs::remove_dir(world.path("state.new")).unwrap();
+    world.overlay("disk", "link");
+}
+
 /// A flush leaves out when a file was changed, and after a power cut the next start would take the
 /// base for one that somebody else changed: where the state is on another file system, for one.
 #[test]
