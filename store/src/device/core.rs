@@ -225,7 +225,7 @@ impl Devices {
         self.settled.wait_while(self.look(), unsettled).expect(POISONED)
     }
 
-    /// For who only looks, or minds itself what is on its way to rest.
+    /// For who only looks, changes no table, or minds itself what is on its way to rest.
     pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect(POISONED)
     }

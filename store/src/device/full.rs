@@ -101,7 +101,8 @@ impl Devices {
     /// ([`StoreEvent::Full`](crate::cow::store::StoreEvent::Full)), and again when this says so;
     /// none where nothing waits.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
-        let inner = &mut *self.lock();
+        // Guests wait for it, and no table changes.
+        let inner = &mut *self.look();
         let mut waits = std::mem::take(&mut inner.full.waits);
         let (mut next, mut changed) = (None, false);
         for live in stores(inner) {

@@ -158,10 +158,18 @@ impl Devices {
     /// # Errors
     /// No such device.
     pub fn serving_over(&self, name: &str) -> Result<Vec<String>, DeviceError> {
-        let inner = self.lock();
-        inner.device(name)?;
-        let all = with_uppers(&inner, name).into_iter();
-        Ok(all.filter(|name| !blocked(&inner, name)).collect())
+        let mut inner = self.look();
+        // A guest whose disk is on its way to rest could not hold still. Those of others do not
+        // matter here.
+        let all = loop {
+            inner.device(name)?;
+            let all = with_uppers(&inner, name);
+            if !all.iter().any(|name| inner.suspending.contains(name)) {
+                break all;
+            }
+            inner = self.wait_for_rest(inner);
+        };
+        Ok(all.into_iter().filter(|name| !blocked(&inner, name)).collect())
     }
 }
 

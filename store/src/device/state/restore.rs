@@ -87,7 +87,8 @@ impl Devices {
     /// The store called `store` is invalid and its header, which could not be written, does not
     /// say so: keeps that here instead. Until then nobody acts on it.
     pub fn record_invalid(&self, store: &str) {
-        let inner = &mut *self.lock();
+        // Guests wait for it, and it changes no table.
+        let inner = &mut *self.look();
         // It may have moved to another device since it was opened.
         let active = inner.devices.values().filter_map(|device| device.active.as_ref());
         let mut snaps = active.flat_map(|active| active.snaps.values());

@@ -1,6 +1,7 @@
 //! Suspends beside each other.
 
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use super::*;
 use crate::attached::{AttachedWorker, StopError};
@@ -64,6 +65,30 @@ fn a_suspend_does_not_wait_for_another_device_s() {
     });
     let status = world.devices.query(Some("a"), TableKind::Active).unwrap();
     assert!(status[0].suspended);
+}
+
+/// Nor does what guests wait for, and what is asked before a suspend of another device.
+#[test]
+fn what_changes_no_table_does_not_wait_for_a_suspend() {
+    let (world, is_asked, release) = hanging();
+    let devices = &world.devices;
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| devices.suspend("a", Suspend::default()));
+        is_asked.recv().unwrap();
+        // All of this while that one hangs.
+        assert_eq!(devices.serving_over("b").unwrap(), ["b"]);
+        devices.set_write_through("b", "export", true).unwrap();
+        assert!(devices.is_write_through("b", "export"));
+        assert_eq!(devices.tend_full(Instant::now()), None);
+        devices.record_invalid("no such store");
+        assert!(!slow.is_finished());
+        // Who would be told to hold still has to have a disk for that.
+        let its_own = scope.spawn(|| devices.serving_over("a"));
+        assert!(!its_own.is_finished());
+        release.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+        assert_eq!(its_own.join().unwrap().unwrap(), [""; 0], "it is suspended by now");
+    });
 }
 
 /// A verb for the same device finds it at rest, or serving again, never between.
