@@ -94,7 +94,8 @@ pub struct RequestSlot {
     /// Where its status byte goes; none where the guest left no room for one.
     pub status: Option<GuestAddress>,
     /// Bytes that are written from the beginning of its writable part on, if it is carried out: all of
-    /// it, the status byte included, but for a longer identification.
+    /// it, the status byte included, but for a longer identification, and room that a flush has no
+    /// use for.
     pub writable_len: u32,
 }
 
@@ -159,7 +160,13 @@ impl Parser {
                 map_data(readable, memory, &mut slot.data)
                     .and_then(|len| check_data(Op::Write, sector, len, limits))
             }
-            blk::VIRTIO_BLK_T_FLUSH => Ok(Asked::Flush),
+            blk::VIRTIO_BLK_T_FLUSH => {
+                // Nothing is written to what stands before the status byte.
+                if !writable.is_empty() {
+                    slot.writable_len = 0;
+                }
+                Ok(Asked::Flush)
+            }
             blk::VIRTIO_BLK_T_GET_ID => {
                 // The status byte does not follow what is written where there is room for more.
                 if slot.writable_len > SERIAL_LEN as u32 + 1 {

@@ -305,7 +305,11 @@ fn a_read_only_disk_is_not_written() {
 fn flush_identification_and_what_is_not_known() {
     let mut guest = Guest::new();
     guest.header(4, 0);
-    assert_eq!(guest.ask(&[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]).0, Asked::Flush);
+    let (asked, slot) = guest.ask(&[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]);
+    assert_eq!((asked, slot.writable_len), (Asked::Flush, 1));
+    let room = (DATA, 512, NEXT | WRITE, 2);
+    let (asked, slot) = guest.ask(&[(HEADER, 16, NEXT, 1), room, (STATUS, 1, WRITE, 0)]);
+    assert_eq!((asked, slot.writable_len), (Asked::Flush, 0), "its beginning is not written");
     let (asked, slot) = guest.ask_plain(8, 0, 20);
     assert_eq!((asked, slot.writable_len), (Asked::Answer(BlkStatus::Ok), 21));
     let mut id = [0; 20];
