@@ -126,7 +126,8 @@ impl Vring {
         let (inflight, base) = match region {
             None => (None, setup.base),
             Some(region) => {
-                let (inflight, base) = Inflight::start(region, size, completed, setup.base)?;
+                let indices = (available.load_u16(INDEX, Ordering::Acquire), completed);
+                let (inflight, base) = Inflight::start(region, size, indices, setup.base)?;
                 (Some(inflight), base)
             }
         };

@@ -162,7 +162,12 @@ impl<T> Setup<T> {
                 self.protocol = features;
             }
             Message::SetConfig { offset, data } => self.set_config(offset, &data)?,
-            Message::ResetDevice | Message::SetStatus(0) => self.reset()?,
+            Message::ResetDevice => {
+                self.reset()?;
+                self.forget_inflight();
+            }
+            // QEMU sends it whenever rings stop, and may start them again where they were.
+            Message::SetStatus(0) => self.reset()?,
             Message::SetStatus(status) => self.status = status & !NEEDS_RESET,
             Message::SetMemTable(table) => self.set_memory(GuestMemory::from_table(table))?,
             Message::AddMemReg(region, fd) => {
@@ -310,6 +315,17 @@ impl<T> Setup<T> {
         }
         self.status = 0;
         Ok(())
+    }
+
+    /// The driver sets its rings up anew: requests that a stopped one left for the next start are not
+    /// wanted any more.
+    fn forget_inflight(&self) {
+        let Some(inflight) = &self.inflight else { return };
+        for index in 0..self.vrings.len() {
+            if let Ok(region) = inflight.region(index as u32) {
+                region.forget();
+            }
+        }
     }
 
     /// All workers go over to a new memory before the front-end is answered: a request may lie

@@ -54,6 +54,11 @@ impl Region {
         let window = shared.window((usize::from(index) * len) as u64, len, 8)?;
         Some(Region { window, descriptors })
     }
+
+    /// Nothing of what it tells of is wanted any more: it counts as new.
+    pub fn forget(&self) {
+        self.window.store_u16(VERSION, 0, Ordering::Release);
+    }
 }
 
 /// What a started ring has in flight.
@@ -71,13 +76,13 @@ pub(super) struct Inflight {
 }
 
 impl Inflight {
-    /// Goes on where the region says, or begins it if it is new. `used` is the used index of the
-    /// ring as the driver sees it; `base` is where a front-end says that the available ring was
-    /// left. Also where that was.
+    /// Goes on where the region says, or begins it if it is new. `available` and `used` are the
+    /// ring's indices as the driver sees them; `base` is where a front-end says that the available
+    /// ring was left. Also where that was.
     pub(super) fn start(
         region: Region,
         size: u16,
-        used: u16,
+        (available, used): (u16, u16),
         base: u16,
     ) -> Result<(Inflight, u16), VringError> {
         let Region { window, descriptors } = region;
@@ -86,11 +91,11 @@ impl Inflight {
         }
         let mut inflight = Inflight { window, size, counter: 0, ended: 0, owed: Vec::new() };
         let is_new = inflight.window.load_u16(VERSION, Ordering::Acquire) != SPLIT;
-        if is_new || !inflight.end_batch(used) {
+        let waits_for = available.wrapping_sub(used);
+        if is_new || !inflight.end_batch(used) || !inflight.recall(waits_for) {
             inflight.begin(descriptors, used);
             return Ok((inflight, base));
         }
-        inflight.recall();
         let next = used.wrapping_add(inflight.owed.len() as u16);
         Ok((inflight, next))
     }
@@ -124,11 +129,20 @@ impl Inflight {
         true
     }
 
-    /// Finds what is owed, in the order in which it was taken.
-    fn recall(&mut self) {
+    /// Finds what is owed, in the order in which it was taken. False where the region cannot be this
+    /// ring's: its driver waits for so many requests, and each that is owed is one of them.
+    fn recall(&mut self, waits_for: u16) -> bool {
         let marked = |head: &u16| self.window.load_u8(entry(*head) + MARK) != 0;
         let counter = |head: &u16| self.window.load_u64(entry(*head) + COUNTER);
         let mut owed: Vec<u16> = (0..self.size).filter(marked).collect();
+        if owed.len() > usize::from(waits_for) {
+            tracing::warn!(
+                "the inflight region of a virtqueue is another ring's ({} requests in flight, and \
+                 its driver waits for {waits_for}); it begins anew",
+                owed.len()
+            );
+            return false;
+        }
         owed.sort_by_key(|head| std::cmp::Reverse(counter(head)));
         self.counter = owed.first().map_or(0, |last| counter(last).wrapping_add(1));
         if !owed.is_empty() {
@@ -138,6 +152,7 @@ impl Inflight {
             );
         }
         self.owed = owed;
+        true
     }
 
     /// The next chain that is owed, once; it is marked as it was.

@@ -1,6 +1,7 @@
 //! What a process had in flight, and the next one does.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
@@ -68,6 +69,28 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     assert_eq!(front.drivers[1].run(1, 0, &[5; 512]).0, 0);
     assert_eq!(front.drivers[0].run(1, 24, &[6; 512]).0, 0);
     assert_eq!(front.stop(2), [1, 5]);
+}
+
+/// Whoever resets the device sets its rings up anew: what was left of the old ones is not for them.
+#[test]
+fn a_reset_forgets_what_is_noted() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    let (area, file) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
+    let version = || {
+        let mut bytes = [0; 2];
+        file.read_exact_at(&mut bytes, area.mmap_offset + 8).unwrap();
+        u16::from_ne_bytes(bytes)
+    };
+    front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+    front.start(1);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    assert_eq!(front.stop(1), [1]);
+    assert_eq!(version(), 1);
+    front.vhost.reset_device().unwrap();
+    assert_eq!(front.vhost.get_vring_base(0).unwrap(), 1, "it was followed");
+    assert_eq!(version(), 0, "as new memory has it");
 }
 
 /// The last interrupt may have been what the process did not come to.

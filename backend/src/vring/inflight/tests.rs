@@ -257,6 +257,23 @@ fn a_ring_that_ended_cleanly_goes_on_where_it_was_and_so_does_one_that_begins_an
     assert_eq!(guest.harvest().len(), 2);
 }
 
+/// The same, before any of the first ring's requests had ended: its used index tells of nothing.
+#[test]
+fn a_ring_that_waits_for_less_than_is_noted_begins_anew() {
+    let mut guest = Guest::new().used_until(7);
+    guest.ask(&[3, 5]);
+    assert_eq!(guest.take_all(&mut guest.start()), [3, 5]);
+    let shared = guest.shared.clone();
+    let mut guest = Guest { shared, ..Guest::new().used_until(7) };
+    guest.ask(&[6]);
+    let mut ring = guest.start();
+    assert_eq!(ring.owes(), 0);
+    assert_eq!(guest.take_all(&mut ring), [6]);
+    ring.complete(6, 0);
+    ring.publish();
+    assert_eq!(guest.harvest(), [6]);
+}
+
 /// The front-end's memory may hold anything.
 #[test]
 fn a_region_of_nonsense_harms_nobody_but_its_guest() {
