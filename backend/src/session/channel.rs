@@ -26,6 +26,8 @@ pub(super) struct Channel {
     socket: OwnedFd,
     answer: [u8; ANSWER_LEN],
     have: usize,
+    /// It was logged that the front-end could not follow: it may say so without end.
+    told: bool,
 }
 
 /// The channel is of no use any more.
@@ -40,7 +42,7 @@ pub(super) enum Closed {
 impl Channel {
     /// The channel of a front-end that gave `socket`.
     pub(super) fn new(socket: OwnedFd) -> Channel {
-        Channel { socket, answer: [0; ANSWER_LEN], have: 0 }
+        Channel { socket, answer: [0; ANSWER_LEN], have: 0, told: false }
     }
 
     /// Says that the configuration space changed; with `acknowledged`, asks for an answer.
@@ -76,7 +78,7 @@ impl Channel {
             }
             if self.have == ANSWER_LEN {
                 self.have = 0;
-                if self.answer[12..] != [0; 8] {
+                if self.answer[12..] != [0; 8] && !std::mem::replace(&mut self.told, true) {
                     tracing::warn!("the front-end could not follow a change of the configuration");
                 }
             }
@@ -94,8 +96,9 @@ impl AsFd for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Seek, SeekFrom, Write};
     use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
 
     #[test]
     fn answers_without_end_are_taken_a_few_at_a_time() {
@@ -108,5 +111,23 @@ mod tests {
         assert_eq!(left.1, ANSWER_LEN, "the last is left for the next look");
         drop(peer);
         assert_eq!(channel.take_answers(), Err(Closed::HungUp), "which finds it, and the end");
+    }
+
+    #[test]
+    fn who_cannot_follow_is_logged_once() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(ours.into());
+        peer.write_all(&[1; ANSWER_LEN].repeat(AT_ONCE)).unwrap();
+        let (said, written) = tempfile::tempfile().map(|file| (file.try_clone(), file)).unwrap();
+        let mut said = said.unwrap();
+        let logs = tracing_subscriber::fmt().with_writer(Mutex::new(written)).finish();
+        tracing::subscriber::with_default(logs, || {
+            channel.take_answers().unwrap();
+            channel.take_answers().unwrap();
+        });
+        let mut log = String::new();
+        said.seek(SeekFrom::Start(0)).unwrap();
+        said.read_to_string(&mut log).unwrap();
+        assert_eq!(log.matches("could not follow").count(), 1, "{log}");
     }
 }
