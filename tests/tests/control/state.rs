@@ -455,7 +455,7 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
         let mut command = Command::new(find_snapblk().unwrap());
         command.current_dir(scratch.dir()).arg("serve").arg("--blk-file").arg(&base);
         command.arg("--overlay").arg("new.cow").args(arguments);
-        let output = command.output().unwrap();
+        let output = output(&mut command).unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(says), "{said}");
