@@ -131,10 +131,12 @@ pub enum MergeFailure {
 }
 
 impl MergeFailure {
-    /// What failed, where that was I/O.
+    /// What failed, where that was I/O. What was read and cannot be right is a read that failed.
     pub fn io(&self) -> Option<IoOp> {
         match self {
-            MergeFailure::ReadList { .. } | MergeFailure::ReadStore(_) => Some(IoOp::Read),
+            MergeFailure::ReadList { .. }
+            | MergeFailure::Entry { .. }
+            | MergeFailure::ReadStore(_) => Some(IoOp::Read),
             MergeFailure::WriteOrigin(_) | MergeFailure::WriteList(_) => Some(IoOp::Write),
             MergeFailure::SyncOrigin(_) | MergeFailure::SyncStore(_) => Some(IoOp::Sync),
             _ => None,
