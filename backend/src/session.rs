@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::binding::Geometry;
@@ -29,7 +29,7 @@ use crate::config::LogicalBlock;
 use crate::worker::{Ticket, WorkerError, WorkerHandle};
 
 use channel::Channel;
-use connection::{Connection, Ended, Envelope};
+use connection::{Connection, Ended, Envelope, has_hung_up};
 use listener::Listener;
 pub use listener::{ListenError, SocketAddress, check_socket};
 use message::{Refusal, decode, refused_reply};
@@ -45,8 +45,10 @@ const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 32;
 /// Refused messages of one connection that are logged: a front-end may send them without end.
 const COMPLAINTS: u64 = 8;
-/// Between two looks at newcomers once that has passed.
+/// Between two looks at newcomers once that has passed, or while the session waits for a worker.
 const REFUSE_EVERY: Duration = Duration::from_millis(50);
+/// What is logged of a newcomer.
+const SECOND: &str = "a second front-end was refused: one is connected already";
 
 /// What a session says about the disk.
 pub(crate) struct Disk {
@@ -118,7 +120,7 @@ pub(crate) struct Session<T> {
     pub(crate) disk: Arc<Disk>,
     pub(crate) workers: Vec<WorkerHandle<T>>,
     pub(crate) events: Box<dyn Fn(SessionEvent) + Send>,
-    listener: Listener,
+    listener: Arc<Listener>,
 }
 
 /// What happened while waiting.
@@ -137,7 +139,7 @@ impl<T> Session<T> {
         workers: Vec<WorkerHandle<T>>,
         events: Box<dyn Fn(SessionEvent) + Send>,
     ) -> Result<Session<T>, ListenError> {
-        Ok(Session { control, disk, workers, events, listener: Listener::open(address)? })
+        Ok(Session { control, disk, workers, events, listener: Arc::new(Listener::open(address)?) })
     }
 
     /// Serves until stopped.
@@ -157,7 +159,8 @@ impl<T> Session<T> {
     fn host(&self, connection: Connection) {
         self.control.connected.store(true, Ordering::Release);
         (self.events)(SessionEvent::Connected);
-        let mut setup = Setup::new(self.disk.clone(), self.workers.clone());
+        let meanwhile = self.refusals(&connection);
+        let mut setup = Setup::new(self.disk.clone(), self.workers.clone(), meanwhile);
         match self.serve(connection, &mut setup) {
             None => {}
             Some(Ended::HungUp) => tracing::debug!("the front-end hung up"),
@@ -217,8 +220,22 @@ impl<T> Session<T> {
 
     fn refuse(&self) {
         if self.accept().is_some() {
-            tracing::warn!("a second front-end was refused: one is connected already");
+            tracing::warn!("{SECOND}");
         }
+    }
+
+    /// Refuses who has come while `first` is followed and is still there.
+    fn refusals(&self, first: &Connection) -> Box<dyn Fn()> {
+        let Ok(first) = first.as_fd().try_clone_to_owned() else { return Box::new(|| {}) };
+        let listener = self.listener.clone();
+        Box::new(move || {
+            let mut fds = [PollFd::new(&*listener, PollFlags::IN)];
+            // Looked for before the first is looked at: who reconnects has left by then.
+            let comes = matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..));
+            if comes && !has_hung_up(&first) && matches!(listener.accept(), Ok(Some(_))) {
+                tracing::warn!("{SECOND}");
+            }
+        })
     }
 
     /// Waits until something can be read, or somebody wakes the session.

@@ -175,11 +175,16 @@ impl Connection {
 
     /// Whether the front-end is gone, whatever of its messages is still unread.
     pub(super) fn has_hung_up(&self) -> bool {
-        let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
-        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
-            && fds[0].revents().intersects(gone)
+        has_hung_up(&self.socket)
     }
+}
+
+/// Whether who is at the other end of `socket` is gone.
+pub(super) fn has_hung_up(socket: &impl AsFd) -> bool {
+    let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+        && fds[0].revents().intersects(gone)
 }
 
 impl AsFd for Connection {

@@ -7,20 +7,20 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapblk_store::units::Sector;
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
-use super::Disk;
 use super::channel::{Channel, Closed};
 use super::inflight::{self, Inflight};
 use super::message::{InflightLayout, Message, Refusal, VringFd, VringState};
+use super::{Disk, REFUSE_EVERY};
 use crate::binding::Geometry;
 use crate::config::{self, ConfigSpace};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
-use crate::worker::{Kick, RingStart, Ticket, WorkerHandle};
+use crate::worker::{Kick, RingStart, Ticket, WorkerError, WorkerHandle};
 
 /// What this back-end can do beyond the basic protocol.
 pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
@@ -96,6 +96,8 @@ pub(super) struct Setup<T> {
     channel: Option<Channel>,
     /// The size that the front-end saw, or was told to look at, last.
     seen: Option<Sector>,
+    /// What is done again and again while a worker is waited for.
+    meanwhile: Box<dyn Fn()>,
 }
 
 fn nonsense(what: impl ToString) -> Refusal {
@@ -103,7 +105,11 @@ fn nonsense(what: impl ToString) -> Refusal {
 }
 
 impl<T> Setup<T> {
-    pub(super) fn new(disk: Arc<Disk>, workers: Vec<WorkerHandle<T>>) -> Self {
+    pub(super) fn new(
+        disk: Arc<Disk>,
+        workers: Vec<WorkerHandle<T>>,
+        meanwhile: Box<dyn Fn()>,
+    ) -> Self {
         let vrings = workers.iter().map(|_| Vring::default()).collect();
         Setup {
             disk,
@@ -116,6 +122,18 @@ impl<T> Setup<T> {
             inflight: None,
             channel: None,
             seen: None,
+            meanwhile,
+        }
+    }
+
+    /// Waits for a worker, for as long as it may take to end what is in flight.
+    fn wait<R>(&self, ticket: &Ticket<R>) -> Result<R, WorkerError> {
+        let begin = Instant::now();
+        loop {
+            match ticket.wait(REFUSE_EVERY) {
+                Err(WorkerError::TimedOut) if begin.elapsed() < DRAIN_LIMIT => (self.meanwhile)(),
+                answer => return answer,
+            }
         }
     }
 
@@ -234,6 +252,8 @@ impl<T> Setup<T> {
 
     /// Begins to stop all rings: what is in flight ends, what is owed is made durable.
     pub(super) fn tear_down(&mut self) -> Vec<Ticket<Option<u16>>> {
+        // Newcomers are served when that is over. And it may hold the connection open.
+        self.meanwhile = Box::new(|| {});
         let running = self.vrings.iter_mut().zip(&self.workers).filter(|(vring, _)| vring.running);
         let tickets = running
             .map(|(vring, worker)| {
@@ -298,7 +318,7 @@ impl<T> Setup<T> {
         let tickets: Vec<_> =
             running.map(|(_, worker)| worker.set_write_through(write_through)).collect();
         for ticket in tickets {
-            ticket.wait(DRAIN_LIMIT).and_then(|outcome| outcome).map_err(nonsense)?;
+            self.wait(&ticket).and_then(|outcome| outcome).map_err(nonsense)?;
         }
         if self.disk.writeback.swap(writeback, Ordering::Relaxed) != writeback {
             (self.disk.keep_writeback)(writeback);
@@ -334,7 +354,7 @@ impl<T> Setup<T> {
         self.memory = Arc::new(memory.map_err(nonsense)?);
         let tickets: Vec<_> =
             self.workers.iter().map(|worker| worker.set_memory(self.memory.clone())).collect();
-        tickets.iter().try_for_each(|ticket| ticket.wait(DRAIN_LIMIT).map_err(nonsense))
+        tickets.iter().try_for_each(|ticket| self.wait(ticket).map_err(nonsense))
     }
 
     /// Rings find it when they are started.
@@ -471,9 +491,10 @@ impl<T> Setup<T> {
         };
         // Where the answer is late it may have been started all the same.
         vring.running = true;
-        let started = worker.start_ring(start).wait(DRAIN_LIMIT).map_err(nonsense)?;
+        let ticket = worker.start_ring(start);
+        let started = self.wait(&ticket).map_err(nonsense)?;
         if let Err(e) = started {
-            vring.running = false;
+            self.vring(index)?.0.running = false;
             return Err(nonsense(format!("vring {index} cannot be started: {e}")));
         }
         if self.seen.is_none() && self.channel.is_some() {
@@ -485,13 +506,16 @@ impl<T> Setup<T> {
     /// Stops a ring; where it, or the next start of it, goes on.
     fn stop_ring(&mut self, index: u32) -> Result<VringState, Refusal> {
         let (vring, worker) = self.vring(index)?;
+        let mut stopped = None;
         if vring.running {
+            let ticket = worker.stop_ring();
             // Where it goes on is not known before it has stopped: it cannot be made up.
-            let stopped = worker.stop_ring().wait(DRAIN_LIMIT);
-            let base = stopped.map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
-            vring.running = false;
-            vring.base = base.unwrap_or(vring.base);
+            let base = self.wait(&ticket);
+            stopped = base.map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
         }
+        let (vring, _) = self.vring(index)?;
+        vring.running = false;
+        vring.base = stopped.unwrap_or(vring.base);
         vring.kick = None;
         Ok(VringState { index, value: vring.base.into() })
     }

@@ -563,7 +563,7 @@ fn messages_without_end_are_followed_a_few_at_a_time() {
         Box::new(|_| {}),
     )
     .unwrap();
-    let mut setup = Setup::new(disk, Vec::new());
+    let mut setup = Setup::new(disk, Vec::new(), Box::new(|| {}));
     let (peer, ours) = UnixStream::pair().unwrap();
     let mut connection = Connection::new(ours).unwrap();
     let mut raw = Raw(peer);

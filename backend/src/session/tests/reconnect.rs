@@ -127,6 +127,34 @@ fn a_ring_that_does_not_stop_ends_the_connection() {
     eventually("it is gone", gone);
 }
 
+/// Nor does a second one wait, whatever the first waits for.
+#[test]
+fn a_second_front_end_is_refused_while_a_ring_does_not_stop() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    server.disk.hold(true);
+    front.drivers[0].ask(0, 1, 0, &[1; 512]);
+    front.drivers[0].kick();
+    server.disk.await_count(IoOp::Write, 1);
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| front.vhost.get_vring_base(0));
+        let begin = Instant::now();
+        let mut refused = true;
+        // The first of them may come before the question does.
+        while refused && begin.elapsed() < Duration::from_millis(500) {
+            let mut second = UnixStream::connect(server.path()).unwrap();
+            second.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            refused = matches!(second.read(&mut [0]), Ok(0));
+        }
+        let waits = !stop.is_finished();
+        server.disk.hold(false);
+        assert!(refused && waits, "{refused} {waits}");
+        assert_eq!(stop.join().unwrap().unwrap(), 1, "the first notices nothing");
+    });
+}
+
 /// A driver that did not negotiate the field does not set it, and one that cannot flush sees that the
 /// cache is off.
 #[test]

@@ -24,7 +24,7 @@ impl Write for Log {
 fn the_first_few_are_logged_and_all_are_answered() {
     const MESSAGES: usize = 100;
     let disk = nothing();
-    let mut setup = Setup::<TestTable>::new(disk, Vec::new());
+    let mut setup = Setup::<TestTable>::new(disk, Vec::new(), Box::new(|| {}));
     let (peer, ours) = UnixStream::pair().unwrap();
     let mut connection = Connection::new(ours).unwrap();
     let mut raw = Raw(peer);
