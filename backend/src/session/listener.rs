@@ -3,12 +3,12 @@
 //! Owns it from start to stop, whoever connects or leaves, and its file where it made one; a
 //! connection that was handed over stands for it, once. Never knows what is spoken over it.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Access, access};
@@ -99,7 +99,7 @@ enum Source {
     Listens(UnixListener),
     /// The only connection there will be, until it was taken.
     Connected {
-        connection: RefCell<Option<UnixStream>>,
+        connection: Mutex<Option<UnixStream>>,
         /// Can be read until then.
         waits: OwnedFd,
     },
@@ -120,7 +120,7 @@ impl Source {
         connection.peer_addr().map_err(no)?;
         let waits = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let waits = waits.map_err(|_| ListenError::NotListening)?;
-        Ok(Source::Connected { connection: RefCell::new(Some(connection)), waits })
+        Ok(Source::Connected { connection: Mutex::new(Some(connection)), waits })
     }
 
     fn listening(socket: UnixListener) -> Result<Source, ListenError> {
@@ -169,7 +169,7 @@ impl Listener {
             Source::Connected { connection, waits } => {
                 // Nothing is left to be read, and the session not woken again for it.
                 let _ = rustix::io::read(waits, &mut [0; 8]);
-                return Ok(connection.take());
+                return Ok(connection.lock().unwrap_or_else(PoisonError::into_inner).take());
             }
         };
         loop {
