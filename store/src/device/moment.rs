@@ -103,7 +103,27 @@ impl Devices {
         // The plan, and with it the stores that were opened, is gone when the files go.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
         self.seal(inner, &overlaid);
+        self.flush_below(inner, actions);
         Ok(())
+    }
+
+    /// Makes durable what new snapshots read from their origins: what a guest had not flushed at their
+    /// moment would otherwise be lost to them in a power cut. After the swap: nobody stands still
+    /// for it.
+    fn flush_below(&self, inner: &Inner, actions: &[MomentAction]) {
+        for action in actions {
+            let MomentAction::Create(CreateSnapshot { device, name, .. }) = action else {
+                continue;
+            };
+            give_way(inner);
+            let Ok(active) = inner.active(device) else { continue };
+            if !self.config.flusher.flush(&active.table) {
+                tracing::error!(
+                    "what '{device}' was written before the snapshot '{name}' cannot be made durable; \
+                     a power cut may take it from both"
+                );
+            }
+        }
     }
 
     fn swap(

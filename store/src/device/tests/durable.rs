@@ -201,6 +201,33 @@ fn a_transient_store_is_there_after_a_power_cut() {
     assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
 }
 
+/// What a guest has not flushed is a snapshot's too, and is durable when its command has ended.
+#[test]
+fn a_snapshot_is_durable_with_what_its_origin_has() {
+    let world = World::new();
+    world.linear("disk");
+    let create = |name: &str| {
+        world.flusher.flushes.store(0, Ordering::SeqCst);
+        let action = MomentAction::Create(CreateSnapshot {
+            device: "disk".into(),
+            name: name.into(),
+            cow: world.path(name),
+            chunk: None,
+            size: None,
+            persistence: Persistence::Persistent,
+            existing: false,
+        });
+        world.devices.take_moment(&[action], &|| Ok(())).unwrap();
+        world.flusher.flushes.load(Ordering::SeqCst)
+    };
+    assert_eq!(create("first"), 1);
+    assert_eq!(create("second"), 1);
+    // What cannot be flushed is so for the guest, too, and the moment has passed.
+    world.fail_flushes(true);
+    create("third");
+    world.fail_flushes(false);
+}
+
 #[test]
 fn a_file_that_was_made_longer_stays_so() {
     let world = World::new();
