@@ -31,7 +31,7 @@ use crate::worker::{Ticket, WorkerError, WorkerHandle};
 use channel::Channel;
 use connection::{Connection, Ended, Envelope, has_hung_up};
 use listener::Listener;
-pub use listener::{ListenError, SocketAddress, check_socket};
+pub use listener::{ListenError, SocketAddress, check_inherited, check_socket};
 use message::{Refusal, decode, refused_reply};
 use setup::{Answer, Setup};
 

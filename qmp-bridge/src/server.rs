@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde_json::Value;
 
 use crate::events::Listener;
@@ -119,7 +119,8 @@ impl Server {
         }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let dir = dir.unwrap_or(Path::new("."));
-        access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| failed(errno.into()))
+        let asked = Access::WRITE_OK | Access::EXEC_OK;
+        accessat(CWD, dir, asked, AtFlags::EACCESS).map_err(|errno| failed(errno.into()))
     }
 
     /// Takes no more clients or commands, lets replies and events out that are on their way for

@@ -105,8 +105,8 @@ pub fn main() -> ExitCode {
 fn by_convention(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     const OURS: [&str; 2] = ["--help", "--version"];
     let mut words: Vec<OsString> = given.collect();
-    let first = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
-    if !first.starts_with("--") || OURS.contains(&first) {
+    let first = words.get(1).map_or(&b""[..], |word| word.as_encoded_bytes());
+    if !first.starts_with(b"--") || OURS.iter().any(|ours| ours.as_bytes() == first) {
         return words;
     }
     if words.iter().any(|word| word == "--print-capabilities") {

@@ -218,11 +218,7 @@ impl Server {
                 let number: i32 = fd.str.parse().map_err(|_| {
                     generic(format!("'{}' is not the number of a descriptor", fd.str))
                 })?;
-                Listen::inherited(number).map_err(|error| {
-                    generic(format!(
-                        "descriptor {number} is not one that this process was started with: {error}"
-                    ))
-                })?
+                Listen::inherited(number).map_err(|error| generic(error.to_string()))?
             }
         };
         let writable = c.writable.unwrap_or(false);

@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -185,6 +186,14 @@ pub(super) fn has_hung_up(socket: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
         && fds[0].revents().intersects(gone)
+}
+
+/// Whoever is at the other end sees it, also where this process has the socket by another descriptor: one
+/// that was handed over stays open.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl AsFd for Connection {

@@ -4,16 +4,17 @@
 //! connection that was handed over stands for it, once. Never knows what is spoken over it.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketType, getpeername};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Bytes of a socket's path at most; the kernel has room for one more, which ends it.
@@ -34,13 +35,16 @@ impl SocketAddress {
     ///
     /// # Errors
     /// There is no such descriptor.
-    pub fn inherited(number: RawFd) -> io::Result<SocketAddress> {
-        // To own a descriptor that is only known by its number takes `unsafe`; to send it to
-        // oneself does not.
-        let (here, there) = UnixStream::pair()?;
-        here.send_with_fd(&[0u8][..], number)?;
-        let (_, file) = there.recv_with_fd(&mut [0u8])?;
-        let file = file.ok_or_else(|| io::Error::other("the descriptor did not arrive"))?;
+    pub fn inherited(number: RawFd) -> Result<SocketAddress, ListenError> {
+        let duplicate = || {
+            // To own a descriptor that is only known by its number takes `unsafe`; to send it to
+            // oneself does not.
+            let (here, there) = UnixStream::pair()?;
+            here.send_with_fd(&[0u8][..], number)?;
+            let (_, file) = there.recv_with_fd(&mut [0u8])?;
+            file.ok_or_else(|| io::Error::other("the descriptor did not arrive"))
+        };
+        let file = duplicate().map_err(|error| ListenError::NoDescriptor { number, error })?;
         Ok(SocketAddress::Fd(file.into()))
     }
 }
@@ -69,6 +73,14 @@ pub enum ListenError {
     /// No socket can have this name.
     #[error("{} is too long for the path of a socket, which has {LONGEST} bytes at most", .0.display())]
     TooLong(PathBuf),
+    /// Nothing was handed over.
+    #[error("descriptor {number} is not one that this process was started with: {error}")]
+    NoDescriptor {
+        /// Under this number.
+        number: RawFd,
+        /// What the system said.
+        error: io::Error,
+    },
     /// What was handed over cannot be listened on.
     #[error(
         "the inherited descriptor is neither a listening UNIX socket nor the connection of a \
@@ -107,17 +119,10 @@ enum Source {
 
 impl Source {
     fn given(fd: OwnedFd) -> Result<Source, ListenError> {
-        let no = |_| ListenError::NotListening;
-        let unix = socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
-        let stream = socket_type(&fd).is_ok_and(|kind| kind == SocketType::STREAM);
-        if !unix || !stream {
-            return Err(ListenError::NotListening);
-        }
-        if socket_acceptconn(&fd).unwrap_or(false) {
+        if listens(&fd)? {
             return Source::listening(fd.into());
         }
         let connection = UnixStream::from(fd);
-        connection.peer_addr().map_err(no)?;
         let waits = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let waits = waits.map_err(|_| ListenError::NotListening)?;
         Ok(Source::Connected { connection: Mutex::new(Some(connection)), waits })
@@ -126,6 +131,29 @@ impl Source {
     fn listening(socket: UnixListener) -> Result<Source, ListenError> {
         socket.set_nonblocking(true).map_err(|_| ListenError::NotListening)?;
         Ok(Source::Listens(socket))
+    }
+}
+
+/// Whether a socket listens, or is connected.
+fn listens(fd: &OwnedFd) -> Result<bool, ListenError> {
+    let unix = socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    let stream = socket_type(fd).is_ok_and(|kind| kind == SocketType::STREAM);
+    let listens = socket_acceptconn(fd).unwrap_or(false);
+    match unix && stream && (listens || getpeername(fd).is_ok()) {
+        true => Ok(listens),
+        false => Err(ListenError::NotListening),
+    }
+}
+
+/// A connection that nobody took.
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Source::Connected { connection, .. } = self
+            && let Some(connection) =
+                connection.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -145,9 +173,7 @@ impl Listener {
     }
 
     fn bind(path: PathBuf) -> Result<Listener, ListenError> {
-        if path.as_os_str().len() > LONGEST {
-            return Err(ListenError::TooLong(path));
-        }
+        check_length(&path)?;
         let system = |error| ListenError::System { path: path.clone(), error };
         let socket = match UnixListener::bind(&path) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
@@ -193,14 +219,33 @@ impl Listener {
 /// Why not.
 pub fn check_socket(path: &Path) -> Result<(), ListenError> {
     let system = |error| ListenError::System { path: path.to_owned(), error };
-    SocketAddr::from_pathname(path).map_err(system)?;
+    check_length(path)?;
     match std::fs::symlink_metadata(path) {
         Ok(_) => check_stale(path),
         Err(_) => {
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             let dir = dir.unwrap_or(Path::new("."));
-            access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| system(error.into()))
+            let asked = Access::WRITE_OK | Access::EXEC_OK;
+            accessat(CWD, dir, asked, AtFlags::EACCESS).map_err(|error| system(error.into()))
         }
+    }
+}
+
+/// Whether the descriptor `number` can be used as a socket that was handed over.
+///
+/// # Errors
+/// Why not.
+pub fn check_inherited(number: RawFd) -> Result<(), ListenError> {
+    match SocketAddress::inherited(number)? {
+        SocketAddress::Fd(fd) => listens(&fd).map(drop),
+        SocketAddress::Path(_) => Ok(()),
+    }
+}
+
+fn check_length(path: &Path) -> Result<(), ListenError> {
+    match path.as_os_str().len() {
+        ..=LONGEST => Ok(()),
+        _ => Err(ListenError::TooLong(path.to_owned())),
     }
 }
 

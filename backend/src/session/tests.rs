@@ -24,6 +24,7 @@ use crate::testing::{
 
 mod broken;
 mod inflight;
+mod inherited;
 mod reconnect;
 mod refused;
 mod resize;
@@ -508,18 +509,6 @@ fn features_that_were_not_offered_are_refused() {
     let unknown = VhostUserProtocolFeatures::LOG_SHMFD;
     assert!(!setup::PROTOCOL_FEATURES.contains(unknown));
     front.vhost.set_features(front.features).unwrap();
-}
-
-#[test]
-fn an_inherited_socket_is_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(dir.path().join("disk.sock")).unwrap();
-    let address = SocketAddress::inherited(listener.as_raw_fd()).unwrap();
-    let server = Server::on(dir, address, 1);
-    let mut front = server.connect();
-    front.negotiate();
-    front.start(1);
-    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
 }
 
 #[test]

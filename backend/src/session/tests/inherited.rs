@@ -1,0 +1,36 @@
+//! Sockets that a process was started with.
+
+use super::*;
+
+#[test]
+fn an_inherited_socket_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("disk.sock")).unwrap();
+    let address = SocketAddress::inherited(listener.as_raw_fd()).unwrap();
+    let server = Server::on(dir, address, 1);
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+}
+
+/// The descriptor that it was handed over by stays open in this process: that keeps nobody waiting.
+#[test]
+fn a_connection_that_was_handed_over_ends_for_its_front_end() {
+    let ends: [fn(&mut Server, &mut Raw); 3] = [
+        |_, raw| raw.0.write_all(&[0xff; 12]).unwrap(),
+        |server, raw| {
+            raw.ask(1, &[]);
+            server.export.stop(StopMode::Hard).unwrap();
+        },
+        |server, _| server.export.stop(StopMode::Hard).unwrap(),
+    ];
+    for end in ends {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let mut raw = Raw(peer);
+        let address = SocketAddress::inherited(ours.as_raw_fd()).unwrap();
+        let mut server = Server::on(tempfile::tempdir().unwrap(), address, 1);
+        end(&mut server, &mut raw);
+        assert!(raw.is_closed());
+    }
+}
