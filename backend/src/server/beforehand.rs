@@ -2,7 +2,8 @@
 //!
 //! Owns the mistakes that can be seen without changing anything. Never knows what is right, which the
 //! start itself finds out. Keeps: a start that makes no store is not looked at, as it leaves nothing
-//! behind, and who ends meanwhile may still have its sockets: its locks are waited for.
+//! behind; nor are sockets that a process may have which ends meanwhile: those of disks whose stores are
+//! there, which it has locked, and the monitor's beside such a disk. Its locks are waited for.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use snapblk_store::device::FirstTable;
 use snapblk_store::io::{FileInfo, OpenMode};
 
 use super::start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError};
-use crate::session::check_socket;
+use crate::session::{check_inherited, check_socket};
 
 /// Refuses to go on where that would end without serving, and leave a store behind. A `state` may know
 /// other files than the tables name.
@@ -24,24 +25,60 @@ pub(super) fn look(
     first: &[FirstTable],
     state: Option<&Path>,
 ) -> Result<(), ServeError> {
-    let makes = |path: &&Path| std::fs::metadata(path).map_or(true, |meta| meta.len() == 0);
-    if !args.disks.iter().filter_map(overlay).any(|path| makes(&path)) {
+    if !args.disks.iter().any(makes_its_store) {
         return Ok(());
     }
+    refuse_one_socket_for_two(args)?;
     for (disk, table) in args.disks.iter().zip(first) {
         match overlay(disk) {
             Some(store) => look_at_directory(&disk.name, store)?,
             None if state.is_some_and(Path::exists) => {}
             None => look_at_files(table)?,
         }
-        if let Some(DiskSocket::Path(path)) = &disk.socket {
-            check_socket(path).map_err(|error| ServeError::Export {
-                disk: disk.name.clone(),
-                error: CommandError::generic(format!("export {}: {error}", disk.name)),
-            })?;
-        }
+        let checked = match &disk.socket {
+            Some(DiskSocket::Path(path)) if makes_its_store(disk) => check_socket(path),
+            Some(DiskSocket::Fd(number)) => check_inherited(*number),
+            _ => Ok(()),
+        };
+        checked.map_err(|error| refused(disk, &error.to_string()))?;
     }
-    args.monitor.as_deref().map_or(Ok(()), |path| Ok(QmpServer::check(path)?))
+    match &args.monitor {
+        Some(path) if args.disks.iter().all(makes_its_store) => Ok(QmpServer::check(path)?),
+        _ => Ok(()),
+    }
+}
+
+fn refused(disk: &DiskArgs, why: &str) -> ServeError {
+    let error = CommandError::generic(format!("export {}: {why}", disk.name));
+    ServeError::Export { disk: disk.name.clone(), error }
+}
+
+/// Whether the start would make the store of the disk's overlay.
+fn makes_its_store(disk: &DiskArgs) -> bool {
+    let is_empty = |meta: std::fs::Metadata| meta.is_file() && meta.len() == 0;
+    overlay(disk).is_some_and(|path| std::fs::metadata(path).map_or(true, is_empty))
+}
+
+fn refuse_one_socket_for_two(args: &ServeArgs) -> Result<(), ServeError> {
+    let mut others: Vec<(&Path, String)> = Vec::new();
+    let said = |path: &Path, by: &str| {
+        format!(
+            "this process is to listen on {} for {by} as well; name another path",
+            path.display()
+        )
+    };
+    for disk in &args.disks {
+        let Some(DiskSocket::Path(path)) = &disk.socket else { continue };
+        if let Some((_, by)) = others.iter().find(|(other, _)| other == path) {
+            return Err(refused(disk, &said(path, by)));
+        }
+        others.push((path, format!("the export '{}'", disk.name)));
+    }
+    let monitor = args.monitor.as_deref();
+    match others.iter().find(|(other, _)| Some(*other) == monitor) {
+        Some((path, by)) => Err(ServeError::OwnSocket(said(path, by))),
+        None => Ok(()),
+    }
 }
 
 fn overlay(disk: &DiskArgs) -> Option<&Path> {

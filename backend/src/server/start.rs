@@ -372,7 +372,7 @@ fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Option<PathBu
     }
     // A version before left it beside the link.
     match (real.exists(), named.exists()) {
-        (true, true) if real != named => {
+        (true, true) if real_path(&real) != real_path(&named) => {
             Err(ServeError::TwoStates { store: beside.to_owned(), named, real })
         }
         (false, true) => Ok(Some(named)),

@@ -448,6 +448,13 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
         (vec!["--monitor", taken], "taken.sock"),
         (vec!["--monitor", "file"], "no socket"),
         (vec!["--monitor", "no/where/m.sock"], "no/where/m.sock"),
+        (vec!["--fd", "77"], "descriptor 77"),
+        (vec!["--socket-path", "one.sock", "--monitor", "one.sock"], "as well"),
+        (
+            [&socket("one.sock")[..], &second(&["--blk-file", "golden.raw"]), &socket("one.sock")]
+                .concat(),
+            "as well",
+        ),
         ([&second(&["--table"])[..], &[nowhere]].concat(), "none.raw"),
         (second(&["--blk-file", "none.raw"]), "none.raw"),
         (second(&["--blk-file", "golden.raw", "--overlay", "no/where/b.cow"]), "no/where/b.cow"),
