@@ -102,6 +102,7 @@ impl Inflight {
 
     /// Nothing is in flight. The region counts as new until all of it says so.
     fn begin(&self, descriptors: u16, used: u16) {
+        self.window.store_u16(VERSION, 0, Ordering::Release);
         for head in 0..descriptors {
             self.clear(head);
         }
