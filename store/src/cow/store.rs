@@ -5,7 +5,6 @@
 //! within the tables that serve it. Never knows what maps to it. Keeps I8 and I14.
 
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use super::layout::{Entry, Geometry};
 use super::log::{Allocation, Log};
@@ -14,6 +13,8 @@ use super::tail::Tail;
 use crate::io::FileId;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{ChunkSize, DataIndex, StoreChunk};
+
+mod waits;
 
 /// How a store keeps its exceptions: the letter in a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -472,74 +473,9 @@ impl Store {
         }
     }
 
-    /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
-    /// at all it fails at once, as it does from the start.
-    pub fn set_patience(&self, patience: Duration) {
-        self.room.set_patience(patience);
-    }
-
-    /// How long what needs room waits for it.
-    pub fn patience(&self) -> Duration {
-        self.room.patience()
-    }
-
-    /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
-    pub fn wait_for_room(&self) -> bool {
-        if !self.room.is_waited_for() {
-            return false;
-        }
-        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
-        match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                self.room.set_below(self.log.has_room());
-                self.observer.store_event(&self.name, StoreEvent::Full);
-                true
-            }
-            Err(now) => now == full,
-        }
-    }
-
-    /// Whether it has room itself, and the file system below it had none.
-    pub fn is_full_below(&self) -> bool {
-        self.room.is_below()
-    }
-
     /// Whether it owes what can be committed, and should be in time though nobody asks.
     pub fn is_overdue(&self) -> bool {
         self.state() <= StoreState::Overflow && self.log.owes() > 0
-    }
-
-    /// There is said to be room again: what waits goes on. The caller wakes the workers.
-    pub fn go_on(&self) {
-        self.room.set_promised(true);
-        self.room.set_given_up(false);
-        self.no_longer_full();
-    }
-
-    /// Something found room, and was written.
-    #[inline]
-    pub fn wrote(&self) {
-        if self.room.is_promised() {
-            self.room.set_promised(false);
-        }
-    }
-
-    /// Whether nothing was written since there was said to be room again.
-    pub fn is_promised_room(&self) -> bool {
-        self.room.is_promised()
-    }
-
-    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
-    /// the workers.
-    pub fn give_up(&self) {
-        self.room.set_given_up(true);
-        self.no_longer_full();
-    }
-
-    fn no_longer_full(&self) {
-        let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
-        // Otherwise it is worse than full by now, or was not full.
-        let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn degrade(&self, to: StoreState) -> bool {

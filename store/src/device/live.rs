@@ -246,7 +246,7 @@ impl Live {
         Ok(())
     }
 
-    /// Whether there is room in it by now, and below it where that was what had none.
+    /// Whether there is room by now: below it where that was what had none, or in it.
     pub(super) fn has_found_room(&self) -> bool {
         if let Err(error) = self.look_at_length() {
             tracing::warn!("{error}");
@@ -256,7 +256,7 @@ impl Live {
             stat.f_bavail.saturating_mul(stat.f_frsize)
                 >= ROOM_BELOW.max(self.store.chunk().bytes())
         };
-        self.store.log().has_room() && (!self.store.is_full_below() || below())
+        if self.store.is_full_below() { below() } else { self.store.log().has_room() }
     }
 }
 

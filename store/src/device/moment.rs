@@ -7,6 +7,7 @@
 //! before the swap whether they do.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard};
 
 use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
@@ -17,6 +18,7 @@ use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
 use crate::cow::Persistence;
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
+use crate::table::Table;
 use crate::target::Features;
 use crate::units::{ChunkSize, Sector};
 
@@ -89,7 +91,43 @@ impl Devices {
         if actions.is_empty() {
             return Ok(());
         }
-        self.take_moment_of(&mut self.lock(), actions, still)
+        let mut inner = self.lock();
+        self.take_moment_of(&mut inner, actions, still)?;
+        self.flush_origins(inner, actions);
+        Ok(())
+    }
+
+    /// Makes durable what new snapshots read from their origins: what a guest had not flushed at their
+    /// moment would otherwise be lost to them in a power cut. Nobody stands still for it, and no other
+    /// command waits where files are all there is to sync; a store that has exceptions to commit stays
+    /// where it is meanwhile.
+    fn flush_origins(&self, inner: MutexGuard<'_, Inner>, actions: &[MomentAction]) {
+        let taken = actions.iter().filter_map(|action| match action {
+            MomentAction::Create(request) => Some(&request.device),
+            _ => None,
+        });
+        let of = |device: &String| Some((device.clone(), inner.active(device).ok()?.table.clone()));
+        let all: Vec<_> = taken.filter_map(of).collect();
+        let files_alone = |table: &Table| {
+            table.flush_set().stores.is_empty() && table.flush_set().merged.is_empty()
+        };
+        let (later, now): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, table)| files_alone(table));
+        for (device, table) in now {
+            give_way(&inner);
+            self.flush_origin(&device, &table);
+        }
+        drop(inner);
+        later.iter().for_each(|(device, table)| self.flush_origin(device, table));
+    }
+
+    fn flush_origin(&self, device: &str, table: &Arc<Table>) {
+        if !self.config.flusher.flush(table) {
+            tracing::error!(
+                "what was written to '{device}' before its snapshot cannot be made durable; a power cut \
+                 may take it from both"
+            );
+        }
     }
 
     /// The same, in the middle of another verb.
@@ -103,27 +141,7 @@ impl Devices {
         // The plan, and with it the stores that were opened, is gone when the files go.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
         self.seal(inner, &overlaid);
-        self.flush_below(inner, actions);
         Ok(())
-    }
-
-    /// Makes durable what new snapshots read from their origins: what a guest had not flushed at their
-    /// moment would otherwise be lost to them in a power cut. After the swap: nobody stands still
-    /// for it.
-    fn flush_below(&self, inner: &Inner, actions: &[MomentAction]) {
-        for action in actions {
-            let MomentAction::Create(CreateSnapshot { device, name, .. }) = action else {
-                continue;
-            };
-            give_way(inner);
-            let Ok(active) = inner.active(device) else { continue };
-            if !self.config.flusher.flush(&active.table) {
-                tracing::error!(
-                    "what '{device}' was written before the snapshot '{name}' cannot be made durable; \
-                     a power cut may take it from both"
-                );
-            }
-        }
     }
 
     fn swap(

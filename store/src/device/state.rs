@@ -343,6 +343,10 @@ impl State {
         let names = inner.devices.keys().chain(next.keys());
         // Layers of one chain lie on one base, and a guest may wait.
         let mut seen = BTreeMap::new();
+        let written = |path: &Path| {
+            let mut writes = inner.state.commits.values().flat_map(|commit| &commit.writes);
+            writes.any(|written| written == path)
+        };
         let mut merging = BTreeSet::new();
         for name in names {
             let active = match next.get(name) {
@@ -372,7 +376,7 @@ impl State {
             // Tables that are about to be replaced may be written until they are.
             let settled = next.is_empty();
             let known = &inner.state.bases;
-            let below = |active| bases(files, active, (settled, known), &mut seen);
+            let below = |active| bases(files, active, (settled, known), written, &mut seen);
             state.bases.extend(active.into_iter().flat_map(below));
         }
         state.first = inner.state.first.clone();
@@ -380,10 +384,6 @@ impl State {
         // Where somebody loaded another table there is nothing to go on with.
         state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
         state.commits = inner.state.commits.clone();
-        let written = |base: &BaseState| {
-            inner.state.commits.values().any(|commit| commit.writes.contains(&base.path))
-        };
-        state.bases.retain(|base| !written(base));
         state.invalid = inner.state.invalid.clone();
         let devices = &state.devices;
         state.write_through = inner.state.write_through.clone();

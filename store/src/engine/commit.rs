@@ -402,8 +402,8 @@ impl Core {
         if !store.is_guest_disk() && !is_merged {
             return self.invalidate(store);
         }
-        // A store that is merged owes nothing: what failed is a sync of its data. Invalid, its
-        // device would be an origin with half of the snapshot in it.
+        // Invalid, the device of a store that is merged would be an origin with half of the snapshot
+        // in it.
         store.commit_failed();
         // Nobody waits for room in it any more.
         self.worker.all().wake(u64::MAX);

@@ -310,7 +310,8 @@ impl Core {
         self.to_commit.clear();
         for pending in self.requests.drain() {
             if let Asker::Host(token) = pending.asker {
-                self.finished.push_back((token, Status::Error));
+                let status = if pending.for_room { Status::NoSpace } else { Status::Error };
+                self.finished.push_back((token, status));
             }
         }
     }
@@ -352,9 +353,12 @@ impl Core {
                     self.worker.untrack(TrackId::from_u8(detail as u8));
                     self.freed = true;
                 }
-                let is_read = self.requests[index].op == Op::Read;
-                if is_full(completion.result) && !is_read {
+                let pending = &self.requests[index];
+                if is_full(completion.result) && pending.op != Op::Read {
                     return self.found_no_room(table, index);
+                }
+                if ok && pending.no_space {
+                    self.found_room(table, index);
                 }
                 self.part_ended(index, ok);
             }
@@ -427,11 +431,20 @@ impl Core {
         let pending = &mut self.requests[index];
         pending.no_space = true;
         let mut waits = false;
-        table.stores_of(pending.start, pending.len).for_each(|it| waits |= it.wait_for_room());
+        let stores = table.stores_of(pending.start, pending.len);
+        stores.for_each(|it| waits |= it.wait_for_room_below());
         if waits {
             pending.again = Some(0);
         }
         self.part_ended(index, waits);
+    }
+
+    /// There was some when it was tried again: whatever it fails for now is something else.
+    #[cold]
+    fn found_room(&mut self, table: &Table, index: usize) {
+        let pending = &mut self.requests[index];
+        pending.no_space = false;
+        table.stores_of(pending.start, pending.len).for_each(|it| it.wrote());
     }
 
     /// Ends a request of which all parts have ended, or takes its last step.

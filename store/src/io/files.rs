@@ -176,12 +176,14 @@ impl FileInfo {
     }
 
     /// Whether somebody made it shorter than it may be: what lay behind its end is lost, and what is
-    /// written there makes a hole of that. A system call, for a file that may not.
+    /// written there makes a hole of that. Said once: whoever hears it does not rely on the file any
+    /// more, and that it does not is to be written into it. A system call, for a file that may not.
     pub fn is_cut_short(&self) -> bool {
         let least = self.least.load(Ordering::Relaxed);
         let len = if least == 0 { Ok(0) } else { self.current_len() };
         let cut = len.as_ref().is_ok_and(|len| *len < least);
         if cut {
+            self.least.store(0, Ordering::Relaxed);
             tracing::error!(
                 "{} is shorter than it was ({} bytes, not {least}), and what lay behind its end is lost; \
                  restore it from a backup",

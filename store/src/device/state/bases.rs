@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -35,11 +35,13 @@ type Look = (u64, i64);
 
 /// The files below a guest's own disk that nothing of this process writes; a merge writes them.
 /// With `settled`, also those that were opened for writing, and are not written any more: what these
-/// are like is made durable, unless it is `known` already. `seen` are those that were looked at.
+/// are like is made durable, unless it is `known` already. Those `written` by jobs are none. `seen` are
+/// those that were looked at.
 pub(super) fn bases(
     files: &Files,
     active: &Active,
     (settled, known): (bool, &[BaseState]),
+    written: impl Fn(&Path) -> bool,
     seen: &mut BTreeMap<FileId, Option<Look>>,
 ) -> Vec<BaseState> {
     let mut bases = Vec::new();
@@ -51,7 +53,7 @@ pub(super) fn bases(
         let frozen =
             |info: &FileInfo| !info.writable || (settled && snap.live.store.is_guest_disk());
         for (medium, info) in snap.origin.media().filter_map(info_of) {
-            if !frozen(&info) {
+            if !frozen(&info) || written(&info.path) {
                 continue;
             }
             let look = seen.entry(medium.file).or_insert_with(|| what_it_is(&info, &medium, known));

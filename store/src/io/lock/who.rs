@@ -3,6 +3,7 @@
 //! Owns the look into `/proc`, for a sentence and nothing else. What this process may not look at is
 //! not found.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,14 +23,21 @@ pub(super) fn others_with(identity: (u64, u64)) -> Vec<String> {
 
 fn has_open(process: &Path, identity: (u64, u64)) -> bool {
     let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
-    // What a descriptor means, not what its link is called: the file may have been renamed.
-    let meant = descriptors.flatten().filter_map(|entry| fs::metadata(entry.path()).ok());
-    meant.into_iter().any(|meta| (meta.dev(), meta.ino()) == identity)
+    // What a descriptor means, not what its link is called: the file may have been renamed. Only those
+    // with the inode are looked at, as to look at one asks its file system, which may not answer.
+    let inode = format!("ino:\t{}\n", identity.1);
+    let info = |name: &OsStr| fs::read_to_string(process.join("fdinfo").join(name));
+    let mut likely = descriptors
+        .flatten()
+        .filter(|entry| info(&entry.file_name()).is_ok_and(|text| text.contains(&inode)));
+    likely.any(|entry| {
+        fs::metadata(entry.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
+    })
 }
 
 fn named(pid: &str) -> String {
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
-        Ok(name) => format!("{pid} ({})", name.trim_end()),
+        Ok(name) => format!("{pid} ({})", name.trim_end().escape_debug()),
         Err(_) => pid.to_owned(),
     }
 }
