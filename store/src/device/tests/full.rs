@@ -85,3 +85,15 @@ fn scenario_78_who_comes_later_is_as_patient() {
     assert!(store.wait_for_room());
     assert_eq!(tried(&world, &store, now, most).1, None);
 }
+
+/// What has its place needs none of the store's: a log without room does not keep it waiting.
+#[test]
+fn what_waits_for_the_file_system_does_not_wait_for_the_log() {
+    let (world, store) = patient();
+    while store.log().has_room() {
+        store.log().allocate(1);
+    }
+    assert!(store.wait_for_room_below() && store.is_full_below());
+    goes_on(&world, &store, Instant::now());
+    assert!(store.wait_for_room() && !store.is_full_below());
+}
