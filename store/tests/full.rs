@@ -231,6 +231,24 @@ fn is_waited_for_below(errno: Errno) {
     });
 }
 
+/// That a part of a request finds its room says nothing of the part that did not.
+#[test]
+fn s78_a_request_of_which_a_part_finds_no_room_is_held_as_a_whole() {
+    each(&overlay(), |world| {
+        let file = Some(world.store_file(0));
+        let (op, range, errno) = (Some(IoOp::Write), None, Errno::ENOSPC);
+        world.grow(0, 64);
+        // Neighbours on the device, and not in the store.
+        assert_eq!(world.one(write(0, 8, 8)), Ok(OK));
+        assert_eq!(world.one(write(0, 0, 8)), Ok(OK));
+        world.sim.add_fault(Fault { file, op, range, after: 0, count: 1, errno });
+        let held = write(0, 0, 16);
+        is_held(world, held);
+        world.grow(0, 0);
+        assert_eq!(ending(world, held), OK);
+    });
+}
+
 /// What has its place finds no room all the same, as in a hole that a discard left.
 #[test]
 fn s78_a_chunk_that_has_its_place_and_finds_no_room_is_waited_for() {

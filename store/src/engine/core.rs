@@ -357,9 +357,6 @@ impl Core {
                 if is_full(completion.result) && pending.op != Op::Read {
                     return self.found_no_room(table, index);
                 }
-                if ok && pending.no_space {
-                    self.found_room(table, index);
-                }
                 self.part_ended(index, ok);
             }
             Kind::Copy => self.copy_read(table, index, ok),
@@ -437,14 +434,6 @@ impl Core {
             pending.again = Some(0);
         }
         self.part_ended(index, waits);
-    }
-
-    /// There was some when it was tried again: whatever it fails for now is something else.
-    #[cold]
-    fn found_room(&mut self, table: &Table, index: usize) {
-        let pending = &mut self.requests[index];
-        pending.no_space = false;
-        table.stores_of(pending.start, pending.len).for_each(|it| it.wrote());
     }
 
     /// Ends a request of which all parts have ended, or takes its last step.

@@ -38,6 +38,8 @@ impl Core {
                 pending.for_room = true;
                 return self.park(index);
             }
+            // It is tried again: what it fails for now may be something else.
+            pending.no_space = false;
         }
         loop {
             let pending = &self.requests[index];
