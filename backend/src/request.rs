@@ -132,17 +132,27 @@ impl Parser {
         Parser { limits, pieces: Vec::with_capacity(MAX_PIECES) }
     }
 
-    /// Takes a chain apart, into `slot`.
+    /// Takes a chain apart, into `slot`. `near` is told where on the device data is going to be read or
+    /// written as soon as the header says so, while the rest of the chain is not known yet.
     pub fn parse(
         &mut self,
         chain: &mut Chain<'_>,
         memory: &GuestMemory,
         slot: &mut RequestSlot,
+        near: impl Fn(Sector),
     ) -> Asked {
         let limits = &self.limits;
         slot.data.clear();
         slot.ranges.clear();
-        let shape = sort(chain, memory, &mut self.pieces);
+        let on_header = |header: &[u8; HEADER_LEN]| {
+            let (kind, sector) = decode_header(header);
+            if matches!(kind, blk::VIRTIO_BLK_T_IN | blk::VIRTIO_BLK_T_OUT)
+                && sector < limits.capacity.0
+            {
+                near(Sector(sector));
+            }
+        };
+        let shape = sort(chain, memory, &mut self.pieces, on_header);
         slot.writable_len = shape.writable_len;
         slot.status = take_status(&mut self.pieces);
         // What cannot be answered is not done.
@@ -191,8 +201,16 @@ impl Parser {
 impl Shape {
     /// Takes what `piece` has of the header off it: nearly always all of it.
     #[inline]
-    fn take_header(&mut self, piece: &mut Descriptor, memory: &GuestMemory) {
+    fn take_header(
+        &mut self,
+        piece: &mut Descriptor,
+        memory: &GuestMemory,
+        on_header: impl Fn(&[u8; HEADER_LEN]),
+    ) {
         let missing = HEADER_LEN - self.header_len;
+        if missing == 0 {
+            return;
+        }
         let taken = missing.min(piece.len as usize);
         let read = if taken == HEADER_LEN {
             memory.read(piece.address, &mut self.header)
@@ -202,13 +220,22 @@ impl Shape {
         };
         self.well_formed &= read.is_ok();
         self.header_len += taken;
+        if self.header_len == HEADER_LEN && read.is_ok() {
+            on_header(&self.header);
+        }
         piece.address.0 = piece.address.0.wrapping_add(taken as u64);
         piece.len -= taken as u32;
     }
 }
 
-/// Walks the chain: the header is its first 16 readable bytes, however they are cut.
-fn sort(chain: &mut Chain<'_>, memory: &GuestMemory, pieces: &mut Vec<Descriptor>) -> Shape {
+/// Walks the chain: the header is its first 16 readable bytes, however they are cut. `on_header` gets it
+/// when it is whole.
+fn sort(
+    chain: &mut Chain<'_>,
+    memory: &GuestMemory,
+    pieces: &mut Vec<Descriptor>,
+    on_header: impl Fn(&[u8; HEADER_LEN]),
+) -> Shape {
     pieces.clear();
     let mut shape = Shape {
         header: [0; HEADER_LEN],
@@ -225,7 +252,7 @@ fn sort(chain: &mut Chain<'_>, memory: &GuestMemory, pieces: &mut Vec<Descriptor
         } else {
             // All that the device reads stands before all that it writes (2.7.4.2).
             shape.well_formed &= !writable_seen;
-            shape.take_header(&mut piece, memory);
+            shape.take_header(&mut piece, memory, &on_header);
         }
         if piece.len == 0 {
             continue;

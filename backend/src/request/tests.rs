@@ -83,7 +83,7 @@ impl Guest {
         let limits = Limits { capacity: Sector(CAPACITY), read_only, serial: *SERIAL };
         let mut slot = RequestSlot::with_room();
         let mut chain = self.ring.take(&self.memory).expect("a chain was offered");
-        let asked = Parser::new(limits).parse(&mut chain, &self.memory, &mut slot);
+        let asked = Parser::new(limits).parse(&mut chain, &self.memory, &mut slot, |_| {});
         (asked, slot)
     }
 

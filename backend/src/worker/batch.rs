@@ -1,9 +1,9 @@
 //! A batch: chains off the ring, taken apart and begun, a group at a time.
 //!
 //! Owns how many are taken before something else has its turn. Never knows what a chain looks like,
-//! nor what becomes of a request that the engine takes. A group is taken apart as a whole before
-//! the first of it is begun, so that what the engine will look at for one request comes near while
-//! others are carried out: far tables are waited for less.
+//! nor what becomes of a request that the engine takes. What the engine will look at for a request is asked
+//! for when its header is read, and a group is taken apart as a whole before the first of it is begun: far
+//! tables come near while the rest of a chain, and other chains, are taken apart.
 
 use snapblk_store::io::{Action, IoOp, Seg, Tag};
 use snapblk_store::request::{Op, Token};
@@ -77,8 +77,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         while count < GROUP
             && let Some(chain) = self.take_one()
         {
-            if let (_, Some(Asked::Data { sector, len, .. })) = chain {
-                self.engine.prefetch(sector.bytes());
+            if let (_, Some(Asked::Data { len, .. })) = chain {
                 bytes += u64::from(len);
             }
             group[count] = chain;
@@ -97,7 +96,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let mut chain = self.ring.as_mut()?.vring.take(memory)?;
         let head = chain.head();
         let slot = self.flights.open(head, self.memories.generation());
-        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot))))
+        let near = |sector: Sector| self.engine.prefetch(sector.bytes());
+        Some((head, slot.map(|slot| self.parser.parse(&mut chain, memory, slot, near))))
     }
 
     fn begin(&mut self, head: u16, asked: Option<Asked>) {
