@@ -125,9 +125,25 @@ fn first_writes_of_a_batch_that_cover_their_chunks_are_one_write() {
         assert_eq!(kinds(&scattered), [(IoOp::Write, STORE, 16 * CHUNK)]);
         let large = asked(world, [write(300 * 8, 16 * 8)]);
         assert_eq!(kinds(&large), [(IoOp::Write, STORE, 16 * CHUNK)]);
-        for asked in [adjacent, scattered, large] {
-            assert!(is_all_guest(&asked) && asked[0].segs.len() == 16, "{asked:?}");
+        for (asked, parts) in [(adjacent, 16), (scattered, 16), (large, 1)] {
+            assert!(is_all_guest(&asked) && asked[0].segs.len() == parts, "{asked:?}");
         }
+    });
+}
+
+/// A store of chunks of eight sectors has an area after 256 of them; a request that comes to lie on both
+/// sides of one is two writes.
+#[test]
+fn a_first_write_over_an_area_is_a_write_on_each_side() {
+    each(&overlay(8), |world| {
+        asked(world, [write(0, 200 * 8)]);
+        let asked = asked(world, [write(200 * 8, 100 * 8)]);
+        assert_eq!(
+            kinds(&asked),
+            [(IoOp::Write, STORE, 56 * CHUNK), (IoOp::Write, STORE, 44 * CHUNK)]
+        );
+        assert!(is_all_guest(&asked) && asked.iter().all(|one| one.segs.len() == 1), "{asked:?}");
+        assert_eq!(asked[1].action.offset - asked[0].action.offset, 57 * CHUNK);
     });
 }
 

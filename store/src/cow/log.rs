@@ -282,6 +282,16 @@ impl Log {
         }
     }
 
+    /// [`Log::finish`] of `count` data chunks from `index` on; those that hold data hold that of `old`
+    /// and of the chunks behind it.
+    #[must_use = "a leader that waits for one of these slots must be woken"]
+    pub fn finish_run(&self, index: DataIndex, old: Option<Chunk>, count: u64) -> u64 {
+        (0..count).fold(0, |wake, n| {
+            let old = old.map(|old| Chunk(old.0 + n));
+            wake | self.finish(DataIndex(index.0 + n), old)
+        })
+    }
+
     /// The leader's question: which is the first chunk of those from `from` on, below `upto`, that
     /// has not ended? Its end wakes the leader. `upto` where all have.
     pub fn first_unended(&self, from: DataIndex, upto: DataIndex) -> DataIndex {

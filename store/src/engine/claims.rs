@@ -6,62 +6,21 @@
 //! the log, then the word in the table, then whoever waits (I11: an acknowledged write is in the
 //! log before anyone can know of it). Never knows why a chunk is moved.
 
+use super::claim::{Claimed, Fill};
 use super::core::{Asker, Core, Kind, is_full};
 use super::dispatch::Flow;
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence, StoreState};
-use crate::exception::{Claim, Entry, Place};
+use crate::exception::{Entry, Place};
 use crate::io::{Errno, IoOp, Seg};
 use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Exceptions};
 use crate::units::{Chunk, DataIndex};
 
-/// Claims written by one action, and the bytes of that.
-const RUN_CLAIMS: usize = 256;
+/// Chunks written by one action, and the bytes of that.
+const RUN_CHUNKS: u64 = 256;
 const RUN_BYTES: u64 = 1 << 20;
-
-/// Which of a chunk's bytes are new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fill {
-    /// None: the chunk is copied.
-    Nothing,
-    /// `len` bytes from `within` are the request's, from its byte `at`.
-    Guest { at: u64, within: u64, len: u64 },
-    /// `len` bytes from `within` are zero.
-    Zero { within: u64, len: u64 },
-}
-
-impl Fill {
-    fn range(self) -> (u64, u64) {
-        match self {
-            Fill::Nothing => (0, 0),
-            Fill::Guest { within, len, .. } | Fill::Zero { within, len } => (within, within + len),
-        }
-    }
-
-    fn covers(self, from: u64, to: u64) -> bool {
-        let (start, end) = self.range();
-        start <= from && to <= end
-    }
-}
-
-/// A chunk on its way.
-#[derive(Debug)]
-pub(super) struct Claimed {
-    claim: Claim,
-    exceptions: usize,
-    request: usize,
-    /// The byte of the request with which its part begins.
-    from: u64,
-    fill: Fill,
-    /// Where the old bytes are, once they were asked for: from this byte of the buffer.
-    buf: Option<(Buf, u32)>,
-    /// A read that neighbours shared failed: it may have been for theirs.
-    alone: bool,
-    /// For a chunk larger than a buffer: its place, and how far it is written.
-    slices: Option<(DataIndex, u64)>,
-}
 
 /// Old bytes on their way into buffers, for one claim or for neighbours.
 #[derive(Debug)]
@@ -78,8 +37,13 @@ pub(super) struct Run {
     claims: Vec<usize>,
 }
 
+/// How many chunks one action may write.
+fn most_in_run(ex: &Exceptions) -> u64 {
+    (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CHUNKS)
+}
+
 impl Core {
-    /// A guest's write to a chunk that is not in the top store.
+    /// A guest's write to a chunk that is not in the top store, or to several of them.
     pub(super) fn move_chunk(
         &mut self,
         table: &Table,
@@ -95,28 +59,23 @@ impl Core {
             return Flow::Aside;
         }
         let ex = &table.exceptions()[exceptions];
-        let Ok(claim) = ex.table.claim(chunk, seen) else { return Flow::On };
+        let bytes = ex.chunk().bytes();
+        let most = if self.is_large(ex) { 1 } else { (len / bytes).clamp(1, most_in_run(ex)) };
+        let Ok(claim) = ex.table.claim_run(chunk, most, seen) else { return Flow::On };
+        let len = len.min(claim.count() * bytes);
         let pending = &mut self.requests[index];
         let at = pending.cursor;
-        let within = table.piece(pending.start + at, 1).offset & (ex.chunk().bytes() - 1);
+        let within = table.piece(pending.start + at, 1).offset & (bytes - 1);
         let fill = match pending.op {
             Op::WriteZeroes { .. } => Fill::Zero { within, len },
             _ => Fill::Guest { at, within, len },
         };
         pending.outstanding += 1;
         pending.cursor += len;
-        let valid = ex.valid_len(chunk);
-        let claimed = self.claims.insert(Claimed {
-            claim,
-            exceptions,
-            request: index,
-            from: at,
-            fill,
-            buf: None,
-            alone: false,
-            slices: None,
-        });
-        if fill.covers(0, valid) || self.is_large(ex) {
+        let claimed = Claimed::new(claim, exceptions, index, at, fill);
+        let is_covered = fill.covers(0, claimed.valid_len(ex));
+        let claimed = self.claims.insert(claimed);
+        if is_covered || self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed);
         } else {
             self.fresh.push(claimed);
@@ -138,16 +97,9 @@ impl Core {
         let ex = &table.exceptions()[exceptions];
         let Ok(claim) = ex.table.claim(chunk, Entry::Unmapped) else { return false };
         self.requests[index].outstanding += 1;
-        let claimed = self.claims.insert(Claimed {
-            claim,
-            exceptions,
-            request: index,
-            from: self.requests[index].cursor,
-            fill: Fill::Nothing,
-            buf: None,
-            alone: false,
-            slices: None,
-        });
+        let from = self.requests[index].cursor;
+        let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
+        let claimed = self.claims.insert(claimed);
         if self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed);
         } else {
@@ -251,7 +203,7 @@ impl Core {
     /// Reads `[from, from + len)` of a claimed chunk's old bytes (past its end, those of its
     /// neighbours) to `bufs`, one after the other. Returns how many actions that takes, and whether
     /// these are all that it needs: there is none for what cannot be read.
-    fn read_old(
+    pub(super) fn read_old(
         &mut self,
         table: &Table,
         claimed: usize,
@@ -351,8 +303,7 @@ impl Core {
             return true;
         }
         let large = self.is_large(ex);
-        let most = (RUN_BYTES / ex.chunk().bytes()).clamp(1, RUN_CLAIMS as u64);
-        let wanted = if large { 1 } else { most.min(self.gathered[exceptions].len() as u64) };
+        let wanted = if large { 1 } else { self.count_gathered(exceptions, most_in_run(ex)) };
         match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
                 let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
@@ -373,6 +324,18 @@ impl Core {
         true
     }
 
+    /// How many chunks are gathered, or `most`.
+    fn count_gathered(&self, exceptions: usize, most: u64) -> u64 {
+        let mut count = 0;
+        for &claimed in &self.gathered[exceptions] {
+            count += self.claims[claimed].claim.count();
+            if count >= most {
+                return most;
+            }
+        }
+        count
+    }
+
     fn first_gathered_failed(&mut self, table: &Table, exceptions: usize, errno: Errno) {
         let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
         self.claim_failed(table, claimed, Err(errno));
@@ -383,12 +346,12 @@ impl Core {
         while done < count {
             let index = DataIndex(first.0 + done);
             let (place, together) = ex.store().place_of(index, count - done);
-            let mut claims = self.spare_lists.take();
-            claims.extend(self.gathered[exceptions].drain(..together as usize));
+            let claims = self.take_gathered(ex, exceptions, together);
             let from = self.segs.len();
             for &claimed in &claims {
-                let valid = ex.valid_len(self.claims[claimed].claim.chunk());
-                self.push_chunk(claimed, (0, valid), ex.chunk().bytes() - valid);
+                let (claimed_now, bytes) = (&self.claims[claimed], ex.chunk().bytes());
+                let (valid, all) = (claimed_now.valid_len(ex), claimed_now.claim.count() * bytes);
+                self.push_chunk(claimed, (0, valid), all - valid);
             }
             let run = self.runs.insert(Run { first: index, claims });
             let bytes = together * ex.chunk().bytes();
@@ -398,8 +361,29 @@ impl Core {
         }
     }
 
-    /// Pushes the parts that make up `[from, to)` of a claimed chunk, and `tail` zeroes.
-    fn push_chunk(&mut self, claimed: usize, (from, to): (u64, u64), tail: u64) {
+    /// The first claims that are gathered, of `count` chunks in all; of one that has more the rest
+    /// stays.
+    fn take_gathered(&mut self, ex: &Exceptions, exceptions: usize, count: u64) -> Vec<usize> {
+        let mut claims = self.spare_lists.take();
+        let mut left = count;
+        while left > 0 {
+            let gathered = &mut self.gathered[exceptions];
+            let claimed = gathered.pop_front().expect("as many are gathered as were given a place");
+            let first = &mut self.claims[claimed];
+            if first.claim.count() > left {
+                let rest = first.split_off(left, ex.chunk());
+                self.requests[rest.request].outstanding += 1;
+                let rest = self.claims.insert(rest);
+                self.gathered[exceptions].push_front(rest);
+            }
+            left -= self.claims[claimed].claim.count();
+            claims.push(claimed);
+        }
+        claims
+    }
+
+    /// Pushes the parts that make up `[from, to)` of what was claimed, and `tail` zeroes.
+    pub(super) fn push_chunk(&mut self, claimed: usize, (from, to): (u64, u64), tail: u64) {
         let claimed = &self.claims[claimed];
         let (start, end) = claimed.fill.range();
         let (start, end) = (start.clamp(from, to), end.clamp(from, to));
@@ -435,15 +419,18 @@ impl Core {
 
     pub(super) fn run_written(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
         let mut run = self.runs.remove(index);
-        for (n, claimed) in run.claims.drain(..).enumerate() {
-            let data = DataIndex(run.first.0 + n as u64);
+        let mut data = run.first;
+        for claimed in run.claims.drain(..) {
+            let count = self.claims[claimed].claim.count();
             self.written(table, claimed, data, result);
+            data.0 += count;
         }
         self.spare_lists.give_back(run.claims);
     }
 
-    /// A claim's bytes are in the store, or could not be written.
-    fn written(
+    /// A claim's bytes are in the store, in data chunks from `data` on that follow each other, or could
+    /// not be written.
+    pub(super) fn written(
         &mut self,
         table: &Table,
         claimed: usize,
@@ -452,15 +439,16 @@ impl Core {
     ) {
         let ex = &table.exceptions()[self.claims[claimed].exceptions];
         let log = ex.store().log();
+        let count = self.claims[claimed].claim.count();
         if result.is_err() {
-            self.worker.all().wake(log.finish(data, None));
+            self.worker.all().wake(log.finish_run(data, None, count));
             return self.claim_failed(table, claimed, result);
         }
         let Claimed { claim, request, buf, .. } = self.claims.remove(claimed);
         ex.store().wrote();
         let (chunk, _) = ex.store().place_of(data, 1);
         let place = Place { layer: ex.top(), chunk };
-        let leader = log.finish(data, Some(claim.chunk()));
+        let leader = log.finish_run(data, Some(claim.chunk()), count);
         let waiting = ex.table.publish(claim, place);
         self.worker.all().wake(leader | waiting);
         self.release(table, buf);
@@ -509,79 +497,5 @@ impl Core {
                 self.next_slice(table, claimed);
             }
         }
-    }
-
-    /// Moves the next slice of a chunk that is larger than a buffer, or ends it.
-    fn next_slice(&mut self, table: &Table, claimed: usize) {
-        let ex = &table.exceptions()[self.claims[claimed].exceptions];
-        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
-        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
-        if from == valid {
-            return self.written(table, claimed, data, Ok(()));
-        }
-        let to = valid.min(from + u64::from(self.scratch.size()));
-        if self.claims[claimed].fill.covers(from, to) {
-            return self.write_slice(table, claimed);
-        }
-        if self.claims[claimed].buf.is_none() {
-            let Some(buf) = self.scratch.take() else {
-                return self.slices_waiting.push_back(claimed);
-            };
-            self.claims[claimed].buf = Some((buf, 0));
-        }
-        let (buf, _) = self.claims[claimed].buf.expect("it was just taken");
-        let tag = (Kind::Slice, 0, claimed);
-        match self.read_old(table, claimed, (from, to - from), &[buf], tag) {
-            (0, _) => self.written(table, claimed, data, Err(Errno::EIO)),
-            (issued, ok) => self.slice_reads.push((claimed, issued, ok)),
-        }
-    }
-
-    fn write_slice(&mut self, table: &Table, claimed: usize) {
-        let ex = &table.exceptions()[self.claims[claimed].exceptions];
-        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
-        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
-        let to = valid.min(from + u64::from(self.scratch.size()));
-        let first = self.segs.len();
-        self.push_chunk(claimed, (from, to), 0);
-        let (place, _) = ex.store().place_of(data, 1);
-        let offset = ex.chunk().store_offset(place) + from;
-        let tag = (Kind::Slice, 1, claimed);
-        self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
-    }
-
-    /// A slice was read (`detail` 0) or written (1).
-    pub(super) fn slice_done(
-        &mut self,
-        table: &Table,
-        claimed: usize,
-        detail: u16,
-        result: Result<(), Errno>,
-    ) {
-        let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
-        if detail == 0 {
-            let of = |&(of, ..): &(usize, u32, bool)| of == claimed;
-            let at = self.slice_reads.iter().position(of).expect("a slice is being read");
-            let (_, left, ok) = &mut self.slice_reads[at];
-            *left -= 1;
-            *ok &= result.is_ok();
-            if *left > 0 {
-                return;
-            }
-            let (.., ok) = self.slice_reads.swap_remove(at);
-            return if ok {
-                self.write_slice(table, claimed)
-            } else {
-                self.written(table, claimed, data, Err(Errno::EIO))
-            };
-        }
-        if result.is_err() {
-            return self.written(table, claimed, data, result);
-        }
-        let ex = &table.exceptions()[self.claims[claimed].exceptions];
-        let valid = ex.valid_len(self.claims[claimed].claim.chunk());
-        let to = valid.min(from + u64::from(self.scratch.size()));
-        self.claims[claimed].slices = Some((data, to));
-        self.next_slice(table, claimed);
     }
 }

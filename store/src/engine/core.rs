@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
-use super::claims::{Claimed, Copy, Run};
+use super::claim::Claimed;
+use super::claims::{Copy, Run};
 use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
 use super::lists::SpareLists;

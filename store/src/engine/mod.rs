@@ -13,6 +13,7 @@
 //!              └── parked ←─┴─→ wait            ↑ woken by who moves the chunk
 //! ```
 
+mod claim;
 mod claims;
 mod commit;
 mod core;
@@ -22,6 +23,7 @@ mod lists;
 mod merge;
 mod origin;
 mod scratch;
+mod slices;
 
 use std::sync::Arc;
 

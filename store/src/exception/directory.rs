@@ -184,13 +184,13 @@ impl Directory {
         Some(Pinned { directory: self, region, slot })
     }
 
-    /// The leaf of `region`, and a small one where it has none.
-    pub(super) fn pin_or_make(&self, region: usize) -> Pinned<'_> {
+    /// The leaf of `region`, and where it has none one with room for `count` chunks.
+    pub(super) fn pin_or_make(&self, region: usize, count: usize) -> Pinned<'_> {
         loop {
             if let Some(pinned) = self.pin(region) {
                 return pinned;
             }
-            self.make(region, Class::for_count(1));
+            self.make(region, Class::for_count(count));
         }
     }
 

@@ -249,7 +249,7 @@ pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> Entry {
 pub(super) fn change_flat(
     words: &[AtomicU64; REGION],
     key: Key,
-    to: &mut dyn FnMut(Entry) -> Option<Entry>,
+    mut to: impl FnMut(Entry) -> Option<Entry>,
 ) -> Result<Entry, Entry> {
     let cell = &words[key.0 as usize];
     let mut word = cell.load(Ordering::Acquire);

@@ -18,28 +18,45 @@ use super::intake::Intake;
 use super::leaf::{Changed, REGION, Scratch, build, change_flat, get_flat, put};
 use super::word::{Entry, Key, Layer, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::units::Chunk;
+use crate::units::{Chunk, StoreChunk};
 
 /// Buckets of waiting masks; a collision costs a spurious wake and nothing else.
 const BUCKETS: usize = 256;
 
-/// The right, and the duty, to end a pending chunk. Not cloneable: one chunk has one owner (I5).
+/// The right, and the duty, to end a pending chunk, or some that follow each other. Not cloneable: one
+/// chunk has one owner (I5).
 #[derive(Debug)]
-#[must_use = "a claim that is dropped leaves its chunk pending for ever"]
+#[must_use = "a claim that is dropped leaves its chunks pending for ever"]
 pub struct Claim {
-    chunk: Chunk,
+    first: Chunk,
+    /// Not 0; more than one only of chunks that were unmapped.
+    count: u64,
     before: Entry,
 }
 
 impl Claim {
-    /// Which chunk.
+    /// Which chunk; the first where it is several.
     pub fn chunk(&self) -> Chunk {
-        self.chunk
+        self.first
     }
 
-    /// Where its content lay when it was claimed: `Unmapped` or `Mapped` in a lower layer.
+    /// How many chunks.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Where their content lay when they were claimed: `Unmapped` or `Mapped` in a lower layer.
     pub fn before(&self) -> Entry {
         self.before
+    }
+
+    /// Keeps the first `count`, which is neither none nor all, and returns the claim of the rest.
+    pub fn split_off(&mut self, count: u64) -> Claim {
+        assert!(0 < count && count < self.count, "two claims, of a chunk each at least");
+        let first = Chunk(self.first.0 + count);
+        let rest = Claim { first, count: self.count - count, before: self.before };
+        self.count = count;
+        rest
     }
 }
 
@@ -117,21 +134,35 @@ impl ExceptionTable {
     /// Takes `chunk` for moving, if it is still as `seen` (`Unmapped` or `Mapped`) says; otherwise
     /// says what it is now.
     pub fn claim(&self, chunk: Chunk, seen: Entry) -> Result<Claim, Entry> {
-        debug_assert!(matches!(seen, Entry::Unmapped | Entry::Mapped(_)));
-        self.change(chunk, |now| (now == seen).then_some(Entry::Pending))
-            .map(|before| Claim { chunk, before })
+        self.claim_run(chunk, 1, seen)
     }
 
-    /// Ends a claim: the chunk lies at `place` from now on. Returns who waited, a bit a worker.
+    /// [`ExceptionTable::claim`] of `first` and, where that is unmapped, of those behind it that are
+    /// unmapped too: `most` in all, or fewer.
+    pub fn claim_run(&self, first: Chunk, most: u64, seen: Entry) -> Result<Claim, Entry> {
+        debug_assert!(matches!(seen, Entry::Unmapped | Entry::Mapped(_)));
+        let most = if seen == Entry::Unmapped { most } else { 1 };
+        match self.change_run(first, most, seen, |_| Entry::Pending) {
+            (0, Some(now)) => Err(now),
+            (count, _) => Ok(Claim { first, count, before: seen }),
+        }
+    }
+
+    /// Ends a claim: its chunks lie at `place` and behind that from now on. Returns who waited, a bit
+    /// a worker.
     #[must_use = "these workers sleep until they are woken"]
     pub fn publish(&self, claim: Claim, place: Place) -> u64 {
-        self.end(claim.chunk, Entry::Pending, Entry::Mapped(place))
+        let at = |n| {
+            let chunk = StoreChunk(place.chunk.0 + n);
+            Entry::Mapped(Place { chunk, ..place })
+        };
+        self.end(claim.first, claim.count, Entry::Pending, at)
     }
 
-    /// Ends a claim that came to nothing: the chunk lies where it lay. Returns who waited.
+    /// Ends a claim that came to nothing: its chunks lie where they lay. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn put_back(&self, claim: Claim) -> u64 {
-        self.end(claim.chunk, Entry::Pending, claim.before)
+        self.end(claim.first, claim.count, Entry::Pending, |_| claim.before)
     }
 
     /// Marks a mapped chunk as being copied back: from now on new writes to it wait. False where
@@ -144,13 +175,13 @@ impl ExceptionTable {
     /// The chunk was copied back: it lies where the origin has it. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn clear_busy(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, Entry::Busy(place), Entry::Unmapped)
+        self.end(chunk, 1, Entry::Busy(place), |_| Entry::Unmapped)
     }
 
     /// Copying back was given up: the chunk stays at `place`. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn keep_busy_mapped(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, Entry::Busy(place), Entry::Mapped(place))
+        self.end(chunk, 1, Entry::Busy(place), |_| Entry::Mapped(place))
     }
 
     /// Enters mappings read from a store, over those of lower layers; before the table is shared.
@@ -268,12 +299,56 @@ impl ExceptionTable {
         self.get(chunk) == seen
     }
 
-    fn end(&self, chunk: Chunk, from: Entry, to: Entry) -> u64 {
-        let ended = self.change(chunk, |now| (now == from).then_some(to));
-        assert_eq!(ended, Ok(from), "I5: {chunk:?} changed under its owner");
+    fn end(&self, first: Chunk, count: u64, from: Entry, to: impl Fn(u64) -> Entry) -> u64 {
+        let ended = self.change_run(first, count, from, to);
+        assert_eq!(ended, (count, None), "I5: {count} from {first:?} changed under their owner");
         fence(Ordering::SeqCst);
-        let mask = &self.waiting[Self::bucket(chunk)];
-        if mask.load(Ordering::SeqCst) == 0 { 0 } else { mask.swap(0, Ordering::AcqRel) }
+        let waited = |n| {
+            let mask = &self.waiting[Self::bucket(Chunk(first.0 + n))];
+            if mask.load(Ordering::SeqCst) == 0 { 0 } else { mask.swap(0, Ordering::AcqRel) }
+        };
+        (0..count).fold(0, |all, n| all | waited(n))
+    }
+
+    /// Changes `count` chunks from `first` on, one after the other, as long as each is as `from` says:
+    /// the `n`th to what `to` makes of `n`. A leaf is looked for once for all that it has of them.
+    /// Returns how many were changed, and what the next is, where that is something else.
+    fn change_run(
+        &self,
+        first: Chunk,
+        count: u64,
+        from: Entry,
+        to: impl Fn(u64) -> Entry,
+    ) -> (u64, Option<Entry>) {
+        let mut done = 0;
+        while done < count {
+            let (region, key) = self.within(Chunk(first.0 + done));
+            let here = (REGION as u64 - u64::from(key.0)).min(count - done);
+            let keys = (key.0..).map(Key).take(here as usize);
+            if let Look::Flat(words) = self.directory.look(region) {
+                for key in keys {
+                    let change = |now| (now == from).then(|| to(done));
+                    match change_flat(words, key, change) {
+                        Ok(_) => done += 1,
+                        Err(now) => return (done, Some(now)),
+                    }
+                }
+                continue;
+            }
+            let pinned = self.directory.pin_or_make(region, here as usize);
+            let leaf = pinned.leaf();
+            for key in keys {
+                match leaf.change(key, &mut |now| (now == from).then(|| to(done))) {
+                    Changed::Here(Ok(_)) => done += 1,
+                    Changed::Here(Err(now)) => return (done, Some(now)),
+                    Changed::Elsewhere(class) => {
+                        pinned.replace(class);
+                        break;
+                    }
+                }
+            }
+        }
+        (done, None)
     }
 
     /// Changes what is known of `chunk` to what `to` makes of it, and returns what it was; the
@@ -286,9 +361,9 @@ impl ExceptionTable {
         let (region, key) = self.within(chunk);
         loop {
             if let Look::Flat(words) = self.directory.look(region) {
-                return change_flat(words, key, &mut to);
+                return change_flat(words, key, to);
             }
-            let pinned = self.directory.pin_or_make(region);
+            let pinned = self.directory.pin_or_make(region, 1);
             match pinned.leaf().change(key, &mut to) {
                 Changed::Here(changed) => return changed,
                 Changed::Elsewhere(class) => pinned.replace(class),

@@ -119,7 +119,8 @@ pub enum Decision {
     },
     /// It cannot be done.
     Fail,
-    /// The write needs the chunk moved to the top store: claim it, and write it there.
+    /// The write needs the chunk moved to the top store: claim it, and write it there. Where it
+    /// covers the chunk, and that is unmapped, the same for those behind it that are.
     Move {
         /// Which exceptions of the table.
         exceptions: usize,
@@ -127,7 +128,7 @@ pub enum Decision {
         chunk: Chunk,
         /// What the table said.
         seen: Entry,
-        /// Bytes of the request that fall in the chunk.
+        /// Bytes of the request that fall in the chunk, or as many whole chunks as it covers.
         len: u64,
     },
     /// A write to an origin: exceptions in its snapshots come first.

@@ -59,7 +59,9 @@ impl Snapshot {
                 Decision::WaitRoom
             }
             (_, Entry::Unmapped | Entry::Mapped(_)) => {
-                let len = len.min(ex.chunk().bytes() - ex.chunk().offset_in(offset));
+                let (bytes, within) = (ex.chunk().bytes(), ex.chunk().offset_in(offset));
+                let is_run = within == 0 && len >= bytes && entry == Entry::Unmapped;
+                let len = if is_run { len / bytes * bytes } else { len.min(bytes - within) };
                 Decision::Move { exceptions: self.exceptions, chunk, seen: entry, len }
             }
         }

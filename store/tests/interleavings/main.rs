@@ -153,6 +153,47 @@ fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
     });
 }
 
+/// I5, I17: runs that overlap in a region whose leaf grows on the way. Each chunk is moved once, with the
+/// run of who claimed it, and whoever waits for one in the middle of a run is woken.
+#[test]
+fn runs_that_overlap_move_each_chunk_once() {
+    check(|| {
+        let moves: Vec<AtomicU64> = (0..20).map(|_| AtomicU64::new(0)).collect();
+        let shared =
+            with_workers(3, (ExceptionTable::new(20), moves), |number, me, (table, moves)| {
+                // Two regions of 16 chunks; the third worker comes from the end of what the others want.
+                let (mut chunk, end) = [(10, 18), (12, 20), (15, 18)][number];
+                while chunk < end {
+                    match table.get(Chunk(chunk)) {
+                        Entry::Mapped(_) => chunk += 1,
+                        Entry::Unmapped => {
+                            let most = end - chunk;
+                            let run = table.claim_run(Chunk(chunk), most, Entry::Unmapped);
+                            let Ok(claim) = run else { continue };
+                            (0..claim.count()).for_each(|n| {
+                                moves[(chunk + n) as usize].fetch_add(1, Ordering::SeqCst);
+                            });
+                            thread::yield_now();
+                            chunk += claim.count();
+                            let at = place(100 * number as u64 + claim.chunk().0);
+                            me.worker.all().wake(table.publish(claim, at));
+                        }
+                        seen => {
+                            if table.wait(Chunk(chunk), seen, me.worker.bit()) {
+                                me.sleep();
+                            }
+                        }
+                    }
+                }
+            });
+        for chunk in 10..20 {
+            assert_eq!(shared.1[chunk as usize].load(Ordering::SeqCst), 1);
+            let Entry::Mapped(at) = shared.0.get(Chunk(chunk)) else { panic!("it was moved") };
+            assert_eq!(at.chunk.0 % 100, chunk);
+        }
+    });
+}
+
 /// Moves `chunk` unless another has; returns where it lies.
 fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
     loop {

@@ -11,7 +11,7 @@ fn enter(pinned: &Pinned<'_>, key: u16) -> bool {
 fn a_leaf_that_was_replaced_stays_while_anyone_is_in_it() {
     let directory = Directory::new(1, Memory::Heap);
     let empty = directory.memory();
-    let first = directory.pin_or_make(0);
+    let first = directory.pin_or_make(0, 1);
     let small = directory.memory() - empty;
     assert!(enter(&first, 7));
     let late = directory.pin(0).unwrap();
@@ -34,7 +34,7 @@ fn a_leaf_that_was_replaced_stays_while_anyone_is_in_it() {
 fn a_late_helper_finds_the_leaf_that_came_next() {
     let directory = Directory::new(1, Memory::Heap);
     let empty = directory.memory();
-    let late = directory.pin_or_make(0);
+    let late = directory.pin_or_make(0, 1);
     assert!(enter(&late, 7));
     for count in [10, 100, 1000] {
         directory.pin(0).unwrap().replace(Class::for_count(count));
@@ -50,7 +50,7 @@ fn a_late_helper_finds_the_leaf_that_came_next() {
 #[test]
 fn a_flat_leaf_is_not_replaced() {
     let directory = Directory::new(2, Memory::Heap);
-    let pinned = directory.pin_or_make(1);
+    let pinned = directory.pin_or_make(1, 1);
     assert!(enter(&pinned, 4095));
     pinned.replace(Class::FLAT);
     drop(pinned);
@@ -75,6 +75,6 @@ fn what_is_prefetched_is_where_a_look_begins() {
     }
     let directory = Directory::new(2, Memory::Heap);
     directory.prefetch(0, Key(1));
-    drop(directory.pin_or_make(1));
+    drop(directory.pin_or_make(1, 1));
     directory.prefetch(1, Key(REGION as u16 - 1));
 }

@@ -54,6 +54,72 @@ fn the_owner_learns_who_waits() {
 }
 
 #[test]
+fn a_run_is_claimed_as_far_as_chunks_are_unmapped() {
+    let table = ExceptionTable::new(3 * 4096);
+    table.load(Chunk(4090), place(9));
+    let before = table.claim_run(Chunk(4000), 200, Entry::Unmapped).unwrap();
+    assert_eq!((before.chunk(), before.count()), (Chunk(4000), 90));
+    assert_eq!(
+        table.claim_run(Chunk(4090), 8, Entry::Unmapped).unwrap_err(),
+        Entry::Mapped(place(9))
+    );
+    // Of what is mapped each chunk lies elsewhere.
+    let one = table.claim_run(Chunk(4090), 8, Entry::Mapped(place(9))).unwrap();
+    assert_eq!(one.count(), 1);
+    // Over the end of a region.
+    let mut behind = table.claim_run(Chunk(4091), 10, Entry::Unmapped).unwrap();
+    let rest = behind.split_off(3);
+    assert_eq!((behind.chunk(), behind.count()), (Chunk(4091), 3));
+    assert_eq!((rest.chunk(), rest.count()), (Chunk(4094), 7));
+    // Whoever waits for one of them is told.
+    assert!(table.wait(Chunk(4097), Entry::Pending, 5));
+    assert_eq!(table.publish(behind, place(50)), 0);
+    assert_eq!(table.publish(rest, place(70)), 1 << 5);
+    assert_eq!(table.put_back(one), 0);
+    assert_eq!(table.put_back(before), 0);
+    let mapped: Vec<_> = [(4090, 9), (4091, 50), (4092, 51), (4093, 52)]
+        .into_iter()
+        .chain((0..7).map(|n| (4094 + n, 70 + n)))
+        .collect();
+    assert_eq!(found(&table), mapped);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+
+    #[test]
+    fn runs_are_what_claims_of_each_chunk_are(
+        runs in prop::collection::vec((0..TRIED, 1u64..600, 0u64..600, any::<bool>()), 1..40)
+    ) {
+        let table = ExceptionTable::new(TRIED);
+        let mut map = BTreeMap::new();
+        for (number, (from, most, split, ends_well)) in runs.into_iter().enumerate() {
+            let most = most.min(TRIED - from);
+            let free = (from..from + most).take_while(|chunk| !map.contains_key(chunk)).count() as u64;
+            let claimed = table.claim_run(Chunk(from), most, Entry::Unmapped);
+            if free == 0 {
+                prop_assert_eq!(claimed.unwrap_err(), Entry::Mapped(place(map[&from])));
+                continue;
+            }
+            let mut claim = claimed.unwrap();
+            prop_assert_eq!((claim.chunk(), claim.count()), (Chunk(from), free));
+            let rest = (0 < split && split < free).then(|| claim.split_off(split));
+            for (part, at) in [(Some(claim), 0), (rest, split)] {
+                let Some(part) = part else { continue };
+                let to = number as u64 * 1000 + at;
+                if ends_well {
+                    map.extend((0..part.count()).map(|n| (from + at + n, to + n)));
+                    prop_assert_eq!(table.publish(part, place(to)), 0);
+                } else {
+                    prop_assert_eq!(table.put_back(part), 0);
+                }
+            }
+            prop_assert!(found(&table).into_iter().eq(map.clone()));
+        }
+    }
+}
+
+#[test]
 fn what_is_mapped_is_found_and_moved() {
     let table = ExceptionTable::new(10_000);
     for chunk in [0, 4095, 4096, 9_999] {

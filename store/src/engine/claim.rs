@@ -1,0 +1,95 @@
+//! A claim as the engine has it: chunks of one request, and where their bytes come from.
+//!
+//! Owns the chunks' [`Claim`] in the table until it ends, and how one of several chunks becomes two. Never
+//! knows which I/O moves it.
+
+use super::scratch::Buf;
+use crate::exception::Claim;
+use crate::target::Exceptions;
+use crate::units::{ChunkSize, DataIndex};
+
+/// Which bytes of a chunk are new; of several that were claimed as one, all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// None: the chunk is copied.
+    Nothing,
+    /// `len` bytes from `within` are the request's, from its byte `at`.
+    Guest { at: u64, within: u64, len: u64 },
+    /// `len` bytes from `within` are zero.
+    Zero { within: u64, len: u64 },
+}
+
+impl Fill {
+    pub(super) fn range(self) -> (u64, u64) {
+        match self {
+            Fill::Nothing => (0, 0),
+            Fill::Guest { within, len, .. } | Fill::Zero { within, len } => (within, within + len),
+        }
+    }
+
+    pub(super) fn covers(self, from: u64, to: u64) -> bool {
+        let (start, end) = self.range();
+        start <= from && to <= end
+    }
+
+    /// Of several chunks, those of the first `bytes` and those of the rest.
+    fn split_at(self, bytes: u64) -> (Fill, Fill) {
+        match self {
+            Fill::Nothing => (self, self),
+            Fill::Guest { at, len, .. } => (
+                Fill::Guest { at, within: 0, len: bytes },
+                Fill::Guest { at: at + bytes, within: 0, len: len - bytes },
+            ),
+            Fill::Zero { len, .. } => {
+                (Fill::Zero { within: 0, len: bytes }, Fill::Zero { within: 0, len: len - bytes })
+            }
+        }
+    }
+}
+
+/// A chunk on its way, or several that follow each other and are covered.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) claim: Claim,
+    pub(super) exceptions: usize,
+    pub(super) request: usize,
+    /// The byte of the request with which its part begins.
+    pub(super) from: u64,
+    pub(super) fill: Fill,
+    /// Where the old bytes are, once they were asked for: from this byte of the buffer.
+    pub(super) buf: Option<(Buf, u32)>,
+    /// A read that neighbours shared failed: it may have been for theirs.
+    pub(super) alone: bool,
+    /// For a chunk larger than a buffer: its place, and how far it is written.
+    pub(super) slices: Option<(DataIndex, u64)>,
+}
+
+impl Claimed {
+    /// A claim of which nothing is at hand but what the request brings, from its byte `from` on.
+    pub(super) fn new(
+        claim: Claim,
+        exceptions: usize,
+        request: usize,
+        from: u64,
+        fill: Fill,
+    ) -> Claimed {
+        Claimed { claim, exceptions, request, from, fill, buf: None, alone: false, slices: None }
+    }
+
+    /// Bytes of it that have to be right: several chunks are whole.
+    pub(super) fn valid_len(&self, ex: &Exceptions) -> u64 {
+        match self.claim.count() {
+            1 => ex.valid_len(self.claim.chunk()),
+            count => count * ex.chunk().bytes(),
+        }
+    }
+
+    /// Keeps the first `count` of several chunks, and returns the rest as another part of the request.
+    pub(super) fn split_off(&mut self, count: u64, chunk: ChunkSize) -> Claimed {
+        let bytes = count * chunk.bytes();
+        let (fill, rest) = self.fill.split_at(bytes);
+        self.fill = fill;
+        let claim = self.claim.split_off(count);
+        Claimed::new(claim, self.exceptions, self.request, self.from + bytes, rest)
+    }
+}
