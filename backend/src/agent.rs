@@ -1,10 +1,10 @@
-//! Guests' agents (qemu-guest-agent), as far as freezing goes: a guest that holds its file systems
-//! still while its disk is taken away.
+//! Guests' agents (qemu-guest-agent), as far as freezing goes: a guest's file systems are frozen
+//! while its disk is suspended.
 //!
-//! Owns the freeze of a guest from the question to the thaw. Never knows which disk it is for. Keeps
-//! that every freeze that was asked for is followed by a thaw: when its [`Frozen`] is dropped, at the
-//! latest [`FROZEN`] after it was asked for, and also where asking failed. A thread of each freeze
-//! sees to that, whatever becomes of who asked.
+//! Owns the freeze of a guest from the request to the thaw. Never knows which disk it is for.
+//! Keeps that every requested freeze is followed by a thaw: when its [`Frozen`] is dropped, at the
+//! latest [`FROZEN`] after the request, and also if the request failed. A thread per freeze
+//! ensures this, whatever happens to the command.
 
 mod line;
 

@@ -1,9 +1,9 @@
-//! The seam between an export and what stands behind it: the engine, its executor, and the
-//! device machine that owns tables.
+//! The seam between an export and the parts behind it: the engine, its executor, and the device
+//! layer that owns tables.
 //!
-//! Owns the traits by which a worker uses them; the product's types and the tests' doubles both
-//! implement them, and the worker is compiled for each, so that hot calls inline. Never knows
-//! how a request is carried out.
+//! Owns the traits through which a worker uses them. The product's types and the tests' doubles
+//! both implement them, and the worker is compiled for each, so that hot calls are inlined. Never
+//! knows how a request is carried out.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,5 +1,5 @@
-//! What a guest may negotiate with its disk, and the configuration space in which it reads the
-//! rest (virtio 1.2, 5.2.3 and 5.2.4).
+//! What a guest can negotiate with its disk, and the configuration space with the rest (virtio
+//! 1.2, 5.2.3 and 5.2.4).
 //!
 //! Owns feature bits, limits and the layout of `virtio_blk_config`. Never knows how a feature is
 //! carried out.

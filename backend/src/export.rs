@@ -1,7 +1,7 @@
 //! An export: one device served on one socket.
 //!
-//! Owns the session's thread and the workers' threads, from start to stop. Never knows the
-//! device behind its [`Binding`], nor what its guest does.
+//! Owns the session's thread and the workers' threads, from start to stop. Never knows the device
+//! behind its [`Binding`], nor what its guest does.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,11 +1,11 @@
 //! The guest's memory: regions that the front-end shares, mapped into this process.
 //!
-//! Owns the mappings and both translations: guest-physical to host for buffers, front-end
-//! virtual to guest-physical for the addresses of rings. Never knows what lies in the memory.
+//! Owns the mappings and both translations: guest-physical to host for buffers, front-end virtual
+//! to guest-physical for the addresses of rings. Never knows the content of the memory.
 //!
-//! A [`GuestMemory`] is immutable; a change makes a new one that shares the mappings that stay.
-//! Whoever has I/O in flight to it keeps the `Arc`, and so the mappings, until the I/O ended:
-//! no pointer handed out here outlives the `GuestMemory` it came from.
+//! A [`GuestMemory`] is immutable; a change makes a new one that shares the remaining mappings.
+//! The owner of I/O in flight to it keeps the `Arc`, and so the mappings, until the I/O has ended:
+//! no pointer from here outlives the `GuestMemory` it came from.
 
 #![cfg_attr(test, allow(unsafe_code))]
 

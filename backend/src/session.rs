@@ -1,11 +1,12 @@
 //! The vhost-user session of one export: one front-end at a time, one after another.
 //!
 //! Owns the listening socket, the connection and the thread that serves both. Never touches a
-//! ring: see [`worker`](crate::worker). Keeps: the socket is there from start to stop; a second
-//! front-end is refused at once and the first notices nothing; who comes while the first is gone
-//! or being torn down is served; no message ends more than its connection.
+//! ring: see [`worker`](crate::worker). Keeps: the socket exists from start to stop; a second
+//! front-end is refused at once without any effect on the first; a front-end that connects after
+//! the first has left, or during its tear-down, is served; no message ends more than its
+//! connection.
 //!
-//! Messages are taken apart here rather than by the `vhost` crate's handler: see
+//! Messages are parsed here and not by the `vhost` crate's handler: see
 //! `docs/adr/0001-session.md`.
 
 mod channel;

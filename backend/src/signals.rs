@@ -1,7 +1,7 @@
-//! SIGTERM, SIGINT and SIGHUP, waited for by a thread of their own rather than handled; and SIGXFSZ,
-//! which nobody is to be killed by.
+//! SIGTERM, SIGINT and SIGHUP, which a separate thread waits for, without handlers; and SIGXFSZ,
+//! which must not kill the process.
 //!
-//! Owns the mask and the descriptor they are read from.
+//! Owns the mask and the descriptor that they are read from.
 
 use std::io;
 

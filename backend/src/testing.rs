@@ -1,7 +1,7 @@
-//! Doubles for what lies behind a worker, and a driver for what lies before it.
+//! Test doubles for the parts behind a worker, and a driver in front of it.
 //!
-//! The engine here is linear: the device is one file. Its executor carries everything out at
-//! once and can hold completions back. Nothing of the product's engine is repeated.
+//! The engine here is linear: the device is one file. Its executor carries everything out at once
+//! and can hold completions back. Nothing of the product's engine is repeated.
 
 mod driver;
 

@@ -1,15 +1,15 @@
 //! A split virtqueue, as the device sees it.
 //!
-//! Owns positions in the available and the used ring and the suppression of notifications in
-//! both directions (virtio 1.2, 2.7). Never knows what a chain means. Whatever a guest writes into
-//! a ring ends in a chain that says it is malformed or in a ring that is out of order, never in a
-//! panic or an endless loop.
+//! Owns positions in the available and the used ring and the suppression of notifications in both
+//! directions (virtio 1.2, 2.7). Never knows what a chain means. Whatever a guest writes into a
+//! ring results in a malformed chain or in a ring that is out of order, never in a panic or an
+//! endless loop.
 //!
-//! Looks at the available index only where it knows of no more chains, and tells of completions
-//! when it is asked to publish them: the other end has these words in its cache.
+//! Reads the available index only when it knows of no more chains, and publishes completions only
+//! when asked: these words are in the driver's cache.
 //!
-//! Where the front-end keeps memory for that, a ring whose process was killed goes on with what that
-//! one took and did not give back: see [`Region`].
+//! With inflight memory, a ring whose process was killed continues with the chains that the
+//! process took and did not complete: see [`Region`].
 
 mod chain;
 mod inflight;

@@ -1,14 +1,14 @@
-//! The loop of one virtqueue: takes a batch, has it carried out, answers, sleeps.
+//! The loop of one virtqueue: takes a batch, has it carried out, completes it, sleeps.
 //!
-//! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how
-//! a request is carried out, nor the vhost-user protocol. Runs to completion on a thread of its
-//! own; nothing on the way of a request locks, allocates or logs, and one system call submits a
-//! batch and waits for the next, but for the few requests that are polled for and the parts in which
-//! a disk gets a long batch.
+//! Owns the ring while it runs, the requests in flight and the order of a turn. Never knows how a
+//! request is carried out, nor the vhost-user protocol. Runs to completion on its own thread. On
+//! the path of a request nothing locks, allocates or logs, and one system call submits a batch and
+//! waits for the next, except for the few requests that are polled for and the parts in which a
+//! disk gets a long batch.
 //!
 //! Keeps I9: a worker that acknowledged a suspend has nothing in flight and takes nothing; the
 //! guest's requests wait in the ring. Keeps I10: each chain is completed once. Keeps I17: before
-//! it sleeps it arms everything that can wake it, and then looks again.
+//! it sleeps it arms everything that can wake it, and then checks again.
 
 mod answers;
 mod batch;

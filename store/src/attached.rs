@@ -1,7 +1,7 @@
-//! Workers as whoever owns tables sees them.
+//! The workers of a device, as the owner of its tables sees them.
 //!
-//! Owns the protocol by which a table is taken from a worker and another is given to it. Never
-//! knows what a worker serves.
+//! Owns the protocol by which a worker's table is taken and replaced. Never knows what a worker
+//! serves.
 
 use std::sync::Arc;
 use std::time::Instant;

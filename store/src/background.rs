@@ -1,7 +1,7 @@
-//! Work that a device does without a guest: flushes of a table, merges, and commits of layers.
+//! Work on a device without a guest: flushes of a table, merges, and commits of layers.
 //!
-//! Owns the engine and the executor that such work has of its own, and how they take turns. Never
-//! knows why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
+//! Owns the separate engine and executor of such work, and the turns between the two. Never knows
+//! why a table is flushed or merged, nor how I/O is carried out ([`Executor`]).
 
 mod commit;
 mod control;

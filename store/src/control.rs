@@ -1,11 +1,9 @@
-//! What can be asked of a running process, and what it answers: commands, answers, errors and
-//! events as plain data.
+//! The interface of a running process: commands, answers, errors and events as plain data.
 //!
-//! Owns the vocabulary of spec/interface.md "The monitor": every argument with its type, unit
-//! and wire name, written once; [`shape`] tells the rest (checks, introspection) from it. Never
-//! knows how a command travels or is written, which commands are served, or how one is
-//! carried out. Sizes and offsets are bytes, paths are relative to the server's working
-//! directory.
+//! Owns the vocabulary of spec/interface.md "The monitor": every argument with its type, unit and
+//! wire name, written once; [`shape`] derives the rest (checks, introspection) from it. Never
+//! knows how a command is transmitted or encoded, which commands are served, or how one is carried
+//! out. Sizes and offsets are bytes, paths are relative to the server's working directory.
 
 pub mod answer;
 pub mod command;

@@ -1,9 +1,9 @@
-//! Flushes, and copies of a moment, by a thread of its own accord: what suspends, seals, orderly
-//! ends and the last step of a commit need.
+//! Flushes, and copies of a moment, on the calling thread: for suspends, seals, orderly ends and
+//! the last step of a commit.
 //!
-//! Owns an engine for as long as one of them takes, and the executor: made for each where its files
-//! are served by a ring, kept for the next flush where plain system calls do all. Never knows what
-//! it is for. Keeps: an executor at rest has no file, and there is one at most.
+//! Owns an engine for the duration of one operation, and the executor: made anew where io_uring
+//! serves the files, kept for the next flush where plain system calls do. Never knows the purpose
+//! of an operation. Keeps: an idle executor has no file, and there is at most one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

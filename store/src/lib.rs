@@ -1,8 +1,8 @@
 //! The snapshot engine of snapblk.
 //!
-//! A userspace device-mapper whose devices are the disks of guests: tables of targets over
-//! files, copy-on-write snapshots in the Linux kernel's own store format. Nothing in this crate
-//! knows of virtio, vhost-user, guest memory or the monitor's wire format.
+//! A userspace device-mapper whose devices are the disks of guests: tables of targets over files,
+//! and copy-on-write snapshots in the Linux kernel's own store format. This crate knows nothing of
+//! virtio, vhost-user, guest memory or the monitor's wire format.
 
 extern crate self as snapblk_store;
 

@@ -1,9 +1,9 @@
 //! Table lines as people write them, parsed and printed.
 //!
-//! Owns the syntax (`dmsetup`'s) and what can be checked without opening anything. Has no
-//! behaviour. Keeps: what a line prints is parsed as that line again, whatever its paths hold. So
-//! words are the kernel's (`dm_split_args`): they end at white space, and a backslash takes the
-//! character behind it as it is. Source: the kernel's device-mapper manuals; `spec: targets`.
+//! Owns the syntax (`dmsetup`'s) and the checks that need no open file. Has no behaviour. Keeps: a
+//! printed line is parsed as the same line again, whatever its paths contain. So words follow the
+//! kernel's rules (`dm_split_args`): white space ends a word, and a backslash quotes the next
+//! character. Source: the kernel's device-mapper manuals; `spec: targets`.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};

@@ -1,8 +1,8 @@
-//! What a device is asked to do, and how it ended.
+//! Requests to a device, and their results.
 //!
-//! Owns the vocabulary between whoever takes requests (a virtqueue, a test) and the engine.
-//! Never knows where a request came from or where its bytes lie: data is named by the
-//! request's [`Token`] and an offset into it.
+//! Owns the vocabulary between the source of requests (a virtqueue, a test) and the engine. Never
+//! knows where a request came from or where its bytes are: data is named by the request's
+//! [`Token`] and an offset into it.
 
 use crate::units::Sector;
 

@@ -1,4 +1,4 @@
-//! The atomics that workers share, in one place, so that a model checker can stand in for them.
+//! The atomics that workers share, in one place, so that a model checker can replace them.
 //!
 //! With the feature `shuttle` every load, store and read-modify-write of the exception table, the
 //! log and the inboxes becomes a scheduling point of the checker.

@@ -1,7 +1,8 @@
-//! A table as workers use it: immutable, shared, swapped only while nothing is in flight.
+//! A table in the form that workers use: immutable, shared, and swapped only while nothing is in
+//! flight.
 //!
-//! Owns the mapping from a device's range to targets, and the lists that a flush and a worker need.
-//! Never knows table lines as text, nor who serves the device.
+//! Owns the mapping from a device's range to targets, and the lists that a flush and a worker
+//! need. Never knows table lines as text, nor which worker serves the device.
 
 use std::sync::Arc;
 

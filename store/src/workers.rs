@@ -1,12 +1,13 @@
-//! The workers of a process: how one wakes another, and what each has in flight that others must
+//! The workers of a process: how one wakes another, and their ranges in flight that others must
 //! not overtake.
 //!
-//! Owns an inbox a worker (one word) and its tracked ranges. Never knows what a worker does. Keeps
-//! I17: to sleep, register and look again; to wake, set the cause and then look for a sleeper.
+//! Owns an inbox per worker (one word) and the worker's tracked ranges. Never knows what a worker
+//! does. Keeps I17: to sleep, register and check again; to wake, set the cause and then look for a
+//! sleeper.
 //!
-//! Workers name each other by one of [`BITS`] bits in a mask; where a process has more workers
-//! than bits, some share one, and a wake for one of them wakes them all, which is harmless: a
-//! woken worker looks again at whatever it waits for.
+//! Workers identify each other by one of [`BITS`] bits in a mask. If a process has more workers
+//! than bits, some share one, and a wake of one wakes all of them. This is harmless: a woken
+//! worker checks its condition again.
 
 use std::sync::{Arc, Mutex, RwLock};
 

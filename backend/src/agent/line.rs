@@ -1,7 +1,8 @@
 //! One conversation with an agent.
 //!
-//! Owns the wire (JSON objects, an answer each; `guest-sync-delimited` to find the beginning of an
-//! answer again) and the time that answers may take. QEMU's "QEMU Guest Agent Protocol Reference".
+//! Owns the wire format (JSON objects, one answer each; `guest-sync-delimited` to find the
+//! beginning of an answer again) and the time limits of answers. QEMU's "QEMU Guest Agent Protocol
+//! Reference".
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
-//! `snapblk ctl MONITOR <verb> …`: the monitor for people.
+//! `snapblk ctl MONITOR <verb> …`: the monitor on the command line.
 //!
-//! Owns the words of the command line, one verb for each of the monitor's commands, and what is
-//! shown of the answers. Never knows what a command does: it speaks to the monitor as any other
+//! Owns the words of the command line, one verb for each of the monitor's commands, and how
+//! answers are shown. Never knows what a command does: it talks to the monitor like any other
 //! client, and its errors are the monitor's sentences. spec/interface.md "Command line".
 
 mod follow;

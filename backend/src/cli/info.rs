@@ -1,4 +1,4 @@
-//! `snapblk info`: what a store is and how full.
+//! `snapblk info`: the parameters of a store, and how full it is.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

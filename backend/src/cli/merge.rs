@@ -1,8 +1,8 @@
-//! `snapblk merge`: writes what a store holds into the disk it was made for, offline.
+//! `snapblk merge`: writes a store's exceptions to the disk it was made for, offline.
 //!
-//! Owns the order of the steps. Keeps: an entry is removed only after what it stands for is
-//! durable in the origin, newest first, so that a merge that was killed at any point goes on
-//! where it was and ends with the same content.
+//! Owns the order of the steps. Keeps: an entry is removed only after its data is durable in the
+//! origin, newest first, so that a merge that was killed at any point continues where it was and
+//! ends with the same content.
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;

@@ -1,7 +1,8 @@
-//! The command line: what a person or a script types.
+//! The command line, for people and scripts.
 //!
-//! Owns words, exit statuses and how answers look. Never knows how a store is laid out or served:
-//! each command is one file that asks the store's crate. Exit status: 0 done, 1 failed, 2 usage.
+//! Owns words, exit statuses and the form of answers. Never knows how a store is laid out or
+//! served: each command is one file that asks the store's crate. Exit status: 0 done, 1 failed, 2
+//! usage.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

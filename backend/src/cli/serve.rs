@@ -1,8 +1,8 @@
-//! `snapblk serve`: what is asked for, disk by disk.
+//! `snapblk serve`: the requested configuration, disk by disk.
 //!
-//! Owns the words, and which options go together. Each `--name` opens a group: the options behind
-//! it, up to the next `--name`, are that disk's; options before the first are those of a disk
-//! called `disk0`. Never serves anything.
+//! Owns the options, and which of them go together. Each `--name` opens a group: the options
+//! behind it, up to the next `--name`, belong to that disk; options before the first belong to a
+//! disk called `disk0`. Never serves anything.
 
 use std::path::PathBuf;
 

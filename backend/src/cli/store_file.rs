@@ -1,6 +1,6 @@
 //! A store as the offline commands use it: opened, locked, read.
 //!
-//! Owns the order of these steps, so that every command sees the same store. Never serves one.
+//! Owns the order of these steps, so that every command sees the same store. Never serves a store.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;

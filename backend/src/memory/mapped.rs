@@ -1,9 +1,9 @@
-//! One region of the guest's memory at its place in this process, and pieces of it that a ring
-//! lies in.
+//! One region of the guest's memory at its address in this process, and the parts of it that
+//! contain a ring.
 //!
-//! Owns every access by address. Never knows what lies there. What the guest changes at the same
-//! time is read torn at worst: bytes are copied out first and looked at then, and what both sides
-//! agree upon (indices, flags) is read and written by atomics.
+//! Owns every access by address. Never knows the content. Data that the guest changes at the same
+//! time is at worst read torn: bytes are copied out first and checked then, and values shared with
+//! the driver (indices, flags) are accessed by atomics.
 
 #![allow(unsafe_code)]
 

@@ -1,10 +1,10 @@
-//! The back-end channel: where the front-end is told what it did not ask for (vhost-user, "Back-end
+//! The back-end channel, for messages that the front-end did not ask for (vhost-user, "Back-end
 //! communication").
 //!
-//! Owns the channel's socket and its one message, that the configuration space changed. Never waits
-//! for the front-end: a message that does not fit what it has not read yet is not needed, as each
-//! of those makes it read the configuration anew, and an answer is taken when it comes. Never knows
-//! what changed.
+//! Owns the channel's socket and its one message, that the configuration space changed. Never
+//! waits for the front-end: if a message does not fit behind unread ones, it is not needed,
+//! because each of those makes the front-end read the configuration again; a reply is read when it
+//! arrives. Never knows what changed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

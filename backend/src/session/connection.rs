@@ -1,8 +1,8 @@
 //! One front-end's connection: bytes and descriptors in, whole messages out.
 //!
-//! Owns the socket, the part of a message that has arrived so far, and the count of those that were
-//! refused. Never blocks on a read, and on a write only for as long as a reply may take to be read.
-//! Never knows what a message says beyond its header.
+//! Owns the socket, the part of a message that has arrived so far, and the count of refused
+//! messages. Never blocks on a read, and on a write only for as long as the front-end may take to
+//! read a reply. Never knows a message beyond its header.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

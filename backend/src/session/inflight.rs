@@ -1,10 +1,9 @@
-//! The memory in which rings keep what they have in flight, so that it outlives this process
+//! The memory in which rings record chains in flight, so that the records outlive this process
 //! (vhost-user, "Inflight I/O tracking").
 //!
-//! Owns the file that the front-end is given to keep, and the mapping of the one that it gives
-//! back: a region a ring, one after another. Never knows what is in a region: see
-//! [`Region`]. Keeps: what is mapped is as long as all regions are, whatever the front-end says of
-//! it.
+//! Owns the file that the front-end is given to keep, and the mapping of the file that it gives
+//! back: one region per ring, one after another. Never knows the content of a region: see
+//! [`Region`]. Keeps: a mapped file is as long as all its regions, whatever the front-end says.
 
 use std::os::fd::OwnedFd;
 

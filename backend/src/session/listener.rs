@@ -1,7 +1,7 @@
 //! The socket that front-ends connect to.
 //!
-//! Owns it from start to stop, whoever connects or leaves, and its file where it made one; a
-//! connection that was handed over stands for it, once. Never knows what is spoken over it.
+//! Owns it from start to stop, across all connections, and its file if it made one; an inherited
+//! connection takes its place, once. Never knows the protocol spoken over it.
 
 use std::io;
 use std::net::Shutdown;

@@ -1,9 +1,9 @@
 //! Messages of the vhost-user protocol, decoded and checked.
 //!
-//! Owns the layout of headers and payloads (vhost-user, "Message Specification") and which
-//! message needs which protocol feature. Never knows what a message does. A message that gets
-//! through is of a kind that was negotiated, has the payload and the descriptors that its kind
-//! has, and is not a reply; what it says may still be nonsense.
+//! Owns the layout of headers and payloads (vhost-user, "Message Specification") and which message
+//! needs which protocol feature. Never knows what a message does. An accepted message is of a
+//! negotiated kind, has the payload and the descriptors of its kind, and is not a reply; its
+//! values may still be nonsense.
 
 use std::os::fd::OwnedFd;
 

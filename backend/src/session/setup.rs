@@ -1,8 +1,9 @@
-//! What a front-end has set up: features, memory, rings; and what each message changes in it.
+//! The state that a front-end has set up (features, memory, rings), and how each message changes
+//! it.
 //!
 //! Owns the state of one connection and the meaning of every message. Never touches a socket or a
-//! ring: workers are told by message, and answer before the front-end is answered. Whatever a
-//! front-end says, the worst that comes of it is that the message is refused.
+//! ring: workers get messages, and reply before the session replies to the front-end. Whatever a
+//! front-end sends, the worst result is that the message is refused.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
-//! A chain of descriptors, followed as it is looked at.
+//! A chain of descriptors, followed as it is read.
 //!
 //! Owns the walk: from a table to the next descriptor, or into an indirect table, once. Never
-//! knows what lies in the memory that descriptors name. Keeps: a walk ends after as many
+//! knows the content of the memory that descriptors name. Keeps: a walk ends after at most as many
 //! descriptors as its table has, whatever the guest wrote.
 
 use vm_memory::GuestAddress;

@@ -1,15 +1,16 @@
-//! What one queue has in flight, in memory that outlives the process (vhost-user, "Inflight I/O
-//! tracking", split virtqueues).
+//! The chains of one queue in flight, recorded in memory that outlives the process (vhost-user,
+//! "Inflight I/O tracking", split virtqueues).
 //!
 //! Owns the layout of a queue's region and the order of the stores to it. Never knows what a
-//! request is, nor who keeps the memory. Keeps, wherever the process ends: a head is marked exactly
-//! while its chain was taken and its end was not shown to the driver, but for the batch that was
-//! being shown, of which the used index tells. So the driver's used index and the number of
-//! marks give the place in the available ring at which nobody took anything yet.
+//! request is, nor which side keeps the memory. Keeps, wherever the process ends: a head is marked
+//! exactly from when its chain is taken until the driver is shown its completion, except for the
+//! batch that was being published, which the used index identifies. So the driver's used index
+//! plus the number of marks gives the position in the available ring of the first chain that was
+//! not taken.
 //!
-//! What the other end wrote into the region is a number to be looked at, never an offset: a region
-//! of nonsense costs its own guest requests that are done again or not at all. So does a guest
-//! that makes a head available that is in flight.
+//! Values that the front-end wrote into the region are compared, never used as offsets: with a
+//! nonsensical region, requests of its own guest are carried out again or not at all. The same is
+//! true for a guest that makes a head available that is in flight.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! What a worker tells its driver: that requests ended, and that its ring is out of order.
+//! What a worker reports to its driver: completions, and that its ring is out of order.
 //!
 //! Owns the last step of a request. Never knows how it was carried out. Keeps I10: each chain is
 //! completed once.

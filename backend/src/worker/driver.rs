@@ -1,9 +1,9 @@
-//! How the driver learns of completions, and what is done for one that looks for them itself.
+//! How the driver learns of completions, and the handling of a driver that polls for them.
 //!
-//! Owns what is known of that. Never knows what a request is. A driver that polls answers each request
-//! that ended with the next one within microseconds: so it is waited for, for that long, and what it
-//! comes with is handed over as a whole, by the call in which this end sleeps. Completions are posted
-//! as they come then, so that no system call is needed to see those that follow the first.
+//! Owns what is known of the driver. Never knows what a request is. A driver that polls follows
+//! each completion with its next request within microseconds. So the worker waits that long for
+//! it, and submits the new requests together, by the call in which the worker sleeps. Completions
+//! are then posted as they come, so that no system call is needed to see those after the first.
 
 use std::time::{Duration, Instant};
 

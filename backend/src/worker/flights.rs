@@ -1,8 +1,8 @@
 //! The requests of one ring that are in flight, by the head of their chain.
 //!
-//! Owns a slot for every descriptor a chain can begin with, made when the ring is started and
-//! used again and again, and the guest memories that requests in flight still point into. Never
-//! knows what is being done about a request.
+//! Owns a slot for every descriptor that a chain can begin with, made when the ring is started and
+//! then reused, and the guest memories that requests in flight still point into. Never knows how a
+//! request is being carried out.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! How control speaks to a worker.
+//! How control sends messages to a worker.
 //!
-//! Owns the queue of messages of one worker, the eventfd that ends its sleep, and whether its ring is
-//! out of order, which is all that it says unasked. The worker looks
-//! at one flag between batches and takes the lock only where that is set. Never knows what a
+//! Owns the queue of messages of one worker, the eventfd that ends its sleep, and the flag that
+//! its ring is out of order, which is the only thing that a worker reports unasked. The worker
+//! checks one flag between batches and takes the lock only if the flag is set. Never knows what a
 //! message does.
 
 use std::collections::VecDeque;

@@ -1,9 +1,9 @@
-//! How long to look at a ring, and at what is in flight, before going to sleep.
+//! How long to poll a ring, and the I/O in flight, before going to sleep.
 //!
-//! Owns the choice not to sleep at all; and, for the driver and for the disk each, the one number,
-//! and how it follows what happened: a sleep that ends soon would have been better polled away (two
-//! wake-ups between idle cores cost 65 µs and more, a poll 17), a long one shows that polling was
-//! for nothing. Never knows what a request is.
+//! Owns the option not to sleep at all; and, for the driver and for the disk each, one duration
+//! and its adaptation: a sleep that ends soon should have been polled (two wake-ups between idle
+//! cores cost 65 µs and more, a poll 17), a long one shows that polling was wasted. Never knows
+//! what a request is.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
-//! Actions that were queued since the system was given any.
+//! Actions that were queued since the last submission to the kernel.
 //!
-//! Owns how many there are, how many of them there were before this turn, and whether more are to be
-//! gathered. Never knows what an action does.
+//! Owns how many there are, how many of them are from before this turn, and whether to gather
+//! more. Never knows what an action does.
 
 /// Actions that are handed over even where more are about to come.
 const MOST: usize = 64;

@@ -1,8 +1,8 @@
-//! How a worker comes to rest: for a suspend, to stop its ring, or to become write-through.
+//! Quiescing a worker: for a suspend, to stop its ring, or to become write-through.
 //!
-//! Owns the stages: requests are no longer taken; what is in flight ends; what is owed is made
-//! durable; whoever asked is told. Never knows why it is asked. One at a time; what is asked
-//! meanwhile waits in the mail.
+//! Owns the stages: the worker takes no more requests; requests in flight end; owed chunks are
+//! made durable; the requester is told. Never knows the reason. Only one runs at a time; later
+//! messages wait in the mailbox.
 
 use snapblk_store::request::{Op, Request, Status};
 use snapblk_store::units::Sector;

@@ -1,9 +1,10 @@
-//! A commit of layers as a job: what they hold is written to what lies below, as a guest would.
+//! A commit of layers as a job: their content is written to the layers below, as a guest would
+//! write it.
 //!
-//! Owns the thread, its pace, what is copied next, and what is asked of it. Never knows what it
-//! writes to: that is a table, whose engine keeps the order of data and entries; nor what becomes
-//! of the layers. Reads only layers that nobody writes any more. When it says that it has
-//! finished, everything that it wrote is durable.
+//! Owns the thread, its pace, what is copied next, and the requests made to the thread. Never
+//! knows what it writes to (a table, whose engine keeps the order of data and entries), nor what
+//! becomes of the layers. Reads only layers that are no longer written. When it reports that it
+//! has finished, everything that it wrote is durable.
 
 use std::fmt;
 use std::io;

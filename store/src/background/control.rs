@@ -1,8 +1,8 @@
-//! Where the thread of a job meets whoever pauses, slows, stops and ends it.
+//! The meeting point of a job's thread and the threads that pause, slow, stop and end it.
 //!
-//! Owns what is asked of the thread, where it says that it is, and the waiting of either side for
-//! the other. Never knows what the job does: how far that is, and what else passes between the
-//! two, is the job's own part (`S`).
+//! Owns the requests to the thread, the state that it reports, and the waiting of each side for
+//! the other. Never knows what the job does: its progress, and anything else that the two sides
+//! exchange, is the job's own part (`S`).
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;

@@ -1,6 +1,6 @@
 //! An executor for work without a guest, over the process's files.
 //!
-//! Owns the worker's executor, the descriptor that wakes it, and the bytes of what it copies.
+//! Owns the worker's executor, the descriptor that wakes it, and the buffers for copied data.
 //! Never knows what the work is.
 
 use std::io;

@@ -1,8 +1,7 @@
-//! A merge as a job: a thread of its own, that can be watched, paused, slowed, stopped and ended.
+//! A merge as a job: a separate thread that can be watched, paused, slowed, stopped and ended.
 //!
-//! Owns the thread and the order of its work. Never knows how a merge is done (its engine
-//! does), nor what becomes of the table afterwards. Lets go of the table before it says that it
-//! stopped.
+//! Owns the thread and the order of its work. Never knows how a merge is done (its engine does),
+//! nor what becomes of the table afterwards. Releases the table before it reports that it stopped.
 
 use std::fmt;
 use std::io;

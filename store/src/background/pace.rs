@@ -1,4 +1,4 @@
-//! How much a job may copy when, where its speed is limited.
+//! How much a job with a limited speed may copy, and when.
 //!
 //! Owns the share of each [`TICK`]. Never knows what is copied.
 

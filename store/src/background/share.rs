@@ -1,8 +1,8 @@
-//! How a job shares the disk with the guest whose disk it works on.
+//! How a job shares the disk with the disk's guest.
 //!
-//! Owns when the job works and when it rests: while the guest uses the disk it works a quarter of
-//! the time, a small batch and then three times as long nothing, a second at most; otherwise all
-//! the time. Never knows what the job does.
+//! Owns when the job works and when it rests. While the guest uses the disk, the job works a
+//! quarter of the time: one small batch, then a rest three times as long, at most a second.
+//! Otherwise it works all the time. Never knows what the job does.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What commands answer.
+//! The answers of commands.
 
 use serde::Serialize;
 

@@ -1,7 +1,7 @@
-//! The commands a handler carries out, with their arguments.
+//! The commands that a handler carries out, with their arguments.
 //!
-//! What the monitor answers by itself (its version, its commands, its jobs) is not here, but
-//! for [`job::JobCommand`](super::job::JobCommand). spec/interface.md "The monitor".
+//! Commands that the monitor answers by itself (version, commands, jobs) are not here, except for
+//! [`job::JobCommand`](super::job::JobCommand). spec/interface.md "The monitor".
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What a process says unasked.
+//! The events of a process.
 //!
 //! Events that QEMU has carry QEMU's members (qapi/job.json, qapi/block-core.json,
 //! qapi/block-export.json).

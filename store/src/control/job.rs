@@ -1,5 +1,4 @@
-//! Jobs as they are shown: QEMU's states, verbs and the record of `query-jobs`
-//! (qapi/job.json).
+//! Jobs as they are shown: QEMU's states, verbs and the record of `query-jobs` (qapi/job.json).
 
 use crate::{choice, record};
 

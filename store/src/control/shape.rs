@@ -1,9 +1,9 @@
-//! The shape of data: which members a record has, of which type, and which may be left out.
+//! The shape of data: the members of a record, their types, and which of them are optional.
 //!
 //! Owns [`Shape`] and the macros that define a type, its wire names and its shape in one place:
-//! [`record!`](crate::record), [`choice!`](crate::choice), [`union!`](crate::union). Whoever
-//! checks input or describes the interface reads shapes, so that neither is written twice.
-//! Never knows which type means what.
+//! [`record!`](crate::record), [`choice!`](crate::choice), [`union!`](crate::union). Input checks
+//! and the description of the interface read shapes, so that neither is written twice. Never knows
+//! what a type means.
 
 /// What values of a type look like.
 #[derive(Clone, Debug, PartialEq, Eq)]

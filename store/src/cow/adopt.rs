@@ -1,17 +1,17 @@
-//! Entering into a store what a process that died owed it.
+//! Entering the chunks that a dead process owed into a store.
 //!
-//! Owns the comparison of what a log's words say is owed with what is on disk, and the commit of
-//! the rest. Never knows where the words lie, or whether they may be believed. Keeps I11; and that
-//! a kill costs no room, where that room can be written: what was given out to writes that never
-//! ended is in use again. So a store as large as all that it may ever hold does not get full,
-//! however often its process is killed.
+//! Owns the comparison of a log's words with the store on disk, and the commit of the rest. Never
+//! knows where the words are, or whether they can be trusted. Keeps I11; and that a kill costs no
+//! room, where that room can be written: chunks allocated to writes that never ended are used
+//! again. So a store with exactly the room that it can ever need does not fill up, however often
+//! its process is killed.
 //!
-//! The caller has the store's lock. It falls when the dead process's last I/O is over, so nothing
-//! is written any more to a chunk that a write was cut off in.
+//! The caller has the store's lock. The lock is released when the dead process's last I/O is over,
+//! so no write can still arrive at a chunk whose write was cut off.
 //!
-//! It is idempotent: the process may be killed in the middle of it, and of the commit that it was
-//! killed in before, any part may have landed. (Entries that landed but were never synced were made
-//! durable when the store was opened.)
+//! Entering is idempotent: the process may be killed in the middle of it, and any part of the
+//! commit during which an earlier process was killed may have landed. (Entries that landed but
+//! were never synced were made durable when the store was opened.)
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a store, in sentences.
 //!
-//! Owns the words and the kinds to match on. Never knows how a fault was found.
+//! Owns the wording, and the kinds to match on. Never knows how a fault was found.
 
 use std::fmt;
 use std::io;

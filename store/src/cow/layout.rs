@@ -1,4 +1,4 @@
-//! Where everything lies in a persistent store: pure codec and arithmetic.
+//! The layout of a persistent store: pure codec and arithmetic.
 //!
 //! Owns the bytes of the header and of an entry, and the map between data indices, chunks of
 //! the store and areas (the persistent exception store of Linux dm-snapshot, version 1). Never

@@ -1,16 +1,16 @@
-//! Which data chunks are given out, which of them hold data, and how far they are committed.
+//! Which data chunks are allocated, which of them hold data, and how far they are committed.
 //!
-//! Owns three positions that only grow, `committed ≤ next ≤ capacity`, and a ring of slots
-//! between the first two: slot *i* says whether data chunk *i* is being written, holds the data
-//! of an old chunk, or was given up. What lies between `committed` and `next` is *owed*: the
-//! positions and the ring can lie in memory that outlives the process, so that a killed process
-//! loses nothing it acknowledged (I11). Never knows the format, and does no I/O.
+//! Owns three positions that only grow, `committed ≤ next ≤ capacity`, and a ring of slots between
+//! the first two: slot *i* says whether data chunk *i* is being written, holds the data of an old
+//! chunk, or was given up. The chunks between `committed` and `next` are *owed*: positions and
+//! ring can be in memory that outlives the process, so that a killed process loses no acknowledged
+//! write (I11). Never knows the format, and does no I/O.
 //!
-//! Keeps I2 (entries are handed to the committer in allocation order), I13 (a slot waits only for
-//! its own write; the committer waits only for slots) and I16 (a round covers what was allocated
-//! before it started, and waits for all of that).
+//! Keeps I2 (the committer gets entries in allocation order), I13 (a slot waits only for its own
+//! write; the committer waits only for slots) and I16 (a round covers everything that was
+//! allocated before it started, and waits for all of it).
 //!
-//! One worker at a time commits, for all who need it: [`Log::join`] elects it. A round that is
+//! One worker at a time commits, for all that need it: [`Log::join`] elects it. A round that is
 //! already running may have missed the joiner's writes, so its ticket is for the next one.
 
 use std::collections::HashSet;

@@ -1,12 +1,13 @@
-//! What a killed process owed a store, entered into it before it serves again.
+//! The file of the chunks that a store owes; a killed process's are entered before the store
+//! serves again.
 //!
-//! Owns the file beside a store that holds its log while it serves: where it lies, whose it is,
-//! and its end. Never knows tables. Keeps I11: a mapping that was acknowledged is in that file
-//! before anyone can know of it, so entering what the file owes loses nothing; and a process's
-//! death is not a power cut, so what a file of another boot says is not believed.
+//! Owns the file beside a store that holds its log while it is served: its place, its owner, and
+//! its end. Never knows tables. Keeps I11: an acknowledged mapping is in that file before any code
+//! can know of it, so entering the file's chunks loses nothing; and the death of a process is not
+//! a power cut, so a file of another boot is not trusted.
 //!
-//! Entering is idempotent: the process may be killed in the middle of it, and of the commit it
-//! was killed in before, part may have landed.
+//! Entering is idempotent: the process may be killed in the middle of it, and part of the commit
+//! during which an earlier process was killed may have landed.
 
 use std::io;
 use std::path::{Path, PathBuf};

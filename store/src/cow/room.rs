@@ -1,7 +1,8 @@
-//! What is done about a store's room: how long what finds none waits, and who is told before.
+//! A store's policy for room: how long a write without room waits, and the threshold that is
+//! reported before.
 //!
-//! Owns what was asked for, whether the wait is over, and whether that has proven true. Never knows
-//! how much room there is, nor who waits.
+//! Owns what was requested, whether the wait is over, and whether that has been confirmed. Never
+//! knows how much room there is, nor which requests wait.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! Where the next entry of a store goes, and the block that it goes into.
+//! Where the next entry of a store goes, and the block that contains it.
 //!
-//! Owns the position behind the last committed entry and the bytes of the block that the position
-//! lies in. Belongs to whoever commits: one worker at a time. Never knows who needs the commit,
-//! and does no I/O: it says what is to be written where. Keeps I3: an area is zero before the one
-//! before it is full.
+//! Owns the position behind the last committed entry and the bytes of the block at that position.
+//! Belongs to the committer: one worker at a time. Never knows who needs the commit, and does no
+//! I/O: it says which bytes to write where. Keeps I3: an area is zeroed before the one before it
+//! is full.
 
 use super::layout::{ENTRY_BYTES, Entry, Geometry};
 use crate::units::StoreChunk;

@@ -1,7 +1,7 @@
-//! The memory that a log lies in: private, or a shared file that outlives the process.
+//! The memory of a log: private, or a shared file that outlives the process.
 //!
-//! Owns the header by which a later process knows whether the words are this store's, of this
-//! boot. Never knows what the words behind the header mean.
+//! Owns the header by which a later process recognises words of this store and this boot. Never
+//! knows the meaning of the words behind the header.
 
 use std::ops::Deref;
 

@@ -1,8 +1,8 @@
-//! Flushing before guests have to stand still, so that they do for less.
+//! Flushing before guests are stopped, so that they are stopped for less time.
 //!
-//! Owns that alone. No verb depends on it: each flushes what it has to while guests stand still, and
-//! waits for commits that are under way. Keeps: it holds no lock meanwhile, and a disk that hangs
-//! holds up its caller for no longer than a verb's deadline.
+//! Owns only this flush. No verb depends on it: each verb flushes what it must while guests are
+//! stopped, and waits for commits that are under way. Keeps: it holds no lock, and a disk that
+//! hangs delays the caller no longer than a verb's deadline.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};

@@ -1,8 +1,8 @@
-//! A plan: which devices change together, and to what, built beside what serves.
+//! A plan: which devices change together, and their new tables, built beside the live ones.
 //!
-//! Owns active tables and the question whose table changes with another's. Never knows what a line
-//! becomes (`targets` does). Nothing is changed for workers until a plan is applied; a plan that is
-//! dropped leaves everything as it was.
+//! Owns active tables, and the question which other tables must change with a table. Never knows
+//! what a line becomes (`targets` does). Workers see no change until a plan is applied; dropping a
+//! plan leaves everything as it was.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! Chains of overlays: which devices one is made of, and which part of it a commit takes away.
+//! Chains of overlays: their devices, and which part of a chain a commit removes.
 //!
-//! Owns the way down a chain, the names in it, and which stores rest as layers. Changes no table of
-//! its own accord. After a restart the layers below the top rest: nothing is owed to them, and the
-//! top's exception table speaks for all of them, so that neither a flush nor memory grows with the
+//! Owns the walk down a chain, the names in it, and which stores rest as layers. Changes no table
+//! by itself. After a restart the layers below the top rest: nothing is owed to them, and the
+//! top's exception table covers all of them, so that neither flushes nor memory grow with the
 //! depth.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

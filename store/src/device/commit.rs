@@ -1,11 +1,12 @@
-//! `block-commit`: layers of a chain go down into what lies below, while the chain is served.
+//! `block-commit`: layers of a chain are committed into the layers below while the chain is
+//! served.
 //!
-//! Owns what a commit holds while it runs, and the three changes of tables it ends with: layers
-//! that are copied leave the chain; the served device takes a `snapshot-merge` table, where its
-//! own store goes too; and it becomes what the base was. Never copies: that is done beside these
-//! changes, into a base that nobody reads where it is written, because the chain has every chunk
-//! that is copied in a layer above. So a commit that is cut off leaves the chain's content as it
-//! was, and one that is started again does the same once more.
+//! Owns a commit's reservations while it runs, and the three changes of tables at its end: copied
+//! layers leave the chain; if its own store is committed too, the served device takes a
+//! `snapshot-merge` table; and it becomes what the base was. Never copies: the copy runs beside
+//! these changes, into a base that no request reads where it is written, because a layer above
+//! holds every chunk that is copied. So an interrupted commit leaves the content of the chain as
+//! it was, and a commit that is started again repeats the same work.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The devices of a process and what they are made of.
+//! The devices of a process, and their parts.
 //!
 //! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
 //! do not change.

@@ -1,6 +1,6 @@
-//! The files that tables name: each opened once, locked, shared by all tables that name it.
+//! The files that tables name: each is opened once, locked, and shared by all tables that name it.
 //!
-//! Owns the process's open files and their locks. Never knows what is in them.
+//! Owns the process's open files and their locks. Never knows their content.
 
 use std::collections::HashMap;
 use std::path::Path;

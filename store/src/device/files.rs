@@ -1,7 +1,7 @@
-//! Making the files that snapshots keep their exceptions in.
+//! Making the files of stores.
 //!
-//! Owns that nothing is overwritten unasked, what counts as holding nothing, and that a new file and
-//! its name are durable before anyone relies on them.
+//! Owns the rules that nothing is overwritten unasked, which files count as empty, and that a new
+//! file and its name are durable before any code relies on them.
 
 use std::fs::{File, OpenOptions};
 use std::io;

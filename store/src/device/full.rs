@@ -1,10 +1,10 @@
-//! What is done where a store is full: how long guests wait for room, and looking for it meanwhile.
+//! Full stores: how long guests' writes wait for room, and the search for room meanwhile.
 //!
-//! Owns how patient each disk is, and since when which store is full. Never holds a request: what
-//! needs room is put aside by its worker, holds nothing, and is woken from here. A store that has
-//! grown lets it go on; one that has not lets it fail when the time is over. A file system may
-//! promise room that no write finds (quotas, what is kept back for others): until one has, the time
-//! runs on, and what waits is let go seldom.
+//! Owns each disk's time limit, and since when which store is full. Never holds a request: the
+//! worker parks a request that needs room, which blocks nothing else, and is woken from here. When
+//! the store has grown, the request proceeds; when the time is over, it fails. A file system may
+//! report space that no write gets (quotas, reserved blocks): until a write gets some, the time
+//! runs on, and waiting requests are retried at long intervals.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! What tables must not do: to themselves, to each other, to what lies below them.
+//! Checks against tables that would harm themselves, each other, or the devices below.
 //!
-//! Owns the refusals that need more than one device to be seen. Changes nothing.
+//! Owns the refusals that need a view of more than one device. Changes nothing.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,11 @@
-//! Handing a live store over: from the table that has it to one that is loaded and names it.
+//! Handing a live store over: from the table that has it to a loaded table that names it.
 //!
-//! Owns who may take a store from whom, and when; and what is left of a table that gave its store
-//! away. The *source* is the device whose active table has the store, the *destination* the one
-//! whose inactive table names it. No link between the two is kept: each is looked up in the tables
-//! when it is needed. Never knows what is in a store: its exceptions move as they are, nothing is
-//! read. Keeps I8: a store moves within one plan, so that there is one owner before and after.
+//! Owns which device may take a store from which, and when; and the remains of a table that gave
+//! its store away. The *source* is the device whose active table has the store, the *destination*
+//! the one whose inactive table names it. No link between the two is kept: each is looked up in
+//! the tables when it is needed. Never knows the content of a store: its exceptions move as they
+//! are, and nothing is read. Keeps I8: a store moves within one plan, so that there is one owner
+//! before and after.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
-//! Devices: names with tables, made of files and of each other, served while they change.
+//! Devices: names with tables, built from files and other devices, and served while they change.
 //!
 //! Owns the open files, the live stores, the origins and the devices of a process, and the verbs
 //! that change them. Never knows how a table is served, nor how a command arrived. Keeps I8 (one
-//! live owner a store) and I9 (tables are swapped while nothing is in flight).
+//! live owner per store) and I9 (tables are swapped while nothing is in flight).
 
 mod ahead;
 mod build;

@@ -1,10 +1,10 @@
 //! One moment of one device or of several: snapshots and overlays, planned together.
 //!
-//! Owns what `snapshot-create`, `blockdev-snapshot-sync` and `transaction` do to tables: every action
-//! adds to one plan, which is applied once, so that all devices stand still together, the state is
-//! written once, and all go on. Where anything fails nothing has changed, and files that were made
-//! are gone again. Never knows how guests are told to hold still; who does says with the last word
-//! before the swap whether they do.
+//! Owns what `snapshot-create`, `blockdev-snapshot-sync` and `transaction` do to tables: every
+//! action adds to one plan, which is applied once, so that all devices stop together, the state is
+//! written once, and all go on. If anything fails, nothing has changed, and new files are removed.
+//! Never knows how guests are frozen; the caller confirms, as the last step before the swap, that
+//! they still are.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};

@@ -1,8 +1,8 @@
 //! Origins: one object for each, however it is named, with its snapshots.
 //!
-//! Owns who snapshots what, and which overlays are of no origin that is served: guests' own disks.
-//! Never knows how a snapshot is kept. An origin is known by where its bytes lie, so that a path, a
-//! link to it and a linear device over it are one origin.
+//! Owns which devices snapshot which origin, and which overlays have no served origin and so are
+//! guests' own disks. Never knows how a snapshot is kept. An origin is identified by the place of
+//! its bytes, so that a path, a link to it and a linear device over it are one origin.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
-//! Commits in time: what nobody flushes is durable some time after it was written, all the same.
+//! Timed commits: unflushed chunks become durable some time after they were written.
 //!
-//! Owns that time, and the thread that waits for it. Workers commit, as if asked by a flush, so that
-//! whatever stops them waits for that, too. Keeps I17: the thread sleeps without a limit only where
-//! nothing is owed, and who owes something first then wakes it.
+//! Owns that time, and the thread that waits for it. Workers do the commits, as if asked by a
+//! flush, so that anything that stops workers waits for them, too. Keeps I17: the thread sleeps
+//! without a limit only while nothing is owed, and the worker that first owes something wakes it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

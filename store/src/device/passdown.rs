@@ -1,7 +1,7 @@
 //! Which snapshots may pass discards down to their origin (`discard_passdown_origin`).
 //!
-//! Owns the refusals: what is discarded of an origin past all exceptions is lost to every other
-//! snapshot of it, so a snapshot that passes discards down is the only one (spec/targets.md
+//! Owns the refusals: a discard that reaches the origin past all exceptions is lost to every other
+//! snapshot of it, so a snapshot that passes discards down must be the only one (spec/targets.md
 //! "snapshot"). Changes nothing.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What devices are and how they do, as plain data and as `dmsetup` prints it.
+//! The state of devices, as plain data and in the format of `dmsetup`.
 
 use super::build::Active;
 use super::core::Devices;

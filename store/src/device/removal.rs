@@ -1,7 +1,7 @@
-//! Devices go: the verb remove of device-mapper.
+//! Removing devices: device-mapper's verb remove.
 //!
-//! Owns who is asked before a device goes, and what becomes of what it owes. Never takes anything
-//! from who uses it: a removal that is refused has had no effect.
+//! Owns the checks before a device is removed, and what happens to the chunks that it owes. Never
+//! takes a device from its users: a refused removal has no effect.
 
 use super::build::{Plan, lines_name};
 use super::commit::by_job;

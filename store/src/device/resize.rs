@@ -1,8 +1,8 @@
-//! `block_resize`: a device gets longer at its end, and what it lies on with it.
+//! `block_resize`: a device is extended at its end, and with it what lies below.
 //!
-//! Owns which tables can grow without being written anew, and the length of the files below them:
-//! a file is made longer, durably, before a table that needs it, and is as it was where that comes
-//! to nothing. Never makes anything shorter.
+//! Owns which tables can grow without being written again, and the length of the files below them:
+//! a file is extended, durably, before a table that needs it, and is restored if the resize fails.
+//! Never makes anything shorter.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
-//! Rollbacks on their way, and merges that no command began.
+//! Unfinished rollbacks, and merges that no command started.
 //!
-//! Owns what is known of a rollback from its begin to its end, also while nobody works at it: a
-//! device reads as its snapshot from the begin on, so one that was cancelled, or failed, is not
-//! over; it goes on. Never knows how the jobs are run, nor what happens to tables (`snapshots`).
+//! Owns the record of a rollback from its start to its end, also while no job works on it: from
+//! the start on a device reads as its snapshot, so a rollback that was cancelled or failed is not
+//! over and can be continued. Never knows how the jobs are run, nor what happens to tables
+//! (`snapshots`).
 
 use std::collections::BTreeMap;
 

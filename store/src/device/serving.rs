@@ -1,12 +1,13 @@
-//! Who serves devices: the workers of exports, stopped, let go, and given way to.
+//! The workers of exports that serve a device: stopping them, letting them go on, and yielding to
+//! them.
 //!
 //! Owns which of a device's workers serve when. Never knows how a table is built, nor when it
 //! changes.
 //!
-//! What comes before tables are swapped, and after, takes a processor for a millisecond in all, and
-//! that may be the one on which a worker serves: the scheduler lets a thread keep it for longer.
-//! A command that sleeps between its steps keeps a guest waiting for a step at a time
-//! (docs/adr/0018-giving-way.md). It stops no worker before it has given way for the last time.
+//! The work before and after a swap of tables takes a millisecond of processor time in all,
+//! possibly on the processor of a serving worker, and the scheduler's time slices are longer than
+//! that. A command that sleeps between its steps delays a guest by only one step at a time
+//! (docs/adr/0018-giving-way.md). It stops no worker before it has yielded for the last time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Snapshots that end in one call: deleted, or merged back.
+//! The end of a snapshot in one call: deleted, or merged back.
 //!
 //! Owns what these commands do to tables. Each changes several devices in one plan, so that it
 //! happens wholly or not at all, with one pause for the guest.

@@ -1,9 +1,9 @@
-//! What must be known again after a restart.
+//! The state that must survive a restart.
 //!
 //! Owns the state file: its format (TOML), and that it is replaced durably. Never knows what a
-//! table does. A device is kept with the table it was first given, so that a start with the old
-//! arguments is recognised and resumes what has become of it. What is still as it was given is not
-//! kept.
+//! table does. A device is kept with its first table, so that a start with the same arguments is
+//! recognised and restores the device's current state. A device that is still as the arguments
+//! made it is not kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

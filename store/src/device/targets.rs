@@ -1,8 +1,8 @@
-//! From lines to targets: one device's table, built beside what serves.
+//! From lines to targets: one device's table, built beside the live one.
 //!
-//! Owns the resolution of what lines name: files, devices, stores. Never knows which devices change
-//! with it (`build` does), nor when workers get the table. A line whose store was lost is built
-//! without it.
+//! Owns the resolution of the names in lines: files, devices, stores. Never knows which devices
+//! change with it (`build` does), nor when workers get the table. A line whose store was lost is
+//! built without it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! The verbs of device-mapper: create, load, clear, suspend, resume; [`removal`](super::removal) has
-//! remove.
+//! The verbs of device-mapper: create, load, clear, suspend, resume; remove is in
+//! [`removal`](super::removal).
 //!
-//! Owns the order in which workers are stopped, tables swapped, the state kept and workers let go.
-//! A verb that fails leaves everything as it was.
+//! Owns the order in which workers are stopped, tables swapped, the state written and workers let
+//! go. A verb that fails leaves everything as it was.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Whether a guest turned its disk's write cache off.
 //!
-//! Owns that this outlives the process: neither guests nor front-ends say it again. Never knows how a
-//! write becomes durable.
+//! Owns that this setting survives the process: neither guests nor front-ends repeat it. Never
+//! knows how a write becomes durable.
 
 use super::core::{Devices, Inner};
 use super::error::DeviceError;

@@ -1,9 +1,9 @@
-//! Making things durable: barriers that wait for it, and rounds that commit a store.
+//! Durability: barriers that wait for it, and rounds that commit a store.
 //!
 //! Owns the barriers of this worker's requests and the rounds that this worker leads. A barrier
-//! takes a ticket of every store it needs and syncs every other file; a round writes what its
-//! store owes, in allocation order, behind a sync of the data (I1, I2, I3, I16). Never knows what
-//! the requests are.
+//! takes a ticket from every store that it needs and syncs every other file; a round writes the
+//! entries that its store owes, in allocation order, after a sync of the data (I1, I2, I3, I16).
+//! Never knows the content of requests.
 
 use std::sync::Arc;
 

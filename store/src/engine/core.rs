@@ -1,7 +1,7 @@
-//! What one worker has in flight, and the names by which completions find it.
+//! The requests that one worker has in flight, and the names by which completions find them.
 //!
 //! Owns the slabs of requests, claims, copies, runs, barriers and rounds, the outgoing queues and
-//! the list of parked requests. How each of them goes on is in the files beside this one.
+//! the list of parked requests. The files beside this one say how each of them proceeds.
 
 use std::collections::VecDeque;
 

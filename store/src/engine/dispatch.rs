@@ -1,7 +1,8 @@
-//! The way of a request: piece by piece to where the table says, or aside until it can go on.
+//! The path of a request: piece by piece to its place in the table, or parked until it can
+//! proceed.
 //!
-//! Owns the translation of a [`Decision`] into what is done next. Never knows how a chunk is moved
-//! or a store committed.
+//! Owns the translation of a [`Decision`] into the next step. Never knows how a chunk is moved or
+//! a store committed.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! Marking a store invalid, on disk, before anyone acts on it (I14).
+//! Marking a store invalid on disk, before any code acts on it (I14).
 //!
-//! Owns the header write and its sync. Never knows what went wrong.
+//! Owns the header write and its sync. Never knows the cause.
 
 use std::sync::Arc;
 

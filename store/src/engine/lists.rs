@@ -1,7 +1,8 @@
-//! Lists of claims: those that no copy and no run has at present.
+//! Lists of claims that no copy and no run uses at present.
 //!
-//! Owns their memory. Never knows whose a list was. Keeps: once there are as many as were ever in
-//! use at once, and one of them was as long as any will be, none is allocated and none grows.
+//! Owns their memory. Never knows which owner a list had. Keeps: once there are as many lists as
+//! were ever in use at once, and one of them has reached the greatest length, no list is allocated
+//! and none grows.
 
 /// See the module's description.
 #[derive(Debug, Default)]

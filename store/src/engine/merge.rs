@@ -1,24 +1,24 @@
-//! Merging a snapshot back into its origin, while the device that is its content serves.
+//! Merging a snapshot back into its origin, while a device with the snapshot's content serves.
 //!
 //! Owns the order of a merge's steps, batch after batch. A batch is the newest entries of the
-//! store, whatever their scatter, so that the barriers are shared:
+//! store, wherever their chunks are, so that they share the barriers:
 //!
 //! ```text
 //! protect ─→ busy ─→ drain ─→ copy ─→ sync origin ─→ erase entries ─→ sync store ─→ release
 //! ```
 //!
-//! 1. *protect*: every other snapshot of the origin has its copy of what will be overwritten,
-//!    durably, and no read that it redirected is in flight (I4, I6). Later steps cannot undo that:
-//!    a mapping stays for as long as its table serves, a mapped chunk is not read from the origin,
-//!    and a new snapshot of the origin takes a new table, before which this engine stops.
-//! 2. *busy*, then *drain*, in that order: a write that looks at the table after the chunk became
-//!    busy waits; one that looked before is tracked by then, and is seen. The other way round, a
+//! 1. *protect*: every other snapshot of the origin has a durable copy of the data that will be
+//!    overwritten, and no read that it redirected is in flight (I4, I6). Later steps cannot undo
+//!    this: a mapping stays for as long as its table serves, a mapped chunk is not read from the
+//!    origin, and a new snapshot of the origin takes a new table, before which this engine stops.
+//! 2. *busy*, then *drain*, in that order: a write that reads the table after the chunk became busy
+//!    waits; a write that read it before is tracked by then, and is found. In the other order, a
 //!    write could start between the two and land in the store behind the copy.
-//! 3. *sync origin* before *erase*: an entry is gone only when its chunk's content is home. *Sync
-//!    store* before *release*: no write goes to a chunk's home while its entry can come back and be
-//!    merged over it (I7).
+//! 3. *sync origin* before *erase*: an entry is erased only when its chunk's content is on the
+//!    origin. *Sync store* before *release*: no write goes to the origin's chunk while its entry
+//!    could come back and be merged over it (I7).
 //!
-//! Never knows time. Relies on a merged store taking no new exceptions: the list only grows shorter.
+//! Never knows time. Relies on a merged store taking no new exceptions: the list only shrinks.
 
 mod batch;
 mod copy;

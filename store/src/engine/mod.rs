@@ -1,16 +1,16 @@
 //! The engine of one worker: requests and completions in, actions and finished requests out.
 //!
-//! Owns what one worker has in flight. Shares with other workers only what a [`Table`] shares: the
-//! exception tables, the stores' logs and the inboxes. Performs no I/O, takes no lock and blocks
-//! nowhere; its host carries out the actions, with io_uring or in a simulator. Never knows where
-//! requests come from or where their bytes lie. Keeps I10 (every request ends exactly once) and
-//! I13 (a claim waits only for its own I/O or for room).
+//! Owns the requests of one worker in flight. Shares with other workers only what a [`Table`]
+//! shares: the exception tables, the stores' logs and the inboxes. Performs no I/O, takes no lock
+//! and never blocks; its host carries out the actions, with io_uring or in a simulator. Never knows
+//! where requests come from or where their bytes are. Keeps I10 (every request ends exactly once)
+//! and I13 (a claim waits only for its own I/O or for room).
 //!
 //! ```text
 //! submit ─→ dispatch ─→ Decision ─→ action ──────────────→ complete ─→ finished
 //!              ↑            ├─→ move: read, claim, run ────────┤
 //!              │            ├─→ origin write: copies, commit ──┤
-//!              └── parked ←─┴─→ wait            ↑ woken by who moves the chunk
+//!              └── parked ←─┴─→ wait            ↑ woken by the chunk's mover
 //! ```
 
 mod claim;

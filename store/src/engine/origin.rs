@@ -1,8 +1,8 @@
-//! A write to an origin: its snapshots keep the old data first, durably.
+//! A write to an origin: its snapshots first keep the old data, durably.
 //!
-//! Owns the order of the steps; each turn evaluates them from scratch (known bugs 2 and 3).
-//! Keeps I4 (an origin write passes no mapping that is only volatile) and I6 (nor a copy or a
-//! redirected read in flight).
+//! Owns the order of the steps; each turn evaluates them from scratch (known bugs 2 and 3). Keeps
+//! I4 (an origin write never proceeds past a mapping that is still volatile) and I6 (nor past a
+//! copy or a redirected read in flight).
 
 use super::core::Core;
 use super::dispatch::Flow;

@@ -1,6 +1,6 @@
-//! Scratch buffers of a worker: parts of one arena, all of one size while a table is served.
+//! The scratch buffers of a worker: parts of one arena, all of one size while a table is served.
 //!
-//! Owns which are free and how often each is used. Never knows the memory itself.
+//! Owns the free list and the use counts. Never knows the memory itself.
 
 use crate::io::{BufId, Seg};
 

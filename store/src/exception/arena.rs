@@ -1,21 +1,21 @@
-//! Memory for leaves that need not be in memory: the exception table cache.
+//! The exception table cache: memory for leaves that need not stay in memory.
 //!
-//! Owns a file without a name, mapped, and what of it is given out: blocks of 64 KiB, each with
-//! leaves of one size. Owns the bound of how much of it is in memory, and the thread that keeps it. Never
-//! knows what a leaf says. Keeps: a leaf is zero when it is given out, and is given out to one; what
-//! is in memory of the file stays below the bound, but for a block a thread (I12).
+//! Owns a mapped, unnamed file and its allocation: blocks of 64 KiB, each with leaves of one size.
+//! Owns the bound on how much of the file is in memory, and the thread that keeps the bound. Never
+//! knows the content of a leaf. Keeps: a leaf is zero when it is allocated, and has one owner; the
+//! part of the file in memory stays below the bound, except for one block per thread (I12).
 //!
-//! The kernel has what was let go of, in its page cache and on disk, and brings it back when
-//! somebody looks at it: a page fault, no lock and no waiting here. Whoever looks says so first
-//! ([`Arena::touch`]): a load in the usual case. At fifteen sixteenths of the bound the **evictor**
-//! is woken, and lets go of blocks down to seven eighths; who reaches the bound before it has come so
-//! far does the same. So the bound holds however threads are scheduled, and with nothing to do
-//! the evictor sleeps.
+//! The kernel keeps evicted pages in its page cache and on disk, and the next access brings them
+//! back by a page fault, without a lock or waiting here. A thread announces each access first
+//! ([`Arena::touch`]): usually one load. At fifteen sixteenths of the bound the **evictor** is
+//! woken, and evicts blocks down to seven eighths; a thread that reaches the bound before the
+//! evictor has come so far evicts, too. So the bound holds however threads are scheduled, and the
+//! evictor of an idle process sleeps.
 //!
-//! Allocation takes no lock. Free leaves of a size are a stack whose first word leads to the next,
-//! its head with a tag that changes each time; a size without any takes the next of its block, or
-//! another block. A file that cannot grow is no error: leaves lie on the heap then, as without an
-//! arena, and it is said once.
+//! Allocation takes no lock. Free leaves of a size form a stack whose first word points to the
+//! next, and whose head has a tag that changes each time. A size without free leaves takes the
+//! next leaf of its block, or another block. If the file cannot grow, this is not an error: leaves
+//! then go to the heap, as without an arena, and one warning reports it.
 
 mod clock;
 mod mapping;

@@ -1,17 +1,18 @@
-//! The words of one region: a small hash table, or one word a chunk.
+//! The words of one region: a small hash table, or one word per chunk.
 //!
-//! Owns the search for a chunk's word, and how all words move to a larger leaf. Never knows where
-//! a leaf lies in memory or how long it lives.
+//! Owns the search for a chunk's word, and the move of all words to a larger leaf. Never knows
+//! where a leaf is in memory or how long it lives.
 //!
-//! A **sparse** leaf is open addressing with linear probing, and insert-only: a slot is taken once
-//! and keeps its chunk. So two who search for the same chunk walk the same slots and meet in the
-//! same one, and a chunk has one word (I5). A leaf that has no room left is replaced by one of the
-//! next class; the last class is **flat**, with the chunk's number as the index, and stays.
+//! A **sparse** leaf uses open addressing with linear probing, and is insert-only: a slot is taken
+//! once and keeps its chunk. So two threads that search for the same chunk walk the same slots and
+//! meet in the same one, and a chunk has one word (I5). A leaf without room is replaced by one of
+//! the next class. The last class is **flat**, indexed by the chunk's number, and is never
+//! replaced.
 //!
-//! Moving: every word is frozen, and what it says then is entered into the new leaf if its chunk
-//! is not there yet. Whoever meets a frozen word helps, and does the same again from the start.
-//! That is harmless, however late: what is frozen does not change, chunks never leave a leaf, and
-//! nobody changes a word of the new leaf before *all* have been entered and the directory names it.
+//! Moving: every word is frozen, and its frozen value is entered into the new leaf unless its
+//! chunk is there. A thread that meets a frozen word helps, and does the same again from the
+//! start. That is harmless, however late: frozen words do not change, chunks never leave a leaf,
+//! and no word of the new leaf changes before *all* have been entered and the directory names it.
 
 use super::word::{EMPTY, Entry, FROZEN, Key, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering};

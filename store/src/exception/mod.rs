@@ -1,12 +1,14 @@
-//! Relocation: which chunks of a device live elsewhere, and who is moving one right now.
+//! Relocation: which chunks of a device are elsewhere, and which worker is moving one at the
+//! moment.
 //!
-//! `table` is what others see: a word a chunk (`word`). Words lie in a `leaf` a region, and the
-//! `directory` says which one and how long it lives. They lie in the process's memory, or in an
-//! `arena`, of which a part is in memory at a time. What a store lists gets there by an `intake`.
+//! Other rooms see `table`: one word per chunk (`word`). Each region has a `leaf` of words, and
+//! the `directory` says which one it is and how long it lives. Leaves are in the process's memory,
+//! or in an `arena`, of which only a part is in memory at a time. An `intake` loads the list of a
+//! store.
 //!
 //! Owns the table that all workers of a store share and the protocol by which they meet in it.
-//! Never knows why a chunk is moved: a target decides that. Keeps I5 (at most one pending a
-//! chunk; pending and mapped never both) and I17 (register, look again, sleep).
+//! Never knows why a chunk is moved: a target decides that. Keeps I5 (at most one pending move per
+//! chunk; never both pending and mapped) and I17 (register, check again, sleep).
 
 pub mod arena;
 mod directory;

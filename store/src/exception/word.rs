@@ -5,9 +5,9 @@
 //! state | frozen | key     | layer   | chunk of that layer's store
 //! ```
 //!
-//! The key says which chunk of its region the word is about. The zero word is about none. A chunk
-//! that is known to be unmapped again has a word of its own, so that no word ever becomes zero
-//! again and a search past it goes on.
+//! The key says which chunk of its region the word describes. The zero word describes none. A chunk
+//! that became unmapped again keeps a word, so that no word ever becomes zero again and a search
+//! continues past it.
 
 use crate::units::StoreChunk;
 

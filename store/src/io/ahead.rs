@@ -1,14 +1,14 @@
-//! Room in a file, reserved before it is written.
+//! Space in a file, reserved before it is written.
 //!
-//! Owns how far a file that fills up from its start has room of its own on disk, and which parts of
-//! it are written so late that they must have room before. Never knows what fills it, and does not
-//! reserve: it says what is to be, and is told what was. Keeps: a stretch is named once, whoever
-//! asks; what comes of it is seen by nobody, as a reservation reads as a hole does; nothing is
-//! allowed to be written whose later part has no room.
+//! Owns how far a file that fills up from its start has space on disk, and which parts of it are
+//! written so late that they must have space before. Never knows what fills the file, and does not
+//! reserve: it says what to reserve, and is told the result. Keeps: a stretch is named once,
+//! whichever worker asks; a reservation is never visible, as it reads like a hole; no write is
+//! allowed whose late part has no space.
 //!
-//! A write into a hole has to find room for itself, which a file system does not do without
-//! waiting: io_uring hands each such write to a kernel thread. Reserved room (`fallocate`) is
-//! written in line, and lies together.
+//! A write into a hole must allocate space, for which a file system may wait: io_uring passes each
+//! such write to a kernel thread. Reserved space (`fallocate`) is written inline, and is
+//! contiguous.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

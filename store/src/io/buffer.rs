@@ -1,11 +1,11 @@
-//! The memory that I/O goes to and comes from.
+//! The memory that I/O reads from and writes to.
 //!
-//! Owns a worker's scratch buffers, the bounce buffers that direct I/O needs for memory that is
-//! not aligned, a region of zeroes, and `IoVecs`: the list of pieces of one transfer, the only
-//! place where an address becomes something that the system writes to. Never knows which file
-//! or request the bytes belong to. Keeps: every piece of a list describes memory that stays
-//! mapped until the transfer is over, since guest memory does by [`GuestData`]'s contract, and
-//! what lies here does as long as the executor lives.
+//! Owns a worker's scratch buffers, the bounce buffers that direct I/O needs for unaligned memory,
+//! a region of zeroes, and `IoVecs`: the list of pieces of one transfer, the only place where an
+//! address becomes something that the kernel writes to. Never knows which file or request the
+//! bytes belong to. Keeps: every piece of a list is memory that stays mapped until the transfer is
+//! over; guest memory does by [`GuestData`]'s contract, and the memory here lives as long as the
+//! executor.
 #![allow(unsafe_code)]
 
 use std::io;

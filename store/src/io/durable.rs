@@ -1,7 +1,7 @@
-//! Making files and their names durable, by plain system calls, for whoever may wait for that.
+//! Making files and their names durable by plain system calls, for callers that may block.
 //!
-//! Owns these calls, so that tests see what was synced: a missing one loses nothing until the power
-//! goes. Never knows what is in a file.
+//! Owns these calls, so that tests see what was synced: a missing sync loses nothing until a power
+//! cut. Never knows the content of a file.
 
 use std::fs::File;
 use std::io;

@@ -1,12 +1,12 @@
-//! The executor of one worker: does its I/O, and all its waiting.
+//! The executor of one worker: it does all the worker's I/O and all its waiting.
 //!
-//! Owns the worker's ring (or, without one, its epoll), its transfers in flight and its memory
-//! for I/O. Never knows what an action is for. Keeps: every action that was submitted comes back
-//! exactly once; nothing is allocated for an action once the lists have grown to the load; the
-//! memory that the kernel was given outlives its use there.
+//! Owns the worker's io_uring (or, without one, its epoll), its transfers in flight and its memory
+//! for I/O. Never knows what an action is for. Keeps: every submitted action completes exactly
+//! once; nothing is allocated for an action once the lists have grown to the load; memory given to
+//! the kernel outlives its use there.
 //!
-//! One thread uses it: which may be another than the one that made it, and is the same from the
-//! first call on.
+//! One thread uses it: it may be another than the one that made it, and is the same from the first
+//! call on.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,7 +1,8 @@
-//! The files of a process: opened once, named by a small number in actions.
+//! The files of a process: opened once, and named by a small number in actions.
 //!
-//! Owns the descriptors, what each file can do (alignment of direct I/O, whether io_uring
-//! serves it without blocking), its identity, and making room in it when it is opened. Never knows what is stored in a file.
+//! Owns the descriptors, the abilities of each file (alignment of direct I/O, whether io_uring
+//! serves it without blocking), its identity, and reserving space in it when it is opened. Never
+//! knows the content of a file.
 
 use std::fs::{File, OpenOptions};
 use std::io;

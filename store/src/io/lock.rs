@@ -1,13 +1,13 @@
-//! Locks on files that other programs know too: QEMU's lock bytes.
+//! Locks on files that other programs respect too: QEMU's lock bytes.
 //!
-//! Owns which bytes of a file stand for which permission, and takes them as open file
-//! description locks: they fall when the last I/O of a dead process is over, and two that open one
-//! file in one process exclude each other like two processes. Never knows why a file is locked.
+//! Owns which bytes of a file stand for which permission, and takes them as open file description
+//! locks: these are released when the last I/O of a dead process is over, and two descriptions of
+//! one file in one process exclude each other like two processes. Never knows why a file is locked.
 //!
-//! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for
-//! each that it does not share, always as *read* locks; who wants p fails where somebody holds
-//! 200 + p, and who does not share p where somebody holds 100 + p. p is: 0 consistent read,
-//! 1 write, 2 write of what is there already, 3 resize.
+//! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for each
+//! that it does not share, always as *read* locks. Using p fails if another process holds 200 + p;
+//! not sharing p fails if another process holds 100 + p. The values of p are: 0 consistent read,
+//! 1 write, 2 write of unchanged data, 3 resize.
 
 use std::fs::File;
 use std::io;

@@ -1,8 +1,8 @@
-//! Input and output as the engine sees it: actions that it asks for, and how they ended.
+//! Input and output as the engine sees it: the actions that it asks for, and their results.
 //!
-//! The engine performs none itself. It pushes [`Action`]s; an executor carries them out
-//! ([`Io`] on files, a simulator in tests) and hands back one
-//! [`Completion`] for each. Nothing here knows what a chunk, a snapshot or a guest is.
+//! The engine performs no I/O. It pushes [`Action`]s; an executor carries them out ([`Io`] on
+//! files, a simulator in tests) and returns one [`Completion`] for each. Nothing here knows what a
+//! chunk, a snapshot or a guest is.
 
 pub mod ahead;
 pub mod buffer;

@@ -1,8 +1,8 @@
-//! Words in a file that outlive the process: what a store owes after a kill.
+//! Words in a file that outlive the process: a store's log, after a kill.
 //!
-//! Owns the mapping of a file of 64-bit words shared with whoever opens it next. Never knows what
-//! a word means. Keeps: every word has its place in the file system from the start, so that no
-//! store to it can fail for lack of space.
+//! Owns the mapping of a file of 64-bit words, shared with the next process that opens it. Never
+//! knows the meaning of a word. Keeps: every word has its space in the file system from the start,
+//! so that no store to it can fail for lack of space.
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,7 @@
 //! Simulated disks and an executor that carries actions out in a seeded random order.
 //!
-//! Owns the bytes of some disks, twice: what a reader sees now, and what a power cut would leave.
+//! Owns two copies of the bytes of some disks: as a reader sees them now, and as a power cut would
+//! leave them.
 //! Owns the actions that several engines ("hosts") have in flight, and the memory they name. Never
 //! knows an engine, a store or a guest's intentions: whoever drives it submits actions and hands
 //! the completions on. Everything that happens follows from the seed and the order of calls.

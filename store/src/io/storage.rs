@@ -1,8 +1,8 @@
 //! Blocking access to a file for the control plane: reading a store before it serves, the tools.
 //!
-//! Owns nothing but the way to a file's bytes, and the aligned buffers that direct I/O needs
-//! there. Never knows what the bytes mean, and is never used while a queue is being served: no
-//! worker may block here. It is also where tests put faults in.
+//! Owns nothing but the access to a file's bytes, and the aligned buffers that direct I/O needs
+//! for it. Never knows the meaning of the bytes, and is never used while a queue is served: no
+//! worker may block here. Tests also inject faults here.
 
 use std::io;
 

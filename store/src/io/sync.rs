@@ -1,8 +1,8 @@
-//! Plain system calls: for files that io_uring would hand to kernel threads, and for systems that
+//! Plain system calls: for files that io_uring would pass to kernel threads, and for systems that
 //! forbid io_uring.
 //!
 //! Owns the calls for the steps of a transfer, and waiting for eventfds with epoll. Never decides
-//! what a transfer does next; that is [`transfer`](super::transfer)'s.
+//! the next step of a transfer; [`transfer`](super::transfer) does.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,8 +1,9 @@
-//! One action on its way: which system call is next, and what its answer means.
+//! One action in progress: which system call is next, and what its result means.
 //!
-//! Owns the going-on after a short read or write, the detour through a bounce buffer, the step for
-//! room that a write needs before it ([`Ahead`](super::Ahead)), and the ways of zeroing a range from the cheapest to plain writes. Performs no system call itself, so
-//! that plain calls and io_uring cannot differ in it. Keeps: a transfer ends `Ok` only when every
+//! Owns the continuation after a short read or write, the detour through a bounce buffer, the
+//! reservation of space that a write needs first ([`Ahead`](super::Ahead)), and the ways of
+//! zeroing a range, from the cheapest to plain writes. Performs no system call itself, so that
+//! plain calls and io_uring cannot differ in this. Keeps: a transfer ends `Ok` only when every
 //! byte of its range is done; the end of a file is `EIO`, never zeroes.
 
 use std::ops::Range;

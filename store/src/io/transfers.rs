@@ -1,8 +1,8 @@
-//! The transfers of one executor, those in flight and those that wait to be used again.
+//! The transfers of one executor: those in flight, and those free for reuse.
 //!
 //! Owns their memory. Never knows what they transfer. Keeps: once there are as many as were ever
-//! in flight at once, and one of them was as long as any will be, nothing is allocated, whichever
-//! of them carries which action; the pieces of one in flight stay where they are.
+//! in flight at once, and one of them has reached the greatest length, nothing is allocated,
+//! whichever of them carries which action; the pieces of a transfer in flight do not move.
 
 use std::ops::{Index, IndexMut};
 

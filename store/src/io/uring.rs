@@ -1,13 +1,14 @@
-//! The io_uring of one worker: steps of transfers go in, answers come out, and eventfds are
-//! waited for in the same call.
+//! The io_uring of one worker: it takes steps of transfers and returns results, and the same call
+//! waits for eventfds.
 //!
-//! Owns the ring and its table of files. Never knows what a transfer is for. Keeps: a piece of
-//! memory that the kernel was given stays where it is until the kernel's answer has been taken; a
-//! watch that was taken away never fires.
+//! Owns the ring and its table of files. Never knows what a transfer is for. Keeps: memory given
+//! to the kernel does not move until the kernel's result has been taken; a removed watch never
+//! fires.
 //!
-//! A watch is one poll that answers each signal and stays (`IORING_POLL_ADD_MULTI`), so that a sleep
-//! that a signal ends has no entry to prepare and no counter to read. The counter grows meanwhile:
-//! it is consumed when the watch is taken away, so that nobody takes what was seen for news.
+//! A watch is one persistent poll that reports each signal (`IORING_POLL_ADD_MULTI`), so that a
+//! sleep that a signal ends has no entry to prepare and no counter to read. The counter grows
+//! meanwhile: it is consumed when the watch is removed, so that a later reader does not take old
+//! signals for new ones.
 #![allow(unsafe_code)]
 
 use std::io;

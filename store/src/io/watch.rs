@@ -1,9 +1,10 @@
-//! A descriptor that is watched for signals: an eventfd, nearly always.
+//! A descriptor that is watched for signals: nearly always an eventfd.
 //!
-//! Owns it, and taking what it holds. An eventfd's counter may grow while it is watched, since each
-//! signal is told of as it comes: to take it would be a system call for each. Anything else that a
-//! front-end may give (a pipe, a socket) fills up, and is emptied each time. Never waits for anything,
-//! also where the descriptor's owner had that wait. Never knows what a signal means.
+//! Owns the descriptor, and emptying it. An eventfd's counter may grow while it is watched, since
+//! each signal is reported as it comes, and reading it would cost a system call each time. Any
+//! other descriptor that a front-end may pass (a pipe, a socket) fills up, and is emptied each
+//! time. Never blocks, even if the descriptor's owner made it blocking. Never knows what a signal
+//! means.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

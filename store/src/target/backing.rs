@@ -1,7 +1,7 @@
-//! Plain extents: what `linear`, `zero` and `error` map to, and what origins are made of.
+//! Plain extents: what `linear`, `zero` and `error` map to, and what origins consist of.
 //!
-//! Owns the list of extents that a stack of linear tables comes down to, and what passes to them.
-//! Never knows of exceptions.
+//! Owns the list of extents that a stack of linear tables reduces to, and which requests pass to
+//! them. Never knows of exceptions.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
-//! `snapshot-merge`: a device that is a snapshot's content while it is copied back into the origin.
+//! `snapshot-merge`: a device with the content of a snapshot while the snapshot is copied back
+//! into the origin.
 //!
 //! Owns what the merging device does with each kind of request. Never knows how far the merge is:
-//! the table says which chunks are still in the store, which are on their way, and which are home.
-//! Makes no new exceptions in its own store.
+//! the table says which chunks are still in the store, which are being copied, and which are back
+//! on the origin. Makes no new exceptions in its own store.
 
 use super::{Decision, Exceptions, Origin, Track, run_len};
 use crate::cow::{MergeMark, StoreState};

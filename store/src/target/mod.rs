@@ -1,6 +1,6 @@
-//! Targets: what a device's range maps to, and what becomes of a request to it.
+//! Targets: what a device's range maps to, and what happens to a request for it.
 //!
-//! Owns policy only: given what the exception table says now, a target decides what is to be done
+//! Owns only policy: given the present state of the exception table, a target decides what to do
 //! with the next piece of a request ([`Decision`]). Never knows how that is carried out, who asks,
 //! or how a store commits. Targets do not know each other.
 

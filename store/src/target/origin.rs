@@ -1,7 +1,7 @@
-//! `snapshot-origin`: a disk whose snapshots keep what is overwritten.
+//! `snapshot-origin`: a disk whose snapshots keep the data that is overwritten.
 //!
-//! Owns which snapshots an origin has, and the question whether they allow a range of it to be
-//! written. Never knows how their exceptions are made. Keeps I4 and I6.
+//! Owns the list of an origin's snapshots, and the check whether they allow a range to be written.
+//! Never knows how their exceptions are made. Keeps I4 and I6.
 
 use super::{Backing, Decision, Exceptions, TURN};
 use crate::cow::StoreState;

@@ -1,6 +1,6 @@
-//! `snapshot`: an origin as it was, with what was changed since in a store; and `snapshot` stacked
-//! on `snapshot`, which is one table whose entries name their layer, so that reads cost the same
-//! however many there are.
+//! `snapshot`: an origin at an earlier moment, with later changes in a store. Stacked snapshots
+//! are one table whose entries name their layer, so that reads cost the same for any number of
+//! layers.
 //!
 //! Owns what a snapshot does with each kind of request. Never knows how a chunk is copied.
 

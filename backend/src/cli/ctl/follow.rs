@@ -1,4 +1,4 @@
-//! What happens while one watches: events, and jobs up to their end.
+//! Following a server: its events, and jobs up to their end.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};

@@ -1,8 +1,8 @@
-//! `--config FILE.toml`: what to serve, from a file.
+//! `--config FILE.toml`: the configuration from a file.
 //!
-//! Owns the file's keys, which are the options' names, and how it joins the command line: what the
-//! command line gives wins, disk by disk and key by key; disks that it does not name come behind
-//! those that it does. Never serves anything.
+//! Owns the file's keys, which are the options' names, and how the file is combined with the
+//! command line: the command line wins, disk by disk and key by key; disks that it does not name
+//! come after those that it does. Never serves anything.
 
 use std::path::{Path, PathBuf};
 

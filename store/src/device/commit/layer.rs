@@ -1,13 +1,13 @@
-//! The end of a commit whose top is the served device, where its base is a layer: step by step the
-//! device's own store goes into the base's, until the device has the base's table.
+//! The end of a commit from the served device into a layer: step by step the device's own store is
+//! committed into the base's store, until the device has the base's table.
 //!
-//! Owns the overlays that it puts on top for as long as that takes, and the last change of tables.
-//! While the guest works an overlay takes its writes, and what was on top until then is copied as
-//! any layer is: beside these changes. What the guest wrote meanwhile is on top of the next step,
-//! until it is so little that it can be copied while the guest stands still. Keeps: at each moment,
-//! and after a kill at any, the chain shows all that was acknowledged. A store's content is in the
-//! base, durably, before it leaves the chain, and the file of an overlay is named in the state
-//! before it is made.
+//! Owns the overlays that it puts on top meanwhile, and the last change of tables. While the guest
+//! works, an overlay takes its writes, and the previous top is copied like any layer, beside these
+//! changes. The guest's writes in the meantime are the top of the next step, until they are few
+//! enough to be copied while the guest is stopped. Keeps: at each moment, and after a kill at any
+//! moment, the chain shows all acknowledged writes. A store's content is durable in the base
+//! before the store leaves the chain, and an overlay's file is named in the state before it is
+//! made.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! The end of a commit whose top is the served device, where its base lies below all layers: the
-//! device's own store is merged into the base, and the device becomes what the base was.
+//! The end of a commit from the served device into a base below all layers: the device's own store
+//! is merged into the base, and the device becomes what the base was.
 //!
-//! Owns the two changes of tables: to `snapshot-merge`, and to the base's. Never merges: that is
-//! done as in a rollback, beside these changes.
+//! Owns the two changes of tables: to `snapshot-merge`, and to the base's. Never merges: that
+//! happens as in a rollback, beside these changes.
 
 use super::{Commit, linear, taken, whole};
 use crate::device::build::Plan;

@@ -1,7 +1,7 @@
-//! What the files below guests' own disks were like when they were used last.
+//! The last known size and time of the files below guests' own disks.
 //!
-//! Owns which files that are, and that what is kept of them is durable in them, too: a start refuses
-//! a file that differs. Never knows where it is kept.
+//! Owns which files these are, and that their recorded values are durable in the files, too: a
+//! start refuses a file that differs. Never knows where the values are kept.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

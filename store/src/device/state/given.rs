@@ -1,8 +1,9 @@
-//! What the program's arguments say anyway, and is not kept.
+//! State that the program's arguments give anyway, and that is not kept.
 //!
-//! Owns that disks which are what the arguments made of them are not in the file, nor read from one
-//! of an older version: a guest that sets its write cache pins neither a size nor the arguments of
-//! the next start. Never knows what else is kept, only that there is something.
+//! Owns the rule that disks which are as the arguments made them are neither written to the file
+//! nor read from that of an older version: a guest that sets its write cache does not bind the
+//! next start to a size or to arguments. Never knows what else is kept, only whether there is
+//! anything.
 
 use super::{DeviceState, First, State, StateError, StateFile, put_back};
 use crate::io::durable::sync_name;

@@ -1,6 +1,6 @@
-//! State files of versions before, as this one would have written them.
+//! State files of older versions, converted to the present form.
 //!
-//! Owns what is done to them when they are read. Never knows what lines say.
+//! Owns the conversion when they are read. Never knows what lines mean.
 
 use super::State;
 

@@ -1,7 +1,7 @@
-//! A start: the arguments' tables, or what had become of them when the process ended.
+//! A start: from the arguments' tables, or from the state at the end of the last process.
 //!
-//! Owns the choice between the two, and the order in which devices are made again: those below
-//! first. Never changes what is kept before all of it serves.
+//! Owns the choice between the two, and the order in which devices are made again: lower ones
+//! first. Never changes the kept state before all of it serves.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

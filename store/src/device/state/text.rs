@@ -1,7 +1,7 @@
-//! A state file's text, whatever the file was taken for.
+//! The text of a state file, whatever the named file is.
 //!
-//! Owns what can be told of it before a word is read: a pipe would never end, and an image is
-//! neither read into memory nor shown. Never knows what a state says.
+//! Owns the checks before a word is read: a pipe would never end, and a disk image is neither read
+//! into memory nor shown. Never knows what a state means.
 
 use std::io::ErrorKind;
 use std::ops::Range;

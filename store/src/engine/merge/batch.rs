@@ -1,7 +1,7 @@
-//! Which entries are merged together.
+//! The entries that are merged together.
 //!
-//! Owns the size of a batch and the orders of its entries. Never knows what is done with them. Keeps:
-//! a batch is the newest entries of the list, without a gap.
+//! Owns the size of a batch and the orders of its entries. Never knows what is done with them.
+//! Keeps: a batch is the newest entries of the list, without a gap.
 
 use std::ops::Range;
 

@@ -1,9 +1,9 @@
-//! Copying a batch home: reads of the store and writes of the origin, side by side.
+//! Copying a batch to the origin: reads of the store and writes of the origin, in parallel.
 //!
-//! Owns which pieces of the batch are on their way. A piece is one read into one buffer, of chunks
-//! that follow each other in the store, and a write for each run of them that the origin has in one
-//! extent: chunks that were copied out together are read together, wherever they belong. Never knows
-//! of entries.
+//! Owns the pieces of the batch in flight. A piece is one read into one buffer, of chunks that are
+//! adjacent in the store, and one write for each run of them that the origin has in one extent:
+//! chunks that were copied out together are read together, wherever they belong. Never knows of
+//! entries.
 
 use std::ops::Range;
 

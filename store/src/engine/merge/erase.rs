@@ -1,8 +1,8 @@
-//! Removing entries for good, and what that sets free.
+//! Erasing entries for good, and releasing their chunks.
 //!
-//! Owns the bytes that are written over the end of the list, and what becomes of a batch when they
-//! are durable, or may be. The list loses its end only, so however much of a write lands, what is
-//! left is a shorter list without a gap.
+//! Owns the bytes that are written over the end of the list, and the state of a batch once they
+//! are, or may be, durable. The list loses only its end, so whatever part of a write lands, the
+//! result is a shorter list without a gap.
 
 use super::super::core::{Core, Kind, MetaOf};
 use super::batch::MOST_ENTRIES;

@@ -1,8 +1,8 @@
-//! The store's list of entries, from its end.
+//! The store's list of entries, read from its end.
 //!
-//! Owns the part of it that is at hand, and how more is read: several parts side by side, each into
-//! a scratch buffer, from which the host hands the bytes over. Never knows what a batch is for. Keeps:
-//! what is at hand has no gap, begins with a block, and is what the exception table says.
+//! Owns the loaded part of the list and the reading of more: several parts in parallel, each into
+//! a scratch buffer, from which the host passes the bytes on. Never knows what a batch is for.
+//! Keeps: the loaded part has no gap, begins with a block, and agrees with the exception table.
 
 use super::super::core::{Core, Kind};
 use super::super::scratch::Buf;

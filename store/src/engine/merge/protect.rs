@@ -1,7 +1,7 @@
-//! The first steps of a batch: other snapshots keep their data, and nobody writes any more.
+//! The first steps of a batch: other snapshots get their copies, and writes are stopped.
 //!
 //! Owns the requests by which a merge asks for its part of the origin, and the busy marks. Never
-//! knows how a snapshot's copy is made: that is an origin write's.
+//! knows how a snapshot's copy is made: an origin write does that.
 
 use super::super::core::{Asker, Core, Pending};
 use super::{Copies, MergeFailure, MergeJob, Site, Stage};

@@ -1,18 +1,19 @@
-//! Which blocks of an arena may be in memory, and which are let go of next.
+//! Which blocks of an arena may be in memory, and which are evicted next.
 //!
-//! Owns a bit a block, the number of those that are in memory, and the hand that goes over them.
-//! Never knows what lies in a block, nor how one is let go of. Keeps I12 for the table: a block
-//! counts from before the first look at it until it is let go of.
+//! Owns one bit per block, the number of blocks in memory, and the hand that passes over them.
+//! Never knows the content of a block, nor how one is evicted. Keeps I12 for the table: a block
+//! counts from before the first access until it is evicted.
 //!
-//! The kernel maps up to 64 KiB around an address that is read, aligned to that (its
-//! `fault_around_bytes`), if the file's pages are at hand. That is a [`BLOCK`](super::BLOCK): whoever
-//! looks into one says so before, which is a load where it was said since the hand came by. So what
-//! is in memory is known without asking the system; and nothing has to look at it from time to time.
+//! The kernel maps up to 64 KiB around an address that is read, aligned to that size (its
+//! `fault_around_bytes`), if the file's pages are cached. That is a [`BLOCK`](super::BLOCK): a
+//! thread marks a block before it looks into it, which is one load if the block has been marked
+//! since the hand last passed. So the resident part is known without asking the kernel, and
+//! nothing has to check it periodically.
 //!
-//! The hand lets go of 64 neighbours at once: to take pages out of a process interrupts each of its
-//! threads that runs, so that a second chance for the blocks that are in use would cost more than it
-//! saves. A look that began before a block was let go of may bring that back uncounted: one a
-//! thread, until it or a neighbour is used again and the hand comes by.
+//! The hand evicts 64 neighbours at once: removing pages from a process interrupts each of its
+//! running threads, so a second chance for blocks in use would cost more than it saves. An access
+//! that began before its block was evicted may bring it back uncounted: one block per thread,
+//! until that block or a neighbour is used again and the hand passes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};

@@ -1,9 +1,9 @@
-//! The file that an arena lies in, and where it is mapped.
+//! The file of an arena, and its mapping.
 //!
-//! Owns the mapping and the file behind it, which has no name: it is gone with the process. Never
-//! knows what lies where. Keeps: no word is given out that the file has no space for, so that an
-//! access cannot fail for lack of space; the mapping begins at a whole block, as the kernel counts
-//! those that it maps around a fault.
+//! Owns the mapping and the unnamed file behind it, which is gone with the process. Never knows
+//! what the file contains. Keeps: no word is allocated for which the file has no space, so that an
+//! access cannot fail for lack of space; the mapping is aligned to a whole block, like the
+//! kernel's mappings around a fault.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;

@@ -1,7 +1,7 @@
-//! Which other processes have a file open: locks of open file descriptions name nobody.
+//! Which other processes have a file open: open file description locks do not say.
 //!
-//! Owns the look into `/proc`, for a sentence and nothing else. What this process may not look at is
-//! not found.
+//! Owns the search of `/proc`, for an error message only. Processes that this one may not inspect
+//! are not found.
 
 use std::ffi::OsStr;
 use std::fs;
