@@ -19,7 +19,7 @@ pub use snapblk_store::workers::Wake;
 
 use crate::worker::WorkerHandle;
 
-/// A device's table, as far as the guest's protocol is concerned with it.
+/// A device's table, as far as the guest's protocol needs it.
 pub trait DeviceTable: Send + Sync + 'static {
     /// Size of the device.
     fn size(&self) -> Sector;
@@ -29,24 +29,24 @@ pub trait DeviceTable: Send + Sync + 'static {
 
 /// The engine of one worker: requests in, actions out. Lives and dies on the worker's thread.
 pub trait DeviceEngine: 'static {
-    /// What it serves.
+    /// The table that it serves.
     type Table: DeviceTable;
 
-    /// Takes a table; only while [`is_quiet`](Self::is_quiet). Requests that are held are looked
-    /// at again at the next [`step`](Self::step).
+    /// Takes a table; only while [`is_quiet`](Self::is_quiet). Held requests are dispatched again
+    /// at the next [`step`](Self::step).
     fn bind(&mut self, table: Option<Arc<Self::Table>>);
-    /// A request for what lies at `offset`, in bytes, comes soon.
+    /// A request for the data at `offset`, in bytes, will be submitted soon.
     fn prefetch(&self, offset: u64);
-    /// Where the range lies, if a read or write of it needs no engine at all. `offset` and `len`
+    /// The place of the range, if a read or write of it needs no engine at all. `offset` and `len`
     /// are bytes.
     fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct>;
-    /// Takes a request; its range lies within the table.
+    /// Takes a request; its range is within the table.
     fn submit(&mut self, request: Request);
     /// One of its actions ended.
     fn complete(&mut self, completion: Completion);
-    /// Looks again at what was woken and issues what was gathered. Once a batch.
+    /// Advances woken requests and issues gathered actions. Once per batch.
     fn step(&mut self);
-    /// The next thing it wants done.
+    /// Its next action.
     fn pop_action(&mut self) -> Option<Action>;
     /// The parts of an action that [`pop_action`](Self::pop_action) returned last.
     fn segs(&self, action: &Action) -> &[Seg];
@@ -56,15 +56,15 @@ pub trait DeviceEngine: 'static {
     fn pop_finished(&mut self) -> Option<(Token, Status)>;
     /// Nothing in flight, nothing claimed, no commit led. Requests may be held.
     fn is_quiet(&self) -> bool;
-    /// Ends with an error the requests that are held because there is no room for them;
-    /// with `all`, those too that wait for other workers. Called while quiet.
+    /// Ends with an error the requests that are held because there is no room for them; with
+    /// `all`, also those that wait for other workers. Called while quiet.
     fn fail_held(&mut self, all: bool);
-    /// Makes durable in the steps that follow what was written, though nobody waits for that.
+    /// Makes earlier writes durable in the next steps, although no request waits for it.
     fn commit(&mut self);
-    /// Begins nothing of its own accord (a merge's next run, a commit for others) while the worker
-    /// comes to rest, or does so again.
+    /// Sets whether it starts work by itself (a merge's next run, a commit for other workers); it
+    /// must not while the worker is quiescing.
     fn set_stopping(&mut self, stopping: bool);
-    /// Announces that the worker goes to sleep; false where there is something to look at first.
+    /// Announces that the worker goes to sleep; false if there is something to check first.
     fn may_sleep(&mut self) -> bool;
     /// The worker no longer sleeps.
     fn woke(&mut self);
@@ -72,42 +72,43 @@ pub trait DeviceEngine: 'static {
     fn files(&self) -> &[FileId];
 }
 
-/// The executor of one worker: does all its input, output and waiting.
+/// The executor of one worker: it does all the worker's I/O and waiting.
 pub trait DeviceIo: 'static {
-    /// The files that actions will name from now on.
+    /// Sets the files that actions will name from now on.
     fn adopt_files(&mut self, files: &[FileId]);
     /// Queues an action, or carries it out.
     fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G);
     /// Whether an action has ended when [`submit`](Self::submit) returns.
     fn is_synchronous(&self) -> bool;
-    /// Whether an action takes no longer than it takes to copy.
+    /// Whether an action takes no longer than copying its data.
     fn is_in_memory(&self) -> bool;
-    /// Hands what is queued to the system, without waiting.
+    /// Submits queued actions to the kernel, without waiting.
     fn enter(&mut self) -> io::Result<()>;
     /// The next action that ended.
     fn completed(&mut self) -> Option<Completion>;
-    /// Waits for `fd`, an eventfd, too, until [`unwatch`](Self::unwatch).
+    /// Also waits for `fd`, an eventfd, until [`unwatch`](Self::unwatch).
     fn watch(&mut self, fd: BorrowedFd<'_>, key: u64);
-    /// Waits for it no more; after this it never fires again.
+    /// Stops waiting for it; after this it never fires again.
     fn unwatch(&mut self, key: u64);
     /// The key of a watched eventfd that was signalled; its counter is back at 0.
     fn fired(&mut self) -> Option<u64>;
     /// Submits, and waits for a completion or a watched eventfd, in one system call.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Whether a completion or a signal is there, or is held back until [`enter`](Self::enter).
+    /// Whether a completion or a signal is there, or is deferred until [`enter`](Self::enter).
     fn has_answers(&mut self) -> bool;
-    /// Has completions posted as they come, or held back until a call; where nothing is in flight.
+    /// Has completions posted as they come, or deferred until a call; only while nothing is in
+    /// flight.
     fn post_at_once(&mut self, on: bool);
     /// Whether they are posted as they come.
     fn posts_at_once(&self) -> bool;
-    /// As [`has_answers`](Self::has_answers), or whether the system has not been given all that was
-    /// queued.
+    /// As [`has_answers`](Self::has_answers), or whether queued actions have not been submitted to
+    /// the kernel.
     fn is_ready(&mut self) -> bool;
     /// Actions that have not ended yet.
     fn in_flight(&self) -> usize;
 }
 
-/// What a guest is told about its disk.
+/// The properties of a disk that its guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Its size.
@@ -116,18 +117,18 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
-/// A request that failed, as far as whoever looks after the device is told.
+/// A failed request, as reported to the device's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// One that the guest reads something by.
+    /// A request that returns data to the guest.
     Read,
-    /// Another.
+    /// Another request.
     Write,
-    /// Another, for want of room.
+    /// Another request, for lack of room.
     NoSpace,
 }
 
-/// What an export is an export *of*: a device of the process.
+/// The object of an export: a device of the process.
 pub trait Binding: Send + Sync + 'static {
     /// The engine of its workers.
     type Engine: DeviceEngine;
@@ -138,18 +139,18 @@ pub trait Binding: Send + Sync + 'static {
     fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Self::Engine>;
     /// Makes the executor of a worker, on the worker's thread.
     fn io(&self) -> io::Result<Self::Io>;
-    /// The device as it is now; as it was last where it has no table.
+    /// The device as it is now, or as it was last if it has no table.
     fn geometry(&self) -> Geometry;
-    /// Whether every write is to be durable when it ends, as the export's guest set it last.
+    /// Whether every write must be durable when it ends, as the export's guest last set it.
     fn is_write_through(&self, export: &str) -> bool;
-    /// The guest set it. Returns when that outlives the process, as far as it can.
+    /// The guest set it. Returns when the setting survives the process, as far as possible.
     fn set_write_through(&self, export: &str, on: bool);
-    /// A guest's request could not be carried out. Called by a worker, seldom; must not block.
+    /// A guest's request failed. Called by a worker, rarely; must not block.
     fn request_failed(&self, failure: Failure);
     /// An export's workers begin to serve the device. They start suspended and without a table:
-    /// the device machine resumes each of them with its table when the device is active.
+    /// the device layer resumes each of them with its table when the device is active.
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<TableOf<Self>>>);
-    /// They no longer do.
+    /// The workers no longer serve the device.
     fn detach(&self, export: &str);
 }
 

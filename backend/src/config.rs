@@ -10,9 +10,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use crate::binding::Geometry;
 
-/// Data segments in a request: what fits a queue of 128 with the header and the status.
+/// Data segments in a request: as many as fit a queue of 128 together with the header and the
+/// status.
 pub const SEG_MAX: u32 = 126;
-/// Bytes in a data segment. Not a limit of ours; a guest that finds 0 takes it for a page.
+/// Bytes in a data segment. Not a limit of the back end; a guest takes 0 for a page.
 pub const SIZE_MAX: u32 = 1 << 22;
 /// Longest range of a discard or write-zeroes segment, in sectors: 32 MiB.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 16;
@@ -65,8 +66,8 @@ pub fn is_write_through(features: u64, writeback: bool) -> bool {
     features & FLUSH == 0 || (features & CONFIG_WCE != 0 && !writeback)
 }
 
-/// What the `writeback` field shows: off where a driver may look at it and has no way to flush
-/// (virtio 1.2, 5.2.5.2).
+/// The value of the `writeback` field: off if a driver may read it and has no way to flush (virtio
+/// 1.2, 5.2.5.2).
 pub fn shown_writeback(features: u64, writeback: bool) -> bool {
     writeback && (features & CONFIG_WCE == 0 || features & FLUSH != 0)
 }
@@ -100,7 +101,7 @@ impl LogicalBlock {
     }
 }
 
-/// What stands in the configuration space.
+/// The content of the configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigSpace {
     /// Size and access.
@@ -142,8 +143,8 @@ impl ConfigSpace {
         out
     }
 
-    /// `size` bytes from `offset` on. What lies behind the fields reads as zero: front-ends ask
-    /// for as much as *their* structure has.
+    /// `size` bytes from `offset` on. Bytes behind the fields read as zero: front-ends ask for as
+    /// much as *their* structure has.
     pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
         let bytes = self.bytes();
         (u64::from(offset)..u64::from(offset) + u64::from(size))

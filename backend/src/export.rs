@@ -18,23 +18,23 @@ pub use crate::session::{SessionEvent, SocketAddress};
 pub use crate::worker::Polling;
 use crate::worker::{WorkerHandle, WorkerOptions, spawn};
 
-/// The most queues an export has: a bit each in the engine's wake masks.
+/// The most queues of an export: each has a bit in the engine's wake masks.
 pub const MAX_QUEUES: u16 = 62;
 
-/// What to export, and how.
+/// The parameters of an export.
 #[derive(Debug)]
 pub struct ExportConfig {
     /// Its name in the monitor.
     pub id: String,
-    /// Where front-ends connect.
+    /// The socket that front-ends connect to.
     pub socket: SocketAddress,
     /// Queues, 1 to [`MAX_QUEUES`].
     pub num_queues: u16,
-    /// Whether guests may write, where the device can be written at all.
+    /// Whether guests may write, if the device can be written at all.
     pub writable: bool,
     /// Logical block.
     pub logical_block: LogicalBlock,
-    /// What GET_ID answers; cut at 20 bytes.
+    /// The answer to GET_ID; cut at 20 bytes.
     pub serial: String,
     /// Whether its workers may sleep.
     pub polling: Polling,
@@ -45,14 +45,14 @@ pub struct ExportConfig {
 pub enum StopMode {
     /// Only if no front-end is connected.
     Safe,
-    /// Also under a front-end; its requests in flight end first.
+    /// Even if a front-end is connected; its requests in flight end first.
     Hard,
 }
 
 /// Why an export cannot start or stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Not a number of queues.
+    /// An impossible number of queues.
     #[error("export {id} cannot have {queues} queues; 1 to {MAX_QUEUES} are possible")]
     Queues {
         /// Which export.
@@ -68,7 +68,7 @@ pub enum ExportError {
         /// Why not.
         error: ListenError,
     },
-    /// A thread, or what it needs, could not be had.
+    /// A thread, or a resource for it, could not be had.
     #[error("export {id}: a worker could not be started: {error}")]
     Worker {
         /// Which export.
@@ -76,7 +76,7 @@ pub enum ExportError {
         /// Why not.
         error: io::Error,
     },
-    /// Asked to stop safely.
+    /// A safe stop was requested while a front-end is connected.
     #[error("export {0} is in use by a front-end; disconnect it, or stop the export hard")]
     InUse(String),
 }
@@ -96,7 +96,7 @@ impl std::fmt::Debug for Export {
     }
 }
 
-/// Workers that were started, until all of them were.
+/// The workers started so far, until all are.
 struct Started<T> {
     handles: Vec<WorkerHandle<T>>,
     threads: Vec<JoinHandle<()>>,
@@ -139,7 +139,7 @@ impl Export {
             },
         });
         let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
-        // By them the log says which disk it is about. The system's names end at a zero byte.
+        // The log names the disk by them. The kernel's names end at a zero byte.
         let named = id.replace('\0', "\u{fffd}");
         let workers = start_workers(&named, num_queues, options, &binding).map_err(worker_error)?;
         let session = match Session::listen(
@@ -183,13 +183,13 @@ impl Export {
         self.control.is_connected()
     }
 
-    /// What is to be called when the device has another size.
+    /// The function to call when the device has another size.
     pub fn size_changed(&self) -> impl Fn() + Send + Sync + 'static {
         let control = self.control.clone();
         move || control.size_changed()
     }
 
-    /// Ends it: requests in flight end, what they owe is made durable, the socket goes.
+    /// Ends it: requests in flight end, owed chunks are made durable, the socket is removed.
     pub fn stop(&mut self, mode: StopMode) -> Result<(), ExportError> {
         if mode == StopMode::Safe && self.is_connected() {
             return Err(ExportError::InUse(self.id.clone()));
@@ -214,8 +214,8 @@ impl Drop for Export {
     }
 }
 
-/// Stops exports under their front-ends, side by side. The names of those that did not stop within
-/// `limit`; they go on to.
+/// Stops exports in parallel, even with connected front-ends. Returns the names of those that did
+/// not stop within `limit`; they continue to stop.
 pub fn stop_all(exports: impl IntoIterator<Item = Export>, limit: Duration) -> BTreeSet<String> {
     let deadline = Instant::now() + limit;
     let (stopped, stops) = channel();
@@ -227,7 +227,7 @@ pub fn stop_all(exports: impl IntoIterator<Item = Export>, limit: Duration) -> B
             let _ = export.stop(StopMode::Hard);
             let _ = stopped.send(export.id.clone());
         };
-        // One that gets no thread was dropped, and has stopped.
+        // An export without a thread was dropped, and has stopped.
         if std::thread::Builder::new().name("stop".into()).spawn(stop).is_ok() {
             left.insert(id);
         }

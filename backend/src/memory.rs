@@ -23,7 +23,7 @@ use vm_memory::{
 use mapped::Mapped;
 pub use mapped::Window;
 
-/// How many regions a front-end may add: what QEMU's own vhost-user library allows.
+/// How many regions a front-end may add: as many as QEMU's own vhost-user library allows.
 pub const MAX_REGIONS: usize = 509;
 
 /// A region as the front-end describes it (vhost-user, "Memory region description").
@@ -35,14 +35,14 @@ pub struct Region {
     pub size: u64,
     /// First address in the front-end's own address space.
     pub user: u64,
-    /// Where the region begins in its file, in bytes.
+    /// The region's offset in its file, in bytes.
     pub file_offset: u64,
 }
 
 /// Why a region was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Its numbers cannot be true.
+    /// Its numbers are impossible.
     #[error("memory region at {0:#x} is empty or wraps around")]
     Bounds(u64),
     /// It cannot be mapped.
@@ -58,10 +58,10 @@ pub enum MemoryError {
     /// Two regions share addresses.
     #[error("memory region at {0:#x} overlaps another one")]
     Overlap(u64),
-    /// More than the front-end was told.
+    /// More regions than the front-end was told.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
-    /// To be removed, and not there.
+    /// A region to be removed does not exist.
     #[error("there is no memory region at {0:#x} to remove")]
     Unknown(u64),
 }
@@ -96,7 +96,7 @@ impl GuestMemory {
         })
     }
 
-    /// This memory and one region more.
+    /// This memory and one more region.
     pub fn with_region(&self, region: Region, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
         if self.mapped.len() >= MAX_REGIONS {
             return Err(MemoryError::TooMany);
@@ -132,7 +132,7 @@ impl GuestMemory {
         Ok(GuestMemory { map, mapped })
     }
 
-    /// This memory without a region, which is known by its addresses and size.
+    /// This memory without a region, which is identified by its addresses and size.
     pub fn without_region(&self, region: Region) -> Result<GuestMemory, MemoryError> {
         let same = |mapped: &Mapped| {
             let known = mapped.region;
@@ -148,7 +148,7 @@ impl GuestMemory {
         Ok(GuestMemory { map, mapped })
     }
 
-    /// The region in which `address` lies, if any does.
+    /// The region that contains `address`, if any.
     #[inline]
     fn region_of(&self, address: GuestAddress) -> Option<&Mapped> {
         let above = self.mapped.partition_point(|mapped| mapped.region.guest <= address.0);
@@ -173,8 +173,9 @@ impl GuestMemory {
         })
     }
 
-    /// Appends where `[address, address + len)` lies in this process: one piece, or one a region
-    /// where the range crosses from one to the next. Appends nothing where part of it is nowhere.
+    /// Appends the places of `[address, address + len)` in this process: one piece, or one per
+    /// region if the range crosses from one to the next. Appends nothing if part of it is in no
+    /// region.
     ///
     /// The pieces stay valid as long as this `GuestMemory` lives.
     #[inline]
@@ -214,8 +215,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies bytes out of the guest's memory. Inlined: a few bytes, of a length that is known, are a
-    /// move or two then.
+    /// Copies bytes out of the guest's memory. Inlined, so that a few bytes of a known length are
+    /// a move or two.
     #[inline(always)]
     pub fn read(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), BadAddress> {
         if self.region_of(address).is_some_and(|of| of.read(address.0, into)) {

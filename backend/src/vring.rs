@@ -23,24 +23,24 @@ use inflight::Inflight;
 pub use chain::{Chain, Descriptor};
 pub use inflight::Region;
 
-/// The longest queue that is served; what QEMU and Linux allow.
+/// The longest queue that is served, as in QEMU and Linux.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver polls.
 const NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device needs no kicks.
 const NO_NOTIFY: u16 = 1;
-/// A chain that no driver comes to before this end is asleep again, or has served thousands.
+/// A chain that no driver reaches before this end sleeps again or has served thousands.
 const FAR: u16 = 1 << 15;
 
-/// Where the flags lie in the available and in the used ring.
+/// The offset of the flags in the available and in the used ring.
 const FLAGS: usize = 0;
-/// Where the index lies in both.
+/// The offset of the index in both.
 const INDEX: usize = 2;
-/// Where the entries begin in both.
+/// The offset of the entries in both.
 const ENTRIES: usize = 4;
 
-/// What a front-end said about a ring before it started it. Addresses are the front-end's own.
+/// The front-end's description of a ring before its start. Addresses are the front-end's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VringSetup {
     /// Descriptors: a power of two.
@@ -51,7 +51,7 @@ pub struct VringSetup {
     pub available: u64,
     /// The used ring.
     pub used: u64,
-    /// Where to go on in the available ring.
+    /// The position in the available ring to continue at.
     pub base: u16,
     /// Whether VIRTIO_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
@@ -73,7 +73,7 @@ pub enum VringError {
         /// What the front-end said.
         address: u64,
     },
-    /// The front-end's memory for what is in flight is for shorter queues.
+    /// The front-end's inflight memory is for shorter queues.
     #[error(
         "the queue has {size} descriptors, and the inflight region was asked for with {descriptors}"
     )]
@@ -92,26 +92,26 @@ pub struct Vring {
     table: Window,
     available: Window,
     used: Window,
-    /// The place of the next chain in the available ring.
+    /// The position of the next chain in the available ring.
     next: u16,
-    /// The available index when last looked at.
+    /// The available index when last read.
     seen: u16,
-    /// The used index, with completions that the guest was not shown yet.
+    /// The used index, including completions that are not published yet.
     completed: u16,
     /// The used index as the guest sees it.
     published: u16,
-    /// The used index when the driver's wish for interrupts was last asked.
+    /// The used index when the driver's request for an interrupt was last read.
     told: u16,
-    /// The guest moved the available index further than a ring is long: nothing in it can be
-    /// trusted until it is set up anew.
+    /// The guest moved the available index further than a ring is long: nothing in the ring can be
+    /// trusted until it is set up again.
     broken: bool,
-    /// Where a process after this one finds what this one has in flight.
+    /// Where a later process finds the chains that this one has in flight.
     inflight: Option<Inflight>,
 }
 
 impl Vring {
-    /// Starts at the setup's base, or with what `region` tells of in flight; the used ring goes on
-    /// where the guest's memory says.
+    /// Starts at the setup's base, or with the chains that `region` records in flight; the used
+    /// ring continues at the index in the guest's memory.
     pub fn start(
         setup: VringSetup,
         memory: &GuestMemory,
@@ -146,14 +146,14 @@ impl Vring {
         })
     }
 
-    /// Finds the ring again where the guest's memory was laid out anew.
+    /// Finds the ring again after the guest's memory was mapped differently.
     pub fn relocate(&mut self, memory: &GuestMemory) -> Result<(), VringError> {
         (self.table, self.available, self.used) = parts(&self.setup, memory)?;
         Ok(())
     }
 
-    /// The next chain, if there is one; its descriptors are followed as it is looked at. What is
-    /// owed from before comes first.
+    /// The next chain, if there is one; its descriptors are followed as it is read. Chains left by
+    /// an earlier process come first.
     #[inline]
     pub fn take<'r>(&'r mut self, memory: &'r GuestMemory) -> Option<Chain<'r>> {
         if let Some(head) = self.inflight.as_mut().and_then(Inflight::next_owed) {
@@ -171,12 +171,12 @@ impl Vring {
         Some(Chain::new(memory, &self.table, self.setup.size, head))
     }
 
-    /// Looks how far the driver is; false where there is no more than was known.
+    /// Reads the driver's position; false if there is no more than was known.
     fn look(&mut self) -> bool {
         if self.broken {
             return false;
         }
-        // Acquire: the entries and descriptors that were written before the index.
+        // Acquire: sees the entries and descriptors that were written before the index.
         let index = self.available.load_u16(INDEX, Ordering::Acquire);
         if index.wrapping_sub(self.next) > self.setup.size {
             self.broken = true;
@@ -207,9 +207,9 @@ impl Vring {
         self.seen.wrapping_sub(self.next)
     }
 
-    /// Gives a chain back; `len` bytes of its writable part were written. The driver sees it once
-    /// it is published. A head that is no descriptor of this queue has no place in the used ring
-    /// and is dropped.
+    /// Completes a chain; `len` bytes of its writable part were written. The driver sees it once
+    /// it is published. A head that is not a descriptor of this queue has no place in the used
+    /// ring and is dropped.
     #[inline]
     pub fn complete(&mut self, head: u16, len: u32) {
         if head < self.setup.size
@@ -220,7 +220,8 @@ impl Vring {
         self.give_back(head, len);
     }
 
-    /// The same for a chain that is no request: its head is another one's, which stays in flight.
+    /// The same for a chain that is not a request: its head belongs to another chain, which stays
+    /// in flight.
     #[inline]
     pub fn give_back(&mut self, head: u16, len: u32) {
         if head < self.setup.size {
@@ -231,7 +232,7 @@ impl Vring {
         }
     }
 
-    /// Shows the driver what was completed, if it looks for that.
+    /// Publishes completions for the driver, if it polls.
     #[inline]
     pub fn show(&mut self) {
         if self.published != self.completed {
@@ -244,13 +245,13 @@ impl Vring {
         }
     }
 
-    /// Shows the driver what was completed. True where it wants to hear of that.
+    /// Publishes completions. True if the driver wants an interrupt.
     #[inline]
     pub fn publish(&mut self) -> bool {
         self.show();
         let since = self.completed.wrapping_sub(std::mem::replace(&mut self.told, self.completed));
-        // What is published comes before the look at whether that is waited for; the driver does
-        // these two the other way round (2.7.7.2).
+        // Publish first, then read whether the driver waits; the driver does these two in the
+        // other order (2.7.7.2).
         fence(Ordering::SeqCst);
         if !self.setup.event_idx {
             return self.available.load_u16(FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
@@ -260,8 +261,8 @@ impl Vring {
         self.completed.wrapping_sub(event).wrapping_sub(1) < since
     }
 
-    /// Asks the driver to kick for the next chain. True where one came meanwhile: then it will
-    /// not kick, and the ring must be looked at again.
+    /// Asks the driver to kick for the next chain. True if one came meanwhile: then the driver
+    /// will not kick, and the ring must be checked again.
     pub fn arm(&mut self) -> bool {
         if self.setup.event_idx {
             let event = ENTRIES + 8 * usize::from(self.setup.size);
@@ -269,13 +270,13 @@ impl Vring {
         } else {
             self.used.store_u16(FLAGS, 0, Ordering::Relaxed);
         }
-        // Asked before looked; the driver does these two the other way round.
+        // Ask first, then look; the driver does these two in the other order.
         fence(Ordering::SeqCst);
         self.has_work()
     }
 
-    /// Kicks are not needed now: one would cost the driver a system call, and this end another to
-    /// wait for the next. With EVENT_IDX the one that was asked for is put off.
+    /// Kicks are not needed now: a kick would cost the driver a system call, and this end another
+    /// to wait for the next. With EVENT_IDX the requested kick is postponed.
     pub fn disarm(&mut self) {
         if self.setup.event_idx {
             let event = ENTRIES + 8 * usize::from(self.setup.size);
@@ -285,18 +286,19 @@ impl Vring {
         }
     }
 
-    /// Where a later start has to go on in the available ring. What is owed from before and was not
-    /// taken does not count: without the memory that tells of it, it is to be found in the ring.
+    /// The position in the available ring for a later start. Chains that an earlier process left
+    /// and that were not taken do not count: without the inflight memory they must be found in the
+    /// ring.
     pub fn base(&self) -> u16 {
         self.next.wrapping_sub(self.owes())
     }
 
-    /// Chains that are owed from before and were not taken yet.
+    /// Chains that an earlier process left and that were not taken yet.
     pub fn owes(&self) -> u16 {
         self.inflight.as_ref().map_or(0, Inflight::owes)
     }
 
-    /// Whether a later start, also of another process, finds what is in flight now.
+    /// Whether a later start, even of another process, finds the chains that are in flight now.
     pub fn is_tracked(&self) -> bool {
         self.inflight.is_some()
     }
@@ -312,8 +314,8 @@ impl Vring {
     }
 }
 
-/// Where the descriptor table, the available and the used ring lie (virtio 1.2, 2.7: their sizes
-/// and alignments).
+/// The places of the descriptor table, the available and the used ring (virtio 1.2, 2.7: their
+/// sizes and alignments).
 fn parts(setup: &VringSetup, memory: &GuestMemory) -> Result<(Window, Window, Window), VringError> {
     let size = usize::from(setup.size);
     let find = |part, address, len, align| {

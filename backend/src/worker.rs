@@ -49,21 +49,21 @@ use quiesce::Quiesce;
 #[cfg(test)]
 mod tests;
 
-/// Between two looks at a ring that is not kicked.
+/// The interval between two checks of a ring that is not kicked.
 const UNKICKED_POLL: Duration = Duration::from_micros(200);
 
-/// Marks the tags of I/O that the worker asks for itself.
+/// Marks the tags of the worker's own I/O.
 const OWN_TAG: u64 = 1 << 63;
-/// The flush that the worker asks for itself.
+/// The worker's own flush.
 const OWN_FLUSH: Token = Token(u32::MAX);
 
 const WAKE_KEY: u64 = 0;
 const KICK_KEY: u64 = 1;
 
-/// What a worker is told at its start.
+/// The parameters of a worker at its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerOptions {
-    /// What GET_ID answers.
+    /// The answer to GET_ID.
     pub(crate) serial: [u8; SERIAL_LEN],
     /// Whether the export lets guests write.
     pub(crate) writable: bool,
@@ -113,14 +113,14 @@ struct Ring {
     call: Option<std::os::fd::OwnedFd>,
     err: Option<std::os::fd::OwnedFd>,
     enabled: bool,
-    /// It lies in the front-end's memory as it is now.
+    /// It is in the front-end's present memory.
     has_memory: bool,
     write_through: bool,
-    /// Chains were completed that the driver was not told of.
+    /// Chains were completed for which the driver was not interrupted.
     owes_interrupt: bool,
-    /// How many requests it keeps in flight, or kept not long ago.
+    /// How many requests the driver keeps in flight, or recently kept.
     depth: u16,
-    /// Bytes of actions since the driver was told last.
+    /// Bytes of actions since the last interrupt.
     untold_bytes: u64,
     told_broken: bool,
     driver: DriverWatch,
@@ -137,7 +137,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     writable: bool,
     parser: Parser,
     table: Option<Arc<E::Table>>,
-    /// The one that it let go of last.
+    /// The one that it released last.
     last: Weak<E::Table>,
     gate: Gate,
     /// I/O of its own in flight.
@@ -145,18 +145,19 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     unsubmitted: Queued,
     polling: Polling,
     poll: AdaptivePoll,
-    /// The same for what is in flight.
+    /// The same for I/O in flight.
     poll_io: AdaptivePoll,
     mailbox: Arc<Mailbox<E::Table>>,
     mail: VecDeque<Mail<E::Table>>,
     quiesce: Option<Quiesce>,
-    /// Nothing is taken until nothing is in flight, or until then, for [`Worker::suit_driver`].
+    /// No chain is taken until nothing is in flight, or until this time, for
+    /// [`Worker::suit_driver`].
     drains: Option<Instant>,
-    /// What is owed is to be committed, once it serves.
+    /// Owed chunks are to be committed when it serves.
     commit_wanted: bool,
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
-    /// The driver turned its cache off while there was nothing to flush.
+    /// The driver turned its cache off while there was no table to flush.
     owes_flush: bool,
     stopping: bool,
     /// Is told of requests that failed.
@@ -224,9 +225,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let took = self.take_batch();
         busy |= took;
         busy |= self.drive();
-        // But for the first parts of a batch: a worker that is about to sleep submits by the system
-        // call in which it waits, or before it polls; one that goes on submits what it had before,
-        // unless a driver that polls is adding to it; and one that does not sleep waits for nothing.
+        // Apart from the first parts of a batch: a worker that is about to sleep submits by the
+        // system call in which it waits, or before it polls; one that continues submits its
+        // earlier actions, unless a driver that polls is adding requests; and one that does not
+        // sleep submits at once.
         let never_sleeps = self.polling == Polling::Always;
         let grows = self.is_added_to() && self.unsubmitted.still_grows(took);
         let goes_on = !grows && ((self.unsubmitted.is_carried() && busy) || self.has_work());
@@ -246,7 +248,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.drains.is_none() && self.may_serve()
     }
 
-    /// The same, or will be as soon as what is in flight has ended.
+    /// The same, or they will be as soon as the I/O in flight has ended.
     fn may_serve(&self) -> bool {
         self.gate == Gate::Open
             && self.quiesce.is_none()
@@ -268,7 +270,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.ring.as_ref().is_some_and(|ring| ring.write_through)
     }
 
-    /// Goes on with the next range of a request, or answers it.
+    /// Continues with the next range of a request, or completes it.
     fn next_range(&mut self, head: u16) {
         match self.flights.next_range(head) {
             Some(range) => {
@@ -279,7 +281,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Lets the engine go on, and carries out what it asks for.
+    /// Advances the engine, and carries out its actions.
     fn drive(&mut self) -> bool {
         let mut busy = false;
         if self.gate == Gate::Open {
@@ -299,7 +301,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         busy
     }
 
-    /// Takes what ended.
+    /// Takes completions.
     fn reap(&mut self) -> bool {
         let mut busy = false;
         while let Some(Completion { tag, result }) = self.io.completed() {
@@ -333,10 +335,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Nothing to do: looks a little longer where that pays, then sleeps.
+    /// Nothing to do: polls for a while if that pays, then sleeps.
     fn idle(&mut self) {
         if self.polling == Polling::Always && self.is_serving() {
-            // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+            // The ring, the mailbox and the inbox are checked in every turn, whatever the signal.
             while self.io.fired().is_some() {}
             std::hint::spin_loop();
             return;
@@ -370,7 +372,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if registered && !self.engine.may_sleep() {
             return self.disarm(armed);
         }
-        // Its signal may have been taken together with another's, before this was looked at.
+        // Its signal may have been taken together with another one, before this check.
         if self.mailbox.is_pending() {
             if registered {
                 self.engine.woke();
@@ -384,7 +386,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.engine.woke();
         }
         while self.io.fired().is_some() {}
-        // A ring without kicks is looked at again where nothing came at all.
+        // A ring without kicks is checked again if nothing came at all.
         let slept = before.elapsed();
         let slept = if timeout.is_some_and(|limit| slept >= limit) { Duration::MAX } else { slept };
         if polling {
@@ -403,17 +405,17 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Hands over what is queued, and goes on.
+    /// Submits queued actions, and continues.
     fn hand_over(&mut self) {
         self.unsubmitted.hand_over();
         self.note(|io| io.enter());
     }
 
-    /// Does something with the executor that can only fail where the system is broken.
+    /// Calls the executor in a way that can fail only if the system is broken.
     fn note(&mut self, act: impl FnOnce(&mut I) -> io::Result<()>) {
         if let Err(e) = act(&mut self.io) {
             tracing::error!("waiting for input and output failed: {e}");
-            // Whatever is wrong, it shall not take a whole core as well.
+            // Whatever is wrong, it must not also take a whole core.
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -421,7 +423,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
 /// Messages.
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Reads messages. Those that cannot be followed now wait, in their order.
+    /// Reads messages. Those that cannot be carried out now wait, in their order.
     fn read_mail(&mut self) -> bool {
         if self.mailbox.is_pending() {
             self.mailbox.take(&mut self.mail);
@@ -435,7 +437,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 busy = true;
             }
         }
-        // Nothing new is begun by a worker that comes to rest, or rests; by the next table's it is.
+        // A worker that is quiescing or suspended begins nothing new; it does with the next table.
         if self.commit_wanted && self.gate == Gate::Open && self.quiesce.is_none() && !self.stopping
         {
             self.commit_wanted = false;
@@ -444,8 +446,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         busy
     }
 
-    /// While the worker comes to rest, only a message that undoes that is followed, or one that can
-    /// wait.
+    /// While the worker is quiescing, it carries out only a message that undoes that, or one that
+    /// can wait.
     fn may_follow(&self, mail: &Mail<E::Table>) -> bool {
         match &self.quiesce {
             None => true,
@@ -478,7 +480,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Mail::Enable(on) => self.change_ring(|ring| ring.enabled = on),
             Mail::Call(call) => self.change_ring(|ring| {
                 ring.call = call;
-                // The driver may have been told by the eventfd that is gone now.
+                // The driver may have been interrupted through the eventfd that is gone now.
                 if let Some(call) = &ring.call {
                     signal(call);
                 }
@@ -530,7 +532,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.table = table;
     }
 
-    /// Keeps nothing of the table that it served.
+    /// Releases everything of the table that it served.
     fn let_go(&mut self) {
         self.engine.bind(None);
         self.io.adopt_files(self.engine.files());
@@ -541,16 +543,16 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
         let mut vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
         if self.polling == Polling::Always {
-            // A kick would cost the driver a system call for nothing: where this end sleeps all the
-            // same, its ring is not served, and what ends that comes by mail.
+            // A kick would cost the driver a needless system call: if this end sleeps all the
+            // same, its ring is not served, and a message ends that.
             vring.disarm();
         }
         self.flights.resize(vring.size());
         self.watch_kick(&start.kick);
         self.mailbox.set_broken(false);
-        // Until this driver is known, too.
+        // This includes the time until the driver is known.
         self.io.post_at_once(false);
-        // A process before this one may have been killed between a completion and its interrupt.
+        // An earlier process may have been killed between a completion and its interrupt.
         if let Some(call) = start.call.as_ref().filter(|_| vring.is_tracked()) {
             signal(call);
         }
@@ -578,8 +580,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Goes on in a new memory. Front-ends take regions away before they add others, also while a
-    /// ring runs that lies in one of them: it waits until it has memory again.
+    /// Continues in a new memory. Front-ends remove regions before they add others, even while a
+    /// ring in one of them runs: the ring waits until it has memory again.
     fn relocate_ring(&mut self) {
         let Some(ring) = &mut self.ring else { return };
         let had = std::mem::take(&mut ring.has_memory);

@@ -11,7 +11,7 @@ use crate::table::Table;
 /// Why a worker did not stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StopError {
-    /// It still had something in flight at the deadline; it was told to go on.
+    /// It still had requests in flight at the deadline; it was told to continue.
     #[error("requests in flight did not end in time")]
     Deadline,
 }
@@ -23,17 +23,18 @@ pub trait AttachedWorker: Send + Sync {
     /// [`AttachedWorker::stopped`]; several workers are asked before the first is waited for.
     fn stop(&self);
 
-    /// Waits until nothing is in flight and nothing is taken; the worker has let go of its table
+    /// Waits until nothing is in flight and no request is taken; the worker has released its table
     /// then. A worker that ended counts as stopped.
     ///
     /// # Errors
-    /// [`StopError::Deadline`]: the worker is as it was, and serves on.
+    /// [`StopError::Deadline`]: the worker is unchanged and continues to serve.
     fn stopped(&self, deadline: Instant) -> Result<(), StopError>;
 
-    /// Asks the worker to commit what the stores of its table owe, when it serves; nobody waits for
-    /// that. At any time, by anybody.
+    /// Asks the worker to commit the owed chunks of its table's stores, when it serves; the caller
+    /// does not wait for that. May be called at any time, by any thread.
     fn commit(&self);
 
-    /// Gives the worker a table and lets it take requests; requests it held are looked at again.
+    /// Gives the worker a table and lets it take requests; requests that it held are dispatched
+    /// again.
     fn go(&self, table: Arc<Table>);
 }

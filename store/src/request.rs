@@ -6,11 +6,11 @@
 
 use crate::units::Sector;
 
-/// Names a request to whoever submitted it. Unique among the requests in flight of one engine.
+/// The submitter's name for a request. Unique among the requests in flight of one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u32);
 
-/// What is asked for.
+/// The operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Fill the request's bytes from the device.
@@ -19,17 +19,17 @@ pub enum Op {
     Write,
     /// Make every write that completed before durable. Has no range.
     Flush,
-    /// The range's content is no longer needed.
+    /// The content of the range is no longer needed.
     Discard,
-    /// The range shall read as zeroes; with `unmap` its space may be given back.
+    /// The range must read as zeroes; with `unmap` its space may be released.
     WriteZeroes {
-        /// Whether the space may be given back.
+        /// Whether the space may be released.
         unmap: bool,
     },
 }
 
-/// One request. The range has been checked to lie within the device by whoever submits it;
-/// the engine asserts that.
+/// One request. The submitter has checked that the range is within the device; the engine asserts
+/// this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The submitter's name for it, and for its bytes.
@@ -40,7 +40,7 @@ pub struct Request {
     pub sector: Sector,
     /// Length of the range in bytes, a multiple of 512 (0 for a flush).
     pub len: u64,
-    /// Write-through: the request ends only when what it wrote is durable.
+    /// Write-through: the request ends only when its data is durable.
     pub durable: bool,
 }
 
@@ -51,7 +51,7 @@ pub enum Status {
     Ok,
     /// Some of it could not be done.
     Error,
-    /// Likewise, for want of room in a store or in the file system below.
+    /// Likewise, for lack of room in a store or in the file system below.
     NoSpace,
     /// The device does not do this.
     Unsupported,

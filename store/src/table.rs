@@ -19,7 +19,7 @@ pub struct Line {
     pub start: u64,
     /// Bytes.
     pub len: u64,
-    /// What it maps to.
+    /// The target that it maps to.
     pub target: Target,
 }
 
@@ -28,12 +28,12 @@ pub struct Line {
 pub struct FlushSet {
     /// Stores whose log must be committed and whose data synced.
     pub stores: Vec<Arc<Store>>,
-    /// The same, where they are merged into `media`: a device whose store is Invalid is its origin,
-    /// and a flush of it no more than the origin's.
+    /// The same, for stores that are merged into `media`: a device whose store is Invalid is its
+    /// origin, and its flush is only the origin's.
     pub merged: Vec<Arc<Store>>,
     /// Other files to be synced.
     pub media: Vec<Arc<Medium>>,
-    /// Files that the lowest layers lie on: to be synced where they owe that.
+    /// Files below the lowest layers: to be synced if they have unsynced writes.
     pub below: Vec<Arc<Medium>>,
 }
 
@@ -60,8 +60,8 @@ pub struct Piece<'a> {
 }
 
 impl Table {
-    /// A table of `lines` that follow each other without a gap from 0; `exceptions` are what the
-    /// targets' numbers refer to.
+    /// A table of `lines` that follow each other without a gap from 0; the targets' numbers refer
+    /// to `exceptions`.
     pub fn new(lines: Vec<Line>, exceptions: Vec<Exceptions>) -> Self {
         let mut end = 0;
         for line in &lines {
@@ -115,7 +115,7 @@ impl Table {
         self.logical_block
     }
 
-    /// Every file that the table's requests may go to.
+    /// Every file that the table's requests may access.
     pub fn files(&self) -> &[FileId] {
         &self.files
     }
@@ -136,8 +136,8 @@ impl Table {
         &self.flush
     }
 
-    /// The piece of `[offset, offset + len)` that lies in one line, from its start. The range lies
-    /// within the device.
+    /// The first piece of `[offset, offset + len)` that is in one line. The range is within the
+    /// device.
     #[inline]
     pub fn piece(&self, offset: u64, len: u64) -> Piece<'_> {
         let line = match &self.lines[..] {
@@ -152,7 +152,8 @@ impl Table {
         Piece { target: &line.target, offset: within, len: len.min(line.len - within) }
     }
 
-    /// The stores to which guests write in `[offset, offset + len)`, where that is a snapshot's.
+    /// The stores that guests' writes to `[offset, offset + len)` go to, if the range is a
+    /// snapshot's.
     pub fn stores_of(&self, offset: u64, len: u64) -> impl Iterator<Item = &Arc<Store>> {
         let within =
             move |line: &&Line| line.start < offset + len && offset < line.start + line.len;
@@ -177,7 +178,7 @@ impl Table {
         }
     }
 
-    /// What is to be done with the first part of `op` on `[offset, offset + len)`.
+    /// The decision for the first part of `op` on `[offset, offset + len)`.
     #[inline]
     pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
         if self.read_only && op != Op::Read {
@@ -199,8 +200,8 @@ impl Table {
 }
 
 impl FlushSet {
-    /// Whether a store of it is invalid, which makes a flush fail that otherwise may have done all
-    /// there was to do.
+    /// Whether one of its stores is invalid; then a flush fails even if everything else was
+    /// flushed.
     pub fn has_invalid(&self) -> bool {
         let mut stores = self.stores.iter().chain(&self.merged);
         stores.any(|store| store.state() >= StoreState::Invalid)

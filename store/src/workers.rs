@@ -17,9 +17,9 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub const BITS: u32 = 62;
 /// Workers a process can have at a time.
 pub const MAX_WORKERS: usize = 512;
-/// Of these, places that no queue takes: a flush, or a job, finds one however many queues there are.
+/// Of these, places reserved for flushes and jobs, however many queues there are.
 pub const KEPT: usize = 32;
-/// Ranges a worker can track at a time. Few where a model checker walks them.
+/// Ranges that a worker can track at a time. Few for the model checker.
 pub const TRACKED: usize = if cfg!(feature = "shuttle") { 2 } else { 128 };
 
 const WOKEN: u64 = 1;
@@ -48,7 +48,7 @@ impl From<NoRoom> for std::io::Error {
     }
 }
 
-/// Identity of an origin, or of anything else whose ranges are tracked. 0 is nobody's.
+/// Identity of an origin, or of anything else whose ranges are tracked. 0 means none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrackedId(pub u32);
 
@@ -57,9 +57,9 @@ pub struct TrackedId(pub u32);
 struct Track {
     /// `start << 20 | length`, in sectors; 0 while free.
     range: AtomicU64,
-    /// What the range is a range of.
+    /// The tracked object that the range is part of.
     of: AtomicU32,
-    /// Who waits until it is free.
+    /// The workers that wait until it is free.
     watchers: AtomicU64,
 }
 
@@ -119,7 +119,7 @@ impl Workers {
         self.register_beside(wake, 0)
     }
 
-    /// Adds a worker that may last as long as the process does: the queue of an export.
+    /// Adds a worker that may live as long as the process: the queue of an export.
     ///
     /// # Errors
     /// All places are taken but the [`KEPT`] ones.
@@ -127,7 +127,7 @@ impl Workers {
         self.register_beside(wake, KEPT)
     }
 
-    /// Adds a worker where more than `kept` places are free.
+    /// Adds a worker if more than `kept` places are free.
     fn register_beside(
         self: &Arc<Self>,
         wake: Box<dyn Wake>,
@@ -163,10 +163,10 @@ impl Workers {
     }
 
     /// Looks for a tracked range of `of` that overlaps `[start, start + len)` (sectors), in flight
-    /// in any worker, and registers `bit` to be woken when it is gone. False where there is none.
+    /// in any worker, and registers `bit` to be woken when it is gone. False if there is none.
     ///
-    /// The caller has published whatever keeps *new* ranges from starting there before it calls;
-    /// the fence below pairs with that in [`Worker::track`].
+    /// Before it calls, the caller has published the state that keeps *new* ranges from starting
+    /// there; the fence below pairs with the one in [`Worker::track`].
     pub fn overlaps(&self, of: TrackedId, start: u64, len: u64, bit: u32) -> bool {
         fence(Ordering::SeqCst);
         let high = self.high.load(Ordering::SeqCst) as usize;
@@ -195,7 +195,7 @@ impl Track {
     }
 }
 
-/// A worker's own place among the workers. Gives it up when dropped.
+/// A worker's place among the workers, released when dropped.
 #[derive(Debug)]
 pub struct Worker {
     workers: Arc<Workers>,
@@ -240,7 +240,7 @@ impl Worker {
         inbox.load(Ordering::Relaxed) != 0 && inbox.swap(0, Ordering::SeqCst) & WOKEN != 0
     }
 
-    /// Announces that it goes to sleep; false where it was woken already, and must look again.
+    /// Announces that it goes to sleep; false if it was woken already and must check again.
     pub fn may_sleep(&self) -> bool {
         self.slot().inbox.compare_exchange(0, SLEEPING, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -250,8 +250,8 @@ impl Worker {
         self.slot().inbox.fetch_and(!SLEEPING, Ordering::SeqCst);
     }
 
-    /// Tracks `[start, start + len)` (sectors) of `of`; none where all places are taken. After
-    /// this the caller must look *again* at what allowed the range to start.
+    /// Tracks `[start, start + len)` (sectors) of `of`; none if all places are taken. After this
+    /// the caller must check *again* the condition that allowed the range to start.
     pub fn track(&self, of: TrackedId, start: u64, len: u64) -> Option<TrackId> {
         debug_assert!(len != 0 && len <= Self::MAX_TRACKED_LEN && start < 1 << 44);
         let slot = self.slot();
@@ -267,7 +267,7 @@ impl Worker {
         Some(TrackId(index as u8))
     }
 
-    /// The range is no longer in flight: wakes who waited for that.
+    /// The range is no longer in flight: wakes the workers that wait for it.
     pub fn untrack(&self, id: TrackId) {
         let slot = self.slot();
         let track = &slot.tracks[id.0 as usize];
@@ -283,7 +283,7 @@ impl Worker {
         &self.workers.slots[self.id]
     }
 
-    /// Its process is gone, and with it what was in flight: for what imitates that.
+    /// Its process is gone, with its ranges in flight: for simulations of that.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn killed(self) {
         self.slot().in_flight.store(0, Ordering::SeqCst);

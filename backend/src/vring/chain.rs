@@ -18,7 +18,7 @@ const LEN: usize = 16;
 /// One piece of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Where it lies.
+    /// Its address.
     pub address: GuestAddress,
     /// Bytes.
     pub len: u32,
@@ -26,7 +26,7 @@ pub struct Descriptor {
     pub writable: bool,
 }
 
-/// A descriptor as it stands in a table.
+/// A descriptor as it is in a table.
 #[derive(Clone, Copy)]
 struct Raw {
     address: u64,
@@ -105,8 +105,8 @@ impl<'r> Chain<'r> {
         }
     }
 
-    /// Goes on at the first descriptor of the table that `raw` names, and ends in that; none where
-    /// it is no table, or where the chain is in one already (2.7.5.3.1).
+    /// Continues at the first descriptor of the table that `raw` names, and ends in that table;
+    /// none if it is not a table, or if the chain is in one already (2.7.5.3.1).
     #[inline]
     fn enter(&mut self, raw: Raw) -> Option<()> {
         let nested = matches!(self.table, Table::Indirect(_));

@@ -17,20 +17,20 @@ use std::sync::atomic::Ordering;
 use super::VringError;
 use crate::memory::{GuestMemory, Window};
 
-/// Where the header's fields lie; before them are 8 bytes of features, all 0.
+/// The offsets of the header's fields; before them are 8 bytes of features, all 0.
 const VERSION: usize = 8;
 const DESCRIPTORS: usize = 10;
 const LAST_OF_BATCH: usize = 12;
 const USED: usize = 14;
-/// Bytes of the header, and of what follows for each descriptor.
+/// Bytes of the header, and of the entry of each descriptor.
 const HEADER_LEN: usize = 16;
 const ENTRY_LEN: usize = 16;
-/// Where the fields of an entry lie.
+/// The offsets of the fields of an entry.
 const MARK: usize = 0;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
 
-/// The version of this layout; 0 where nobody has used a region yet.
+/// The version of this layout; 0 if a region was never used.
 const SPLIT: u16 = 1;
 /// A queue's region begins at a multiple of this many bytes.
 const ALIGN: usize = 64;
@@ -48,38 +48,38 @@ impl Region {
         (HEADER_LEN + ENTRY_LEN * usize::from(descriptors)).next_multiple_of(ALIGN)
     }
 
-    /// The region of queue `index` in `shared`, which begins with that of queue 0; none where it
-    /// is not all there.
+    /// The region of queue `index` in `shared`, which begins with that of queue 0; none if it is
+    /// not complete.
     pub fn of(shared: &GuestMemory, index: u16, descriptors: u16) -> Option<Region> {
         let len = Region::bytes(descriptors);
         let window = shared.window((usize::from(index) * len) as u64, len, 8)?;
         Some(Region { window, descriptors })
     }
 
-    /// Nothing of what it tells of is wanted any more: it counts as new.
+    /// None of its recorded chains is wanted any more: it counts as new.
     pub fn forget(&self) {
         self.window.store_u16(VERSION, 0, Ordering::Release);
     }
 }
 
-/// What a started ring has in flight.
+/// The chains of a started ring in flight.
 #[derive(Debug)]
 pub(super) struct Inflight {
     window: Window,
     /// Descriptors of the ring.
     size: u16,
-    /// What the next chain is marked with.
+    /// The counter that the next chain is marked with.
     counter: u64,
-    /// Chains that ended and were not shown yet.
+    /// Chains that ended and were not published yet.
     ended: u16,
-    /// What a process before this one took and did not give back; the next one comes last.
+    /// Chains that an earlier process took and did not complete; the next one is last.
     owed: Vec<u16>,
 }
 
 impl Inflight {
-    /// Goes on where the region says, or begins it if it is new. `available` and `used` are the
-    /// ring's indices as the driver sees them; `base` is where a front-end says that the available
-    /// ring was left. Also where that was.
+    /// Continues as the region records, or begins a new region. `available` and `used` are the
+    /// ring's indices as the driver sees them; `base` is the position in the available ring that
+    /// the front-end reports. Also returns that position.
     pub(super) fn start(
         region: Region,
         size: u16,
@@ -101,7 +101,7 @@ impl Inflight {
         Ok((inflight, next))
     }
 
-    /// Nothing is in flight. The region counts as new until all of it says so.
+    /// Nothing is in flight. The region counts as new until it is completely written.
     fn begin(&self, descriptors: u16, used: u16) {
         self.window.store_u16(VERSION, 0, Ordering::Release);
         for head in 0..descriptors {
@@ -109,14 +109,14 @@ impl Inflight {
         }
         self.window.store_u16(DESCRIPTORS, descriptors, Ordering::Relaxed);
         self.window.store_u16(LAST_OF_BATCH, 0, Ordering::Relaxed);
-        // Not 0 whatever the ring says: a second start before anything ended would take the
-        // difference for a batch, and its head, 0, for one that was given back.
+        // The ring's index, not 0: otherwise a second start before anything ended would take the
+        // difference for a batch, and its head, 0, for a completed chain.
         self.window.store_u16(USED, used, Ordering::Relaxed);
         self.window.store_u16(VERSION, SPLIT, Ordering::Release);
     }
 
-    /// What a process was showing when it ended was shown: it is not in flight any more. False where
-    /// the region cannot be this ring's: a batch is no longer than a ring.
+    /// The batch that a process was publishing when it ended was published: it is no longer in
+    /// flight. False if the region cannot be this ring's: a batch is no longer than a ring.
     fn end_batch(&self, used: u16) -> bool {
         let shown = used.wrapping_sub(self.window.load_u16(USED, Ordering::Acquire));
         if shown > self.size {
@@ -131,8 +131,9 @@ impl Inflight {
         true
     }
 
-    /// Finds what is owed, in the order in which it was taken. False where the region cannot be this
-    /// ring's: its driver waits for so many requests, and each that is owed is one of them.
+    /// Finds the chains left in flight, in the order in which they were taken. False if the region
+    /// cannot be this ring's: its driver waits for so many requests, and each of these chains is
+    /// one of them.
     fn recall(&mut self, waits_for: u16) -> bool {
         let marked = |head: &u16| self.window.load_u8(entry(*head) + MARK) != 0;
         let counter = |head: &u16| self.window.load_u64(entry(*head) + COUNTER);
@@ -157,19 +158,19 @@ impl Inflight {
         true
     }
 
-    /// The next chain that is owed, once; it is marked as it was.
+    /// The next chain that was left in flight, once; it stays marked as it was.
     #[inline]
     pub(super) fn next_owed(&mut self) -> Option<u16> {
         self.owed.pop()
     }
 
-    /// Chains that are owed and were not asked for yet; no more than the ring has descriptors.
+    /// Chains that were left in flight and not taken yet; no more than the ring has descriptors.
     #[inline]
     pub(super) fn owes(&self) -> u16 {
         self.owed.len() as u16
     }
 
-    /// A chain was taken. One that is in flight already keeps its place.
+    /// A chain was taken. A chain that is already in flight keeps its place.
     #[inline]
     pub(super) fn took(&mut self, head: u16) {
         if head < self.size && self.window.load_u8(entry(head) + MARK) == 0 {
@@ -179,7 +180,8 @@ impl Inflight {
         }
     }
 
-    /// A chain ended that will be shown with the next others. `head` is a descriptor of the ring.
+    /// A chain ended, and will be published with the next batch. `head` is a descriptor of the
+    /// ring.
     #[inline]
     pub(super) fn ended(&mut self, head: u16) {
         let last = self.window.load_u16(LAST_OF_BATCH, Ordering::Relaxed);
@@ -188,7 +190,7 @@ impl Inflight {
         self.ended = self.ended.saturating_add(1);
     }
 
-    /// The driver was shown all that ended: its used index is `used`.
+    /// All ended chains were published: the driver's used index is `used`.
     #[inline]
     pub(super) fn shown(&mut self, used: u16) {
         let ended = std::mem::take(&mut self.ended);
@@ -209,14 +211,14 @@ impl Inflight {
         }
     }
 
-    /// Release: not before the used index that shows its end.
+    /// Release: not before the used index that publishes its end.
     #[inline]
     fn clear(&self, head: u16) {
         self.window.store_u8(entry(head) + MARK, 0, Ordering::Release);
     }
 }
 
-/// Where the entry of a descriptor lies.
+/// The offset of the entry of a descriptor.
 #[inline]
 fn entry(head: u16) -> usize {
     HEADER_LEN + ENTRY_LEN * usize::from(head)

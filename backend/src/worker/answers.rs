@@ -11,16 +11,16 @@ use super::{Worker, signal};
 use crate::binding::{DeviceEngine, DeviceIo, Failure};
 use crate::request::BlkStatus;
 
-/// Requests that were answered, in the midst of a batch, when a driver that sleeps is told, where I/O
-/// ends in memory; or half of those that it keeps in flight. To wake it costs this end as much as two
-/// requests, and takes as long as ten or more.
+/// The number of completions within a batch after which a sleeping driver is interrupted, if I/O
+/// ends in memory; or half of the requests that it keeps in flight. A wake-up costs this end as
+/// much as two requests, and takes as long as ten or more.
 const ENOUGH: u16 = 16;
-/// Bytes that were read and written for requests, likewise.
+/// Bytes read and written for requests, likewise.
 pub(super) const ENOUGH_BYTES: u64 = 64 << 10;
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Answers a request that could not be carried out, be it for want of room, and tells whoever
-    /// looks after the device.
+    /// Completes a request that failed, possibly for lack of room, and reports this to the
+    /// device's owner.
     #[cold]
     pub(super) fn fail(&mut self, head: u16, no_space: bool) {
         let failure = match self.answer(head, BlkStatus::IoError) {
@@ -31,13 +31,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         (self.failed)(failure);
     }
 
-    /// Answers a request.
+    /// Completes a request.
     #[inline]
     pub(super) fn finish(&mut self, head: u16, status: BlkStatus) {
         self.answer(head, status);
     }
 
-    /// Answers a request; true where it was one that the guest reads something by.
+    /// Completes a request; true if it was one that returns data to the guest.
     #[inline]
     fn answer(&mut self, head: u16, status: BlkStatus) -> bool {
         let (slot, generation) = self.flights.close(head);
@@ -46,11 +46,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let len = match status {
             _ if !told => 0,
             BlkStatus::Ok => slot.writable_len,
-            // Of a read that failed nothing is certain: the status byte is not where it begins.
+            // After a failed read no data is certain, and the status byte is not at the start.
             _ if slot.writable_len > 1 => 0,
             _ => slot.writable_len,
         };
-        // A write gives the guest the status byte alone.
+        // A write returns only the status byte.
         let read = slot.writable_len > 1;
         self.memories.left(generation);
         if let Some(ring) = &mut self.ring {
@@ -61,13 +61,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         read
     }
 
-    /// Leaves a request for whoever serves this ring next, who finds it in flight.
+    /// Leaves a request in flight for the next process that serves this ring.
     pub(super) fn leave(&mut self, head: u16) {
         let (_, generation) = self.flights.close(head);
         self.memories.left(generation);
     }
 
-    /// Returns a chain that is no request.
+    /// Returns a chain that is not a request.
     pub(super) fn give_back(&mut self, head: u16) {
         if let Some(ring) = &mut self.ring {
             ring.vring.give_back(head, 0);
@@ -75,7 +75,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Tells the driver of what was completed, if it wants to know.
+    /// Interrupts the driver for completions, if it wants to be.
     #[inline]
     pub(super) fn interrupt(&mut self) {
         let Some(ring) = &mut self.ring else { return };
@@ -91,8 +91,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// A batch begins, of which so many were taken: notes how many the driver keeps in flight, of
-    /// which there may be fewer on the ring now.
+    /// A batch begins, of which so many were taken: records how many requests the driver keeps in
+    /// flight; there may be fewer on the ring now.
     #[inline]
     pub(super) fn note_depth(&mut self, taken: usize) {
         let Some(ring) = &mut self.ring else { return };
@@ -100,8 +100,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         ring.depth = found.max(ring.depth - ring.depth.div_ceil(8));
     }
 
-    /// In the midst of a batch: shows what was completed to a driver that looks for that. One that
-    /// sleeps is told where that is enough for both ends to be at work.
+    /// Within a batch: publishes completions for a driver that polls. A sleeping driver is
+    /// interrupted when there are enough for both ends to be at work.
     #[inline]
     pub(super) fn interrupt_between(&mut self) {
         let Some(ring) = &mut self.ring else { return };
@@ -114,8 +114,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// An action is about to be carried out: what it takes counts as time in which the driver waits.
-    /// It does not wait for a sync, nor for what has no length.
+    /// An action is about to be carried out: its bytes count as time in which the driver waits.
+    /// The driver is not made to wait for a sync, nor for an action without a length.
     #[inline]
     pub(super) fn charge(&mut self, action: &Action) {
         let Some(ring) = &mut self.ring else { return };
@@ -139,7 +139,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// From now on another is told that the ring is out of order, which it may be already.
+    /// From now on another descriptor is signalled when the ring is out of order, which it may be
+    /// already.
     pub(super) fn change_err(&mut self, err: Option<OwnedFd>) {
         let Some(ring) = &mut self.ring else { return };
         ring.err = err;

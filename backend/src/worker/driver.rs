@@ -11,23 +11,23 @@ use super::Worker;
 use super::poll::{FEW, Polling, look};
 use crate::binding::{DeviceEngine, DeviceIo};
 
-/// A driver that wanted to be told of none of so many requests in a row polls. One that sleeps
-/// mostly comes to that earlier.
+/// A driver that asked for no interrupt during so many requests in a row counts as polling. A
+/// driver that sleeps mostly asks for one earlier.
 const UNTOLD: u32 = 2048;
 /// How long such a driver takes from one request to the next, at most.
 const NEXT: Duration = Duration::from_micros(3);
-/// How long it takes to answer what ended with the next requests: while its processor handles the
-/// disk's interrupt it cannot.
+/// How long it takes to follow completions with new requests: it cannot while its processor
+/// handles the disk's interrupt.
 const REFILL: Duration = Duration::from_micros(30);
-/// How long nothing is taken for, so that nothing is in flight, at most.
+/// The longest time for which no chain is taken so that nothing is in flight.
 const DRAIN: Duration = Duration::from_millis(5);
 
-/// What is known of how the driver learns of completions.
+/// How the driver learns of completions, as far as known.
 #[derive(Debug, Default)]
 pub(super) struct DriverWatch {
-    /// Requests that ended since it wanted to be told last.
+    /// Requests that ended since it last asked for an interrupt.
     untold: u32,
-    /// It was found to poll, and what that changes was tried.
+    /// It was found to poll, and the change for that was tried.
     suited: bool,
 }
 
@@ -38,21 +38,21 @@ impl DriverWatch {
         self.untold = self.untold.saturating_add(1);
     }
 
-    /// It wants to be told.
+    /// It asks for an interrupt.
     pub(super) fn waits(&mut self) {
         self.untold = 0;
     }
 
-    /// Whether it polls: who sleeps now and then asks to be told before.
+    /// Whether it polls: a driver that sleeps now and then asks for an interrupt first.
     fn polls(&self) -> bool {
         self.untold >= UNTOLD
     }
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Where the driver polls and keeps more than a few requests in flight, has completions posted as
-    /// they come. That takes a moment in which nothing is in flight, so that nothing is taken until
-    /// then; once for each start of a ring, and not for long: a disk may be slow.
+    /// If the driver polls and keeps more than a few requests in flight, has completions posted as
+    /// they come. That takes a moment in which nothing is in flight, so no chain is taken until
+    /// then; only once per start of a ring, and not for long, since a disk may be slow.
     pub(super) fn suit_driver(&mut self) {
         if self.drains.is_none() && self.is_refilled() && self.is_unsuited() {
             self.drains = Some(Instant::now() + DRAIN);
@@ -76,14 +76,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         !std::mem::replace(&mut ring.driver.suited, true) && !self.io.posts_at_once()
     }
 
-    /// Whether a driver that polls keeps more than a few requests in flight: it answers each that
-    /// ends with another.
+    /// Whether a driver that polls keeps more than a few requests in flight: it follows each
+    /// completion with another request.
     pub(super) fn is_refilled(&self) -> bool {
         self.flights.len() > FEW && self.gathers()
     }
 
     /// Whether a driver that polls is adding requests: it keeps more than a few in flight, or has
-    /// come with a further one already, as after many that ended together.
+    /// added another one already, as after many completions at once.
     pub(super) fn is_added_to(&self) -> bool {
         self.gathers() && self.is_serving() && (self.flights.len() > FEW || self.has_work())
     }
@@ -95,14 +95,14 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())
     }
 
-    /// Gives such a driver the time to come with a further request; true where it did.
+    /// Gives such a driver the time to add another request; true if it did.
     pub(super) fn refill_goes_on(&self) -> bool {
         self.is_refilled() && look(NEXT, || self.has_work())
     }
 
-    /// Gives such a driver the time to answer what ended, and gathers what ends meanwhile: what it
-    /// comes with is handed over as a whole, by the call in which this end sleeps. True where
-    /// something came, also by mail, or ended.
+    /// Gives such a driver the time to respond to completions, and gathers further completions:
+    /// its new requests are submitted together, by the call in which this end sleeps. True if a
+    /// request or message came, or something ended.
     pub(super) fn await_refill(&mut self) -> bool {
         if !self.is_serving() || !self.is_refilled() || !self.io.posts_at_once() {
             return false;
@@ -114,7 +114,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return true;
         }
         let ended = self.io.has_answers();
-        // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+        // The ring, the mailbox and the inbox are checked in every turn, whatever the signal.
         while self.io.fired().is_some() {}
         ended
     }

@@ -19,9 +19,9 @@ struct Flight {
     slot: RequestSlot,
     busy: bool,
     next_range: usize,
-    /// Where its data goes, for [`Flights::range_of`]; none where it goes to the guest.
+    /// The place of its data, for [`Flights::range_of`]; none if it goes to the guest.
     sector: Option<Sector>,
-    /// Which memory its addresses are of.
+    /// The memory that its addresses refer to.
     generation: u32,
 }
 
@@ -45,8 +45,8 @@ impl Flights {
         });
     }
 
-    /// The slot for the chain that begins at `head`; none where there is no such descriptor, or
-    /// where a chain that begins there is in flight already.
+    /// The slot for the chain that begins at `head`; none if there is no such descriptor, or if a
+    /// chain that begins there is already in flight.
     #[inline]
     pub(crate) fn open(&mut self, head: u16, generation: u32) -> Option<&mut RequestSlot> {
         let flight = self.flights.get_mut(usize::from(head)).filter(|flight| !flight.busy)?;
@@ -57,7 +57,8 @@ impl Flights {
         Some(&mut flight.slot)
     }
 
-    /// A request in flight ends: what is needed to answer it, and the generation of its memory.
+    /// A request in flight ends: returns what is needed to complete it, and the generation of its
+    /// memory.
     #[inline]
     pub(crate) fn close(&mut self, head: u16) -> (&RequestSlot, u32) {
         let flight = &mut self.flights[usize::from(head)];
@@ -67,13 +68,13 @@ impl Flights {
         (&flight.slot, flight.generation)
     }
 
-    /// Notes where a request's data goes; none where it goes to the guest.
+    /// Records the place of a request's data; none if it goes to the guest.
     #[inline]
     pub(crate) fn goes_to(&mut self, head: u16, sector: Option<Sector>) {
         self.flights[usize::from(head)].sector = sector;
     }
 
-    /// Where a request's data goes, as it was noted, and how many bytes it has.
+    /// The recorded place of a request's data, and its length in bytes.
     pub(crate) fn range_of(&self, head: u16) -> Option<(Sector, u64)> {
         let flight = &self.flights[usize::from(head)];
         let len = flight.slot.data.iter().map(|piece| piece.iov_len as u64).sum();

@@ -19,9 +19,9 @@ use crate::binding::Wake;
 use crate::memory::GuestMemory;
 use crate::vring::{Region, VringSetup};
 
-/// An eventfd to ring: ends a sleep, kicks, calls.
+/// An eventfd to signal: ends a sleep, kicks, calls.
 pub(crate) fn signal(fd: impl AsFd) {
-    // The only failure of an eventfd that is there is a counter that is full: it is signalled.
+    // The only failure of an existing eventfd is a full counter, which means that it is signalled.
     let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
@@ -30,31 +30,31 @@ pub(crate) fn new_eventfd() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Which table a worker goes on with.
+/// The table that a worker continues with.
 #[derive(Debug)]
 pub enum ResumeWith<T> {
-    /// The one it has, or had last if that is still somewhere: an undone suspend.
+    /// The one it has, or had last if that still exists: an undone suspend.
     Same,
     /// This one, or none.
     Table(Option<Arc<T>>),
 }
 
-/// What a worker could not do.
+/// Why a worker could not carry out a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerError {
-    /// Something that needs a suspended worker was asked of one that serves.
+    /// A message that needs a suspended worker was sent to one that serves.
     #[error("the worker is not suspended")]
     NotSuspended,
-    /// The table to go on with is gone.
+    /// The table to continue with is gone.
     #[error("the table that the worker had is gone")]
     NoTable,
-    /// What was owed could not be made durable.
+    /// Owed chunks could not be made durable.
     #[error("what was written could not be made durable")]
     FlushFailed,
-    /// It did not get there in time.
+    /// It did not finish in time.
     #[error("the worker did not answer in time")]
     TimedOut,
-    /// There is no worker any more.
+    /// The worker no longer exists.
     #[error("the worker has ended")]
     Gone,
 }
@@ -68,20 +68,20 @@ pub enum Kick {
     Poll,
 }
 
-/// What a worker needs to serve a ring.
+/// The parameters that a worker needs to serve a ring.
 #[derive(Debug)]
 pub struct RingStart {
-    /// Where the ring is.
+    /// The place of the ring.
     pub setup: VringSetup,
-    /// Where it keeps what it has in flight, so that it outlives the process.
+    /// Where it records its chains in flight, so that the record outlives the process.
     pub inflight: Option<Region>,
     /// How it is kicked.
     pub kick: Kick,
-    /// Whom to interrupt.
+    /// The eventfd for interrupts.
     pub call: Option<OwnedFd>,
-    /// Whom to tell that the ring is out of order.
+    /// The eventfd that reports a ring out of order.
     pub err: Option<OwnedFd>,
-    /// Whether it may be served yet.
+    /// Whether it may be served already.
     pub enabled: bool,
     /// Whether a write ends only when it is durable.
     pub write_through: bool,
@@ -93,7 +93,7 @@ pub struct Reply<R>(SyncSender<R>);
 
 impl<R> Reply<R> {
     pub(crate) fn send(self, answer: R) {
-        // Who asked may have given up waiting.
+        // The sender may have given up waiting.
         let _ = self.0.try_send(answer);
     }
 }
@@ -151,7 +151,7 @@ impl<T> Mailbox<T> {
         })
     }
 
-    /// Leaves a message. Lost, and its reply with it, where the worker has ended.
+    /// Leaves a message. It is lost, with its reply, if the worker has ended.
     fn post(&self, mail: Mail<T>) {
         let mut queue = self.queue.lock().expect("mailbox lock poisoned");
         if let Some(queue) = queue.as_mut() {
@@ -167,7 +167,7 @@ impl<T> Mailbox<T> {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Moves all messages behind those in `into`.
+    /// Appends all messages to `into`.
     pub(crate) fn take(&self, into: &mut VecDeque<Mail<T>>) {
         let mut queue = self.queue.lock().expect("mailbox lock poisoned");
         self.pending.store(false, Ordering::Relaxed);
@@ -176,7 +176,7 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// The worker ends: later messages, and those never read, find nobody.
+    /// The worker ends: later and unread messages are lost.
     pub(crate) fn close(&self) {
         drop(self.queue.lock().expect("mailbox lock poisoned").take());
     }
@@ -186,7 +186,7 @@ impl<T> Mailbox<T> {
         self.broken.store(broken, Ordering::Release);
     }
 
-    /// What ends the worker's sleep.
+    /// The descriptor that ends the worker's sleep.
     pub(crate) fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
@@ -201,7 +201,7 @@ impl<T: Send + Sync> Wake for WakeMailbox<T> {
     }
 }
 
-/// A running worker, as control sees it. Any thread may hold one, also after the worker ended.
+/// A running worker, as control sees it. Any thread may hold one, even after the worker has ended.
 #[derive(Debug)]
 pub struct WorkerHandle<T> {
     mailbox: Arc<Mailbox<T>>,
@@ -224,9 +224,10 @@ impl<T> WorkerHandle<T> {
         Ticket(receive)
     }
 
-    /// Takes no more requests and lets those in flight end; with `flush`, makes durable what is
-    /// owed. The ticket answers when nothing is in flight and the table was let go of. Requests
-    /// that the engine holds stay held. Undone by [`resume`](Self::resume) with [`ResumeWith::Same`], also half-way.
+    /// Takes no more requests and lets those in flight end; with `flush`, makes owed chunks
+    /// durable. The ticket answers when nothing is in flight and the table was released. Requests
+    /// that the engine holds stay held. [`resume`](Self::resume) with [`ResumeWith::Same`] undoes
+    /// this, even half-way.
     pub fn suspend(&self, flush: bool) -> Ticket<Result<(), WorkerError>> {
         self.ask(|reply| Mail::Suspend { flush, reply })
     }
@@ -236,7 +237,7 @@ impl<T> WorkerHandle<T> {
         self.ask(|reply| Mail::Resume { with, reply })
     }
 
-    /// Makes durable what was written, though nobody waits for that; when it serves.
+    /// Makes earlier writes durable when it serves, without waiting for that.
     pub fn commit(&self) {
         self.mailbox.post(Mail::Commit);
     }
@@ -252,8 +253,9 @@ impl<T> WorkerHandle<T> {
         self.ask(|reply| Mail::StartRing { start: Box::new(start), reply })
     }
 
-    /// Ends what is in flight, fails what is held or leaves it where the next start of the ring
-    /// finds it, flushes; answers where the ring stopped, or none where there was no ring.
+    /// Ends requests in flight; fails held requests, or leaves them for the next start of the
+    /// ring; flushes. Returns the position at which the ring stopped, or none if there was no
+    /// ring.
     pub(crate) fn stop_ring(&self) -> Ticket<Option<u16>> {
         self.ask(|reply| Mail::StopRing { reply })
     }
@@ -278,7 +280,7 @@ impl<T> WorkerHandle<T> {
         self.mailbox.post(Mail::Err(err));
     }
 
-    /// Whether the ring that was started last was broken by its guest.
+    /// Whether the guest broke the ring that was started last.
     pub(crate) fn is_broken(&self) -> bool {
         self.mailbox.broken.load(Ordering::Acquire)
     }

@@ -13,41 +13,40 @@ use crate::binding::{DeviceEngine, DeviceIo};
 /// Whether a worker that has nothing to do may sleep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Polling {
-    /// It looks a little longer where that pays, then sleeps.
+    /// It polls for a while if that pays, then sleeps.
     #[default]
     Adaptive,
-    /// Never while its ring is served: it takes its whole core, and no request waits for it to be
-    /// woken.
+    /// Never while its ring is served: it takes a whole core, and no request waits for a wake-up.
     Always,
 }
 
-/// The longest poll for the driver: what it takes to wake the other end, on an idle core of a
-/// virtual machine.
+/// The longest poll for the driver: the cost of waking the other end, on an idle core of a virtual
+/// machine.
 const DRIVER: Duration = Duration::from_micros(200);
-/// For the disk: a wake-up of this end, which a sleep would cost.
+/// For the disk: the cost of a wake-up of this end after a sleep.
 const DISK: Duration = Duration::from_micros(100);
 /// The shortest.
 const FIRST: Duration = Duration::from_micros(6);
-/// A sleep that ends sooner would have been better polled away. It has both ends' waking in it, or
-/// what the disk takes.
+/// A sleep that ends sooner should have been polled. It includes the wake-ups of both ends, or the
+/// time of the disk.
 const SHORT: Duration = Duration::from_micros(600);
-/// Actions in flight that are polled for, at most: where there are more, other requests fill the
-/// time that a wake-up takes, and a poll for each would cost several times the processor time.
+/// The most actions in flight that are polled for: with more, other requests fill the time that a
+/// wake-up takes, and a poll for each would cost several times the processor time.
 pub(super) const FEW: usize = 4;
-/// Looks between two looks at the clock.
+/// Checks between two readings of the clock.
 const SPINS: u32 = 32;
-/// The longest polls in a row that bring nothing before there is a pause.
+/// The number of unsuccessful longest polls in a row before a pause.
 const MISSES: u32 = 3;
-/// Sleeps that pass without polling then.
+/// Sleeps without polling in a pause.
 const FIRST_PAUSE: u32 = 64;
-/// The longest pause, where polling is in the way again and again.
+/// The longest pause, if polling is repeatedly in the way.
 const LONGEST_PAUSE: u32 = 1 << 14;
 
-/// The length of a poll, adapted to what it brings.
+/// The length of a poll, adapted to its success.
 #[derive(Debug)]
 pub(crate) struct AdaptivePoll {
     longest: Duration,
-    /// Whether it may be in the way of what it waits for: pauses get longer then.
+    /// Whether it may delay what it waits for: then pauses become longer.
     in_the_way: bool,
     window: Duration,
     misses: u32,
@@ -61,7 +60,7 @@ impl AdaptivePoll {
         Self::up_to(DRIVER, true)
     }
 
-    /// For the ends of what the disk does.
+    /// For completions of the disk.
     pub(super) fn for_disk() -> Self {
         Self::up_to(DISK, false)
     }
@@ -95,9 +94,9 @@ impl AdaptivePoll {
                 self.window = Duration::ZERO;
             }
         } else if self.window == self.longest {
-            // The longest poll brought nothing and then work came. Now and then that is chance;
-            // again and again a driver waits for this core, and polling is in its way. A disk is
-            // slow, for the moment perhaps.
+            // The longest poll brought nothing, and then work came. Once this is chance;
+            // repeatedly it means that a driver waits for this core and polling is in its way. A
+            // disk may only be slow at the moment.
             self.misses += 1;
             if self.misses < MISSES {
                 return;
@@ -109,13 +108,13 @@ impl AdaptivePoll {
                 self.next_pause = (self.next_pause * 2).min(LONGEST_PAUSE);
             }
         } else {
-            // As long as would have been enough, and half as long again.
+            // One and a half times the duration that would have sufficed.
             self.window = ((self.window + slept) * 3 / 2).clamp(FIRST, self.longest);
         }
     }
 }
 
-/// Looks at something for as long as `window`; true as soon as there is something.
+/// Polls for as long as `window`; true as soon as there is something.
 pub(super) fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
     if window == Duration::ZERO {
         return false;
@@ -133,32 +132,32 @@ pub(super) fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Looks at the ring for as long as it seems worth; true where something came.
+    /// Polls the ring for as long as it seems worth; true if something came.
     pub(super) fn poll_ring(&self) -> bool {
         look(self.poll.window(), || self.has_work() || self.mailbox.is_pending())
     }
 
-    /// Whether what is in flight may be polled for.
+    /// Whether the actions in flight may be polled for.
     pub(super) fn may_poll_io(&self) -> bool {
         self.is_serving() && !self.io.is_synchronous() && (1..=FEW).contains(&self.io.in_flight())
     }
 
-    /// Looks at what is in flight for as long as it seems worth, and at the ring; true where
-    /// something came or ended.
+    /// Polls the actions in flight and the ring for as long as it seems worth; true if something
+    /// came or ended.
     pub(super) fn poll_io(&mut self) -> bool {
         let window = self.poll_io.window();
         if window == Duration::ZERO {
             return false;
         }
-        // No system call where there is nothing to hand over: a request may have a further step.
+        // No system call if there is nothing to submit: a request may have a further step.
         self.hand_over();
         // Another worker that wakes this one waits for the end of the poll.
         let came =
             look(window, || self.io.is_ready() || self.has_work() || self.mailbox.is_pending());
         if came && self.io.is_ready() {
-            // What is held back comes with a system call.
+            // Deferred completions come with a system call.
             self.note(|io| io.enter());
-            // The ring, the mailbox and the inbox are looked at in every turn, whoever signalled.
+            // The ring, the mailbox and the inbox are checked in every turn, whatever the signal.
             while self.io.fired().is_some() {}
         }
         came

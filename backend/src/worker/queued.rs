@@ -3,7 +3,7 @@
 //! Owns how many there are, how many of them are from before this turn, and whether to gather
 //! more. Never knows what an action does.
 
-/// Actions that are handed over even where more are about to come.
+/// The number of actions that are submitted even if more are about to come.
 const MOST: usize = 64;
 
 /// See the module's description.
@@ -27,7 +27,7 @@ impl Queued {
         self.all += 1;
     }
 
-    /// The system has them.
+    /// The kernel has them.
     #[inline]
     pub(super) fn hand_over(&mut self) {
         *self = Queued::default();
@@ -45,9 +45,10 @@ impl Queued {
         self.carried > 0
     }
 
-    /// Whether more may still be gathered, after a turn that `took` requests or none. Where requests
-    /// that end at once come instead, what there is is handed over, or they would hold it back for as
-    /// long as they come. Where none came, what has ended just now is about to be answered.
+    /// Whether more may still be gathered, after a turn that `took` requests or none. If only
+    /// requests that end at once arrive, the queued actions are submitted, or they would be
+    /// delayed for as long as such requests arrive. If none came, the driver is about to respond
+    /// to the latest completions.
     #[inline]
     pub(super) fn still_grows(self, took: bool) -> bool {
         self.all < MOST && (self.carried < self.all || !took)

@@ -11,7 +11,7 @@ use super::mailbox::{Mail, Outcome, Reply, WorkerError};
 use super::{Gate, KICK_KEY, OWN_FLUSH, Worker};
 use crate::binding::{DeviceEngine, DeviceIo};
 
-/// What the rest is for.
+/// The purpose of quiescing.
 #[derive(Debug)]
 enum Purpose {
     Suspend {
@@ -21,24 +21,24 @@ enum Purpose {
     StopRing {
         reply: Reply<Option<u16>>,
     },
-    /// Nobody asks any more where it was put off.
+    /// No message asks for it any more if it was postponed.
     WriteThrough {
         reply: Option<Reply<Outcome>>,
     },
 }
 
-/// How far it is.
+/// The present stage.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
-    /// Something is in flight.
+    /// Requests are in flight.
     Draining,
-    /// The worker's own flush is.
+    /// The worker's own flush is in flight.
     Flushing,
-    /// That ended.
+    /// The flush ended.
     Flushed(Status),
 }
 
-/// A worker on its way to rest.
+/// A worker that is quiescing.
 #[derive(Debug)]
 pub(super) struct Quiesce {
     purpose: Purpose,
@@ -64,13 +64,13 @@ impl Quiesce {
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Begins to come to rest.
+    /// Begins to quiesce.
     pub(super) fn begin_quiesce(&mut self, quiesce: Quiesce) {
         self.engine.set_stopping(true);
         self.quiesce = Some(quiesce);
     }
 
-    /// The suspend that is under way, if one is, no longer is.
+    /// Cancels the suspend that is under way, if any.
     pub(super) fn undo_quiesce(&mut self) {
         if let Some(quiesce) = self.quiesce.take() {
             self.engine.set_stopping(false);
@@ -80,8 +80,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// The next message has the ring stop, and requests of a process before this one were not taken
-    /// yet, which a ring that is served does not leave behind. What comes after it waits with it.
+    /// The next message stops the ring, and requests of an earlier process were not taken yet,
+    /// which a served ring does not leave behind. Later messages wait with it.
     pub(super) fn ends_owed_first(&self) -> bool {
         matches!(self.mail.front(), Some(Mail::StopRing { .. }))
             && self.may_serve()
@@ -93,7 +93,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.direct == 0 && self.engine.is_quiet()
     }
 
-    /// It was told to end, and nothing is left that it would have to wait for.
+    /// It was told to end, and has nothing left to wait for.
     pub(super) fn has_ended(&self) -> bool {
         self.stopping && self.is_drained()
     }
@@ -115,7 +115,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.gate == Gate::Open && self.table.is_some()
     }
 
-    /// Goes on towards rest; true where that changed anything.
+    /// Continues quiescing; true if that changed anything.
     pub(super) fn progress_quiesce(&mut self) -> bool {
         let Some(Quiesce { purpose, stage }) = &self.quiesce else { return false };
         let flush = !matches!(purpose, Purpose::Suspend { flush: false, .. });
@@ -123,7 +123,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Stage::Flushing => false,
             _ if !self.is_drained() => false,
             Stage::Draining if self.must_empty() => self.drop_held(),
-            // That of a suspend that was undone.
+            // The flush of a suspend that was undone.
             Stage::Draining if self.own_flush => false,
             Stage::Draining => {
                 if flush && self.can_flush() {
@@ -147,8 +147,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         stops && !self.flights.is_empty()
     }
 
-    /// Parts with the requests that would wait for longer than a front-end can; true if there were
-    /// any. They fail, unless they are found again when the ring is started.
+    /// Gives up the requests that would wait for longer than a front-end can; true if there were
+    /// any. They fail, unless the next start of the ring finds them again.
     fn drop_held(&mut self) -> bool {
         let tracked = self.ring.as_ref().is_some_and(|ring| ring.vring.is_tracked());
         self.engine.fail_held(self.gate == Gate::Closed);
@@ -188,7 +188,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// It rests.
+    /// It is quiesced.
     fn come_to_rest(&mut self, flushed: Status) {
         let Some(quiesce) = self.quiesce.take() else { return };
         let outcome = if flushed == Status::Ok { Ok(()) } else { Err(WorkerError::FlushFailed) };
@@ -223,7 +223,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 }
             }
         }
-        // Not before a table was let go of: until then it could begin something.
+        // Not before a table was released: until then it could begin something.
         self.engine.set_stopping(false);
     }
 }

@@ -24,17 +24,17 @@ use super::words::Words;
 use crate::io::storage::{SLICE, Storage};
 use crate::units::{Chunk, DataIndex, StoreChunk};
 
-/// Why what is owed could not be entered.
+/// Why the owed chunks could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
-    /// The store was changed by somebody else since.
+    /// Another program has changed the store since.
     #[error("data chunk {} holds chunk {found:?}, but chunk {} is owed there", index.0, owed.0)]
     Changed {
-        /// Where they differ.
+        /// The chunk where they differ.
         index: DataIndex,
-        /// What the store says, if anything.
+        /// The chunk's entry in the store, if any.
         found: Option<Chunk>,
-        /// What is owed.
+        /// The chunk's owed entry.
         owed: Chunk,
     },
     /// The store could not be written.
@@ -42,21 +42,21 @@ pub enum AdoptError {
     Store(#[from] StoreError),
 }
 
-/// What becomes of chunks that were given out to writes which never ended.
+/// What happens to chunks that were allocated to writes which never ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gaps {
-    /// They are given out again: whoever they were given to is dead.
+    /// They are allocated again: their writer is dead.
     Close,
-    /// They stay as they are: whoever owns `words` may go on with them.
+    /// They stay as they are: the owner of `words` may still use them.
     Leave,
 }
 
-/// Enters into `store`, which lies in `storage`, what `words` say is owed; everything in the store
-/// is durable then. True where there was something that the store did not have. With
-/// [`Gaps::Close`] what it holds may move, and `words` tell where it is.
+/// Enters the owed chunks of `words` into `store`, which is in `storage`; then everything in the
+/// store is durable. True if there was anything that the store did not have. With [`Gaps::Close`]
+/// owed chunks may move, and `words` record their new places.
 ///
 /// # Errors
-/// See [`AdoptError`]; nothing that the store had is lost then.
+/// See [`AdoptError`]; the store loses nothing then.
 pub fn adopt<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
@@ -73,7 +73,8 @@ pub fn adopt<S: Storage>(
     Ok(!rest.is_empty())
 }
 
-/// Adds to `store`, in memory only, what `words` say is owed: for who may not write it.
+/// Adds the owed chunks of `words` to `store`, in memory only: for callers that must not write to
+/// it.
 ///
 /// # Errors
 /// [`AdoptError::Changed`].
@@ -85,14 +86,14 @@ pub fn view(store: &mut OpenStore, words: &Words) -> Result<(), AdoptError> {
     Ok(())
 }
 
-/// What is owed and not in `store` yet, in allocation order.
+/// The owed chunks that are not in `store` yet, in allocation order.
 fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
     let (owed, first) = Log::owed(words);
     if owed.is_empty() {
         return Ok(Vec::new());
     }
     let first = store.geometry.chunk_of_index(first);
-    // The newest of each, where a list that is to be refused has two.
+    // The newest of each, if an invalid list has two.
     let landed: HashMap<StoreChunk, Chunk> = store
         .entries
         .iter()
@@ -113,9 +114,9 @@ fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, 
     Ok(rest)
 }
 
-/// Moves the last of `rest`, with their data, to where writes were cut off before them. The data
-/// is copied first, then `words` tell of it: a kill in between changes nothing. A gap that cannot be
-/// written stays one: it only costs room.
+/// Moves the last of `rest`, with their data, into the gaps of cut-off writes before them. The
+/// data is copied first and then recorded in `words`: a kill in between changes nothing. A gap
+/// that cannot be written remains, and only costs room.
 fn close_gaps<S: Storage>(
     storage: &S,
     store: &OpenStore,
@@ -147,7 +148,7 @@ fn close_gaps<S: Storage>(
     rest.sort_unstable();
 }
 
-/// Copies a data chunk of a store that nobody serves, by way of `slice`.
+/// Copies a data chunk of a store that is not being served, through `slice`.
 fn copy_chunk<S: Storage>(
     storage: &S,
     geometry: &Geometry,
@@ -167,7 +168,7 @@ fn copy_chunk<S: Storage>(
     Ok(())
 }
 
-/// Enters `owed`, durably, as the commit that did not happen would have.
+/// Enters `owed` durably, like the commit that did not happen.
 fn append<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
@@ -197,7 +198,7 @@ fn append<S: Storage>(
     Ok(())
 }
 
-/// The tail behind a store's entries, which must have zeroes behind them.
+/// The tail behind a store's entries, which must be followed by zeroes.
 pub fn tail_of(store: &OpenStore) -> Tail {
     let count = store.count();
     let in_block = (count % Tail::block_entries(&store.geometry)) as usize;

@@ -23,7 +23,7 @@ mod tests;
 pub const MAGIC: u32 = 0x7041_6e53;
 /// The one version there is.
 pub const VERSION: u32 = 1;
-/// Bytes of a header that say something; the rest of its chunk is zero.
+/// Bytes of a header with a meaning; the rest of its chunk is zero.
 pub const HEADER_BYTES: usize = 16;
 /// Bytes of an entry.
 pub const ENTRY_BYTES: usize = 16;
@@ -39,16 +39,16 @@ pub struct Header {
     pub chunk: ChunkSize,
 }
 
-/// Why 16 bytes are no header of a store that can be opened.
+/// Why 16 bytes are not the header of a store that can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Neither zero nor the magic word.
     #[error("its magic number is {0:#010x}, not {MAGIC:#010x}")]
     Magic(u32),
-    /// A version that nobody has defined.
+    /// An unknown version.
     #[error("its version is {0}, and only version {VERSION} is known")]
     Version(u32),
-    /// No power of two from 1 to 2^21.
+    /// Not a power of two from 1 to 2^21.
     #[error("its chunk size of {0} sectors is not a power of two from 1 to 2097152")]
     ChunkSize(u32),
 }
@@ -64,8 +64,8 @@ impl Header {
         bytes
     }
 
-    /// The header in `bytes`; `None` where the magic word is 0: a store that is still to be made.
-    /// Any `valid` but 0 counts as valid, as in the kernel.
+    /// The header in `bytes`; `None` if the magic word is 0: a store that has not been made yet.
+    /// Any `valid` other than 0 counts as valid, as in the kernel.
     ///
     /// # Errors
     /// A foreign magic word, a version other than 1, an impossible chunk size.
@@ -86,17 +86,17 @@ impl Header {
     }
 }
 
-/// One exception: a chunk of the device whose content lies in a chunk of the store.
+/// One exception: a chunk of the device whose content is in a chunk of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The chunk of the device; 0 is an ordinary one.
     pub old: Chunk,
-    /// Where its content lies; 0 ends the list.
+    /// The chunk with its content; 0 ends the list.
     pub new: StoreChunk,
 }
 
 impl Entry {
-    /// What ends the list, and what a free place in an area holds.
+    /// The entry that ends the list and fills free places of an area.
     pub const END: Entry = Entry { old: Chunk(0), new: StoreChunk(0) };
 
     /// Whether the list ends here.
@@ -116,7 +116,7 @@ impl Entry {
     }
 }
 
-/// The size of a store and of its chunks, from which everything's place follows.
+/// The size of a store and of its chunks, which determine the whole layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The size of its chunks.
@@ -126,7 +126,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of a store of `bytes` bytes; what is left of a last chunk is not used.
+    /// The geometry of a store of `bytes` bytes; a partial last chunk is not used.
     pub const fn of_len(chunk: ChunkSize, bytes: u64) -> Geometry {
         Geometry { chunk, device_chunks: chunk.whole_in(bytes) }
     }
@@ -142,8 +142,8 @@ impl Geometry {
         self.entries_per_area() + 1
     }
 
-    /// Where all areas lie, in bytes, which are written after the chunks between them: of a store of
-    /// `count` entries, whose next chunk is `next`.
+    /// The places of all areas, in bytes, which are written after the chunks between them: for a
+    /// store of `count` entries whose next chunk is `next`.
     pub const fn areas(&self, count: u64, next: DataIndex) -> Late {
         let len = self.chunk.bytes();
         let per_area = self.entries_per_area();
@@ -151,7 +151,7 @@ impl Geometry {
         Late { len, every: self.stride() * len, full: count / per_area, gap }
     }
 
-    /// Where area `area` lies: `1 + area × (EPA + 1)`.
+    /// The chunk of area `area`: `1 + area × (EPA + 1)`.
     #[inline]
     pub const fn area_chunk(&self, area: u64) -> StoreChunk {
         StoreChunk(1 + area * self.stride())
@@ -178,14 +178,14 @@ impl Geometry {
         Some(DataIndex(chunk.0 - 2 - (chunk.0 - 1) / self.stride()))
     }
 
-    /// The chunks of the store between two areas in which `chunk`, which is no area, lies.
+    /// The chunks between the two areas around `chunk`, which is not an area.
     pub fn data_around(&self, chunk: StoreChunk) -> Range<u64> {
         let first = chunk.0 - (chunk.0 - 2) % self.stride();
         first..(first + self.entries_per_area()).min(self.device_chunks)
     }
 
-    /// Data chunks that may be allocated: indices `0..capacity()`. One that would fill an area
-    /// for which no next area fits in the store is not among them.
+    /// Data chunks that may be allocated: indices `0..capacity()`. A chunk that would fill an area
+    /// is not among them if the next area does not fit in the store.
     pub const fn capacity(&self) -> u64 {
         if self.device_chunks <= MIN_CHUNKS {
             return 0;
@@ -205,19 +205,19 @@ impl Geometry {
         1 + data + data / self.entries_per_area() + 1
     }
 
-    /// Where the entry at place `position` of the list lies, in bytes.
+    /// The offset of the entry at place `position` of the list, in bytes.
     #[inline]
     pub const fn entry_offset(&self, position: u64) -> u64 {
         let area = self.area_chunk(position / self.entries_per_area());
         self.chunk.store_offset(area) + position % self.entries_per_area() * ENTRY_BYTES as u64
     }
 
-    /// Where area `area` ends, in bytes.
+    /// The end of area `area`, in bytes.
     pub const fn area_end(&self, area: u64) -> u64 {
         self.chunk.store_offset(StoreChunk(self.area_chunk(area).0 + 1))
     }
 
-    /// The index to allocate next where `highest` is the highest data chunk in use.
+    /// The index to allocate next if `highest` is the highest data chunk in use.
     pub const fn next_after(&self, highest: Option<DataIndex>) -> DataIndex {
         match highest {
             Some(DataIndex(index)) => DataIndex(index + 1),
@@ -225,8 +225,8 @@ impl Geometry {
         }
     }
 
-    /// `next_free` as the kernel counts it where `next` is to be allocated: already skipped past
-    /// an area (CVE-2013-4299), so never a chunk that holds entries.
+    /// `next_free` as the kernel counts it if `next` is allocated next: already skipped past an
+    /// area (CVE-2013-4299), so never a chunk with entries.
     pub const fn next_free(&self, next: DataIndex) -> StoreChunk {
         self.chunk_of_index(next)
     }

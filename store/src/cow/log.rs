@@ -20,7 +20,7 @@ use super::words::Words;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::units::{Chunk, DataIndex};
 
-/// Slots in the ring of the smallest log. Few where a model checker walks them.
+/// Slots in the ring of the smallest log. Few for the model checker.
 pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 
 /// Positions of the shared words: the header of [`Words`] comes first.
@@ -31,14 +31,14 @@ const SLOTS: usize = Words::HEADER + 2;
 /// Words of the smallest log. One that was made by an older version has fewer.
 pub const LOG_WORDS: usize = words_for(RING);
 
-/// Words of a log with so many slots, a power of two: how many chunks can be owed at a time. A
-/// commit, which begins when half of them are, takes two syncs.
+/// Words of a log with so many slots, a power of two: the number of chunks that can be owed at a
+/// time. A commit begins when half of them are owed, and takes two syncs.
 pub const fn words_for(slots: u64) -> usize {
     assert!(slots.is_power_of_two());
     SLOTS + slots as usize
 }
 
-/// A slot, as it lies in memory.
+/// A slot, as it is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Writing,
@@ -67,10 +67,10 @@ impl Slot {
     }
 }
 
-/// What became of an attempt to take data chunks.
+/// The result of an attempt to take data chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
-    /// `count` chunks from `first` are the caller's, who must end each by [`Log::finish`].
+    /// `count` chunks from `first` belong to the caller, which must end each by [`Log::finish`].
     Run {
         /// The first of them.
         first: DataIndex,
@@ -87,10 +87,10 @@ pub enum Allocation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// What a worker that needs a commit is to do.
+/// What a worker that needs a commit must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Join {
-    /// Commit, for itself and all who join meanwhile.
+    /// Commit, for itself and all workers that join meanwhile.
     Lead(Ticket),
     /// Wait: another worker commits.
     Wait(Ticket),
@@ -116,8 +116,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log in which `next` chunks were given out and committed. There must be as many `words` as
-    /// [`words_for`] some number of slots, and all those behind the header 0.
+    /// A log in which `next` chunks were allocated and committed. The number of `words` must be
+    /// [`words_for`] some number of slots, and all words behind the header must be 0.
     pub fn new(words: Words, next: DataIndex, capacity: u64) -> Self {
         let ring = slots(&words);
         assert!(ring.is_power_of_two(), "a ring of {ring} slots");
@@ -135,14 +135,14 @@ impl Log {
         log
     }
 
-    /// The log of a store that lives in memory only: nothing is ever owed.
+    /// The log of a store in memory: it never owes anything.
     pub fn transient(capacity: u64) -> Self {
         let words = Words::private(LOG_WORDS);
         Log { commits: false, ..Log::new(words, DataIndex(0), capacity) }
     }
 
-    /// What a dead process's `words` say is owed: data chunks that hold acknowledged data, in
-    /// allocation order; and the first that may be owed at all. Its ring may have been a shorter one.
+    /// The owed chunks in a dead process's `words`: data chunks that hold acknowledged data, in
+    /// allocation order; and the first that may be owed at all. Its ring may have been shorter.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
         let Range { start: first, end: next } = may_be_owed(words);
         let mut owed: Vec<(DataIndex, Chunk)> = (first..next)
@@ -153,20 +153,20 @@ impl Log {
                 }
             })
             .collect();
-        // Twice where `move_owed` was cut off: both hold the same.
+        // Twice if `move_owed` was cut off: both hold the same data.
         let mut seen = HashSet::new();
         owed.retain(|&(_, old)| seen.insert(old));
         (owed, DataIndex(first))
     }
 
-    /// The most that a dead process's `words` can say is owed.
+    /// The most chunks that a dead process's `words` can owe.
     pub fn most_owed(words: &Words) -> u64 {
         let Range { start, end } = may_be_owed(words);
         end - start
     }
 
-    /// Says in a dead process's `words` that the data of `old` lies at `to` from now on, where it
-    /// is already, and that nothing does at `from`, which comes later. May be cut off by a kill.
+    /// Records in a dead process's `words` that the data of `old` is at `to` from now on, where it
+    /// has been copied, and that `from`, which comes later, is free. A kill may cut this off.
     pub fn move_owed(words: &Words, old: Chunk, from: DataIndex, to: DataIndex) {
         let set = |at: DataIndex, slot: Slot| {
             words[position(words, at.0)].store(slot.to_word(), Ordering::Release);
@@ -191,13 +191,13 @@ impl Log {
         copy
     }
 
-    /// Whether data chunk `index`, which is owed, holds data.
+    /// Whether the owed data chunk `index` holds data.
     pub fn is_done(&self, index: DataIndex) -> bool {
         let word = self.words[self.position(index.0)].load(Ordering::Acquire);
         matches!(Slot::from_word(word), Slot::Done(_))
     }
 
-    /// Data chunks given out so far.
+    /// Data chunks allocated so far.
     pub fn next(&self) -> DataIndex {
         DataIndex(self.words[NEXT].load(Ordering::Acquire))
     }
@@ -213,7 +213,7 @@ impl Log {
         self.capacity.load(Ordering::Acquire)
     }
 
-    /// Whether another chunk can be given out.
+    /// Whether another chunk can be allocated.
     pub fn has_room(&self) -> bool {
         self.next().0 < self.capacity()
     }
@@ -229,7 +229,7 @@ impl Log {
         let mut first = next.load(Ordering::Acquire);
         loop {
             let room = self.capacity().saturating_sub(first);
-            // `first` may be older than what is committed by now; the exchange below fails then.
+            // `first` may be committed by now; then the exchange below fails.
             let owed = first.saturating_sub(self.committed().0);
             let ring = if self.commits { self.ring - owed.min(self.ring) } else { u64::MAX };
             let count = wanted.min(room).min(ring);
@@ -246,28 +246,29 @@ impl Log {
         }
     }
 
-    /// Data chunks that are owed at most; none only where nothing is.
+    /// The most data chunks that can be owed at present; none only if nothing is owed.
     pub fn owes(&self) -> u64 {
-        // In this order: what is committed meanwhile may be counted, what is given out is.
+        // In this order: chunks that are committed meanwhile may be counted, allocated ones are.
         let committed = self.words[COMMITTED].load(Ordering::SeqCst);
         let next = self.words[NEXT].load(Ordering::SeqCst);
         if self.commits { next - committed } else { 0 }
     }
 
-    /// Whether what the caller was just given, from `first` on, comes before all else that is owed.
-    /// When [`Log::owes`] has said that nothing is, this is true of the next that is given out.
+    /// Whether the chunks that the caller just took, from `first` on, come before all others that
+    /// are owed. After [`Log::owes`] returned none, this is true of the next allocation.
     #[inline]
     pub fn is_first_owed(&self, first: DataIndex) -> bool {
         self.commits && self.words[COMMITTED].load(Ordering::SeqCst) >= first.0
     }
 
-    /// Whether so much is owed that a commit should start now, before allocation has to wait.
+    /// Whether so many chunks are owed that a commit should start now, before allocation has to
+    /// wait.
     pub fn wants_commit(&self) -> bool {
         self.owes() > self.ring / 2
     }
 
-    /// Data chunk `index` holds the data of `old`, or was given up. Returns whom to wake: the
-    /// leader, if it waits for this slot.
+    /// Data chunk `index` holds the data of `old`, or was given up. Returns the workers to wake:
+    /// the leader, if it waits for this slot.
     #[must_use = "a leader that waits for this slot must be woken"]
     pub fn finish(&self, index: DataIndex, old: Option<Chunk>) -> u64 {
         if !self.commits {
@@ -282,8 +283,8 @@ impl Log {
         }
     }
 
-    /// [`Log::finish`] of `count` data chunks from `index` on; those that hold data hold that of `old`
-    /// and of the chunks behind it.
+    /// [`Log::finish`] of `count` data chunks from `index` on. Where they hold data, it is that of `old`
+    /// and the chunks that follow it.
     #[must_use = "a leader that waits for one of these slots must be woken"]
     pub fn finish_run(&self, index: DataIndex, old: Option<Chunk>, count: u64) -> u64 {
         (0..count).fold(0, |wake, n| {
@@ -292,8 +293,8 @@ impl Log {
         })
     }
 
-    /// The leader's question: which is the first chunk of those from `from` on, below `upto`, that
-    /// has not ended? Its end wakes the leader. `upto` where all have.
+    /// For the leader: the first chunk from `from` on, below `upto`, that has not ended, or
+    /// `upto`. The end of that chunk wakes the leader.
     pub fn first_unended(&self, from: DataIndex, upto: DataIndex) -> DataIndex {
         for index in from.0..upto.0 {
             let slot = &self.words[self.position(index)];
@@ -315,7 +316,7 @@ impl Log {
         upto
     }
 
-    /// The entry of an ended chunk: the old chunk it holds; none where it was given up.
+    /// The entry of an ended chunk: the old chunk whose data it holds; none if it was given up.
     pub fn entry(&self, index: DataIndex) -> Option<Chunk> {
         match Slot::from_word(self.words[self.position(index.0)].load(Ordering::Acquire)) {
             Slot::Done(old) => Some(old),
@@ -363,14 +364,14 @@ impl Log {
         self.ended() >= ticket.0
     }
 
-    /// Whether a round is running; a waiting worker whose ticket has not ended and that finds
-    /// none joins again.
+    /// Whether a round is running. A waiting worker whose ticket has not ended joins again if none
+    /// is running.
     pub fn is_committing(&self) -> bool {
         self.commit.load(Ordering::SeqCst) & RUNNING != 0
     }
 
-    /// The leader's round has ended. With `again`, and if someone wants another, the caller leads
-    /// that too and gets its ticket. Returns whom to wake.
+    /// The leader's round has ended. With `again`, and if a worker wants another round, the caller
+    /// leads that too and gets its ticket. Returns the workers to wake.
     pub fn end_round(&self, again: bool) -> (u64, Option<Ticket>) {
         let mut word = self.commit.load(Ordering::Acquire);
         let next = loop {
@@ -397,19 +398,19 @@ impl Log {
     }
 }
 
-/// Data chunks that `words` may say are owed.
+/// The range of data chunks that `words` may owe.
 fn may_be_owed(words: &Words) -> Range<u64> {
     let next = words[NEXT].load(Ordering::Acquire);
     let committed = words[COMMITTED].load(Ordering::Acquire).min(next);
     committed.max(next.saturating_sub(slots(words)))..next
 }
 
-/// Slots of a ring that lies in `words`: all behind the positions.
+/// The slots of the ring in `words`: all behind the positions.
 fn slots(words: &Words) -> u64 {
     words.len().saturating_sub(SLOTS) as u64
 }
 
-/// Where in `words` the slot of data chunk `index` is.
+/// The index in `words` of the slot of data chunk `index`.
 fn position(words: &Words, index: u64) -> usize {
     SLOTS + (index % slots(words)) as usize
 }
@@ -508,7 +509,7 @@ mod tests {
         assert!(!log.is_committing());
     }
 
-    /// As versions before this one made it.
+    /// As earlier versions made it.
     #[test]
     fn a_shorter_ring_is_read_as_long_as_it_is() {
         const SHORT: u64 = 8192;
@@ -547,7 +548,7 @@ mod tests {
         let before = Log::new(Words::private(LOG_WORDS), DataIndex(3), 100);
         assert_eq!(before.allocate(3), run(3, 3));
         assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
-        // Cut off between the two: the earlier counts.
+        // Cut off between the two: the earlier word counts.
         let both = before.copy_words();
         Log::move_owed(&both, Chunk(50), DataIndex(4), DataIndex(3));
         assert_eq!(Log::owed(&both).0, [(DataIndex(3), Chunk(50))]);

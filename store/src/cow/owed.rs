@@ -23,13 +23,13 @@ use crate::io::storage::Storage;
 use crate::io::{FileInfo, Identity, real_path};
 use crate::units::{Chunk, DataIndex, SECTOR_SHIFT};
 
-/// Bytes of data that a store on a disk owes when it is committed though nobody asked for it: the
-/// syncs of a commit take a disk longer than the writes before it (`docs/adr/0003-owed-file.md`).
+/// Bytes of owed data at which a store on a disk is committed without a request for it: the syncs
+/// of a commit take a disk longer than the writes before it (`docs/adr/0003-owed-file.md`).
 const OWED: u64 = 512 << 20;
 /// Slots of the largest log.
 const MOST_SLOTS: u64 = 8 * RING;
 
-/// Why what is owed could not be entered.
+/// Why the owed chunks could not be entered.
 #[derive(Debug, thiserror::Error)]
 pub enum OwedError {
     /// The file cannot be used.
@@ -40,7 +40,7 @@ pub enum OwedError {
         /// Why.
         source: io::Error,
     },
-    /// The store was changed by somebody else since.
+    /// Another program has changed the store since.
     #[error(
         "{} was changed by another program since the process that served it was killed: data \
          chunk {} holds chunk {} there, but {} says chunk {}; acknowledged writes would be lost. \
@@ -52,11 +52,11 @@ pub enum OwedError {
         store: PathBuf,
         /// The file.
         path: PathBuf,
-        /// Where they differ.
+        /// The chunk where they differ.
         index: DataIndex,
-        /// What the store says.
+        /// The chunk's entry in the store.
         found: Chunk,
-        /// What is owed.
+        /// The chunk's owed entry.
         owed: Chunk,
     },
     /// The store could not be written.
@@ -68,23 +68,25 @@ pub enum OwedError {
 #[derive(Debug)]
 pub struct Owed {
     path: PathBuf,
-    /// Where a version before kept it: beside the symbolic link by which the store was opened, or
-    /// under the block device's number alone.
+    /// Where an earlier version kept it: beside the symbolic link by which the store was opened,
+    /// or under the block device's number alone.
     beside_link: Option<PathBuf>,
-    /// Words of the log that is made.
+    /// Words of a new log.
     words: usize,
-    /// What the file's header must say; none where the boot cannot be told, and nothing is kept.
+    /// The expected header of the file; none if the boot cannot be identified, and nothing is
+    /// kept.
     header: Option<WordsHeader>,
-    /// The file that was made, told from one that a later owner made under the same name.
+    /// The identity of the file that was made, as opposed to one that a later owner made under the
+    /// same name.
     made: Option<Identity>,
-    /// Whether the file of an owner that still lives was set aside for it.
+    /// Whether the file of a previous owner, which still lives, was set aside for it.
     set_aside: bool,
 }
 
 impl Owed {
-    /// The file for the store `info`: beside it, not beside a link to it; for a block device in the
-    /// system's directory for what lasts as long as the boot. Where the boot's identity cannot be read
-    /// (a container without `/proc`) nothing is kept, with a warning.
+    /// The file for the store `info`: beside it, not beside a link to it; for a block device in
+    /// the system's directory for files that last as long as the boot. If the boot's identity
+    /// cannot be read (a container without `/proc`), nothing is kept, with a warning.
     pub fn of(info: &FileInfo, chunk_sectors: u32) -> Owed {
         let (path, beside_link) = paths_of(info);
         let header = match boot_id() {
@@ -104,8 +106,8 @@ impl Owed {
         Owed { path, beside_link, words, header, made: None, set_aside: false }
     }
 
-    /// Removes the file of a store that is not there any more: another one is about to be made in
-    /// its place, to which nothing is owed.
+    /// Removes the file of a store that no longer exists: a new store, which owes nothing, is
+    /// about to be made in its place.
     ///
     /// # Errors
     /// [`OwedError::Io`].
@@ -125,25 +127,25 @@ impl Owed {
         Ok(())
     }
 
-    /// The most that a killed process owes the store `info`, in chunks, as its file says, whoever's
-    /// that is.
+    /// The most chunks that a killed process can owe the store `info`, according to its file,
+    /// whichever store the file belongs to.
     pub fn most(info: &FileInfo) -> usize {
         let most = |path: &PathBuf| match SharedWords::open(path).map(Words::Shared) {
             Ok(words) if Log::fits(&words) => Log::most_owed(&words) as usize,
             Ok(_) => 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            // Whoever enters it may have more luck, or says why not.
+            // A later attempt to enter it may succeed, or reports the error.
             Err(_) => MOST_SLOTS as usize,
         };
         let (path, beside_link) = paths_of(info);
         most(&path).max(beside_link.as_ref().map_or(0, most))
     }
 
-    /// Enters into `store`, which lies in `storage`, what the file says is owed. True where there
-    /// was any.
+    /// Enters the chunks that the file owes into `store`, which is in `storage`. True if there
+    /// were any.
     ///
     /// # Errors
-    /// See [`OwedError`]; the file says what is owed as before then.
+    /// See [`OwedError`]; the file is unchanged then.
     pub fn enter<S: Storage>(
         &self,
         storage: &S,
@@ -154,7 +156,7 @@ impl Owed {
         adopt(storage, store, &words, gaps).map_err(|error| self.named(storage.name(), error))
     }
 
-    /// Shows in `store`, called `name`, what the file says is owed, without writing anything.
+    /// Adds the chunks that the file owes to `store`, called `name`, without writing anything.
     ///
     /// # Errors
     /// See [`OwedError`].
@@ -195,7 +197,8 @@ impl Owed {
         }
     }
 
-    /// What a version before left beside the link is this store's, and was entered.
+    /// The file that an earlier version left beside the link belongs to this store, and was
+    /// entered.
     fn settle_beside_link(&self) {
         if let Some(path) = &self.beside_link
             && matches!(self.find_at(path), Ok(Some(_)))
@@ -204,8 +207,8 @@ impl Owed {
         }
     }
 
-    /// Makes the file anew, for a log that begins with nothing owed: what it said was entered.
-    /// With `set_aside` the one that is there is kept for its owner until one of the two is gone.
+    /// Makes a new file, for a log that owes nothing: the chunks of the old one were entered. With
+    /// `set_aside` the existing file is kept for its owner until one of the two is gone.
     ///
     /// # Errors
     /// What the system says.
@@ -218,7 +221,7 @@ impl Owed {
         let _ = std::fs::remove_file(&self.path);
         let made =
             SharedWords::create(&self.path, self.words).or_else(|error| match error.kind() {
-                // A store that has no room any more is served, too.
+                // A store without any room left is served, too.
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     SharedWords::create(&self.path, LOG_WORDS)
                 }
@@ -226,7 +229,7 @@ impl Owed {
             });
         let words = made.map_err(|source| {
             if std::mem::take(&mut self.set_aside) {
-                // Its owner goes on, and owes what it says.
+                // Its owner continues, and still owes its chunks.
                 let _ = std::fs::rename(&before, &self.path);
             }
             OwedError::Io { path: self.path.clone(), source }
@@ -237,14 +240,14 @@ impl Owed {
         Ok(words)
     }
 
-    /// Removes the file, whoever made it: what it said was entered.
+    /// Removes the file, whichever process made it: its chunks were entered.
     pub fn settle(&self) {
         self.settle_beside_link();
         let _ = std::fs::remove_file(&self.path);
     }
 
-    /// Removes the file that was made here: nothing is owed any more. One that was set aside for
-    /// it, and whose owner still lives, is in its place again.
+    /// Removes the file that was made here: nothing is owed any more. If a file was set aside for
+    /// it, and that file's owner still lives, it is put back in place.
     pub fn remove(&self) {
         if self.made.is_some() && Identity::of_path(&self.path).ok() == self.made {
             let _ = std::fs::remove_file(&self.path);
@@ -254,8 +257,8 @@ impl Owed {
         }
     }
 
-    /// Removes the file that was made here where it was set aside: whoever did that entered what
-    /// it said. False where it was not.
+    /// Removes the file that was made here from where it was set aside: the process that did that
+    /// entered its chunks. False if it was not set aside.
     pub fn discard_if_replaced(&self) -> bool {
         let before = self.before();
         let replaced = self.made.is_some() && Identity::of_path(&before).ok() == self.made;
@@ -271,14 +274,14 @@ impl Owed {
         path.into()
     }
 
-    /// Where it lies.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Removes the file of the store at `store`, if there is one, and what it owes with it; where `store`
-/// is a link to the file, that as well.
+/// Removes the store's file at `store`, if there is one, and its log; if `store` is a link to the
+/// file, the link as well.
 ///
 /// # Errors
 /// What the system says.
@@ -294,9 +297,9 @@ pub fn remove_store(store: &Path) -> io::Result<()> {
     std::fs::remove_file(store)
 }
 
-/// Slots of the log of the store `info`: twice what may be owed before a commit begins, so that as
-/// much may be written meanwhile. On tmpfs, where a sync costs nothing, and for block devices, whose
-/// logs are memory, few.
+/// Slots of the log of the store `info`: twice the number of chunks that may be owed before a
+/// commit begins, so that as many can be written meanwhile. Few on tmpfs, where a sync costs
+/// nothing, and for block devices, whose logs take memory.
 fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
     if info.block_device || !info.uring {
         return RING;
@@ -304,7 +307,8 @@ fn slots(info: &FileInfo, chunk_sectors: u32) -> u64 {
     (2 * OWED / (u64::from(chunk_sectors) << SECTOR_SHIFT)).clamp(RING, MOST_SLOTS)
 }
 
-/// Where the file of the store `info` lies, and where a version before may have left one.
+/// The path of the file of the store `info`, and the path where an earlier version may have left
+/// one.
 fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
     if info.block_device {
         let Identity { dev, ino } = info.identity;
@@ -328,7 +332,7 @@ fn beside(store: &Path) -> PathBuf {
     path.into()
 }
 
-/// When a file was made, in nanoseconds; 0 for a block device, and where that is not known.
+/// The creation time of a file, in nanoseconds; 0 for a block device, and if it is not known.
 fn born(info: &FileInfo) -> u64 {
     let born = info.file.metadata().and_then(|meta| meta.created());
     let since = born.ok().filter(|_| !info.block_device);
@@ -336,8 +340,8 @@ fn born(info: &FileInfo) -> u64 {
     since.map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// Tells what is behind a block device's number from what was before: a number that grows whenever a
-/// disk is attached, since the boot (Linux 5.15). A partition has that of its disk.
+/// Distinguishes the present disk of a device number from earlier ones: a number that grows since
+/// the boot whenever a disk is attached (Linux 5.15). A partition has that of its disk.
 fn disk_sequence(dev: u64) -> Option<u64> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));

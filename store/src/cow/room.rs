@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Nobody is to be told how full the store is.
+/// No threshold is set.
 const NO_THRESHOLD: u64 = u64::MAX;
 
 /// See the module's description.
 pub(super) struct Room {
-    /// How long what needs room waits, in milliseconds.
+    /// How long a write that needs room waits, in milliseconds.
     patience: AtomicU64,
     /// That time is over.
     given_up: AtomicBool,
-    /// It was the file system below that had none.
+    /// The file system below had no room.
     below: AtomicBool,
-    /// There is said to be some again, and nothing was written to it yet.
+    /// The file system reports room again, and nothing was written to it yet.
     promised: AtomicBool,
-    /// Bytes in use beyond which somebody is told, once.
+    /// The threshold: bytes in use beyond which one event is sent.
     threshold: AtomicU64,
 }
 
@@ -47,7 +47,7 @@ impl Room {
         Duration::from_millis(self.patience.load(Ordering::Acquire))
     }
 
-    /// Whether what finds no room waits.
+    /// Whether a write that finds no room waits.
     pub(super) fn is_waited_for(&self) -> bool {
         self.patience.load(Ordering::Acquire) != 0 && !self.given_up.load(Ordering::Acquire)
     }
@@ -68,7 +68,7 @@ impl Room {
         self.promised.store(promised, Ordering::Release);
     }
 
-    /// One load, for each chunk that is written first.
+    /// One load per first write.
     #[inline]
     pub(super) fn is_promised(&self) -> bool {
         self.promised.load(Ordering::Acquire)
@@ -78,13 +78,13 @@ impl Room {
         self.threshold.store(bytes.unwrap_or(NO_THRESHOLD), Ordering::SeqCst);
     }
 
-    /// What is to be told of, if anything: one load.
+    /// The threshold, if one is set: one load.
     #[inline]
     pub(super) fn threshold(&self) -> Option<u64> {
         Some(self.threshold.load(Ordering::SeqCst)).filter(|bytes| *bytes != NO_THRESHOLD)
     }
 
-    /// The threshold was passed: true for the one caller who is to tell of it.
+    /// The threshold was passed: true for the one caller that must report it.
     pub(super) fn take_threshold(&self, bytes: u64) -> bool {
         let order = Ordering::SeqCst;
         self.threshold.compare_exchange(bytes, NO_THRESHOLD, order, order).is_ok()

@@ -49,17 +49,19 @@ impl Persistence {
 pub enum StoreState {
     /// For everything.
     Valid = 0,
-    /// It is full, and what needs room in it waits: until it has grown, or nobody waits any more.
+    /// It is full, and writes that need room in it wait: until it has grown, or no write waits any
+    /// more.
     Full = 1,
     /// It was full: reads serve, writes fail, until it has grown and is opened again.
     Overflow = 2,
     /// A commit failed under a guest's own disk: reads serve, writes fail until it is opened again.
     ReadOnly = 3,
-    /// It is being marked invalid on disk: nobody may act on that yet (I14).
+    /// It is being marked invalid on disk: no code may act on that yet (I14).
     Invalidating = 4,
-    /// Its content cannot be trusted: nothing serves, for good.
+    /// Its content cannot be trusted: no request is served, for good.
     Invalid = 5,
-    /// It is not to be trusted, and that could be written nowhere: writes to its origin fail.
+    /// Its content cannot be trusted, and this could not be recorded anywhere: writes to its
+    /// origin fail.
     Unmarked = 6,
 }
 
@@ -77,18 +79,18 @@ impl StoreState {
     }
 }
 
-/// What a merge has made of a store.
+/// The state of a store's merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum MergeMark {
     /// It is not being merged.
     None = 0,
-    /// It is being merged: it grows shorter, and takes no new exceptions.
+    /// It is being merged: its list shrinks, and it takes no new exceptions.
     Merging = 1,
-    /// Its merge failed and waits to be started anew; everything is where the table says.
+    /// Its merge failed and waits to be started again; everything is where the table says.
     Failed = 2,
     /// As `Failed`, and it is not known whether the entries of the last batch are still on disk:
-    /// its chunks stay busy, and writes to them fail until the merge was started anew.
+    /// their chunks stay busy, and writes to them fail until the merge is started again.
     InDoubt = 3,
 }
 
@@ -98,21 +100,21 @@ impl MergeMark {
     }
 }
 
-/// What happened to a store, for those who look after it.
+/// An event of a store, for its observer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreEvent {
-    /// It became Invalid, and the store says so on disk.
+    /// It became Invalid, and its header on disk says so.
     Invalidated,
     /// It became Invalid, and its header could not be written: it must be recorded elsewhere, and
     /// [`Store::recorded`] called.
     InvalidNotWritten,
-    /// It is full, and what needs room waits for that.
+    /// It is full, and writes that need room wait.
     Full,
-    /// It has filled up beyond what was to be told of.
+    /// It exceeded its threshold.
     ThresholdPassed {
-        /// Bytes that were to be told of.
+        /// The threshold in bytes.
         threshold: u64,
-        /// Bytes in use beyond them.
+        /// Bytes in use beyond the threshold.
         exceeded: u64,
     },
     /// It overflowed.
@@ -121,17 +123,17 @@ pub enum StoreEvent {
     CommitFailed,
 }
 
-/// Is told what happens to stores. Called by workers, seldom: it must not block.
+/// Is told of the events of stores. Called by workers, rarely: it must not block.
 pub trait StoreObserver: Send + Sync {
     /// `event` happened to the store called `name`.
     fn store_event(&self, name: &str, event: StoreEvent);
 
-    /// The store owes something, and owed nothing before. Called on the way of a request, which
+    /// The store owes something, and owed nothing before. Called on the path of a request, which
     /// waits for it.
     fn owes(&self);
 }
 
-/// What a store is made of when it is opened.
+/// The parts of a store when it is opened.
 pub struct StoreParts {
     /// As the table names it.
     pub name: String,
@@ -145,11 +147,11 @@ pub struct StoreParts {
     pub guest_disk: bool,
     /// Whether it is valid on disk.
     pub valid: bool,
-    /// What is given out and what is owed.
+    /// Its allocated and owed chunks.
     pub log: Log,
     /// Where the next entry goes.
     pub tail: Tail,
-    /// Who is told.
+    /// The observer of its events.
     pub observer: Box<dyn StoreObserver>,
 }
 
@@ -158,8 +160,8 @@ struct TailSlot {
     /// Entries on disk.
     entries: u64,
     tail: Option<Box<Tail>>,
-    /// A truncation that came while a leader had it. Such a leader commits nothing: a store that
-    /// is merged owes nothing.
+    /// A truncation that came while a leader had the tail. Such a leader commits nothing: a store
+    /// that is merged owes nothing.
     cut: Option<(u64, Vec<Entry>)>,
 }
 
@@ -238,7 +240,7 @@ impl Store {
         Geometry { device_chunks, ..self.geometry }
     }
 
-    /// Its file has `device_chunks` chunks now; it never gets smaller.
+    /// Its file has `device_chunks` chunks now; it never shrinks.
     pub fn grow(&self, device_chunks: u64) {
         self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
         let geometry = self.geometry();
@@ -253,15 +255,15 @@ impl Store {
         Persistence::from_u8(self.persistence.load(Ordering::Acquire))
     }
 
-    /// A table takes the store over, as P or as PO: what being full means is the table's to say.
-    /// Nothing is in flight. A store is in memory or on disk for as long as it lives.
+    /// A table takes the store over, as P or as PO: the table decides what a full store means.
+    /// Nothing is in flight. A store is in memory or on disk for its whole life.
     pub fn set_persistence(&self, persistence: Persistence) {
         let transient = |of| of == Persistence::Transient;
         assert_eq!(transient(persistence), transient(self.persistence()), "it stays where it is");
         self.persistence.store(persistence as u8, Ordering::Release);
     }
 
-    /// It is activated again: one that was full, and has room now, takes writes.
+    /// It is activated again: a store that was full, and has room now, takes writes.
     pub fn reactivate(&self) {
         if self.log.next().0 < self.log.capacity() {
             let (full, valid) = (StoreState::Overflow as u8, StoreState::Valid as u8);
@@ -275,12 +277,12 @@ impl Store {
         self.guest_disk.load(Ordering::Acquire)
     }
 
-    /// Whether nothing but the guest writes what it is a snapshot of, was found out.
+    /// It was determined whether only the guest writes to its origin.
     pub fn set_guest_disk(&self, guest_disk: bool) {
         self.guest_disk.store(guest_disk, Ordering::Release);
     }
 
-    /// What is given out and what is owed.
+    /// Its allocated and owed chunks.
     #[inline]
     pub fn log(&self) -> &Log {
         &self.log
@@ -299,7 +301,8 @@ impl Store {
             || self.geometry.index_of(chunk).is_none_or(|index| index < self.log.committed())
     }
 
-    /// Where data chunk `index` lies, and how many from it on follow each other, at most `count`.
+    /// The place of data chunk `index`, and how many chunks from there on are adjacent, at most
+    /// `count`.
     pub fn place_of(&self, index: DataIndex, count: u64) -> (StoreChunk, u64) {
         if self.persistence() == Persistence::Transient {
             return (StoreChunk(index.0), count);
@@ -308,22 +311,22 @@ impl Store {
         (self.geometry.chunk_of_index(index), count.min(area - index.0 % area))
     }
 
-    /// Whether nothing more is ever written to it, and all that was is durable.
+    /// Whether it takes no more writes, and all earlier ones are durable.
     pub fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }
 
-    /// Nothing more is ever written to it, and all that was is durable.
+    /// It takes no more writes, and all earlier ones are durable.
     pub fn set_sealed(&self) {
         self.sealed.store(true, Ordering::Release);
     }
 
-    /// Layers above it are about to be committed into it, or it is one no more.
+    /// Layers above it are about to be committed into it, or it is no longer a layer.
     pub fn unseal(&self) {
         self.sealed.store(false, Ordering::Release);
     }
 
-    /// Takes the tail, to commit. The log's leader alone may ask.
+    /// Takes the tail, to commit. Only the log's leader may call this.
     pub fn take_tail(&self) -> Box<Tail> {
         self.lock_tail().tail.take().expect("one leader at a time")
     }
@@ -353,15 +356,15 @@ impl Store {
         self.tail.lock().expect("tail lock poisoned")
     }
 
-    /// What a merge has made of it.
+    /// The state of its merge.
     #[inline]
     pub fn merge_mark(&self) -> MergeMark {
         MergeMark::from_u8(self.merge.load(Ordering::Acquire))
     }
 
-    /// Its merge starts, goes on, failed, or was left for another use. [`MergeMark::InDoubt`] is
-    /// set by [`Store::doubt`] alone, and left only by a merge: until then the store cannot be
-    /// handed to a table that does not merge it.
+    /// Its merge starts, continues, failed, or was abandoned for another use. Only
+    /// [`Store::doubt`] sets [`MergeMark::InDoubt`], and only a merge ends it: until then the
+    /// store cannot be handed to a table that does not merge it.
     pub fn set_merge_mark(&self, mark: MergeMark) {
         debug_assert!(mark == MergeMark::Merging || self.merge_mark() != MergeMark::InDoubt);
         self.merge.store(mark as u8, Ordering::Release);
@@ -379,7 +382,7 @@ impl Store {
         self.lock_doubt().clone()
     }
 
-    /// They are not: their removal was repeated.
+    /// They are not on disk: their removal was repeated.
     pub fn no_doubt(&self) {
         self.lock_doubt().clear();
     }
@@ -412,7 +415,7 @@ impl Store {
         }
     }
 
-    /// An invalidation that could not be written to the store was recorded elsewhere, or not.
+    /// An invalidation that could not be written to the store was, or was not, recorded elsewhere.
     /// The caller wakes the workers.
     pub fn recorded(&self, recorded: bool) {
         let state = if recorded { StoreState::Invalid } else { StoreState::Unmarked };
@@ -433,7 +436,8 @@ impl Store {
         }
     }
 
-    /// Takes up to `wanted` data chunks of its log, in one run, and says where that begins to owe.
+    /// Takes up to `wanted` data chunks of its log, in one run, and tells the observer if the
+    /// store begins to owe something.
     #[inline]
     pub fn allocate(&self, wanted: u64) -> Allocation {
         let allocation = self.log.allocate(wanted);
@@ -445,14 +449,15 @@ impl Store {
         allocation
     }
 
-    /// Says once when more than `bytes` are in use, which may be at once; none says nothing.
+    /// Reports once when more than `bytes` are in use, possibly at once; none clears the
+    /// threshold.
     pub fn set_write_threshold(&self, bytes: Option<u64>) {
         self.room.set_threshold(bytes);
         self.look_at_threshold();
     }
 
-    /// Chunks were given out. Who sets a threshold meanwhile is told at the next chunk at the
-    /// latest.
+    /// Chunks were allocated. A threshold that is set meanwhile is reported at the next chunk at
+    /// the latest.
     #[inline]
     pub fn look_at_threshold(&self) {
         if let Some(threshold) = self.room.threshold() {
@@ -473,7 +478,7 @@ impl Store {
         }
     }
 
-    /// Whether it owes what can be committed, and should be in time though nobody asks.
+    /// Whether it owes chunks that can be committed, and that a timed commit should commit.
     pub fn is_overdue(&self) -> bool {
         self.state() <= StoreState::Overflow && self.log.owes() > 0
     }
@@ -483,10 +488,10 @@ impl Store {
         StoreState::from_u8(was) < to
     }
 
-    /// Sectors given out, in all, and taken by metadata: the three numbers of a status line. While
-    /// the store is merged, what is given out follows the entries that are left (as in the
-    /// kernel): finished means that only metadata is left. Where allocation goes on is another
-    /// thing: see [`Store::next`].
+    /// Sectors allocated, in total, and used by metadata: the three numbers of a status line.
+    /// While the store is merged, the allocated sectors follow the remaining entries (as in the
+    /// kernel): finished means that only metadata is left. The next allocation is independent of
+    /// this: see [`Store::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
         if self.persistence() == Persistence::Transient {
@@ -509,7 +514,7 @@ impl Store {
         }
     }
 
-    /// The first data chunk that was never given out.
+    /// The first data chunk that was never allocated.
     pub fn next(&self) -> DataIndex {
         self.log.next()
     }
@@ -523,10 +528,10 @@ impl Store {
 /// The three numbers of a snapshot's status line, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Given out, header and areas included.
+    /// Allocated, including header and areas.
     pub allocated: u64,
     /// The store's size.
     pub total: u64,
-    /// Taken by the header and the areas in use.
+    /// Used by the header and the areas in use.
     pub metadata: u64,
 }

@@ -47,7 +47,7 @@ impl Tail {
         *self = Tail::new(self.geometry, entries, last_block);
     }
 
-    /// Bytes of a block: what is written at least when an entry is.
+    /// Bytes of a block: the least that is written for an entry.
     pub fn block_bytes(geometry: &Geometry) -> u64 {
         geometry.chunk.bytes().min(4096)
     }
@@ -66,15 +66,15 @@ impl Tail {
     /// that a store of `device_chunks` chunks has.
     /// The caller zeroes it, and tells by [`Tail::zeroed`] before it writes entries.
     pub fn area_to_zero(&self, count: u64, device_chunks: u64) -> Option<StoreChunk> {
-        // The one behind the last that will be full. Whoever gives chunks out for these entries has
-        // seen to room for no area behind it.
+        // The one behind the last that will be full. The allocation of these entries' chunks has
+        // reserved no area behind it.
         let last = (self.position + count) / self.geometry.entries_per_area();
         let next = self.zeroed + 1;
         let chunk = self.geometry.area_chunk(next);
         (next <= last && chunk.0 < device_chunks).then_some(chunk)
     }
 
-    /// The area that was asked for is zero.
+    /// The requested area is zero.
     pub fn zeroed(&mut self) {
         self.zeroed += 1;
     }

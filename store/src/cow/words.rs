@@ -12,24 +12,24 @@ use crate::{io::shared::SharedWords, sync::atomic::Ordering};
 /// 64-bit words, atomically accessed.
 #[derive(Debug)]
 pub enum Words {
-    /// In the process's own memory: gone with it.
+    /// In the process's own memory, gone with the process.
     Private(Box<[AtomicU64]>),
-    /// In a file mapped shared: what is stored is there after the process was killed.
+    /// In a file mapped shared: stored words survive a kill of the process.
     #[cfg(not(feature = "shuttle"))]
     Shared(SharedWords),
 }
 
 impl Words {
-    /// Words at the front that say whose the others are.
+    /// Words at the front that identify the owner of the others.
     pub const HEADER: usize = 8;
-    /// "snapowe", the first word of a header; the last byte counts the layout's versions. The second
-    /// says how many words there are.
+    /// "snapowe", the first word of a header; its last byte is the version of the layout. The
+    /// second word is the number of words.
     #[cfg(not(feature = "shuttle"))]
     const MAGIC: u64 = 0x736e_6170_6f77_6502;
     /// The first version's.
     #[cfg(not(feature = "shuttle"))]
     const MAGIC_1: u64 = 0x736e_6170_6f77_6501;
-    /// Words of the first version: 8192 slots behind what a log needs besides.
+    /// Words of the first version: 8192 slots and the other words of a log.
     #[cfg(not(feature = "shuttle"))]
     const WORDS_1: usize = 8202;
 
@@ -39,7 +39,7 @@ impl Words {
     }
 }
 
-/// What a header says: which store, on which boot.
+/// The content of a header: the store and the boot.
 #[cfg(not(feature = "shuttle"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WordsHeader {
@@ -49,14 +49,14 @@ pub struct WordsHeader {
     pub store: crate::io::files::Identity,
     /// The store's chunk, in sectors.
     pub chunk_sectors: u32,
-    /// When the store's file was made, in nanoseconds: inodes are used again. 0 where it is not
-    /// known.
+    /// The creation time of the store's file, in nanoseconds, because inodes are reused. 0 if it
+    /// is not known.
     pub born: u64,
 }
 
 #[cfg(not(feature = "shuttle"))]
 impl WordsHeader {
-    /// Whether what it says can be about the store of `other`.
+    /// Whether it can describe the store of `other`.
     pub fn is_of(&self, other: &WordsHeader) -> bool {
         let born = if self.born == 0 || other.born == 0 { other.born } else { self.born };
         WordsHeader { born, ..*self } == *other
@@ -65,8 +65,8 @@ impl WordsHeader {
 
 #[cfg(not(feature = "shuttle"))]
 impl Words {
-    /// What the header says; none where there is none, of another layout, or with fewer words or
-    /// more behind it than there were.
+    /// The content of the header; none if there is no header, if it has another layout, or if it
+    /// is followed by fewer or more words than it says.
     pub fn header(&self) -> Option<WordsHeader> {
         let word = |index: usize| self[index].load(Ordering::Acquire);
         if self.len() <= Self::HEADER {
@@ -85,7 +85,7 @@ impl Words {
         })
     }
 
-    /// Writes the header; the magic last, so that a half-made file says nothing.
+    /// Writes the header; the magic last, so that an incomplete file is not recognised.
     pub fn set_header(&self, header: WordsHeader) {
         let store = |index: usize, value: u64| self[index].store(value, Ordering::Release);
         store(1, (header.boot >> 64) as u64);
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(words.header(), None);
     }
 
-    /// Where a slot lies follows from how many there are.
+    /// The place of a slot depends on the number of slots.
     #[test]
     fn words_that_were_cut_short_or_that_grew_are_not_believed() {
         for magic in [Words::MAGIC, Words::MAGIC_1] {

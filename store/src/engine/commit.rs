@@ -17,7 +17,7 @@ use crate::table::Table;
 use crate::target::Medium;
 use crate::units::{DataIndex, StoreChunk};
 
-/// Zeroes of an area that are written rather than left to the file system.
+/// The largest area that is zeroed by writing and not by the file system.
 const WRITTEN_ZEROES: u64 = 64 << 10;
 
 #[derive(Debug)]
@@ -27,17 +27,17 @@ enum Part {
     Done,
 }
 
-/// What becomes of requests when their barrier has ended.
+/// What happens to requests when their barrier has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Then {
-    /// They end, with an error where it failed.
+    /// They end, with an error if the barrier failed.
     #[default]
     End,
-    /// They are dispatched again, and see for themselves what failed.
+    /// They are dispatched again, and find any failure themselves.
     Again,
 }
 
-/// Requests, and what must be durable before they go on.
+/// Requests, and the stores and files that must be durable before they proceed.
 #[derive(Debug, Default)]
 pub(super) struct Barrier {
     requests: Vec<usize>,
@@ -74,11 +74,11 @@ pub(super) struct Round {
     store: Arc<Store>,
     tail: Box<Tail>,
     upto: DataIndex,
-    /// All below have ended.
+    /// All chunks below have ended.
     ended: DataIndex,
-    /// The next to be written.
+    /// The next chunk whose entry is to be written.
     next: DataIndex,
-    /// Entries that it writes, known behind [`Stage::Collect`].
+    /// Entries that it writes, known after [`Stage::Collect`].
     entries: u64,
     stage: Stage,
     /// Entries were written, and are to be synced.
@@ -99,15 +99,15 @@ impl Round {
     }
 }
 
-/// Whether a store is a layer to which nothing is owed. One that a commit of layers left broken is no
-/// affair of those above it.
+/// Whether a store is a layer that owes nothing. One that a commit of layers left broken does not
+/// concern the layers above it.
 fn rests(store: &Store) -> bool {
     let owes = store.log().next() != store.log().committed();
     store.is_sealed() && (!owes || store.state() > StoreState::Overflow)
 }
 
 impl Core {
-    /// Starts what the requests of this step need.
+    /// Starts the barriers that the requests of this step need.
     pub(super) fn start_barriers(&mut self, table: &Table) {
         if !self.to_end.is_empty() {
             let set = table.flush_set();
@@ -146,7 +146,7 @@ impl Core {
         Barrier { then, failed: false, ..spare }
     }
 
-    /// All stores that owe something should be committed, though nobody waits for that.
+    /// All stores that owe something should be committed, although no request waits for it.
     pub(super) fn commit_owed(&mut self, table: &Table) {
         let begins = |store: &Arc<Store>| store.is_overdue() && !store.log().is_committing();
         for (exceptions, ex) in table.exceptions().iter().enumerate() {
@@ -156,7 +156,7 @@ impl Core {
         }
     }
 
-    /// A store owes so much that it should be committed, whoever waits for that.
+    /// A store owes so much that it should be committed, whether or not a request waits for it.
     pub(super) fn commit_soon(&mut self, table: &Table, exceptions: usize) {
         let store = table.exceptions()[exceptions].store();
         let waits =
@@ -178,7 +178,7 @@ impl Core {
         self.look_at_barrier(index);
     }
 
-    /// Looks at everything that waits for commits, after a wake.
+    /// Checks everything that waits for commits, after a wake.
     pub(super) fn look_at_commits(&mut self, _table: &Table) {
         for index in 0..self.rounds.capacity() {
             if self.rounds.get(index).is_some_and(|round| round.stage == Stage::Collect) {
@@ -205,7 +205,7 @@ impl Core {
         self.maybe_end_barrier(index);
     }
 
-    /// Takes a ticket where there is none, leads where nobody does; true when its round has ended.
+    /// Takes a ticket if there is none, leads if no worker does; true when its round has ended.
     fn has_ticket_ended(
         &mut self,
         index: usize,
@@ -223,8 +223,8 @@ impl Core {
                 if store.log().poll(ticket, bit) {
                     return true;
                 }
-                // It is registered: who ends the round that runs wakes it (I17). Where none runs,
-                // a leader that stops ended its own before it could know of this one.
+                // It is registered: the end of the running round wakes it (I17). If none runs, a
+                // stopping leader ended its own round before it could know of this one.
                 if store.log().is_committing() {
                     return false;
                 }
@@ -396,7 +396,7 @@ impl Core {
     }
 
     fn commit_failed(&mut self, table: &Table, store: &Arc<Store>) {
-        // Its merge may wait for its turn, or was stopped before it was begun anew.
+        // Its merge may be waiting for its turn, or was stopped before a restart.
         let is_merged = store.merge_mark() != MergeMark::None
             || table.flush_set().merged.iter().any(|merged| Arc::ptr_eq(merged, store));
         if !store.is_guest_disk() && !is_merged {
@@ -405,7 +405,7 @@ impl Core {
         // Invalid, the device of a store that is merged would be an origin with half of the snapshot
         // in it.
         store.commit_failed();
-        // Nobody waits for room in it any more.
+        // No request waits for room in it any more.
         self.worker.all().wake(u64::MAX);
     }
 

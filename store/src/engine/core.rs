@@ -25,7 +25,7 @@ use crate::workers::{TrackId, Worker};
 pub struct EngineConfig {
     /// Bytes of the host's scratch arena.
     pub scratch: u32,
-    /// Requests at a time; what the host must not exceed.
+    /// Requests at a time; the host must not exceed this.
     pub requests: usize,
     /// Claims at a time: copies in flight.
     pub claims: usize,
@@ -86,7 +86,7 @@ fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
     Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
 }
 
-/// Who asked.
+/// The source of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
     /// The host.
@@ -107,10 +107,10 @@ pub(super) struct Pending {
     pub(super) len: u64,
     /// Bytes dispatched.
     pub(super) cursor: u64,
-    /// Actions and claims that have not ended.
+    /// Its actions and claims that have not ended.
     pub(super) outstanding: u32,
     pub(super) failed: bool,
-    /// Something of it found no room.
+    /// A part of it found no room.
     pub(super) no_space: bool,
     /// A piece from here on found no room: when all parts have ended, it is dispatched again from
     /// here.
@@ -135,7 +135,7 @@ pub(super) struct Core {
     pub(super) invalidations: Slab<Invalidation>,
     pub(super) merge: Option<Box<MergeJob>>,
     pub(super) scratch: Scratch,
-    /// Requests to be dispatched.
+    /// Requests that are ready to be dispatched.
     pub(super) ready: VecDeque<usize>,
     /// Requests that wait for a wake.
     pub(super) parked: Vec<usize>,
@@ -145,7 +145,8 @@ pub(super) struct Core {
     pub(super) to_commit: Vec<usize>,
     /// Which exceptions' stores those are, a bit each.
     pub(super) commit_stores: Vec<bool>,
-    /// Claims whose old bytes are yet to be read: at the end of a step, or when a buffer is free.
+    /// Claims whose old bytes have not been read yet: they are at the end of a step, or when a
+    /// buffer is free.
     pub(super) fresh: Vec<usize>,
     /// The buffers of the copy that is being started.
     pub(super) copy_bufs: Vec<Buf>,
@@ -153,7 +154,8 @@ pub(super) struct Core {
     pub(super) slices_waiting: VecDeque<usize>,
     /// Large claims of which a slice is being read: how many reads are left, and none failed.
     pub(super) slice_reads: Vec<(usize, u32, bool)>,
-    /// Claims whose bytes are at hand, to be written in runs: for each of the table's exceptions.
+    /// Claims that have their bytes and are to be written in runs: for each of the table's
+    /// exceptions.
     pub(super) gathered: Vec<VecDeque<usize>>,
     /// Lists for copies and runs, so that none is allocated a copy or a run.
     pub(super) spare_lists: SpareLists,
@@ -163,7 +165,7 @@ pub(super) struct Core {
     pub(super) finished: VecDeque<(Token, Status)>,
     pub(super) in_flight: usize,
     pub(super) stopping: bool,
-    /// Something that this worker itself holds was freed: parked requests may go on.
+    /// A resource of this worker was freed: parked requests may proceed.
     pub(super) freed: bool,
 }
 
@@ -202,7 +204,7 @@ impl Core {
         }
     }
 
-    /// Gets ready to serve `table`: buffers as large as its chunks want them.
+    /// Prepares to serve `table`: sizes the buffers for its chunks.
     pub(super) fn adopt(&mut self, table: &Table) {
         let largest = table.exceptions().iter().map(|ex| ex.chunk().bytes()).max().unwrap_or(4096);
         let copies_out =
@@ -233,8 +235,8 @@ impl Core {
         self.ready.push_back(index);
     }
 
-    /// Everything parked may go on, from its beginning: what was done of it was done by another
-    /// table.
+    /// All parked requests may proceed, from their beginning: any part that was done was done
+    /// under another table.
     pub(super) fn replay(&mut self) {
         self.drop_merge();
         for &index in self.parked.iter().chain(&self.ready) {
@@ -245,7 +247,7 @@ impl Core {
         self.freed = true;
     }
 
-    /// The merge that ran here is no more; what it asked for holds nothing.
+    /// The merge that ran here is gone; its requests hold nothing.
     fn drop_merge(&mut self) {
         self.merge = None;
         let Core { requests, parked, ready, .. } = self;
@@ -260,7 +262,7 @@ impl Core {
         ready.retain(keep);
     }
 
-    /// Nothing can go on without a table.
+    /// Nothing can proceed without a table.
     pub(super) fn ignore_wake(&self) {
         self.worker.take_wake();
     }
@@ -272,13 +274,13 @@ impl Core {
             && self.rounds.is_empty()
             && self.invalidations.is_empty()
             && self.barriers.is_empty()
-            // What is to be durable has the files of the table that wrote it synced.
+            // Durable requests need a sync of the files of the table that wrote them.
             && self.to_end.is_empty()
             && self.merge.as_ref().is_none_or(|job| job.is_quiet() || self.is_merge_held(job))
             && self.finished.is_empty()
     }
 
-    /// Whether all that the merge waits for is room.
+    /// Whether the merge waits for nothing but room.
     fn is_merge_held(&self, job: &MergeJob) -> bool {
         let held = |index: &&usize| {
             let pending = &self.requests[**index];
@@ -421,9 +423,9 @@ impl Core {
         self.maybe_ended(index);
     }
 
-    /// What has its place found no room for it: in a hole that a discard left, below a snapshot of
-    /// the file system. It is tried again from its beginning when there may be some, where that is
-    /// waited for.
+    /// A write to a mapped chunk found no room: in a hole that a discard left, or below a snapshot
+    /// of the file system. If it may wait for room, it is retried from its beginning when there
+    /// may be some.
     #[cold]
     fn found_no_room(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
@@ -437,7 +439,7 @@ impl Core {
         self.part_ended(index, waits);
     }
 
-    /// Ends a request of which all parts have ended, or takes its last step.
+    /// Ends a request whose parts have all ended, or takes its last step.
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
         if pending.waiting || pending.outstanding != 0 {
@@ -477,7 +479,7 @@ impl Core {
         }
     }
 
-    /// Puts a request aside until this worker is woken.
+    /// Parks a request until this worker is woken.
     pub(super) fn park(&mut self, index: usize) {
         self.requests[index].waiting = true;
         self.parked.push(index);

@@ -13,21 +13,21 @@ use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Target, Track};
 
-/// The file of actions that mean none.
+/// The file number of actions without a file.
 const NO_FILE: FileId = FileId(u32::MAX);
 
-/// Whether a request goes on at once.
+/// Whether a request proceeds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
-    /// With its next piece, or this one anew.
+    /// With its next piece, or with this one again.
     On,
-    /// When its worker is woken: it was put aside.
+    /// When its worker is woken: it was parked.
     Aside,
 }
 
 impl Core {
-    /// Takes a request as far as it goes now. It counts as waiting meanwhile: a part of it that
-    /// fails on the spot does not end it under its own dispatch.
+    /// Advances a request as far as possible. It counts as waiting meanwhile: a part that fails
+    /// immediately does not end the request during its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
         pending.for_room = false;
@@ -39,7 +39,7 @@ impl Core {
                 pending.for_room = true;
                 return self.park(index);
             }
-            // It is tried again: what it fails for now may be something else.
+            // It is retried, and may fail for another reason now.
             pending.no_space = false;
         }
         loop {
@@ -94,7 +94,7 @@ impl Core {
                 }
                 Flow::On
             }
-            // Who ends the change wakes every worker.
+            // The worker that ends the change wakes all workers.
             Decision::WaitState | Decision::WaitRoom => {
                 self.requests[index].for_room = decision == Decision::WaitRoom;
                 self.park(index);
@@ -103,7 +103,7 @@ impl Core {
         }
     }
 
-    /// A piece of the request was dealt with.
+    /// A piece of the request was handled.
     pub(super) fn advance(&mut self, index: usize, len: u64) -> Flow {
         self.requests[index].cursor += len;
         Flow::On
@@ -122,11 +122,12 @@ impl Core {
         let mut tracked = None;
         if let Some(track) = track {
             let Some(id) = self.worker.track(track.of, track.start, track.len) else {
-                // A range of this worker's own ends first, and that looks at the parked again.
+                // A range of this worker ends first, and then the parked requests are checked
+                // again.
                 self.park(index);
                 return Flow::Aside;
             };
-            // What allowed the range may have changed before the range could be seen.
+            // The condition that allowed the range may have changed before the range was visible.
             let same = Decision::Pass { file, offset, len, track: Some(track) };
             if table.decide(op, at, left) != same {
                 self.worker.untrack(id);
@@ -139,8 +140,8 @@ impl Core {
         self.advance(index, len)
     }
 
-    /// `discard_passdown_origin`: what the request discards of a snapshot goes to the origin's
-    /// file too, past all exceptions (spec/targets.md "snapshot").
+    /// `discard_passdown_origin`: the discard of a snapshot's range also goes to the origin's
+    /// file, past all exceptions (spec/targets.md "snapshot").
     fn discard_origin(&mut self, table: &Table, index: usize, len: u64) {
         let pending = &self.requests[index];
         let (op, at) = (pending.op, pending.start + pending.cursor);
@@ -203,7 +204,7 @@ impl Core {
     }
 }
 
-/// What a request that passes asks of the file: a discard in a store must leave zeroes.
+/// The operation on the file for a request that passes: a discard in a store must leave zeroes.
 fn io_op(table: &Table, op: Op, at: u64) -> IoOp {
     match op {
         Op::Read => IoOp::Read,

@@ -10,7 +10,7 @@ use crate::cow::{Persistence, Store};
 use crate::io::IoOp;
 use crate::table::Table;
 
-/// A store on its way to Invalid.
+/// A store that is being marked Invalid.
 #[derive(Debug)]
 pub(super) struct Invalidation {
     store: Arc<Store>,
@@ -25,7 +25,7 @@ impl Invalidation {
 }
 
 impl Core {
-    /// Makes `store` Invalid, unless somebody else does.
+    /// Makes `store` Invalid, unless another worker does.
     pub(super) fn invalidate(&mut self, store: &Arc<Store>) {
         if !store.begin_invalidate() {
             return;

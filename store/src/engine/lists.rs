@@ -11,12 +11,12 @@ pub(super) struct SpareLists {
     spare: Vec<Vec<usize>>,
     /// Lists in all, those in use as well.
     made: usize,
-    /// Claims that each spare one has room for: as many as any of them has had.
+    /// Claims that each spare list has room for: as many as any list has had.
     room: usize,
 }
 
 impl SpareLists {
-    /// An empty one: where none is spare there are twice as many in all then.
+    /// An empty list; if none is spare, the number of lists is doubled.
     pub(super) fn take(&mut self) -> Vec<usize> {
         if self.spare.is_empty() {
             let more = self.made.max(1);
@@ -28,10 +28,10 @@ impl SpareLists {
         self.spare.pop().expect("there are some now")
     }
 
-    /// Takes one back, and empties it.
+    /// Takes a list back, and empties it.
     ///
-    /// Where it has grown all that are spare grow with it, and others when they come back: else each
-    /// of them would, in the midst of some later batch.
+    /// If it has grown, all spare lists grow with it, and the others when they come back;
+    /// otherwise each would grow during some later batch.
     pub(super) fn give_back(&mut self, mut list: Vec<usize>) {
         list.clear();
         let grown = list.capacity() > self.room;

@@ -44,51 +44,51 @@ use crate::io::{Errno, IoOp};
 use crate::table::Table;
 use crate::target::{Exceptions, Merge, Target};
 
-/// How far a merge is.
+/// The progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeProgress {
-    /// What it does.
+    /// Its state.
     pub state: MergeState,
     /// Chunks copied back since it was started.
     pub done: u64,
-    /// Chunks there were then.
+    /// Chunks in the store at its start.
     pub total: u64,
     /// Bytes of a chunk.
     pub chunk: u64,
 }
 
-/// What a merge does.
+/// The state of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeState {
-    /// It copies, or waits for what it was allowed or given.
+    /// It copies, or waits for an allowance or for parts of the list.
     Running,
     /// It was told to pause.
     Paused,
-    /// Nothing is left in the store.
+    /// The store is empty.
     Finished,
-    /// It stopped, and goes on when it is started anew.
+    /// It failed, and continues when it is started again.
     Failed(MergeFailure),
 }
 
 /// Why a merge failed, or cannot start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeFailure {
-    /// Nothing to be merged here.
+    /// There is no merge in this table.
     #[error("the device's table has no snapshot-merge line")]
     NoMerge,
     /// A store in memory, or one above another.
     #[error("only a persistent store that lies directly on its origin can be merged")]
     Store,
-    /// Not everything is on disk.
+    /// The store owes entries that are not on disk.
     #[error("the store owes a commit: flush the device before its store is merged")]
     Owed,
-    /// There is nothing to be trusted.
+    /// The store's content cannot be trusted.
     #[error("the store is Invalid: there is nothing in it that can be merged")]
     Invalid,
     /// A sync of the store failed earlier.
     #[error("an earlier sync of the store failed: open it again before it is merged")]
     NotSynced,
-    /// Another snapshot stands in the way.
+    /// Another snapshot prevents the merge.
     #[error(
         "a snapshot of the origin can neither keep its data nor be marked invalid; remove it, and \
          resume the device"
@@ -102,7 +102,7 @@ pub enum MergeFailure {
         /// Why.
         errno: Errno,
     },
-    /// The list of entries is not what it was when the store was opened.
+    /// The list of entries changed after the store was opened.
     #[error(
         "entry {position} at byte {offset} of the store is not the one that was read when it was \
          opened: something else writes to the store"
@@ -119,7 +119,7 @@ pub enum MergeFailure {
     /// A chunk could not be copied back.
     #[error("the origin cannot be written: {0}")]
     WriteOrigin(Errno),
-    /// What was copied could not be made durable.
+    /// Copied chunks could not be made durable.
     #[error("the origin cannot be synced: {0}; open it again before it is merged to")]
     SyncOrigin(Errno),
     /// Entries could not be removed.
@@ -131,7 +131,7 @@ pub enum MergeFailure {
 }
 
 impl MergeFailure {
-    /// What failed, where that was I/O. What was read and cannot be right is a read that failed.
+    /// The failed operation, if it was I/O. An impossible entry counts as a failed read.
     pub fn io(&self) -> Option<IoOp> {
         match self {
             MergeFailure::ReadList { .. }
@@ -144,7 +144,7 @@ impl MergeFailure {
     }
 }
 
-/// What of a batch ended; the detail in the tag of an action.
+/// The part of a batch that ended; the detail in the tag of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 enum Step {
@@ -165,18 +165,18 @@ const STEPS: [Step; 6] = [
     Step::SyncStore,
 ];
 
-/// Where a merge is. `left` counts what is in flight.
+/// The present step of a merge. `left` counts operations in flight.
 #[derive(Debug)]
 enum Stage {
     /// Between batches.
     Idle,
-    /// Parts of the list are read, or were and are handed over.
+    /// Parts of the list are being read, or were read and are passed on by the host.
     Reading { left: u32, failed: Option<MergeFailure> },
     /// Other snapshots make their copies; `next` is the first run not yet asked for.
     Protect { next: usize, left: u32, refused: bool },
-    /// Writes to the batch's chunks end; those of runs before `next` have.
+    /// Waiting for writes to the batch's chunks; those of runs before `next` have ended.
     Drain { next: usize },
-    /// Chunks go home.
+    /// Chunks are copied to the origin.
     Copy { failed: Option<MergeFailure> },
     /// The origin's media are synced.
     SyncOrigin { left: u32, failed: Option<MergeFailure> },
@@ -186,10 +186,10 @@ enum Stage {
     Ended(MergeState),
 }
 
-/// What entries are erased for.
+/// The purpose of an erasure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Erased {
-    /// What may lie behind the list: of an earlier, failed attempt.
+    /// Entries that an earlier, failed attempt may have left behind the list.
     Behind,
     /// The batch.
     Batch,
@@ -206,7 +206,7 @@ pub(super) struct MergeJob {
     total: u64,
     chunk: u64,
     paused: bool,
-    /// What is behind the list is known to be zero.
+    /// The area behind the list is known to be zero.
     clean: bool,
     /// Bytes that may be copied; none: as many as can be.
     budget: Option<i64>,
@@ -223,7 +223,7 @@ pub(super) struct MergeJob {
     meta: Vec<Vec<u8>>,
 }
 
-/// What a job works on.
+/// The range that a job works on.
 #[derive(Clone, Copy)]
 struct Site<'a> {
     /// First byte of the line on the device.
@@ -263,7 +263,7 @@ impl MergeJob {
         matches!(self.stage, Stage::Idle | Stage::Ended(_))
     }
 
-    /// How many requests for parts of the origin it waits for, where that is all that it does.
+    /// How many requests for parts of the origin it waits for, if it waits for nothing else.
     pub(super) fn asked(&self) -> Option<usize> {
         match self.stage {
             Stage::Protect { left, .. } if left > 0 => Some(left as usize),
@@ -306,7 +306,7 @@ impl MergeJob {
         self.paused = paused;
     }
 
-    /// Whether it waits to be allowed another batch.
+    /// Whether it waits for permission for another batch.
     pub(super) fn has_ended_batches(&self) -> bool {
         self.batches == Some(0) && matches!(self.stage, Stage::Idle)
     }
@@ -318,7 +318,7 @@ impl MergeJob {
         });
     }
 
-    /// Whether the entry `from` and all behind it that are not in the batch are at hand.
+    /// Whether the entry `from` and all later ones outside the batch are loaded.
     fn has(&self, from: u64) -> bool {
         self.list.has_all(from, self.top())
     }
@@ -370,7 +370,7 @@ impl Core {
         Ok(())
     }
 
-    /// Takes the merge as far as it goes now.
+    /// Advances the merge as far as possible.
     pub(super) fn step_merge(&mut self, table: &Table) {
         let Some(mut job) = self.merge.take() else { return };
         if let Some(site) = Site::of(table, job.line) {
@@ -379,7 +379,7 @@ impl Core {
         self.merge = Some(job);
     }
 
-    /// One step; false where it waits for something.
+    /// One step; false if it waits for something.
     fn advance_merge(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         match job.stage {
             Stage::Idle => !self.stopping && !job.paused && self.next_batch(job, site),
@@ -393,7 +393,7 @@ impl Core {
         }
     }
 
-    /// Between batches: what comes next.
+    /// Between batches: chooses what comes next.
     fn next_batch(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         if site.store().state() >= StoreState::Invalidating {
             self.end_merge(job, site, MergeFailure::Invalid);

@@ -37,7 +37,7 @@ use crate::target::Target;
 use crate::workers::{NoRoom, Wake, Worker, Workers};
 pub use merge::{MergeFailure, MergeProgress, MergeState};
 
-/// Where a whole request goes, if it needs nothing of the engine.
+/// The place of a whole request that needs nothing of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direct {
     /// To this file.
@@ -65,7 +65,7 @@ impl Engine {
         workers.register(wake).map(|worker| Engine::of(worker, config))
     }
 
-    /// An engine without a table: it holds what is submitted until it has one.
+    /// An engine without a table: it holds submitted requests until it has one.
     pub fn of(worker: Worker, config: EngineConfig) -> Engine {
         Engine { table: None, core: Core::new(worker, config) }
     }
@@ -73,7 +73,7 @@ impl Engine {
     /// Takes a table, or none. Held requests are replayed in the next step.
     ///
     /// # Panics
-    /// Unless the engine is quiet: what is in flight was decided by the old table (I9).
+    /// Unless the engine is quiet: the old table decided the requests in flight (I9).
     pub fn bind(&mut self, table: Option<Arc<Table>>) {
         assert!(self.is_quiet(), "I9: a table is swapped while nothing is in flight");
         if let Some(table) = &table {
@@ -88,8 +88,8 @@ impl Engine {
         self.table.as_ref()
     }
 
-    /// Where all of `[offset, offset + len)` goes, if that is one place in one file and nothing
-    /// has to be waited for or remembered. A read or a write-back write only.
+    /// The place of `[offset, offset + len)`, if all of it is one extent of one file and nothing
+    /// has to be waited for or recorded. Only for a read or a write-back write.
     #[inline]
     pub fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct> {
         match self.table.as_ref()?.decide(op, offset, len) {
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// A request that begins at `offset` comes soon.
+    /// A request that begins at `offset` will be submitted soon.
     #[inline]
     pub fn prefetch(&self, offset: u64) {
         if let Some(table) = &self.table {
@@ -113,7 +113,7 @@ impl Engine {
         self.core.admit(request);
     }
 
-    /// Its process is gone, with all that was in flight: for what imitates that.
+    /// Its process is gone, with all its I/O in flight: for simulations of that.
     #[cfg(any(test, feature = "sim"))]
     pub fn killed(self) {
         self.core.killed();
@@ -125,13 +125,13 @@ impl Engine {
         self.core.complete(table, completion);
     }
 
-    /// Goes on with whatever can go on: to be called once a batch, after submissions and
+    /// Advances everything that can proceed: to be called once per batch, after submissions and
     /// completions.
     pub fn step(&mut self) {
         match self.table.as_deref() {
             Some(table) => self.core.step(table),
-            // A wake that nobody took would keep the host from its sleep. Whatever it was for is
-            // looked at again under the next table.
+            // A wake that is not taken would keep the host from sleeping. The next table checks
+            // its cause again.
             None => self.core.ignore_wake(),
         }
     }
@@ -162,8 +162,8 @@ impl Engine {
         self.core.finished.pop_front()
     }
 
-    /// Whether nothing is in flight: no action, no claim, no commit that it leads. Requests may be
-    /// held; they hold nothing themselves.
+    /// Whether nothing is in flight: no action, no claim, no commit that it leads. There may be
+    /// held requests; they hold no resource.
     pub fn is_quiet(&self) -> bool {
         self.core.is_quiet()
     }
@@ -179,15 +179,15 @@ impl Engine {
         self.core.fail_held();
     }
 
-    /// Ends the requests with an error that are held because a store has no room for them. Quiet
+    /// Ends with an error the requests that are held because a store has no room for them. Quiet
     /// engines only.
     pub fn fail_held_for_room(&mut self) {
         assert!(self.is_quiet(), "only what holds nothing can be given up");
         self.core.fail_held_for_room();
     }
 
-    /// Commits what the table's stores owe, in the steps that follow, though nobody waits for that;
-    /// not those whose commit is under way.
+    /// Commits the owed chunks of the table's stores in the next steps, although no request waits
+    /// for it; not those of stores whose commit is under way.
     pub fn commit(&mut self) {
         if let Some(table) = self.table.as_deref() {
             self.core.commit_owed(table);
@@ -199,8 +199,8 @@ impl Engine {
         self.core.stopping = stopping;
     }
 
-    /// Announces that the host goes to sleep. False where there is something to do first: call
-    /// [`Engine::step`] and look again. After the sleep call [`Engine::woke`].
+    /// Announces that the host goes to sleep. False if there is something to do first: call
+    /// [`Engine::step`] and try again. After the sleep call [`Engine::woke`].
     pub fn may_sleep(&self) -> bool {
         self.core.actions.is_empty()
             && self.core.finished.is_empty()
@@ -212,14 +212,14 @@ impl Engine {
         self.core.worker.woke();
     }
 
-    /// Every file that the table's requests may go to.
+    /// Every file that the table's requests may access.
     pub fn files(&self) -> &[FileId] {
         self.table.as_deref().map_or(&[], |table| table.files())
     }
 
-    /// Starts the merge of the table's `snapshot-merge` line, or starts it anew after a failure.
-    /// It runs in the steps that follow, until the engine is told to stop or is bound anew. The
-    /// caller has made durable what the store owes, and starts it in one engine only.
+    /// Starts the merge of the table's `snapshot-merge` line, or restarts it after a failure. It
+    /// runs in the next steps, until the engine is told to stop or is bound again. The caller has
+    /// committed the store's owed chunks, and starts the merge in one engine only.
     ///
     /// # Errors
     /// Why it cannot start.
@@ -228,36 +228,37 @@ impl Engine {
         self.core.start_merge(&table)
     }
 
-    /// A part of the store's list that the merge has read into scratch memory: its bytes are to be
-    /// handed to [`Engine::merge_supply`], and then there may be another.
+    /// A part of the store's list that the merge has read into scratch memory: pass its bytes to
+    /// [`Engine::merge_supply`], and then ask again for another part.
     pub fn merge_wants(&self) -> Option<Seg> {
         let (buf, len) = self.core.merge.as_ref()?.wants()?;
         Some(self.core.scratch.seg(buf, 0, len))
     }
 
-    /// The bytes that [`Engine::merge_wants`] named; the steps that follow go on with them.
+    /// The bytes that [`Engine::merge_wants`] named; the next steps use them.
     pub fn merge_supply(&mut self, bytes: &[u8]) {
         if let Some(table) = self.table.as_deref() {
             self.core.merge_supply(table, bytes);
         }
     }
 
-    /// Pauses the merge after the batch in hand, or lets it go on.
+    /// Pauses the merge after the current batch, or lets it continue.
     pub fn merge_pause(&mut self, pause: bool) {
         if let Some(job) = &mut self.core.merge {
             job.set_paused(pause);
         }
     }
 
-    /// Lets the merge copy another `bytes`, or as much as it can. A batch is begun while anything
-    /// is left, and what it takes too much is taken from what comes; what is not used is lost.
+    /// Lets the merge copy another `bytes`, or as much as it can. A batch begins while any
+    /// allowance is left; an excess is deducted from the next allowance, and an unused rest is
+    /// lost.
     pub fn merge_budget(&mut self, bytes: Option<u64>) {
         if let Some(job) = &mut self.core.merge {
             job.allow(bytes);
         }
     }
 
-    /// How many batches the merge may still begin, small ones; none: as many as it can, of any
+    /// How many batches the merge may still begin, all of them small; none: any number, of any
     /// size.
     pub fn merge_batches(&mut self, batches: Option<u32>) {
         if let Some(job) = &mut self.core.merge {
@@ -272,7 +273,7 @@ impl Engine {
         }
     }
 
-    /// Whether the merge waits to be allowed another batch, with none in hand.
+    /// Whether the merge waits for permission for another batch, with none in progress.
     pub fn merge_has_ended_batches(&self) -> bool {
         self.core.merge.as_ref().is_some_and(|job| job.has_ended_batches())
     }
@@ -286,7 +287,7 @@ impl Engine {
         })
     }
 
-    /// In which step the merge is, as the merge's description calls it.
+    /// The present step of the merge, as the merge's description names it.
     #[cfg(any(test, feature = "sim"))]
     pub fn merge_step(&self) -> Option<&'static str> {
         self.core.merge.as_ref().map(|job| job.step())

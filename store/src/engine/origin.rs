@@ -12,16 +12,16 @@ use crate::target::origin::Verdict;
 use crate::target::{Origin, Target};
 use crate::units::{Chunk, SECTOR_SHIFT};
 
-/// What stands in the way of a range of the origin.
+/// What prevents a write to a range of the origin.
 #[derive(Default)]
 struct Obstacles {
-    /// Copies of this worker, and chunks and states that others change.
+    /// Copies of this worker, and chunks and states that other workers change.
     waits: bool,
     /// A store is full, and a copy needs room in it.
     room: bool,
-    /// Something changed while it was looked at.
+    /// Something changed during the evaluation.
     again: bool,
-    /// A mapping is only volatile.
+    /// A mapping is still volatile.
     commit: bool,
     /// The write must fail.
     refuse: bool,
@@ -98,12 +98,13 @@ impl Core {
         match Origin::verdict(ex, chunk) {
             Verdict::Go => {}
             Verdict::Copy if ex.store().state() == StoreState::Full => found.room = true,
-            // Full already, by a write of its own: it cannot keep what is overwritten now.
+            // Already full, because of its own writes: it cannot keep the data that is overwritten
+            // now.
             Verdict::Copy if ex.store().state() != StoreState::Valid => {
                 self.invalidate(ex.store());
                 found.waits = true;
             }
-            // A commit of it failed: what it holds can be made durable no more.
+            // Its commit failed: its content can no longer be made durable.
             Verdict::Commit if ex.store().state() == StoreState::ReadOnly => {
                 self.invalidate(ex.store());
                 found.waits = true;

@@ -4,7 +4,7 @@
 
 use crate::io::{BufId, Seg};
 
-/// One arena is all an engine uses.
+/// An engine uses only one arena.
 const ARENA: BufId = BufId(0);
 
 /// A buffer taken from the arena.
@@ -25,7 +25,7 @@ impl Scratch {
         Scratch { arena, size: arena, free: Vec::new(), uses: Vec::new() }
     }
 
-    /// Divides the arena anew; nothing may be in use.
+    /// Divides the arena again; nothing may be in use.
     pub(super) fn divide(&mut self, size: u32) {
         debug_assert!(self.is_idle());
         self.size = size.min(self.arena);
@@ -62,7 +62,7 @@ impl Scratch {
         self.uses[buf.0 as usize] += 1;
     }
 
-    /// One user less; true where the buffer is free now.
+    /// One user less; true if the buffer is free now.
     pub(super) fn release(&mut self, buf: Buf) -> bool {
         let uses = &mut self.uses[buf.0 as usize];
         *uses -= 1;

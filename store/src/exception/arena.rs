@@ -30,16 +30,17 @@ use super::leaf::Class;
 use clock::Clock;
 use mapping::Mapping;
 
-/// Bytes of a block: what the kernel maps around a fault at most.
+/// Bytes of a block: the most that the kernel maps around a fault.
 pub(super) const BLOCK: u64 = 64 << 10;
-/// Bytes of address space, which is what the file may grow to: some 4 to 8 billion exceptions.
+/// Bytes of address space, and the largest size of the file: some 4 to 8 billion exceptions.
 const RESERVED: u64 = 64 << 30;
-/// How many times a look waits for others that let go of blocks, before it goes beyond the bound.
+/// How many times an access waits for other threads that evict blocks, before it exceeds the
+/// bound.
 const PATIENCE: usize = 64;
 /// Blocks that the file grows by.
 const GROW: u64 = 256;
 
-/// Where the exceptions of tables lie.
+/// Where tables keep their exceptions.
 #[derive(Clone, Debug, Default)]
 pub enum Memory {
     /// In the process's memory, all of them.
@@ -57,20 +58,20 @@ pub struct Arena {
     thread: Thread,
 }
 
-/// What the evictor knows too.
+/// The part that the evictor shares.
 struct Shared {
     mapping: Mapping,
     clock: Clock,
     /// Blocks that may be in memory.
     bound: usize,
-    /// Blocks of these that something else has instead, for a while.
+    /// Blocks of these that are reserved for another use at present.
     aside: AtomicUsize,
-    /// Blocks given out, and the one that stands for none.
+    /// Blocks handed out, and the one that stands for none.
     used: AtomicU64,
     sizes: [Size; 1 << Class::BITS],
-    /// The evictor was asked, and has not begun.
+    /// The evictor was woken, and has not begun.
     asked: AtomicBool,
-    /// The file could not grow, and that was said.
+    /// The file could not grow, and the warning was given.
     refused: AtomicBool,
     ends: AtomicBool,
 }
@@ -78,9 +79,9 @@ struct Shared {
 /// Leaves of one size.
 #[derive(Default)]
 struct Size {
-    /// The block that leaves are taken from, and how many were: `block << 16 | leaves`.
+    /// The block that leaves are taken from, and how many were taken: `block << 16 | leaves`.
     fresh: AtomicU64,
-    /// The free ones: `tag << 33 | offset of the first / 8`.
+    /// The free leaves: `tag << 33 | offset of the first / 8`.
     free: AtomicU64,
 }
 
@@ -95,13 +96,13 @@ pub struct Aside<'a> {
 }
 
 impl Arena {
-    /// The smallest bound that makes sense, in bytes: twice what is let go of at once.
+    /// The smallest useful bound, in bytes: twice the size of one eviction.
     pub const LEAST: u64 = 8 << 20;
 
     /// An arena in a file in `dir`, of which no more than `bound` bytes are in memory.
     ///
     /// # Errors
-    /// What the system says: of the directory, of 64 GiB of address space, or of a thread.
+    /// The system's error: for the directory, for 64 GiB of address space, or for a thread.
     pub fn new(dir: &Path, bound: u64) -> io::Result<Arc<Arena>> {
         let shared = Arc::new(Shared {
             mapping: Mapping::new(dir, RESERVED)?,
@@ -114,7 +115,7 @@ impl Arena {
             refused: AtomicBool::new(false),
             ends: AtomicBool::new(false),
         });
-        // Where space cannot be reserved it is said now, and not by each leaf.
+        // If space cannot be reserved, fail now, and not for each leaf.
         shared.mapping.grow(GROW * BLOCK)?;
         let evicts = shared.clone();
         let evictor =
@@ -138,12 +139,12 @@ impl Arena {
         self.shared.mapping.grown()
     }
 
-    /// Bytes of it that are, or were, given out.
+    /// Bytes of it that are, or were, handed out.
     pub fn used_bytes(&self) -> u64 {
         (self.shared.used() - 1) * BLOCK
     }
 
-    /// Whoever holds this uses `bytes` of the bound for something else.
+    /// The holder of this uses `bytes` of the bound for something else.
     pub fn set_aside(&self, bytes: u64) -> Aside<'_> {
         let blocks = bytes.div_ceil(BLOCK) as usize;
         self.shared.aside.fetch_add(blocks, Ordering::Relaxed);
@@ -151,7 +152,7 @@ impl Arena {
         Aside { arena: self, blocks }
     }
 
-    /// The address of a new leaf, its words zero; none where the file cannot grow.
+    /// The address of a new leaf with zero words; none if the file cannot grow.
     pub(super) fn allocate(&self, class: Class) -> Option<usize> {
         let offset = match self.pop(class) {
             Some(offset) => {
@@ -164,14 +165,14 @@ impl Arena {
         Some(self.shared.mapping.address(offset))
     }
 
-    /// Takes back the leaf at `address`. False where it is none of this arena.
+    /// Takes back the leaf at `address`. False if it is not of this arena.
     pub(super) fn free(&self, address: usize, class: Class) -> bool {
         let Some(offset) = self.shared.mapping.offset(address) else { return false };
         self.push(class, offset);
         true
     }
 
-    /// The leaf at `address` is about to be looked at.
+    /// The leaf at `address` is about to be accessed.
     #[inline]
     pub(super) fn touch(&self, address: usize) {
         if let Some(offset) = self.shared.mapping.offset(address) {
@@ -204,7 +205,7 @@ impl Arena {
             if !is_over(limit) {
                 return;
             }
-            // Others are letting go of what is left, and need the processor for that.
+            // Other threads are evicting the remaining blocks, and need the processor.
             std::thread::yield_now();
         }
     }
@@ -247,8 +248,8 @@ impl Arena {
             if offset == 0 {
                 return None;
             }
-            // Who was quicker may have the leaf by now, and this be no offset: then the tag is
-            // another.
+            // Another thread may have taken the leaf by now, so that this is not an offset: then
+            // the tag differs.
             let next = self.word(offset).load(Ordering::Relaxed) & ((1 << OFFSET_BITS) - 1);
             let new = tagged(now, next * 8);
             match head.compare_exchange_weak(now, new, Ordering::Acquire, Ordering::Acquire) {
@@ -272,7 +273,7 @@ impl Arena {
                 Ok(_) => return Some((new >> 16) * BLOCK),
                 Err(other) => {
                     if !has_one {
-                        // Another has begun a block too: the leaves of this one are free.
+                        // Another thread has begun a block too: the leaves of this one are free.
                         let start = (new >> 16) * BLOCK;
                         (0..each).for_each(|n| self.push(class, start + n * bytes));
                     }
@@ -305,13 +306,13 @@ impl Shared {
         self.clock.sweep(target, self.used() as usize, let_go);
     }
 
-    /// The number of a block that was never used; none where the file cannot grow.
+    /// The number of a block that was never used; none if the file cannot grow.
     fn take_block(&self, arena: &Arena) -> Option<u64> {
         let mut block = self.used();
         loop {
             let grown = self.mapping.grown() / BLOCK;
             if grown < block + GROW / 2 {
-                // The evictor sees to it that the file has some ahead.
+                // The evictor keeps some blocks of the file ready ahead.
                 arena.wake();
             }
             if grown <= block
@@ -338,14 +339,14 @@ impl Shared {
         }
     }
 
-    /// What the evictor does.
+    /// The evictor's loop.
     fn evict(&self) {
         loop {
             std::thread::park();
             if self.ends.load(Ordering::Acquire) {
                 return;
             }
-            // Reads what the last to ask wrote, and with it what made it ask.
+            // Synchronises with the last thread that woke the evictor, and so sees its cause.
             self.asked.swap(false, Ordering::SeqCst);
             let limit = self.limit();
             if self.clock.resident() > limit - limit / 16 {
@@ -353,7 +354,7 @@ impl Shared {
             }
             let ahead = self.used() + GROW / 2;
             if self.mapping.grown() / BLOCK < ahead {
-                // Who needs what is not there tries it itself, and says why it fails.
+                // A thread that needs more space tries it itself, and reports why it fails.
                 let _ = self.mapping.grow((self.used() + GROW) * BLOCK);
             }
         }

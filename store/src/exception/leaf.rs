@@ -17,7 +17,7 @@
 use super::word::{EMPTY, Entry, FROZEN, Key, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Chunks of a region. Few where a model checker walks them.
+/// Chunks of a region. Few for the model checker.
 pub(super) const REGION: usize = if cfg!(feature = "shuttle") { 16 } else { 4096 };
 
 /// Slots of sparse leaves, by class: with two words of their own, and the few bytes that an
@@ -63,7 +63,7 @@ impl Class {
         }
     }
 
-    /// The word of a leaf at which a look for `key` begins.
+    /// The word of a leaf at which a search for `key` begins.
     #[inline]
     pub(super) fn first(self, key: Key) -> usize {
         SLOTS.get(self.0 as usize).map_or(key.0 as usize, |&slots| HEAD + home(key, slots.into()))
@@ -75,8 +75,8 @@ impl Class {
     }
 }
 
-/// Slots that may be taken: seven of eight, so that a search stays short; all where that is no
-/// more than a cache line.
+/// Slots that may be taken: seven of eight, so that a search stays short; all of them in a leaf of
+/// at most a cache line.
 const fn limit(slots: usize) -> usize {
     if slots <= 8 { slots } else { slots * 7 / 8 }
 }
@@ -98,9 +98,9 @@ pub(super) struct Sparse<'a> {
 
 /// How a change of a word ended.
 pub(super) enum Changed {
-    /// It was changed from this; the error: it is this, and was not to be changed from that.
+    /// It was changed from this; the error: it is this, and must not be changed from it.
     Here(Result<Entry, Entry>),
-    /// The leaf has no room, or is being replaced: see to it that it is, and change the new one's.
+    /// The leaf has no room, or is being replaced: replace it, and change the new leaf's word.
     Elsewhere(Class),
 }
 
@@ -112,7 +112,7 @@ impl<'a> Leaf<'a> {
         }
     }
 
-    /// Changes what is known of a chunk to what `to` makes of it, unless that is nothing.
+    /// Changes the state of a chunk to the result of `to`, unless that is none.
     pub(super) fn change(self, key: Key, to: &mut dyn FnMut(Entry) -> Option<Entry>) -> Changed {
         match self {
             Leaf::Flat(words) => Changed::Here(change_flat(words, key, to)),
@@ -120,9 +120,9 @@ impl<'a> Leaf<'a> {
         }
     }
 
-    /// The first chunk from `from` on that is mapped, and where it lies.
+    /// The first mapped chunk from `from` on, and its place.
     pub(super) fn next_mapped(self, from: Key) -> Option<(Key, Place)> {
-        /// Up to here it is quicker to look through a leaf than to ask for one chunk after another.
+        /// Up to here it is quicker to scan a leaf than to look up one chunk after another.
         const FEW: usize = 256;
         let mapped = |word| match Entry::from_word(word) {
             Entry::Mapped(place) => Some((key_of(word), place)),
@@ -147,11 +147,11 @@ impl<'a> Leaf<'a> {
         }
     }
 
-    /// Enters a word that was frozen elsewhere, unless its chunk is here already.
+    /// Enters a word that was frozen in another leaf, unless its chunk is here already.
     fn adopt(self, word: u64) {
         match self {
             Leaf::Flat(words) => {
-                // Where it fails, the chunk has its word, and that may be newer.
+                // If it fails, the chunk has a word here, which may be newer.
                 let _ = swap(&words[key_of(word).0 as usize], EMPTY, word);
             }
             Leaf::Sparse(leaf) => leaf.adopt(word),
@@ -159,7 +159,7 @@ impl<'a> Leaf<'a> {
     }
 }
 
-/// Enters a chunk's word into a leaf that nobody shares yet. False where it has no room.
+/// Enters a chunk's word into a leaf that is not shared yet. False if the leaf has no room.
 pub(super) fn put(leaf: &mut [AtomicU64], class: Class, word: u64) -> bool {
     let key = key_of(word);
     if class == Class::FLAT {
@@ -187,14 +187,14 @@ pub(super) fn put(leaf: &mut [AtomicU64], class: Class, word: u64) -> bool {
     false
 }
 
-/// What [`build`] needs on the way, to be used again.
+/// Working memory of [`build`], for reuse.
 #[derive(Default)]
 pub(super) struct Scratch {
     starts: Vec<u16>,
     over: Vec<u64>,
 }
 
-/// Enters words of different chunks into an empty leaf that nobody shares yet, which has room for
+/// Enters words of different chunks into an empty leaf that is not shared yet and has room for
 /// them: the same as one [`put`] after another, without a search for each.
 pub(super) fn build(
     leaf: &mut [AtomicU64],
@@ -206,8 +206,8 @@ pub(super) fn build(
         words.for_each(|word| *leaf[key_of(word).0 as usize].get_mut() = word);
         return;
     }
-    // First how many searches begin at each slot; then where those will find room, all before
-    // those of the next. None then meets an empty slot on its way.
+    // First count the searches that begin at each slot; then assign their slots, all before those
+    // of the next. So no search meets an empty slot.
     let (head, slots) = leaf.split_at_mut(HEAD);
     let count = slots.len();
     starts.clear();
@@ -230,17 +230,17 @@ pub(super) fn build(
         taken += 1;
     }
     *head[0].get_mut() += taken - over.len() as u64;
-    // Searches that go on at the other end of the leaf, over what is there by now.
+    // Searches that wrap around to the start of the leaf, past the words that are there by now.
     over.iter().for_each(|&word| _ = put(leaf, class, word));
 }
 
-/// The slot at which the search for a chunk begins. Neighbours, and chunks at any one distance,
-/// come apart: 2531 / 4096 is the golden ratio.
+/// The slot at which the search for a chunk begins. Neighbours, and chunks at any constant
+/// distance, are spread: 2531 / 4096 is the golden ratio.
 fn home(key: Key, slots: usize) -> usize {
     (key.0 as usize * 2531) % REGION * slots / REGION
 }
 
-/// What a flat leaf knows of a chunk.
+/// The state of a chunk in a flat leaf.
 #[inline]
 pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> Entry {
     Entry::from_word(words[key.0 as usize].load(Ordering::Acquire))
@@ -265,7 +265,7 @@ pub(super) fn change_flat(
 }
 
 impl<'a> Sparse<'a> {
-    /// The leaf whose words, head and all, are these.
+    /// The leaf with these words, including its head.
     pub(super) fn of(words: &'a [AtomicU64]) -> Sparse<'a> {
         let (head, slots) = words.split_at(HEAD);
         Sparse { head, slots }
@@ -276,12 +276,12 @@ impl<'a> Sparse<'a> {
         &self.head[0]
     }
 
-    /// What replaces it; the directory's word for that leaf, 0 while there is none.
+    /// The leaf that replaces it: the directory's word for that leaf, 0 while there is none.
     pub(super) fn next(self) -> &'a AtomicU64 {
         &self.head[1]
     }
 
-    /// The slots in which a chunk may be, in the order in which they are looked at.
+    /// The slots in which a chunk may be, in the order of the search.
     fn path(self, key: Key) -> impl Iterator<Item = &'a AtomicU64> {
         let (before, from) = self.slots.split_at(home(key, self.slots.len()));
         from.iter().chain(before)
@@ -351,7 +351,7 @@ impl<'a> Sparse<'a> {
         unreachable!("a leaf has room for all that a smaller one held");
     }
 
-    /// Freezes all words and enters what they say into `next`.
+    /// Freezes all words and enters their states into `next`.
     pub(super) fn move_to(self, next: Leaf<'_>) {
         for cell in self.slots {
             let word = cell.fetch_or(FROZEN, Ordering::AcqRel) & !FROZEN;

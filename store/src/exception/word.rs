@@ -29,19 +29,19 @@ pub(super) const FROZEN: u64 = 1 << 61;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key(pub(super) u16);
 
-/// A store in a chain of them, from the bottom: the first is 1. What lies below all of them, the
-/// origin, is no layer.
+/// A store in a chain of stores, counted from the bottom: the first is 1. The origin, below all of
+/// them, is not a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Layer(pub u16);
 
 impl Layer {
-    /// The lowest store; the only one where stores are not stacked.
+    /// The lowest store; the only one if stores are not stacked.
     pub const FIRST: Layer = Layer(1);
     /// The highest that a word can name.
     pub const MAX: Layer = Layer(LAYER_MASK as u16);
 }
 
-/// Where a relocated chunk lies.
+/// The place of a relocated chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// In which store.
@@ -55,16 +55,16 @@ impl Place {
     pub const MAX_CHUNK: u64 = CHUNK_MASK;
 }
 
-/// What is known of a chunk.
+/// The state of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entry {
-    /// It lies where the origin has it.
+    /// It is on the origin.
     Unmapped,
-    /// A worker is moving it; whoever meets it waits.
+    /// A worker is moving it; others wait.
     Pending,
     /// It was moved.
     Mapped(Place),
-    /// It was moved, and is being copied back: reads go on, writes wait.
+    /// It was moved, and is being copied back: reads proceed, writes wait.
     Busy(Place),
 }
 
@@ -80,7 +80,7 @@ impl Entry {
         }
     }
 
-    /// What a word says, frozen or not; the zero word: nothing.
+    /// The state in a word, frozen or not; none for the zero word.
     pub(super) const fn from_word(word: u64) -> Entry {
         let place = Place {
             layer: Layer(((word >> LAYER_SHIFT) & LAYER_MASK) as u16),
@@ -95,7 +95,7 @@ impl Entry {
     }
 }
 
-/// Which chunk a word is about; of no meaning for the zero word.
+/// The chunk that a word describes; meaningless for the zero word.
 pub(super) const fn key_of(word: u64) -> Key {
     Key(((word >> KEY_SHIFT) & KEY_MASK) as u16)
 }

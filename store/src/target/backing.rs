@@ -10,7 +10,7 @@ use crate::io::FileId;
 use crate::request::Op;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// A file as tables use it: one object a file, however many tables name it.
+/// A file in the form that tables use: one object per file, however many tables name it.
 #[derive(Debug)]
 pub struct Medium {
     /// Its name in actions.
@@ -25,7 +25,7 @@ impl Medium {
         Medium { file, sync_failed: AtomicBool::new(false), owes: AtomicBool::new(false) }
     }
 
-    /// A sync failed: what was written may be lost, so later ones must not succeed. Sticky until
+    /// A sync failed: earlier writes may be lost, so later syncs must not succeed. Sticky until
     /// the file is opened again.
     pub fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Release);
@@ -36,19 +36,19 @@ impl Medium {
         self.sync_failed.load(Ordering::Acquire)
     }
 
-    /// A device wrote it whose table only reads it from now on: whoever lies above flushes it too,
+    /// A device wrote to it, and its table only reads it from now on: devices above flush it too,
     /// until it was synced.
     pub fn set_owing(&self, owes: bool) {
         self.owes.store(owes, Ordering::Release);
     }
 
-    /// Whether it holds writes of a table that is gone, and was not synced since.
+    /// Whether it holds unsynced writes of a table that is gone.
     pub fn is_owing(&self) -> bool {
         self.owes.load(Ordering::Acquire)
     }
 }
 
-/// What an extent's bytes are.
+/// The content of an extent.
 #[derive(Clone, Debug)]
 pub enum Place {
     /// Bytes of a file, from `offset`.
@@ -64,14 +64,14 @@ pub enum Place {
     Error,
 }
 
-/// A range of bytes that lies in one place.
+/// A range of bytes in one place.
 #[derive(Clone, Debug)]
 pub struct Extent {
     /// First byte, relative to the backing.
     pub start: u64,
     /// Bytes.
     pub len: u64,
-    /// Where they lie.
+    /// Their place.
     pub place: Place,
 }
 
@@ -96,7 +96,7 @@ impl Backing {
         }
     }
 
-    /// Bytes in all.
+    /// Total bytes.
     pub fn len(&self) -> u64 {
         self.extents.last().map_or(0, |last| last.start + last.len)
     }
@@ -147,7 +147,7 @@ impl Backing {
         slice
     }
 
-    /// The media it lies on.
+    /// The media that it uses.
     pub fn media(&self) -> impl Iterator<Item = &Arc<Medium>> {
         self.extents.iter().filter_map(|extent| match &extent.place {
             Place::File { medium, .. } => Some(medium),
@@ -155,7 +155,7 @@ impl Backing {
         })
     }
 
-    /// What becomes of `op` on `[offset, offset + len)`, as far as one extent goes.
+    /// The decision for `op` on `[offset, offset + len)`, up to the end of the extent.
     #[inline]
     pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
         let Some(extent) = self.at(offset) else { return Decision::Fail };

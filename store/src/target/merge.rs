@@ -18,20 +18,20 @@ use crate::workers::{TrackedId, Worker};
 pub struct Merge {
     /// Which exceptions of the table are being merged.
     pub exceptions: usize,
-    /// Where to; its other snapshots are protected.
+    /// The origin that it is merged into; its other snapshots are protected.
     pub origin: Origin,
-    /// Under which writes to mapped chunks are tracked.
+    /// The id under which writes to mapped chunks are tracked.
     pub writes: TrackedId,
     /// Whether the guest uses the device.
     pub in_use: InUse,
 }
 
-/// Set by each request of the guest, taken by who copies meanwhile.
+/// Set by each request of the guest, taken by the copying job.
 #[derive(Debug, Default)]
 pub struct InUse(AtomicBool);
 
 impl InUse {
-    /// A request came. What is set already is not written again: workers share it.
+    /// A request came. A set flag is not written again, because workers share it.
     #[inline]
     fn note(&self) {
         if !self.0.load(Ordering::Relaxed) {
@@ -39,14 +39,14 @@ impl InUse {
         }
     }
 
-    /// Whether a request came since this was asked last.
+    /// Whether a request came since the last call.
     pub fn take(&self) -> bool {
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 }
 
 impl Merge {
-    /// What becomes of `op` on `[offset, offset + len)` of the merging device.
+    /// The decision for `op` on `[offset, offset + len)` of the merging device.
     #[inline]
     pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
         self.in_use.note();
@@ -65,7 +65,8 @@ impl Merge {
                 self.store(ex, op, offset, len, chunk, place)
             }
             (_, Entry::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
-            // Whether it is still in the store is not known: a write would go to the wrong place.
+            // It is not known whether the chunk is still in the store: a write could go to the
+            // wrong place.
             (_, Entry::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => Decision::Fail,
             (_, Entry::Busy(_) | Entry::Pending) => {
                 Decision::WaitChunk { exceptions: self.exceptions, chunk, seen: entry }

@@ -26,14 +26,14 @@ use crate::workers::TrackedId;
 /// hold up those behind it.
 pub const TURN: u64 = 256;
 
-/// One exception table, the stores that its mappings lie in, and what lies below them.
+/// One exception table, the stores of its mappings, and the origin below them.
 #[derive(Debug)]
 pub struct Exceptions {
-    /// Who lies where.
+    /// The exception table.
     pub table: Arc<ExceptionTable>,
     /// The stores by layer, from the bottom; the last takes new exceptions.
     pub layers: Vec<Arc<Store>>,
-    /// What unmapped chunks are read from.
+    /// The origin, which unmapped chunks are read from.
     pub origin: Backing,
     /// Length in bytes of the device that the table describes.
     pub len: u64,
@@ -58,8 +58,8 @@ impl Exceptions {
         self.store().chunk()
     }
 
-    /// Bytes of `chunk` that a copy of it must hold: less than a chunk for the last of an odd
-    /// length. Those that the origin alone has are among them: the device may grow.
+    /// Bytes of `chunk` that a copy of it must hold: less than a chunk for a partial last one.
+    /// Bytes that only the origin has are included: the device may grow.
     #[inline]
     pub fn valid_len(&self, chunk: Chunk) -> u64 {
         let end = self.len.max(self.origin.len());
@@ -92,7 +92,7 @@ impl Exceptions {
     }
 }
 
-/// What to do with the next `len` bytes of a request. `len` is at most what was asked about.
+/// What to do with the next `len` bytes of a request. `len` is at most the requested length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Do it to this file, there.
@@ -103,8 +103,8 @@ pub enum Decision {
         offset: u64,
         /// Bytes.
         len: u64,
-        /// Where set, the range must be tracked while it is in flight: track it, decide again,
-        /// and go on if the decision is the same.
+        /// If set, the range must be tracked while it is in flight: track it, decide again, and
+        /// proceed if the decision is the same.
         track: Option<Track>,
     },
     /// It reads as zeroes.
@@ -126,7 +126,7 @@ pub enum Decision {
         exceptions: usize,
         /// Which chunk.
         chunk: Chunk,
-        /// What the table said.
+        /// The chunk's state in the table.
         seen: Entry,
         /// Bytes of the request that fall in the chunk, or as many whole chunks as it covers.
         len: u64,
@@ -136,13 +136,13 @@ pub enum Decision {
         /// Bytes.
         len: u64,
     },
-    /// Somebody moves the chunk: wait for that.
+    /// A worker is moving the chunk: wait for that.
     WaitChunk {
         /// Which exceptions of the table.
         exceptions: usize,
         /// Which chunk.
         chunk: Chunk,
-        /// What the table said.
+        /// The chunk's state in the table.
         seen: Entry,
     },
     /// A store changes its state: wait for that.
@@ -154,7 +154,7 @@ pub enum Decision {
 /// A range to be tracked, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Track {
-    /// What it is a range of.
+    /// The origin, or other object, of the range.
     pub of: TrackedId,
     /// First sector.
     pub start: u64,
@@ -162,7 +162,7 @@ pub struct Track {
     pub len: u64,
 }
 
-/// What a line of a table does with its range.
+/// How a line of a table handles its range.
 #[derive(Debug)]
 pub enum Target {
     /// `linear`, `zero` and `error`: extents, as they are.
@@ -175,8 +175,8 @@ pub enum Target {
     Merge(Merge),
 }
 
-/// Bytes from `within` the first of a run of chunks to its end: the first chunk and as many behind
-/// it as `joins` says, at most [`TURN`], and no more than `len` needs.
+/// Bytes from `within` the first chunk of a run to the end of the run: the first chunk and as many
+/// more as `joins` says, at most [`TURN`], and no more than `len` needs.
 fn run_len(chunk: u64, within: u64, len: u64, joins: impl Fn(u64) -> bool) -> u64 {
     let mut n = 1;
     while n * chunk - within < len && n < TURN && joins(n) {

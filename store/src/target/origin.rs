@@ -13,26 +13,26 @@ use crate::workers::TrackedId;
 /// See the module's description.
 #[derive(Debug)]
 pub struct Origin {
-    /// What lies below.
+    /// The extents below.
     pub backing: Backing,
-    /// Where it begins in what its snapshots call the origin, in bytes.
+    /// Its offset in the device that its snapshots name as origin, in bytes.
     pub start: u64,
-    /// Under which redirected reads of its snapshots are tracked.
+    /// The id under which redirected reads of its snapshots are tracked.
     pub tracked: TrackedId,
-    /// Which exceptions of the table are its snapshots', largest chunk first.
+    /// The exceptions of the table that belong to its snapshots, largest chunk first.
     pub snapshots: Vec<usize>,
 }
 
-/// What one snapshot says to a write of one of its chunks.
+/// One snapshot's answer to a write of one of its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has its copy, durably, or does not need one.
+    /// It has a durable copy, or does not need one.
     Go,
     /// It needs a copy: claim the chunk.
     Copy,
-    /// Somebody makes a copy: wait for that.
+    /// A worker is making a copy: wait for that.
     WaitChunk(Entry),
-    /// It has its copy, not durably: commit its store.
+    /// It has a copy that is not durable yet: commit its store.
     Commit,
     /// It changes its state: wait for that.
     WaitState,
@@ -41,7 +41,7 @@ pub enum Verdict {
 }
 
 impl Origin {
-    /// What becomes of `op` on `[offset, offset + len)` of the origin.
+    /// The decision for `op` on `[offset, offset + len)` of the origin.
     #[inline]
     pub fn decide(&self, op: Op, offset: u64, len: u64) -> Decision {
         if op == Op::Read || self.snapshots.is_empty() {
@@ -50,14 +50,15 @@ impl Origin {
         Decision::OriginWrite { len }
     }
 
-    /// How far a write at `offset` (of the origin as its snapshots see it) is decided at a time.
+    /// How many bytes of a write at `offset` (of the origin as its snapshots see it) are decided
+    /// at a time.
     pub fn window(&self, all: &[Exceptions], offset: u64, len: u64) -> u64 {
         let smallest = self.snapshots.iter().map(|&index| all[index].chunk());
         let Some(smallest) = smallest.min_by_key(|chunk| chunk.bytes()) else { return len };
         len.min(smallest.bytes() * TURN - smallest.offset_in(offset))
     }
 
-    /// What the snapshot `ex` says to overwriting its `chunk`.
+    /// The answer of the snapshot `ex` to overwriting its `chunk`.
     pub fn verdict(ex: &Exceptions, chunk: Chunk) -> Verdict {
         match ex.store().state() {
             StoreState::Invalid => return Verdict::Go,

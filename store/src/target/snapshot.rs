@@ -11,7 +11,7 @@ use crate::request::Op;
 use crate::units::{Chunk, SECTOR_SHIFT};
 use crate::workers::{TrackedId, Worker};
 
-/// What a table line's feature words switch on.
+/// The features that a table line's feature words enable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// Discarding a whole mapped chunk zeroes it in the store.
@@ -23,16 +23,16 @@ pub struct Features {
 /// See the module's description.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Which exceptions of the table are its.
+    /// The exceptions of the table that belong to it.
     pub exceptions: usize,
-    /// Set where something else may write the origin: unmapped reads are tracked under this id.
+    /// Set if something else may write to the origin: unmapped reads are tracked under this id.
     pub tracked: Option<TrackedId>,
     /// Feature words.
     pub features: Features,
 }
 
 impl Snapshot {
-    /// What becomes of `op` on `[offset, offset + len)` of the snapshot.
+    /// The decision for `op` on `[offset, offset + len)` of the snapshot.
     #[inline]
     pub fn decide(&self, ex: &Exceptions, op: Op, offset: u64, len: u64) -> Decision {
         let state = ex.store().state();
@@ -71,7 +71,7 @@ impl Snapshot {
         Decision::WaitChunk { exceptions: self.exceptions, chunk, seen }
     }
 
-    /// As many mapped chunks as follow each other in the store too.
+    /// The number of mapped chunks that are adjacent in the store, too.
     fn pass(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk, at: Place) -> Decision {
         let size = ex.chunk();
         let within = size.offset_in(offset);
@@ -84,7 +84,7 @@ impl Snapshot {
         Decision::Pass { file, offset, len, track: None }
     }
 
-    /// As many unmapped chunks as follow each other.
+    /// The number of consecutive unmapped chunks.
     fn read_origin(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk) -> Decision {
         let size = ex.chunk();
         let unmapped = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == Entry::Unmapped;

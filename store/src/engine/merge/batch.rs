@@ -9,13 +9,13 @@ use super::MergeJob;
 use crate::cow::Entry;
 use crate::units::Chunk;
 
-/// Whether each step is tried in turn: then some entries must make several batches.
+/// Whether tests fail each step in turn: then a few entries must make several batches.
 const TRIED: bool = cfg!(any(test, feature = "sim"));
-/// Entries of a batch, and their bytes, which bound how long a write to one of them waits.
+/// The smallest batch, in entries and in bytes; this bounds how long a write to one of them waits.
 const BATCH_ENTRIES: u64 = if TRIED { 16 } else { 256 };
 const BATCH_BYTES: u64 = 4 << 20;
-/// The same of the largest. A batch is twice as large as the one before for as long as nobody had
-/// to wait for one and none took long, so that a quiet disk has few barriers.
+/// The largest batch. A batch is twice as large as the one before while no write had to wait for
+/// one and none took long, so that an idle disk has few barriers.
 pub(super) const MOST_ENTRIES: u64 = 16 * BATCH_ENTRIES;
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -26,8 +26,8 @@ pub(super) struct Neighbours {
     pub(super) count: u64,
 }
 
-/// A batch: the newest entries; the same as runs in order of the device; and the same in order of
-/// the store.
+/// A batch: the newest entries; the same as runs in the order of the device; and the same in the
+/// order of the store.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) entries: Vec<Entry>,
@@ -44,13 +44,13 @@ impl MergeJob {
         self.position - self.batch.entries.len() as u64
     }
 
-    /// The smallest batch, which is of one area. It is where somebody waited for the one before,
-    /// and where speed is limited: a whole one is copied for the first byte that is allowed.
+    /// The smallest batch, within one area. It is used if a write waited for the previous batch,
+    /// and if the speed is limited: a whole batch is copied for the first byte that is allowed.
     fn is_small(&self) -> bool {
         self.reach == 1 || self.budget.is_some() || self.batches.is_some()
     }
 
-    /// How many of the newest entries a batch takes at most.
+    /// The largest number of newest entries in a batch.
     pub(super) fn batch_len(&self) -> u64 {
         let reach = if self.is_small() { 1 } else { self.reach };
         let entries = (BATCH_ENTRIES * reach).min(MOST_ENTRIES);
@@ -58,25 +58,25 @@ impl MergeJob {
         entries.min((bytes / self.chunk).max(1))
     }
 
-    /// Whether there are entries that the batch still takes.
+    /// Whether the batch can take more entries.
     pub(super) fn wants_more(&self) -> bool {
         let has = self.batch.entries.len() as u64;
         has == 0 || (!self.is_small() && has < self.batch_len() && self.top() > 0)
     }
 
-    /// How many entries are read for it: those of one part, of the smallest.
+    /// How many entries are read for it: for the smallest, those of one part.
     pub(super) fn missing(&self) -> u64 {
         if self.is_small() { 1 } else { self.batch_len() - self.batch.entries.len() as u64 }
     }
 
-    /// Takes into the batch what is at hand of the newest entries that are not in it.
+    /// Adds to the batch the loaded entries among the newest that are not in it.
     pub(super) fn take_newest(&mut self) {
         let (start, end) = (self.list.start(), self.top());
         let count = (end - start).min(self.batch_len() - self.batch.entries.len() as u64);
         self.batch.entries.splice(..0, self.list.get(end - count, end).iter().copied());
     }
 
-    /// A batch is done: the next is larger, unless somebody waited for this one or it took long.
+    /// A batch is done: the next is larger, unless a write waited for this one or it took long.
     pub(super) fn adapt(&mut self, waited: bool) {
         let most = MOST_ENTRIES / BATCH_ENTRIES;
         self.reach = match (waited, self.slow) {
@@ -88,7 +88,7 @@ impl MergeJob {
 }
 
 impl Batch {
-    /// Lays out its entries in the orders in which they are needed.
+    /// Sorts its entries into the orders in which they are needed.
     pub(super) fn sort(&mut self) {
         self.by_place.clone_from(&self.entries);
         self.by_place.sort_unstable_by_key(|entry| entry.old);
@@ -102,7 +102,7 @@ impl Batch {
         self.by_place.sort_unstable_by_key(|entry| entry.new);
     }
 
-    /// Chunks among `chunks`, in order of the store, that follow each other on the device too.
+    /// Runs among `chunks`, in the order of the store, that are adjacent on the device too.
     pub(super) fn runs_of(&self, chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let mut first = chunks.start;
         std::iter::from_fn(move || {

@@ -17,32 +17,32 @@ use crate::io::{Errno, IoOp};
 use crate::request::Op;
 use crate::target::Decision;
 
-/// Writes whose bytes are being read at a time, about. These and the writes on their way are twice as
-/// many at most: a disk that has done some finds others.
+/// The approximate number of writes whose bytes are being read at a time. These and the writes in
+/// flight are at most twice as many, so that the disk always has further requests.
 const DEPTH: u32 = 64;
 
 /// Bytes that are read together.
 #[derive(Debug)]
 struct Piece {
     buf: Buf,
-    /// Which of the batch's chunks, in order of the store.
+    /// Which of the batch's chunks, in the order of the store.
     chunks: Range<usize>,
-    /// Of a chunk that is larger than a buffer: how many bytes of it others read.
+    /// For a chunk that is larger than a buffer: how many bytes of it other pieces read.
     from: u64,
     len: u64,
-    /// Writes that have not ended; before its read has, about as many as there will be.
+    /// Writes that have not ended; before the read has ended, an estimate of their number.
     left: u32,
 }
 
-/// What of a batch is on its way, and what comes next.
+/// The parts of a batch that are in flight, and the next one.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     pieces: Slab<Piece>,
-    /// Writes whose bytes are being read, about.
+    /// The approximate number of writes whose bytes are being read.
     coming: u32,
     /// Writes that have not ended.
     flying: u32,
-    /// The chunk that comes next, in order of the store, and how much of it was begun.
+    /// The next chunk, in the order of the store, and how much of it was begun.
     next: usize,
     begun: u64,
 }
@@ -77,7 +77,7 @@ impl Copies {
 }
 
 impl Core {
-    /// Begins as many pieces as there is room for; when all have ended, syncs the origin.
+    /// Begins as many pieces as possible; when all have ended, syncs the origin.
     pub(super) fn copy_home(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         let Stage::Copy { failed } = job.stage else { return false };
         while failed.is_none() && job.copies.has_room() {
@@ -104,7 +104,7 @@ impl Core {
             _ if !job.copies.pieces.is_empty() => {}
             Some(failure) => self.end_merge(job, site, failure),
             None if all_begun => self.sync_origin(job, site),
-            // No buffer was free: the next step looks again.
+            // No buffer was free: the next step tries again.
             None => {}
         }
         false
@@ -198,12 +198,12 @@ impl Core {
             note(job, failure);
         }
         let piece = job.copies.pieces.remove(index);
-        // Nobody else waits for a buffer: the copies of this batch's protection have ended.
+        // Nothing else waits for a buffer: the copies of this batch's protection have ended.
         self.scratch.release(piece.buf);
         self.copy_home(job, site);
     }
 
-    /// Everything was written: it must be durable before an entry goes.
+    /// Everything was written: it must be durable before an entry is erased.
     fn sync_origin(&mut self, job: &mut MergeJob, site: Site<'_>) {
         let mut left = 0;
         let media: Vec<_> = site.merge.origin.backing.media().collect();
@@ -237,7 +237,8 @@ impl Core {
         if result.is_err() {
             medium.set_sync_failed();
         }
-        // Also where an earlier sync, of whomever, failed: what was lost then may be ours.
+        // Also after a failed earlier sync, whichever device asked for it: data of this batch may
+        // have been lost then.
         if medium.sync_failed() {
             *failed = Some(MergeFailure::SyncOrigin(result.err().unwrap_or(Errno::EIO)));
         }
@@ -255,7 +256,7 @@ impl Core {
     }
 }
 
-/// The batch fails when what is in flight has ended; the first failure is told.
+/// The batch fails when its I/O in flight has ended; the first failure is reported.
 fn note(job: &mut MergeJob, failure: MergeFailure) {
     if let Stage::Copy { failed } = &mut job.stage {
         failed.get_or_insert(failure);

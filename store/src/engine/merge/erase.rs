@@ -14,8 +14,8 @@ use crate::exception::Entry as Word;
 use crate::io::{Errno, IoOp};
 
 impl Core {
-    /// Once a merge was started: erases what lies behind the list. An earlier removal that failed,
-    /// or was torn, left entries there that a later crash could bring back.
+    /// When a merge is started: erases the entries behind the list. An earlier removal that
+    /// failed, or was torn, left entries there that a later crash could bring back.
     pub(super) fn erase_behind(&mut self, job: &mut MergeJob, site: Site<'_>) {
         let geometry = site.store().geometry();
         let area = job.position / geometry.entries_per_area();
@@ -23,13 +23,13 @@ impl Core {
             return self.erased(job, site, Erased::Behind);
         }
         let end = (area + 1) * geometry.entries_per_area();
-        // Later areas are out of reach: each is zeroed before the list grows into it.
+        // Later areas cannot be reached: each is zeroed before the list grows into it.
         let upto = end.min(job.position + MOST_ENTRIES);
         self.erase(job, site, (job.position, upto), Erased::Behind);
     }
 
-    /// Writes zeroes over the entries `from..upto`, and over what is left of their last block: a
-    /// write for each area.
+    /// Writes zeroes over the entries `from..upto` and over the rest of their last block: one
+    /// write per area.
     pub(super) fn erase(
         &mut self,
         job: &mut MergeJob,
@@ -92,7 +92,7 @@ impl Core {
         result: Result<(), Errno>,
     ) {
         if let Err(errno) = result {
-            // A guest's flush must not succeed on what was lost here.
+            // A guest's flush must not succeed after data was lost here.
             site.store().commit_failed();
             return self.not_erased(job, site, MergeFailure::SyncStore(errno));
         }
@@ -102,7 +102,8 @@ impl Core {
         self.erased(job, site, what);
     }
 
-    /// The entries are gone for good: their chunks are home, and whoever waits goes there.
+    /// The entries are gone for good: their chunks are on the origin, and waiting requests go
+    /// there.
     fn erased(&mut self, job: &mut MergeJob, site: Site<'_>, what: Erased) {
         let store = site.store();
         if what == Erased::Batch {
@@ -129,8 +130,8 @@ impl Core {
         job.stage = Stage::Idle;
     }
 
-    /// They may be gone or not: nothing may be written to their chunks, here or there, until it
-    /// was tried again.
+    /// They may or may not be gone: their chunks may be written neither in the store nor on the
+    /// origin until the removal was repeated.
     fn not_erased(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
         let store = site.store();
         if !job.batch.entries.is_empty() {

@@ -14,10 +14,10 @@ use crate::exception::Entry as Word;
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
 
-/// Entries of a part at most: as many as the smallest buffer that copies has room for.
+/// The most entries in a part: as many as fit the smallest copy buffer.
 const PART_ENTRIES: u64 = 4096;
 
-/// A part that was asked for: whole blocks, and of one area.
+/// A part that was requested: whole blocks of one area.
 #[derive(Debug)]
 struct Part {
     buf: Buf,
@@ -31,20 +31,20 @@ struct Part {
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    /// The entries from position `start` on, those that were removed among them until others are read.
+    /// The entries from position `start` on, including removed ones until others are read.
     entries: Vec<Entry>,
     start: u64,
-    /// What was asked for, the newest first.
+    /// The requested parts, the newest first.
     parts: Vec<Part>,
 }
 
 impl List {
-    /// Whether the entries in `from..upto`, or none, are at hand.
+    /// Whether the entries in `from..upto`, or none, are loaded.
     pub(super) fn has_all(&self, from: u64, upto: u64) -> bool {
         from >= upto || (self.start <= from && upto <= self.start + self.entries.len() as u64)
     }
 
-    /// The entries `from..upto`; they are at hand, or none.
+    /// The entries `from..upto`; they are loaded, or there are none.
     pub(super) fn get(&self, from: u64, upto: u64) -> &[Entry] {
         if from == upto {
             return &[];
@@ -53,17 +53,17 @@ impl List {
         &self.entries[at(from)..at(upto)]
     }
 
-    /// The first entry that is at hand.
+    /// The first entry that is loaded.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// The part that was read and is to be handed over next.
+    /// The part that was read and is to be passed on next.
     pub(super) fn next_part(&self) -> Option<(Buf, u32)> {
         self.parts.first().map(|part| (part.buf, part.len))
     }
 
-    /// Forgets what is at hand: others come, which end at position `end`.
+    /// Forgets the loaded entries: others follow, which end at position `end`.
     fn clear(&mut self, end: u64) {
         self.entries.clear();
         self.start = end;
@@ -71,7 +71,7 @@ impl List {
 }
 
 impl Core {
-    /// Reads the newest `count` entries of those below `end`, or about as many.
+    /// Reads about the newest `count` entries of those below `end`.
     pub(super) fn read_list(
         &mut self,
         job: &mut MergeJob,
@@ -85,12 +85,12 @@ impl Core {
         let most = most - most % block;
         let mut upto = end;
         while end - upto < count && upto > 0 {
-            // No buffer is free: what is read by then is enough to go on with, or the next step
-            // looks again.
+            // No buffer is free: the entries read so far suffice to continue, or the next step
+            // tries again.
             let Some(buf) = self.scratch.take() else { break };
             let within = (upto - 1) % geometry.entries_per_area();
             let first = upto - 1 - within % most;
-            // Whole blocks: a file may have to be read so. What follows `upto` is not looked at.
+            // Whole blocks, which a file may require. Entries from `upto` on are ignored.
             let len = (upto - first).next_multiple_of(block) * ENTRY_BYTES as u64;
             let part = Part { buf, len: len as u32, first, end: upto };
             let segs = self.segs.len();
@@ -151,7 +151,7 @@ impl Core {
 }
 
 impl MergeJob {
-    /// What was read and is to be handed over, once all was read.
+    /// The parts to be passed on, once all have been read.
     pub(in crate::engine) fn wants(&self) -> Option<(Buf, u32)> {
         match self.stage {
             Stage::Reading { left: 0, .. } => self.list.next_part(),
@@ -160,7 +160,7 @@ impl MergeJob {
     }
 }
 
-/// Takes a part of the list that lies before what is at hand; every entry must be what the table says.
+/// Adds a part of the list before the loaded entries; every entry must agree with the table.
 fn take(job: &mut MergeJob, site: Site<'_>, part: &Part, bytes: &[u8]) -> Result<(), MergeFailure> {
     let geometry = site.store().geometry();
     let offset = |position| geometry.entry_offset(position);

@@ -8,11 +8,11 @@ use super::{Copies, MergeFailure, MergeJob, Site, Stage};
 use crate::request::Op;
 use crate::units::SECTOR_SHIFT;
 
-/// Runs that are asked for at a time.
+/// Runs that are requested at a time.
 const ASKED: u32 = 32;
 
 impl Core {
-    /// Asks for the origin's part of each run; goes on when all are allowed.
+    /// Requests the origin's part of each run; proceeds when all are allowed.
     pub(super) fn protect(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         let Stage::Protect { next, left, refused } = &mut job.stage else { return false };
         while *left < ASKED && *next < job.batch.runs.len() && !*refused {
@@ -33,8 +33,8 @@ impl Core {
         }
     }
 
-    /// A request of the merge itself: `[start, start + len)` of the device shall be overwritten
-    /// below. It is an origin's write that writes nothing.
+    /// A request of the merge itself: `[start, start + len)` of the device will be overwritten
+    /// below. It is an origin write that writes nothing.
     fn ask_for(&mut self, start: u64, len: u64) {
         let index = self.requests.insert(Pending {
             asker: Asker::Merge,
@@ -53,7 +53,7 @@ impl Core {
         self.ready.push_back(index);
     }
 
-    /// One of those ended.
+    /// One of these requests ended.
     pub(in crate::engine) fn merge_protected(&mut self, ok: bool) {
         let stage = self.merge.as_mut().map(|job| &mut job.stage);
         let Some(Stage::Protect { left, refused, .. }) = stage else {
@@ -76,12 +76,13 @@ impl Core {
         true
     }
 
-    /// Goes on when no write that began before the chunks were busy is in flight; otherwise this
+    /// Proceeds when no write that began before the chunks were busy is in flight; otherwise this
     /// worker is woken when one ends.
     pub(super) fn drain(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
         let Stage::Drain { next } = &mut job.stage else { return false };
         for run in &job.batch.runs[*next..] {
-            // All of the run, what the origin has not among it: that is written too.
+            // All of the run, including the part that the origin does not have, which is written
+            // too.
             let start = site.ex.chunk().start_of(run.first) >> SECTOR_SHIFT;
             let sectors = run.count * u64::from(site.ex.chunk().sectors());
             let (of, bit) = (site.merge.writes, self.worker.bit());

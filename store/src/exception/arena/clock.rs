@@ -18,15 +18,15 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
-/// Blocks that the hand lets go of at once.
+/// Blocks that the hand evicts at once.
 const STEP: usize = u64::BITS as usize;
 
-/// See the module's description. Counts are blocks. Nothing is ordered by what is here: it says how
-/// much there is, not what it says.
+/// See the module's description. Counts are in blocks. These words order no other memory accesses:
+/// they only count.
 pub(super) struct Clock {
-    /// A bit each.
+    /// One bit per block.
     blocks: Box<[AtomicU64]>,
-    /// Never below zero for long: who counts a block says so in its bit first.
+    /// Never below zero for long: a block's bit is set before it is counted.
     resident: AtomicI64,
     hand: AtomicUsize,
 }
@@ -48,7 +48,7 @@ impl Clock {
         self.blocks[block / STEP].load(Ordering::Relaxed) & (1 << (block % STEP)) != 0
     }
 
-    /// `block` is about to be used. True where it did not count before.
+    /// `block` is about to be used. True if it did not count before.
     pub(super) fn count(&self, block: usize) -> bool {
         let bit = 1 << (block % STEP);
         let is_new = self.blocks[block / STEP].fetch_or(bit, Ordering::Relaxed) & bit == 0;
@@ -58,8 +58,8 @@ impl Clock {
         is_new
     }
 
-    /// Lets go of blocks by `let_go` until no more than `target` of the first `used` are in memory;
-    /// or gives up after once round, where they come back as quickly.
+    /// Evicts blocks by `let_go` until no more than `target` of the first `used` are in memory; or
+    /// gives up after one round, if they come back as quickly.
     pub(super) fn sweep(&self, target: usize, used: usize, let_go: impl Fn(Range<usize>)) {
         let steps = used.div_ceil(STEP);
         for _ in 0..steps {
@@ -70,8 +70,8 @@ impl Clock {
             let gone = self.blocks[at].swap(0, Ordering::Relaxed).count_ones();
             if gone != 0 {
                 let_go(at * STEP..(at * STEP + STEP).min(used));
-                // Not before they are gone. Who used one meanwhile has counted it again, which is
-                // one too many where it went after that.
+                // Not before they are gone. A thread that used one meanwhile has counted it again,
+                // which is one too many if it was evicted after that.
                 self.resident.fetch_sub(gone.into(), Ordering::Relaxed);
             }
         }

@@ -23,14 +23,14 @@ use super::BLOCK;
 
 /// A sparse mapping of a file that grows into it.
 pub(super) struct Mapping {
-    /// Where the file's first byte is, on a block's border.
+    /// The address of the file's first byte, aligned to a block.
     base: NonNull<u8>,
-    /// Bytes that the file may grow to.
+    /// The largest size of the file, in bytes.
     len: u64,
-    /// All that was reserved: the mapping, and what is left around it.
+    /// The whole reservation: the mapping, and the rest around it.
     reserved: Range<usize>,
     file: File,
-    /// Bytes that the file has, and space for.
+    /// The size of the file, for which it has space.
     grown: AtomicU64,
 }
 
@@ -43,7 +43,7 @@ impl Mapping {
     /// A mapping of a new file in `dir` that can grow to `len` bytes.
     ///
     /// # Errors
-    /// What the system says: of the directory, or of so much address space.
+    /// The system's error: for the directory, or for so much address space.
     pub(super) fn new(dir: &Path, len: u64) -> io::Result<Mapping> {
         let file = nameless(dir)?;
         let bytes = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -71,8 +71,8 @@ impl Mapping {
         let at = self.base.as_ptr().cast::<c_void>();
         // SAFETY: it takes the place of a part of what was reserved for it, which nothing uses.
         unsafe { mmap(at, bytes, prot, flags, self.file.as_fd(), 0)? };
-        // Words are looked at anywhere, and a page is all that is wanted; a dump of them all would
-        // be large. Where the kernel does not know the advice, nothing depends on it.
+        // Accesses are random, and each needs only one page; a core dump of all pages would be
+        // large. Nothing depends on this advice if the kernel does not know it.
         for advice in [Advice::Random, Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
             // SAFETY: the mapping is this one's own, and these change nothing of what it says.
             let _ = unsafe { madvise(at, bytes, advice) };
@@ -85,11 +85,11 @@ impl Mapping {
         self.grown.load(Ordering::Acquire)
     }
 
-    /// Lets the file have `len` bytes at least, all with their space; they are zero.
+    /// Extends the file to at least `len` bytes, all with space; they are zero.
     ///
     /// # Errors
-    /// What the system says, as where the file system cannot reserve space; `FileTooLarge` beyond
-    /// what was reserved.
+    /// The system's error, for example if the file system cannot reserve space; `FileTooLarge`
+    /// beyond the reservation.
     pub(super) fn grow(&self, len: u64) -> io::Result<()> {
         let has = self.grown();
         if len > self.len {
@@ -98,7 +98,7 @@ impl Mapping {
         if has >= len {
             return Ok(());
         }
-        // Others may do the same: what the file has already is left as it is.
+        // Other threads may do the same: existing content does not change.
         loop {
             match fallocate(&self.file, FallocateFlags::empty(), has, len - has) {
                 Ok(()) => break,
@@ -120,20 +120,20 @@ impl Mapping {
         unsafe { word.as_ref() }
     }
 
-    /// The address of byte `offset`, for who makes a pointer of it again.
+    /// The address of byte `offset`, from which a pointer is made again later.
     pub(super) fn address(&self, offset: u64) -> usize {
         self.base.as_ptr().expose_provenance() + offset as usize
     }
 
-    /// Which byte of the file lies at `address`, if any does.
+    /// The offset in the file of `address`, if it is in the mapping.
     #[inline]
     pub(super) fn offset(&self, address: usize) -> Option<u64> {
         let offset = (address as u64).wrapping_sub(self.base.as_ptr().addr() as u64);
         (offset < self.len).then_some(offset)
     }
 
-    /// Takes the pages of these bytes out of the process's memory. They stay in the file, and come
-    /// back when they are looked at.
+    /// Removes the pages of these bytes from the process's memory. They stay in the file, and come
+    /// back at the next access.
     pub(super) fn let_go(&self, bytes: Range<u64>) {
         let len = (bytes.end - bytes.start) as usize;
         let at = std::ptr::with_exposed_provenance_mut(self.address(bytes.start));
@@ -157,7 +157,7 @@ fn nameless(dir: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(file.into()),
-        // Of file systems, and kernels, that do not know the flag.
+        // For file systems and kernels that do not know the flag.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
             let path = dir.join(format!(".snapblk-table-{}", uuid::Uuid::new_v4()));
             let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
