@@ -52,7 +52,7 @@ pub enum MemoryError {
         guest: u64,
         /// Its size in bytes.
         size: u64,
-        /// What the system said.
+        /// The system's error.
         why: String,
     },
     /// Two regions share addresses.

@@ -39,21 +39,22 @@ use setup::{Answer, Setup};
 #[cfg(test)]
 mod tests;
 
-/// How long a newcomer waits for the tear-down of who was there before.
+/// How long a new front-end waits for the tear-down of the previous one.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_secs(60);
-/// Messages, or answers, that are followed before the session looks at anything else: a peer may
-/// send them for as long as it likes.
+/// Messages, or answers, that are handled before the session checks anything else: a peer may send
+/// them without end.
 const AT_ONCE: usize = 32;
 /// Refused messages of one connection that are logged: a front-end may send them without end.
 const COMPLAINTS: u64 = 8;
-/// Between two looks at newcomers once that has passed, or while the session waits for a worker.
+/// The interval between two checks for new front-ends after that time, or while the session waits
+/// for a worker.
 const REFUSE_EVERY: Duration = Duration::from_millis(50);
-/// What is logged of a newcomer.
+/// The log text for a new front-end.
 const SECOND: &str = "a second front-end was refused: one is connected already";
 
-/// What a session says about the disk.
+/// The disk as a session presents it.
 pub(crate) struct Disk {
-    /// Looks the size up.
+    /// Returns the size.
     pub geometry: Box<dyn Fn() -> Geometry + Send + Sync>,
     /// Logical block.
     pub block: LogicalBlock,
@@ -69,16 +70,16 @@ impl Disk {
     }
 }
 
-/// What becomes known of front-ends.
+/// Events of front-ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEvent {
     /// One has connected.
     Connected,
-    /// It is gone, and what it left in flight has ended.
+    /// It is gone, and its requests in flight have ended.
     Disconnected,
 }
 
-/// What a session shares with who started it.
+/// The part of a session that its starter shares.
 pub(crate) struct SessionControl {
     stop: AtomicBool,
     connected: AtomicBool,
@@ -100,7 +101,7 @@ impl SessionControl {
         crate::worker::signal(&self.wake);
     }
 
-    /// The disk may have another size: has the front-end told of it.
+    /// The disk may have another size: tells the front-end.
     pub(crate) fn size_changed(&self) {
         crate::worker::signal(&self.wake);
     }
@@ -156,7 +157,7 @@ impl<T> Session<T> {
         }
     }
 
-    /// Serves one front-end from its first message to the end of what it left in flight.
+    /// Serves one front-end from its first message to the end of its requests in flight.
     fn host(&self, connection: Connection) {
         self.control.connected.store(true, Ordering::Release);
         (self.events)(SessionEvent::Connected);
@@ -172,7 +173,7 @@ impl<T> Session<T> {
         (self.events)(SessionEvent::Disconnected);
     }
 
-    /// Follows messages until the front-end goes, or none where the session is stopped.
+    /// Handles messages until the front-end disconnects; none if the session is stopped.
     fn serve(&self, mut connection: Connection, setup: &mut Setup<T>) -> Option<Ended> {
         while !self.control.is_stopped() {
             let ready = self.wait(Some(&connection), setup.channel());
@@ -183,7 +184,7 @@ impl<T> Session<T> {
                 setup.take_answers();
             }
             if ready.listener {
-                // Who reconnects does so before its old connection was seen to end.
+                // A front-end may reconnect before the end of its old connection was seen.
                 if connection.has_hung_up() {
                     return Some(Ended::HungUp);
                 }
@@ -198,7 +199,7 @@ impl<T> Session<T> {
         None
     }
 
-    /// Follows messages that have arrived; a few, for what is left is there at the next look.
+    /// Handles a few of the messages that have arrived; the rest is there at the next check.
     fn follow_some(&self, connection: &mut Connection, setup: &mut Setup<T>) -> Result<(), Ended> {
         for _ in 0..AT_ONCE {
             if self.control.is_stopped() {
@@ -225,13 +226,14 @@ impl<T> Session<T> {
         }
     }
 
-    /// Refuses who has come while `first` is followed and is still there.
+    /// Refuses new front-ends while `first` is still connected.
     fn refusals(&self, first: &Connection) -> Box<dyn Fn()> {
         let Ok(first) = first.as_fd().try_clone_to_owned() else { return Box::new(|| {}) };
         let listener = self.listener.clone();
         Box::new(move || {
             let mut fds = [PollFd::new(&*listener, PollFlags::IN)];
-            // Looked for before the first is looked at: who reconnects has left by then.
+            // Check for them before checking the first: a front-end that reconnects has left by
+            // then.
             let comes = matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..));
             if comes && !has_hung_up(&first) && matches!(listener.accept(), Ok(Some(_))) {
                 tracing::warn!("{SECOND}");
@@ -239,7 +241,7 @@ impl<T> Session<T> {
         })
     }
 
-    /// Waits until something can be read, or somebody wakes the session.
+    /// Waits until something can be read, or the session is woken.
     fn wait(&self, connection: Option<&Connection>, channel: Option<&Channel>) -> Ready {
         let either = PollFlags::IN | PollFlags::RDHUP;
         let mut fds = vec![
@@ -256,14 +258,14 @@ impl<T> Session<T> {
         let ready =
             Ready { woken: ready(0), listener: ready(1), connection: ready(2), channel: ready(3) };
         if ready.woken {
-            // Emptied before what it is about is looked at: whoever signals later is seen later.
+            // Emptied before its cause is checked: a later signal is seen later.
             let _ = rustix::io::read(&self.control.wake, &mut [0; 8]);
         }
         ready
     }
 
-    /// Waits for the rings of a front-end that is gone. Newcomers wait in the socket's queue, but
-    /// not for ever.
+    /// Waits for the rings of a front-end that is gone. New front-ends wait in the socket's queue,
+    /// but not forever.
     fn await_tear_down(&self, tickets: &[Ticket<Option<u16>>]) {
         let begin = Instant::now();
         let mut complained = false;
@@ -282,7 +284,7 @@ impl<T> Session<T> {
     }
 }
 
-/// Follows one message.
+/// Handles one message.
 fn follow<T>(
     connection: &mut Connection,
     setup: &mut Setup<T>,
@@ -315,7 +317,7 @@ fn follow<T>(
     Ok(())
 }
 
-/// A refused message costs nothing but itself: whoever waits for an answer gets one.
+/// A refused message has no other effect: if the front-end waits for a reply, it gets one.
 fn refuse_message<T>(
     connection: &mut Connection,
     setup: &Setup<T>,

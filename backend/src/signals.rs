@@ -17,7 +17,7 @@ pub struct Blocked(SignalFd);
 /// Blocks the signals in this thread and those it starts.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn block() -> io::Result<Blocked> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
@@ -33,7 +33,7 @@ pub fn block() -> io::Result<Blocked> {
 /// and those it starts: the system call says so as well, and a request fails instead of the process.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn block_file_size() -> io::Result<()> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGXFSZ);

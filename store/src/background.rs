@@ -27,25 +27,25 @@ use crate::table::Table;
 use crate::units::Sector;
 use crate::workers::{NoRoom, Wake, Workers};
 
-/// Carries out the actions of one engine, and does all the waiting of its thread. There are no
-/// guest's bytes in them.
+/// Carries out the actions of one engine, and does all the waiting of its thread. The actions
+/// contain no guest data.
 pub trait Executor: Send {
-    /// Takes up these files and lets others go; nothing is in flight.
+    /// Adopts these files and releases others; nothing is in flight.
     fn adopt(&mut self, files: &[FileId]);
 
-    /// Takes up an action; `meta` has the bytes of its [`Seg::Meta`] part, and is copied.
+    /// Accepts an action; `meta` has the bytes of its [`Seg::Meta`] part, and is copied.
     fn submit(&mut self, action: &Action, segs: &[Seg], meta: &[u8]);
 
-    /// How an action ended.
+    /// The next completion.
     fn completed(&mut self) -> Option<Completion>;
 
     /// Waits for a completion or for the waker, at most for `timeout`.
     ///
     /// # Errors
-    /// What the system says; nothing can be waited for any more.
+    /// The system's error; nothing can be waited for any more.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// What ends [`Executor::wait`], or the next one where it does not wait.
+    /// The waker that ends [`Executor::wait`], or the next one if it is not waiting.
     fn waker(&self) -> Arc<dyn Wake>;
 
     /// The bytes of a [`Seg::Scratch`] that nothing in flight uses; none, where it is none.
@@ -88,7 +88,7 @@ pub trait CopyExecutor: Executor {
     /// and waits for that.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn fetch(
         &mut self,
         copy: Token,
@@ -99,7 +99,7 @@ pub trait CopyExecutor: Executor {
     ) -> Result<(), Errno>;
 }
 
-/// A waker that is also somebody else's.
+/// A waker that is shared.
 struct Shared(Arc<dyn Wake>);
 
 impl Wake for Shared {
@@ -125,8 +125,8 @@ impl<E: Executor> Host<E> {
         self.engine.bind(table);
     }
 
-    /// Waits until there is something to go on with, at most for `timeout`. To be called after
-    /// [`Host::go_on`] and after everything that it brought was looked at.
+    /// Waits until there is something to do, at most for `timeout`. To be called after
+    /// [`Host::go_on`] and after all its results were handled.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if self.engine.may_sleep() {
             let waited = self.executor.wait(timeout);
@@ -136,7 +136,7 @@ impl<E: Executor> Host<E> {
         self.executor.wait(Some(Duration::ZERO))
     }
 
-    /// Goes on with what ended, and begins what comes next.
+    /// Handles completions, and begins the next actions.
     fn go_on(&mut self) {
         while let Some(completion) = self.executor.completed() {
             self.engine.complete(completion);
@@ -153,7 +153,7 @@ impl<E: Executor> Host<E> {
         }
     }
 
-    /// Makes everything durable that `table`, which the engine serves, owes.
+    /// Makes everything durable that `table` owes; the engine serves it.
     fn flush(&mut self) -> Result<(), FlushError> {
         let token = Token(0);
         self.engine.submit(Request {

@@ -17,7 +17,7 @@ use super::AT_ONCE;
 const CONFIG_CHANGE: u32 = 2;
 const VERSION: u32 = 1;
 const NEED_REPLY: u32 = 0x8;
-/// Bytes of an answer: a header, and whether it was done.
+/// Bytes of a reply: a header and a status.
 const ANSWER_LEN: usize = 20;
 
 /// See the module's description.
@@ -26,11 +26,11 @@ pub(super) struct Channel {
     socket: OwnedFd,
     answer: [u8; ANSWER_LEN],
     have: usize,
-    /// It was logged that the front-end could not follow: it may say so without end.
+    /// It was logged that the front-end reported a failure: it may do so without end.
     told: bool,
 }
 
-/// The channel is of no use any more.
+/// The channel can no longer be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Closed {
     #[error("the front-end closed the back-end channel")]
@@ -45,12 +45,12 @@ impl Channel {
         Channel { socket, answer: [0; ANSWER_LEN], have: 0, told: false }
     }
 
-    /// Says that the configuration space changed; with `acknowledged`, asks for an answer.
+    /// Sends that the configuration space changed; with `acknowledged`, asks for a reply.
     pub(super) fn config_changed(&self, acknowledged: bool) -> Result<(), Closed> {
         let flags = if acknowledged { VERSION | NEED_REPLY } else { VERSION };
         let message = [CONFIG_CHANGE, flags, 0].map(u32::to_ne_bytes);
         loop {
-            // A stream takes so few bytes whole or not at all.
+            // A stream socket takes so few bytes completely or not at all.
             return match send(
                 &self.socket,
                 message.as_flattened(),
@@ -64,7 +64,7 @@ impl Channel {
         }
     }
 
-    /// Takes answers that have come; a few, for what is left is there at the next look.
+    /// Takes a few of the replies that have come; the rest is there at the next check.
     pub(super) fn take_answers(&mut self) -> Result<(), Closed> {
         for _ in 0..AT_ONCE {
             let into = &mut self.answer[self.have..];

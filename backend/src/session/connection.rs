@@ -38,7 +38,7 @@ pub(super) enum Ended {
     Failed(#[from] io::Error),
 }
 
-/// A message, not looked into.
+/// A message that was not parsed yet.
 #[derive(Debug)]
 pub(super) struct Envelope {
     pub header: Header,
@@ -99,7 +99,7 @@ impl Connection {
         }
     }
 
-    /// Reads towards `whole` bytes; 0 where nothing is there yet.
+    /// Reads towards `whole` bytes; 0 if nothing is there yet.
     fn read_up_to(&mut self, whole: usize) -> Result<usize, Ended> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -131,7 +131,7 @@ impl Connection {
         self.reply_with(header, payload, None)
     }
 
-    /// Sends a reply, and a descriptor where there is one.
+    /// Sends a reply, with a descriptor if there is one.
     pub(super) fn reply_with(
         &self,
         header: &Header,
@@ -174,13 +174,13 @@ impl Connection {
         }
     }
 
-    /// Whether the front-end is gone, whatever of its messages is still unread.
+    /// Whether the front-end is gone, even if messages of it are still unread.
     pub(super) fn has_hung_up(&self) -> bool {
         has_hung_up(&self.socket)
     }
 }
 
-/// Whether who is at the other end of `socket` is gone.
+/// Whether the peer of `socket` is gone.
 pub(super) fn has_hung_up(socket: &impl AsFd) -> bool {
     let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
     let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];

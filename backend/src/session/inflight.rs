@@ -34,7 +34,7 @@ pub(super) enum InflightError {
     NoRegion(u32),
 }
 
-/// Bytes for what `layout` names, of a device with `there` queues.
+/// Bytes for the regions of `layout`, for a device with `there` queues.
 fn needed(layout: InflightLayout, there: u16) -> Result<u64, InflightError> {
     let InflightLayout { queues, descriptors, .. } = layout;
     if queues == 0 || queues > there {
@@ -46,7 +46,7 @@ fn needed(layout: InflightLayout, there: u16) -> Result<u64, InflightError> {
     Ok((Region::bytes(descriptors) * usize::from(queues)) as u64)
 }
 
-/// Makes new memory for the queues that are `asked` for, and says where in its file it lies.
+/// Makes new memory for the `asked` queues, and returns its place in its file.
 pub(super) fn create(
     asked: InflightLayout,
     there: u16,
@@ -54,9 +54,9 @@ pub(super) fn create(
     let size = needed(asked, there)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = memfd_create("snapblk-inflight", flags)?;
-    // All of it is there from the start: a store to it cannot fail for lack of memory.
+    // All of it is allocated from the start: a store to it cannot fail for lack of memory.
     fallocate(&file, FallocateFlags::empty(), 0, size)?;
-    // Nobody can take from under the other what both have mapped.
+    // Neither side can truncate the memory that both have mapped.
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok((InflightLayout { size, offset: 0, ..asked }, file))
 }
@@ -68,7 +68,7 @@ pub(super) struct Inflight {
 }
 
 impl Inflight {
-    /// Maps what a front-end gave, for a device with `there` queues.
+    /// Maps a front-end's memory, for a device with `there` queues.
     pub(super) fn map(
         layout: InflightLayout,
         file: OwnedFd,
@@ -84,7 +84,7 @@ impl Inflight {
         Ok(Inflight { shared, descriptors: layout.descriptors })
     }
 
-    /// That of ring `index`.
+    /// The region of ring `index`.
     pub(super) fn region(&self, index: u32) -> Result<Region, InflightError> {
         u16::try_from(index)
             .ok()

@@ -64,7 +64,7 @@ pub enum ListenError {
     Unknown {
         /// Where.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// Something that is not a socket.
@@ -78,7 +78,7 @@ pub enum ListenError {
     NoDescriptor {
         /// Under this number.
         number: RawFd,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// What was handed over cannot be listened on.

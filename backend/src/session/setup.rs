@@ -23,7 +23,7 @@ use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
 use crate::worker::{Kick, RingStart, Ticket, WorkerError, WorkerHandle};
 
-/// What this back-end can do beyond the basic protocol.
+/// The protocol features of this back end.
 pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIG)
@@ -40,10 +40,10 @@ const NEEDS_RESET: u64 = 64;
 /// may have to wait for those.
 const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 60 });
 
-/// What a front-end is answered, where its message was followed.
+/// The reply to a message that was carried out.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// Nothing but that it was done.
+    /// Only that it was carried out.
     Done,
     U64(u64),
     Vring(VringState),
@@ -55,7 +55,7 @@ pub(super) enum Answer {
     Inflight(InflightLayout, OwnedFd),
 }
 
-/// Where a ring lies in the front-end's memory.
+/// The place of a ring in the front-end's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Addresses {
     descriptor: u64,
@@ -92,12 +92,12 @@ pub(super) struct Setup<T> {
     status: u64,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
-    /// Where rings keep what they have in flight.
+    /// The memory in which rings record chains in flight.
     inflight: Option<Inflight>,
     channel: Option<Channel>,
     /// The size that the front-end saw, or was told to look at, last.
     seen: Option<Sector>,
-    /// What is done again and again while a worker is waited for.
+    /// The function called repeatedly while waiting for a worker.
     meanwhile: Box<dyn Fn()>,
 }
 
@@ -127,7 +127,7 @@ impl<T> Setup<T> {
         }
     }
 
-    /// Waits for a worker, for as long as it may take to end what is in flight.
+    /// Waits for a worker, for as long as its requests in flight may take to end.
     fn wait<R>(&self, ticket: &Ticket<R>) -> Result<R, WorkerError> {
         let begin = Instant::now();
         loop {
@@ -148,7 +148,7 @@ impl<T> Setup<T> {
         self.protocol & Protocol::REPLY_ACK.bits() != 0
     }
 
-    /// Follows a message.
+    /// Carries out a message.
     pub(super) fn follow(&mut self, message: Message) -> Result<Answer, Refusal> {
         match message {
             Message::GetFeatures => return Ok(Answer::U64(self.offered())),
@@ -223,17 +223,18 @@ impl<T> Setup<T> {
         self.channel.as_ref()
     }
 
-    /// Takes what came over the back-end channel.
+    /// Reads replies from the back-end channel.
     pub(super) fn take_answers(&mut self) {
         let taken = self.channel.as_mut().map_or(Ok(()), Channel::take_answers);
         self.note_channel(taken);
     }
 
-    /// Tells the front-end to look at the configuration again, where the disk has another size
-    /// than it saw.
+    /// Tells the front-end to read the configuration again, if the disk has another size than it
+    /// saw.
     pub(super) fn tell_size(&mut self) {
         let size = self.disk.geometry().size;
-        // Who goes on with rings of an earlier connection saw it there, whatever it was then.
+        // A front-end that continues with rings of an earlier connection read it there, whatever
+        // it was then.
         let may_differ = match self.seen {
             Some(seen) => seen != size,
             None => self.vrings.iter().any(|vring| vring.running),
@@ -251,9 +252,9 @@ impl<T> Setup<T> {
         }
     }
 
-    /// Begins to stop all rings: what is in flight ends, what is owed is made durable.
+    /// Begins to stop all rings: requests in flight end, owed chunks are made durable.
     pub(super) fn tear_down(&mut self) -> Vec<Ticket<Option<u16>>> {
-        // Newcomers are served when that is over. And it may hold the connection open.
+        // New front-ends are served when that is over. And it may hold the connection open.
         self.meanwhile = Box::new(|| {});
         let running = self.vrings.iter_mut().zip(&self.workers).filter(|(vring, _)| vring.running);
         let tickets = running
@@ -264,7 +265,7 @@ impl<T> Setup<T> {
             })
             .collect();
         for worker in &self.workers {
-            // Nobody waits for it: it is followed when the ring has stopped.
+            // Nothing waits for it: it is carried out when the ring has stopped.
             drop(worker.set_memory(Arc::default()));
         }
         tickets
@@ -288,8 +289,8 @@ impl<T> Setup<T> {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), Refusal> {
-        // Who reconnects comes with those of the disk as it was when its guest booted. Requests that do
-        // not fit it any more are refused one by one.
+        // A front-end that reconnects sends the features of the disk as it was when its guest
+        // booted. Requests that no longer fit are refused one by one.
         let geometry = self.disk.geometry();
         let either = [false, true].map(|read_only| Geometry { read_only, ..geometry });
         let unknown = features & !either.map(config::features).iter().fold(0, |all, it| all | it);
@@ -300,8 +301,8 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// Only the `writeback` field may be written. Off: what was written so far is durable before
-    /// this is answered, and every write from then on before *it* is.
+    /// Only the `writeback` field may be written. When it is turned off, earlier writes are
+    /// durable before this reply, and every later write before its own completion.
     fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<(), Refusal> {
         let (config::WRITEBACK_OFFSET, &[value]) = (offset, data) else {
             return Err(nonsense(format!(
@@ -309,7 +310,7 @@ impl<T> Setup<T> {
                 data.len()
             )));
         };
-        // A front-end may send what a guest wrote before it sends what was negotiated.
+        // A front-end may send a guest's setting before it sends the negotiated features.
         if self.features != 0 && self.features & config::CONFIG_WCE == 0 {
             return Err(nonsense("a guest that did not negotiate that cannot set the write cache"));
         }
@@ -327,8 +328,8 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// The write cache stays as it was set. Front-ends reset a device whenever its rings stop, and
-    /// do not repeat what the guest set: who asks for it is told.
+    /// The write cache keeps its setting. Front-ends reset a device whenever its rings stop, and
+    /// do not repeat the guest's setting; they can read it.
     fn reset(&mut self) -> Result<(), Refusal> {
         for index in 0..self.vrings.len() {
             self.stop_ring(index as u32)?;
@@ -338,8 +339,8 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// The driver sets its rings up anew: requests that a stopped one left for the next start are not
-    /// wanted any more.
+    /// The driver sets its rings up again: requests that a stopped ring left for the next start
+    /// are no longer wanted.
     fn forget_inflight(&self) {
         let Some(inflight) = &self.inflight else { return };
         for index in 0..self.vrings.len() {
@@ -349,8 +350,8 @@ impl<T> Setup<T> {
         }
     }
 
-    /// All workers go over to a new memory before the front-end is answered: a request may lie
-    /// in it as soon as the guest knows of it.
+    /// All workers switch to a new memory before the reply to the front-end: a request may use it
+    /// as soon as the guest knows of it.
     fn set_memory(&mut self, memory: Result<GuestMemory, MemoryError>) -> Result<(), Refusal> {
         self.memory = Arc::new(memory.map_err(nonsense)?);
         let tickets: Vec<_> =
@@ -406,7 +407,7 @@ impl<T> Setup<T> {
 
     fn set_addresses(&mut self, index: u32, addresses: Addresses) -> Result<(), Refusal> {
         let (vring, _) = self.vring(index)?;
-        // A front-end repeats them to say that the ring shall be logged.
+        // A front-end repeats them to request logging of the ring.
         if vring.running && vring.addresses != Some(addresses) {
             return Err(nonsense(format!("vring {index} is running")));
         }
@@ -463,8 +464,8 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// A ring runs once it was kicked for the first time, or could be. Its worker looks at it at
-    /// once: a kick before that is not missed.
+    /// A ring runs once it was kicked for the first time, or could have been. Its worker checks it
+    /// at once, so that an earlier kick is not missed.
     fn start_if_ready(&mut self, index: u32) -> Result<(), Refusal> {
         let protocol_features = self.features & config::PROTOCOL_FEATURES != 0;
         let event_idx = self.features & config::EVENT_IDX != 0;
@@ -490,7 +491,7 @@ impl<T> Setup<T> {
             enabled: vring.enabled || !protocol_features,
             write_through,
         };
-        // Where the answer is late it may have been started all the same.
+        // If the worker's reply is late, the ring may have been started all the same.
         vring.running = true;
         let ticket = worker.start_ring(start);
         let started = self.wait(&ticket).map_err(nonsense)?;
@@ -504,13 +505,13 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// Stops a ring; where it, or the next start of it, goes on.
+    /// Stops a ring; returns the position at which its next start continues.
     fn stop_ring(&mut self, index: u32) -> Result<VringState, Refusal> {
         let (vring, worker) = self.vring(index)?;
         let mut stopped = None;
         if vring.running {
             let ticket = worker.stop_ring();
-            // Where it goes on is not known before it has stopped: it cannot be made up.
+            // The position is not known before the ring has stopped, and must not be invented.
             let base = self.wait(&ticket);
             stopped = base.map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
         }

@@ -24,17 +24,18 @@ use crate::target::Exceptions;
 use crate::units::{Chunk, SECTOR_SHIFT, Sector};
 use crate::workers::{NoRoom, Workers};
 
-/// What is copied: the chunks that layers above one of a chain hold, as the highest shows them.
+/// The chunks to be copied: those that the layers above a layer of a chain hold, as the highest
+/// shows them.
 #[derive(Debug)]
 pub struct CommitSource {
-    /// The highest layer's table, which nobody changes.
+    /// The highest layer's table, which does not change.
     pub exceptions: Exceptions,
-    /// What this layer holds, and those below it, stays where it is; 0 where all goes.
+    /// Chunks of this layer, and of those below it, stay where they are; 0 if all are copied.
     pub above: Layer,
 }
 
 impl CommitSource {
-    /// The first chunk from `from` on that is copied, and where it lies.
+    /// The first chunk from `from` on that is copied, and its place.
     fn next(&self, from: Chunk) -> Option<(Chunk, Place)> {
         let mut from = from;
         loop {
@@ -46,7 +47,7 @@ impl CommitSource {
         }
     }
 
-    /// Bytes that are copied in all.
+    /// Total bytes to be copied.
     fn total(&self) -> u64 {
         let mut total = 0;
         let mut from = Chunk(0);
@@ -57,8 +58,8 @@ impl CommitSource {
         total
     }
 
-    /// What is copied next from byte `at` of the device on: as much as follows without a gap, at
-    /// most `room` bytes. Each part of it lies in one piece in a store.
+    /// The next range to be copied from byte `at` of the device on: up to the next gap, at most
+    /// `room` bytes. Each of its parts is contiguous in a store.
     fn pieces(&self, at: u64, mut room: u64, pieces: &mut Vec<Piece>) {
         pieces.clear();
         let size = self.exceptions.chunk();
@@ -86,7 +87,7 @@ impl CommitSource {
     }
 }
 
-/// Bytes that lie in one piece in a store.
+/// Bytes that are contiguous in a store.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     /// First byte of the device.
@@ -116,9 +117,9 @@ pub enum CommitEnd {
     Cancelled,
     /// A layer could not be read.
     Read(Errno),
-    /// What lies below could not be written; the store is full, or its file cannot be written.
+    /// The base could not be written: the store is full, or its file cannot be written.
     Write,
-    /// What was written could not be made durable.
+    /// Written data could not be made durable.
     Flush,
     /// It did not begin: there are too many workers for another.
     NoRoom(NoRoom),
@@ -160,18 +161,18 @@ impl fmt::Display for CommitEnd {
     }
 }
 
-/// How far a commit is.
+/// The progress of a commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommitProgress {
     /// Bytes that were written.
     pub done: u64,
-    /// Bytes there are.
+    /// Total bytes.
     pub total: u64,
     /// It is paused, and nothing is in flight.
     pub paused: bool,
 }
 
-/// A commit that runs. Cloned, it is the same commit; dropped, the commit goes on.
+/// A running commit. A clone is the same commit; when dropped, the commit continues.
 #[derive(Clone)]
 pub struct CommitHandle(Arc<Control<CommitProgress>>);
 
@@ -207,28 +208,28 @@ impl CommitHandle {
         Ok(handle)
     }
 
-    /// How far it is.
+    /// Its progress.
     pub fn progress(&self) -> CommitProgress {
         self.0.lock().said
     }
 
-    /// Pauses it after what is in flight.
+    /// Pauses it after its copies in flight.
     pub fn pause(&self) {
         self.0.ask(|asked| asked.paused = true);
     }
 
-    /// Lets it go on after a pause.
+    /// Continues it after a pause.
     pub fn resume(&self) {
         self.0.ask(|asked| asked.paused = false);
     }
 
-    /// Ends it after what is in flight.
+    /// Ends it after its copies in flight.
     pub fn cancel(&self) {
         self.0.ask(|asked| asked.cancel = true);
     }
 }
 
-/// Writes what `source` holds to `table` on the calling thread, as fast as that goes.
+/// Writes the content of `source` to `table` on the calling thread, at full speed.
 pub fn commit<E: CopyExecutor>(
     workers: Arc<Workers>,
     executor: E,
@@ -251,10 +252,10 @@ impl AttachedWorker for CommitHandle {
         self.0.stopped(deadline)
     }
 
-    /// Nothing is asked of jobs: what this one writes is durable at its end.
+    /// No commits are asked of jobs: the writes of this one are durable at its end.
     fn commit(&self) {}
 
-    /// Goes on with what it has: it does not work on the device's own table.
+    /// Keeps its table: it does not work on the device's own table.
     fn go(&self, _: Arc<Table>) {
         self.0.go(|_| ());
     }
@@ -275,7 +276,7 @@ struct Job<E> {
     pieces: Vec<Piece>,
 }
 
-/// What was asked when it was last looked.
+/// The requests when last checked.
 #[derive(Clone, Copy)]
 struct Orders {
     stop: bool,
@@ -290,7 +291,7 @@ impl<E: CopyExecutor> Job<E> {
         Job { host, control, source, at: 0, free, flying: 0, allowed: None, pace, pieces }
     }
 
-    /// Writes all of it to `table`, and lets go of that.
+    /// Writes all of it to `table`, and releases the table.
     fn write_to(mut self, table: Arc<Table>) -> CommitEnd {
         self.host.bind(Some(table));
         let end = self.run();
@@ -336,7 +337,7 @@ impl<E: CopyExecutor> Job<E> {
                 self.control.lock().said.paused = asked.paused;
             }
             if !hold && !all_begun && !self.free.is_empty() && self.allowed != Some(0) {
-                // Copies came back after the last look at what comes next.
+                // Copies ended after the last choice of what comes next.
                 continue;
             }
             let limited = self.allowed.is_some();
@@ -346,7 +347,7 @@ impl<E: CopyExecutor> Job<E> {
         }
     }
 
-    /// Takes up what is asked.
+    /// Takes up new requests to the job.
     fn obey(&mut self) -> Orders {
         let mut asked = self.control.lock();
         match self.pace.due(asked.speed, Instant::now()) {
@@ -358,7 +359,7 @@ impl<E: CopyExecutor> Job<E> {
         Orders { stop: asked.stop, cancel: asked.cancel, paused: asked.paused }
     }
 
-    /// Begins as many copies as there is room and speed for; true where nothing is left.
+    /// Begins as many copies as room and speed allow; true if nothing is left.
     fn begin(&mut self) -> Result<bool, Errno> {
         while !self.free.is_empty() && self.allowed != Some(0) {
             let mut pieces = std::mem::take(&mut self.pieces);
@@ -405,7 +406,7 @@ impl<E: CopyExecutor> Job<E> {
         Ok(true)
     }
 
-    /// Takes back the copies that ended; false where one failed.
+    /// Takes back the copies that ended; false if one failed.
     fn collect(&mut self) -> bool {
         let mut ok = true;
         while let Some((token, status)) = self.host.engine.pop_finished() {
@@ -426,7 +427,7 @@ impl<E: CopyExecutor> Job<E> {
         }
     }
 
-    /// Says that it stopped, as soon as nothing is in flight, and waits until it may go on.
+    /// Reports that it stopped, as soon as nothing is in flight, and waits until it may continue.
     fn rest(&mut self) -> io::Result<()> {
         self.host.engine.set_stopping(true);
         while !self.host.engine.is_quiet() {

@@ -12,7 +12,7 @@ use crate::workers::Wake;
 
 const POISONED: &str = "job control lock poisoned";
 
-/// Where the thread is.
+/// The state of the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum At {
     Running,
@@ -20,7 +20,7 @@ pub(super) enum At {
     Ended,
 }
 
-/// What a job is told to be from the first on.
+/// The initial settings of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
     /// Bytes a second at most; none for no limit.
@@ -29,7 +29,7 @@ pub struct Pacing {
     pub paused: bool,
 }
 
-/// What is asked of the thread, and what it says.
+/// The requests to the thread, and its reports.
 pub(super) struct Asked<S> {
     pub(super) stop: bool,
     pub(super) cancel: bool,
@@ -60,25 +60,25 @@ impl<S> Control<S> {
         self.asked.lock().expect(POISONED)
     }
 
-    /// Asks something of the thread, wherever it waits.
+    /// Makes a request to the thread, and ends its waiting.
     pub(super) fn ask(&self, change: impl FnOnce(&mut Asked<S>)) {
         self.say(change);
         self.wake.wake();
     }
 
-    /// The thread says something.
+    /// A report of the thread.
     pub(super) fn say(&self, change: impl FnOnce(&mut Asked<S>)) {
         change(&mut self.lock());
         self.changed.notify_all();
     }
 
-    /// Waits until something is asked or said.
+    /// Waits for a request or a report.
     pub(super) fn wait<'a>(&self, asked: MutexGuard<'a, Asked<S>>) -> MutexGuard<'a, Asked<S>> {
         self.changed.wait(asked).expect(POISONED)
     }
 
-    /// Waits until the thread has stopped or ended, at most until `deadline`; where it has not, it
-    /// is not asked to any more.
+    /// Waits until the thread has stopped or ended, at most until `deadline`; if it has not, the
+    /// request is withdrawn.
     pub(super) fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
         let mut asked = self.lock();
         while asked.at == At::Running {
@@ -93,7 +93,7 @@ impl<S> Control<S> {
         Ok(())
     }
 
-    /// Lets a thread that was asked to stop go on, with what `change` says where it has stopped.
+    /// Lets a thread that was asked to stop continue, with `change` applied if it has stopped.
     pub(super) fn go(&self, change: impl FnOnce(&mut S)) {
         self.ask(|asked| {
             asked.stop = false;

@@ -24,11 +24,11 @@ const SLOW: Duration = Duration::from_millis(200);
 /// How a merge ended.
 #[derive(Debug)]
 pub enum MergeEnd {
-    /// Nothing is left in the store.
+    /// The store is empty.
     Finished,
     /// It was cancelled, after a batch.
     Cancelled,
-    /// It failed; a new one goes on.
+    /// It failed; a new one continues.
     Failed(MergeFailure),
     /// Its I/O can no longer be waited for.
     Wait(io::Error),
@@ -55,14 +55,14 @@ impl fmt::Display for MergeEnd {
     }
 }
 
-/// What passes between a merge's thread and its owner.
+/// The data exchanged between a merge's thread and its owner.
 struct Said {
-    /// The table to go on with.
+    /// The table to continue with.
     table: Option<Arc<Table>>,
     progress: MergeProgress,
 }
 
-/// A merge that runs. Cloned, it is the same merge; dropped, the merge goes on.
+/// A running merge. A clone is the same merge; when dropped, the merge continues.
 #[derive(Clone)]
 pub struct MergeHandle(Arc<Control<Said>>);
 
@@ -103,17 +103,17 @@ impl MergeHandle {
         Ok(handle)
     }
 
-    /// How far it is.
+    /// Its progress.
     pub fn progress(&self) -> MergeProgress {
         self.0.lock().said.progress
     }
 
-    /// Pauses it after the batch in hand.
+    /// Pauses it after the current batch.
     pub fn pause(&self) {
         self.0.ask(|asked| asked.paused = true);
     }
 
-    /// Lets it go on after a pause.
+    /// Continues it after a pause.
     pub fn resume(&self) {
         self.0.ask(|asked| asked.paused = false);
     }
@@ -123,7 +123,7 @@ impl MergeHandle {
         self.0.ask(|asked| asked.speed = bytes);
     }
 
-    /// Ends it after the batch in hand; what was merged stays merged.
+    /// Ends it after the current batch; merged chunks stay merged.
     pub fn cancel(&self) {
         self.0.ask(|asked| asked.cancel = true);
     }
@@ -138,7 +138,7 @@ impl AttachedWorker for MergeHandle {
         self.0.stopped(deadline)
     }
 
-    /// Nothing is asked of jobs: they write for no guest.
+    /// No commits are asked of jobs: they write for no guest.
     fn commit(&self) {}
 
     fn go(&self, table: Arc<Table>) {
@@ -153,7 +153,7 @@ struct Job<E> {
     total: Option<u64>,
     pace: Pace,
     share: Share,
-    /// Since when it is as far as it is.
+    /// The time of its last progress.
     since: (u64, Instant),
 }
 
@@ -169,7 +169,7 @@ impl<E: Executor> Job<E> {
         MergeEnd::Cancelled
     }
 
-    /// Waits until there is a table to work on; none where it was cancelled before.
+    /// Waits until there is a table to work on; none if it was cancelled before.
     fn next_table(&self) -> Option<Arc<Table>> {
         let mut asked = self.control.lock();
         loop {
@@ -185,8 +185,8 @@ impl<E: Executor> Job<E> {
 
     /// Merges until it ends, or has to stop.
     fn merge(&mut self) -> Option<MergeEnd> {
-        // A flush that fails leaves something owed, or a file that cannot be merged to: the merge
-        // itself says which.
+        // A flush that fails leaves owed chunks, or a file that cannot be merged to: the merge
+        // itself reports which.
         if let Err(super::FlushError::Wait(error)) = self.host.flush() {
             return Some(MergeEnd::Wait(error));
         }
@@ -200,7 +200,7 @@ impl<E: Executor> Job<E> {
             if let Some(end) = self.look() {
                 return end;
             }
-            // A batch that ended just now wakes nobody any more.
+            // A batch that ended just now no longer wakes a thread.
             let ended = self.host.engine.merge_has_ended_batches().then_some(Duration::ZERO);
             if let Err(error) = self.host.wait(look_again.or(ended)) {
                 return Some(MergeEnd::Wait(error));
@@ -208,7 +208,7 @@ impl<E: Executor> Job<E> {
         }
     }
 
-    /// Passes on what is asked; when time must be looked at again, if it must.
+    /// Passes requests on; returns when to check the time again, if necessary.
     fn obey(&mut self) -> Option<Duration> {
         let asked = self.control.lock();
         let engine = &mut self.host.engine;
@@ -236,7 +236,7 @@ impl<E: Executor> Job<E> {
         None
     }
 
-    /// Says how far it is; whether it is over, with an end or without.
+    /// Reports its progress; returns whether it is over, with a result or without.
     fn look(&mut self) -> Option<Option<MergeEnd>> {
         let quiet = self.host.engine.is_quiet();
         let mut progress = self.host.engine.merge()?;
@@ -255,7 +255,7 @@ impl<E: Executor> Job<E> {
         }
     }
 
-    /// Where a batch has ended, says whether it took long: a write to one of its chunks waits for as
+    /// When a batch has ended, reports whether it took long: a write to one of its chunks waits as
     /// long, and so does a suspend.
     fn judge(&mut self, done: u64) {
         let (before, since) = self.since;
@@ -266,7 +266,7 @@ impl<E: Executor> Job<E> {
         }
     }
 
-    /// Lets go of the table, and says that it stopped; unless it need not any more.
+    /// Releases the table, and reports that it stopped, unless the request was withdrawn.
     fn stopped(&mut self) {
         let table = self.host.engine.table().cloned();
         self.host.bind(None);

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-/// After so long without a request of the guest the disk is the job's.
+/// After this time without a request of the guest the job gets the whole disk.
 const QUIET: Duration = Duration::from_millis(50);
 /// How many times as long as it worked the job rests, and how long at most.
 const REST: u32 = 3;
@@ -21,7 +21,7 @@ pub(super) enum Turn {
     End,
     /// Begin one batch.
     One,
-    /// Nothing, for so long; then it asks again.
+    /// Nothing for this time; then it asks again.
     Rest(Duration),
 }
 
@@ -44,8 +44,8 @@ impl Share {
         Share { used: None, state: State::Free }
     }
 
-    /// What comes next; `used` says whether the guest used the disk since this was asked last,
-    /// `idle` whether the job has ended what it was allowed.
+    /// What comes next; `used` says whether the guest used the disk since the last call, `idle`
+    /// whether the job has finished what it was allowed.
     pub(super) fn next(&mut self, used: bool, idle: bool, now: Instant) -> Turn {
         if used {
             self.used = Some(now);

@@ -211,7 +211,7 @@ impl Owed {
     /// `set_aside` the existing file is kept for its owner until one of the two is gone.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn create(&mut self, set_aside: bool) -> Result<Words, OwedError> {
         let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
         self.settle_beside_link();
@@ -284,7 +284,7 @@ impl Owed {
 /// file, the link as well.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn remove_store(store: &Path) -> io::Result<()> {
     let Ok(meta) = std::fs::metadata(store) else { return Ok(()) };
     let real = real_path(store);

@@ -15,14 +15,14 @@ use super::verbs::with_uppers;
 use crate::cow::log::RING;
 use crate::table::Table;
 
-/// How often it flushes at most: guests go on, and may owe much again.
+/// The most flushes in a row: guests continue, and may owe much again.
 const FLUSHES: usize = 3;
 
 impl Devices {
-    /// Makes durable what the devices `names` and those that lie on them owe, where that is much and
-    /// guests have it now. To be called before a verb that stops these, and before guests are
-    /// frozen for it. What fails here fails there as well: a file says so again, and a store that
-    /// failed stays so.
+    /// Makes the owed chunks of the devices `names` and of those above them durable, if there are
+    /// many and guests are served. To be called before a verb that stops these devices, and before
+    /// guests are frozen for it. An error here also occurs there: a file reports it again, and a
+    /// failed store stays failed.
     pub fn flush_ahead<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         let names: Vec<&str> = names.into_iter().collect();
         let deadline = Instant::now() + self.config.deadline;
@@ -44,8 +44,8 @@ impl Devices {
         active.filter(|active| owes_much(active)).map(|active| active.table.clone()).collect()
     }
 
-    /// Flushes all of them, each in a thread of its own, which goes on where it takes longer. False
-    /// where one does.
+    /// Flushes all of them, each in its own thread, which continues if it takes longer. False if
+    /// one does.
     fn flush_until(&self, deadline: Instant, tables: Vec<Arc<Table>>) -> bool {
         let (ended, end) = channel::<()>();
         for table in tables {
@@ -65,7 +65,7 @@ impl Devices {
     }
 }
 
-/// Whether a flush, or the end of a commit that is under way, takes a disk long.
+/// Whether a flush, or the end of a commit that is under way, would take long on a disk.
 fn owes_much(active: &Active) -> bool {
     let mut logs = active.table.flush_set().stores.iter().map(|store| store.log());
     logs.any(|log| log.owes() > RING / 2 || log.is_committing())

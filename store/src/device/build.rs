@@ -32,7 +32,7 @@ pub(super) struct Snap {
     pub(super) len: u64,
     /// Whether `table` is that of a layer above.
     pub(super) shared: bool,
-    /// Whether what it discards is discarded of the origin too.
+    /// Whether its discards also go to the origin.
     pub(super) passes_down: bool,
 }
 
@@ -47,7 +47,7 @@ impl Snap {
     }
 }
 
-/// An active table and what it keeps alive.
+/// An active table and the objects that it keeps alive.
 #[derive(Clone, Debug)]
 pub(super) struct Active {
     pub(super) lines: Vec<TableLine>,
@@ -73,7 +73,7 @@ impl Active {
         lines_name(&self.lines, name)
     }
 
-    /// The only line's snapshot, if that is all there is: what others can be stacked on.
+    /// The only line's snapshot, if there is only this line: others can be stacked on it.
     pub(super) fn whole_snapshot(&self) -> Option<&Snap> {
         match &self.lines[..] {
             [TableLine { target: TargetSpec::Snapshot(_), .. }] => self.snaps.get(&0),
@@ -92,18 +92,17 @@ pub(super) fn lines_name(lines: &[TableLine], name: &str) -> bool {
     lines.iter().flat_map(|line| line.target.params()).any(|p| p.device() == Some(name))
 }
 
-/// Devices that change together: `None` where one goes.
+/// Devices that change together: `None` for a removed one.
 pub(super) struct Plan<'a> {
     pub(super) devices: &'a Devices,
     pub(super) inner: &'a mut Inner,
     pub(super) next: BTreeMap<String, Option<Active>>,
-    /// Suspended devices that serve again once the plan was carried out.
+    /// Suspended devices that serve again once the plan is applied.
     pub(super) released: Vec<String>,
-    /// Asked while everything stands still, right before the tables change: the last word against
-    /// it.
+    /// Asked while all workers are stopped, right before the tables change: the last check that
+    /// can fail.
     pub(super) still: Option<&'a dyn Fn() -> Result<(), DeviceError>>,
-    /// Whether it gives way to workers: none was stopped for it, and none is before it is carried
-    /// out.
+    /// Whether it yields to workers: none was stopped for it, and none is before it is applied.
     pub(super) gives_way: bool,
 }
 
@@ -171,7 +170,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Builds a device's table once more, with what has joined the plan since.
+    /// Builds a device's table once more, with the devices that joined the plan since.
     pub(super) fn renew(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(active) = self.active(name) else { return Ok(()) };
         let loaded = active.loaded();
@@ -196,7 +195,7 @@ impl<'a> Plan<'a> {
         if !snap.shared {
             return Ok(snap.clone());
         }
-        // What the stores say is all there is only once nothing is owed to them.
+        // The stores' lists are complete only once nothing is owed.
         let flushed = self.active(name).is_none_or(|a| self.devices.config.flusher.flush(&a.table));
         if !flushed {
             return Err(DeviceError::FlushFailed(name.into()));
@@ -245,7 +244,7 @@ impl<'a> Plan<'a> {
         self.set(name, loaded, &[snap])
     }
 
-    /// Builds anew what depends on the devices that change: tables that name them, and origins
+    /// Rebuilds the tables that depend on the changing devices: tables that name them, and origins
     /// whose snapshots change.
     pub(super) fn follow(&mut self) -> Result<(), DeviceError> {
         self.follow_changes(self.next.keys().cloned().collect())
@@ -257,7 +256,7 @@ impl<'a> Plan<'a> {
             self.renew(&name)?;
             done.push(name);
         }
-        // Last, when every snapshot is what it will be: origins know their snapshots.
+        // Last, when every snapshot has its final form: origins know their snapshots.
         let origin = |active: &Active| !active.origin_keys.is_empty();
         let origins = self.next.iter().filter(|(_, next)| next.as_ref().is_some_and(origin));
         for name in origins.map(|(name, _)| name.clone()).collect::<Vec<_>>() {

@@ -17,7 +17,7 @@ use crate::exception::Layer;
 use crate::io::Identity;
 use crate::lines::{Param, TableLine, TargetSpec};
 
-/// What the lowest store of a chain lies on.
+/// The base below the lowest store of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Bottom {
     File(Param),
@@ -32,7 +32,7 @@ struct Chain {
     bottom: Bottom,
 }
 
-/// What a commit goes into.
+/// The target of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CommitBase {
     /// The file below all stores.
@@ -61,18 +61,18 @@ impl CommitBase {
     }
 }
 
-/// The part of a chain that a commit takes away.
+/// The part of a chain that a commit removes.
 #[derive(Clone, Debug)]
 pub(super) struct Cut {
     /// Devices that stay above it, the highest first.
     pub(super) stay: Vec<String>,
-    /// Layers that go, the highest first; none of them is the device that is served.
+    /// Layers that are removed, the highest first; none of them is the served device.
     pub(super) go: Vec<String>,
-    /// Where their content goes.
+    /// The target of their content.
     pub(super) base: CommitBase,
-    /// The served device's own store goes, too, in the end.
+    /// The served device's own store is committed, too, at the end.
     pub(super) activates: bool,
-    /// The highest layer that stays below, and the highest that goes.
+    /// The highest layer that stays below, and the highest that is removed.
     pub(super) layers: (Layer, Layer),
 }
 
@@ -83,7 +83,7 @@ impl Cut {
         all.chain(self.base.device()).map(str::to_owned).collect()
     }
 
-    /// Those below whatever stays: nobody else may use them.
+    /// Those below the remaining ones: no other table may use them.
     pub(super) fn held(&self) -> Vec<String> {
         let all = self.go.iter().map(String::as_str);
         all.chain(self.base.device()).map(str::to_owned).collect()
@@ -91,7 +91,7 @@ impl Cut {
 }
 
 impl Inner {
-    /// Whether `layer` is a layer below the device that `job` is about.
+    /// Whether `layer` is a layer below the device of `job`.
     pub(super) fn is_below(&self, job: &CommitJob, layer: &str) -> bool {
         let chain = self.chain(&job.device);
         chain.is_ok_and(|chain| chain.overlays[1..].iter().any(|overlay| overlay == layer))
@@ -126,7 +126,7 @@ impl Inner {
         Ok(Chain { overlays, bottom: Bottom::Device(at) })
     }
 
-    /// What `job` takes away from the chain as it is now.
+    /// The part that `job` removes from the present chain.
     pub(super) fn cut(&self, job: &CommitJob) -> Result<Cut, DeviceError> {
         let device = &job.device;
         let Chain { overlays, bottom } = self.chain(device)?;
@@ -169,8 +169,8 @@ impl Inner {
 }
 
 impl Devices {
-    /// Nothing is owed any more to the layers below the tops of all chains: they rest, and a
-    /// flush passes them by. Where that cannot be made sure of, flushes go on to see to it.
+    /// The layers below the tops of all chains owe nothing any more: they rest, and flushes skip
+    /// them. If this cannot be ensured, flushes continue to cover them.
     pub(super) fn seal_layers(&self) {
         let inner = &*self.lock();
         let actives = || inner.devices.values().filter_map(|device| device.active.as_ref());
@@ -187,8 +187,9 @@ impl Devices {
     }
 }
 
-/// What is a layer no more may be written again, by a guest or for an origin, and then flushes cover it
-/// again: the tops of the devices `names`, and what the tables `old` lay on. Nothing is in flight.
+/// A store that is no longer a layer may be written again, by a guest or for an origin, and then
+/// flushes cover it again: the tops of the devices `names`, and the stores below the tables `old`.
+/// Nothing is in flight.
 pub(super) fn unseal_tops(inner: &Inner, names: &[String], old: &[Option<Active>]) {
     let active = |name: &String| inner.devices.get(name)?.active.as_ref();
     let tops = names.iter().filter_map(active).flat_map(|active| active.snaps.values());
@@ -211,7 +212,7 @@ fn all_below(inner: &Inner) -> HashSet<Identity> {
     let actives = inner.devices.values().filter_map(|device| device.active.as_ref());
     let mut chains: Vec<&[Arc<Live>]> =
         actives.flat_map(|active| active.snaps.values()).map(|snap| &snap.layers[..]).collect();
-    // The longest first: what lies on a layer lies on all that is below it, too.
+    // The longest first: a device above a layer is above all layers below it, too.
     chains.sort_unstable_by_key(|layers| std::cmp::Reverse(layers.len()));
     let mut below = HashSet::new();
     for layers in chains {

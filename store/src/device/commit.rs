@@ -32,25 +32,26 @@ use crate::units::Sector;
 pub use layer::PivotStep;
 pub use pivot::Pivot;
 
-/// What is to be done before the tables change.
+/// The work before the tables change.
 #[derive(Debug)]
 pub struct CommitWork {
-    /// What is copied, and the table that it is written to; none where no layer goes but the
-    /// served device's own.
+    /// The content to copy, and the table that it is written to; none if only the served device's
+    /// own store is committed.
     pub copy: Option<(CommitSource, Arc<Table>)>,
-    /// The served device's own store goes, too: [`Devices::pivot`] is due when the user says so.
+    /// The served device's own store is committed, too: [`Devices::pivot`] is due when the user
+    /// says so.
     pub activates: bool,
 }
 
-/// A commit that runs, and what it holds.
+/// A running commit, and its reservations.
 #[derive(Debug)]
 pub(super) struct Commit {
     device: String,
     /// Devices whose tables stay as they are until it has ended.
     chain: Vec<String>,
-    /// Those of them that nobody else may use.
+    /// Those of them that no other table may use.
     held: Vec<String>,
-    /// The files that it writes below all stores: nobody else may use them.
+    /// The files that it writes below all stores: no other table may use them.
     files: Vec<FileOf>,
     /// The base as it is written; keeps its files open, and locked.
     writer: Option<Active>,
@@ -80,7 +81,7 @@ pub(super) fn by_job(id: &str) -> String {
 }
 
 impl Inner {
-    /// Refuses to serve what a commit takes away or writes.
+    /// Refuses to serve a device that a commit removes or writes.
     pub(super) fn refuse_held(&self, name: &str) -> Result<(), DeviceError> {
         let holds = |(_, commit): &(&String, &Commit)| commit.held.iter().any(|held| held == name);
         match self.commits.iter().find(holds) {
@@ -91,8 +92,8 @@ impl Inner {
 }
 
 impl Devices {
-    /// Refuses changes of devices that a commit is at work on, and others that would use what it
-    /// holds.
+    /// Refuses changes of devices that a commit works on, and tables that would use its
+    /// reservations.
     pub(super) fn refuse_committing(
         &self,
         inner: &Inner,
@@ -113,7 +114,7 @@ impl Devices {
         Ok(())
     }
 
-    /// What `active`, the table of `name`, uses of what `commit` holds.
+    /// The reservations of `commit` that `active`, the table of `name`, uses.
     fn used_of(
         &self,
         inner: &Inner,
@@ -124,7 +125,7 @@ impl Devices {
         if let Some(held) = commit.held.iter().find(|held| active.names(held)) {
             return Some(held.clone());
         }
-        // What lies on the served device comes to the base by way of it.
+        // Devices above the served device reach the base through it.
         let above = with_uppers(inner, &commit.device);
         if above.iter().any(|upper| upper == name || active.names(upper)) {
             return None;
@@ -135,9 +136,10 @@ impl Devices {
         Some(path.unwrap_or_else(|| commit.device.clone()))
     }
 
-    /// Begins the commit `job` under `id`, and keeps that: from now on its part of the chain is
-    /// used by nobody else, and its base is open for writing and locked. What is to be copied is
-    /// returned; [`Devices::drop_layers`] is due when that was done, or [`Devices::forget_commit`].
+    /// Begins the commit `job` under `id`, and writes this to the state: from now on no other
+    /// table uses its part of the chain, and its base is open for writing and locked. Returns the
+    /// content to copy; when that was done, [`Devices::drop_layers`] is due, or
+    /// [`Devices::forget_commit`].
     ///
     /// # Errors
     /// Everything is as it was then.
@@ -167,7 +169,8 @@ impl Devices {
         Ok(CommitWork { copy, activates: cut.activates })
     }
 
-    /// What the commit `job` is to hold, if nothing is in its way, and the served device's store.
+    /// The reservations of the commit `job`, if nothing prevents it, and the served device's
+    /// store.
     fn hold(
         &self,
         inner: &Inner,
@@ -192,7 +195,7 @@ impl Devices {
         Ok((commit, snap))
     }
 
-    /// What is copied of the layers that go, if any do.
+    /// The content to copy from the removed layers, if there are any.
     fn source(&self, inner: &mut Inner, cut: &Cut) -> Result<Option<CommitSource>, DeviceError> {
         let Some(top) = cut.go.first() else { return Ok(None) };
         let snap = whole(inner, top)?;
@@ -255,7 +258,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Who opened a base for reading alone did not ask for it to be written.
+    /// A base that was opened only for reading must not be written.
     fn refuse_unasked(&self, inner: &Inner, snap: &Snap) -> Result<(), DeviceError> {
         let asked = |path: &Path, writable: bool| {
             self.config.force || writable || inner.state.gave_to_write(path)
@@ -310,9 +313,9 @@ impl Devices {
         Ok(())
     }
 
-    /// What the job `id` copied is durable: its layers leave the chain, with one pause for the
-    /// guest, in which nothing is copied. True where the job is done with that; otherwise it
-    /// waits for [`Devices::pivot`].
+    /// The copy of the job `id` is durable: its layers leave the chain, with one pause for the
+    /// guest, in which nothing is copied. True if this completes the job; otherwise it waits for
+    /// [`Devices::pivot`].
     ///
     /// # Errors
     /// Everything is as it was then.
@@ -322,7 +325,7 @@ impl Devices {
         let cut = inner.cut(&job)?;
         let base = commit.writer.as_ref().and_then(|writer| writer.snaps.get(&0)).cloned();
         if !cut.activates {
-            // Whoever read the base goes on to read it as before.
+            // Other readers of the base continue to read it as before.
             commit.writer = None;
             inner.state.commits.remove(id);
         }
@@ -342,14 +345,14 @@ impl Devices {
             inner.state.commits.insert(id.into(), job);
             inner.commits.insert(id.into(), commit);
         } else if let Err(error) = self.keep(inner) {
-            // The base is what it is from now on; that it is known is all that is missing.
+            // The base has its final content from now on; only its record in the state is missing.
             tracing::error!("{error}; a change of the base would not be noticed");
         }
         dropped.map(|()| !cut.activates)
     }
 
-    /// Takes the layers of `cut` out of the chain. `copied` says where their chunks lie now in the
-    /// store of the base, if it has one.
+    /// Removes the layers of `cut` from the chain. `copied` gives the places of their chunks in
+    /// the store of the base, if it has one.
     fn shorten(
         &self,
         inner: &mut Inner,
@@ -402,15 +405,15 @@ impl Devices {
         })
     }
 
-    /// The job `id` is over without being finished: it is not started again, and what it held is
-    /// free. The chain serves what it served.
+    /// The job `id` is over without being finished: it is not started again, and its reservations
+    /// end. The content of the chain is unchanged.
     ///
     /// # Errors
     /// Where that cannot be kept.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        // What it left in the store of its base is all in the layers above, too: the guest's flushes have
-        // nothing to do with it any more.
+        // All chunks that it left in the store of its base are in the layers above, too: the
+        // guest's flushes need not cover them any more.
         if inner.commits.get(id).is_some_and(|commit| commit.rested)
             && let Some(cut) = inner.state.commits.get(id).and_then(|job| inner.cut(job).ok())
             && let CommitBase::Layer(name) = &cut.base
@@ -425,7 +428,7 @@ impl Devices {
     }
 }
 
-/// The job `id` and what it holds, which is free until it is put back.
+/// The job `id` and its reservations, which are free until it is put back.
 fn taken(inner: &mut Inner, id: &str) -> Result<(CommitJob, Commit), DeviceError> {
     let job = inner.state.commits.get(id).cloned();
     let (Some(job), Some(commit)) = (job, inner.commits.remove(id)) else {
@@ -440,7 +443,7 @@ fn whole(inner: &Inner, name: &str) -> Result<Snap, DeviceError> {
     snap.ok_or_else(|| DeviceError::refused(format!("'{name}' is not an overlay")))
 }
 
-/// What is written to `zero` or `error` would be lost.
+/// Writes to `zero` or `error` would be lost.
 fn refuse_holes(snap: &Snap, device: &str) -> Result<(), DeviceError> {
     let file = |extent: &Extent| matches!(extent.place, ExtentPlace::File { .. });
     if snap.origin.slice(0, snap.len).extents().iter().all(file) {

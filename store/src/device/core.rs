@@ -26,7 +26,7 @@ use crate::lines::TableLine;
 use crate::table::Table;
 use crate::workers::Workers;
 
-/// What happened, for those who watch.
+/// An event, for observers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceEvent {
     /// A store changed its state.
@@ -51,28 +51,28 @@ pub enum DeviceEvent {
     },
 }
 
-/// Who is told of events. Must not block.
+/// The receiver of events. Must not block.
 pub type EventSink = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
 
-/// Makes durable what a table's stores and files owe, and copies from one to another; carried out
-/// by whoever has an executor.
+/// Makes a table's owed chunks and unsynced writes durable, and copies from one table to another;
+/// implemented by the owner of an executor.
 pub trait Flusher: Send + Sync {
     /// Flushes everything that `table` maps to. False where something could not be made durable.
     fn flush(&self, table: &Arc<Table>) -> bool;
 
-    /// Writes what `source` holds to `table`, and makes it durable.
+    /// Writes the content of `source` to `table`, and makes it durable.
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd;
 }
 
-/// How devices behave.
+/// The options of the device layer.
 pub struct DevicesConfig {
     /// Whether files are opened with O_DIRECT where they can be.
     pub direct: bool,
-    /// How long requests in flight may take to end before a verb that needs that is given up.
+    /// How long a verb waits for requests in flight to end before it fails.
     pub deadline: Duration,
-    /// Where to keep what must be known again after a restart; none keeps nothing.
+    /// The path of the state file; none keeps nothing.
     pub state: Option<PathBuf>,
-    /// Whether an origin that changed since is accepted, and a base may be written.
+    /// Whether an origin that changed is accepted, and a base may be written.
     pub force: bool,
     /// Where the exceptions of tables lie.
     pub memory: Memory,
@@ -105,25 +105,25 @@ pub(super) struct Device {
     pub(super) active: Option<Active>,
     pub(super) inactive: Option<Loaded>,
     pub(super) suspended: bool,
-    /// It was removed while another was to take its stores over: it is out of sight, suspended, and
-    /// gone when that has happened.
+    /// It was removed while another device was to take its stores over: it is hidden and
+    /// suspended, and goes when that has happened.
     pub(super) removed: bool,
     /// By export, or other user.
     pub(super) users: BTreeMap<String, User>,
 }
 
-/// Who serves a device.
+/// A user that serves a device.
 pub struct User {
     /// Whether guests may write through it.
     pub writable: bool,
-    /// The threads that do it.
+    /// The threads that serve it.
     pub workers: Vec<Arc<dyn AttachedWorker>>,
 }
 
-/// How the users of a device that are jobs are called.
+/// The names of jobs as users of a device.
 const JOB: &str = "job ";
 
-/// How the job `id` is called as the user of a device.
+/// The name of the job `id` as the user of a device.
 pub fn job_user(id: &str) -> String {
     format!("{JOB}{id}")
 }
@@ -139,16 +139,16 @@ impl Device {
     }
 }
 
-/// What verbs change.
+/// The state that verbs change.
 pub(super) struct Inner {
     pub(super) disks: Disks,
     pub(super) origins: Origins,
     pub(super) devices: BTreeMap<String, Device>,
     pub(super) state: StateFile,
     pub(super) full: FullStores,
-    /// By job: the commits that run, and what they hold.
+    /// By job: the running commits, and their reservations.
     pub(super) commits: BTreeMap<String, Commit>,
-    /// Devices that threads without the lock are bringing to rest: they and what lies on them do
+    /// Devices that threads without the lock are suspending: these and the devices above them do
     /// not change until that is over.
     pub(super) suspending: BTreeSet<String>,
     /// While the state is restored: the devices that are layers below others, whose tables
@@ -178,14 +178,14 @@ pub struct Devices {
     pub(super) workers: Arc<Workers>,
     pub(super) config: DevicesConfig,
     inner: Mutex<Inner>,
-    /// Fewer devices are on their way to rest.
+    /// A suspend has ended.
     settled: Condvar,
     pub(super) overdue: Arc<Overdue>,
 }
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        // Who waits for something to be owed waits in vain.
+        // The thread that waits for something to be owed must end.
         self.overdue.wake();
     }
 }
@@ -225,17 +225,17 @@ impl Devices {
         self.settled.wait_while(self.look(), unsettled).expect(POISONED)
     }
 
-    /// For who only looks, changes no table, or minds itself what is on its way to rest.
+    /// For callers that only read, change no table, or handle suspends under way themselves.
     pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect(POISONED)
     }
 
-    /// Waits until something came to rest.
+    /// Waits until a suspend has ended.
     pub(super) fn wait_for_rest<'i>(&self, inner: MutexGuard<'i, Inner>) -> MutexGuard<'i, Inner> {
         self.settled.wait(inner).expect(POISONED)
     }
 
-    /// The devices `names` are at rest, or serve on.
+    /// The devices `names` are suspended, or continue to serve.
     pub(super) fn came_to_rest(&self, inner: &mut Inner, names: &[String]) {
         inner.suspending.retain(|name| !names.contains(name));
         self.settled.notify_all();
@@ -251,7 +251,7 @@ impl Devices {
     }
 }
 
-/// The device whose store it is, for those who watch: stores move.
+/// The present device of the store, for observers: stores move.
 #[derive(Clone, Debug)]
 pub(super) struct Owner(Arc<Mutex<String>>);
 

@@ -11,17 +11,17 @@ use super::error::DeviceError;
 use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
 use crate::target::Medium;
 
-/// How long a lock of a process that was killed is waited for: its last I/O still holds it.
+/// How long to wait for the lock of a killed process, which its last I/O still holds.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
 
-/// An open file, locked as long as somebody uses it.
+/// An open file, locked for as long as it is used.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) medium: Arc<Medium>,
     pub(super) info: Arc<FileInfo>,
-    /// Taken away where the file is opened again, for writing: that lock covers both.
+    /// Moved when the file is opened again for writing: that lock covers both.
     lock: Mutex<Option<Lock>>,
-    /// The one that it was taken away from.
+    /// The file that the lock was moved from.
     reader: Weak<Disk>,
     files: Arc<Files>,
 }
@@ -110,17 +110,17 @@ impl Disks {
     }
 }
 
-/// Makes durable what a process that was killed wrote to the file: a table that only reads it would
-/// never do so, and a guest's flush would promise what a power cut takes.
+/// Makes the writes of a killed process to the file durable: a table that only reads it would
+/// never do so, and a guest's flush would promise data that a power cut could take.
 fn sync_left_over(info: &FileInfo) -> Result<(), DeviceError> {
     match info.sync() {
-        // It cannot be written, so there is nothing to be synced.
+        // It cannot be written, so there is nothing to sync.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
         synced => synced.map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
     }
 }
 
-/// An exclusive lock for `info` in place of `reader`'s, which would stand against it.
+/// An exclusive lock for `info` in place of `reader`'s, which would conflict with it.
 fn take_over(reader: &Disk, info: &FileInfo) -> Result<Lock, DeviceError> {
     let mut held = reader.lock.lock().expect("lock of a lock poisoned");
     drop(held.take());

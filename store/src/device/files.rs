@@ -17,14 +17,14 @@ use crate::io::storage::{SLICE, Storage};
 use crate::io::{FileError, FileInfo, OpenMode, real_path};
 use crate::units::ChunkSize;
 
-/// Bytes that must be zero where a block device is to hold a new store: what LVM clears.
+/// Bytes of a block device that must be zero for a new store: as many as LVM clears.
 const CLEARED: u64 = 4096;
 
 /// The smallest store that holds a change: header, area and one chunk. Smaller ones are used as they
 /// are, but not made.
 const USEFUL_CHUNKS: u64 = 3;
 
-/// Refuses to make a store of `bytes` bytes at `path` in which no change finds room.
+/// Refuses to make a store of `bytes` bytes at `path` that has no room for any change.
 ///
 /// # Errors
 /// It is too small.
@@ -40,7 +40,7 @@ pub fn refuse_useless(path: &Path, geometry: Geometry, bytes: u64) -> Result<(),
     )))
 }
 
-/// What may be there already.
+/// What may exist already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Existing {
     /// Nothing, or an empty file.
@@ -51,14 +51,14 @@ pub(super) enum Existing {
     Required,
 }
 
-/// Bytes of a store in which every chunk of a device of `len` bytes finds room.
+/// Bytes of a store with room for every chunk of a device of `len` bytes.
 pub(super) fn full_size(chunk: ChunkSize, len: u64) -> u64 {
     let geometry = Geometry::of_len(chunk, u64::MAX);
     // One chunk more than the data needs: the last one that would end an area is refused.
     (geometry.chunks_needed(chunk.count_for(len)) + 1) * chunk.bytes()
 }
 
-/// What was made of a file, so that it can be undone.
+/// The change to a file, so that it can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Made {
     /// Nothing: it is used as it was.
@@ -72,7 +72,7 @@ pub(super) enum Made {
 impl Made {
     /// Leaves `path` as it was before.
     pub(super) fn undo(self, path: &Path) {
-        // What cannot be undone is in the way of the next try, which says so.
+        // A leftover that cannot be removed prevents the next attempt, which reports it.
         let _ = match self {
             Made::Nothing => Ok(()),
             // Not a link that leads to it: that was there before.
@@ -140,13 +140,13 @@ fn set_len(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
-/// Refuses what begins with zeroes, as a file does in which a store is to be made, and is no such
-/// file: an image of a file system or of partitions, for one, whose header lies farther behind. (A
-/// line of a table takes it, as the kernel does.)
+/// Refuses a file that begins with zeroes but is not meant for a new store: an image of a file
+/// system or of partitions, for example, whose header comes later. (A table line accepts it, as
+/// the kernel does.)
 fn refuse_data(path: &Path, chunk: ChunkSize) -> Result<(), DeviceError> {
     let what = || format!("cannot look at {}", path.display());
     let info = FileInfo::open(path, OpenMode::ReadOnly, false)?;
-    // Behind the two chunks that a new store has lies nothing that it would take for its own.
+    // A new store does not read anything behind its first two chunks.
     let looked_at = if info.block_device { CLEARED } else { (2 * chunk.bytes()).max(2 * CLEARED) };
     let end = looked_at.min(info.len);
     match data_within(&info, end).map_err(DeviceError::io(what()))? {
@@ -175,7 +175,7 @@ fn data_within(info: &FileInfo, end: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// Nothing is at `path`, and something was said to be.
+/// Nothing exists at `path`, although it was said to.
 pub(super) fn no_such_store(path: &Path) -> DeviceError {
     DeviceError::refused(format!(
         "there is no store {}, and 'mode' is 'existing'; leave that out to make one",
@@ -228,6 +228,6 @@ pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError
 
 fn name_it(path: &Path) -> Result<(), DeviceError> {
     let what = format!("cannot make {} durable in its directory", path.display());
-    // By a link that led nowhere a file is made where the link leads.
+    // Through a dangling link a file is made at the link's target.
     sync_name(&real_path(path)).map_err(DeviceError::io(what))
 }

@@ -15,32 +15,33 @@ use super::error::DeviceError;
 use super::live::Live;
 use crate::cow::{Store, StoreState};
 
-/// Between two looks at a store that is full and waited for.
+/// The interval between two checks of a full store that writes wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Between two tries of a store that is said to have room, and has none: at first, and at most.
+/// The interval between two retries of a store that reports room and has none: the first, and the
+/// longest.
 const SHORTEST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct FullStores {
-    /// By disk; none that do not wait.
+    /// By disk; only disks that wait.
     patience: BTreeMap<String, Duration>,
     /// By store.
     waits: BTreeMap<String, Wait>,
 }
 
-/// A store that is full, or went on and has not proven yet that it has room.
+/// A store that is full, or that was retried and has not proven yet that it has room.
 #[derive(Debug)]
 struct Wait {
-    /// Since when it is full, but for the time that it went on.
+    /// Since when it is full, not counting the time of retries.
     since: Instant,
-    /// When it went on.
+    /// When it was retried.
     went_on: Option<Instant>,
-    /// It does not go on before.
+    /// The time of the next retry.
     not_before: Instant,
-    /// From being full again to the next try.
+    /// The delay from being full again to the next retry.
     rest: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Wait {
         Wait { since: now, went_on: None, not_before: now, rest: SHORTEST_REST }
     }
 
-    /// It is full again, and nothing was written meanwhile: it was not.
+    /// It is full again, and nothing was written meanwhile: there was no room.
     fn was_in_vain(&mut self, now: Instant) {
         if let Some(went_on) = self.went_on.take() {
             self.since += now.saturating_duration_since(went_on);
@@ -58,8 +59,8 @@ impl Wait {
         }
     }
 
-    /// Whether what is full by now has to do with it. Who asks for room so long after it went on is
-    /// another.
+    /// Whether the store's being full now belongs to this wait. A write that asks for room so long
+    /// after the retry is another one.
     fn goes_for(&self, store: &Store, now: Instant) -> bool {
         let is_recent = |at| now.saturating_duration_since(at) <= store.patience();
         self.went_on.is_none_or(|at| store.is_promised_room() && is_recent(at))

@@ -47,8 +47,8 @@ impl Devices {
         backing.extents().iter().filter_map(range).collect()
     }
 
-    /// Refuses a world in which a guest writes the bytes of an origin past that origin, or those
-    /// below an overlay: `writes` says of which devices that is asked, by what they will be in
+    /// Refuses tables with which a guest would write the bytes of an origin past that origin, or
+    /// the bytes below an overlay: `writes` selects the devices to check, by their state in
     /// `next`.
     pub(super) fn refuse_second_writers(
         &self,
@@ -87,8 +87,8 @@ impl Devices {
         Ok(())
     }
 
-    /// Whether two tables name the same part of a file. Of devices that lie on each other the upper one
-    /// names the lower.
+    /// Whether two tables name the same part of a file. Of two stacked devices the upper one names
+    /// the lower.
     fn share(&self, one: &Active, other: &Active) -> bool {
         let named = |active: &Active| -> Vec<Range> {
             let lines = active.lines.iter().zip(active.table.lines());
@@ -136,7 +136,7 @@ impl Devices {
         if owner.snaps.values().map(below).any(|layers| tops().any(|top| layers.contains(&top))) {
             return true;
         }
-        // What a guest's own disk lies on is nobody's to write.
+        // The base of a guest's own disk must not be written.
         let is_own = |(line, snap): &(&usize, &Snap)| {
             let spec = owner.lines[**line].target.snapshot();
             spec.is_some_and(|of| {
@@ -182,8 +182,8 @@ pub(super) fn refuse_missing(inner: &Inner, loaded: &Loaded) -> Result<(), Devic
     Ok(())
 }
 
-/// A table that no resume could swap in, whatever else changes before. Refused when it is loaded: a
-/// resume that fails leaves its device suspended, with a guest that waits.
+/// Refuses, when it is loaded, a table that no resume could swap in, whatever else changes before:
+/// a resume that fails leaves its device suspended, with a guest that waits.
 pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
     if devices_of(lines).iter().any(|below| below == name) {
         return Err(onto_itself(name));
@@ -210,7 +210,7 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
     Ok(())
 }
 
-/// What lies below a line has what the line takes of it.
+/// The device or file below a line is long enough for it.
 pub(super) fn long_enough(
     line: &TableLine,
     what: &Param,
@@ -258,7 +258,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// A guest was promised a size.
+    /// A guest's disk must keep its size.
     pub(super) fn refuse_shrink(&self, name: &str) -> Result<(), DeviceError> {
         let device = self.inner.devices.get(name).filter(|device| !device.users.is_empty());
         let before = device.and_then(|device| device.active.as_ref()).map(|a| a.table.size());
@@ -307,7 +307,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// What layers lie on is never written.
+    /// The base of layers is never written.
     pub(super) fn refuse_layers_over(
         &self,
         name: &str,

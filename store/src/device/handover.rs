@@ -19,15 +19,15 @@ use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::io::Identity;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 
-/// Why a snapshot's line has no store. Its status is Invalid; a table that is loaded anew opens the
-/// store, if nobody else has it.
+/// Why a snapshot's line has no store. Its status is Invalid; a newly loaded table opens the
+/// store, if no other device has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Lost {
     /// Another table took it over: every request fails.
     HandedOver,
-    /// It was to be taken over, and its owner was gone before. Every request fails; a merge is its
-    /// plain origin.
+    /// It was to take the store over, and the owner was gone before. Every request fails; a merge
+    /// is its plain origin.
     SourceGone,
 }
 
@@ -195,8 +195,8 @@ impl Inner {
         using.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Notes which inactive tables wait for a store that nobody has any more once `next` serves.
-    /// Returns what was noted, so that it can be undone.
+    /// Records which inactive tables wait for a store that no device has once `next` serves.
+    /// Returns the record, so that it can be undone.
     pub(super) fn lose_sources(
         &mut self,
         next: &BTreeMap<String, Option<Active>>,
@@ -286,8 +286,8 @@ impl Plan<'_> {
             let part = if lines.contains(line) { &mut given } else { &mut rest };
             part.push(snap.clone());
         }
-        // A table that is loaded into it is what it goes on with; and until then nobody sees an
-        // error who waits for it.
+        // It continues with a table that is loaded into it; until then waiting requests see no
+        // error.
         let releases = rest.is_empty() && device.inactive.is_none();
         if device.removed && rest.is_empty() {
             self.next.insert(source.into(), None);
@@ -331,7 +331,8 @@ pub(super) fn settle(name: &str, active: &Active) {
     }
 }
 
-/// Whether its newest entries are still on disk is not known: what is read now may be gone later.
+/// It is not known whether its newest entries are still on disk: entries that are read now may be
+/// gone later.
 fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
     let merges = loaded.lines.iter().any(|line| matches!(line.target, TargetSpec::Merge(_)));
     if merges || snap.live.store.merge_mark() != MergeMark::InDoubt {
@@ -387,7 +388,7 @@ impl Devices {
         })
     }
 
-    /// Lets go of sources that were removed and that nobody is to take over from any more.
+    /// Releases removed sources from which no device is to take over any more.
     pub(super) fn forget_removed(&self, inner: &mut Inner) {
         let unwanted = |inner: &Inner| {
             let mut removed = inner.devices.iter().filter(|(_, device)| device.removed);

@@ -22,7 +22,7 @@ use crate::table::Table;
 use crate::target::Features;
 use crate::units::{ChunkSize, Sector};
 
-/// What is done at a moment.
+/// An action at a moment.
 #[derive(Clone, Debug)]
 pub enum MomentAction {
     /// `snapshot-create`.
@@ -97,10 +97,10 @@ impl Devices {
         Ok(())
     }
 
-    /// Makes durable what new snapshots read from their origins: what a guest had not flushed at their
-    /// moment would otherwise be lost to them in a power cut. Nobody stands still for it, and no other
-    /// command waits where files are all there is to sync; a store that has exceptions to commit stays
-    /// where it is meanwhile.
+    /// Makes the data durable that new snapshots read from their origins: a power cut would
+    /// otherwise take from them what a guest had not flushed at their moment. No guest is stopped
+    /// for this, and no other command waits if there are only files to sync; a store with
+    /// exceptions to commit stays where it is meanwhile.
     fn flush_origins(&self, inner: MutexGuard<'_, Inner>, actions: &[MomentAction]) {
         let taken = actions.iter().filter_map(|action| match action {
             MomentAction::Create(request) => Some(&request.device),
@@ -158,8 +158,8 @@ impl Devices {
         }
         let Moment { mut plan, overlaid, .. } = moment;
         for Overlaid { device, .. } in &overlaid {
-            // What was written below is made durable behind the guest's back; until then a flush
-            // covers it too.
+            // Earlier writes below are made durable in the background; until then a flush covers
+            // them, too.
             let old = plan.inner.active(device)?.table.clone();
             old.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
         }
@@ -168,9 +168,10 @@ impl Devices {
         Ok(overlaid)
     }
 
-    /// Makes durable what lies below new overlays. Until that has succeeded a guest's flush does it.
+    /// Makes the data below new overlays durable. Until that has succeeded, a guest's flush covers
+    /// it.
     fn seal(&self, inner: &mut Inner, overlaid: &[Overlaid]) {
-        // What came in while guests stood still is theirs first.
+        // Requests that came in while guests were stopped go first.
         give_way(inner);
         if overlaid.iter().any(|one| one.sealed.is_none())
             && let Err(error) = self.keep(inner)
@@ -230,7 +231,7 @@ impl MadeStores {
     }
 }
 
-/// What the actions so far come to.
+/// The result of the actions so far.
 struct Moment<'a, 'm> {
     plan: Plan<'a>,
     made: &'m mut MadeStores,
@@ -398,7 +399,7 @@ impl Moment<'_, '_> {
     }
 }
 
-/// What a device is to its snapshots.
+/// The role of a device for its snapshots.
 pub(super) enum OriginOf {
     /// It is an origin, over this.
     Served(Param),

@@ -22,7 +22,7 @@ pub(super) struct Overdue {
 }
 
 impl Overdue {
-    /// Something is owed from now on. One load where that is known.
+    /// Something is owed from now on. One load if that is known.
     #[inline]
     pub(super) fn begins(&self) {
         if !self.has_begun() && !self.begun.swap(true, Ordering::SeqCst) {
@@ -42,8 +42,8 @@ impl Overdue {
 }
 
 impl Devices {
-    /// From now on a commit of what is owed begins after `interval`, if none does before. A thread
-    /// waits for that, which outlives the devices by `interval` at most. To be called once.
+    /// From now on a commit of owed chunks begins after `interval`, unless one begins before. A
+    /// thread waits for that; it outlives the devices by at most `interval`. To be called once.
     ///
     /// # Errors
     /// There can be no thread.
@@ -52,14 +52,14 @@ impl Devices {
         let spawned = std::thread::Builder::new()
             .name("commits in time".into())
             .spawn(move || wait_and_commit(&devices, &overdue, interval))?;
-        // A second one would only never be woken.
+        // A second thread would never be woken.
         let _ = self.overdue.thread.set(spawned.thread().clone());
-        // What was owed before this was known to nobody.
+        // Chunks that were owed before were not reported to the thread.
         self.overdue.wake();
         Ok(())
     }
 
-    /// Has everything committed that is owed. Where anything is, it is looked at once more.
+    /// Commits everything that is owed. If anything was, checks once more.
     pub(super) fn commit_owed(&self) {
         self.overdue.begun.store(false, Ordering::SeqCst);
         let inner = &*self.look();

@@ -17,7 +17,7 @@ use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
 use crate::lines::TargetSpec;
 
-/// What a table that somebody loaded merges.
+/// A merge by a table that a user loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merging {
     /// The device that merges.
@@ -44,18 +44,18 @@ impl Active {
         }
     }
 
-    /// Whether its store holds nothing any more that could be merged.
+    /// Whether its store has nothing left to merge.
     fn is_invalid(&self) -> bool {
         self.snaps.values().any(|snap| snap.live.store.state() >= StoreState::Invalidating)
     }
 }
 
 impl Devices {
-    /// The devices that serve and have something to merge by a table that somebody loaded, of those
-    /// that lie on `name` and itself, or of all.
+    /// The serving devices that have something to merge by a table that a user loaded, among
+    /// `name` and those above it, or among all.
     pub fn merging(&self, name: Option<&str>) -> Vec<Merging> {
         let inner = self.lock();
-        // What a commit merges is its job's to merge, also before that is at work again.
+        // The merge of a commit belongs to its job, even before that job runs again.
         let commits = |name: &String| inner.state.commits.values().any(|job| job.device == *name);
         let commands = |name: &String| commits(name) || rollback_of(&inner, name).is_some();
         let merging = |name: &String| {
@@ -95,7 +95,7 @@ impl Devices {
             .collect()
     }
 
-    /// The rollback `id`, which stopped, goes on as the job `new`: with what it was told to be.
+    /// The stopped rollback `id` continues as the job `new`, with that job's settings.
     ///
     /// # Errors
     /// It goes on already, it has ended, or that cannot be kept.
@@ -172,7 +172,7 @@ impl Devices {
         kept
     }
 
-    /// The rollback of the job `id` is over: somebody loaded another table.
+    /// The rollback of the job `id` is over: a user loaded another table.
     ///
     /// # Errors
     /// Where that cannot be kept.
@@ -209,7 +209,7 @@ fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
     names
 }
 
-/// Whether the job's device has its table, and nobody works at it.
+/// Whether the job's device has its table, and no job works on it.
 fn can_begin(inner: &Inner, job: &MergeJob) -> bool {
     let has_job = inner.devices.get(&job.device).is_none_or(|device| device.has_job());
     rollback_of(inner, &job.device).is_some() && !has_job

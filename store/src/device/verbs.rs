@@ -25,11 +25,11 @@ use crate::table::Table;
 /// How to suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Suspend {
-    /// Hold requests in flight for the next table rather than make durable what was written.
+    /// Hold requests in flight for the next table instead of making writes durable.
     pub noflush: bool,
 }
 
-/// Which of a device's tables is meant.
+/// One of a device's two tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
     /// The one that serves.
@@ -65,7 +65,7 @@ impl Devices {
         })
     }
 
-    /// Loads a table into the inactive slot; the active one serves on.
+    /// Loads a table into the inactive slot; the active one continues to serve.
     ///
     /// # Errors
     /// What can be seen to be wrong without opening a store.
@@ -135,8 +135,8 @@ impl Devices {
             }
             inner = self.wait_for_rest(inner);
         };
-        // It takes as long as the slowest of its disks: a suspend of another device, and whoever
-        // asks how things are, do not wait for it.
+        // It takes as long as the slowest of its disks: suspends of other devices, and queries, do
+        // not wait for it.
         inner.suspending.extend(names.iter().cloned());
         let active = inner.device(name)?.active.clone().filter(|_| !how.noflush);
         let workers = serving(&inner, &names);
@@ -237,7 +237,7 @@ impl Devices {
         was_suspended: bool,
         error: DeviceError,
     ) -> DeviceError {
-        // Where workers cannot be stopped they serve on, and the device says so.
+        // If workers cannot be stopped, they continue to serve, and the device's state says so.
         let stopped = self.stop(inner, &with_uppers(inner, name)).is_ok();
         if let Ok(device) = inner.device_mut(name) {
             device.inactive = Some(loaded);
@@ -252,9 +252,9 @@ impl Devices {
         error
     }
 
-    /// Stops a device that serves, and who else uses a store that is to be opened again for
+    /// Stops a serving device, and the other users of a store that is to be opened again for
     /// `loaded`: an origin's writes would make exceptions that its new table does not know.
-    /// Commits what they owe. Returns who was stopped.
+    /// Commits what they owe. Returns the stopped devices.
     pub(super) fn pause(
         &self,
         inner: &Inner,
@@ -300,8 +300,8 @@ impl Devices {
         })
     }
 
-    /// Carries a plan out: keeps the state, stops workers, swaps tables, lets workers go.
-    /// `also` changes what has no workers. On an error everything is as it was.
+    /// Applies a plan: writes the state, stops workers, swaps tables, lets workers continue.
+    /// `also` changes the parts without workers. On an error everything is as it was.
     pub(super) fn apply(
         &self,
         plan: Plan<'_>,
@@ -358,9 +358,9 @@ impl Devices {
         Ok(())
     }
 
-    /// Gets a device ready to be served, `writable` or not, on behalf of `user`, who uses it from
-    /// now on: whatever asks that nobody does is refused, also while its threads start. They are
-    /// given to [`attach`](Self::attach); where there will be none, [`detach`](Self::detach).
+    /// Prepares a device to be served, `writable` or not, for `user`, which uses it from now on:
+    /// operations that need an unused device are refused, even while its threads start. Pass these
+    /// to [`attach`](Self::attach); if there will be none, call [`detach`](Self::detach).
     ///
     /// # Errors
     /// Where it cannot be: there is no such device, it has no table, or another is the one way to
@@ -391,25 +391,25 @@ impl Devices {
         Ok(self.lock().active(name)?.table.clone())
     }
 
-    /// Makes durable what a table owes. A store that is invalid owes nothing any more, and its
-    /// neighbours what they owe.
+    /// Makes everything that a table owes durable. An invalid store owes nothing any more, but its
+    /// neighbours do.
     pub(super) fn flush(&self, active: &Active) -> bool {
         if self.config.flusher.flush(&active.table) {
             return true;
         }
         let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
         let flushed = active.snaps.values().any(invalid) && owes_no_more(active);
-        // The flusher leaves it to us where it cannot tell.
+        // The flusher leaves the decision to us if it cannot tell.
         if !flushed && active.table.flush_set().has_invalid() {
             tracing::error!("cannot flush a table with an invalid store: {}", FlushError::Failed);
         }
         flushed
     }
 
-    /// Ends in order: stops what still works on devices, makes durable what they owe, and lets go
-    /// of all files. What is kept for the next start stays as it is. False where something could
-    /// not be made durable. Devices in `but` are left as they are: somebody works on them who cannot
-    /// be stopped.
+    /// An orderly end: stops all users of devices, makes everything owed durable, and releases all
+    /// files. The state for the next start is unchanged. False if something could not be made
+    /// durable. Devices in `but` are left as they are: a user that cannot be stopped works on
+    /// them.
     pub fn close(&self, but: &[String]) -> bool {
         let inner = &mut *self.lock();
         let names = inner.devices.keys().filter(|name| !but.contains(name));
@@ -419,18 +419,19 @@ impl Devices {
             tracing::error!("{error}");
         }
         let all = names.iter().filter_map(|name| inner.devices[name].active.as_ref());
-        // Each, also behind one that fails.
+        // All of them, even after one that fails.
         let failed = all.filter(|active| !self.flush(active)).count();
-        // Who comes now, as a job that has just ended, finds no device: that is nothing to be kept.
+        // A caller that comes now, such as a job that has just ended, finds no device; this must
+        // not be written to the state.
         inner.state.close();
-        // Where something is still at work its files stay open, and locked, until the process ends.
+        // If a user is still at work, its files stay open and locked until the process ends.
         if stopped.is_ok() {
             inner.devices.retain(|name, _| but.contains(name));
         }
         stopped.is_ok() && failed == 0
     }
 
-    /// Keeps the state as it is now.
+    /// Writes the present state.
     pub(super) fn keep(&self, inner: &mut Inner) -> Result<(), DeviceError> {
         let state = State::of(&self.files, inner, &BTreeMap::new());
         inner.state.keep(state)?;

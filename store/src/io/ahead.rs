@@ -13,40 +13,41 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The least and the most that is reserved at once, in bytes; between, an eighth of what there is.
+/// The least and the most that is reserved at once, in bytes; in between, an eighth of the file.
 const LEAST: u64 = 4 << 20;
 const MOST: u64 = 64 << 20;
 
-/// Parts of a file that are written after what lies between them, and that must have room by then:
-/// `len` bytes at `len + n × every` for each n, with `every` greater than `len`. What lies between
-/// two of them is of no use without the second.
+/// Parts of a file that are written after the bytes between them, and that must have space by
+/// then: `len` bytes at `len + n × every` for each n, with `every` greater than `len`. The bytes
+/// between two parts are useless without the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Late {
     /// Bytes in a part.
     pub len: u64,
-    /// Bytes from one to the next.
+    /// Bytes from one part to the next.
     pub every: u64,
-    /// How many are full, and so have room; the one behind may have been begun.
+    /// How many are full, and so have space; the next one may have been begun.
     pub full: u64,
-    /// By how many of them what is written next lies ahead: as much is left out between, so that none
+    /// By how many parts the next write is ahead: as much is left unused in between, so that none
     /// of these is needed yet.
     pub gap: u64,
 }
 
-/// How far a file's room is reserved, in bytes from its start.
+/// How far space in a file is reserved, in bytes from its start.
 #[derive(Debug)]
 pub struct Ahead {
-    /// What lies before was named.
+    /// Everything before was named.
     named: AtomicU64,
-    /// Somebody reserves what was named last. One at a time, so that they end in their order.
+    /// A worker reserves the stretch that was named last. One at a time, so that they end in
+    /// order.
     under_way: AtomicBool,
-    /// All of this is the file's, of what was named: from the one to the other.
+    /// The file is known to have space from the one to the other.
     solid_from: AtomicU64,
     solid_to: AtomicU64,
-    /// The end of a late part: it and those before it have room, and what lies before its end may be
-    /// written. 0 where not even the first is known to.
+    /// The end of a late part: it and those before it have space, and everything before its end
+    /// may be written. 0 if not even the first is known to have space.
     allowed: AtomicU64,
-    /// What lies before may be written all the same: it was there, or no part lies behind it.
+    /// Everything before may be written all the same: it existed already, or no part is behind it.
     exempt: AtomicU64,
     /// [`Late`], or 0.
     len: AtomicU64,
@@ -56,7 +57,7 @@ pub struct Ahead {
 }
 
 impl Default for Ahead {
-    /// Of a file that does not fill up: nothing is reserved, and all may be written.
+    /// For a file that does not fill up: nothing is reserved, and everything may be written.
     fn default() -> Ahead {
         let [named, allowed] = [u64::MAX; 2].map(AtomicU64::new);
         let [solid_from, solid_to, exempt, len, every, gap] = [0; 6].map(AtomicU64::new);
@@ -66,8 +67,8 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// The file fills up from byte `at` on, which lies behind the first of its `late` parts, where
-    /// it has such. While nobody writes it.
+    /// The file fills up from byte `at` on, which is behind the first of its `late` parts, if it
+    /// has any. Only while the file is not written.
     pub fn begin(&self, at: u64, late: Option<Late>) {
         self.solid_to.store(0, Ordering::Relaxed);
         self.named.store(at, Ordering::Relaxed);
@@ -84,8 +85,8 @@ impl Ahead {
         self.allowed.store(allowed, Ordering::Release);
     }
 
-    /// What to reserve, now that bytes from `start` to `end` are written: seldom anything, and
-    /// nothing while somebody reserves. To be followed by [`Ahead::ended`].
+    /// What to reserve, now that bytes from `start` to `end` are written: rarely anything, and
+    /// nothing while a worker reserves. To be followed by [`Ahead::ended`].
     #[inline]
     pub(crate) fn next(&self, start: u64, end: u64) -> Option<Range<u64>> {
         let named = self.named.load(Ordering::Relaxed);
@@ -106,11 +107,11 @@ impl Ahead {
         Some(from..to)
     }
 
-    /// The reservation of `room`, which was named, is over: all of it is the file's, or nobody knows.
+    /// The reservation of the named `room` is over: the file has all of it, or this is unknown.
     pub(crate) fn ended(&self, room: Range<u64>, is_ours: bool) {
         if is_ours {
             if self.solid_to.load(Ordering::Relaxed) != room.start {
-                // Never the old end with the new start, of which nothing would follow.
+                // Never the old end with the new start, which together would be meaningless.
                 self.solid_to.store(0, Ordering::Relaxed);
                 self.solid_from.store(room.start, Ordering::Release);
             }
@@ -120,15 +121,15 @@ impl Ahead {
         self.under_way.store(false, Ordering::Release);
     }
 
-    /// Whether what ends at `end` may be written.
+    /// Whether a write that ends at `end` is allowed.
     #[inline]
     pub(crate) fn allows(&self, end: u64) -> bool {
         let needs = end.saturating_sub(self.gap.load(Ordering::Relaxed));
         needs <= self.allowed.load(Ordering::Acquire) || end <= self.exempt.load(Ordering::Relaxed)
     }
 
-    /// The part that is to have room next, before what ends at `end` is written; none where that may
-    /// be.
+    /// The part that must have space next, before a write that ends at `end`; none if that write
+    /// is allowed.
     pub(crate) fn lacks(&self, end: u64) -> Option<Range<u64>> {
         if self.allows(end) {
             return None;
@@ -136,14 +137,14 @@ impl Ahead {
         Some(self.part_behind(self.allowed.load(Ordering::Acquire)))
     }
 
-    /// The file has `len` bytes, and `part`, which is to have room next, does not lie in it as a
-    /// whole. What would need it may not be written, so that nobody takes it for allowed when the
+    /// The file has `len` bytes, and does not contain all of `part`, which must have space next.
+    /// Writes that need the part are not allowed, so that they do not count as allowed when the
     /// file has grown.
     pub(crate) fn ends(&self, len: u64, part: &Range<u64>) {
         self.exempt.fetch_max(len.min(part.start - 1), Ordering::Relaxed);
     }
 
-    /// `part`, which was to have room next, has it.
+    /// `part`, which had to have space next, has it.
     pub(crate) fn has(&self, part: &Range<u64>) {
         let allowed = self.allowed.load(Ordering::Acquire);
         // Another worker may have been quicker.
@@ -153,7 +154,7 @@ impl Ahead {
         }
     }
 
-    /// Allows what the room that was reserved ahead is enough for.
+    /// Allows the writes for which the space reserved ahead suffices.
     fn advance(&self) {
         loop {
             let allowed = self.allowed.load(Ordering::Acquire);

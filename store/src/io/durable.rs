@@ -10,7 +10,7 @@ use std::path::Path;
 /// Makes durable what was written to `file`, and its length.
 ///
 /// # Errors
-/// What the system says: anything written since the last success may be lost.
+/// The system's error: anything written since the last success may be lost.
 pub fn sync_file(file: &File) -> io::Result<()> {
     #[cfg(all(test, not(feature = "shuttle")))]
     seen::note(file)?;
@@ -20,7 +20,7 @@ pub fn sync_file(file: &File) -> io::Result<()> {
 /// Makes durable which file `path` names: after it was made, renamed or removed.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn sync_name(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     sync_file(&File::open(parent.unwrap_or(Path::new(".")))?)

@@ -26,12 +26,12 @@ use super::{Action, BufId, Completion, Errno, FileId, FileInfo, Files, IoOp, Seg
 #[cfg(test)]
 mod tests;
 
-/// How an executor is made.
+/// The options of an executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoOptions {
-    /// Whether to use io_uring; without it, or where the system forbids it, plain system calls.
+    /// Whether to use io_uring; without it, or if the system forbids it, plain system calls.
     pub uring: bool,
-    /// Steps that are handed to the kernel at once; more wait for the next system call.
+    /// Steps that are submitted to the kernel at once; more wait for the next system call.
     pub entries: u32,
 }
 
@@ -41,14 +41,14 @@ impl Default for IoOptions {
     }
 }
 
-/// What waits, and carries out what plain calls would make the worker wait for.
+/// The part that waits, and that carries out steps for which plain calls would block the worker.
 enum Driver {
     Ring(Box<Ring>),
     Poll(Poller),
 }
 
-/// Room that is being reserved ahead in a file; where nobody says how that ended, it is not known to
-/// be there.
+/// Space that is being reserved ahead in a file; without a reported result, it is not known to be
+/// there.
 struct Reservation {
     info: Weak<FileInfo>,
     room: Range<u64>,
@@ -74,17 +74,17 @@ impl Drop for Reservation {
 /// The executor of one worker.
 pub struct Io {
     files: Arc<Files>,
-    /// By number of file.
+    /// By file number.
     targets: Vec<Option<Box<Target>>>,
     transfers: Transfers,
-    /// Transfers that found the ring's queue full, first come first served.
+    /// Transfers that found the ring's queue full, in order.
     overflow: VecDeque<u32>,
     done: VecDeque<Completion>,
     fired: VecDeque<u64>,
     driver: Driver,
-    /// No file that was adopted is on a disk, so that a ring would serve it.
+    /// No adopted file is on a disk, where a ring would serve it.
     in_memory: bool,
-    /// Room that was asked for, by number: once in a file at a time.
+    /// Requested reservations, by number: one per file at a time.
     reserving: Vec<Option<Reservation>>,
     syscalls: u64,
     in_flight: usize,
@@ -96,7 +96,7 @@ impl Io {
     /// An executor over the files of `files`, none of which it has adopted yet.
     ///
     /// # Errors
-    /// No memory. Where io_uring is forbidden it works without, and says so once a process.
+    /// No memory. If io_uring is forbidden, it works without, and logs this once per process.
     pub fn new(files: Arc<Files>, scratch: ScratchConfig, options: IoOptions) -> io::Result<Io> {
         let driver = match options.uring.then(|| Ring::new(options.entries, Posting::Deferred)) {
             Some(Ok(ring)) => Driver::Ring(Box::new(ring)),
@@ -122,9 +122,9 @@ impl Io {
         })
     }
 
-    /// Takes up exactly these files and lets others go; asks the system nothing, since a guest may
-    /// be held meanwhile. An action on any other file ends with `EBADF`. Nothing may be in flight on
-    /// a file that goes.
+    /// Adopts exactly these files and releases others; makes no system call, since a guest may be
+    /// waiting. An action on any other file ends with `EBADF`. Nothing may be in flight on a
+    /// released file.
     pub fn adopt_files(&mut self, ids: &[FileId]) {
         for at in 0..self.targets.len() {
             if ids.iter().any(|id| id.0 as usize == at) {
@@ -162,15 +162,14 @@ impl Io {
         self.in_memory || matches!(self.driver, Driver::Poll(_))
     }
 
-    /// Whether an action takes no longer than it takes to copy: no file of those adopted is on a
-    /// disk.
+    /// Whether an action takes no longer than copying its data: no adopted file is on a disk.
     pub fn is_in_memory(&self) -> bool {
         self.in_memory
     }
 
-    /// Takes up an action: queues it, or carries it out where plain calls serve its file better.
+    /// Accepts an action: queues it, or carries it out if plain calls serve its file better.
     /// `segs` are its parts; `meta` the bytes of a [`Seg::Meta`] among them, which are copied;
-    /// `guest` knows where requests' bytes lie. Never waits for room.
+    /// `guest` knows the places of requests' bytes. Never waits for room.
     pub fn submit<G: GuestData>(&mut self, action: &Action, segs: &[Seg], meta: &[u8], guest: &G) {
         self.in_flight += 1;
         let slot = self.transfers.take(*action);
@@ -217,11 +216,11 @@ impl Io {
         }
     }
 
-    /// Hands over what is queued and fetches answers that the kernel holds back, without waiting;
-    /// at most one system call, and none where there is nothing to do.
+    /// Submits queued steps and fetches answers that the kernel defers, without waiting; at most
+    /// one system call, and none if there is nothing to do.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn enter(&mut self) -> io::Result<()> {
         self.fill_queue();
         if let Driver::Ring(ring) = &mut self.driver
@@ -234,7 +233,7 @@ impl Io {
         Ok(())
     }
 
-    /// How an action ended that has not been handed back yet; no system call.
+    /// The result of a completed action that was not returned yet; no system call.
     pub fn completed(&mut self) -> Option<Completion> {
         if self.done.is_empty() {
             self.reap();
@@ -244,8 +243,8 @@ impl Io {
         Some(completion)
     }
 
-    /// Whether a completion or a signal is there, or the system holds some back until
-    /// [`Io::enter`]; no system call.
+    /// Whether a completion or a signal is there, or the kernel defers some until [`Io::enter`];
+    /// no system call.
     pub fn has_answers(&mut self) -> bool {
         let held_back = match &mut self.driver {
             Driver::Ring(ring) => ring.has_answers(),
@@ -254,7 +253,7 @@ impl Io {
         held_back || !self.done.is_empty() || !self.fired.is_empty()
     }
 
-    /// The same, or whether the system has not been given all that was queued; no system call.
+    /// The same, or whether queued steps have not been submitted; no system call.
     pub fn is_ready(&mut self) -> bool {
         let queued = match &mut self.driver {
             Driver::Ring(ring) => ring.wants_to_enter(),
@@ -263,9 +262,9 @@ impl Io {
         queued || self.has_answers()
     }
 
-    /// Has completions posted as they come, so that who looks for them needs no system call; or, as
-    /// it is in the beginning, by the calls made to wait for them, which costs less. Stays as it is
-    /// where something is in flight, and where the system does not have it.
+    /// Has completions posted as they come, so that polling for them needs no system call; or, as
+    /// initially, by the calls that wait for them, which costs less. Changes nothing while
+    /// something is in flight, or if the kernel does not support it.
     pub fn post_at_once(&mut self, on: bool) {
         let posting = if on { Posting::AtOnce } else { Posting::Deferred };
         let Driver::Ring(ring) = &mut self.driver else { return };
@@ -274,7 +273,7 @@ impl Io {
         }
         let reserving = &mut self.reserving;
         match ring.replace(posting, |number, is_ours| ended(reserving, number, is_ours)) {
-            // What the other ring had still to say of reservations is said to nobody.
+            // The other ring's remaining results of reservations are dropped.
             Ok(()) if ring.posting == posting => self.reserving.fill_with(|| None),
             Ok(()) => return,
             Err(error) => {
@@ -296,9 +295,9 @@ impl Io {
     }
 
     /// Watches an eventfd, from the next call of [`Io::enter`] or [`Io::wait`] on: when it is
-    /// signalled, `key` comes out of [`Io::fired`], once for what came together. Its counter is
-    /// consumed by [`Io::unwatch`] at the latest. The descriptor is duplicated, and may be closed by
-    /// the caller. Without a ring only `wait` looks at it.
+    /// signalled, [`Io::fired`] returns `key`, once for several signals together. Its counter is
+    /// consumed by [`Io::unwatch`] at the latest. The descriptor is duplicated, and the caller may
+    /// close it. Without a ring only `wait` checks it.
     ///
     /// # Errors
     /// No more descriptors.
@@ -313,8 +312,8 @@ impl Io {
         }
     }
 
-    /// Stops watching what was watched under `key`: it does not fire any more. A signal that came
-    /// and was not yet handed out is dropped with it, so whoever goes on looks once by himself.
+    /// Stops the watch of `key`: it does not fire any more. A signal that came and was not yet
+    /// returned is dropped, so the next user must check once without a signal.
     pub fn unwatch(&mut self, key: u64) {
         match &mut self.driver {
             Driver::Ring(ring) => {
@@ -335,12 +334,12 @@ impl Io {
         self.fired.pop_front()
     }
 
-    /// Hands over what is queued and waits, in the same system call, for a completion or a
-    /// watched descriptor, at most for `timeout`. Does not wait where one of them is there
-    /// already. May return early.
+    /// Submits queued steps and waits, in the same system call, for a completion or a watched
+    /// descriptor, at most for `timeout`. Does not wait if one of them is there already. May
+    /// return early.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.reap();
         if !self.done.is_empty() || !self.fired.is_empty() {
@@ -362,7 +361,7 @@ impl Io {
         Ok(())
     }
 
-    /// Actions that were submitted and have not been handed back by [`Io::completed`].
+    /// Actions that were submitted and were not returned by [`Io::completed`] yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -377,12 +376,12 @@ impl Io {
         matches!(self.driver, Driver::Ring(_))
     }
 
-    /// Puts `bytes` into a scratch buffer, at `offset`; false where they do not fit.
+    /// Puts `bytes` into a scratch buffer, at `offset`; false if they do not fit.
     pub fn put_scratch(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
         self.memory.put(buf, offset, bytes)
     }
 
-    /// Copies a part of a scratch buffer out; false where the buffer does not reach so far.
+    /// Copies a part of a scratch buffer out; false if the buffer is too short.
     pub fn get_scratch(&self, buf: BufId, offset: usize, bytes: &mut [u8]) -> bool {
         self.memory.get(buf, offset, bytes)
     }
@@ -394,7 +393,7 @@ impl Io {
         self.transfers.give_back(slot);
     }
 
-    /// Does all steps of a transfer by plain calls.
+    /// Carries out all steps of a transfer by plain calls.
     fn carry_through(&mut self, slot: u32) {
         let transfer = &mut self.transfers[slot];
         let at = transfer.action.file.0 as usize;
@@ -410,7 +409,7 @@ impl Io {
         self.finish(slot, result);
     }
 
-    /// Queues a transfer's next step; false where the queue is full.
+    /// Queues a transfer's next step; false if the queue is full.
     fn push(&mut self, slot: u32) -> bool {
         let transfer = &self.transfers[slot];
         let target = self.targets[transfer.action.file.0 as usize].as_deref();
@@ -419,7 +418,7 @@ impl Io {
         ring.push(slot, step, handle_of(target, transfer.through))
     }
 
-    /// Has room reserved for the writes that will follow `action`, where it is time for that.
+    /// Reserves space for the writes that will follow `action`, if it is time for that.
     #[inline]
     fn reserve_ahead(&mut self, action: &Action) {
         let target = self.targets[action.file.0 as usize].as_deref();
@@ -437,7 +436,7 @@ impl Io {
         }
     }
 
-    /// Queues what had found no room, and the watches that are to be armed.
+    /// Queues the steps that had found no room, and the watches to be armed.
     fn fill_queue(&mut self) {
         // Watches first: a full queue of transfers must not keep a kick from being seen.
         if let Driver::Ring(ring) = &mut self.driver {
@@ -485,7 +484,7 @@ impl Drop for Io {
     fn drop(&mut self) {
         let Driver::Ring(ring) = &mut self.driver else { return };
         if !ring.settle(|_| {}) {
-            // The kernel may still write there: better lost than reused.
+            // The kernel may still write there: better leak the memory than reuse it.
             tracing::warn!("I/O is still in flight at the end of a worker; its memory is kept");
             std::mem::forget(std::mem::take(&mut self.transfers));
             self.memory.leak();
@@ -510,7 +509,7 @@ fn ended(reserving: &mut [Option<Reservation>], number: u32, is_ours: bool) {
     }
 }
 
-/// How the ring is told which file it is.
+/// How the ring identifies the file.
 fn handle_of(target: &Target, through: Through) -> Handle<'_> {
     match target.fixed {
         Some(place) if through == Through::Main => Handle::Fixed(place),

@@ -27,17 +27,17 @@ pub struct FileId(pub u32);
 /// identity are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
-    /// Device the file lies on; for a block device its own number.
+    /// Device of the file; for a block device its own number.
     pub dev: u64,
     /// Inode; 0 for a block device.
     pub ino: u64,
 }
 
 impl Identity {
-    /// Which file `path` names, followed through symbolic links, without opening it.
+    /// The file that `path` names, through symbolic links, without opening it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn of_path(path: &Path) -> io::Result<Identity> {
         Ok(Identity::of(&std::fs::metadata(path)?))
     }
@@ -51,8 +51,8 @@ impl Identity {
     }
 }
 
-/// Where what `path` names really lies: what is kept beside a file is found whichever way leads to
-/// it. As it is named where that is no symbolic link, or leads nowhere yet.
+/// The real path of `path`, so that files kept beside a file are found under each of its names.
+/// `path` itself if it is not a symbolic link, or leads nowhere yet.
 pub fn real_path(path: &Path) -> PathBuf {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_symlink() => path.canonicalize().unwrap_or_else(|_| path.into()),
@@ -60,7 +60,7 @@ pub fn real_path(path: &Path) -> PathBuf {
     }
 }
 
-/// What a file is opened for.
+/// The access that a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OpenMode {
     /// Only reading.
@@ -77,7 +77,7 @@ pub enum FileError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What it was to be opened for.
+        /// The requested access.
         mode: OpenMode,
         /// Why.
         source: io::Error,
@@ -90,44 +90,44 @@ pub enum FileError {
     },
 }
 
-/// An open file and what is known about it. Immutable, but for its length and its room on disk.
+/// An open file and its known properties. Immutable, except for its length and its space on disk.
 #[derive(Debug)]
 pub struct FileInfo {
     /// The descriptor all I/O goes through.
     pub file: File,
-    /// As it was named.
+    /// The path by which it was named.
     pub path: PathBuf,
-    /// Which file it is.
+    /// The identity of the file.
     pub identity: Identity,
     /// Length in bytes when it was opened.
     pub len: u64,
     /// Whether it may be written.
     pub writable: bool,
     /// Whether it was opened with O_DIRECT, and the alignment in bytes that offset, length and
-    /// memory then need (1 where it was not).
+    /// memory then need (otherwise 1).
     pub align: u32,
-    /// Whether the page cache is out of the way (O_DIRECT).
+    /// Whether the page cache is bypassed (O_DIRECT).
     pub direct: bool,
-    /// Beside a direct `file` that needs more than sectors, or whose last sector is not whole:
-    /// the same file through the page cache, for ranges that are not aligned.
+    /// In addition to a direct `file` that needs more than sector alignment, or whose last sector
+    /// is partial: the same file through the page cache, for unaligned ranges.
     pub buffered: Option<File>,
     /// A block device, not a regular file.
     pub block_device: bool,
-    /// Whether io_uring carries I/O out in line; files of tmpfs, for one, are handed to kernel
+    /// Whether io_uring carries out I/O inline; files of tmpfs, for example, are passed to kernel
     /// threads, and plain system calls are faster.
     pub uring: bool,
-    /// How far room in it is reserved before it is written, and what may be.
+    /// How far space in it is reserved before it is written, and which writes are allowed.
     pub ahead: Ahead,
-    /// Bytes that it has for as long as it is in use, as a store: 0 where it may become shorter.
+    /// Its least length while it is in use as a store; 0 if it may become shorter.
     pub least: AtomicU64,
 }
 
 impl FileInfo {
-    /// Opens `path`; `direct` asks for O_DIRECT, which is left out where the file system has
-    /// none.
+    /// Opens `path`; `direct` asks for O_DIRECT, which is omitted if the file system does not
+    /// support it.
     ///
     /// # Errors
-    /// What the system says, and [`FileError::Kind`] for what holds no bytes at offsets.
+    /// The system's error, and [`FileError::Kind`] for what holds no bytes at offsets.
     pub fn open(path: &Path, mode: OpenMode, direct: bool) -> Result<FileInfo, FileError> {
         let fail = |source| FileError::Open { path: path.to_owned(), mode, source };
         // Opening a pipe would block, so the kind comes first.
@@ -164,7 +164,7 @@ impl FileInfo {
     /// Its length in bytes now.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn current_len(&self) -> io::Result<u64> {
         length(&self.file, self.block_device)
     }
@@ -176,9 +176,9 @@ impl FileInfo {
         }
     }
 
-    /// Whether somebody made it shorter than it may be: what lay behind its end is lost, and what is
-    /// written there makes a hole of that. Said once: whoever hears it does not rely on the file any
-    /// more, and that it does not is to be written into it. A system call, for a file that may not.
+    /// Whether another program made it shorter than its least length: the data behind its end is
+    /// lost, and a write there turns the rest into a hole. Reported once: the caller stops relying
+    /// on the file, and records that in it. Takes a system call, for a file with a least length.
     pub fn is_cut_short(&self) -> bool {
         let least = self.least.load(Ordering::Relaxed);
         let len = if least == 0 { Ok(0) } else { self.current_len() };
@@ -195,8 +195,8 @@ impl FileInfo {
         cut
     }
 
-    /// Reserves, as far as there is room, what must have it before what ends at `end` is written.
-    /// Waits for all that is in flight on the file: for who has nothing there.
+    /// Reserves, as far as there is space, the parts that must have it before a write that ends at
+    /// `end`. Waits for all I/O in flight on the file: for callers that have none.
     pub fn make_room(&self, end: u64) {
         while let Some(part) = self.ahead.lacks(end) {
             let (keep, len) = (FallocateFlags::KEEP_SIZE, part.end - part.start);
@@ -220,7 +220,7 @@ impl FileInfo {
         rustix::fs::ioctl_blksszget(&self.file).unwrap_or(512)
     }
 
-    /// Exchanges the descriptor for one without the page cache, where that works.
+    /// Exchanges the descriptor for one without the page cache, if that works.
     fn make_direct(&mut self, mode: OpenMode) {
         let Ok(file) = open_with(&self.path, mode, libc::O_DIRECT) else { return };
         if file.metadata().map(|meta| Identity::of(&meta)).ok() != Some(self.identity) {
@@ -270,19 +270,20 @@ impl Files {
     /// The length in bytes that the file called `id` has now.
     ///
     /// # Errors
-    /// What the system says; `NotFound` where no such file is open.
+    /// The system's error; `NotFound` where no such file is open.
     pub fn current_len(&self, id: FileId) -> io::Result<u64> {
         self.get(id).ok_or(io::ErrorKind::NotFound)?.current_len()
     }
 
-    /// Forgets the file; it closes when its last user has let go of it.
+    /// Forgets the file; it is closed when its last user has released it.
     pub fn remove(&self, id: FileId) {
         if let Some(slot) = self.write().get_mut(id.0 as usize) {
             *slot = None;
         }
     }
 
-    // A list of descriptors is whole between any two statements: a panic elsewhere spoils nothing.
+    // A list of descriptors is consistent between any two statements: a panic elsewhere does no
+    // harm.
     fn read(&self) -> RwLockReadGuard<'_, Vec<Option<Arc<FileInfo>>>> {
         self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -335,7 +336,7 @@ fn stated_alignment(file: &File) -> Option<u32> {
     Some(state.stx_dio_mem_align.max(state.stx_dio_offset_align))
 }
 
-/// The smallest alignment with which a direct read is let through; none where no such is.
+/// The smallest alignment with which a direct read succeeds; none if there is no such alignment.
 fn tried_alignment(file: &File) -> Option<u32> {
     use std::os::unix::fs::FileExt;
     let space = vec![0u8; 3 * 4096];

@@ -7,7 +7,7 @@
 //! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for each
 //! that it does not share, always as *read* locks. Using p fails if another process holds 200 + p;
 //! not sharing p fails if another process holds 100 + p. The values of p are: 0 consistent read,
-//! 1 write, 2 write of unchanged data, 3 resize.
+//! 1 write, 2 write without a change of content, 3 resize.
 
 use std::fs::File;
 use std::io;
@@ -32,13 +32,14 @@ const WRITE_SAME: u8 = 1 << 2;
 const RESIZE: u8 = 1 << 3;
 const ALL: u8 = READ | WRITE | WRITE_SAME | RESIZE;
 
-/// How long to try between two looks at a lock that somebody has: there is nothing to wait on.
+/// The interval between two attempts at a lock that another process holds: there is no event to
+/// wait for.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Why a file cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody else uses the file in a way that does not go together with ours.
+    /// Another process uses the file in a way that conflicts with ours.
     #[error(
         "{} is in use: {} has it open{}; stop that first",
         path.display(),
@@ -50,10 +51,10 @@ pub enum LockError {
         others: Vec<String>,
         /// The file.
         path: PathBuf,
-        /// What stands against it.
+        /// The conflict.
         reason: Reason,
     },
-    /// The system refused, for one because the file system knows no such locks.
+    /// The system refused, for example because the file system has no such locks.
     #[error("cannot lock {}: {source}", path.display())]
     Io {
         /// The file.
@@ -71,12 +72,12 @@ fn whoever(others: &[String]) -> String {
     }
 }
 
-/// What stands against a lock.
+/// Why a lock conflicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Somebody uses what we would not share.
+    /// Another process uses what we would not share.
     Used,
-    /// Somebody does not share what we would use.
+    /// Another process does not share what we would use.
     NotShared,
 }
 
@@ -92,16 +93,16 @@ impl Lock {
     /// We read, and nobody may write or resize: for an origin that is only read.
     ///
     /// # Errors
-    /// [`LockError::Held`] where somebody writes it or does not let it be read.
+    /// [`LockError::Held`] if another process writes to it or does not let it be read.
     pub fn shared_read(info: &FileInfo, wait: Option<Duration>) -> Result<Lock, LockError> {
         Lock::take(&info.file, &info.path, READ, WRITE | RESIZE, wait)
     }
 
-    /// We read and write, and nobody else does either: for a store, a writable origin and the
+    /// We read and write, and no other process does either: for a store, a writable origin and the
     /// target of a merge. With `wait`, tries for that long.
     ///
     /// # Errors
-    /// [`LockError::Held`] where somebody has it open.
+    /// [`LockError::Held`] if another process has it open.
     pub fn exclusive(info: &FileInfo, wait: Option<Duration>) -> Result<Lock, LockError> {
         Lock::take(&info.file, &info.path, ALL, ALL, wait)
     }
@@ -140,7 +141,7 @@ impl Lock {
         Ok(())
     }
 
-    /// What others hold that does not go together with this.
+    /// The conflicting locks of other processes.
     fn against(&self, used: u8, not_shared: u8) -> io::Result<Option<Reason>> {
         for (base, bits, reason) in
             [(NOT_SHARED, used, Reason::NotShared), (USED, not_shared, Reason::Used)]
@@ -161,7 +162,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         for base in [USED, NOT_SHARED] {
-            // It falls with the descriptor at the latest: there is nobody to tell.
+            // It is released with the descriptor at the latest, so an error needs no report.
             let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, base, 8)));
         }
     }

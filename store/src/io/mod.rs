@@ -35,12 +35,12 @@ use crate::request::Token;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BufId(pub u32);
 
-/// Where the bytes of a part of an action lie.
+/// The place of the bytes of a part of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seg {
     /// `len` bytes of a request's data, from byte `offset` of it.
     Guest {
-        /// Whose data.
+        /// The request whose data it is.
         token: Token,
         /// First byte within the request's data.
         offset: u32,
@@ -88,7 +88,7 @@ impl Seg {
     }
 }
 
-/// What is to be done to a file.
+/// An operation on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IoOp {
     /// Fill the parts from the file. Past the file's end is an error, not zeroes.
@@ -99,9 +99,9 @@ pub enum IoOp {
     Clear,
     /// Make all writes to the file that completed before durable (fdatasync).
     Sync,
-    /// Let the range read as zeroes, its space kept or given back as is cheapest.
+    /// Make the range read as zeroes; its space is kept or released, whichever is cheapest.
     Zero,
-    /// Let the range read as zeroes and give its space back.
+    /// Make the range read as zeroes and release its space.
     Punch,
     /// Tell the device below that the range is not needed; its content is undefined then.
     Discard,
@@ -111,7 +111,7 @@ pub enum IoOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub u64);
 
-/// One thing to do.
+/// One action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     /// What to do.
@@ -124,7 +124,7 @@ pub struct Action {
     pub len: u64,
     /// First of the action's parts in the engine's list, and how many.
     pub segs: (u32, u32),
-    /// Handed back when it is done.
+    /// Returned when it is done.
     pub tag: Tag,
 }
 
@@ -133,7 +133,7 @@ pub struct Action {
 pub struct Completion {
     /// Which.
     pub tag: Tag,
-    /// `Ok` only if all of `len` was done; an executor resubmits what the system did in part
+    /// `Ok` only if all of `len` was done; an executor resubmits the rest of a partial operation
     /// and turns an end of file into `EIO`. The error is a positive errno.
     pub result: Result<(), Errno>,
 }

@@ -40,7 +40,7 @@ impl SharedWords {
     /// Makes the file `path` with `words` words of 0.
     ///
     /// # Errors
-    /// What the system says; a file that is there already is left alone, `AlreadyExists`.
+    /// The system's error; a file that is there already is left alone, `AlreadyExists`.
     pub fn create(path: &Path, words: usize) -> io::Result<SharedWords> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let len = byte_len(words)?;
@@ -55,7 +55,7 @@ impl SharedWords {
     /// Maps the words of the file `path`; a last part of a word is left out.
     ///
     /// # Errors
-    /// What the system says; `InvalidData` for a file without a word.
+    /// The system's error; `InvalidData` for a file without a word.
     pub fn open(path: &Path) -> io::Result<SharedWords> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let words = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX) / WORD;

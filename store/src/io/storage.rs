@@ -25,13 +25,13 @@ pub trait Storage {
     /// Its length in bytes now.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn len(&self) -> io::Result<u64>;
 
     /// Whether it holds no bytes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
@@ -39,25 +39,25 @@ pub trait Storage {
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// What the system says; `UnexpectedEof` where it ends before.
+    /// The system's error; `UnexpectedEof` where it ends before.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Writes all of `bytes` to `offset`.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
     /// Makes what was written durable.
     ///
     /// # Errors
-    /// What the system says. What was written before may then be lost, whatever a later call says.
+    /// The system's error. What was written before may then be lost, whatever a later call says.
     fn sync(&self) -> io::Result<()>;
 
     /// Lets `len` bytes from `offset` read as zeroes; not durable before [`Storage::sync`].
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         write_in_pieces(self, offset, len)
     }
@@ -66,7 +66,7 @@ pub trait Storage {
     /// is none; only a hint that lets a reader skip holes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn next_data(&self, offset: u64) -> io::Result<u64> {
         Ok(offset)
     }

@@ -16,15 +16,15 @@ use super::{Action, Errno, FileInfo, IoOp};
 /// The most zeroes that one system call writes, in bytes.
 const FILL: u64 = 16 * ZEROES as u64;
 
-/// A file that a worker does I/O on: what it needs to know about it, in its own memory.
+/// A file that a worker does I/O on: its properties, in the worker's own memory.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) info: Arc<FileInfo>,
     /// Its place in the ring's table of files.
     pub(crate) fixed: Option<u32>,
-    /// Its length in bytes when last looked.
+    /// Its length in bytes when last checked.
     pub(crate) len: u64,
-    /// How far down [`ways`] this file has shown to need, for each of the three operations.
+    /// How far down in [`ways`] this file had to go, for each of the three operations.
     tried: [u8; 3],
 }
 
@@ -34,7 +34,7 @@ impl Target {
         Target { info, fixed, len, tried: [0; 3] }
     }
 
-    /// Whether the range ends within the file; looks again before it says no.
+    /// Whether the range ends within the file; checks the length again before it returns false.
     fn reaches(&mut self, offset: u64, len: u64) -> bool {
         let Some(end) = offset.checked_add(len) else { return false };
         if end > self.len {
@@ -43,8 +43,8 @@ impl Target {
         end <= self.len
     }
 
-    /// What must have room before bytes up to `end` are written, and is not known to: seldom
-    /// anything.
+    /// The part that must have space before bytes up to `end` are written, and is not known to
+    /// have it: rarely anything.
     #[inline]
     fn lacks_room(&mut self, end: u64) -> Option<Range<u64>> {
         if self.info.ahead.allows(end) { None } else { self.late_part(end) }
@@ -79,7 +79,7 @@ pub(crate) enum Through {
     Cache,
 }
 
-/// A way to let a range read as zeroes or go away.
+/// A way to zero or discard a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// `fallocate` with this mode.
@@ -126,7 +126,7 @@ pub(crate) enum Step<'a> {
     Sync,
 }
 
-/// What a system call's answer means for its transfer.
+/// The meaning of a system call's result for its transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// There is a next step.
@@ -140,26 +140,26 @@ enum Shape {
     /// Straight to the pieces.
     #[default]
     Direct,
-    /// By way of a bounce buffer, this many bytes in the step in hand.
+    /// Through a bounce buffer, this many bytes in the present step.
     Bounced(Option<Bounce>, usize),
-    /// Zeroing or giving back, by the n-th of its ways.
+    /// Zeroing or discarding, by the n-th of its ways.
     Ways(u8),
     /// A flush.
     Sync,
 }
 
-/// One action on its way. Made once and used again, so that its lists keep their room.
+/// One action in progress. Made once and reused, so that its lists keep their capacity.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     pub(crate) action: Action,
     pub(crate) through: Through,
     done: u64,
     shape: Shape,
-    /// What must have room before it goes on, and is asked for in the step in hand.
+    /// The part that must have space before it proceeds, and is reserved in the present step.
     room: Option<Range<u64>>,
     /// The action's own pieces.
     pub(crate) pieces: IoVecs,
-    /// What stands in for them in the step in hand: a bounce buffer, zeroes.
+    /// The substitute for them in the present step: a bounce buffer, or zeroes.
     stand_in: IoVecs,
     /// The copy of metadata that is among the pieces.
     meta: Option<Bounce>,
@@ -190,7 +190,7 @@ impl Transfer {
         self.pieces.reserve(pieces);
     }
 
-    /// Takes up `action`; its pieces are to be pushed next, and then [`Transfer::start`].
+    /// Accepts `action`; push its pieces next, and then call [`Transfer::start`].
     pub(crate) fn reset(&mut self, action: Action) {
         self.action = action;
         self.through = Through::Main;
@@ -268,7 +268,7 @@ impl Transfer {
         }
     }
 
-    /// Lays out what stands in for the pieces in the next step.
+    /// Prepares the substitute for the pieces in the next step.
     fn prepare(&mut self, memory: &Memory) {
         let rest = self.action.len - self.done;
         let fill = self.way() == Some(Way::Fill);
@@ -330,8 +330,8 @@ impl Transfer {
         outcome
     }
 
-    /// The room that it needs first is there, or not; a file system that reserves none is taken at its
-    /// word.
+    /// The space that it needs first is there, or not; a file system that cannot reserve is
+    /// assumed to have it.
     fn made_room(&mut self, result: i32, target: &mut Target) -> Outcome {
         match -result {
             libc::EINTR | libc::EAGAIN => return Outcome::Again,
@@ -376,7 +376,7 @@ impl Transfer {
         Outcome::Again
     }
 
-    /// Goes down to the next way where this one is not to be had.
+    /// Goes on to the next way if this one is not supported.
     fn failed(&mut self, error: i32, target: &mut Target, memory: &Memory) -> Outcome {
         let way = self.way();
         let (Shape::Ways(at), Some(Way::Allocate(_))) = (&mut self.shape, way) else {

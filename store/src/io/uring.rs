@@ -25,7 +25,7 @@ use super::watch::Watched;
 /// How many files a worker's ring keeps registered; more go by their descriptors.
 const FILES: u32 = 256;
 
-/// What an entry was, in the top byte of its user data.
+/// The kind of an entry, in the top byte of its user data.
 const KIND: u32 = 56;
 const TRANSFER: u64 = 0;
 const WATCH: u64 = 1;
@@ -35,13 +35,13 @@ const RESERVE: u64 = 3;
 /// When the kernel posts its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Posting {
-    /// By a call of this end's, which costs least where that calls to wait for them.
+    /// By a call of this thread, which costs least if the thread waits for them by a call.
     Deferred,
-    /// As they come, at the cost of an interrupt where this end runs: for one that looks for them.
+    /// As they come, at the cost of an interrupt of this thread: for a thread that polls.
     AtOnce,
 }
 
-/// Whose file a step goes to.
+/// The file of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Handle<'a> {
     /// A place in the table of registered files.
@@ -50,23 +50,23 @@ pub(crate) enum Handle<'a> {
     Fd(BorrowedFd<'a>),
 }
 
-/// What the ring has to say.
+/// An event of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// A step of the transfer in this slot was answered: a count, or a negative error number.
     Answer(u32, i32),
     /// The descriptor watched under this key was signalled.
     Fired(u64),
-    /// The room that was asked for under this number is the file's, or not.
+    /// The reservation of this number succeeded, or failed.
     Reserved(u32, bool),
 }
 
 #[derive(Debug)]
 struct Watch {
-    /// None: taken away, and only kept until the kernel's answer has come.
+    /// None: removed, and only kept until the kernel's answer has come.
     key: Option<u64>,
     watched: Watched,
-    /// Whether the poll is the kernel's, so that its last answer is still to come.
+    /// Whether the kernel has the poll, so that its last answer is still to come.
     armed: bool,
 }
 
@@ -95,7 +95,7 @@ impl Ring {
     /// knows both ways, else at once.
     ///
     /// # Errors
-    /// What the system says; `Unsupported` where its io_uring is too old (before Linux 5.17).
+    /// The system's error; `Unsupported` where its io_uring is too old (before Linux 5.17).
     pub(crate) fn new(entries: u32, posting: Posting) -> io::Result<Ring> {
         let (ring, posting) = build(entries, posting)?;
         let has = ring.params();
@@ -114,7 +114,7 @@ impl Ring {
     /// to `reserved`, and this ring, once it is gone, says no more of any.
     ///
     /// # Errors
-    /// What the system says; this is the ring that it was then, and has its watches.
+    /// The system's error; this is the ring that it was then, and has its watches.
     pub(crate) fn replace(
         &mut self,
         posting: Posting,
@@ -175,7 +175,7 @@ impl Ring {
         }
     }
 
-    /// Lets a registered file go.
+    /// Releases a registered file.
     pub(crate) fn unregister(&mut self, place: u32) {
         if self.ring.submitter().register_files_update(place, &[-1]).is_ok() {
             self.places.push(place);
@@ -196,8 +196,8 @@ impl Ring {
         pushed
     }
 
-    /// Queues a reservation of room in a file; false where the queue is full. Nobody waits for it:
-    /// without, writes only cost more.
+    /// Queues a reservation of space in a file; false if the queue is full. Nothing waits for it:
+    /// without it, writes only cost more.
     pub(crate) fn reserve(&mut self, number: u32, file: Handle<'_>, room: Range<u64>) -> bool {
         let (mode, offset, len) = (libc::FALLOC_FL_KEEP_SIZE, room.start, room.end - room.start);
         let entry = entry_for(Step::Allocate { mode, offset, len }, file)
@@ -212,19 +212,19 @@ impl Ring {
         unsafe { self.ring.submission().push_multiple(entries).is_ok() }
     }
 
-    /// Whether a system call has anything to do: steps to hand over, or answers held back.
+    /// Whether a system call has anything to do: steps to submit, or deferred answers.
     pub(crate) fn wants_to_enter(&mut self) -> bool {
         let queue = self.ring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Whether answers are there, or held back until the next system call.
+    /// Whether answers are there, or deferred until the next system call.
     pub(crate) fn has_answers(&mut self) -> bool {
         !self.ring.completion().is_empty() || self.ring.submission().taskrun()
     }
 
-    /// Hands queued steps over and lets the kernel post its answers; waits for at least one
-    /// where `wait` says so, at most that long. One system call.
+    /// Submits queued steps and lets the kernel post its answers; waits for at least one answer if
+    /// `wait` says so, at most that long. One system call.
     pub(crate) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.enable()?;
         let submitter = self.ring.submitter();
@@ -299,7 +299,8 @@ impl Ring {
         }
     }
 
-    /// Queues what watches need to fire (again); what finds no room comes with the next call.
+    /// Queues the entries that watches need to fire (again); entries without room follow with the
+    /// next call.
     pub(crate) fn arm(&mut self) {
         for at in 0..self.watches.len() {
             let Some(watch) = self.watches[at].as_mut() else { continue };
@@ -343,8 +344,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Stops watching everything, and waits until the kernel uses none of our memory any more;
-    /// false where that cannot be had.
+    /// Stops all watches, and waits until the kernel no longer uses our memory; false if that
+    /// fails.
     pub(crate) fn settle(&mut self, mut heard: impl FnMut(Event)) -> bool {
         let keys: Vec<u64> = self.watches.iter().flatten().filter_map(|w| w.key).collect();
         if keys.into_iter().any(|key| self.unwatch(key).is_err()) {
@@ -376,7 +377,7 @@ pub(crate) enum Wait {
     For(Duration),
 }
 
-/// With all that makes it cheap where the kernel has it (6.1), and without otherwise.
+/// With all cheap options that the kernel has (6.1), or without.
 fn build(entries: u32, posting: Posting) -> io::Result<(IoUring, Posting)> {
     let basic = || {
         let mut builder = IoUring::builder();

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, ReadWriteFlags};
 
-/// Bytes that are taken at a time of what is no eventfd.
+/// Bytes that are read at a time from a descriptor that is not an eventfd.
 const PART: usize = 4096;
 
 /// See the module's description.
@@ -23,21 +23,21 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// `fd`, of which nothing is taken yet.
+    /// `fd`, from which nothing was read yet.
     pub(crate) fn new(fd: OwnedFd) -> Watched {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let counts = link.is_ok_and(|of| of.as_os_str() == "anon_inode:[eventfd]");
         Watched { fd, counts }
     }
 
-    /// It can be read. False where that is so for ever, and no signal: at its end, or where it cannot
-    /// be read at all.
+    /// It is readable. False if it stays readable without a signal: at its end, or if reading
+    /// fails.
     pub(crate) fn is_signalled(&self) -> bool {
         self.counts || self.take()
     }
 
-    /// Takes what it holds, so that its owner does not take what was seen for news; false where
-    /// nothing ever comes from it.
+    /// Empties it, so that its owner does not take old signals for new ones; false if it can never
+    /// signal.
     pub(crate) fn take(&self) -> bool {
         let mut bytes = [0; PART];
         loop {
