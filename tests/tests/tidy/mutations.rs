@@ -10,9 +10,9 @@ const DIRECTORY: &str = "tests/mutations";
 
 const HEAD: &str = "# Mutations
 
-What breaks when the code is broken. Each patch in `tests/mutations` puts one mistake back, and the test beside it fails
-then. A scenario's number is that in [scenarios.md](scenarios.md); each that has a test is broken by one of them at least.
-A known bug is a mistake that others made in code like this; the numbers are this project's own.
+Each patch in `tests/mutations` introduces one mistake, and makes the test in the last column fail. Scenario numbers are those of
+[scenarios.md](scenarios.md); at least one patch breaks each scenario that has a test. Known bugs are mistakes that were made
+elsewhere in similar code; their numbers are this project's own.
 
 ```sh
 tests/mutate               # all of them
@@ -20,10 +20,10 @@ tests/mutate --sample 8    # some
 tests/mutate 12            # this one
 ```
 
-Tests of the program run the broken one. Those in a guest need what `images/setup` makes.
+Tests of the program run the broken program. Tests in a guest need the files that `images/setup` makes.
 
-The table is made from the patches, and a test fails where one of them no longer applies or the table is not what they
-say: `SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy` writes it.
+The table is generated from the patches by `SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy`. A test fails if a patch no
+longer applies or the table differs from the patches.
 
 | patch | what is broken | scenarios | known bugs | the test that fails |
 | --- | --- | --- | --- | --- |
