@@ -62,7 +62,8 @@ impl Core {
         let bytes = ex.chunk().bytes();
         let most = if self.is_large(ex) { 1 } else { (len / bytes).clamp(1, most_in_run(ex)) };
         let Ok(claim) = ex.table.claim_run(chunk, most, seen) else { return Flow::On };
-        let len = len.min(claim.count() * bytes);
+        let count = claim.count();
+        let len = len.min(count * bytes);
         let pending = &mut self.requests[index];
         let at = pending.cursor;
         let within = table.piece(pending.start + at, 1).offset & (bytes - 1);
@@ -76,7 +77,7 @@ impl Core {
         let is_covered = fill.covers(0, claimed.valid_len(ex));
         let claimed = self.claims.insert(claimed);
         if is_covered || self.is_large(ex) {
-            self.gathered[exceptions].push_back(claimed);
+            self.gathered[exceptions].push_back(claimed, count);
         } else {
             self.fresh.push(claimed);
         }
@@ -101,7 +102,7 @@ impl Core {
         let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
         let claimed = self.claims.insert(claimed);
         if self.is_large(ex) {
-            self.gathered[exceptions].push_back(claimed);
+            self.gathered[exceptions].push_back(claimed, 1);
         } else {
             self.fresh.push(claimed);
         }
@@ -266,7 +267,7 @@ impl Core {
         let was_shared = copy.claims.len() > 1;
         for claimed in copy.claims.drain(..) {
             if ok {
-                self.gathered[self.claims[claimed].exceptions].push_back(claimed);
+                self.gathered[self.claims[claimed].exceptions].push_back(claimed, 1);
             } else if was_shared {
                 // Each by itself: what one cannot have is no reason for the others.
                 let Claimed { buf, alone, .. } = &mut self.claims[claimed];
@@ -303,10 +304,11 @@ impl Core {
             return true;
         }
         let large = self.is_large(ex);
-        let wanted = if large { 1 } else { self.count_gathered(exceptions, most_in_run(ex)) };
+        let most = if large { 1 } else { most_in_run(ex) };
+        let wanted = most.min(self.gathered[exceptions].chunks());
         match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
-                let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
+                let (claimed, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
                 self.claims[claimed].slices = Some((first, 0));
                 self.next_slice(table, claimed);
             }
@@ -324,20 +326,8 @@ impl Core {
         true
     }
 
-    /// How many chunks are gathered, or `most`.
-    fn count_gathered(&self, exceptions: usize, most: u64) -> u64 {
-        let mut count = 0;
-        for &claimed in &self.gathered[exceptions] {
-            count += self.claims[claimed].claim.count();
-            if count >= most {
-                return most;
-            }
-        }
-        count
-    }
-
     fn first_gathered_failed(&mut self, table: &Table, exceptions: usize, errno: Errno) {
-        let claimed = self.gathered[exceptions].pop_front().expect("it is not empty");
+        let (claimed, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
         self.claim_failed(table, claimed, Err(errno));
     }
 
@@ -361,23 +351,21 @@ impl Core {
         }
     }
 
-    /// The first claims that are gathered, of `count` chunks in all; of one that has more the rest
-    /// stays.
-    fn take_gathered(&mut self, ex: &Exceptions, exceptions: usize, count: u64) -> Vec<usize> {
+    /// Takes the first of the gathered claims, `chunks` chunks in all. If the last of them has more, the
+    /// rest of it stays.
+    fn take_gathered(&mut self, ex: &Exceptions, exceptions: usize, chunks: u64) -> Vec<usize> {
+        let gathered = &mut self.gathered[exceptions];
         let mut claims = self.spare_lists.take();
-        let mut left = count;
+        let mut left = chunks;
         while left > 0 {
-            let gathered = &mut self.gathered[exceptions];
-            let claimed = gathered.pop_front().expect("as many are gathered as were given a place");
-            let first = &mut self.claims[claimed];
-            if first.claim.count() > left {
-                let rest = first.split_off(left, ex.chunk());
-                self.requests[rest.request].outstanding += 1;
-                let rest = self.claims.insert(rest);
-                self.gathered[exceptions].push_front(rest);
-            }
-            left -= self.claims[claimed].claim.count();
+            let (claimed, count) = gathered.pop_front().expect("as many as were given a place");
             claims.push(claimed);
+            if count > left {
+                let rest = self.claims[claimed].split_off(left, ex.chunk());
+                self.requests[rest.request].outstanding += 1;
+                gathered.push_front(self.claims.insert(rest), count - left);
+            }
+            left -= count.min(left);
         }
         claims
     }

@@ -11,7 +11,7 @@ use super::claim::Claimed;
 use super::claims::{Copy, Run};
 use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
-use super::lists::SpareLists;
+use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
@@ -156,7 +156,7 @@ pub(super) struct Core {
     pub(super) slice_reads: Vec<(usize, u32, bool)>,
     /// Claims that have their bytes and are to be written in runs: for each of the table's
     /// exceptions.
-    pub(super) gathered: Vec<VecDeque<usize>>,
+    pub(super) gathered: Vec<Gathered>,
     /// Lists for copies and runs, so that none is allocated a copy or a run.
     pub(super) spare_lists: SpareLists,
     pub(super) spare_commits: SpareCommits,
@@ -213,8 +213,8 @@ impl Core {
         self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
         self.commit_stores.clear();
         self.commit_stores.resize(table.exceptions().len(), false);
-        debug_assert!(self.gathered.iter().all(VecDeque::is_empty));
-        self.gathered.resize_with(table.exceptions().len(), || VecDeque::with_capacity(64));
+        debug_assert!(self.gathered.iter().all(Gathered::is_empty));
+        self.gathered.resize_with(table.exceptions().len(), Gathered::with_room);
     }
 
     pub(super) fn admit(&mut self, request: Request) {

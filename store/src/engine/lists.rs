@@ -1,10 +1,53 @@
-//! Lists of claims that no copy and no run uses at present.
+//! Lists of claims: those that are to be written, and spare lists that no copy and no run uses at present.
 //!
-//! Owns their memory. Never knows which owner a list had. Keeps: once there are as many lists as
-//! were ever in use at once, and one of them has reached the greatest length, no list is allocated
-//! and none grows.
+//! Owns their memory. Never knows what a claim is, nor which owner a spare list had. Keeps: once there are
+//! as many lists as were ever in use at once, and one of them has reached the greatest length, no list is
+//! allocated and none grows.
 
-/// See the module's description.
+use std::collections::VecDeque;
+
+/// Claims that have their bytes and are to be written, in this order, with the number of their chunks.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    claims: VecDeque<(usize, u64)>,
+    /// Of all of them.
+    chunks: u64,
+}
+
+impl Gathered {
+    pub(super) fn with_room() -> Gathered {
+        Gathered { claims: VecDeque::with_capacity(64), chunks: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    pub(super) fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Adds a claim of `count` chunks.
+    pub(super) fn push_back(&mut self, claimed: usize, count: u64) {
+        self.claims.push_back((claimed, count));
+        self.chunks += count;
+    }
+
+    /// Puts a claim of `count` chunks before all others.
+    pub(super) fn push_front(&mut self, claimed: usize, count: u64) {
+        self.claims.push_front((claimed, count));
+        self.chunks += count;
+    }
+
+    /// Takes the first, and how many chunks it has.
+    pub(super) fn pop_front(&mut self) -> Option<(usize, u64)> {
+        let (claimed, count) = self.claims.pop_front()?;
+        self.chunks -= count;
+        Some((claimed, count))
+    }
+}
+
+/// Lists for copies and runs.
 #[derive(Debug, Default)]
 pub(super) struct SpareLists {
     /// All of them are empty.

@@ -320,6 +320,10 @@ impl ExceptionTable {
         from: Entry,
         to: impl Fn(u64) -> Entry,
     ) -> (u64, Option<Entry>) {
+        if count == 1 {
+            let changed = self.change(first, |now| (now == from).then(|| to(0)));
+            return changed.map_or_else(|now| (0, Some(now)), |_| (1, None));
+        }
         let mut done = 0;
         while done < count {
             let (region, key) = self.within(Chunk(first.0 + done));
