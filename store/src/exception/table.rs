@@ -18,7 +18,7 @@ use super::intake::Intake;
 use super::leaf::{Changed, REGION, Scratch, build, change_flat, get_flat, put};
 use super::word::{Entry, Key, Layer, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::units::{Chunk, StoreChunk};
+use crate::units::Chunk;
 
 /// Buckets of waiting masks; a collision costs a spurious wake and nothing else.
 const BUCKETS: usize = 256;
@@ -29,8 +29,9 @@ const BUCKETS: usize = 256;
 #[must_use = "a claim that is dropped leaves its chunks pending for ever"]
 pub struct Claim {
     first: Chunk,
-    /// Not 0; more than one only of chunks that were unmapped.
+    /// Not 0.
     count: u64,
+    /// Of the first; [`Entry::behind`] says what it was of the others.
     before: Entry,
 }
 
@@ -45,7 +46,8 @@ impl Claim {
         self.count
     }
 
-    /// Where their content lay when they were claimed: `Unmapped` or `Mapped` in a lower layer.
+    /// Where its content lay when it was claimed, that of the first where it is several: `Unmapped` or
+    /// `Mapped` in a lower layer.
     pub fn before(&self) -> Entry {
         self.before
     }
@@ -54,7 +56,7 @@ impl Claim {
     pub fn split_off(&mut self, count: u64) -> Claim {
         assert!(0 < count && count < self.count, "two claims, of a chunk each at least");
         let first = Chunk(self.first.0 + count);
-        let rest = Claim { first, count: self.count - count, before: self.before };
+        let rest = Claim { first, count: self.count - count, before: self.before.behind(count) };
         self.count = count;
         rest
     }
@@ -137,32 +139,28 @@ impl ExceptionTable {
         self.claim_run(chunk, 1, seen)
     }
 
-    /// [`ExceptionTable::claim`] of `first` and, where that is unmapped, of those behind it that are
-    /// unmapped too: `most` in all, or fewer.
+    /// [`ExceptionTable::claim`] of `first` and of the chunks behind it, `most` in all or fewer: as long as
+    /// they are unmapped too, or lie behind each other in the same store as `first` does.
     pub fn claim_run(&self, first: Chunk, most: u64, seen: Entry) -> Result<Claim, Entry> {
         debug_assert!(matches!(seen, Entry::Unmapped | Entry::Mapped(_)));
-        let most = if seen == Entry::Unmapped { most } else { 1 };
-        match self.change_run(first, most, seen, |_| Entry::Pending) {
+        match self.change_run(first, most, seen, Entry::Pending) {
             (0, Some(now)) => Err(now),
             (count, _) => Ok(Claim { first, count, before: seen }),
         }
     }
 
-    /// Ends a claim: its chunks lie at `place` and behind that from now on. Returns who waited, a bit
-    /// a worker.
+    /// Ends a claim: its chunks lie at `place` and behind that from now on. Returns which workers waited,
+    /// as a bit each.
     #[must_use = "these workers sleep until they are woken"]
     pub fn publish(&self, claim: Claim, place: Place) -> u64 {
-        let at = |n| {
-            let chunk = StoreChunk(place.chunk.0 + n);
-            Entry::Mapped(Place { chunk, ..place })
-        };
-        self.end(claim.first, claim.count, Entry::Pending, at)
+        self.end(claim.first, claim.count, Entry::Pending, Entry::Mapped(place))
     }
 
-    /// Ends a claim that came to nothing: its chunks lie where they lay. Returns who waited.
+    /// Ends a claim that failed: its chunks lie where they lay before. Returns which workers waited, as a
+    /// bit each.
     #[must_use = "these workers sleep until they are woken"]
     pub fn put_back(&self, claim: Claim) -> u64 {
-        self.end(claim.first, claim.count, Entry::Pending, |_| claim.before)
+        self.end(claim.first, claim.count, Entry::Pending, claim.before)
     }
 
     /// Marks a mapped chunk as being copied back: from now on new writes to it wait. False where
@@ -175,13 +173,13 @@ impl ExceptionTable {
     /// The chunk was copied back: it lies where the origin has it. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn clear_busy(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, 1, Entry::Busy(place), |_| Entry::Unmapped)
+        self.end(chunk, 1, Entry::Busy(place), Entry::Unmapped)
     }
 
     /// Copying back was given up: the chunk stays at `place`. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn keep_busy_mapped(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, 1, Entry::Busy(place), |_| Entry::Mapped(place))
+        self.end(chunk, 1, Entry::Busy(place), Entry::Mapped(place))
     }
 
     /// Enters mappings read from a store, over those of lower layers; before the table is shared.
@@ -299,7 +297,7 @@ impl ExceptionTable {
         self.get(chunk) == seen
     }
 
-    fn end(&self, first: Chunk, count: u64, from: Entry, to: impl Fn(u64) -> Entry) -> u64 {
+    fn end(&self, first: Chunk, count: u64, from: Entry, to: Entry) -> u64 {
         let ended = self.change_run(first, count, from, to);
         assert_eq!(ended, (count, None), "I5: {count} from {first:?} changed under their owner");
         fence(Ordering::SeqCst);
@@ -310,18 +308,12 @@ impl ExceptionTable {
         (0..count).fold(0, |all, n| all | waited(n))
     }
 
-    /// Changes `count` chunks from `first` on, one after the other, as long as each is as `from` says:
-    /// the `n`th to what `to` makes of `n`. A leaf is looked for once for all that it has of them.
-    /// Returns how many were changed, and what the next is, where that is something else.
-    fn change_run(
-        &self,
-        first: Chunk,
-        count: u64,
-        from: Entry,
-        to: impl Fn(u64) -> Entry,
-    ) -> (u64, Option<Entry>) {
+    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`Entry::behind`] says
+    /// what these are for each), until one is something else. Each leaf is looked up once for all of its
+    /// chunks. Returns how many chunks were changed, and what the next one is if it was not.
+    fn change_run(&self, first: Chunk, count: u64, from: Entry, to: Entry) -> (u64, Option<Entry>) {
         if count == 1 {
-            let changed = self.change(first, |now| (now == from).then(|| to(0)));
+            let changed = self.change(first, |now| (now == from).then_some(to));
             return changed.map_or_else(|now| (0, Some(now)), |_| (1, None));
         }
         let mut done = 0;
@@ -331,7 +323,7 @@ impl ExceptionTable {
             let keys = (key.0..).map(Key).take(here as usize);
             if let Look::Flat(words) = self.directory.look(region) {
                 for key in keys {
-                    let change = |now| (now == from).then(|| to(done));
+                    let change = |now| (now == from.behind(done)).then(|| to.behind(done));
                     match change_flat(words, key, change) {
                         Ok(_) => done += 1,
                         Err(now) => return (done, Some(now)),
@@ -342,7 +334,8 @@ impl ExceptionTable {
             let pinned = self.directory.pin_or_make(region, here as usize);
             let leaf = pinned.leaf();
             for key in keys {
-                match leaf.change(key, &mut |now| (now == from).then(|| to(done))) {
+                let mut change = |now| (now == from.behind(done)).then(|| to.behind(done));
+                match leaf.change(key, &mut change) {
                     Changed::Here(Ok(_)) => done += 1,
                     Changed::Here(Err(now)) => return (done, Some(now)),
                     Changed::Elsewhere(class) => {

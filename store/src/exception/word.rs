@@ -53,6 +53,11 @@ pub struct Place {
 impl Place {
     /// The highest store chunk that a word can name: 2^37 − 1, 512 TiB of 4 KiB chunks.
     pub const MAX_CHUNK: u64 = CHUNK_MASK;
+
+    /// The `n`th chunk behind it in the same store.
+    pub(super) const fn behind(self, n: u64) -> Place {
+        Place { chunk: StoreChunk(self.chunk.0 + n), ..self }
+    }
 }
 
 /// The state of a chunk.
@@ -69,6 +74,16 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// What the `n`th chunk behind this one has, if both lie in the same way: mapped chunks next to each
+    /// other in one store.
+    pub(super) const fn behind(self, n: u64) -> Entry {
+        match self {
+            Entry::Mapped(place) => Entry::Mapped(place.behind(n)),
+            Entry::Busy(place) => Entry::Busy(place.behind(n)),
+            Entry::Unmapped | Entry::Pending => self,
+        }
+    }
+
     pub(super) const fn to_word(self, key: Key) -> u64 {
         let key = (key.0 as u64) << KEY_SHIFT;
         debug_assert!(key & !(KEY_MASK << KEY_SHIFT) == 0);

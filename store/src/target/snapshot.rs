@@ -60,7 +60,7 @@ impl Snapshot {
             }
             (_, Entry::Unmapped | Entry::Mapped(_)) => {
                 let (bytes, within) = (ex.chunk().bytes(), ex.chunk().offset_in(offset));
-                let is_run = within == 0 && len >= bytes && entry == Entry::Unmapped;
+                let is_run = within == 0 && len >= bytes;
                 let len = if is_run { len / bytes * bytes } else { len.min(bytes - within) };
                 Decision::Move { exceptions: self.exceptions, chunk, seen: entry, len }
             }

@@ -54,7 +54,7 @@ fn the_owner_learns_who_waits() {
 }
 
 #[test]
-fn a_run_is_claimed_as_far_as_chunks_are_unmapped() {
+fn a_run_is_claimed_as_far_as_chunks_lie_alike() {
     let table = ExceptionTable::new(3 * 4096);
     table.load(Chunk(4090), place(9));
     let before = table.claim_run(Chunk(4000), 200, Entry::Unmapped).unwrap();
@@ -63,7 +63,7 @@ fn a_run_is_claimed_as_far_as_chunks_are_unmapped() {
         table.claim_run(Chunk(4090), 8, Entry::Unmapped).unwrap_err(),
         Entry::Mapped(place(9))
     );
-    // Of what is mapped each chunk lies elsewhere.
+    // What is behind it does not lie behind it in the store.
     let one = table.claim_run(Chunk(4090), 8, Entry::Mapped(place(9))).unwrap();
     assert_eq!(one.count(), 1);
     // Over the end of a region.
@@ -82,6 +82,14 @@ fn a_run_is_claimed_as_far_as_chunks_are_unmapped() {
         .chain((0..7).map(|n| (4094 + n, 70 + n)))
         .collect();
     assert_eq!(found(&table), mapped);
+    // Chunks that lie behind each other in the store, some of which go back there.
+    let mut run = table.claim_run(Chunk(4091), 10, Entry::Mapped(place(50))).unwrap();
+    assert_eq!(run.count(), 3);
+    let rest = run.split_off(1);
+    assert_eq!(table.publish(run, place(80)), 0);
+    assert_eq!(table.put_back(rest), 0);
+    let places = [4090, 4091, 4092, 4093, 4094].map(|chunk| table.get(Chunk(chunk)));
+    assert_eq!(places, [9, 80, 51, 52, 70].map(|at| Entry::Mapped(place(at))));
 }
 
 proptest! {
@@ -95,15 +103,18 @@ proptest! {
         let mut map = BTreeMap::new();
         for (number, (from, most, split, ends_well)) in runs.into_iter().enumerate() {
             let most = most.min(TRIED - from);
-            let free = (from..from + most).take_while(|chunk| !map.contains_key(chunk)).count() as u64;
-            let claimed = table.claim_run(Chunk(from), most, Entry::Unmapped);
-            if free == 0 {
-                prop_assert_eq!(claimed.unwrap_err(), Entry::Mapped(place(map[&from])));
-                continue;
-            }
-            let mut claim = claimed.unwrap();
-            prop_assert_eq!((claim.chunk(), claim.count()), (Chunk(from), free));
-            let rest = (0 < split && split < free).then(|| claim.split_off(split));
+            let entry = |chunk| map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+            let first = entry(from);
+            let lies_alike = |n: &u64| match first {
+                Entry::Mapped(at) => entry(from + n) == Entry::Mapped(place(at.chunk.0 + n)),
+                other => entry(from + n) == other,
+            };
+            let count = (0..most).take_while(lies_alike).count() as u64;
+            let other = if first == Entry::Unmapped { Entry::Mapped(place(1)) } else { Entry::Unmapped };
+            prop_assert_eq!(table.claim_run(Chunk(from), most, other).unwrap_err(), first);
+            let mut claim = table.claim_run(Chunk(from), most, first).unwrap();
+            prop_assert_eq!((claim.chunk(), claim.count()), (Chunk(from), count));
+            let rest = (0 < split && split < count).then(|| claim.split_off(split));
             for (part, at) in [(Some(claim), 0), (rest, split)] {
                 let Some(part) = part else { continue };
                 let to = number as u64 * 1000 + at;
