@@ -417,14 +417,14 @@ fn scan_area<S: Storage>(
     let mut at = start;
     while at < end {
         storage.read_at(slice, at).map_err(io_error("read its list of exceptions", at))?;
-        for (place, bytes) in slice.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
-            let entry = Entry::decode(bytes);
-            if entry.is_end() {
-                store.garbage = slice[place * ENTRY_BYTES..].iter().any(|&byte| byte != 0)
-                    || any_but_zero(storage, at + slice.len() as u64, end, slice)?;
-                return Ok(true);
-            }
-            store.entries.push((entry.old, entry.new));
+        let entries = slice.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode);
+        let ends = entries.clone().position(|entry| entry.is_end());
+        let count = ends.unwrap_or(entries.len());
+        store.entries.extend(entries.take(count).map(|entry| (entry.old, entry.new)));
+        if let Some(place) = ends {
+            store.garbage = slice[place * ENTRY_BYTES..].iter().any(|&byte| byte != 0)
+                || any_but_zero(storage, at + slice.len() as u64, end, slice)?;
+            return Ok(true);
         }
         at += slice.len() as u64;
     }

@@ -84,7 +84,9 @@ struct Taken {
 impl Gather for Taken {
     fn take(&mut self, geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) {
         self.count += entries.len() as u64;
-        self.beyond |= entries.iter().any(|(_, new)| new.0 > Place::MAX_CHUNK);
+        // Which most stores are too small for.
+        self.beyond |= geometry.device_chunks > Place::MAX_CHUNK
+            && entries.iter().any(|(_, new)| new.0 > Place::MAX_CHUNK);
         if self.beyond {
             return;
         }

@@ -24,7 +24,7 @@ const PASSES: u64 = 16;
 const WINDOW: u64 = if cfg!(test) { 64 } else { 64 << 20 };
 
 /// One of the two numbers of an entry, over all entries.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Column {
     /// The last, and whether each was more than the one before.
     last: Option<u64>,
@@ -38,6 +38,19 @@ impl Column {
         self.falls |= self.last.is_some_and(|last| last >= value);
         self.last = Some(value);
         self.highest = self.highest.max(value);
+    }
+
+    /// The same for each of them, in their order.
+    fn see_all(&mut self, mut values: impl Iterator<Item = u64>) {
+        let Some(first) = values.next() else { return };
+        self.see(first);
+        let (mut last, mut falls, mut highest) = (first, false, self.highest);
+        for value in values {
+            falls |= last >= value;
+            last = value;
+            highest = highest.max(value);
+        }
+        *self = Column { last: Some(last), falls: self.falls | falls, highest };
     }
 }
 
@@ -82,8 +95,10 @@ impl Sieve {
     /// Looks at what is new in `store`, and leaves out what is old.
     fn see(&mut self, store: &mut OpenStore, gather: &mut impl Gather) {
         let first = (self.seen - store.before) as usize;
-        for &entry in &store.entries[first..] {
-            self.see_entry(&store.geometry, entry);
+        for block in store.entries[first..].chunks(BLOCK) {
+            if !self.see_block(&store.geometry, block) {
+                block.iter().for_each(|&entry| self.see_entry(&store.geometry, entry));
+            }
         }
         if self.problem.is_none() {
             gather.take(&store.geometry, &store.entries[first..]);
@@ -93,6 +108,31 @@ impl Sieve {
             store.entries.drain(..old);
             store.before += old as u64;
         }
+    }
+
+    /// Sees entries whose chunks of the store rise and lie between the same two areas, as those do
+    /// that were written as they were allocated: the first and the last tell for all. False, and none
+    /// was seen, where they do not, or one may be wrong.
+    fn see_block(&mut self, geometry: &Geometry, block: &[(Chunk, StoreChunk)]) -> bool {
+        let (Some(first), Some(last)) = (block.first(), block.last()) else { return true };
+        let (mut olds, mut news) = (self.olds, self.news);
+        olds.see_all(block.iter().map(|entry| entry.0.0));
+        news.see_all(block.iter().map(|entry| entry.1.0));
+        if news.falls || self.origin_chunks.is_some_and(|chunks| olds.highest >= chunks) {
+            return false;
+        }
+        if !self.data.contains(&first.1.0) {
+            if misplaced(geometry, None, *first).is_some() {
+                return false;
+            }
+            self.data = geometry.data_around(first.1);
+        }
+        if !self.data.contains(&last.1.0) {
+            return false;
+        }
+        (self.olds, self.news) = (olds, news);
+        self.seen += block.len() as u64;
+        true
     }
 
     #[inline]

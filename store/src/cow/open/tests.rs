@@ -418,6 +418,27 @@ fn the_newest_entries_alone_stay_in_memory() {
     assert_eq!(visits, 100);
 }
 
+#[test]
+fn one_wrong_entry_among_many_that_rise_is_found_wherever_it_is() {
+    // Two areas' worth, each chunk behind the one before: 34 and 67 are areas.
+    let right: Vec<(u64, u64)> = (0..50).map(|n| (n, 2 + n + n / 32)).collect();
+    let storage = Memory::with_entries(80, &right);
+    assert!(said(&storage, Keep::Newest, Some(50 * 512)).is_ok());
+    for at in [0, 1, 16, 30, 31, 32, 40, 49] {
+        let (old, new) = right[at];
+        // Beyond the origin, named twice, the header, areas, beyond the store, where another lies.
+        let wrong = [(50, new), (old.max(1) - 1, new), (old, 1), (old, 34), (old, 67), (old, 80)];
+        for entry in wrong.into_iter().chain([(old, right[49 - at].1)]) {
+            let mut entries = right.clone();
+            entries[at] = entry;
+            let storage = Memory::with_entries(80, &entries);
+            let all = said(&storage, Keep::All, Some(50 * 512));
+            assert_eq!(said(&storage, Keep::Newest, Some(50 * 512)), all, "{entry:?} at {at}");
+            assert_eq!(all.is_err(), entry != right[at], "{entry:?} at {at}");
+        }
+    }
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig {
         failure_persistence: None,
