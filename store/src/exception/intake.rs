@@ -89,8 +89,8 @@ impl Stripe {
         }
     }
 
-    /// Those of a region together, in the order in which they came. `grouped` gets them; `ends` has
-    /// a place for each region.
+    /// Those of a region together, in the order in which they came. `grouped` gets them; `ends`, which
+    /// has a place for each region, where in it the region's end.
     fn group(&self, ends: &mut [usize], grouped: &mut Vec<Packed>) {
         ends.fill(0);
         self.each(|packed| ends[packed.region()] += 1);
@@ -170,8 +170,12 @@ impl Intake {
             let stripe = std::mem::take(slot);
             stripe.group(&mut ends, &mut grouped);
             drop(stripe);
-            for run in grouped.chunk_by(|one, next| one.region() == next.region()) {
-                enter(number << self.shift | run[0].region(), Mappings(run));
+            let mut start = 0;
+            for (region, &end) in ends.iter().enumerate() {
+                if end != start {
+                    enter(number << self.shift | region, Mappings(&grouped[start..end]));
+                    start = end;
+                }
             }
         }
     }

@@ -213,10 +213,11 @@ pub(super) fn build(
     starts.clear();
     starts.resize(count, 0);
     words.clone().for_each(|word| starts[home(key_of(word), count)] += 1);
-    let mut free = 0;
+    let mut ahead = 0u16;
     for (slot, start) in (0..).zip(&mut *starts) {
-        free = free.max(slot);
-        free += std::mem::replace(start, free);
+        // How far behind the slot the next free one lies, without a branch: it is anybody's guess.
+        let next = ahead + std::mem::replace(start, slot + ahead);
+        ahead = next.saturating_sub(1);
     }
     over.clear();
     let mut taken = 0;
