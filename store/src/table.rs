@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cow::{Persistence, Store, StoreState};
 use crate::io::FileId;
 use crate::request::Op;
-use crate::target::{Decision, Exceptions, Medium, Target};
+use crate::target::{Backing, Decision, Exceptions, Medium, Snapshot, Target};
 use crate::units::Sector;
 
 /// One line: a range of the device and its target.
@@ -35,6 +35,49 @@ pub struct FlushSet {
     pub media: Vec<Arc<Medium>>,
     /// Files below the lowest layers: to be synced if they have unsynced writes.
     pub below: Vec<Arc<Medium>>,
+}
+
+/// Who says whether what finds no room in a file waits for it.
+#[derive(Clone, Copy, Debug)]
+pub enum Keeper<'a> {
+    /// The store in it.
+    Store(&'a Arc<Store>),
+    /// The file itself.
+    Medium(&'a Arc<Medium>),
+}
+
+impl Keeper<'_> {
+    /// Its file.
+    pub fn file(&self) -> FileId {
+        match self {
+            Keeper::Store(store) => store.file(),
+            Keeper::Medium(medium) => medium.file,
+        }
+    }
+
+    /// What has its place in the file found no room for it: true where that waits.
+    pub fn wait_for_room(&self) -> bool {
+        match self {
+            Keeper::Store(store) => store.wait_for_room_below(),
+            Keeper::Medium(medium) => medium.wait_for_room(),
+        }
+    }
+
+    /// Whether what found no room waits.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Keeper::Store(store) => store.state() == StoreState::Full,
+            Keeper::Medium(medium) => medium.is_full(),
+        }
+    }
+
+    /// Something that had waited found room, and was written.
+    pub fn wrote(&self) {
+        match self {
+            Keeper::Store(store) => store.wrote(),
+            Keeper::Medium(medium) => medium.wrote(),
+        }
+    }
 }
 
 /// See the module's description.
@@ -161,6 +204,32 @@ impl Table {
             Target::Snapshot(snapshot) => Some(self.exceptions[snapshot.exceptions].store()),
             Target::Plain(_) | Target::Origin(_) | Target::Merge(_) => None,
         })
+    }
+
+    /// Who keeps the files that writes in `[offset, offset + len)` go to.
+    pub fn keepers(&self, offset: u64, len: u64) -> impl Iterator<Item = Keeper<'_>> {
+        let within =
+            move |line: &&Line| line.start < offset + len && offset < line.start + line.len;
+        let lines = self.lines.iter().filter(move |line| !self.read_only && within(line));
+        lines.flat_map(|line| {
+            let (store, backing) = match &line.target {
+                Target::Plain(backing) => (None, Some(backing)),
+                Target::Origin(origin) => (None, Some(&origin.backing)),
+                Target::Merge(merge) => (None, Some(&merge.origin.backing)),
+                Target::Snapshot(Snapshot { exceptions, features, .. }) => {
+                    let ex = &self.exceptions[*exceptions];
+                    let below = features.discard_passdown_origin.then_some(&ex.origin);
+                    (Some(ex.store()), below)
+                }
+            };
+            let media = backing.into_iter().flat_map(Backing::media);
+            store.into_iter().map(Keeper::Store).chain(media.map(Keeper::Medium))
+        })
+    }
+
+    /// Who keeps all files that are written by way of the table.
+    pub fn all_keepers(&self) -> impl Iterator<Item = Keeper<'_>> {
+        self.keepers(0, self.size().bytes())
     }
 
     /// A request that begins at `offset` is about to be decided.

@@ -280,6 +280,51 @@ fn s78_a_chunk_that_has_its_place_and_finds_no_room_is_waited_for() {
     }
 }
 
+/// A plain disk, or an origin, whose file has a hole: reads, flushes and what has room go on, and
+/// snapshots keep what they kept.
+#[test]
+fn s78_what_the_file_of_a_disk_has_no_room_for_is_waited_for() {
+    let plain = Config::new(Shape::Plain, 64);
+    let plain = Config { queues: 2, failures: true, origin_failures: true, ..plain };
+    let mut origin = Config { origin_failures: true, ..origin(Persistence::Overflow) };
+    if let Shape::Origin(snaps) = &mut origin.shape {
+        snaps[0].store = 64 * 8;
+    }
+    for (config, op) in [(&plain, Op::Write), (&origin, Op::WriteZeroes { unmap: false })] {
+        each(config, |world| {
+            let no_room = |world: &mut World| {
+                let (file, errno) = (Some(world.base), Errno::ENOSPC);
+                let fault = Fault { file, op: None, range: None, after: 0, count: 1, errno };
+                let op = Some(if op == Op::Write { IoOp::Write } else { IoOp::Zero });
+                world.sim.add_fault(Fault { op, ..fault });
+            };
+            let held = req(0, op, 4, 16);
+            no_room(world);
+            assert_eq!(world.one(held), Ok(None));
+            assert!(world.is_waiting_for_room());
+            for other in [req(0, Op::Read, 20, 44), write(0, 40, 8), req(0, Op::Flush, 0, 0)] {
+                assert_eq!(world.one(other), Ok(OK), "{other:?}");
+            }
+            world.swap_tables().unwrap();
+            assert_eq!(ending(world, held), None, "another table makes no room");
+            world.base_has_room();
+            assert_eq!(ending(world, held), OK);
+            no_room(world);
+            assert_eq!(world.one(held), Ok(None));
+            no_room(world);
+            world.give_base_up();
+            assert_eq!(ending(world, held), NO_SPACE);
+            no_room(world);
+            assert_eq!(world.one(held), Ok(NO_SPACE), "nobody waits any more");
+            world.base_has_room();
+            no_room(world);
+            assert_eq!(world.one(held), Ok(None));
+            world.fail_held();
+            assert_eq!(ending(world, held), NO_SPACE);
+        });
+    }
+}
+
 /// I17: the round that fails is led by the held write's worker, or by the other.
 #[test]
 fn s74_s78_what_waits_for_room_fails_where_a_commit_does() {

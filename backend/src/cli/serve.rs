@@ -222,8 +222,12 @@ impl Args for Serve {
                     .value_parser(path()),
             )
             .arg(
-                each("on-full", "fail|wait=30s", "What writes to a full store do [default: fail]")
-                    .value_parser(on_full),
+                each(
+                    "on-full",
+                    "fail|wait=30s",
+                    "What writes do that find no room [default: fail]",
+                )
+                .value_parser(on_full),
             )
             .arg(
                 each("guest-agent", "SOCKET", "Freeze file systems through this agent")

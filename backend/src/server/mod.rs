@@ -201,7 +201,9 @@ impl Passing {
             };
             match event {
                 Ok(event) => {
-                    if let DeviceEvent::Store { event: StoreEvent::Full, .. } = &event {
+                    if let DeviceEvent::Store { event: StoreEvent::Full, .. }
+                    | DeviceEvent::FileFull { .. } = &event
+                    {
                         look_at = Some(Instant::now());
                     }
                     self.follow(event);
@@ -228,12 +230,25 @@ impl Passing {
                 let of_it = resizes.values().filter(|(of, _)| of == device);
                 of_it.for_each(|(_, resized)| resized());
             }
+            DeviceEvent::FileFull { file } => {
+                let devices = self.devices.upgrade();
+                let waiting = devices.map(|devices| devices.waiting_for(file)).unwrap_or_default();
+                let reason = format!(
+                    "the file system of {} is full: writes wait until there is room",
+                    file.display()
+                );
+                waiting.into_iter().for_each(|device| self.tell(&waits(device, reason.clone())));
+            }
             _ => {}
         }
         if let Some(event) = monitor_event(event) {
-            log_failure(&event);
-            self.events.emit(&event);
+            self.tell(&event);
         }
+    }
+
+    fn tell(&self, event: &Event) {
+        log_failure(event);
+        self.events.emit(event);
     }
 }
 
@@ -266,6 +281,18 @@ fn failed(device: &str, failure: Failure) -> Event {
     })
 }
 
+/// The event of writes that wait for room.
+fn waits(device: String, reason: String) -> Event {
+    Event::BlockIoError(BlockIoError {
+        node_name: Some(device.clone()),
+        device,
+        operation: IoOperation::Write,
+        action: ErrorAction::Stop,
+        nospace: Some(true),
+        reason,
+    })
+}
+
 fn monitor_event(event: DeviceEvent) -> Option<Event> {
     let failed = |device: String, cow: String, reason: &str| SnapshotFailed {
         device,
@@ -275,7 +302,7 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
     Some(match event {
         DeviceEvent::Suspended(device) => Event::DeviceSuspended(DeviceChanged { device }),
         DeviceEvent::Resumed(device) => Event::DeviceResumed(DeviceChanged { device }),
-        DeviceEvent::Resized { .. } => return None,
+        DeviceEvent::Resized { .. } | DeviceEvent::FileFull { .. } => return None,
         DeviceEvent::Store { device, store, event } => match event {
             StoreEvent::Invalidated => Event::SnapshotInvalidated(failed(
                 device,
@@ -287,14 +314,9 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
                 store,
                 "a chunk could not be kept, and the store could not be marked invalid",
             )),
-            StoreEvent::Full => Event::BlockIoError(BlockIoError {
-                node_name: Some(device.clone()),
-                device,
-                operation: IoOperation::Write,
-                action: ErrorAction::Stop,
-                nospace: Some(true),
-                reason: format!("the store {store} is full: writes wait until it has grown"),
-            }),
+            StoreEvent::Full => {
+                waits(device, format!("the store {store} is full: writes wait until it has grown"))
+            }
             StoreEvent::ThresholdPassed { threshold, exceeded } => {
                 Event::BlockWriteThreshold(BlockWriteThreshold {
                     node_name: device,

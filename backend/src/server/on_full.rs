@@ -1,17 +1,17 @@
-//! What a disk's writes do when a store is full, in words: `fail`, or `wait=30s`.
+//! What a disk's writes do that find no room, in words: `fail`, or `wait=30s`.
 //!
 //! Owns the words, which the command line, the configuration file and the monitor share.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What happens when a store is full.
+/// What happens where there is no room, in a store or below another file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFull {
     /// Writes that need room fail.
     #[default]
     Fail,
-    /// They wait that long for the store to grow.
+    /// They wait that long for some.
     Wait(Duration),
 }
 

@@ -10,7 +10,7 @@ pub mod log;
 pub mod open;
 #[cfg(not(feature = "shuttle"))]
 pub mod owed;
-mod room;
+pub(crate) mod room;
 pub mod store;
 pub mod tail;
 pub mod words;

@@ -1,5 +1,5 @@
-//! A store's policy for room: how long a write without room waits, and the threshold that is
-//! reported before.
+//! The policy for room in a store or in another file: how long a write without room waits, and the
+//! threshold that is reported before.
 //!
 //! Owns what was requested, whether the wait is over, and whether that has been confirmed. Never
 //! knows how much room there is, nor which requests wait.
@@ -12,7 +12,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const NO_THRESHOLD: u64 = u64::MAX;
 
 /// See the module's description.
-pub(super) struct Room {
+pub(crate) struct Room {
     /// How long a write that needs room waits, in milliseconds.
     patience: AtomicU64,
     /// That time is over.
@@ -38,21 +38,21 @@ impl Default for Room {
 }
 
 impl Room {
-    pub(super) fn set_patience(&self, patience: Duration) {
+    pub(crate) fn set_patience(&self, patience: Duration) {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         self.patience.store(millis, Ordering::Release);
     }
 
-    pub(super) fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         Duration::from_millis(self.patience.load(Ordering::Acquire))
     }
 
     /// Whether a write that finds no room waits.
-    pub(super) fn is_waited_for(&self) -> bool {
+    pub(crate) fn is_waited_for(&self) -> bool {
         self.patience.load(Ordering::Acquire) != 0 && !self.given_up.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_given_up(&self, given_up: bool) {
+    pub(crate) fn set_given_up(&self, given_up: bool) {
         self.given_up.store(given_up, Ordering::Release);
     }
 
@@ -64,13 +64,13 @@ impl Room {
         self.below.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_promised(&self, promised: bool) {
+    pub(crate) fn set_promised(&self, promised: bool) {
         self.promised.store(promised, Ordering::Release);
     }
 
     /// One load per first write.
     #[inline]
-    pub(super) fn is_promised(&self) -> bool {
+    pub(crate) fn is_promised(&self) -> bool {
         self.promised.load(Ordering::Acquire)
     }
 

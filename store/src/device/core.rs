@@ -38,6 +38,12 @@ pub enum DeviceEvent {
         /// How.
         event: StoreEvent,
     },
+    /// The file system below a file that is no store is full, and what guests write waits:
+    /// [`Devices::waiting_for`] says who.
+    FileFull {
+        /// Its path.
+        file: PathBuf,
+    },
     /// A device was suspended.
     Suspended(String),
     /// A device was resumed.
@@ -196,7 +202,7 @@ impl Devices {
     /// No devices yet.
     pub fn new(files: Arc<Files>, workers: Arc<Workers>, config: DevicesConfig) -> Self {
         let inner = Inner {
-            disks: Disks::new(files.clone(), config.direct),
+            disks: Disks::new(files.clone(), config.direct, config.events.clone()),
             origins: Origins::default(),
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),

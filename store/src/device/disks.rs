@@ -7,12 +7,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use super::core::{DeviceEvent, EventSink};
 use super::error::DeviceError;
 use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
 use crate::target::Medium;
 
 /// How long to wait for the lock of a killed process, which its last I/O still holds.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
+
+/// Bytes that must be free again on a full file system before a write to a file on it is retried.
+const ROOM_BELOW: u64 = 1 << 20;
 
 /// An open file, locked for as long as it is used.
 #[derive(Debug)]
@@ -36,6 +40,16 @@ impl Disk {
         let what = || format!("cannot tell the length of {}", self.info.path.display());
         self.info.current_len().map_err(DeviceError::io(what()))
     }
+
+    /// Whether the file system below it has `least` bytes, and enough to be tried again. What a
+    /// block device has is known to nobody before it is.
+    pub(super) fn has_room_below(&self, least: u64) -> bool {
+        if self.info.block_device {
+            return true;
+        }
+        let Ok(stat) = rustix::fs::fstatvfs(&self.info.file) else { return false };
+        stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BELOW.max(least)
+    }
 }
 
 impl Drop for Disk {
@@ -58,16 +72,16 @@ struct Opened {
 }
 
 /// See the module's description.
-#[derive(Debug)]
 pub(super) struct Disks {
     files: Arc<Files>,
     direct: bool,
+    events: EventSink,
     opened: HashMap<Identity, Opened>,
 }
 
 impl Disks {
-    pub(super) fn new(files: Arc<Files>, direct: bool) -> Self {
-        Disks { files, direct, opened: HashMap::new() }
+    pub(super) fn new(files: Arc<Files>, direct: bool, events: EventSink) -> Self {
+        Disks { files, direct, events, opened: HashMap::new() }
     }
 
     /// The file at `path`, open in a mode that allows at least `mode`.
@@ -94,8 +108,10 @@ impl Disks {
         let identity = info.identity;
         let file = self.files.add(info);
         let info = self.files.get(file).expect("it was just added");
+        let (events, path) = (self.events.clone(), info.path.clone());
+        let on_full = Box::new(move || events(DeviceEvent::FileFull { file: path.clone() }));
         let disk = Arc::new(Disk {
-            medium: Arc::new(Medium::new(file)),
+            medium: Arc::new(Medium::watched(file, on_full)),
             info,
             lock: Mutex::new(Some(lock)),
             reader: reader.map_or_else(Weak::new, |reader| Arc::downgrade(&reader)),

@@ -1,24 +1,29 @@
-//! Full stores: how long guests' writes wait for room, and the search for room meanwhile.
+//! Full stores and files: how long guests' writes wait for room, and the search for room meanwhile.
 //!
-//! Owns each disk's time limit, and since when which store is full. Never holds a request: the
-//! worker parks a request that needs room, which blocks nothing else, and is woken from here. When
-//! the store has grown, the request proceeds; when the time is over, it fails. A file system may
-//! report space that no write gets (quotas, reserved blocks): until a write gets some, the time
-//! runs on, and waiting requests are retried at long intervals.
+//! Owns each disk's time limit, and since when which file is full. Never holds a request: the worker
+//! parks a request that needs room, which blocks nothing else, and is woken from here. When the store
+//! has grown, or the file system has room again, the request proceeds; when the time is over, it fails.
+//! A file system may report space that no write gets (quotas, reserved blocks): until a write gets some,
+//! the time runs on, and waiting requests are retried at long intervals.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::build::Active;
 use super::core::{Devices, Inner};
+use super::disks::Disk;
 use super::error::DeviceError;
 use super::live::Live;
-use crate::cow::{Store, StoreState};
+use crate::cow::StoreState;
+use crate::io::FileId;
+use crate::table::Keeper;
 
-/// The interval between two checks of a full store that writes wait for.
+/// The interval between two checks of a full file that writes wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The interval between two retries of a store that reports room and has none: the first, and the
+/// The interval between two retries of a file that reports room and has none: the first, and the
 /// longest.
 const SHORTEST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(1);
@@ -28,17 +33,98 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 pub(super) struct FullStores {
     /// By disk; only disks that wait.
     patience: BTreeMap<String, Duration>,
-    /// By store.
-    waits: BTreeMap<String, Wait>,
+    waits: BTreeMap<Key, Wait>,
 }
 
-/// A store that is full, or that was retried and has not proven yet that it has room.
+/// The name of a store, or the number of another file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Store(String),
+    File(u32),
+}
+
+/// A file that can be full, with writes that wait for room.
+enum Watched {
+    Store(Arc<Live>),
+    File(Arc<Disk>),
+}
+
+impl Watched {
+    fn key(&self) -> Key {
+        match self {
+            Watched::Store(live) => Key::Store(live.store.name().into()),
+            Watched::File(disk) => Key::File(disk.file().0),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        match self {
+            Watched::Store(live) => live.store.state() == StoreState::Full,
+            Watched::File(disk) => disk.medium.is_full(),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self {
+            Watched::Store(live) => live.store.patience(),
+            Watched::File(disk) => disk.medium.patience(),
+        }
+    }
+
+    fn is_promised_room(&self) -> bool {
+        match self {
+            Watched::Store(live) => live.store.is_promised_room(),
+            Watched::File(disk) => disk.medium.is_promised_room(),
+        }
+    }
+
+    fn has_found_room(&self) -> bool {
+        match self {
+            Watched::Store(live) => live.has_found_room(),
+            Watched::File(disk) => disk.has_room_below(0),
+        }
+    }
+
+    fn go_on(&self) {
+        match self {
+            Watched::Store(live) => live.store.go_on(),
+            Watched::File(disk) => disk.medium.go_on(),
+        }
+    }
+
+    fn give_up(&self) {
+        match self {
+            Watched::Store(live) => live.store.give_up(),
+            Watched::File(disk) => disk.medium.give_up(),
+        }
+    }
+
+    /// Whether room alone ends a wait that was given up. A store needs a command for that.
+    fn is_cured_by_room(&self) -> bool {
+        matches!(self, Watched::File(_))
+    }
+
+    fn say_that_it_goes_on(&self) {
+        match self {
+            Watched::Store(live) => {
+                tracing::info!("the store {} has room again", live.store.name());
+            }
+            Watched::File(disk) => {
+                tracing::info!("there is room for {} again", disk.info.path.display());
+            }
+        }
+    }
+}
+
+/// A file that is full, that was retried and has not proven yet that it has room, or that was given up
+/// and has no room yet.
 #[derive(Debug)]
 struct Wait {
     /// Since when it is full, not counting the time of retries.
     since: Instant,
     /// When it was retried.
     went_on: Option<Instant>,
+    given_up: bool,
     /// The time of the next retry.
     not_before: Instant,
     /// The delay from being full again to the next retry.
@@ -47,7 +133,7 @@ struct Wait {
 
 impl Wait {
     fn new(now: Instant) -> Wait {
-        Wait { since: now, went_on: None, not_before: now, rest: SHORTEST_REST }
+        Wait { since: now, went_on: None, given_up: false, not_before: now, rest: SHORTEST_REST }
     }
 
     /// It is full again, and nothing was written meanwhile: there was no room.
@@ -59,18 +145,45 @@ impl Wait {
         }
     }
 
-    /// Whether the store's being full now belongs to this wait. A write that asks for room so long
-    /// after the retry is another one.
-    fn goes_for(&self, store: &Store, now: Instant) -> bool {
-        let is_recent = |at| now.saturating_duration_since(at) <= store.patience();
-        self.went_on.is_none_or(|at| store.is_promised_room() && is_recent(at))
+    /// Whether the file's being full now belongs to this wait. A write that asks for room so long after
+    /// the retry is another one.
+    fn goes_for(&self, watched: &Watched, now: Instant) -> bool {
+        let is_recent = |at| now.saturating_duration_since(at) <= watched.patience();
+        self.went_on.is_none_or(|at| watched.is_promised_room() && is_recent(at))
+    }
+
+    /// Retries the writes that wait for the full file, or gives them up. True if it did either.
+    fn tend(&mut self, watched: &Watched, now: Instant) -> bool {
+        if std::mem::take(&mut self.given_up) {
+            // There was room in the meantime.
+            *self = Wait::new(now);
+        }
+        self.was_in_vain(now);
+        if self.not_before <= now && watched.has_found_room() {
+            watched.say_that_it_goes_on();
+            watched.go_on();
+            self.went_on = Some(now);
+        } else if self.since + watched.patience() <= now {
+            watched.give_up();
+            self.given_up = true;
+            self.not_before = now + LONGEST_REST;
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// When to check the file again.
+    fn look_at(&self, watched: &Watched, now: Instant) -> Instant {
+        let look = Some(self.not_before).filter(|at| *at > now).unwrap_or(now + LOOK_EVERY);
+        if self.given_up { look } else { look.min(self.since + watched.patience()) }
     }
 }
 
 impl Devices {
-    /// A guest's writes to the disk `name` that find no room, in its store or in that of a snapshot
-    /// of it, wait as long as `patience` for that to grow; for no time at all they fail at once.
-    /// Also where there is no such device yet.
+    /// A guest's writes to the disk `name` that find no room wait as long as `patience` for it: in
+    /// its store, in that of a snapshot of it, or below the file that they go to. For no time at all
+    /// they fail at once. Also where there is no such device yet.
     pub fn set_patience(&self, name: &str, patience: Duration) {
         let inner = &mut *self.lock();
         if patience.is_zero() {
@@ -97,68 +210,108 @@ impl Devices {
         Ok(())
     }
 
-    /// Looks after stores that are full and waited for: lets go on what waits for one that has
-    /// grown, and fails what has waited for long enough. To be called when one becomes full
-    /// ([`StoreEvent::Full`](crate::cow::store::StoreEvent::Full)), and again when this says so;
-    /// none where nothing waits.
+    /// Looks after what is full and waited for: lets go on what waits for a store that has grown or a
+    /// file system that has room, and fails what has waited for long enough. To be called when
+    /// something becomes full ([`StoreEvent::Full`](crate::cow::store::StoreEvent::Full),
+    /// [`DeviceEvent::FileFull`](super::DeviceEvent::FileFull)), and again when this says so; none
+    /// where nothing waits.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
         // Guests wait for it, and no table changes.
         let inner = &mut *self.look();
         let mut waits = std::mem::take(&mut inner.full.waits);
         let (mut next, mut changed) = (None, false);
-        for live in stores(inner) {
-            let store = &live.store;
-            let wait = waits.remove(store.name()).filter(|wait| wait.goes_for(store, now));
-            if store.state() != StoreState::Full {
-                let unproven = wait.filter(|wait| wait.went_on.is_some());
-                inner.full.waits.extend(unproven.map(|wait| (store.name().into(), wait)));
+        for watched in watched(inner) {
+            let key = watched.key();
+            let wait = waits.remove(&key).filter(|wait| wait.goes_for(&watched, now));
+            let mut wait = match (watched.is_full(), wait) {
+                (true, wait) => wait.unwrap_or_else(|| Wait::new(now)),
+                (false, Some(wait)) if wait.given_up => {
+                    if wait.not_before <= now && watched.has_found_room() {
+                        // Who finds none from now on waits.
+                        watched.go_on();
+                        continue;
+                    }
+                    wait
+                }
+                (false, wait) => {
+                    let unproven = wait.filter(|wait| wait.went_on.is_some());
+                    inner.full.waits.extend(unproven.map(|wait| (key, wait)));
+                    continue;
+                }
+            };
+            if watched.is_full() && wait.tend(&watched, now) {
+                changed = true;
+            }
+            if wait.given_up && !watched.is_cured_by_room() {
                 continue;
             }
-            let mut wait = wait.unwrap_or_else(|| Wait::new(now));
-            wait.was_in_vain(now);
-            let deadline = wait.since + store.patience();
-            if wait.not_before <= now && live.has_found_room() {
-                tracing::info!("the store {} has room again", store.name());
-                store.go_on();
-                wait.went_on = Some(now);
-                changed = true;
-            } else if deadline <= now {
-                store.give_up();
-                changed = true;
-                continue;
-            } else {
-                let look = Some(wait.not_before).filter(|at| *at > now).unwrap_or(now + LOOK_EVERY);
-                let again = deadline.min(look);
+            if wait.went_on.is_none() {
+                let again = wait.look_at(&watched, now);
                 next = Some(next.map_or(again, |next: Instant| next.min(again)));
             }
-            inner.full.waits.insert(store.name().into(), wait);
+            inner.full.waits.insert(key, wait);
         }
         if changed {
             self.workers.wake(u64::MAX);
         }
         next
     }
+
+    /// The disks whose guests' writes to `file`, which is no store, wait for room.
+    pub fn waiting_for(&self, file: &Path) -> Vec<String> {
+        let inner = &*self.look();
+        let writes = |active: &Active| written(active).any(|disk| disk.info.path == file);
+        let waits = |name: &String| inner.full.patience.contains_key(name);
+        let devices = inner.devices.iter().filter(|(name, _)| waits(name));
+        let devices = devices.filter(|(_, device)| device.active.as_ref().is_some_and(writes));
+        devices.map(|(name, _)| name.clone()).collect()
+    }
 }
 
-fn stores(inner: &Inner) -> Vec<Arc<Live>> {
-    let active = inner.devices.values().filter_map(|device| device.active.as_ref());
-    active.flat_map(|active| active.snaps.values()).map(|snap| snap.live.clone()).collect()
+/// The files other than stores that a device's guest writes.
+pub(super) fn written(active: &Active) -> impl Iterator<Item = &Arc<Disk>> {
+    let is_written = |disk: &&Arc<Disk>| {
+        let mut keepers = active.table.all_keepers();
+        keepers.any(|keeper| matches!(keeper, Keeper::Medium(medium) if medium.file == disk.file()))
+    };
+    active.disks.iter().filter(is_written)
 }
 
-/// Tells every store how patient those are that write to it: its own disk's guest, and that of the
-/// origin.
+/// All that may be full, each once.
+fn watched(inner: &Inner) -> Vec<Watched> {
+    let active = || inner.devices.values().filter_map(|device| device.active.as_ref());
+    let stores = active().flat_map(|active| active.snaps.values());
+    let files: BTreeMap<_, _> =
+        active().flat_map(written).map(|disk| (disk.file(), disk.clone())).collect();
+    let stores = stores.map(|snap| Watched::Store(snap.live.clone()));
+    stores.chain(files.into_values().map(Watched::File)).collect()
+}
+
+/// Tells every store and other file how patient those are that write to it: of a store its own
+/// disk's guest, and that of the origin.
 pub(super) fn spread_patience(inner: &Inner) {
     let patience = |name: &String| inner.full.patience.get(name).copied().unwrap_or_default();
-    for (name, device) in &inner.devices {
-        let snaps = device.active.iter().flat_map(|active| active.snaps.values());
-        for snap in snaps {
-            let is_origin = |(_, origin): &(&String, &super::core::Device)| {
-                let keys = origin.active.iter().flat_map(|active| active.origin_keys.values());
-                keys.into_iter().any(|key| *key == snap.key)
+    let active =
+        || inner.devices.iter().filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
+    for (name, of_it) in active() {
+        for snap in of_it.snaps.values() {
+            let is_origin = |active: &Active| {
+                let mut keys = active.origin_keys.values();
+                keys.any(|key| *key == snap.key)
             };
-            let origins = inner.devices.iter().filter(is_origin);
+            let origins = active().filter(|(_, active)| is_origin(active));
             let most = origins.map(|(origin, _)| patience(origin)).max().unwrap_or_default();
             snap.live.store.set_patience(most.max(patience(name)));
         }
+    }
+    let mut files: BTreeMap<FileId, Duration> = BTreeMap::new();
+    for (name, active) in active() {
+        for disk in written(active) {
+            let most = files.entry(disk.file()).or_default();
+            *most = patience(name).max(*most);
+        }
+    }
+    for disk in active().flat_map(|(_, active)| &active.disks) {
+        disk.medium.set_patience(files.get(&disk.file()).copied().unwrap_or_default());
     }
 }

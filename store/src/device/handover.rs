@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::build::{Active, Plan, Snap};
 use super::core::{DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
+use super::full::written;
 use crate::cow::store::StoreEvent;
 use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::io::Identity;
@@ -318,8 +319,8 @@ pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
         && (merges || store.merge_mark() == MergeMark::None)
 }
 
-/// What the table of `name` makes of stores that were another's before, or had no room. Nothing is
-/// in flight, and who waits is woken later.
+/// What the table of `name` makes of stores that were another's before, or had no room, and of other
+/// files that had none below them. Nothing is in flight, and who waits is woken later.
 pub(super) fn settle(name: &str, active: &Active) {
     for (line, snap) in &active.snaps {
         snap.live.owner.becomes(name);
@@ -329,6 +330,7 @@ pub(super) fn settle(name: &str, active: &Active) {
             store.set_persistence(spec.persistence);
         }
     }
+    written(active).filter(|disk| disk.has_room_below(0)).for_each(|disk| disk.medium.go_on());
 }
 
 /// It is not known whether its newest entries are still on disk: entries that are read now may be

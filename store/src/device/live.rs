@@ -20,9 +20,6 @@ use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
 use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
 
-/// Bytes that a file system which had none must have again before a store on it is tried again.
-const ROOM_BELOW: u64 = 1 << 20;
-
 /// Bytes in memory for each exception that is about to be entered: itself, and sorted.
 const BYTES_ENTERED: u64 = 32;
 /// Exceptions that are entered at once: more make nothing quicker.
@@ -253,11 +250,7 @@ impl Live {
         if let Err(error) = self.look_at_length() {
             tracing::warn!("{error}");
         }
-        let below = || {
-            let Ok(stat) = rustix::fs::fstatvfs(&self.disk.info.file) else { return false };
-            stat.f_bavail.saturating_mul(stat.f_frsize)
-                >= ROOM_BELOW.max(self.store.chunk().bytes())
-        };
+        let below = || self.disk.has_room_below(self.store.chunk().bytes());
         if self.store.is_full_below() { below() } else { self.store.log().has_room() }
     }
 }

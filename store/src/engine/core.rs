@@ -13,6 +13,7 @@ use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
+use super::room::Goes;
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
@@ -79,8 +80,6 @@ impl MetaOf {
     }
 }
 
-const NOT_TRACKED: u16 = 0xffff;
-
 /// `kind << 48 | detail << 32 | index`: the host's own tags have bit 63 set, ours never.
 fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
     Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
@@ -112,6 +111,8 @@ pub(super) struct Pending {
     pub(super) failed: bool,
     /// A part of it found no room.
     pub(super) no_space: bool,
+    /// What has its place found none in this file, and was tried again.
+    pub(super) lacks: Option<FileId>,
     /// A piece from here on found no room: when all parts have ended, it is dispatched again from
     /// here.
     pub(super) again: Option<u64>,
@@ -157,6 +158,10 @@ pub(super) struct Core {
     /// Claims that have their bytes and are to be written in runs: for each of the table's
     /// exceptions.
     pub(super) gathered: Vec<Gathered>,
+    /// The table's files, sorted.
+    pub(super) files: Vec<FileId>,
+    /// Files in which a write that had waited for room found some.
+    pub(super) found_room: Vec<FileId>,
     /// Lists for copies and runs, so that none is allocated a copy or a run.
     pub(super) spare_lists: SpareLists,
     pub(super) spare_commits: SpareCommits,
@@ -193,6 +198,8 @@ impl Core {
             slices_waiting: VecDeque::new(),
             slice_reads: Vec::new(),
             gathered: Vec::new(),
+            files: Vec::new(),
+            found_room: Vec::new(),
             spare_lists: SpareLists::default(),
             spare_commits: SpareCommits::default(),
             actions: VecDeque::with_capacity(config.requests),
@@ -213,6 +220,8 @@ impl Core {
         self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
         self.commit_stores.clear();
         self.commit_stores.resize(table.exceptions().len(), false);
+        self.files.clear();
+        self.files.extend(table.files());
         debug_assert!(self.gathered.iter().all(Gathered::is_empty));
         self.gathered.resize_with(table.exceptions().len(), Gathered::with_room);
     }
@@ -228,6 +237,7 @@ impl Core {
             outstanding: 0,
             failed: false,
             no_space: false,
+            lacks: None,
             again: None,
             for_room: false,
             waiting: true,
@@ -337,6 +347,7 @@ impl Core {
             self.step_merge(table);
             self.write_gathered(table);
             self.start_barriers(table);
+            self.say_found_room(table);
             if self.ready.is_empty() && !self.freed {
                 break;
             }
@@ -352,13 +363,14 @@ impl Core {
         let ok = completion.result.is_ok();
         match kind {
             Kind::Request => {
-                if detail != NOT_TRACKED {
-                    self.worker.untrack(TrackId::from_u8(detail as u8));
+                let goes = Goes::from_detail(detail);
+                if let Some(track) = goes.track() {
+                    self.worker.untrack(track);
                     self.freed = true;
                 }
                 let pending = &self.requests[index];
                 if is_full(completion.result) && pending.op != Op::Read {
-                    return self.found_no_room(table, index);
+                    return self.found_no_room(table, index, goes);
                 }
                 self.part_ended(index, ok);
             }
@@ -411,7 +423,9 @@ impl Core {
             let at = pending.cursor as u32;
             self.segs.push(Seg::Guest { token, offset: at, len: len as u32 });
         }
-        let detail = track.map_or(NOT_TRACKED, |track| u16::from(track.to_u8()));
+        // What reads needs no room.
+        let to = if op == IoOp::Read { None } else { self.files.binary_search(&file).ok() };
+        let detail = Goes::new(track, to).detail();
         self.act(op, file, offset, len, first, (Kind::Request, detail, index));
     }
 
@@ -421,22 +435,6 @@ impl Core {
         pending.outstanding -= 1;
         pending.failed |= !ok;
         self.maybe_ended(index);
-    }
-
-    /// A write to a mapped chunk found no room: in a hole that a discard left, or below a snapshot
-    /// of the file system. If it may wait for room, it is retried from its beginning when there
-    /// may be some.
-    #[cold]
-    fn found_no_room(&mut self, table: &Table, index: usize) {
-        let pending = &mut self.requests[index];
-        pending.no_space = true;
-        let mut waits = false;
-        let stores = table.stores_of(pending.start, pending.len);
-        stores.for_each(|it| waits |= it.wait_for_room_below());
-        if waits {
-            pending.again = Some(0);
-        }
-        self.part_ended(index, waits);
     }
 
     /// Ends a request whose parts have all ended, or takes its last step.
@@ -454,6 +452,7 @@ impl Core {
             if pending.cursor < pending.len {
                 return;
             }
+            self.found_room.extend(pending.lacks.take());
         }
         if pending.durable && !pending.failed {
             pending.waiting = true;

@@ -34,13 +34,12 @@ impl Core {
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
         if pending.no_space && !pending.failed {
-            let mut stores = table.stores_of(pending.start, pending.len);
-            if stores.any(|store| store.state() == StoreState::Full) {
-                pending.for_room = true;
+            if self.still_lacks_room(table, index) {
+                self.requests[index].for_room = true;
                 return self.park(index);
             }
             // It is retried, and may fail for another reason now.
-            pending.no_space = false;
+            self.requests[index].no_space = false;
         }
         loop {
             let pending = &self.requests[index];

@@ -5,48 +5,8 @@
 
 use std::sync::Arc;
 
-use super::Decision;
-use crate::io::FileId;
+use super::{Decision, Medium};
 use crate::request::Op;
-use crate::sync::atomic::{AtomicBool, Ordering};
-
-/// A file in the form that tables use: one object per file, however many tables name it.
-#[derive(Debug)]
-pub struct Medium {
-    /// Its name in actions.
-    pub file: FileId,
-    sync_failed: AtomicBool,
-    owes: AtomicBool,
-}
-
-impl Medium {
-    /// A medium that was just opened.
-    pub fn new(file: FileId) -> Self {
-        Medium { file, sync_failed: AtomicBool::new(false), owes: AtomicBool::new(false) }
-    }
-
-    /// A sync failed: earlier writes may be lost, so later syncs must not succeed. Sticky until
-    /// the file is opened again.
-    pub fn set_sync_failed(&self) {
-        self.sync_failed.store(true, Ordering::Release);
-    }
-
-    /// Whether a sync failed.
-    pub fn sync_failed(&self) -> bool {
-        self.sync_failed.load(Ordering::Acquire)
-    }
-
-    /// A device wrote to it, and its table only reads it from now on: devices above flush it too,
-    /// until it was synced.
-    pub fn set_owing(&self, owes: bool) {
-        self.owes.store(owes, Ordering::Release);
-    }
-
-    /// Whether it holds unsynced writes of a table that is gone.
-    pub fn is_owing(&self) -> bool {
-        self.owes.load(Ordering::Acquire)
-    }
-}
 
 /// The content of an extent.
 #[derive(Clone, Debug)]
@@ -184,6 +144,7 @@ impl Backing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::FileId;
 
     fn medium(id: u32) -> Arc<Medium> {
         Arc::new(Medium::new(FileId(id)))

@@ -5,11 +5,13 @@
 //! or how a store commits. Targets do not know each other.
 
 pub mod backing;
+pub mod medium;
 pub mod merge;
 pub mod origin;
 pub mod snapshot;
 
-pub use backing::{Backing, Extent, Medium, Place as ExtentPlace};
+pub use backing::{Backing, Extent, Place as ExtentPlace};
+pub use medium::Medium;
 pub use merge::Merge;
 pub use origin::Origin;
 pub use snapshot::{Features, Snapshot};

@@ -1,17 +1,33 @@
-//! Stores that are full while what needs room in them waits: whoever looks after them.
+//! Stores that are full, and a base without room, while what needs some waits: whoever looks after
+//! them.
 
 use super::*;
 use std::time::Duration;
 
 impl World {
-    /// What finds a store full waits, until [`World::grow`] or [`World::give_up`].
+    /// What finds a store full waits, until [`World::grow`] or [`World::give_up`]; what finds no room
+    /// in the base, until [`World::base_has_room`] or [`World::give_base_up`].
     pub fn be_patient(&mut self) {
-        self.stores.iter().for_each(|store| store.set_patience(Duration::from_secs(30)));
+        let patience = Duration::from_secs(30);
+        self.stores.iter().for_each(|store| store.set_patience(patience));
+        self.medium.set_patience(patience);
     }
 
-    /// Whether a store is full, and waited for.
+    /// Whether a store is full, or the base, and waited for.
     pub fn is_waiting_for_room(&self) -> bool {
-        self.stores.iter().any(|store| store.state() == StoreState::Full)
+        self.stores.iter().any(|store| store.state() == StoreState::Full) || self.medium.is_full()
+    }
+
+    /// What waits for room in the base goes on.
+    pub fn base_has_room(&mut self) {
+        self.medium.go_on();
+        self.workers.wake(u64::MAX);
+    }
+
+    /// The time is over, of the base.
+    pub fn give_base_up(&mut self) {
+        self.medium.give_up();
+        self.workers.wake(u64::MAX);
     }
 
     /// The store is `sectors` longer; what waits for room goes on.

@@ -12,6 +12,8 @@ use snapblk_tests::server::{Scratch, ServerCommand, find_in_path, find_snapblk, 
 
 use super::common::{World, assert_same, disk, overlay, plain, scratch, serve, stamped, word};
 
+mod files;
+
 const SECTORS: u64 = 2048;
 /// Room for 14 chunks of 4 KiB; two more are metadata.
 const STORE: u64 = 16 * 4096;
@@ -293,15 +295,19 @@ impl Small {
 
     /// Serves an overlay over `base` whose store lies in it.
     fn serve(&self, scratch: &Scratch, base: &Path) -> ServerCommand {
+        let command = self.command(scratch, LONG).arg("--blk-file").arg(base);
+        command.arg("--overlay").arg(self.at.join("store.cow"))
+    }
+
+    /// What serves a disk, part of which may lie in it.
+    fn command(&self, scratch: &Scratch, on_full: &str) -> ServerCommand {
         let nsenter = find_in_path("nsenter").expect("nsenter, of util-linux");
         let command = ServerCommand::new(nsenter, scratch).awaiting_monitor_alone();
         let snapblk = find_snapblk().unwrap_or_else(|error| panic!("{error}"));
         let (socket, monitor) = (command.socket().to_owned(), command.monitor().to_owned());
         let command = command.arg("--target").arg(self.holder.id().to_string());
         let command = command.arg("--user").arg("--mount").arg("--preserve-credentials");
-        let command = command.arg(snapblk).arg("serve").arg("--on-full").arg(LONG);
-        let command = command.arg("--blk-file").arg(base);
-        let command = command.arg("--overlay").arg(self.at.join("store.cow"));
+        let command = command.arg(snapblk).arg("serve").arg("--on-full").arg(on_full);
         let command = command.arg("--state").arg(scratch.path("state"));
         command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
     }

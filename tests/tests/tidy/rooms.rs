@@ -206,8 +206,9 @@ fn the_exception_table_has_no_word_for_what_uses_it() {
 
 /// A target may know these others. A merging device has an origin inside it, whose other
 /// snapshots it protects as `snapshot-origin` does; and all of them lie on plain extents.
-const TARGETS: [(&str, &[&str]); 4] = [
+const TARGETS: [(&str, &[&str]); 5] = [
     ("backing", &[]),
+    ("medium", &[]),
     ("snapshot", &["backing"]),
     ("origin", &["backing"]),
     ("merge", &["backing", "origin"]),

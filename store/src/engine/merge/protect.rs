@@ -46,6 +46,7 @@ impl Core {
             outstanding: 0,
             failed: false,
             no_space: false,
+            lacks: None,
             again: None,
             for_room: false,
             waiting: true,

@@ -1,0 +1,147 @@
+//! A file as tables use it, where it is no store.
+//!
+//! Owns what is known of it whatever table names it: whether its syncs can be relied on, and whether
+//! what guests write to it waits for room on its file system. Never knows who waits, nor how room is
+//! made.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::cow::room::Room;
+use crate::io::FileId;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// Is told that a file is full and waited for. Called by workers, seldom: it must not block.
+pub type OnFull = Box<dyn Fn() + Send + Sync>;
+
+/// See the module's description. One object a file, however many tables name it.
+pub struct Medium {
+    /// Its name in actions.
+    pub file: FileId,
+    sync_failed: AtomicBool,
+    owes: AtomicBool,
+    full: AtomicBool,
+    room: Room,
+    on_full: OnFull,
+}
+
+impl fmt::Debug for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Medium").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Medium {
+    /// A medium that was just opened, which nobody waits for.
+    pub fn new(file: FileId) -> Self {
+        Medium::watched(file, Box::new(|| ()))
+    }
+
+    /// The same; `on_full` is told when it is full and what is written waits.
+    pub fn watched(file: FileId, on_full: OnFull) -> Self {
+        let [sync_failed, owes, full] = [(); 3].map(|()| AtomicBool::new(false));
+        Medium { file, sync_failed, owes, full, room: Room::default(), on_full }
+    }
+
+    /// A sync failed: what was written may be lost, so later ones must not succeed. Sticky until
+    /// the file is opened again.
+    pub fn set_sync_failed(&self) {
+        self.sync_failed.store(true, Ordering::Release);
+    }
+
+    /// Whether a sync failed.
+    pub fn sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Acquire)
+    }
+
+    /// A device wrote it whose table only reads it from now on: whoever lies above flushes it too,
+    /// until it was synced.
+    pub fn set_owing(&self, owes: bool) {
+        self.owes.store(owes, Ordering::Release);
+    }
+
+    /// Whether it holds writes of a table that is gone, and was not synced since.
+    pub fn is_owing(&self) -> bool {
+        self.owes.load(Ordering::Acquire)
+    }
+
+    /// What finds no room below it waits for that, for as long as `patience`; for no time at all it
+    /// fails at once, as it does from the start.
+    pub fn set_patience(&self, patience: Duration) {
+        self.room.set_patience(patience);
+    }
+
+    /// How long what needs room waits for it.
+    pub fn patience(&self) -> Duration {
+        self.room.patience()
+    }
+
+    /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
+    pub fn wait_for_room(&self) -> bool {
+        if !self.room.is_waited_for() {
+            return false;
+        }
+        if !self.full.swap(true, Ordering::AcqRel) {
+            (self.on_full)();
+        }
+        true
+    }
+
+    /// Whether what found no room waits.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// There is said to be room again: what waits goes on, and what finds none waits. The caller
+    /// wakes the workers.
+    pub fn go_on(&self) {
+        self.room.set_promised(true);
+        self.room.set_given_up(false);
+        self.full.store(false, Ordering::Release);
+    }
+
+    /// Something that had waited found room, and was written.
+    pub fn wrote(&self) {
+        self.room.set_promised(false);
+    }
+
+    /// Whether nothing was written since there was said to be room again.
+    pub fn is_promised_room(&self) -> bool {
+        self.room.is_promised()
+    }
+
+    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
+    /// the workers.
+    pub fn give_up(&self) {
+        self.room.set_given_up(true);
+        self.full.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn what_finds_no_room_waits_while_somebody_is_patient_and_it_is_told_once() {
+        let told = Arc::new(AtomicU32::new(0));
+        let tells = told.clone();
+        let on_full = move || {
+            tells.fetch_add(1, Ordering::Relaxed);
+        };
+        let medium = Medium::watched(FileId(1), Box::new(on_full));
+        assert!(!medium.wait_for_room() && !medium.is_full(), "nobody is patient");
+        medium.set_patience(Duration::from_secs(1));
+        assert!(medium.wait_for_room() && medium.wait_for_room() && medium.is_full());
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        medium.give_up();
+        assert!(!medium.is_full() && !medium.wait_for_room());
+        medium.go_on();
+        assert!(medium.is_promised_room() && medium.wait_for_room());
+        medium.wrote();
+        assert!(!medium.is_promised_room());
+        assert_eq!(told.load(Ordering::Relaxed), 2);
+    }
+}
