@@ -257,13 +257,22 @@ impl Server {
         let export = taken.ok_or_else(|| shutting_down(&c.id))?;
         // As long as it takes, which is for its requests to say: nobody waits for that without end.
         let (send, ended) = channel();
+        // One that gets no thread serves on: it would stop where it is dropped.
+        let (hand, taken) = channel();
         let (server, id) = (self.clone(), c.id.clone());
-        let stop = move || drop(send.send(server.stop_export(&id, export, mode)));
-        if std::thread::Builder::new().name("stop".into()).spawn(stop).is_err() {
-            // It was dropped, and has stopped.
-            self.export_is_gone(&c.id);
-            return Ok(Answer::DONE);
+        let stop = move || {
+            if let Ok(export) = taken.recv() {
+                let _ = send.send(server.stop_export(&id, export, mode));
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("stop".into()).spawn(stop) {
+            self.put_back(&c.id, export);
+            return Err(CommandError::generic(format!(
+                "the export '{}' serves on: there is no thread to stop it in ({error}); try again",
+                c.id
+            )));
         }
+        let _ = hand.send(export);
         let late = || {
             CommandError::generic(format!(
                 "the export '{}' is shutting down and has not ended within {} s: its front-end, or a \
@@ -284,14 +293,19 @@ impl Server {
         mode: StopMode,
     ) -> Result<(), CommandError> {
         if let Err(error) = export.stop(mode) {
-            if let Some(exported) = self.exports().get_mut(id) {
-                exported.export = Some(export);
-            }
-            self.stopped.notify_all();
+            self.put_back(id, export);
             return Err(CommandError::generic(error.to_string()));
         }
         self.export_is_gone(id);
         Ok(())
+    }
+
+    /// An export that was taken out of the list is not stopped.
+    fn put_back(&self, id: &str, export: Export) {
+        if let Some(exported) = self.exports().get_mut(id) {
+            exported.export = Some(export);
+        }
+        self.stopped.notify_all();
     }
 
     fn export_is_gone(&self, id: &str) {

@@ -346,3 +346,37 @@ fn more_queues_than_there_is_room_for_are_refused_and_flushes_go_on() {
     world.call("block-export-add", add(102, 1));
     world.stop();
 }
+
+/// Where there is no memory for the thread that would stop it, an export is left as it is.
+#[test]
+fn an_export_for_whose_end_there_is_no_thread_serves_on() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    let socket = scratch.socket("e.sock");
+    world.call("block-export-add", export_args("e", "d", &socket, true));
+    let mut connected = disk(&socket);
+    connected.write(4096, &stamped(8, 8, 2)).unwrap();
+    let pid = world.server.pid();
+    let limit = |bytes: &str| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={pid}")).arg(format!("--as={bytes}:"));
+        assert!(output(&mut command).expect("prlimit, of util-linux").status.success());
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let has = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let has: u64 = has.trim().trim_end_matches(" kB").parse().unwrap();
+    // Less than a thread's stack.
+    limit(&((has + 512) << 10).to_string());
+    let hard = json!({"id": "e", "mode": "hard"});
+    let said = world.refused("block-export-del", hard.clone());
+    assert!(said.contains("'e' serves on") && said.contains("thread"), "{said}");
+    assert_eq!(connected.read(4096, 4096).unwrap(), stamped(8, 8, 2));
+    let exports = world.call("query-block-exports", json!({}));
+    assert_eq!((&exports[0]["id"], &exports[0]["shutting-down"]), (&json!("e"), &json!(false)));
+    limit("unlimited");
+    world.call("block-export-del", hard);
+    assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"]["id"], "e");
+    world.stop();
+}
