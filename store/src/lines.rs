@@ -108,11 +108,35 @@ pub struct TableLine {
     pub target: TargetSpec,
 }
 
+/// Characters that are shown of a line, or of a word of it.
+pub const MOST_SHOWN: usize = 60;
+/// And of what a parser says of a file, which may name the keys that it knows.
+pub const MOST_SAID: usize = 500;
+
+/// What a sentence says of `text`, which may be all of a file, and any file: its first characters,
+/// at most `most`, and in their places what a terminal would not print.
+pub fn shown(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    let mut left = most;
+    for c in text.chars() {
+        // What lines have to be taken as it is, and what sentences put around them.
+        let is_plain = matches!(c, '\\' | '\'' | '"');
+        let len = if is_plain { 1 } else { c.escape_debug().len() };
+        let Some(rest) = left.checked_sub(len) else {
+            shown.push('…');
+            break;
+        };
+        left = rest;
+        if is_plain { shown.push(c) } else { shown.extend(c.escape_debug()) }
+    }
+    shown
+}
+
 /// What is wrong with a line or a table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
     /// A word is missing.
-    #[error("table line '{line}': {what} is missing")]
+    #[error("table line '{}': {what} is missing", shown(line, MOST_SHOWN))]
     Missing {
         /// The line.
         line: String,
@@ -120,7 +144,11 @@ pub enum LineError {
         what: &'static str,
     },
     /// A word is not what it should be.
-    #[error("table line '{line}': '{word}' is not {what}")]
+    #[error(
+        "table line '{}': '{}' is not {what}",
+        shown(line, MOST_SHOWN),
+        shown(word, MOST_SHOWN)
+    )]
     Bad {
         /// The line.
         line: String,
@@ -130,7 +158,11 @@ pub enum LineError {
         what: &'static str,
     },
     /// There are more words than the target takes.
-    #[error("table line '{line}': '{word}' is one parameter too many for {target}")]
+    #[error(
+        "table line '{}': '{}' is one parameter too many for {target}",
+        shown(line, MOST_SHOWN),
+        shown(word, MOST_SHOWN)
+    )]
     TooMany {
         /// The line.
         line: String,
@@ -460,6 +492,20 @@ mod tests {
         assert!(message("0 18446744073709551615 zero").contains("is not a length"));
         assert!(message("0 8 mirror").contains("'mirror' is not a target"));
         assert!(message("0 8 snapshot /o /c P 8 1 discard_passdown_origin").contains("without"));
+    }
+
+    /// Any file may be given for one with lines.
+    #[test]
+    fn of_what_is_no_line_little_is_shown() {
+        let long = format!("GIF89a\0\u{1b}[2J{}", "\u{7}x".repeat(100_000));
+        for text in [long.clone(), format!("0 8 {long}"), format!("0 8 zero {long}")] {
+            let said = text.parse::<TableLine>().unwrap_err().to_string();
+            assert!(said.len() < 350 && !said.contains(char::is_control), "{said}");
+            assert!(said.contains("GIF89a\\0\\u{1b}[2J\\u{7}x"), "{said}");
+        }
+        let plain = r"0 8 linear /it\ is\\'so'";
+        assert_eq!(shown(plain, MOST_SHOWN), plain);
+        assert_eq!((&*shown("abcd", 4), &*shown("abcde", 4)), ("abcd", "abcd…"));
     }
 
     /// Whatever paths hold, and however lines are printed and stored.

@@ -183,6 +183,14 @@ fn a_state_that_does_not_fit_is_refused() {
         assert!(said.contains("is not a state file") && said.contains(why), "{said}");
         assert!(said.len() < 2000, "{} bytes", said.len());
     }
+    // One long word, or an image given for lines of a table: the beginning of it, in print.
+    fs::write(&state, format!("version = \"{}\"\n", "\\u0007x".repeat(1 << 16))).unwrap();
+    let lines = format!("@{}", word(&image));
+    for command in [overlay(&scratch, &base), serve(&scratch).arg("--table").arg(lines)] {
+        let said = does_not_start(&command);
+        assert!(said.contains("line '\\0\\0") || said.contains("line 1: "), "{said}");
+        assert!(said.len() < 2000 && !said.contains(['\0', '\u{7}']), "{} bytes", said.len());
+    }
     // A half-written new one beside it is nothing.
     fs::write(&state, &kept).unwrap();
     fs::write(scratch.path("store.cow.state.new"), "vers").unwrap();

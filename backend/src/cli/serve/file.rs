@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use snapblk_store::lines::{MOST_SAID, shown};
 
 use super::{Disk, OnFull, Serve, Socket, Source, flush_interval, on_full, table_memory};
 use crate::cli::CliError;
@@ -57,7 +58,10 @@ impl Serve {
     }
 
     pub(super) fn joined(&self, path: &Path, text: &str) -> Result<Serve, CliError> {
-        let wrong = |why: String| CliError::Usage(format!("{}: {why}", path.display()));
+        // What it says of the file may be most of the file.
+        let wrong = |why: String| {
+            CliError::Usage(format!("{}: {}", path.display(), shown(&why, MOST_SAID)))
+        };
         let file: File = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;

@@ -184,6 +184,10 @@ fn a_file_that_cannot_be_is_refused_by_name_and_line() {
     assert!(said.starts_with("c.toml: line 2: unknown field `monitors`"), "{said}");
     let said = refused("monitor = \"m\"\n[[disk]]\nblk-file = \"f\"\nreadonly = true\n");
     assert!(said.starts_with("c.toml: line 4: unknown field `readonly`"), "{said}");
+    let said = refused(&format!("monitor = \"m\"\n{} = 1\n", "long".repeat(10_000)));
+    assert!(said.starts_with("c.toml: line 2: unknown field `longlong"), "{said}");
+    let said_of = |bytes: &str| refused(&format!("table-memory = \"{bytes}\"")).len();
+    assert!(said.len() < 600 && said_of(&"9".repeat(10_000)) < 600, "{said}");
     let said = refused("monitor = \n");
     assert!(said.starts_with("c.toml: line 1: ") && !said.contains('\n'), "{said}");
     let of_disk = |keys: &str| refused(&format!("[[disk]]\nname = \"a\"\n{keys}\n"));

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::StateError;
+use crate::lines::{MOST_SAID, shown};
 
 /// Bytes of a state at most: thousands of layers are one or two million.
 const LONGEST: u64 = 64 << 20;
@@ -30,9 +31,10 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     std::fs::read_to_string(path).map(Some).map_err(failed)
 }
 
-/// What is wrong with `text`, and in which line, without the line: it may be all there is.
+/// What is wrong with `text`, and in which line, without the line: it may be all there is, and so may
+/// a word of it.
 pub(super) fn wrong(text: &str, at: Option<Range<usize>>, what: &str) -> String {
     let start = at.map_or(0, |at| at.start);
     let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
-    format!("line {line}: {}", what.replace('\n', "; "))
+    format!("line {line}: {}", shown(&what.replace('\n', "; "), MOST_SAID))
 }
