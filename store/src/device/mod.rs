@@ -15,6 +15,7 @@ mod files;
 mod full;
 mod guards;
 mod handover;
+mod held;
 mod live;
 mod moment;
 mod origins;

@@ -257,7 +257,7 @@ impl Devices {
     /// Commits what they owe. Returns the stopped devices.
     pub(super) fn pause(
         &self,
-        inner: &Inner,
+        inner: &mut Inner,
         name: &str,
         loaded: &Loaded,
     ) -> Result<Vec<String>, DeviceError> {
@@ -281,7 +281,7 @@ impl Devices {
                 owe(active);
             }
         }
-        if let (false, Some(active)) = (serves, &device.active) {
+        if let (false, Some(active)) = (serves, &inner.device(name)?.active) {
             // It may have been suspended without a flush.
             owe(active);
         }
