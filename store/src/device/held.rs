@@ -1,9 +1,9 @@
 //! The one lock under which verbs change devices.
 //!
-//! Owns who has it, and that nobody who asks how devices are waits while a verb waits with the lock for
-//! workers to come to rest, which a disk that hangs makes as long as its deadline. Never knows what a
-//! verb does. Keeps: such a verb lends the devices to who asks, and changes nothing until it has them
-//! back; who asks leaves nothing behind that would keep a file open.
+//! Owns the lock's holder, and lets queries proceed while a verb holds the lock and waits for workers to
+//! come to rest: on a disk that hangs, that takes until the deadline. Never knows what a verb does. Keeps:
+//! such a verb lends the devices to queries, and changes nothing until it has them back; a query keeps
+//! nothing that would hold a file open.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -18,25 +18,25 @@ const POISONED: &str = "devices lock poisoned";
 
 /// See the module's description.
 pub(super) struct Held {
-    /// Never waited for: who takes it has waited for `door` to open.
+    /// Never contended: its holder has waited for `door` to open before.
     inner: Mutex<Inner>,
     door: Mutex<Door>,
-    /// The door is open, something is lent, or something came to rest.
+    /// The door was opened, the devices were lent, or a device came to rest.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Door {
     closed: bool,
-    /// While who has closed the door waits for workers.
+    /// Present while the holder waits for workers.
     lent: Option<ByName>,
-    /// How many times devices came to rest.
+    /// How many times devices have come to rest.
     settled: u64,
 }
 
 /// The lock is held.
 pub(super) struct Holding<'h> {
-    /// None before it is held, and while it is let go of.
+    /// None before the lock is held, and while it is released.
     inner: Option<MutexGuard<'h, Inner>>,
     held: &'h Held,
 }
@@ -81,28 +81,28 @@ impl Held {
         let mut door = self.changed.wait_while(door, |door| door.closed).expect(POISONED);
         door.closed = true;
         drop(door);
-        // Who had it before may have left by a panic: then this one does, too, and so does the next.
+        // If the holder before panicked, this one panics too, and so does the next.
         let mut holding = Holding { inner: None, held: self };
         holding.inner = Some(self.inner.lock().expect(POISONED));
         holding
     }
 
-    /// Lets go of it, and takes it again when devices came to rest.
+    /// Releases the lock, and takes it again when devices have come to rest.
     pub(super) fn take_when_settled<'h>(&'h self, holding: Holding<'h>) -> Holding<'h> {
-        // Whoever comes to rest says so with the lock.
+        // A device comes to rest under the lock only.
         let seen = self.door().settled;
         drop(holding);
         let door = self.changed.wait_while(self.door(), |door| door.settled == seen);
         self.close(door.expect(POISONED))
     }
 
-    /// Devices came to rest: said with the lock.
+    /// Devices have come to rest. The caller holds the lock.
     pub(super) fn settled(&self) {
         self.door().settled += 1;
         self.changed.notify_all();
     }
 
-    /// Carries `waits` out while the devices of `inner`, which is under this lock, are lent to who asks.
+    /// Runs `waits` while the devices of `inner`, which this lock guards, are lent to queries.
     pub(super) fn lend<R>(&self, inner: &mut Inner, waits: impl FnOnce() -> R) -> R {
         self.door().lent = Some(std::mem::take(&mut inner.devices));
         self.changed.notify_all();
@@ -111,7 +111,7 @@ impl Held {
         result
     }
 
-    /// What `asks` makes of all devices, as they are now.
+    /// The result of `asks` for all devices as they are now.
     pub(super) fn ask<R>(&self, asks: impl FnOnce(&ByName) -> R) -> R {
         let has_to_wait = |door: &mut Door| door.closed && door.lent.is_none();
         let door = self.changed.wait_while(self.door(), has_to_wait).expect(POISONED);

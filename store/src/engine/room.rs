@@ -1,20 +1,20 @@
-//! What has its place and finds no room for it: in a hole, below a snapshot of the file system.
+//! Writes that have a place but find no room there: in a hole, or below a snapshot of the file system.
 //!
-//! Owns which file a request's own action goes to, so that only that is waited for, and when what
-//! had waited for it was written. Never knows how long that is waited for, nor who makes room. (What
-//! has no place yet finds none in `claims`.)
+//! Owns the file that a request's own action goes to, so that the request waits for that file only, and
+//! the report that a waiting write has found room. Never knows how long a write waits, nor what makes
+//! room. (Writes without a place yet find no room in `claims`.)
 
 use super::core::Core;
 use crate::io::FileId;
 use crate::table::{Keeper, Table};
 use crate::workers::TrackId;
 
-/// A request's own action, as its tag has it: the range that it tracks, and the place of the file
-/// that it goes to among the table's.
+/// A request's own action, as encoded in its tag: the range that it tracks, and the number of its file
+/// among the table's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Goes(u16);
 
-/// No range, or a file that has no place of its own here: one that is not written, or one of many.
+/// No range; or a file without a number here: one that is not written, or one of too many.
 const NONE: u8 = 0xff;
 
 impl Goes {
@@ -36,25 +36,25 @@ impl Goes {
         (track != NONE).then(|| TrackId::from_u8(track))
     }
 
-    /// Which of `files`; [`ANY`] where that is not known.
+    /// Its file among `files`; [`ANY`] if it is not known.
     fn file(self, files: &[FileId]) -> FileId {
         let [file, _] = self.0.to_be_bytes();
         if file == NONE { ANY } else { files.get(usize::from(file)).copied().unwrap_or(ANY) }
     }
 }
 
-/// Any of those that a request writes: tables of so many files are rare.
+/// Any of the files that the request writes. Tables with so many files are rare.
 const ANY: FileId = FileId(u32::MAX);
 
-/// Who keeps `file`, of those that `[start, start + len)` is written to.
+/// The keepers of `file`, among the files that writes to `[start, start + len)` go to.
 fn keepers(table: &Table, range: (u64, u64), file: FileId) -> impl Iterator<Item = Keeper<'_>> {
     let is_it = move |keeper: &Keeper<'_>| file == ANY || keeper.file() == file;
     table.keepers(range.0, range.1).filter(is_it)
 }
 
 impl Core {
-    /// A request's own action found no room. The request is tried again from its beginning when
-    /// there may be some, where that is waited for.
+    /// A request's own action found no room. If it may wait for room, the request is retried from its
+    /// beginning when there may be some.
     #[cold]
     pub(super) fn found_no_room(&mut self, table: &Table, index: usize, goes: Goes) {
         let file = goes.file(&self.files);
@@ -69,7 +69,7 @@ impl Core {
         self.part_ended(index, waits);
     }
 
-    /// Whether the file in which a request found no room has none yet.
+    /// Whether the file in which a request found no room is still full.
     pub(super) fn still_lacks_room(&self, table: &Table, index: usize) -> bool {
         let pending = &self.requests[index];
         let range = (pending.start, pending.len);
@@ -77,7 +77,7 @@ impl Core {
         keepers(table, range, file).any(|keeper| keeper.is_full())
     }
 
-    /// Says of files that what had waited for them was written.
+    /// Reports the files that waiting writes have been written to.
     #[inline]
     pub(super) fn say_found_room(&mut self, table: &Table) {
         for file in self.found_room.drain(..) {

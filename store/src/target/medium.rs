@@ -1,8 +1,8 @@
-//! A file as tables use it, where it is no store.
+//! A file that is not a store, in the form that tables use.
 //!
-//! Owns what is known of it whatever table names it: whether its syncs can be relied on, and whether
-//! what guests write to it waits for room on its file system. Never knows who waits, nor how room is
-//! made.
+//! Owns the state that all tables over the file share: whether its syncs can be relied on, and whether
+//! guests' writes to it wait for room on its file system. Never knows which requests wait, nor what makes
+//! room.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::cow::room::Room;
 use crate::io::FileId;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// Is told that a file is full and waited for. Called by workers, seldom: it must not block.
+/// Called when a file is full and writes wait for room. Workers call it, rarely: it must not block.
 pub type OnFull = Box<dyn Fn() + Send + Sync>;
 
-/// See the module's description. One object a file, however many tables name it.
+/// See the module's description. One object per file, however many tables name it.
 pub struct Medium {
     /// Its name in actions.
     pub file: FileId,
@@ -32,18 +32,18 @@ impl fmt::Debug for Medium {
 }
 
 impl Medium {
-    /// A medium that was just opened, which nobody waits for.
+    /// A medium that was just opened, with nobody to tell when it is full.
     pub fn new(file: FileId) -> Self {
         Medium::watched(file, Box::new(|| ()))
     }
 
-    /// The same; `on_full` is told when it is full and what is written waits.
+    /// The same; `on_full` is called when the file is full and writes wait for room.
     pub fn watched(file: FileId, on_full: OnFull) -> Self {
         let [sync_failed, owes, full] = [(); 3].map(|()| AtomicBool::new(false));
         Medium { file, sync_failed, owes, full, room: Room::default(), on_full }
     }
 
-    /// A sync failed: what was written may be lost, so later ones must not succeed. Sticky until
+    /// A sync failed: earlier writes may be lost, so later syncs must not succeed. Sticky until
     /// the file is opened again.
     pub fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Release);
@@ -54,7 +54,7 @@ impl Medium {
         self.sync_failed.load(Ordering::Acquire)
     }
 
-    /// A device wrote it whose table only reads it from now on: whoever lies above flushes it too,
+    /// A device wrote to it, and its table only reads it from now on: devices above flush it too,
     /// until it was synced.
     pub fn set_owing(&self, owes: bool) {
         self.owes.store(owes, Ordering::Release);
