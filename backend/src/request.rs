@@ -1,8 +1,8 @@
 //! Descriptor chains in, virtio-blk requests out (virtio 1.2, 5.2.6).
 //!
-//! Owns everything a guest can get wrong in a chain: whatever it wrote, [`Parser::parse`]
-//! ends with something to do, or with the status that the guest is told. Never knows how a
-//! request is carried out, or what else is in flight.
+//! Owns everything that a guest can get wrong in a chain: for any content, [`Parser::parse`]
+//! returns an action or the status for the guest. Never knows how a request is carried out, or what
+//! else is in flight.
 
 use snapblk_store::request::Op;
 use snapblk_store::units::{SECTOR_SIZE, Sector};
@@ -16,11 +16,11 @@ use crate::vring::{Chain, Descriptor};
 #[cfg(test)]
 mod tests;
 
-/// Bytes of the header that a driver writes first: type, reserved, sector.
+/// Bytes of the header at the start of a request: type, reserved, sector.
 const HEADER_LEN: usize = 16;
 /// Bytes of one range of a discard or write-zeroes request: sector, sectors, flags.
 const RANGE_LEN: usize = 16;
-/// The only flag of a range: its space may be given back.
+/// The only flag of a range: its space may be deallocated.
 const RANGE_UNMAP: u32 = 1;
 
 /// The status byte of a request.
@@ -35,25 +35,25 @@ pub enum BlkStatus {
     Unsupported = 2,
 }
 
-/// Pieces of a chain that are kept: the most segments, and a status byte apart.
+/// The most pieces of a chain that are kept: all segments and a separate status byte.
 const MAX_PIECES: usize = SEG_MAX as usize + 1;
 
-/// Pieces that a request's data may have where it lies in several regions of memory: as many as
-/// one system call takes (IOV_MAX). No slot's list grows beyond that with the number of regions.
+/// The most pieces of a request's data if it crosses regions of memory: as many as one system call
+/// takes (IOV_MAX). No slot's list grows beyond that with the number of regions.
 const MAX_IOVECS: usize = 1024;
 
-/// What a request is checked against.
+/// The limits that requests are checked against.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Size of the device.
+    /// The size of the device.
     pub capacity: Sector,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// What GET_ID answers.
+    /// The answer to GET_ID.
     pub serial: [u8; SERIAL_LEN],
 }
 
-/// What a chain asks for.
+/// The content of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Read or write the data, from `sector` on. `len` is in bytes.
@@ -65,11 +65,11 @@ pub enum Asked {
         /// Bytes, a multiple of 512 and not 0.
         len: u32,
     },
-    /// Make all that was written durable.
+    /// Make all earlier writes durable.
     Flush,
-    /// Discard or zero the slot's ranges, one after another.
+    /// Discard or zero the slot's ranges, one after the other.
     Ranges,
-    /// Nothing is left to be done but to answer.
+    /// Only the answer is left.
     Answer(BlkStatus),
 }
 
@@ -84,18 +84,18 @@ pub struct BlkRange {
     pub sectors: u32,
 }
 
-/// One request, in lists that are used again for the next.
+/// One request, in lists that are reused for the next.
 #[derive(Debug, Default)]
 pub struct RequestSlot {
-    /// Where its data lies in this process.
+    /// The places of its data in this process.
     pub data: Vec<libc::iovec>,
-    /// Its ranges, in the order given.
+    /// Its ranges, in the driver's order.
     pub ranges: Vec<BlkRange>,
-    /// Where its status byte goes; none where the guest left no room for one.
+    /// The address of its status byte; none if the guest left no room for one.
     pub status: Option<GuestAddress>,
-    /// Bytes that are written from the beginning of its writable part on, if it is carried out: all of
-    /// it, the status byte included, but for a longer identification, and room that a flush has no
-    /// use for.
+    /// Bytes written from the beginning of its writable part, if it is carried out: all of it,
+    /// including the status byte, unless there is more room than an identification or a flush
+    /// needs.
     pub writable_len: u32,
 }
 
@@ -106,21 +106,21 @@ impl RequestSlot {
     }
 }
 
-/// Takes chains apart, one at a time.
+/// Parses chains, one at a time.
 #[derive(Debug)]
 pub struct Parser {
-    /// What requests are checked against.
+    /// The limits for requests.
     pub limits: Limits,
-    /// The pieces of a chain without header and status: first those to be read, then those to be
-    /// written.
+    /// The pieces of a chain without header and status: first the readable ones, then the writable
+    /// ones.
     pieces: Vec<Descriptor>,
 }
 
-/// The pieces of a chain, sorted out.
+/// The pieces of a chain, sorted.
 struct Shape {
     header: [u8; HEADER_LEN],
     header_len: usize,
-    /// How many of the pieces the device reads; the rest it writes.
+    /// How many of the pieces are readable; the rest are writable.
     readable: usize,
     writable_len: u32,
     well_formed: bool,
@@ -132,8 +132,8 @@ impl Parser {
         Parser { limits, pieces: Vec::with_capacity(MAX_PIECES) }
     }
 
-    /// Takes a chain apart, into `slot`. `near` is told where on the device data is going to be read or
-    /// written as soon as the header says so, while the rest of the chain is not known yet.
+    /// Parses a chain into `slot`. `near` gets the sector of a read or write as soon as the header
+    /// is known, before the rest of the chain is.
     pub fn parse(
         &mut self,
         chain: &mut Chain<'_>,
@@ -155,7 +155,7 @@ impl Parser {
         let shape = sort(chain, memory, &mut self.pieces, on_header);
         slot.writable_len = shape.writable_len;
         slot.status = take_status(&mut self.pieces);
-        // What cannot be answered is not done.
+        // A request that cannot be answered is not carried out.
         if !shape.well_formed || shape.header_len < HEADER_LEN || slot.status.is_none() {
             return Asked::Answer(BlkStatus::IoError);
         }
@@ -171,14 +171,15 @@ impl Parser {
                     .and_then(|len| check_data(Op::Write, sector, len, limits))
             }
             blk::VIRTIO_BLK_T_FLUSH => {
-                // Nothing is written to what stands before the status byte.
+                // Nothing is written in front of the status byte.
                 if !writable.is_empty() {
                     slot.writable_len = 0;
                 }
                 Ok(Asked::Flush)
             }
             blk::VIRTIO_BLK_T_GET_ID => {
-                // The status byte does not follow what is written where there is room for more.
+                // If there is more room than the identification takes, the status byte does not
+                // follow it directly.
                 if slot.writable_len > SERIAL_LEN as u32 + 1 {
                     slot.writable_len = SERIAL_LEN as u32;
                 }
@@ -199,7 +200,7 @@ impl Parser {
 }
 
 impl Shape {
-    /// Takes what `piece` has of the header off it: nearly always all of it.
+    /// Takes the header's bytes from the start of `piece`: nearly always all of them.
     #[inline]
     fn take_header(
         &mut self,
@@ -228,8 +229,8 @@ impl Shape {
     }
 }
 
-/// Walks the chain: the header is its first 16 readable bytes, however they are cut. `on_header` gets it
-/// when it is whole.
+/// Walks the chain: the header is its first 16 readable bytes, in any number of pieces. `on_header`
+/// gets it when it is complete.
 fn sort(
     chain: &mut Chain<'_>,
     memory: &GuestMemory,
@@ -250,7 +251,7 @@ fn sort(
             writable_seen = true;
             shape.writable_len = shape.writable_len.saturating_add(piece.len);
         } else {
-            // All that the device reads stands before all that it writes (2.7.4.2).
+            // All readable descriptors precede all writable ones (2.7.4.2).
             shape.well_formed &= !writable_seen;
             shape.take_header(&mut piece, memory, &on_header);
         }
@@ -262,7 +263,7 @@ fn sort(
             pieces.push(piece);
             continue;
         }
-        // Of more than there may be only the last matters: the status byte is there.
+        // Of the excess pieces only the last matters: it has the status byte.
         shape.well_formed = false;
         if piece.writable
             && let Some(last) = pieces.last_mut()
@@ -274,7 +275,7 @@ fn sort(
     shape
 }
 
-/// The last writable byte is the status; what stands before it is data.
+/// The last writable byte is the status; the bytes before it are data.
 fn take_status(pieces: &mut Vec<Descriptor>) -> Option<GuestAddress> {
     let last = pieces.iter().rposition(|piece| piece.writable)?;
     let piece = &mut pieces[last];
@@ -291,7 +292,7 @@ fn decode_header(header: &[u8; HEADER_LEN]) -> (u32, u64) {
     (u32::from_le_bytes([k0, k1, k2, k3]), u64::from_le_bytes(sector))
 }
 
-/// Where the data lies in this process, and how long it is.
+/// The places of the data in this process; returns its length.
 fn map_data(
     pieces: &[Descriptor],
     memory: &GuestMemory,
@@ -304,7 +305,7 @@ fn map_data(
     for piece in pieces {
         memory.push_iovecs(piece.address, piece.len, data).map_err(|_| BlkStatus::IoError)?;
         if data.len() > MAX_IOVECS {
-            // The list has no more room than a piece of all regions took.
+            // One piece in many regions may have exceeded the list's reserved length.
             data.clear();
             return Err(BlkStatus::IoError);
         }
@@ -335,12 +336,12 @@ fn answer_id(
         memory.write(piece.address, now).map_err(|_| BlkStatus::IoError)?;
         rest = later;
     }
-    // No room at all is no way to ask.
+    // A request without any room for the answer is an error.
     let written = rest.len() < SERIAL_LEN;
     Ok(Asked::Answer(if written { BlkStatus::Ok } else { BlkStatus::IoError }))
 }
 
-/// The ranges of a discard or write-zeroes request: 16 bytes each, however they are cut.
+/// The ranges of a discard or write-zeroes request: 16 bytes each, in any number of pieces.
 fn read_ranges(
     zeroes: bool,
     pieces: &[Descriptor],
@@ -379,7 +380,7 @@ fn check_range(
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
     let flags = u32::from_le_bytes([f0, f1, f2, f3]);
-    // A discard must not carry the flag that is write-zeroes' own (5.2.6.2).
+    // A discard must not have the flag, which only write-zeroes knows (5.2.6.2).
     let known = if zeroes { RANGE_UNMAP } else { 0 };
     if flags & !known != 0 {
         return Err(BlkStatus::Unsupported);

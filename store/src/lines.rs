@@ -14,7 +14,7 @@ use crate::cow::Persistence;
 use crate::target::Features;
 use crate::units::{ChunkSize, Sector};
 
-/// What a parameter of a line names.
+/// What a parameter of a line refers to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Param {
     /// A file or block device: anything with a `/`.
@@ -24,7 +24,7 @@ pub enum Param {
 }
 
 impl Param {
-    /// The device, if it names one.
+    /// The device, if it refers to one.
     pub fn device(&self) -> Option<&str> {
         match self {
             Param::Device(name) => Some(name),
@@ -32,7 +32,7 @@ impl Param {
         }
     }
 
-    /// The path, if it names one.
+    /// The path, if it refers to one.
     pub fn path(&self) -> Option<&std::path::Path> {
         match self {
             Param::Path(path) => Some(path),
@@ -40,14 +40,14 @@ impl Param {
         }
     }
 
-    /// The parameter for `path`: with a `/`, so that it reads as a path again.
+    /// The parameter for `path`: with a `/`, so that it parses as a path again.
     pub fn from_path(path: &std::path::Path) -> Param {
         let text = path.to_string_lossy();
         Param::Path(if text.contains('/') { path.into() } else { format!("./{text}").into() })
     }
 }
 
-/// As messages name it; in a line it is [`Word`].
+/// For messages; in a line it is printed as a [`Word`].
 impl fmt::Display for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -60,13 +60,13 @@ impl fmt::Display for Param {
 /// The parameters of `snapshot` and `snapshot-merge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotSpec {
-    /// What it is a snapshot of.
+    /// The origin.
     pub origin: Param,
     /// Its store.
     pub cow: Param,
-    /// How the store keeps exceptions.
+    /// The store's kind of persistence.
     pub persistence: Persistence,
-    /// The chunk asked for; none takes the store's, or the default.
+    /// The requested chunk size; none means the store's, or the default.
     pub chunk: Option<ChunkSize>,
     /// Feature words.
     pub features: Features,
@@ -77,9 +77,9 @@ pub struct SnapshotSpec {
 pub enum TargetSpec {
     /// `linear <dev> <offset>`.
     Linear {
-        /// Below.
+        /// The file or device below.
         dev: Param,
-        /// From which sector of it.
+        /// The first sector of it.
         offset: Sector,
     },
     /// `zero`.
@@ -88,7 +88,7 @@ pub enum TargetSpec {
     Error,
     /// `snapshot-origin <origin>`.
     Origin {
-        /// Below.
+        /// The file or device below.
         origin: Param,
     },
     /// `snapshot …`.
@@ -104,7 +104,7 @@ pub struct TableLine {
     pub start: Sector,
     /// Sectors.
     pub len: Sector,
-    /// What they map to.
+    /// The target of its range.
     pub target: TargetSpec,
 }
 
@@ -140,7 +140,7 @@ pub enum LineError {
     Missing {
         /// The line.
         line: String,
-        /// What should have been there.
+        /// The missing word.
         what: &'static str,
     },
     /// A word is not what it should be.
@@ -154,7 +154,7 @@ pub enum LineError {
         line: String,
         /// The word.
         word: String,
-        /// What it should have been.
+        /// What is expected instead.
         what: &'static str,
     },
     /// There are more words than the target takes.
@@ -166,22 +166,22 @@ pub enum LineError {
     TooMany {
         /// The line.
         line: String,
-        /// The first of them.
+        /// The first excess word.
         word: String,
         /// The target.
         target: String,
     },
-    /// Lines do not follow each other.
+    /// Lines are not adjacent.
     #[error("table: line {number} starts at sector {start}, but the one before ends at {end}")]
     Gap {
-        /// Which, from 1.
+        /// The number of the second, from 1.
         number: usize,
-        /// Where it starts.
+        /// Its start.
         start: Sector,
-        /// Where it should.
+        /// The end of the line before it, where it should start.
         end: Sector,
     },
-    /// There is no line.
+    /// The table has no line.
     #[error("table: it is empty; give at least one line")]
     Empty,
 }
@@ -201,13 +201,13 @@ impl fmt::Display for Word<'_> {
     }
 }
 
-/// What ends a word: white space of ASCII, as for the kernel, but not the byte 0xa0, which the
-/// kernel takes for one and which is a part of letters in UTF-8.
+/// The characters that end a word: ASCII white space, as for the kernel, except the byte 0xa0,
+/// which the kernel treats as white space and which is a part of letters in UTF-8.
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t'..='\r')
 }
 
-/// The words of a line, each without its backslashes. One at the end stands for itself.
+/// The words of a line, each without its backslashes. A backslash at the end is itself.
 #[derive(Clone)]
 struct Split<'a>(&'a str);
 
@@ -232,7 +232,8 @@ impl<'a> Iterator for Split<'a> {
     }
 }
 
-/// Where the first character that `is` one stands in `text` without a backslash before it.
+/// The position of the first character in `text` for which `is` is true and which no backslash
+/// quotes.
 fn unescaped(text: &str, is: impl Fn(char) -> bool) -> Option<usize> {
     let mut left = text.char_indices();
     while let Some((at, c)) = left.next() {
@@ -246,8 +247,8 @@ fn unescaped(text: &str, is: impl Fn(char) -> bool) -> Option<usize> {
     None
 }
 
-/// The lines of a file with tables, without white space around them: a line goes on behind an end of
-/// line with a backslash before it, which is a character of its path.
+/// The lines of a file with tables, without surrounding white space: a newline after a backslash
+/// does not end a line; it is a character of a path.
 pub fn split_lines(text: &str) -> impl Iterator<Item = &str> {
     let mut left = Some(text);
     std::iter::from_fn(move || {
@@ -256,13 +257,13 @@ pub fn split_lines(text: &str) -> impl Iterator<Item = &str> {
         left = end.map(|end| &text[end + 1..]);
         let line = text[..end.unwrap_or(text.len())].trim_start_matches(is_space);
         let len = line.trim_end_matches(is_space).len();
-        // What is left may end in a backslash that stands before white space.
+        // The rest may end in a backslash that quotes the white space after it.
         let more = usize::from(len < line.len() && is_escaped(line, len));
         Some(&line[..len + more])
     })
 }
 
-/// Whether the character at `at` of `line` stands behind a backslash that takes it as it is.
+/// Whether a backslash quotes the character at `at` of `line`.
 fn is_escaped(line: &str, at: usize) -> bool {
     line[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1
 }
@@ -370,7 +371,7 @@ impl FromStr for TableLine {
 }
 
 impl TargetSpec {
-    /// Its name in a line.
+    /// The target's name in a line.
     pub fn name(&self) -> &'static str {
         match self {
             TargetSpec::Linear { .. } => "linear",
@@ -382,7 +383,7 @@ impl TargetSpec {
         }
     }
 
-    /// What it names, files and devices.
+    /// The files and devices that it refers to.
     pub fn params(&self) -> Vec<&Param> {
         match self {
             TargetSpec::Linear { dev, .. } => vec![dev],
@@ -428,10 +429,10 @@ impl fmt::Display for TableLine {
     }
 }
 
-/// The lines of a table: one each, empty ones left out; they follow each other from sector 0.
+/// The lines of a table, without empty ones; they must be adjacent from sector 0.
 ///
 /// # Errors
-/// The first line that is wrong.
+/// The first error.
 pub fn parse_table<'a>(
     lines: impl IntoIterator<Item = &'a str>,
 ) -> Result<Vec<TableLine>, LineError> {

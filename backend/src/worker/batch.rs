@@ -1,9 +1,10 @@
-//! A batch: chains off the ring, taken apart and begun, a group at a time.
+//! A batch: chains taken from the ring, parsed and started, a group at a time.
 //!
-//! Owns how many are taken before something else has its turn. Never knows what a chain looks like,
-//! nor what becomes of a request that the engine takes. What the engine will look at for a request is asked
-//! for when its header is read, and a group is taken apart as a whole before the first of it is begun: far
-//! tables come near while the rest of a chain, and other chains, are taken apart.
+//! Owns how many chains are taken before other work gets its turn. Never knows the layout of a
+//! chain, nor the fate of a request that the engine takes. The words that the engine will need for
+//! a request are prefetched when its header is read, and a whole group is parsed before its first
+//! request is started: distant cache lines arrive while the rest of the chain, and other chains,
+//! are parsed.
 
 use snapblk_store::io::{Action, IoOp, Seg, Tag};
 use snapblk_store::request::{Op, Token};
@@ -14,19 +15,18 @@ use super::{OWN_TAG, Worker};
 use crate::binding::{DeviceEngine, DeviceIo};
 use crate::request::Asked;
 
-/// Chains taken from the ring before anything else has its turn.
+/// Chains taken from the ring before any other work gets its turn.
 const BATCH: usize = 64;
-/// Chains taken before what they ask of a disk is handed over, and completions are looked for and
-/// shown to the driver: while both work on these, the next ones are prepared.
+/// Chains taken before their I/O is submitted to the disk, and completions are reaped and shown to
+/// the driver: while disk and driver work on these, the next ones are prepared.
 const GROUP: usize = 4;
-/// Chains taken before the engine goes on with them, where its I/O ends at once, or with as many
-/// bytes as a driver is told of: as above. Where I/O takes its time, the engine has a batch as a
-/// whole.
+/// Chains taken before the engine proceeds with them, if its I/O is synchronous; also after as many
+/// bytes as are worth an interrupt. With asynchronous I/O, the engine gets the batch as a whole.
 const STEP_EVERY: usize = 8;
 const _: () = assert!(BATCH.is_multiple_of(GROUP) && STEP_EVERY.is_multiple_of(GROUP));
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
-    /// Takes what the guest made available: a batch at most, give or take a group.
+    /// Takes the available chains: at most about a batch, in whole groups.
     pub(super) fn take_batch(&mut self) -> bool {
         if !self.is_serving() {
             return false;
@@ -58,9 +58,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         taken > 0
     }
 
-    /// Hands over what is queued where there are more chains behind it: the disk works while those
-    /// are prepared, which takes about as long. What the engine is to gather stays behind. With a
-    /// driver that polls it costs more than it brings.
+    /// Submits the queued I/O if there are more chains in the ring: the disk works while those are
+    /// prepared, which takes about as long. Requests that the engine gathers stay behind. With a
+    /// polling driver this costs more than it gains.
     fn hand_over_part(&mut self) {
         let waits = !self.io.is_synchronous() && !self.unsubmitted.is_empty();
         if waits && self.has_work() && !self.gathers() {
@@ -68,8 +68,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
     }
 
-    /// Takes a group of chains, then begins them; returns how many there were, and the bytes that
-    /// they ask for.
+    /// Takes a group of chains, then starts them; returns their number, and the bytes that they
+    /// read or write.
     #[inline]
     fn take_group(&mut self) -> (usize, u64) {
         let mut group = [(0, None); GROUP];
@@ -89,7 +89,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         (count, bytes)
     }
 
-    /// The next chain, taken apart; nothing asked where its head cannot be a request's.
+    /// The next chain, parsed; no request if its head cannot be that of one.
     #[inline]
     fn take_one(&mut self) -> Option<(u16, Option<Asked>)> {
         let memory = self.memories.current();
@@ -135,13 +135,12 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.unsubmitted.add();
     }
 
-    /// A write that needed nothing of the engine found no room: what is done about that the engine
-    /// knows.
+    /// A write that bypassed the engine found no room: the engine decides what to do.
     #[cold]
     pub(super) fn submit_again(&mut self, head: u16) {
         match self.flights.range_of(head) {
             Some((sector, len)) => self.submit(Token(head.into()), Op::Write, sector, len),
-            // A read: it needs none, whatever the file says.
+            // A read: it needs no room, whatever the file reports.
             None => self.fail(head, false),
         }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a device, in sentences.
+//! The errors of device verbs, in sentences.
 
 use std::path::PathBuf;
 
@@ -9,16 +9,16 @@ use crate::lines::LineError;
 
 use super::state::StateError;
 
-/// Why a verb was not carried out. Nothing was changed by it.
+/// Why a verb was not carried out. It changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// There is no such device.
     #[error("there is no device '{0}'")]
     NotFound(String),
-    /// There is one already.
+    /// A device of this name exists.
     #[error("there is a device '{0}' already; choose another name, or remove it first")]
     Exists(String),
-    /// The name cannot be one.
+    /// The name is not valid.
     #[error(
         "'{0}' cannot name a device: use 1 to 127 bytes without '/', white space and control characters"
     )]
@@ -29,45 +29,45 @@ pub enum DeviceError {
     /// It is suspended.
     #[error("the device '{0}' is suspended; resume it first")]
     Suspended(String),
-    /// It is used.
+    /// It is in use.
     #[error("the device '{name}' is in use by {by}; stop that first")]
     InUse {
         /// The device.
         name: String,
-        /// Who uses it.
+        /// The users.
         by: String,
     },
-    /// A table is wrong.
+    /// A table line is wrong.
     #[error(transparent)]
     Line(#[from] LineError),
     /// A file cannot be opened.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file is used by somebody else.
+    /// Another process uses a file.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A store is not right.
+    /// A store is not valid.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What a store owes cannot be entered.
+    /// A store's owed chunks cannot be committed.
     #[error(transparent)]
     Owed(#[from] OwedError),
-    /// The state file is not right.
+    /// The state file cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A range lies outside of what it is in.
+    /// A range exceeds the object that it is in.
     #[error("the line '{line}' needs {needed} sectors of {what}, which has {has}")]
     TooShort {
         /// The line.
         line: String,
-        /// Of what.
+        /// The object.
         what: String,
-        /// Sectors it has.
+        /// Its sectors.
         has: u64,
-        /// Sectors that would be needed.
+        /// The sectors that are needed.
         needed: u64,
     },
-    /// A line cannot be what it says; `0` is the sentence.
+    /// A line cannot be built; `0` is the sentence.
     #[error("{0}")]
     Refused(String),
     /// A store has a live owner.
@@ -79,18 +79,18 @@ pub enum DeviceError {
         /// The device that has it.
         owner: String,
     },
-    /// Requests in flight did not end in time; everything is as it was.
+    /// Requests in flight did not end in time; nothing has changed.
     #[error("the requests in flight on '{0}' did not end in time; nothing was changed, try again")]
     Busy(String),
-    /// What is owed could not be made durable.
+    /// Owed chunks could not be made durable.
     #[error("what was written to '{0}' could not be made durable; see the events for the cause")]
     FlushFailed(String),
-    /// The system refused.
+    /// A system call failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried, with the file's name.
+        /// The operation, with the file's name.
         what: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
@@ -101,7 +101,7 @@ impl DeviceError {
         move |source| DeviceError::Io { what, source }
     }
 
-    /// Refuses what cannot name a device.
+    /// Refuses invalid device names.
     pub(super) fn check_name(name: &str) -> Result<(), DeviceError> {
         let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
         if name.is_empty() || name.len() > 127 || name.contains(bad) {

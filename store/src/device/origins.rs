@@ -14,9 +14,9 @@ use crate::lines::TargetSpec;
 use crate::target::{Backing, ExtentPlace};
 use crate::workers::TrackedId;
 
-/// Where an origin's bytes begin: what stays the same when it grows, and when a snapshot is shorter
-/// than its origin. Origins that begin alike and go on differently count as one, which costs
-/// exceptions that nobody needs and nothing else.
+/// The beginning of an origin's bytes, which stays the same when the origin grows, and if a
+/// snapshot is shorter than its origin. Origins that begin alike and differ later count as one;
+/// this only costs some unneeded exceptions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct OriginKey(Option<Begin>);
 
@@ -27,7 +27,7 @@ pub(super) type FileOf = (u64, u64);
 type Begin = (u64, FileOf, u64);
 
 impl OriginKey {
-    /// The key of `backing`; `identity` tells a file's device and inode.
+    /// The key of `backing`; `identity` returns a file's device and inode.
     pub(super) fn of(backing: &Backing, identity: impl Fn(FileId) -> FileOf) -> OriginKey {
         let begin = backing.extents().iter().find_map(|extent| match &extent.place {
             ExtentPlace::File { medium, offset } => {
@@ -39,7 +39,7 @@ impl OriginKey {
     }
 }
 
-/// Gives each origin the number under which its ranges are tracked.
+/// Numbers the origins whose ranges are tracked.
 #[derive(Debug, Default)]
 pub(super) struct Origins {
     known: HashMap<OriginKey, TrackedId>,
@@ -57,7 +57,7 @@ impl Origins {
         id
     }
 
-    /// A number for something else that is tracked.
+    /// A number for something else whose ranges are tracked.
     pub(super) fn fresh(&mut self) -> TrackedId {
         self.next += 1;
         TrackedId(self.next)
@@ -65,8 +65,8 @@ impl Origins {
 }
 
 /// Whether line `line` of the device `name`, a snapshot of the origin `key`, is a guest's own disk
-/// among the tables of `world`: an overlay that can grow, where no origin writes what it lies on. What
-/// it is merged into is its own.
+/// given the tables of `world`: an overlay that can grow, and whose base no origin writes. The
+/// origin that a merge line itself merges into does not count.
 pub(super) fn is_guest_disk<'a>(
     world: impl IntoIterator<Item = (&'a String, &'a Active)>,
     (name, line): (&str, usize),
@@ -81,14 +81,14 @@ pub(super) fn is_guest_disk<'a>(
     persistence == Persistence::Overflow && !world.into_iter().any(writes)
 }
 
-/// Tells every store whether it is a guest's own disk, where tables have changed. Nothing that
+/// Tells every store, after a change of tables, whether it is a guest's own disk. Nothing that
 /// depends on it is in flight.
 pub(super) fn mark_guest_disks(inner: &Inner) {
     let world = || {
         let all = inner.devices.iter();
         all.filter_map(|(name, device)| Some((name, device.active.as_ref()?)))
     };
-    // Few are, and a guest waits.
+    // There are few of them, and a guest waits.
     let origins: Vec<_> = world().filter(|(_, active)| !active.origin_keys.is_empty()).collect();
     for (name, active) in world() {
         for (line, snap) in &active.snaps {

@@ -13,7 +13,7 @@ use crate::io::OpenMode;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::target::ExtentPlace;
 
-/// How a snapshot needs its origin.
+/// How a snapshot must open its origin.
 pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
     match spec.features.discard_passdown_origin {
         true => OpenMode::ReadWrite,
@@ -21,14 +21,15 @@ pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
     }
 }
 
-/// Whether the snapshot of `line` passes discards down. A merge's go to its origin anyhow, which
-/// keeps what other snapshots need.
+/// Whether the snapshot of `line` passes discards down. Those of a merge go to its origin anyway,
+/// which keeps what other snapshots need.
 pub(super) fn asks(line: &TableLine) -> bool {
     matches!(&line.target, TargetSpec::Snapshot(spec) if spec.features.discard_passdown_origin)
 }
 
 impl Plan<'_> {
-    /// The origin of a snapshot that passes discards down can be written, and is no snapshot.
+    /// Requires that the origin of a snapshot that passes discards down is writable, and not a
+    /// snapshot.
     pub(super) fn refuse_passdown_to(
         &self,
         spec: &SnapshotSpec,
@@ -62,8 +63,8 @@ impl Plan<'_> {
         )))
     }
 
-    /// A snapshot that passes discards down is the only one of its origin: neither is one made
-    /// beside others, nor another beside it. `siblings` are those of the same table.
+    /// Requires that a snapshot that passes discards down is its origin's only one: it is not made
+    /// beside others, nor another beside it. `siblings` are the snapshots of the same table.
     pub(super) fn refuse_beside_passdown(
         &self,
         name: &str,

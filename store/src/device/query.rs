@@ -9,20 +9,20 @@ use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
 use crate::lines::{TableLine, TargetSpec};
 
-/// One line of a table, structured.
+/// One line of a table, in parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetStatus {
     /// The line.
     pub line: TableLine,
-    /// The parameters as `dmsetup table` prints them, behind the target's name.
+    /// The parameters as `dmsetup table` prints them, after the target's name.
     pub params: String,
-    /// The status as `dmsetup status` prints it, behind the target's name.
+    /// The status as `dmsetup status` prints it, after the target's name.
     pub status: String,
-    /// For `snapshot` and `snapshot-merge`: sectors allocated, in all, of metadata.
+    /// For `snapshot` and `snapshot-merge`: sectors allocated, in total, and for metadata.
     pub usage: Option<(u64, u64, u64)>,
-    /// For `snapshot` and `snapshot-merge`: whether its store can be used.
+    /// For `snapshot` and `snapshot-merge`: the state of its store.
     pub state: Option<StoreState>,
-    /// For `snapshot-merge`: it has stopped over an error.
+    /// For `snapshot-merge`: an error stopped it.
     pub merge_failed: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct TargetStatus {
 pub struct DeviceStatus {
     /// Its name.
     pub name: String,
-    /// Its UUID, if it was given one.
+    /// Its UUID, if it has one.
     pub uuid: Option<String>,
     /// Whether it is suspended.
     pub suspended: bool,
@@ -41,17 +41,17 @@ pub struct DeviceStatus {
     pub read_only: bool,
     /// Whether a table was loaded into the inactive slot.
     pub has_inactive_table: bool,
-    /// How many exports and devices use it.
+    /// The number of exports and devices that use it.
     pub open_count: u64,
     /// Its lines.
     pub targets: Vec<TargetStatus>,
 }
 
 impl Devices {
-    /// The device `name`, or all of them, in the order of their names.
+    /// The device `name`, or all devices, in the order of their names.
     ///
     /// # Errors
-    /// No such device.
+    /// There is no such device.
     pub fn query(
         &self,
         name: Option<&str>,
@@ -111,7 +111,7 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
     let target = |(number, line): (usize, &TableLine)| {
         let mut target = idle_target(line);
         if let Some(snap) = active.snaps.get(&number) {
-            // A chunk of 0 in the line stands for the store's.
+            // A chunk size of 0 in the line means the store's.
             let mut shown = line.clone();
             let chunk = Some(snap.live.store.geometry().chunk);
             match &mut shown.target {

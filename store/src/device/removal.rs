@@ -8,16 +8,16 @@ use super::commit::by_job;
 use super::core::{Device, Devices, Inner};
 use super::error::DeviceError;
 
-/// What the users of a device that are jobs begin with; no export's name has white space.
+/// The prefix of users that are jobs; no export's name contains white space.
 const JOB: &str = "job ";
 
 impl Devices {
-    /// Removes a device that nothing uses. With `force` also where what it owes cannot be made
-    /// durable: as after a kill, what its stores owe is entered when they are opened again, and
-    /// what the system holds of its files may be lost.
+    /// Removes an unused device. With `force`, also if its owed chunks cannot be made durable: as
+    /// after a kill, they are committed when their stores are opened again, and data in the
+    /// system's caches may be lost.
     ///
     /// # Errors
-    /// Where it is used, with `force` too; or what it owes cannot be made durable.
+    /// It is used, with `force` too; or its owed chunks cannot be made durable.
     pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         refuse_used(inner, name)?;
@@ -35,7 +35,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Removes a device that nothing uses, with what it has.
+    /// Makes an unused device's data durable, and removes it.
     pub(super) fn let_go(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
         self.flush_device(inner, name)?;
         self.drop_device(inner, name)
@@ -59,7 +59,7 @@ impl Devices {
     }
 }
 
-/// Refuses to remove what exports, jobs or other tables use, and says what is to be done first.
+/// Refuses to remove a device that exports, jobs or other tables use, and says what to do first.
 fn refuse_used(inner: &Inner, name: &str) -> Result<(), DeviceError> {
     let users = || inner.devices[name].users.keys();
     inner.device(name)?;

@@ -1,4 +1,4 @@
-//! `block_resize`: a device is extended at its end, and with it what lies below.
+//! `block_resize`: a device is extended at its end, together with the devices and files below it.
 //!
 //! Owns which tables can grow without being written again, and the length of the files below them:
 //! a file is extended, durably, before a table that needs it, and is restored if the resize fails.
@@ -19,27 +19,26 @@ use crate::io::durable::sync_file;
 use crate::lines::{Param, TargetSpec};
 use crate::units::{SECTOR_SIZE, Sector};
 
-/// What has to change, from the lowest device up.
+/// The changes for a resize, from the lowest device up.
 #[derive(Default)]
 struct Growth {
     tables: Vec<(String, Loaded)>,
-    /// Files, and the bytes they need.
+    /// Files, and the bytes that they need.
     files: Vec<(PathBuf, u64)>,
 }
 
-/// A file that was made longer.
+/// A file that was extended.
 struct Grown {
     disk: Arc<Disk>,
     before: u64,
 }
 
 impl Devices {
-    /// Gives a device `bytes`. With the size that it has, it is only looked at again how long the
-    /// stores below it are.
+    /// Gives a device `bytes`. If it has that size already, only the length of the stores below it
+    /// is read again.
     ///
     /// # Errors
-    /// Where it would get shorter, or its end is nothing that can grow by itself. Everything is as
-    /// it was then.
+    /// It would shrink, or its end cannot grow by itself. Nothing has changed then.
     pub fn resize(&self, name: &str, bytes: u64) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let before = inner.active(name)?.table.size();
@@ -104,7 +103,7 @@ impl Devices {
 }
 
 impl Growth {
-    /// What it takes for the device `name` to have `size`.
+    /// Collects the changes for the device `name` to have `size`.
     fn of(&mut self, inner: &Inner, name: &str, size: Sector) -> Result<(), DeviceError> {
         let active = inner.active(name)?;
         let mut loaded = active.loaded();
@@ -149,7 +148,7 @@ impl Growth {
     }
 }
 
-/// A snapshot of what `name` is the origin of.
+/// A snapshot of the origin that `name` is.
 fn snapshot_of<'a>(inner: &'a Inner, name: &str) -> Option<&'a String> {
     let keys = &inner.active(name).ok()?.origin_keys;
     let snapshots = inner.devices.iter().filter(|(other, _)| *other != name);
@@ -165,7 +164,7 @@ fn grow_files(inner: &mut Inner, files: &[(PathBuf, u64)]) -> Result<Vec<Grown>,
     for (path, bytes) in files {
         let one = inner.disks.open(path, OpenMode::ReadWrite).and_then(|disk| {
             let before = disk.len()?;
-            // A block device is as long as it is; where that does not do, the table says so.
+            // A block device keeps its length; if it is too short, building the table reports it.
             if before >= *bytes || disk.info.block_device {
                 return Ok(None);
             }

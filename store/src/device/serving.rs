@@ -16,13 +16,13 @@ use super::core::{Device, Devices, Inner, User};
 use super::error::DeviceError;
 use crate::attached::AttachedWorker;
 
-/// As short as can be asked for: with the timer's slack and a wake-up it is twice as long, in which
-/// a worker does what has come meanwhile.
+/// The shortest sleep that can be requested: with the timer's slack and a wake-up it takes twice as
+/// long, and a worker does its pending work in that time.
 const SLEEP: Duration = Duration::from_micros(50);
 
 #[cfg(test)]
 thread_local! {
-    /// How many times this thread gave way.
+    /// How many times this thread yielded.
     pub(super) static TIMES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
@@ -30,12 +30,12 @@ thread_local! {
 pub(super) type Serving = Vec<Arc<dyn AttachedWorker>>;
 
 impl Devices {
-    /// Workers begin to serve a device, on behalf of `user`, for whom it was prepared where that is a
-    /// guest's; the device cannot be removed while they do. They are stopped, and are let go when
+    /// Workers begin to serve a device on behalf of `user`, for whom it was prepared if that is a
+    /// guest's export; while they do, it cannot be removed. They arrive stopped, and continue when
     /// the device serves.
     ///
     /// # Errors
-    /// No such device.
+    /// There is no such device.
     pub fn attach(&self, name: &str, user: &str, export: User) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let stopped = blocked(inner, name);
@@ -102,7 +102,7 @@ pub(super) fn go(inner: &Inner, names: &[String]) {
     }
 }
 
-/// Between two steps of a command: leaves the processor to workers, where there are any.
+/// Between two steps of a command: yields the processor to the workers, if there are any.
 pub(super) fn give_way(inner: &Inner) {
     let serves = |(name, device): (&String, &Device)| {
         device.workers().next().is_some() && !blocked(inner, name)

@@ -1,4 +1,4 @@
-//! The end of a snapshot in one call: deleted, or merged back.
+//! The end of a snapshot in one call: deletion, or merge into its origin.
 //!
 //! Owns what these commands do to tables. Each changes several devices in one plan, so that it
 //! happens wholly or not at all, with one pause for the guest.
@@ -15,10 +15,10 @@ use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
 
 impl Devices {
-    /// Deletes a snapshot: its device goes, its store file too where `delete_store` says so.
+    /// Deletes a snapshot: its device, and its store file if `delete_store` is set.
     ///
     /// # Errors
-    /// Where it is no snapshot of `device`, or is used.
+    /// It is not a snapshot of `device`, or is used.
     pub fn delete_snapshot(
         &self,
         device: &str,
@@ -53,12 +53,12 @@ impl Devices {
     }
 
     /// Turns `job.device` into its snapshot `job.snapshot`, to be merged back: the snapshot's
-    /// device goes, its store moves, and the job is kept under `id`. The merge itself is run by
-    /// whoever has an executor, on the table returned by [`Devices::table`]. Where the same rollback
-    /// stopped before its end, it goes on.
+    /// device is removed, its store moves, and the job is kept under `id`. The caller runs the
+    /// merge with its own executor, on the table returned by [`Devices::table`]. If the same
+    /// rollback stopped before its end, it continues.
     ///
     /// # Errors
-    /// Everything is as it was then.
+    /// Nothing has changed then.
     pub fn begin_merge(&self, id: &str, job: &MergeJob) -> Result<(), DeviceError> {
         let (device, snapshot) = (job.device.as_str(), job.snapshot.as_str());
         let inner = &mut *self.lock();
@@ -104,7 +104,7 @@ impl Devices {
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
         let jobs = plan.inner.state.jobs.clone();
         let others = &mut plan.inner.state.jobs;
-        // Of a table that somebody has replaced.
+        // A job of a table that was replaced since.
         others.retain(|_, other| other.device != device);
         enter(others, id, MergeJob { cow, ..job.clone() });
         let gone = plan.inner.devices.remove(snapshot);
@@ -118,11 +118,11 @@ impl Devices {
         applied
     }
 
-    /// The merge of the job `id` on `device` has finished: it is its origin again, or linear where
-    /// no snapshot is left.
+    /// The merge of the job `id` on `device` has finished: the device is its origin again, or
+    /// linear if no snapshot is left.
     ///
     /// # Errors
-    /// The merged table stays then; it serves the same content.
+    /// The merged table stays then; its content is the same.
     pub fn end_merge(&self, id: &str, device: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let active = inner.active(device)?;
@@ -148,7 +148,7 @@ impl Devices {
         plan.inner.state.jobs.remove(id);
         let applied = self.apply(plan, |_| ());
         if applied.is_err() {
-            // It is known, and can be tried again.
+            // The job stays known, and can be retried.
             inner.state.jobs = jobs;
         }
         applied

@@ -34,25 +34,25 @@ const VERSION: u32 = 1;
 /// Why a state file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} the state file {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It is none.
+    /// The file is not a valid state file.
     #[error("{} is not a state file of this version: {why}; move it away to start anew", path.display())]
     Bad {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// It is about something else.
+    /// The state belongs to other arguments.
     #[error(
         "the state file knows the device '{device}' with the first table '{knows}', not '{given}'; \
          start with the old arguments, or give another --state"
@@ -60,12 +60,12 @@ pub enum StateError {
     Other {
         /// The device.
         device: String,
-        /// The table it was first given.
+        /// The table that it was first given.
         knows: String,
-        /// The table it is given now.
+        /// The table that it is given now.
         given: String,
     },
-    /// The file of a first table became shorter: no device can be made of that table any more.
+    /// The file of a first table became shorter: the device cannot be made of that table any more.
     #[error(
         "{} became shorter: '{device}' needs {needs} bytes of it, and it has {has}; restore it, or make \
          it as long again (truncate -s {needs}) where what was cut off is known to be unused; --force \
@@ -81,7 +81,7 @@ pub enum StateError {
         /// Bytes that the file has.
         has: u64,
     },
-    /// A base changed while nobody looked.
+    /// A base changed while this program did not run.
     #[error(
         "{} changed since the store {} was used with it last (it had {had}, it has {has}): what \
          the store holds does not fit it any more; restore it, or use --force to go on", 
@@ -92,12 +92,12 @@ pub enum StateError {
         base: PathBuf,
         /// A store over it.
         store: String,
-        /// What it was.
+        /// Its former size and time.
         had: String,
-        /// What it is.
+        /// Its present size and time.
         has: String,
     },
-    /// A store that should be there is not.
+    /// A store is missing.
     #[error("the store {} is gone; the device '{device}' cannot be what it was without it. Restore it, or move the state file away to start anew", store.display())]
     StoreGone {
         /// The store.
@@ -123,24 +123,24 @@ pub(super) struct DeviceState {
     inactive: Option<Vec<String>>,
     #[serde(default)]
     inactive_read_only: bool,
-    /// Lines of the table that have no store, and why.
+    /// Lines of the table whose stores were lost, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lost: Vec<(usize, Lost)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     inactive_lost: Vec<(usize, Lost)>,
-    /// It only waits for its stores to be taken over.
+    /// It is removed, and only waits for its stores to be taken over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     removed: bool,
 }
 
-/// Everything that is kept.
+/// The content of a state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct State {
     version: u32,
-    /// Counts the times it was written.
+    /// The number of times that it was written.
     generation: u64,
-    /// What paths hold is escaped in lines.
+    /// Paths are escaped in lines.
     #[serde(default)]
     escaped: bool,
     /// The tables that devices were first given, by the arguments of the program.
@@ -149,7 +149,7 @@ pub struct State {
     /// Stores that are invalid although their headers, which could not be written, do not say so.
     #[serde(default)]
     invalid: BTreeSet<PathBuf>,
-    /// Exports whose guests turned their write cache off, and do not say so again; by device.
+    /// Exports whose guests turned their write cache off, and do not repeat it; by device.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     write_through: BTreeMap<String, BTreeSet<String>>,
     #[serde(default)]
@@ -168,20 +168,20 @@ pub struct State {
 pub struct MergeJob {
     /// The device that merges.
     pub device: String,
-    /// What the snapshot's device was called.
+    /// The name of the snapshot's former device.
     pub snapshot: String,
-    /// Path of its store.
+    /// The path of its store.
     pub cow: String,
-    /// Bytes a second at most; 0 for no limit.
+    /// The limit in bytes per second; 0 for none.
     pub speed: u64,
-    /// Whether the job ends by itself.
+    /// Whether the job ends without a command.
     pub auto_finalize: bool,
-    /// Whether the job is forgotten when it has ended.
+    /// Whether the job is removed from the list when it has ended.
     pub auto_dismiss: bool,
     /// The user paused it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// It has stopped before its end, and the device still has the table that merges.
+    /// It stopped before its end, and the device still has the merging table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Halt>,
 }
@@ -190,10 +190,10 @@ pub struct MergeJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Halt {
-    /// The user cancelled its job: it goes on when the command is given again, and not before.
+    /// The user cancelled its job: it continues only when the command is given again.
     Cancelled,
-    /// It failed: it is tried again where the device is resumed, at the next start, and when the
-    /// command is given again.
+    /// It failed: it is retried when the device is resumed, at the next start, and when the command
+    /// is given again.
     Failed,
 }
 
@@ -203,34 +203,33 @@ pub enum Halt {
 pub struct CommitJob {
     /// The device whose chain it is.
     pub device: String,
-    /// The highest layer that goes; the device itself where missing.
+    /// The highest layer that is committed; the device itself if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top: Option<String>,
-    /// The layer that takes the data; the lowest where missing.
+    /// The layer that receives the data; the lowest if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// The user has ended it: the device's own store goes into the base, too.
+    /// The user has completed it: the device's own store is committed into the base, too.
     #[serde(default)]
     pub pivoted: bool,
-    /// Bytes a second at most; 0 for no limit.
+    /// The limit in bytes per second; 0 for none.
     pub speed: u64,
-    /// Whether the job ends by itself.
+    /// Whether the job ends without a command.
     pub auto_finalize: bool,
-    /// Whether the job is forgotten when it has ended.
+    /// Whether the job is removed from the list when it has ended.
     pub auto_dismiss: bool,
     /// The user paused it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// The files below all stores that it writes: they change while it runs. Filled in when it
-    /// begins.
+    /// The files that it writes below all stores: they change while it runs. Set when it begins.
     #[serde(default)]
     pub writes: Vec<PathBuf>,
-    /// The stores of overlays that it put on top, to be removed when they have left the chain.
+    /// The stores of overlays that it put on top, to be removed once they have left the chain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overlays: Vec<PathBuf>,
 }
 
-/// What the program's arguments made of a device.
+/// A device as the program's arguments made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct First {
@@ -244,7 +243,7 @@ impl First {
         First { table: texts(&table.lines), read_only: table.read_only }
     }
 
-    /// Whether all there is between this and `other` is how long the last line is.
+    /// Whether this and `other` differ only in the length of the last line.
     fn differs_in_length(&self, other: &First) -> bool {
         let lengthless = |lines: &[String]| -> Option<Vec<TableLine>> {
             let mut lines = parse_table(lines.iter().map(String::as_str)).ok()?;
@@ -256,8 +255,8 @@ impl First {
     }
 }
 
-/// The file below the last line, which is shorter than that line needs: its path, the bytes that are
-/// needed, and those that it has.
+/// The file of the last line, if it is shorter than that line needs: its path, the needed size, and
+/// its size, in bytes.
 fn too_short(first: &First) -> Option<(PathBuf, u64, u64)> {
     let line: TableLine = first.table.last()?.parse().ok()?;
     let (below, offset) = match &line.target {
@@ -317,8 +316,8 @@ impl DeviceState {
 }
 
 impl State {
-    /// Whether the device of `table` has become one that finds room in it: arguments that take a
-    /// file as long as it is say something else once the disk, or the file alone, has grown.
+    /// Whether the device's present table fits into `table`: arguments that use a file's whole
+    /// length give another table once the disk, or only the file, has grown.
     fn is_within(&self, table: &FirstTable) -> bool {
         let Some(device) = self.devices.get(&table.name) else { return false };
         let lines = parse_table(device.table.iter().map(String::as_str));
@@ -333,7 +332,8 @@ impl State {
         now.is_ok_and(|now| now <= given)
     }
 
-    /// What is to be kept of `inner`, with the tables of `next` in place of those they replace.
+    /// The state to be kept for `inner`, with the tables of `next` in place of those that they
+    /// replace.
     pub(super) fn of(
         files: &Files,
         inner: &Inner,
@@ -341,7 +341,7 @@ impl State {
     ) -> State {
         let mut state = State { version: VERSION, escaped: true, ..State::default() };
         let names = inner.devices.keys().chain(next.keys());
-        // Layers of one chain lie on one base, and a guest may wait.
+        // The layers of a chain have one base, and a guest may wait.
         let mut seen = BTreeMap::new();
         let written = |path: &Path| {
             let mut writes = inner.state.commits.values().flat_map(|commit| &commit.writes);
@@ -373,7 +373,7 @@ impl State {
             if active.is_some_and(Active::is_merging) {
                 merging.insert(name.as_str());
             }
-            // Tables that are about to be replaced may be written until they are.
+            // Tables that are about to be replaced may still be written.
             let settled = next.is_empty();
             let known = &inner.state.bases;
             let below = |active| bases(files, active, (settled, known), written, &mut seen);
@@ -381,7 +381,7 @@ impl State {
         }
         state.first = inner.state.first.clone();
         state.jobs = inner.state.jobs.clone();
-        // Where somebody loaded another table there is nothing to go on with.
+        // If another table was loaded, there is no merge to continue.
         state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
         state.commits = inner.state.commits.clone();
         state.invalid = inner.state.invalid.clone();
@@ -391,7 +391,7 @@ impl State {
         state
     }
 
-    /// The same with the devices `names` not suspended.
+    /// The same state with the devices `names` not suspended.
     pub(super) fn serving(mut self, names: &[String]) -> State {
         for name in names {
             if let Some(device) = self.devices.get_mut(name) {
@@ -402,7 +402,7 @@ impl State {
     }
 }
 
-/// Where the state is kept.
+/// The place of the state, and what was last written there.
 #[derive(Debug, Default)]
 pub(super) struct StateFile {
     path: Option<PathBuf>,
@@ -412,9 +412,9 @@ pub(super) struct StateFile {
     invalid: BTreeSet<PathBuf>,
     pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
     generation: u64,
-    /// What bases were like when this process kept it last.
+    /// The bases when this process last kept them.
     bases: Vec<BaseState>,
-    /// What the file says, once it was written; none where there is no file.
+    /// The file's text, once it was written; none if there is no file.
     kept: Option<String>,
 }
 
@@ -423,7 +423,7 @@ impl StateFile {
         StateFile { path, ..StateFile::default() }
     }
 
-    /// Replaces the file, durably; removes it where there is nothing to keep.
+    /// Replaces the file, durably; removes it if there is nothing to keep.
     pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
         let state = state.without_given();
         if state.is_nothing() {
@@ -443,8 +443,8 @@ impl StateFile {
         }
         std::fs::rename(&new, path).map_err(fail("replace"))?;
         if let Err(error) = sync_name(path) {
-            // The caller goes on with what was: so does the next start, as far as that is to be
-            // had where a directory cannot be synced.
+            // The caller continues with the former state, and so must the next start, as far as a
+            // directory that cannot be synced allows it.
             let _ = match &self.kept {
                 Some(text) => put_back(path, text),
                 None => std::fs::remove_file(path),
@@ -477,7 +477,7 @@ impl StateFile {
             Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
             Some(knows) => {
                 let device = table.name.clone();
-                // Of arguments that take a file as long as it is, the length is not what is wrong.
+                // The arguments use a file's whole length: its length is not their fault.
                 let short = Some(knows).filter(|knows| knows.differs_in_length(&given));
                 Err(match short.and_then(too_short) {
                     Some((path, needs, has)) => StateError::Shorter { path, device, needs, has },
@@ -497,7 +497,7 @@ impl StateFile {
         !self.invalid.is_empty() && names_of(path).iter().any(|name| self.invalid.contains(name))
     }
 
-    /// Whether the program's arguments gave `path` to a device to be written, as it is.
+    /// Whether the program's arguments gave `path` to a device as a plain file that it may write.
     pub(super) fn gave_to_write(&self, path: &Path) -> bool {
         let lines = self.first.values().filter(|first| !first.read_only).flat_map(|f| &f.table);
         lines.filter_map(|line| line.parse::<TableLine>().ok()).any(|line| match &line.target {
@@ -508,7 +508,7 @@ impl StateFile {
         })
     }
 
-    /// The store at `path` is made anew.
+    /// The store at `path` is created anew.
     pub(super) fn forget_invalid(&mut self, path: &Path) {
         names_of(path).iter().for_each(|name| {
             self.invalid.remove(name);
@@ -516,14 +516,15 @@ impl StateFile {
     }
 }
 
-/// Where what replaces the file at `path` is written.
+/// The path of the file that will replace the one at `path`.
 fn new_beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     name.into()
 }
 
-/// Lets the file at `path` say `text` again, all of it or what it says now, also after a power cut.
+/// Restores `text` as the content of the file at `path`: all of it or the present content, also
+/// after a power cut.
 fn put_back(path: &Path, text: &str) -> std::io::Result<()> {
     let new = new_beside(path);
     let mut file = std::fs::File::create(&new)?;
@@ -532,7 +533,7 @@ fn put_back(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&new, path)
 }
 
-/// A device as the program's arguments give it.
+/// A device as the program's arguments define it.
 #[derive(Clone, Debug)]
 pub struct FirstTable {
     /// Its name.
@@ -543,7 +544,7 @@ pub struct FirstTable {
     pub read_only: bool,
 }
 
-/// The store at `path` as it is named, and as what that is a link to.
+/// The store's path as given, and the path that it links to.
 fn names_of(path: &Path) -> [PathBuf; 2] {
     [absolute(path), absolute(&real_path(path))]
 }

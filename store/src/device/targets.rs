@@ -25,7 +25,7 @@ use crate::table::{Line, Table};
 use crate::target::{Backing, Exceptions, ExtentPlace, Merge, Origin, Snapshot, Target};
 use crate::units::ChunkSize;
 
-/// What a parameter comes down to.
+/// What a parameter resolves to.
 pub(super) enum Base {
     Plain(Backing),
     Stacked { snap: Snap, name: String },
@@ -133,7 +133,7 @@ impl Plan<'_> {
         }
     }
 
-    /// A snapshot's line that lost its store. A merge whose store is Invalid is its origin.
+    /// A snapshot's line that lost its store. A merge whose store is Invalid becomes its origin.
     fn without_store(
         &mut self,
         name: &str,
@@ -152,8 +152,8 @@ impl Plan<'_> {
         }
     }
 
-    /// Which origin `dev` is, and where it begins in it: what writes it is to be seen by its
-    /// snapshots.
+    /// The origin that `dev` is, and the start of `dev` in it: the origin's snapshots must see
+    /// writes to `dev`.
     fn origin_below(&self, dev: &Param) -> Result<Option<(OriginKey, u64)>, DeviceError> {
         let Some(active) = dev.device().and_then(|name| self.active(name)) else { return Ok(None) };
         match (active.table.lines(), active.origin_keys.get(&0)) {
@@ -175,7 +175,7 @@ impl Plan<'_> {
         made: &mut Made,
     ) -> Target {
         made.exceptions.push(snap.exceptions());
-        // An overlay's base is read-only; anything else may be written by an origin.
+        // An overlay's base is read-only; an origin may write any other.
         let tracked = (!is_own).then(|| self.inner.origins.id(&snap.key));
         Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
     }
@@ -229,7 +229,7 @@ impl Plan<'_> {
         })
     }
 
-    /// A device other than `but` that is the origin `key` to its guest.
+    /// A device other than `but` that serves the origin `key` to a guest.
     fn origin_beside(&self, key: &OriginKey, but: &str) -> Option<String> {
         self.names().into_iter().filter(|name| name != but).find(|name| {
             self.active(name).is_some_and(|active| {
@@ -240,7 +240,7 @@ impl Plan<'_> {
         })
     }
 
-    /// The origin `key` with all snapshots of it, but those that `name` itself merges.
+    /// The origin `key` with all its snapshots, except those that `name` itself merges.
     fn origin(
         &mut self,
         name: &str,
@@ -249,7 +249,7 @@ impl Plan<'_> {
         made: &mut Made,
     ) -> Result<Origin, DeviceError> {
         self.refuse_layers_over(name, key)?;
-        // One that shares the table of an overlay that is gone has none that says where its own lies.
+        // A snapshot that shares the table of a removed overlay has no table of its own exceptions.
         for other in self.names().iter().filter(|other| *other != name) {
             let shares = |snap: &Snap| snap.key == *key && snap.shared;
             if self.active(other).is_some_and(|active| active.snaps.values().any(shares)) {
@@ -276,7 +276,7 @@ impl Plan<'_> {
         Ok(Origin { backing, start: 0, tracked, snapshots: numbers })
     }
 
-    /// The live snapshot of a line: one that moves, or a store that is opened.
+    /// The live snapshot of a line: one that moves, or a newly opened store.
     fn snap(
         &mut self,
         name: &str,
@@ -321,7 +321,7 @@ impl Plan<'_> {
         self.refuse_own_origin(spec, &origin)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
-        // A layer is about to be stacked on: its own table would be read for nobody.
+        // Another layer is about to be stacked on this one: nothing would read a table of its own.
         let shared = self.inner.lower_layers.contains(name);
         let memory = &self.devices.config.memory;
         let list = if shared { Wanted::Newest } else { Wanted::by(memory) };
@@ -352,7 +352,7 @@ impl Plan<'_> {
         Ok(Snap { live, table, layers, key, origin, len, shared, passes_down })
     }
 
-    /// Opens a store; one that is known to be invalid is, whatever its header says.
+    /// Opens a store; as Invalid if that is recorded, whatever its header says.
     pub(super) fn open_store(
         &mut self,
         name: &str,
@@ -367,14 +367,14 @@ impl Plan<'_> {
         opened
     }
 
-    /// The tables as they will be.
+    /// The tables after the change.
     fn world(&self) -> impl Iterator<Item = (&String, &Active)> {
         let now = self.inner.devices.iter().filter(|(name, _)| !self.next.contains_key(*name));
         let now = now.filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
         now.chain(self.next.iter().filter_map(|(name, next)| Some((name, next.as_ref()?))))
     }
 
-    /// Whether `snap`, which is all that the device `name` is, will be a guest's own disk.
+    /// Whether `snap`, the only line of the device `name`, will be a guest's own disk.
     pub(super) fn is_guest_disk(&self, name: &str, snap: &Snap) -> bool {
         let spec = self.active(name).and_then(|active| active.lines[0].target.snapshot());
         spec.is_some_and(|of| is_guest_disk(self.world(), (name, 0), of.persistence, &snap.key))
@@ -445,9 +445,9 @@ impl Plan<'_> {
     }
 }
 
-/// The live snapshot that moves; none where its store is to be opened again, for a device of
-/// another length. Whatever its state is: only a table that is loaded for the device itself opens a
-/// store again, never one that changes beside it.
+/// The live snapshot that moves; none if its store must be reopened for a device of another length.
+/// Its state does not matter: a store is reopened only for a table loaded for the device itself,
+/// never for one that changes along with it.
 fn reused<'s>(
     spec: &SnapshotSpec,
     len: u64,
@@ -467,13 +467,13 @@ fn reused<'s>(
     Ok((snap.len == len).then_some(snap))
 }
 
-/// The one of `snaps` whose store is that of `spec`, however it is named.
+/// The one of `snaps` with the store of `spec`, under whatever name.
 fn same_store<'s>(spec: &SnapshotSpec, snaps: &'s [Snap]) -> Option<&'s Snap> {
     let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
     snaps.iter().find(|snap| snap.live.disk.info.identity == identity)
 }
 
-/// What is written to the origin would be merged over.
+/// The merge would overwrite what is written to the origin.
 fn beside_a_merge(origin: &str, merges: &str) -> DeviceError {
     DeviceError::refused(format!(
         "'{merges}' merges a snapshot into the origin of '{origin}'; an origin does not stand beside \
@@ -516,7 +516,7 @@ fn plain(len: u64, place: ExtentPlace) -> Backing {
     backing
 }
 
-/// An exception table with what the stores of `layers` say on disk.
+/// An exception table with the entries on disk of the stores of `layers`.
 pub(super) fn read_layers(
     memory: &Memory,
     layers: &[Arc<Live>],
@@ -532,7 +532,7 @@ pub(super) fn read_layers(
     Ok(table)
 }
 
-/// The extents that lines come down to, if they are plain; an origin means what it maps, also
+/// The extents that lines resolve to, if they are plain; an origin resolves to what it maps, also
 /// while a snapshot is merged into it.
 fn below(lines: &[Line]) -> Option<Backing> {
     let mut all = Backing::default();

@@ -7,7 +7,7 @@ use super::core::{Devices, Inner};
 use super::error::DeviceError;
 
 impl Inner {
-    /// Who is gone may come back as another.
+    /// A removed device's name may be given to another.
     pub(super) fn forget_caches(&mut self) {
         let Inner { state, devices, .. } = self;
         state.write_through.retain(|name, _| devices.contains_key(name));
@@ -15,19 +15,20 @@ impl Inner {
 }
 
 impl Devices {
-    /// Whether the guest of the export `export` of the device `name` counts on every write being
-    /// durable when it ends.
+    /// Whether the guest of the export `export` of the device `name` relies on every completed
+    /// write being durable.
     pub fn is_write_through(&self, name: &str, export: &str) -> bool {
         let inner = self.look();
         inner.state.write_through.get(name).is_some_and(|exports| exports.contains(export))
     }
 
-    /// It does from now on, or does no more; also after the process was killed.
+    /// Turns that on or off; it survives a kill.
     ///
     /// # Errors
-    /// No such device; or the state file cannot be written: then it holds until this process ends.
+    /// There is no such device; or the state file cannot be written: then it holds until this
+    /// process ends.
     pub fn set_write_through(&self, name: &str, export: &str, on: bool) -> Result<(), DeviceError> {
-        // A guest waits for it, and no table changes.
+        // A guest waits for this, and it changes no table.
         let inner = &mut *self.look();
         inner.device(name)?;
         let exports = inner.state.write_through.entry(name.to_owned()).or_default();

@@ -1,19 +1,19 @@
-//! A claim as the engine has it: chunks of one request, and where their bytes come from.
+//! A claim as the engine sees it: chunks of one request, and the sources of their bytes.
 //!
-//! Owns the chunks' [`Claim`] in the table until it ends, and how one of several chunks becomes two. Never
-//! knows which I/O moves it.
+//! Owns the chunks' [`Claim`] in the table until it ends, and the split of a claim of several
+//! chunks. Never knows which I/O moves it.
 
 use super::scratch::Buf;
 use crate::exception::Claim;
 use crate::target::Exceptions;
 use crate::units::{ChunkSize, DataIndex};
 
-/// Which bytes of a chunk are new; of several that were claimed as one, all.
+/// Which bytes of a chunk are new; for several chunks in one claim, all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
     /// None: the chunk is copied.
     Nothing,
-    /// `len` bytes from `within` are the request's, from its byte `at`.
+    /// `len` bytes from `within` come from the request, from its byte `at`.
     Guest { at: u64, within: u64, len: u64 },
     /// `len` bytes from `within` are zero.
     Zero { within: u64, len: u64 },
@@ -32,7 +32,7 @@ impl Fill {
         start <= from && to <= end
     }
 
-    /// Of several chunks, those of the first `bytes` and those of the rest.
+    /// For several chunks: the fill of the first `bytes`, and that of the rest.
     fn split_at(self, bytes: u64) -> (Fill, Fill) {
         match self {
             Fill::Nothing => (self, self),
@@ -47,25 +47,26 @@ impl Fill {
     }
 }
 
-/// A chunk on its way, or several that follow each other and are covered.
+/// A claimed chunk, or several adjacent ones that the request covers completely.
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) claim: Claim,
     pub(super) exceptions: usize,
     pub(super) request: usize,
-    /// The byte of the request with which its part begins.
+    /// The first byte of the request that belongs to it.
     pub(super) from: u64,
     pub(super) fill: Fill,
-    /// Where the old bytes are, once they were asked for: from this byte of the buffer.
+    /// The place of the old bytes, once their read has begun: from this byte of the buffer.
     pub(super) buf: Option<(Buf, u32)>,
-    /// A read that neighbours shared failed: it may have been for theirs.
+    /// A read shared with neighbours failed, possibly only for a neighbour: the next read is its
+    /// own.
     pub(super) alone: bool,
-    /// For a chunk larger than a buffer: its place, and how far it is written.
+    /// For a chunk larger than a buffer: its place, and how many bytes are written.
     pub(super) slices: Option<(DataIndex, u64)>,
 }
 
 impl Claimed {
-    /// A claim of which nothing is at hand but what the request brings, from its byte `from` on.
+    /// A claim that has no old bytes yet, only those of the request, from its byte `from` on.
     pub(super) fn new(
         claim: Claim,
         exceptions: usize,
@@ -76,7 +77,7 @@ impl Claimed {
         Claimed { claim, exceptions, request, from, fill, buf: None, alone: false, slices: None }
     }
 
-    /// Bytes of it that have to be right: several chunks are whole.
+    /// Bytes that a copy of it must hold; for several chunks, all of them.
     pub(super) fn valid_len(&self, ex: &Exceptions) -> u64 {
         match self.claim.count() {
             1 => ex.valid_len(self.claim.chunk()),
@@ -84,7 +85,8 @@ impl Claimed {
         }
     }
 
-    /// Keeps the first `count` of several chunks, and returns the rest as another part of the request.
+    /// Keeps the first `count` of several chunks, and returns the rest as another part of the
+    /// request.
     pub(super) fn split_off(&mut self, count: u64, chunk: ChunkSize) -> Claimed {
         let bytes = count * chunk.bytes();
         let (fill, rest) = self.fill.split_at(bytes);

@@ -1,10 +1,11 @@
 //! Moving chunks: claim, read what is missing, write in runs, publish.
 //!
-//! Owns chunks from their claim to their publication. Chunks are given a place in the store only
-//! when their bytes are at hand, so that a slow or failed read neither delays nor holes the log
-//! (I13); those at hand in one batch share one run and one write. Order at the end: the slot in
-//! the log, then the word in the table, then whoever waits (I11: an acknowledged write is in the
-//! log before anyone can know of it). Never knows why a chunk is moved.
+//! Owns chunks from their claim to their publication. A chunk gets a place in the store only when
+//! its bytes are available, so that a slow or failed read neither delays the log nor leaves a hole
+//! in it (I13); chunks that are ready in one batch share one run and one write. The order at the
+//! end: the slot in the log, then the word in the table, then the waiting requests (I11: an
+//! acknowledged write is in the log before anyone can know of it). Never knows why a chunk is
+//! moved.
 
 use super::claim::{Claimed, Fill};
 use super::core::{Asker, Core, Kind, is_full};
@@ -18,11 +19,11 @@ use crate::table::Table;
 use crate::target::{Decision, Exceptions};
 use crate::units::{Chunk, DataIndex};
 
-/// Chunks written by one action, and the bytes of that.
+/// Chunks written by one action, and their bytes.
 const RUN_CHUNKS: u64 = 256;
 const RUN_BYTES: u64 = 1 << 20;
 
-/// Old bytes on their way into buffers, for one claim or for neighbours.
+/// A read of old bytes into buffers, for one claim or for neighbours.
 #[derive(Debug)]
 pub(super) struct Copy {
     claims: Vec<usize>,
@@ -30,7 +31,7 @@ pub(super) struct Copy {
     failed: bool,
 }
 
-/// Claims being written side by side.
+/// Claims that are written to adjacent chunks of the store.
 #[derive(Debug)]
 pub(super) struct Run {
     first: DataIndex,
@@ -54,7 +55,8 @@ impl Core {
         len: u64,
     ) -> Flow {
         if self.claims.len() >= self.config.claims {
-            // One of this worker's own claims ends first, and that looks at the parked again.
+            // One of this worker's own claims ends first, and then the parked requests are checked
+            // again.
             self.park(index);
             return Flow::Aside;
         }
@@ -84,7 +86,8 @@ impl Core {
         Flow::On
     }
 
-    /// A snapshot needs its copy of a chunk of the origin. False where it could not be claimed.
+    /// Claims a chunk of the origin that a snapshot needs a copy of. False if its state has
+    /// changed.
     pub(super) fn claim_copy(
         &mut self,
         table: &Table,
@@ -120,8 +123,8 @@ impl Core {
         (start, start + ex.valid_len(claimed.claim.chunk()))
     }
 
-    /// Reads the old bytes of the step's fresh claims: neighbours, and the same range in several
-    /// snapshots, by one read.
+    /// Reads the old bytes of the step's fresh claims; neighbours, and the same range in several
+    /// snapshots, share a read.
     pub(super) fn start_copies(&mut self, table: &Table) {
         if self.fresh.is_empty() || self.scratch.free() == 0 {
             return;
@@ -139,13 +142,13 @@ impl Core {
         }
         let waiting = fresh.len() - rest.len();
         fresh.drain(..waiting);
-        // Those of a read that could not even begin are back by now.
+        // Claims whose read could not begin have been put back by now.
         fresh.append(&mut self.fresh);
         self.fresh = fresh;
     }
 
-    /// How many of `claims`, sorted by where they start, fit one read of one origin: into buffers
-    /// that follow each other, each claim into one of them.
+    /// How many of `claims`, sorted by their start, fit one read of one origin into consecutive
+    /// buffers, each claim in one buffer.
     fn joined(&self, table: &Table, claims: &[usize]) -> usize {
         let origin = |claimed: usize| &table.exceptions()[self.claims[claimed].exceptions].origin;
         let may_share = |claimed: usize| {
@@ -202,8 +205,8 @@ impl Core {
     }
 
     /// Reads `[from, from + len)` of a claimed chunk's old bytes (past its end, those of its
-    /// neighbours) to `bufs`, one after the other. Returns how many actions that takes, and whether
-    /// these are all that it needs: there is none for what cannot be read.
+    /// neighbours) into `bufs`, one after the other. Returns the number of actions, and whether
+    /// they cover the range: there is no action for a part that cannot be read.
     pub(super) fn read_old(
         &mut self,
         table: &Table,
@@ -239,7 +242,7 @@ impl Core {
         (issued, true)
     }
 
-    /// Pushes the parts of `bufs` that are `[from, from + len)` of all of them.
+    /// Pushes the range `[from, from + len)` of all `bufs` together.
     fn push_old(&mut self, bufs: &[Buf], from: u64, len: u64) {
         let size = u64::from(self.scratch.size());
         let (mut at, to) = (from, from + len);
@@ -269,7 +272,8 @@ impl Core {
             if ok {
                 self.gathered[self.claims[claimed].exceptions].push_back(claimed, 1);
             } else if was_shared {
-                // Each by itself: what one cannot have is no reason for the others.
+                // Each claim is read again on its own: one that cannot be read must not fail the
+                // others.
                 let Claimed { buf, alone, .. } = &mut self.claims[claimed];
                 *alone = true;
                 let buf = buf.take();
@@ -282,8 +286,8 @@ impl Core {
         self.spare_lists.give_back(copy.claims);
     }
 
-    /// Gives places to the claims whose bytes are at hand, and writes them side by side. A store
-    /// that has to be committed first holds up its own claims only.
+    /// Gives places to the claims that have their bytes, and writes them as runs. A store that has
+    /// to be committed first delays only its own claims.
     pub(super) fn write_gathered(&mut self, table: &Table) {
         for exceptions in 0..self.gathered.len() {
             while !self.gathered[exceptions].is_empty() {
@@ -294,12 +298,12 @@ impl Core {
         }
     }
 
-    /// False where a commit has to make room first.
+    /// False if a commit has to make room first.
     fn write_some_gathered(&mut self, table: &Table, exceptions: usize) -> bool {
         let ex = &table.exceptions()[exceptions];
         let log = ex.store().log();
         if ex.store().state() > StoreState::Overflow {
-            // No commit will make room any more, and nobody may read what is written.
+            // A commit cannot make room any more, and written chunks could not be read.
             self.first_gathered_failed(table, exceptions, Errno::EIO);
             return true;
         }
@@ -370,7 +374,7 @@ impl Core {
         claims
     }
 
-    /// Pushes the parts that make up `[from, to)` of what was claimed, and `tail` zeroes.
+    /// Pushes the segments for `[from, to)` of the claim, and `tail` zeroes.
     pub(super) fn push_chunk(&mut self, claimed: usize, (from, to): (u64, u64), tail: u64) {
         let claimed = &self.claims[claimed];
         let (start, end) = claimed.fill.range();
@@ -416,8 +420,8 @@ impl Core {
         self.spare_lists.give_back(run.claims);
     }
 
-    /// A claim's bytes are in the store, in data chunks from `data` on that follow each other, or could
-    /// not be written.
+    /// A claim's bytes are in the store, in consecutive data chunks from `data` on, or could not be
+    /// written.
     pub(super) fn written(
         &mut self,
         table: &Table,
@@ -443,8 +447,8 @@ impl Core {
         self.part_ended(request, true);
     }
 
-    /// A claim comes to nothing: the chunk stays where it was, and its snapshot, its request or
-    /// both bear the failure (`spec: targets`, the table of failures).
+    /// A claim failed: the chunk stays where it was, and its snapshot, its request or both fail
+    /// (`spec: targets`, the table of failures).
     fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
         let Claimed { claim, exceptions, request, from, fill, buf, .. } =
             self.claims.remove(claimed);
@@ -455,8 +459,8 @@ impl Core {
         let store = ex.store();
         let for_origin = fill == Fill::Nothing;
         if is_full(result) && store.wait_for_room() {
-            // It holds nothing while it waits, and is decided anew when there is room. A write to
-            // an origin is, always.
+            // It holds nothing while it waits, and is decided again when there is room. A write to
+            // an origin is decided again anyway.
             let again = &mut self.requests[request].again;
             if !for_origin {
                 *again = Some(again.map_or(from, |other| other.min(from)));
@@ -465,7 +469,7 @@ impl Core {
         }
         if !for_origin && is_full(result) && store.persistence() == Persistence::Overflow {
             store.overflow();
-            // Where it was waited for, who waits is told.
+            // Requests that wait for room in it are woken.
             self.worker.all().wake(u64::MAX);
         } else if for_origin || !store.is_guest_disk() {
             self.invalidate(store);
@@ -475,12 +479,12 @@ impl Core {
     }
 
     fn release(&mut self, table: &Table, buf: Option<(Buf, u32)>) {
-        // A claim ended: whoever waited for room among the claims may go on.
+        // A claim ended: requests that waited for a free claim may proceed.
         self.freed = true;
         if let Some((buf, _)) = buf
             && self.scratch.release(buf)
         {
-            // Fresh claims have it in the next turn of the step.
+            // Otherwise fresh claims get it in the next turn of the step.
             if let Some(claimed) = self.slices_waiting.pop_front() {
                 self.next_slice(table, claimed);
             }

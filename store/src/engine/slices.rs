@@ -1,8 +1,9 @@
 //! Chunks that are larger than a buffer, moved slice by slice.
 //!
-//! Owns the order of a slice: read where old bytes are missing, write, the next; and the claims that wait for
-//! a buffer. The chunk has its place in the store before its bytes are at hand, other than smaller ones; what
-//! cannot be read gives that place up. Never knows why a chunk is moved, nor what ends a claim.
+//! Owns the order of a slice (read if old bytes are missing, write, next slice) and the claims that
+//! wait for a buffer. Unlike a smaller chunk, this one has its place in the store before its bytes
+//! are read; a failed read gives the place up. Never knows why a chunk is moved, nor what ends a
+//! claim.
 
 use super::core::{Core, Kind};
 use crate::io::{Errno, IoOp};

@@ -25,22 +25,21 @@ use crate::device::state::CommitJob;
 use crate::device::verbs::with_uppers;
 use crate::table::Table;
 
-/// Bytes of a store that are copied while the guest stands still, which take some tens of
-/// milliseconds. Each step doubles them: a guest that writes as fast as is copied would else never
-/// be caught up with.
+/// Bytes of a store that are copied while the guest is stopped, which takes some tens of
+/// milliseconds. Each step doubles them: otherwise a guest that writes as fast as the copy would
+/// never be caught up with.
 const LAST: u64 = 4 << 20;
 
-/// What is next.
+/// The next step.
 #[derive(Debug)]
 pub enum PivotStep {
-    /// `source` is to be copied to `table`; then [`Devices::drop_layers`] is due, and the next
-    /// step.
+    /// Copy `source` to `table`; then call [`Devices::drop_layers`], and ask for the next step.
     Copy {
-        /// What the layers above the base hold.
+        /// The chunks of the layers above the base.
         source: CommitSource,
-        /// The base as it is written.
+        /// The base, as a table that is written.
         table: Arc<Table>,
-        /// It is what the guest wrote during the step before.
+        /// The source holds only the guest's writes during the previous step.
         again: bool,
     },
     /// The device has the table that its base had.
@@ -48,10 +47,10 @@ pub enum PivotStep {
 }
 
 impl Devices {
-    /// What is next for the job `id`, which the user has ended, and whose base is a layer.
+    /// The next step of the job `id`, which the user has completed, and whose base is a layer.
     ///
     /// # Errors
-    /// The chain is as it was, but for an overlay on top.
+    /// The chain is unchanged, except for an overlay on top.
     pub fn pivot_step(&self, id: &str) -> Result<PivotStep, DeviceError> {
         let inner = &mut *self.lock();
         self.remove_overlays(inner, id)?;
@@ -98,7 +97,7 @@ impl Devices {
         }
     }
 
-    /// Puts an overlay on top that takes the guest's writes; its file is this job's.
+    /// Puts an overlay on top for the guest's writes; its file belongs to this job.
     fn put_overlay(&self, inner: &mut Inner, id: &str, cut: &Cut) -> Result<(), DeviceError> {
         let cow = free_path(inner, cut)?;
         let overlays = |inner: &mut Inner, of: &dyn Fn(&mut Vec<PathBuf>)| {
@@ -107,15 +106,15 @@ impl Devices {
         overlays(inner, &|all| all.push(cow.clone()));
         let device = cut.stay[0].clone();
         let overlay = OverlaySnapshot { device, cow: cow.clone(), below: None, existing: false };
-        // Kept first: one that a killed process has made is found again, and goes.
+        // Recorded first: if the process is killed, the overlay's file is found and removed.
         let put = self.keep(inner).and_then(|()| {
             self.take_moment_of(inner, &[MomentAction::Overlay(overlay)], &|| Ok(()))
         });
         put.inspect_err(|_| overlays(inner, &|all| all.retain(|path| *path != cow)))
     }
 
-    /// Copies what the device's own store holds into the base, of which it takes the table, while
-    /// the guest stands still.
+    /// Copies the chunks of the device's own store into the base, whose table the device takes,
+    /// while the guest is stopped.
     fn end_in_layer(
         &self,
         inner: &mut Inner,
@@ -123,7 +122,7 @@ impl Devices {
         commit: &mut Commit,
     ) -> Result<(), DeviceError> {
         let device = &cut.stay[0];
-        // What is durable already needs not be waited for while it stands still.
+        // Flushed first, so that the guest is stopped for less time.
         self.flush(inner.active(device)?);
         let names = with_uppers(inner, device);
         self.stop(inner, &names)?;
@@ -182,8 +181,8 @@ impl Devices {
 }
 
 impl Inner {
-    /// Removes the files of overlays of the job `id` that have left the chain; true where there
-    /// were any, which is to be kept.
+    /// Removes the files of overlays of the job `id` that have left the chain; true if there were
+    /// any, and the state must be written.
     pub(super) fn remove_overlays(&mut self, id: &str) -> bool {
         let Some(job) = self.state.commits.get(id) else { return false };
         let is_used = |path: &PathBuf| {
@@ -202,13 +201,13 @@ impl Inner {
     }
 }
 
-/// Bytes that the topmost store of `snap` has given out, committed or not.
+/// Bytes that the topmost store of `snap` has allocated, committed or not.
 fn own_bytes(snap: &Snap) -> u64 {
     snap.live.store.log().next().0 * snap.live.store.chunk().bytes()
 }
 
-/// A path for an overlay's store that is not taken: beside the device's own store, or that of the
-/// base, where the first is no file.
+/// A free path for an overlay's store: beside the device's own store, or beside the base's if the
+/// first is not a file.
 fn free_path(inner: &Inner, cut: &Cut) -> Result<PathBuf, DeviceError> {
     let names = cut.stay.first().map(String::as_str).into_iter().chain(cut.base.device());
     let stores: Result<Vec<Snap>, DeviceError> = names.map(|name| whole(inner, name)).collect();
@@ -223,7 +222,7 @@ fn free_path(inner: &Inner, cut: &Cut) -> Result<PathBuf, DeviceError> {
     };
     let store = &store.live.disk.info.path;
     let stem = store.file_name().unwrap_or_default().to_string_lossy();
-    // An overlay's own name does not grow with each step.
+    // Without an earlier suffix: an overlay's name does not grow with each step.
     let stem = stem.split_once(".commit-").map_or(&*stem, |(stem, _)| stem);
     let path = |number: u32| store.with_file_name(format!("{stem}.commit-{number}"));
     let is_free = |path: &PathBuf| !path.exists();

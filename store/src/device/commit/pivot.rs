@@ -12,23 +12,23 @@ use crate::device::state::CommitJob;
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
 
-/// How the served device's own store goes into the base.
+/// How the served device's own store is committed into the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pivot {
-    /// The device has a `snapshot-merge` table now: [`Devices::end_pivot`] is due when that has
-    /// been merged.
+    /// The device now has a `snapshot-merge` table; call [`Devices::end_pivot`] when the merge has
+    /// finished.
     Merges,
-    /// [`Devices::pivot_step`] says what is next, until that is nothing.
+    /// Call [`Devices::pivot_step`] for each next step, until it returns `Done`.
     Steps,
 }
 
 impl Devices {
-    /// The user ends the job `id`, whose device's own store is all that is left. Where the base
-    /// lies below all layers the device takes a `snapshot-merge` table over it; the merge is run
-    /// by whoever has an executor.
+    /// The user completes the job `id`, of whose chain only the device's own store is left. If the
+    /// base is below all layers, the device takes a `snapshot-merge` table over it; the caller runs
+    /// the merge with its own executor.
     ///
     /// # Errors
-    /// Everything is as it was then.
+    /// Nothing has changed then.
     pub fn pivot(&self, id: &str) -> Result<Pivot, DeviceError> {
         let inner = &mut *self.lock();
         let (job, mut commit) = taken(inner, id)?;
@@ -83,10 +83,10 @@ impl Devices {
         self.apply(plan, |_| ())
     }
 
-    /// Holds again, after a restart, what the job `id` holds, which the user has ended.
+    /// After a restart, takes again what the job `id`, which the user has completed, holds.
     ///
     /// # Errors
-    /// Where that is used by others.
+    /// Something of it is used by others.
     pub fn resume_pivot(&self, id: &str) -> Result<Pivot, DeviceError> {
         let inner = &mut *self.lock();
         let Some(job) = inner.state.commits.get(id).cloned() else {
@@ -121,10 +121,10 @@ impl Devices {
         Ok(())
     }
 
-    /// The merge of the job `id` has finished: its device is what the base was.
+    /// The merge of the job `id` has finished: its device becomes what the base was.
     ///
     /// # Errors
-    /// The merged table stays then; it serves the same content.
+    /// The merged table stays then; its content is the same.
     pub fn end_pivot(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let (job, commit) = taken(inner, id)?;
@@ -142,7 +142,7 @@ impl Devices {
         let active = inner.active(device)?;
         let (len, read_only) = (active.table.size(), active.read_only);
         let below = base.device().map(|name| inner.active(name)).transpose()?;
-        // One that is longer stays below: the guest's disk keeps its size.
+        // A longer one stays below: the guest's disk keeps its size.
         let same = below.filter(|below| below.table.size() == len);
         let lines = match same {
             Some(below) => below.lines.clone(),
@@ -164,7 +164,7 @@ impl Devices {
     }
 }
 
-/// What the device merges into.
+/// The device or file that `device` merges into.
 fn merge_base(inner: &Inner, device: &str) -> Result<Param, DeviceError> {
     match &inner.active(device)?.lines[..] {
         [TableLine { target: TargetSpec::Merge(spec), .. }] => Ok(spec.origin.clone()),

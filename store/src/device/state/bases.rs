@@ -16,11 +16,11 @@ use crate::io::{FileId, FileInfo, Files};
 use crate::lines::TargetSpec;
 use crate::target::Medium;
 
-/// A file that is only read, as it was when it was used last.
+/// A file that is only read, as it was at its last use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct BaseState {
-    /// Where.
+    /// Its path.
     pub(super) path: PathBuf,
     /// The store over it.
     pub(super) store: String,
@@ -30,13 +30,13 @@ pub(super) struct BaseState {
     pub(super) modified: i64,
 }
 
-/// A file's length in bytes, and when it was changed last, in nanoseconds since 1970.
+/// A file's length in bytes, and its last change, in nanoseconds since 1970.
 type Look = (u64, i64);
 
-/// The files below a guest's own disk that nothing of this process writes; a merge writes them.
-/// With `settled`, also those that were opened for writing, and are not written any more: what these
-/// are like is made durable, unless it is `known` already. Those `written` by jobs are none. `seen` are
-/// those that were looked at.
+/// The files below a guest's own disk that this process does not write; a merge writes them. With
+/// `settled`, also files that were opened for writing and are no longer written: their values are
+/// made durable, unless they are `known` already. Files `written` by jobs are excluded. `seen`
+/// caches the results.
 pub(super) fn bases(
     files: &Files,
     active: &Active,
@@ -66,9 +66,9 @@ pub(super) fn bases(
     bases
 }
 
-/// What the file of `medium` is like; durable where it was written by this process. The syncs of a
-/// guest's flush leave out when it was changed (fdatasync), and the state may lie on another file
-/// system: after a power cut it would be taken for one that somebody else changed.
+/// The size and time of the file of `medium`; durable if this process wrote it. A guest's flush
+/// does not sync the time (fdatasync), and the state may be on another file system: after a power
+/// cut, the file would seem to have been changed by another program.
 fn what_it_is(info: &FileInfo, medium: &Medium, known: &[BaseState]) -> Option<Look> {
     let look = look_at(info)?;
     let is_known = |base: &BaseState| base.path == info.path && (base.size, base.modified) == look;
@@ -77,7 +77,7 @@ fn what_it_is(info: &FileInfo, medium: &Medium, known: &[BaseState]) -> Option<L
     }
     if let Err(error) = sync_file(&info.file) {
         tracing::error!("cannot sync {}: {error}", info.path.display());
-        // Nobody else is told of that again.
+        // The error is reported to no other caller.
         medium.set_sync_failed();
     }
     look_at(info)

@@ -10,8 +10,8 @@ use crate::io::durable::sync_name;
 use crate::lines::parse_table;
 
 impl First {
-    /// Whether its store, which holds what a guest wrote, would be made anew without the file: a
-    /// table that cannot be read is taken for one.
+    /// Whether it has stores, with data of a guest, that would be created anew without the file;
+    /// assumed for a table that cannot be parsed.
     fn has_stores(&self) -> bool {
         let lines = parse_table(self.table.iter().map(String::as_str));
         lines.map_or(true, |lines| lines.iter().any(|line| line.target.snapshot().is_some()))
@@ -19,8 +19,8 @@ impl First {
 }
 
 impl State {
-    /// The same without its devices, where a start without them makes the same ones. All or none:
-    /// of some, others may have become what they are.
+    /// The same state without its devices, if a start without them makes the same ones. All or
+    /// none: if only some are as given, the others were changed.
     pub(super) fn without_given(mut self) -> State {
         if self.is_given() {
             self.first.clear();
@@ -42,14 +42,14 @@ impl State {
         all && !works && self.invalid.is_empty() && self.bases.is_empty()
     }
 
-    /// Whether a start without the file comes to the same.
+    /// Whether a start without the file has the same result.
     pub(super) fn is_nothing(&self) -> bool {
         self.is_given() && self.devices.is_empty() && self.write_through.is_empty()
     }
 }
 
 impl StateFile {
-    /// The file stays as it is from now on: the process ends.
+    /// The file is not changed any more: the process ends.
     pub(in crate::device) fn close(&mut self) {
         self.path = None;
     }
@@ -57,7 +57,7 @@ impl StateFile {
     /// Removes the file, durably: there is nothing to keep.
     pub(super) fn remove(&mut self) -> Result<(), StateError> {
         let Some(path) = &self.path else { return Ok(()) };
-        // Asked first: a file system that is only read refuses to remove what is not there.
+        // Checked first: a read-only file system refuses to remove even a missing file.
         if !path.try_exists().unwrap_or(true) {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl StateFile {
         let kept = self.kept.take().or_else(|| std::fs::read_to_string(path).ok());
         std::fs::remove_file(path).map_err(fail("remove"))?;
         if let Err(error) = sync_name(path) {
-            // As where it is replaced: the caller goes on with what was.
+            // As for a replacement: the caller continues with the former state.
             let _ = kept.as_ref().map(|text| put_back(path, text));
             self.kept = kept;
             return Err(fail("remove")(error));

@@ -5,8 +5,8 @@
 use super::State;
 
 impl State {
-    /// White space and backslashes of paths have a backslash before them. A version before wrote
-    /// paths as they are, and could not read those with white space again.
+    /// White space and backslashes of paths have a backslash before them. An earlier version wrote
+    /// paths unescaped, and could not read those with white space again.
     pub(super) fn with_escapes(mut self) -> State {
         if !std::mem::replace(&mut self.escaped, true) {
             let devices = self.devices.values_mut();

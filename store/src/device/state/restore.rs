@@ -18,13 +18,12 @@ use crate::io::real_path;
 use crate::lines::parse_table;
 
 impl Devices {
-    /// Starts with the devices of the program's arguments: as the state file says they have
-    /// become, or as they are given where it does not know them. `make_stores` is called for a
-    /// device that is new, before its table is built.
+    /// Starts with the devices of the program's arguments: in their recorded state, or as given if
+    /// the state file does not know them. `make_stores` is called for a new device before its table
+    /// is built.
     ///
     /// # Errors
-    /// A state that is about something else, a base that changed, and whatever a table can be
-    /// refused for.
+    /// A state that belongs to other arguments, a base that changed, and any error of a table.
     pub fn start(
         &self,
         first: &[FirstTable],
@@ -36,7 +35,7 @@ impl Devices {
         let inner = &mut *self.lock();
         inner.state.path = path;
         let known = started?;
-        // A plain disk leaves no trace until a command changes something.
+        // A plain disk leaves no state file until a command changes something.
         let has_stores =
             |device: &Device| device.active.as_ref().is_some_and(|active| !active.snaps.is_empty());
         if known || inner.devices.values().any(has_stores) {
@@ -45,7 +44,7 @@ impl Devices {
         Ok(())
     }
 
-    /// True where a state was found.
+    /// True if a state was found.
     fn start_from(
         &self,
         kept: Option<State>,
@@ -72,22 +71,22 @@ impl Devices {
             self.load(&table.name, table.lines.clone(), table.read_only)?;
             self.resume(&table.name)?;
         }
-        // When all of the devices are there: also those that the arguments alone name have theirs.
+        // After all devices exist: those that only the arguments name have settings, too.
         let inner = &mut *self.lock();
         inner.state.write_through = caches;
         inner.forget_caches();
         Ok(known)
     }
 
-    /// The merges that run as jobs, by the jobs' names: after a start those to be started again.
+    /// The merges that run as jobs, by the jobs' names; after a start, those to be restarted.
     pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
         self.lock().state.jobs.clone()
     }
 
-    /// The store called `store` is invalid and its header, which could not be written, does not
-    /// say so: keeps that here instead. Until then nobody acts on it.
+    /// The store called `store` is invalid, but its header could not be written: records this here
+    /// instead. Until then, no code treats it as invalid (I14).
     pub fn record_invalid(&self, store: &str) {
-        // Guests wait for it, and it changes no table.
+        // Guests wait for this, and it changes no table.
         let inner = &mut *self.look();
         // It may have moved to another device since it was opened.
         let active = inner.devices.values().filter_map(|device| device.active.as_ref());
@@ -125,12 +124,12 @@ impl Devices {
         Ok(())
     }
 
-    /// The commits that run as jobs, by the jobs' names: after a start those to be started again.
+    /// The commits that run as jobs, by the jobs' names; after a start, those to be restarted.
     pub fn commit_jobs(&self) -> BTreeMap<String, CommitJob> {
         self.lock().state.commits.clone()
     }
 
-    /// Makes the devices of `state` again, those below first.
+    /// Makes the devices of `state` again, lower ones first.
     fn restore(&self, state: &State) -> Result<(), DeviceError> {
         {
             let inner = &mut *self.lock();
@@ -187,7 +186,7 @@ impl Devices {
         Ok(())
     }
 
-    /// A store that the state knows is never made anew.
+    /// A store that the state knows is never created anew.
     fn refuse_lost_stores(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         for (number, line) in loaded.lines.iter().enumerate() {
             let Some(spec) = line.target.snapshot() else { continue };

@@ -1,7 +1,7 @@
-//! The text of a state file, whatever the named file is.
+//! Reading a state file's text, whatever kind of file the path names.
 //!
-//! Owns the checks before a word is read: a pipe would never end, and a disk image is neither read
-//! into memory nor shown. Never knows what a state means.
+//! Owns the checks before anything is read: a pipe would never end, and a disk image must be
+//! neither read into memory nor printed. Never knows what a state means.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::path::Path;
 use super::StateError;
 use crate::lines::{MOST_SAID, shown};
 
-/// Bytes of a state at most: thousands of layers are one or two million.
+/// The most bytes of a state: thousands of layers take one or two million.
 const LONGEST: u64 = 64 << 20;
 
 /// The text of the state file `path`; none where there is no file.
