@@ -17,94 +17,93 @@ use std::time::{Duration, Instant};
 
 use line::Line;
 
-/// How long an agent may take to answer anything but a freeze, which takes as long as what the guest
-/// has to write first.
+/// The time limit for an agent's answers, except to a freeze, which takes as long as the guest's
+/// writes before it.
 pub const ANSWER: Duration = Duration::from_secs(5);
 
-/// How long a guest is frozen at most, from when it was asked to be. What still holds it then is given
-/// up.
+/// The longest freeze of a guest, from its request. Anything that still needs it then is abandoned.
 pub const FROZEN: Duration = Duration::from_secs(10);
 
 /// Why a guest is not frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Nobody answers there.
+    /// Nothing answers at the socket.
     #[error("cannot connect to the guest agent at {}: {source}; start it, or use skip-lockfs", path.display())]
     Connect {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It was silent.
+    /// It did not answer in time.
     #[error(
         "the guest agent at {} did not answer '{command}' in {} s; see to the agent in the guest, or \
          use skip-lockfs", path.display(), bound.as_secs()
     )]
     Silent {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// What it was asked.
+        /// The command.
         command: &'static str,
-        /// How long it had.
+        /// The time limit.
         bound: Duration,
     },
-    /// It was cut off.
+    /// The connection broke.
     #[error(
         "the connection to the guest agent at {} broke at '{command}': {source}; see to the agent in \
          the guest, or use skip-lockfs", path.display()
     )]
     Broken {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// What it was asked.
+        /// The command.
         command: &'static str,
-        /// How.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It said what no agent says.
+    /// Its answer was not one.
     #[error(
         "what the guest agent at {} answered to '{command}' is no answer; see to the agent in the \
          guest, or use skip-lockfs", path.display()
     )]
     Garbage {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// What it was asked.
+        /// The command.
         command: &'static str,
     },
-    /// It refused.
+    /// It refused the command.
     #[error("the guest agent at {} refused '{command}': {desc}; see to that, or use skip-lockfs", path.display())]
     Refused {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// What it was asked.
+        /// The command.
         command: &'static str,
-        /// What it said.
+        /// Its reason.
         desc: String,
     },
-    /// The freeze was over too early.
+    /// The freeze ended too early.
     #[error(
         "the guest of the agent at {} was frozen for {} s, which is the most that is allowed, and runs \
          again; try again, or use skip-lockfs", path.display(), bound.as_secs()
     )]
     Expired {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// How long.
+        /// The longest allowed freeze.
         bound: Duration,
     },
-    /// There is no thread for it.
+    /// No thread could be started for it.
     #[error("no thread could be had to freeze a guest: {0}")]
     Thread(std::io::Error),
 }
 
-/// What happens to a freeze that whoever asked for it does not see.
+/// Events of a freeze that its requester does not see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentEvent {
-    /// It was ended because it lasted too long.
+    /// It was ended because it took too long.
     ThawedEarly,
-    /// The agent did not confirm that it has ended; the sentence says why.
+    /// The agent did not confirm its end; the sentence says why.
     ThawFailed(String),
 }
 
@@ -123,7 +122,7 @@ impl Default for Bounds {
     }
 }
 
-/// Who is told of events. Must not block.
+/// The receiver of events. Must not block.
 pub type AgentSink = Box<dyn Fn(AgentEvent) + Send + Sync>;
 
 /// The agent of one guest.
@@ -131,7 +130,7 @@ pub struct Agent {
     path: PathBuf,
     bounds: Bounds,
     events: AgentSink,
-    /// The freeze that lasts, if one does.
+    /// The present freeze, if there is one.
     current: Mutex<Weak<Freeze>>,
 }
 
@@ -142,7 +141,7 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// The agent behind QEMU's socket `path`; nobody is connected to yet.
+    /// The agent behind QEMU's socket `path`; does not connect yet.
     pub fn new(path: &Path, bounds: Bounds, events: AgentSink) -> Arc<Agent> {
         Arc::new(Agent { path: path.into(), bounds, events, current: Mutex::default() })
     }
@@ -152,11 +151,11 @@ impl Agent {
         &self.path
     }
 
-    /// Freezes the guest's file systems, or joins a freeze that lasts. It is thawed when the last
-    /// [`Frozen`] is gone.
+    /// Freezes the guest's file systems, or joins the present freeze. They are thawed when the last
+    /// [`Frozen`] is dropped.
     ///
     /// # Errors
-    /// The guest is not frozen then: it was told to thaw if it had been told to freeze.
+    /// The guest is not frozen then: if it was told to freeze, it was told to thaw.
     pub fn freeze(self: &Arc<Self>) -> Result<Frozen, AgentError> {
         let mut current = self.current();
         if let Some(freeze) = current.upgrade().filter(|freeze| freeze.holds()) {
@@ -170,7 +169,7 @@ impl Agent {
             .name("freeze".into())
             .spawn(move || keeper.run(&outcome))
             .map_err(AgentError::Thread)?;
-        // The thread keeps to the bounds, so this ends.
+        // The thread keeps the time limits, so this returns.
         frozen.recv().unwrap_or_else(|_| Err(self.expired()))?;
         let freeze =
             Freeze { agent: self.clone(), state, release: Some(release), thread: Some(thread) };
@@ -179,11 +178,11 @@ impl Agent {
         Ok(Frozen(freeze))
     }
 
-    /// Thaws a guest that is frozen although nobody here holds it: a process that was killed left it
-    /// so. Whether it was.
+    /// Thaws a guest that is frozen although no command needs it: a killed process left it so.
+    /// Returns whether it was.
     ///
     /// # Errors
-    /// Where nobody answers.
+    /// The agent does not answer.
     pub fn thaw_what_was_left(&self) -> Result<bool, AgentError> {
         let current = self.current();
         if current.upgrade().is_some_and(|freeze| freeze.holds()) {
@@ -211,9 +210,9 @@ impl Agent {
         AgentError::Expired { path: self.path.clone(), bound: self.bounds.frozen }
     }
 
-    /// Tells the guest to thaw: over `line`, and over a new connection where that brings nothing.
+    /// Tells the guest to thaw: over `line`, and over a new connection if that fails.
     fn thaw(&self, line: &mut Line) -> Result<(), AgentError> {
-        // After a silence only the marked answer tells where the conversation is.
+        // After a silence, only a marked answer shows where the next answer begins.
         let first = line.sync(self.bounds.answer).and_then(|()| line.thaw(self.bounds.answer));
         first.or_else(|_| {
             line.close();
@@ -223,21 +222,21 @@ impl Agent {
     }
 }
 
-/// A guest that is frozen, for as long as this lives and the bound allows. Dropping the last one
-/// returns when the guest has been thawed, or did not answer in time.
+/// A frozen guest, for as long as this lives and the limit allows. Dropping the last one returns
+/// when the guest has been thawed, or did not answer in time.
 #[derive(Clone, Debug)]
 pub struct Frozen(Arc<Freeze>);
 
 impl Frozen {
-    /// Whether the guest is frozen still.
+    /// Whether the guest is still frozen.
     ///
     /// # Errors
-    /// The bound was reached.
+    /// The limit was reached.
     pub fn check(&self) -> Result<(), AgentError> {
         if self.0.holds() { Ok(()) } else { Err(self.0.agent.expired()) }
     }
 
-    /// What the guest was frozen for has happened: an early thaw is no news to anyone.
+    /// The operation that needed the freeze is done: an early thaw is not reported any more.
     pub fn served(&self) {
         self.0.state.served.store(true, Ordering::SeqCst);
     }
@@ -253,7 +252,7 @@ struct FreezeState {
 struct Freeze {
     agent: Arc<Agent>,
     state: Arc<FreezeState>,
-    /// Dropped to let the guest go.
+    /// Dropped to thaw the guest.
     release: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -275,7 +274,7 @@ impl Drop for Freeze {
     }
 }
 
-/// Who sees one freeze through.
+/// The thread that carries one freeze from begin to end.
 struct Keeper {
     agent: Arc<Agent>,
     state: Arc<FreezeState>,
@@ -295,13 +294,13 @@ impl Keeper {
             }
         };
         if let Err(error) = line.freeze(left()) {
-            // It may have come to pass nevertheless, or come to pass later.
+            // The freeze may have succeeded nevertheless, or may succeed later.
             self.thaw(&mut line);
             let _ = outcome.send(Err(error));
             return;
         }
         state.holds.store(true, Ordering::SeqCst);
-        // Who asked waits for it.
+        // The requester waits for this.
         let _ = outcome.send(Ok(()));
         let expired = matches!(released.recv_timeout(left()), Err(RecvTimeoutError::Timeout));
         state.holds.store(false, Ordering::SeqCst);
@@ -309,11 +308,11 @@ impl Keeper {
             (agent.events)(AgentEvent::ThawedEarly);
         }
         let thawed = self.thaw(&mut line);
-        // A guest whose disk stands still cannot say that it is thawed. It can afterwards.
+        // A guest whose disk is suspended cannot confirm the thaw. It can afterwards.
         if expired && !thawed {
             line.close();
             let _ = released.recv();
-            // Another freeze, or one that is being asked for, has its own thaw.
+            // Another freeze, present or requested, has its own thaw.
             let newer = |current: MutexGuard<'_, Weak<Freeze>>| {
                 current.upgrade().is_some_and(|freeze| freeze.holds())
             };
@@ -323,7 +322,7 @@ impl Keeper {
         }
     }
 
-    /// Whether the agent said that it has.
+    /// Whether the agent confirmed the thaw.
     fn thaw(&self, line: &mut Line) -> bool {
         let thawed = self.agent.thaw(line);
         if let Err(error) = &thawed {

@@ -42,7 +42,7 @@ pub struct Region {
 /// Why a region was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// Its numbers are impossible.
+    /// Its addresses or size are impossible.
     #[error("memory region at {0:#x} is empty or wraps around")]
     Bounds(u64),
     /// It cannot be mapped.
@@ -58,7 +58,7 @@ pub enum MemoryError {
     /// Two regions share addresses.
     #[error("memory region at {0:#x} overlaps another one")]
     Overlap(u64),
-    /// More regions than the front-end was told.
+    /// There are more regions than the front-end may add.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
     /// A region to be removed does not exist.
@@ -110,7 +110,7 @@ impl GuestMemory {
         let unmappable =
             |why: String| MemoryError::Map { guest: region.guest, size: region.size, why };
         let file = File::from(file);
-        // Touching a page past the file's end would kill the process.
+        // Access to a page past the file's end would kill the process.
         let about = file.metadata().map_err(|e| unmappable(e.to_string()))?;
         if about.is_file() && about.len() < region.file_offset + region.size {
             return Err(unmappable(format!("its file has only {:#x} bytes", about.len())));
@@ -155,8 +155,8 @@ impl GuestMemory {
         self.mapped.get(above.checked_sub(1)?)
     }
 
-    /// The memory that the front-end has at `user`, `len` bytes of one region that begin at a
-    /// multiple of `align` bytes, here and in the guest.
+    /// The `len` bytes of one region that the front-end has at `user`; they must begin at a
+    /// multiple of `align` bytes, in this process and in the guest.
     pub fn window(&self, user: u64, len: usize, align: usize) -> Option<Window> {
         let address = self.guest_of_user(user, len as u64)?;
         address.0.is_multiple_of(align as u64).then_some(())?;
@@ -174,8 +174,7 @@ impl GuestMemory {
     }
 
     /// Appends the places of `[address, address + len)` in this process: one piece, or one per
-    /// region if the range crosses from one to the next. Appends nothing if part of it is in no
-    /// region.
+    /// region if the range crosses regions. Appends nothing if a part of it is in no region.
     ///
     /// The pieces stay valid as long as this `GuestMemory` lives.
     #[inline]
@@ -215,8 +214,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Copies bytes out of the guest's memory. Inlined, so that a few bytes of a known length are
-    /// a move or two.
+    /// Copies bytes out of the guest's memory. Inlined, so that a few bytes of known length take
+    /// one or two moves.
     #[inline(always)]
     pub fn read(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), BadAddress> {
         if self.region_of(address).is_some_and(|of| of.read(address.0, into)) {
@@ -249,7 +248,7 @@ impl GuestMemory {
         self.mapped.iter().map(|mapped| mapped.region)
     }
 
-    /// The map itself, for the drivers of tests.
+    /// The map itself, for the test drivers.
     #[cfg(test)]
     pub fn map(&self) -> &GuestMemoryMmap {
         &self.map
@@ -290,7 +289,7 @@ pub(crate) fn scatter(pieces: &[libc::iovec], mut bytes: &[u8]) {
     }
 }
 
-/// The end of a process in the middle of its stores, for tests of what the next one finds.
+/// The end of a process between two of its stores, for tests of what its successor finds.
 #[cfg(test)]
 pub(crate) mod fuse {
     use std::cell::Cell;
@@ -304,17 +303,17 @@ pub(crate) mod fuse {
         LEFT.set(stores);
     }
 
-    /// Whether no more stores of this process reach the memory. It may not see its own.
+    /// Whether stores of this process no longer reach the memory. Its loads may then be stale.
     pub(crate) fn is_dead() -> bool {
         LEFT.get() == 0
     }
 
-    /// The next process begins; true where the one before had died.
+    /// The next process begins; true if the previous one had died.
     pub(crate) fn begins() -> bool {
         LEFT.replace(usize::MAX) == 0
     }
 
-    /// Uses one store up.
+    /// Uses up one store.
     pub(in crate::memory) fn is_alive() -> bool {
         let left = LEFT.get();
         LEFT.set(left.saturating_sub(1));

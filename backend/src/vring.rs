@@ -30,7 +30,8 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 const NO_INTERRUPT: u16 = 1;
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device needs no kicks.
 const NO_NOTIFY: u16 = 1;
-/// A chain that no driver reaches before this end sleeps again or has served thousands.
+/// A distance at which no driver arrives before this end sleeps again or has served thousands of
+/// chains.
 const FAR: u16 = 1 << 15;
 
 /// The offset of the flags in the available and in the used ring.
@@ -60,7 +61,7 @@ pub struct VringSetup {
 /// Why a ring cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VringError {
-    /// Not a size a queue can have.
+    /// Not a valid size of a queue.
     #[error("a queue of {0} descriptors is not a power of two up to {MAX_QUEUE_SIZE}")]
     Size(u16),
     /// Part of it is not in the guest's memory.
@@ -70,7 +71,7 @@ pub enum VringError {
     Address {
         /// Which part.
         part: &'static str,
-        /// What the front-end said.
+        /// The front-end's address for it.
         address: u64,
     },
     /// The front-end's inflight memory is for shorter queues.
@@ -80,7 +81,7 @@ pub enum VringError {
     Tracked {
         /// Descriptors of the queue.
         size: u16,
-        /// Descriptors that there is room for.
+        /// Descriptors that the region has room for.
         descriptors: u16,
     },
 }

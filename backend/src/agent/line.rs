@@ -18,27 +18,27 @@ use super::AgentError;
 /// Marks the beginning of an answer to `guest-sync-delimited`; no JSON text has this byte.
 const SENTINEL: u8 = 0xff;
 
-/// Most bytes of an answer; those that are read here are short.
+/// The most bytes of an answer; all answers that are used here are short.
 const MOST: usize = 64 << 10;
 
-/// Synchronisations so far: each has a number of its own, also those of other connections, whose
-/// answers may come late.
+/// The number of synchronisations so far: each has its own number, also across connections, because
+/// an answer may come late.
 static SYNCS: AtomicU32 = AtomicU32::new(0);
 
 /// A connection to an agent.
 pub(super) struct Line {
     path: PathBuf,
     stream: UnixStream,
-    /// What came and was not yet read.
+    /// Received bytes that were not read yet.
     come: Vec<u8>,
 }
 
 impl Line {
-    /// Connects, and does not wait where somebody else is being served.
+    /// Connects, without waiting if another client is connected.
     pub(super) fn connect(path: &Path) -> Result<Line, AgentError> {
         let failed = |source| AgentError::Connect { path: path.into(), source };
         let connected = || -> rustix::io::Result<_> {
-            // A blocking connect() would wait for as long as the queue of the socket is full.
+            // A blocking connect() would wait while the socket's queue is full.
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
             connect(&socket, &SocketAddrUnix::new(path)?)?;
@@ -51,29 +51,29 @@ impl Line {
 
     /// Makes room for another client: QEMU serves one at a time.
     pub(super) fn close(&self) {
-        // Fails where it is closed already.
+        // Fails if it is closed already.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Finds the beginning of the next answer, whatever was said before.
+    /// Finds the beginning of the next answer, whatever was sent before.
     pub(super) fn sync(&mut self, bound: Duration) -> Result<(), AgentError> {
         const COMMAND: &str = "guest-sync-delimited";
         let deadline = Instant::now() + bound;
         let count = u64::from(SYNCS.fetch_add(1, Ordering::Relaxed));
         let number = u64::from(std::process::id()) << 32 | count;
-        // The byte ends half a command that somebody else may have left behind.
+        // The byte ends half a command that another client may have left behind.
         self.send(COMMAND, &[SENTINEL], &json!({"id": number}), deadline, bound)?;
         loop {
             match self.answer(COMMAND, deadline, bound) {
                 Ok(Value::Number(said)) if said.as_u64() == Some(number) => return Ok(()),
-                // What was said to others, and what the first byte was answered with.
+                // Answers for others, and the answer to the first byte.
                 Ok(_) | Err(AgentError::Refused { .. } | AgentError::Garbage { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Freezes all file systems; returns when what was to be written has been.
+    /// Freezes all file systems; returns when they have written their data.
     pub(super) fn freeze(&mut self, bound: Duration) -> Result<(), AgentError> {
         self.call("guest-fsfreeze-freeze", bound).map(|_| ())
     }
@@ -113,7 +113,7 @@ impl Line {
             .map_err(|source| self.failed(command, bound, source))
     }
 
-    /// What the next answer returns.
+    /// The value that the next answer returns.
     fn answer(
         &mut self,
         command: &'static str,
@@ -134,7 +134,7 @@ impl Line {
         returned.ok_or(AgentError::Garbage { path, command })
     }
 
-    /// The next line; what stands before a sentinel in it does not count.
+    /// The next line; bytes in front of a sentinel in it are dropped.
     fn next_line(
         &mut self,
         command: &'static str,

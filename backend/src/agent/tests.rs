@@ -1,4 +1,4 @@
-//! A guest's agent that a test scripts, one client at a time as QEMU has it.
+//! A guest's agent that a test scripts; like QEMU's, it has one client at a time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Agent, AgentError, AgentEvent, Bounds};
 
-/// What is done when a command comes.
+/// The reaction to a command.
 enum Reply {
     Answer(Value),
     Refuse,
@@ -28,21 +28,21 @@ const FREEZE: &str = "guest-fsfreeze-freeze";
 const THAW: &str = "guest-fsfreeze-thaw";
 const STATUS: &str = "guest-fsfreeze-status";
 
-/// Longer than anything here takes.
+/// Longer than any operation here.
 const PATIENCE: Duration = Duration::from_secs(20);
 const BOUNDS: Bounds = Bounds { answer: Duration::from_millis(700), frozen: PATIENCE };
 
 struct World {
     agent: Arc<Agent>,
-    /// Commands as they come.
+    /// The received commands.
     heard: Receiver<String>,
     events: Receiver<AgentEvent>,
     _dir: tempfile::TempDir,
 }
 
 impl World {
-    /// An agent that answers the `n`-th command of each name (from 0) by `script`; by what is usual
-    /// where that says nothing.
+    /// An agent that answers the `n`-th command of each name (from 0) as `script` says, or as usual
+    /// if it says nothing.
     fn new(
         bounds: Bounds,
         script: impl Fn(&str, usize) -> Option<Reply> + Send + 'static,
@@ -82,7 +82,7 @@ impl World {
         self.events.recv_timeout(PATIENCE).expect("an event")
     }
 
-    /// Freezing fails; the sentence.
+    /// The error of a freeze that fails.
     fn refused(&self) -> String {
         self.agent.freeze().expect_err("it cannot freeze").to_string()
     }
@@ -196,7 +196,7 @@ fn a_freeze_that_hangs_is_given_up_and_thawed() {
     assert_eq!([world.heard(), world.heard()], [FREEZE, THAW]);
 }
 
-/// The agent dies in the middle: it is told to thaw, and when it does not answer that is said.
+/// The agent dies during the freeze: it is told to thaw, and the missing answer is reported.
 #[test]
 fn an_agent_that_never_answers_again_is_reported() {
     let frozen = Duration::from_millis(600);
@@ -214,7 +214,7 @@ fn a_guest_is_frozen_no_longer_than_the_bound() {
     assert_eq!([world.heard(), world.heard()], [FREEZE, THAW], "while somebody still holds it");
     assert_eq!(world.event(), AgentEvent::ThawedEarly);
     assert!(guard.check().is_err_and(|error| error.to_string().contains("the most")));
-    // A new one is a new freeze.
+    // The next freeze is a new one.
     let again = world.agent.freeze().unwrap();
     again.check().unwrap();
     again.served();
@@ -224,7 +224,7 @@ fn a_guest_is_frozen_no_longer_than_the_bound() {
     world.heard_no_more();
 }
 
-/// A guest whose disk stands still cannot thaw before the disk goes on.
+/// A guest whose disk is suspended cannot thaw before the disk continues.
 #[test]
 fn a_thaw_that_was_not_confirmed_is_repeated_when_the_guard_goes() {
     let frozen = Duration::from_millis(600);
@@ -255,7 +255,7 @@ fn what_was_said_to_others_is_passed_over() {
         (SYNC, 0) => Some(Bytes(OLD)),
         _ => None,
     });
-    // The first synchronisation is never answered; what came instead is not taken for its answer.
+    // The first synchronisation is never answered; another answer is not mistaken for its own.
     assert!(world.refused().contains("did not answer 'guest-sync-delimited'"));
     world.heard_no_more();
     drop(world.agent.freeze().unwrap());

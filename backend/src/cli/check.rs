@@ -10,7 +10,7 @@ use snapblk_store::io::{FileInfo, OpenMode};
 use super::store_file::StoreFile;
 use super::{CliError, output};
 
-/// How many entries are listed; a store with so many is beyond reading.
+/// The most entries that are listed; a longer list is of no use.
 const LISTED: usize = 1000;
 
 /// Look for damage in a store
@@ -39,24 +39,24 @@ struct Report<'a> {
     valid: bool,
     exceptions: u64,
     problems: Vec<Fault>,
-    /// Bytes behind the end of the list are not zero.
+    /// Whether bytes after the end of the list are not zero.
     garbage: bool,
-    /// They were, and are zero now.
+    /// Whether they were not, and are zero now.
     repaired: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct Fault {
-    /// Byte of the store.
+    /// Its offset in the store, in bytes.
     offset: u64,
     problem: String,
 }
 
 impl Check {
-    /// Looks, and repairs what it is asked to.
+    /// Checks the store, and repairs it if requested.
     ///
     /// # Errors
-    /// Damage that is still there, and what cannot be read at all.
+    /// Damage that remains, or a file that cannot be read.
     pub fn run(&self) -> Result<(), CliError> {
         let origin_len = match &self.origin {
             Some(path) => Some(FileInfo::open(path, OpenMode::ReadOnly, false)?.len),
@@ -73,7 +73,7 @@ impl Check {
             .map(|problem| Fault { offset: problem.offset, problem: problem.to_string() })
             .collect();
         let mut repaired = false;
-        // Where the list itself is wrong, nobody knows where it ends.
+        // If the list itself is damaged, its end is unknown.
         if self.repair && store.garbage && faults.is_empty() {
             zero_garbage(&file.file, &mut store)?;
             repaired = true;

@@ -13,12 +13,12 @@ use snapblk_store::units::ChunkSize;
 use super::store_file::{LOCK_WAIT, claim};
 use super::{CliError, output, size};
 
-/// How large a store is to be.
+/// The requested size of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
-    /// So that every chunk of the origin fits.
+    /// Room for every chunk of the origin.
     Full,
-    /// This many bytes.
+    /// That many bytes.
     Bytes(u64),
 }
 
@@ -65,15 +65,15 @@ struct Created<'a> {
     origin: &'a Path,
     chunk_size: u64,
     size: u64,
-    /// Changed chunks that fit.
+    /// The number of changed chunks that fit.
     capacity: u64,
 }
 
 impl Create {
-    /// Makes the store.
+    /// Creates the store.
     ///
     /// # Errors
-    /// Anything that would overwrite something, and what the system refuses.
+    /// The store would overwrite data, or a system call failed.
     pub fn run(&self) -> Result<(), CliError> {
         let origin = FileInfo::open(&self.origin, OpenMode::ReadOnly, false)?;
         if Identity::of_path(&self.store).is_ok_and(|store| store == origin.identity) {
@@ -101,7 +101,7 @@ impl Create {
         }
         let result = self.fill(&origin);
         if made && result.is_err() {
-            // It is ours and holds nothing.
+            // It was created here and is empty.
             let _ = std::fs::remove_file(&self.store);
         }
         let geometry = result?;
@@ -125,7 +125,7 @@ impl Create {
         ))
     }
 
-    /// Chunks must be whole blocks of a device.
+    /// Requires chunks of whole blocks of a device.
     fn check_block(&self, file: &FileInfo) -> Result<(), CliError> {
         let block = u64::from(file.logical_block());
         if self.chunk_size.bytes().is_multiple_of(block) {
@@ -144,7 +144,7 @@ impl Create {
         self.check_block(&store)?;
         let _lock = Lock::exclusive(&store, LOCK_WAIT)?;
         let _claim = claim(&store)?;
-        // Looked at only now, under the lock.
+        // Read only now, under the lock.
         store.len = store.current_len().map_err(CliError::io("look at", &self.store))?;
         let bytes = if store.block_device {
             self.check_device(&store)?;

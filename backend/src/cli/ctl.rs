@@ -42,7 +42,7 @@ pub struct CtlArgs {
 /// Why a verb was not carried out.
 #[derive(Debug, thiserror::Error)]
 enum CtlError {
-    /// Nobody there, or not allowed.
+    /// Nothing listens there, or access is denied.
     #[error(
         "monitor {path:?} cannot be reached: {source}; is `snapblk serve --monitor {shown}` running?",
         shown = path.display()
@@ -50,39 +50,39 @@ enum CtlError {
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: ClientError,
     },
-    /// The monitor's own sentence, or what became of the connection.
+    /// The monitor's own sentence, or an error of the connection.
     #[error("{0}")]
     Client(#[from] ClientError),
-    /// A file named on the command line.
+    /// A file named on the command line cannot be read.
     #[error("table file {path:?} cannot be read: {source}")]
     TableFile {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A job that was waited for.
+    /// An awaited job failed.
     #[error("job '{id}' {what}")]
     Job {
         /// The job.
         id: String,
-        /// What became of it.
+        /// Its result.
         what: String,
     },
-    /// Standard output.
+    /// Standard output cannot be written.
     #[error("the answer cannot be printed: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Carries a verb out. 0: done; 1: not done, and one sentence on standard error says why.
+/// Carries a verb out. 0: done; 1: not done, with one sentence on standard error.
 pub fn run(args: &CtlArgs) -> ExitCode {
     let mut out = io::stdout().lock();
     match carry_out(args, &mut out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough.
+        // The reader of the output has gone.
         Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -94,7 +94,7 @@ pub fn run(args: &CtlArgs) -> ExitCode {
 }
 
 fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
-    // What is wrong with the arguments shows before anything is connected or changed.
+    // Wrong arguments are reported before anything is connected or changed.
     let request = args.verb.request()?;
     let mut client = Client::connect(&args.monitor)
         .map_err(|source| CtlError::Unreachable { path: args.monitor.clone(), source })?;
@@ -130,7 +130,7 @@ fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
     show(&args.verb, answer, out)
 }
 
-/// An answer, for a person. Nothing where there is nothing to tell.
+/// Prints an answer for the user; nothing if it is empty.
 fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError> {
     match verb {
         Verb::Devices { .. } => render::devices(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
@@ -153,7 +153,7 @@ fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError
     Ok(())
 }
 
-/// Devices, exports and jobs at a glance.
+/// Devices, exports and jobs in one view.
 fn status(json: bool, client: &mut Client, out: &mut impl Write) -> Result<(), CtlError> {
     let nothing = || json!({});
     if json {

@@ -21,7 +21,7 @@ pub struct Dump {
     json: bool,
 }
 
-/// Bytes of the disk that lie in one piece in the store.
+/// A range of the disk that is contiguous in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Run {
     /// First byte on the disk.
@@ -55,7 +55,7 @@ impl Dump {
     /// Prints the runs.
     ///
     /// # Errors
-    /// What is no store, is damaged, or is in use.
+    /// The file is not a store, is damaged, or is in use.
     pub fn run(&self) -> Result<(), CliError> {
         let file = StoreFile::to_read(&self.store)?;
         let mut store = file.load(None)?;

@@ -1,4 +1,4 @@
-//! Why a command failed, and with which exit status.
+//! The errors of commands, and their exit statuses.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,38 +7,38 @@ use snapblk_store::cow::StoreError;
 use snapblk_store::device::DeviceError;
 use snapblk_store::io::{FileError, LockError};
 
-/// Why a command failed: one sentence that names what was wrong and what to do about it.
+/// Why a command failed: one sentence that says what is wrong and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The arguments do not go together.
+    /// The arguments cannot be combined.
     #[error("{0}")]
     Usage(String),
-    /// Something in the world is not as the command needs it.
+    /// The command's conditions are not met.
     #[error("{0}")]
     Refused(String),
     /// The store is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What a killed server owed it cannot be entered.
+    /// The store's owed chunks of a killed server cannot be committed.
     #[error(transparent)]
     Owed(#[from] snapblk_store::cow::owed::OwedError),
     /// A file cannot be opened.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The store cannot be made.
+    /// The store cannot be created.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A file is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// With which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -49,7 +49,7 @@ impl CliError {
         if matches!(self, CliError::Usage(_)) { 2 } else { 1 }
     }
 
-    /// Turns the system's error for `what` on `path` into ours.
+    /// Converts the system's error for `what` on `path`.
     pub fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CliError {
         move |source| CliError::Io { what, path: path.to_owned(), source }
     }

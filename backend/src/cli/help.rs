@@ -1,4 +1,4 @@
-//! `snapblk completions` and `snapblk man`: documentation made from the command line itself.
+//! `snapblk completions` and `snapblk man`: documentation generated from the command line itself.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,10 +36,10 @@ pub struct Man {
 }
 
 impl Man {
-    /// Prints the page of the program, or writes all pages.
+    /// Prints the program's page, or writes all pages.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// A system call failed.
     pub fn run(&self) -> Result<(), CliError> {
         match &self.dir {
             Some(dir) => write_pages(dir).map_err(CliError::io("write manual pages to", dir)),
@@ -58,7 +58,7 @@ fn write_pages(dir: &Path) -> io::Result<()> {
     write_page(definition(), dir)
 }
 
-/// The command line as pages show it: the synopsis of each command is what its help calls usage.
+/// The command line for the pages: the synopsis of each command is its usage.
 fn definition() -> clap::Command {
     let mut program = Cli::definition().disable_help_subcommand(true);
     program.build();

@@ -31,15 +31,15 @@ struct About<'a> {
     valid: bool,
     chunk_size: u64,
     size: u64,
-    /// Space that it takes on disk.
+    /// Space that it occupies on disk.
     disk_size: u64,
     /// Changed chunks, and how many more fit.
     exceptions: u64,
     free: u64,
-    /// As the status line of a snapshot counts.
+    /// As counted in the status line of a snapshot.
     allocated: u64,
     metadata: u64,
-    /// Bytes behind the end of the list are not zero.
+    /// Whether bytes after the end of the list are not zero.
     garbage: bool,
 }
 
@@ -71,7 +71,7 @@ impl Info {
     /// Prints it.
     ///
     /// # Errors
-    /// What is no store, is damaged, or is in use.
+    /// The file is not a store, is damaged, or is in use.
     pub fn run(&self) -> Result<(), CliError> {
         let file = StoreFile::to_read(&self.store)?;
         let store = file.load(None)?;

@@ -23,7 +23,7 @@ use super::{CliError, output, size};
 #[cfg(test)]
 mod tests;
 
-/// Bytes that are copied between two flushes of the origin, at most (but a chunk at least).
+/// The most bytes that are copied between two flushes of the origin (but at least a chunk).
 const BATCH: u64 = 64 << 20;
 /// Bytes that are copied at once.
 const SLICE: u64 = 1 << 20;
@@ -63,7 +63,7 @@ impl Merge {
     /// Merges.
     ///
     /// # Errors
-    /// A store that is Invalid or damaged, a file that is in use, and what the system refuses.
+    /// A store that is Invalid or damaged, a file that is in use, or a failed system call.
     pub fn run(&self) -> Result<(), CliError> {
         self.check_files()?;
         let file = StoreFile::to_write(&self.store)?;
@@ -124,8 +124,8 @@ impl Merge {
     }
 }
 
-/// Copies all of `store`, which lies in `file`, to `origin`, newest entries first, and removes
-/// them; `progress` is told how many chunks are done each time that some are.
+/// Copies all of `store`, whose file is `file`, to `origin`, newest entries first, and removes the
+/// entries; `progress` gets the number of finished chunks each time.
 fn merge<O: Storage, S: Storage>(
     origin: &O,
     file: &S,
@@ -136,7 +136,7 @@ fn merge<O: Storage, S: Storage>(
         zero_garbage(file, store)?;
     }
     let origin_len = origin.len().map_err(|error| failed(origin, "find its length", 0, error))?;
-    // A disk has whole sectors; what is behind the last is nobody's.
+    // A disk has whole sectors; bytes after the last one belong to no disk.
     let origin_len = origin_len - origin_len % SECTOR_SIZE;
     let most = (BATCH / store.geometry.chunk.bytes()).max(1);
     let per_area = store.geometry.entries_per_area();

@@ -25,7 +25,7 @@ pub mod store_file;
 
 pub use error::CliError;
 
-/// What `--print-capabilities` says (QEMU, docs/interop/vhost-user.json).
+/// The output of `--print-capabilities` (QEMU, docs/interop/vhost-user.json).
 const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
 
 /// The disk under a virtual machine: snapshots, rollback and overlays while the guest runs.
@@ -55,7 +55,7 @@ enum Command {
 }
 
 impl Cli {
-    /// The whole command line, for documentation.
+    /// The whole command line, for the documentation.
     pub fn definition() -> clap::Command {
         Cli::command()
     }
@@ -100,9 +100,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The arguments as they are meant. QEMU's conventions for back-end programs
-/// (docs/interop/vhost-user.rst) know no commands: options alone serve, and who asks for the
-/// capabilities wants nothing else, whatever stands beside.
+/// The arguments with the command that they imply. QEMU's conventions for back-end programs
+/// (docs/interop/vhost-user.rst) have no commands: options alone mean `serve`, and a request for
+/// the capabilities overrides all else.
 fn by_convention(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     const OURS: [&str; 2] = ["--help", "--version"];
     let mut words: Vec<OsString> = given.collect();
@@ -119,7 +119,7 @@ fn by_convention(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     words
 }
 
-/// Warnings and worse on standard error; `SNAPBLK_LOG` asks for more.
+/// Logs warnings and errors to standard error; `SNAPBLK_LOG` selects more.
 fn start_logging() {
     use tracing_subscriber::EnvFilter;
     let asked = std::env::var_os("SNAPBLK_LOG").filter(|asked| !asked.is_empty());
@@ -132,10 +132,10 @@ fn start_logging() {
         // Colours are for terminals; a log file or a journal gets plain text.
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        // Those of exports have the export's name, at no cost to their requests.
+        // The threads of exports have the export's name, at no cost to requests.
         .with_thread_names(true)
         .try_init();
-    // Only a second start in one process fails, and then the first one serves.
+    // This fails only for a second start in one process, where the first logger continues.
     drop(started);
     if let (Some(asked), Some(why)) = (asked, wrong) {
         tracing::warn!(

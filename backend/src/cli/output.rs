@@ -10,7 +10,7 @@ use super::CliError;
 /// Prints one line.
 ///
 /// # Errors
-/// Standard output cannot be written; that its reader has gone is none.
+/// Standard output cannot be written; a reader that has gone is not an error.
 pub fn line(text: &str) -> Result<(), CliError> {
     checked(writeln!(io::stdout().lock(), "{text}"))
 }
@@ -20,13 +20,13 @@ pub fn line(text: &str) -> Result<(), CliError> {
 /// # Errors
 /// As [`line`].
 pub fn json<T: Serialize>(value: &T) -> Result<(), CliError> {
-    // As a whole or not at all: half a value is of no use to a script.
+    // Completely or not at all: a script cannot use a part of a value.
     let text = serde_json::to_string(value).map_err(io::Error::from);
     checked(text.and_then(|text| writeln!(io::stdout().lock(), "{text}")))
 }
 
-/// Puts a file's name into JSON, which is UTF-8; bytes of a name that is not become U+FFFD. By then
-/// the command has done what it was asked to, so a name is no reason to fail.
+/// Puts a file's name into JSON, which is UTF-8; other bytes of a name become U+FFFD. The command
+/// has already done its work, so a name must not make it fail.
 ///
 /// # Errors
 /// The serializer's.
@@ -47,10 +47,10 @@ pub fn fields(rows: &[(&str, String)]) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Turns the result of writing to standard output into a command's.
+/// Converts the result of a write to standard output.
 ///
 /// # Errors
-/// The result's, unless it only says that the reader has gone (`snapblk dump … | head`).
+/// The result's error, unless the reader has gone (`snapblk dump … | head`).
 pub fn checked(result: io::Result<()>) -> Result<(), CliError> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

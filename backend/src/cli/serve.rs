@@ -21,24 +21,24 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-/// What a disk is called where nothing is said.
+/// The default name of a disk.
 const DEFAULT_NAME: &str = "disk0";
 
 /// The arguments of `snapblk serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serve {
-    /// A file that says what else to serve.
+    /// A file with further configuration.
     pub config: Option<PathBuf>,
-    /// Where the monitor listens.
+    /// The monitor's socket.
     pub monitor: Option<PathBuf>,
-    /// Bytes of exception tables that may be in memory; none for all of them.
+    /// The limit for exception tables in memory, in bytes; none for no limit.
     pub table_memory: Option<u64>,
-    /// Where the others are; none for beside the state file.
+    /// The directory for the rest of the tables; none for that of the state file.
     pub table_dir: Option<PathBuf>,
-    /// When first writes to stores that nobody flushes are made durable; none where nothing is said.
+    /// When first writes to stores that no guest flushes are made durable; none if not given.
     pub flush_interval: Option<FlushInterval>,
-    /// The disks named on the command line, in order; none only with a configuration file or a
-    /// monitor to make them.
+    /// The disks of the command line, in order; none is allowed only with a configuration file, or
+    /// with a monitor to create them.
     pub disks: Vec<Disk>,
 }
 
@@ -47,47 +47,47 @@ pub struct Serve {
 pub struct Disk {
     /// Its name.
     pub name: String,
-    /// What it is made of.
+    /// Its source.
     pub source: Source,
-    /// Where its front-end connects; none for a disk that others are made of.
+    /// Its front-end's socket; none for a disk that only other disks use.
     pub socket: Option<Socket>,
-    /// Virtqueues offered; none for one a core.
+    /// Virtqueues offered; none for one per core.
     pub num_queues: Option<u16>,
-    /// Where its state is kept; none for beside its store.
+    /// Its state file; none for one beside its store.
     pub state: Option<PathBuf>,
-    /// What happens when a store is full; none where nothing is said of it.
+    /// What happens when a store is full; none if not given.
     pub on_full: Option<OnFull>,
     /// The socket of the guest's agent.
     pub guest_agent: Option<PathBuf>,
-    /// Its workers never sleep.
+    /// Whether its workers never sleep.
     pub poll: bool,
-    /// Do it although something speaks against it.
+    /// Whether some checks are overridden.
     pub force: bool,
 }
 
-/// What a disk is made of.
+/// The source of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Lines of a device-mapper table, each a line itself or `@` and a file of lines.
+    /// Lines of a device-mapper table; each is a line, or `@` and the path of a file of lines.
     Table(Vec<String>),
     /// A file.
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
         /// The guest may only read.
         read_only: bool,
-        /// The guest's writes go to this store, which is made where it is missing.
+        /// The store for the guest's writes, which is created if missing.
         overlay: Option<PathBuf>,
     },
-    /// What the configuration file says.
+    /// It is in the configuration file.
     Known,
 }
 
 impl Source {
-    /// What the options of a disk make of it.
+    /// The source that a disk's options define.
     ///
     /// # Errors
-    /// What does not go together, to be said of the disk.
+    /// Options that cannot be combined, for a sentence about the disk.
     fn new(
         table: Vec<String>,
         file: Option<PathBuf>,
@@ -119,12 +119,12 @@ impl Socket {
     }
 }
 
-/// Where a front-end connects.
+/// The socket of a front-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Socket {
-    /// A socket that is made at this path.
+    /// A socket to be created at this path.
     Path(PathBuf),
-    /// A socket that this process was started with: it listens, or is connected.
+    /// A socket that this process inherited: it listens, or is connected.
     Fd(i32),
 }
 
@@ -149,7 +149,7 @@ impl Args for Serve {
         let one = |id: &'static str, value: &'static str, help: &'static str| {
             Arg::new(id).long(id).value_name(value).help(help)
         };
-        // What may come once a disk comes any number of times; the groups are told apart later.
+        // An option that is allowed once per disk may be repeated; the groups are separated later.
         let each = |id, value, help| one(id, value, help).action(ArgAction::Append);
         let flag = |id, help| {
             let arg = Arg::new(id).long(id).help(help).action(ArgAction::Append);
@@ -251,7 +251,7 @@ impl Args for Serve {
     }
 }
 
-/// A path as tables, the state file and the monitor have it.
+/// A path that can be used in tables, the state file and the monitor.
 fn text_path(path: PathBuf) -> Result<PathBuf, &'static str> {
     match path.to_str() {
         Some(_) => Ok(path),
@@ -297,7 +297,7 @@ impl FromArgMatches for Serve {
     }
 }
 
-/// The options of one disk: those at these places of the command line.
+/// The options of one disk: those at these positions of the command line.
 #[derive(Debug)]
 struct Group {
     name: String,
@@ -305,7 +305,7 @@ struct Group {
     to: usize,
 }
 
-/// The groups in order. What stands before the first `--name` is a group if it is anything.
+/// The groups in order. Options before the first `--name` form a group if there are any.
 fn groups(matches: &ArgMatches) -> Vec<Group> {
     const OF_A_DISK: [&str; 12] = [
         "table",
@@ -348,7 +348,7 @@ impl Group {
             .collect()
     }
 
-    /// The value of an option that may be given once a disk.
+    /// The value of an option that is allowed once per disk.
     fn one<T: Clone + Send + Sync + 'static>(
         &self,
         matches: &ArgMatches,

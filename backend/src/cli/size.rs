@@ -1,9 +1,9 @@
-//! Sizes as people write them, `4K` or `10GiB`, and as the offline tools show them: `1.5 GiB`.
+//! Sizes as entered, `4K` or `10GiB`, and as the offline tools print them: `1.5 GiB`.
 
 /// A size in bytes from `512`, `4K`, `10M`, `3G`, `1T` (powers of 1024; `k`, `KiB` and `KB` too).
 ///
 /// # Errors
-/// A sentence for people.
+/// A sentence for the user.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -24,7 +24,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("'{text}' is too much: 2^63 bytes are more than any file has"))
 }
 
-/// `bytes` for people: exact where a unit divides it, otherwise with one decimal.
+/// `bytes` for the user: exact if a unit divides it, otherwise with one decimal.
 pub fn show(bytes: u64) -> String {
     const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in UNITS {

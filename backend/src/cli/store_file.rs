@@ -14,8 +14,8 @@ use snapblk_store::io::{FileInfo, Lock, OpenMode};
 
 use super::CliError;
 
-/// How long a file is waited for that somebody has open: the last I/O of a killed process ends soon
-/// after it, and its locks fall with that.
+/// How long to wait for a file that is in use: the last I/O of a killed process ends soon after it,
+/// and its locks are released then.
 pub const LOCK_WAIT: Option<Duration> = Some(Duration::from_millis(500));
 
 /// A store's file, locked for as long as this lives.
@@ -27,11 +27,11 @@ pub struct StoreFile {
     _claim: Option<File>,
 }
 
-/// Claims a block device that is to be changed for this process, as long as what is returned
-/// lives: the kernel's own users (a mounted file system, a device mapper) take no file locks.
+/// Claims a block device that will be changed for this process, as long as the result lives: the
+/// kernel's own users (a mounted file system, device-mapper) take no file locks.
 ///
 /// # Errors
-/// A device that is in use by the kernel or another claimant.
+/// The device is in use by the kernel or another claimant.
 pub fn claim(file: &FileInfo) -> Result<Option<File>, CliError> {
     if !file.block_device {
         return Ok(None);
@@ -47,20 +47,20 @@ pub fn claim(file: &FileInfo) -> Result<Option<File>, CliError> {
 }
 
 impl StoreFile {
-    /// Opens `path` to be read; others may read it too.
+    /// Opens `path` for reading; others may read it too.
     ///
     /// # Errors
-    /// What cannot be opened, and a store that is being served.
+    /// The file cannot be opened, or the store is being served.
     pub fn to_read(path: &Path) -> Result<StoreFile, CliError> {
         let file = FileInfo::open(path, OpenMode::ReadOnly, false)?;
         let lock = Lock::shared_read(&file, LOCK_WAIT)?;
         Ok(StoreFile { file, _lock: lock, _claim: None })
     }
 
-    /// Opens `path` to be changed, alone.
+    /// Opens `path` for changes, exclusively.
     ///
     /// # Errors
-    /// What cannot be opened, and a file that anybody else uses.
+    /// The file cannot be opened, or is in use.
     pub fn to_write(path: &Path) -> Result<StoreFile, CliError> {
         let file = FileInfo::open(path, OpenMode::ReadWrite, false)?;
         let lock = Lock::exclusive(&file, LOCK_WAIT)?;
@@ -68,11 +68,11 @@ impl StoreFile {
         Ok(StoreFile { file, _lock: lock, _claim: claim })
     }
 
-    /// The store, checked; with the length of its origin in bytes, against that too. What a killed
-    /// server still owed it is entered, or shown where the store may not be written.
+    /// The store, checked; if `origin_len` is given in bytes, against that too. Owed chunks of a
+    /// killed server are committed, or shown if the store may not be written.
     ///
     /// # Errors
-    /// What is no store, or holds an entry that cannot be right.
+    /// The file is not a store, or has an impossible entry.
     pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
         let options = OpenOptions { origin_len, ..OpenOptions::default() };
         let mut store = open(&self.file, &options)?;
@@ -93,10 +93,10 @@ impl StoreFile {
         Ok(())
     }
 
-    /// The store as it lies there, right or not.
+    /// The store as it is, valid or not.
     ///
     /// # Errors
-    /// What is no store.
+    /// The file is not a store.
     pub fn inspect(&self) -> Result<OpenStore, CliError> {
         Ok(inspect(&self.file)?)
     }

@@ -30,13 +30,13 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// The region that `mapping` maps; none where it has no address.
+    /// The region that `mapping` maps; none if it has no address.
     pub(super) fn new(region: Region, mapping: Arc<GuestRegionMmap>) -> Option<Mapped> {
         let base = NonNull::new(mapping.get_host_address(MemoryRegionAddress(0)).ok()?)?;
         Some(Mapped { region, base, mapping })
     }
 
-    /// Where `[address, address + len)` lies in this process, if all of it is in this region.
+    /// The place of `[address, address + len)` in this process, if all of it is in this region.
     #[inline]
     pub(super) fn host(&self, address: u64, len: usize) -> Option<NonNull<u8>> {
         let offset = address.checked_sub(self.region.guest)?;
@@ -45,17 +45,17 @@ impl Mapped {
         fits.then(|| unsafe { self.base.add(offset as usize) })
     }
 
-    /// Copies bytes out; false where they are not all in this region.
+    /// Copies bytes out; false if they are not all in this region.
     #[inline(always)]
     pub(super) fn read(&self, address: u64, into: &mut [u8]) -> bool {
         let Some(from) = self.host(address, into.len()) else { return false };
-        // SAFETY: `from` is that many bytes of a living mapping, and `into` is memory of ours that
-        // no mapping of a guest's shares.
+        // SAFETY: `from` is that many bytes of a living mapping, and `into` is memory of this
+        // process that no mapping of a guest shares.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         true
     }
 
-    /// Copies bytes in; false where they would not all be in this region.
+    /// Copies bytes in; false if they would not all be in this region.
     #[inline(always)]
     pub(super) fn write(&self, address: u64, from: &[u8]) -> bool {
         let Some(into) = self.host(address, from.len()) else { return false };
@@ -64,8 +64,8 @@ impl Mapped {
         true
     }
 
-    /// The part that begins at `address`; none where it is not all in this region, or does not
-    /// begin at a multiple of `align` in this process.
+    /// The part that begins at `address`; none if it is not all in this region, or does not begin
+    /// at a multiple of `align` in this process.
     pub(super) fn window(&self, address: u64, len: usize, align: usize) -> Option<Window> {
         let base = self.host(address, len)?;
         let is_aligned = base.addr().get().is_multiple_of(align);
@@ -73,11 +73,11 @@ impl Mapped {
     }
 }
 
-/// A piece of shared memory that is looked at again and again: a part of a ring, or what is kept
-/// beside one. Stays mapped for as long as it lives.
+/// A piece of shared memory that is accessed repeatedly: a part of a ring, or of the records beside
+/// one. It stays mapped as long as this lives.
 ///
-/// Offsets are in bytes and must be multiples of the width. One past the end is a bug of ours:
-/// they come from the size that the window was made with, never from the guest.
+/// Offsets are in bytes and must be multiples of the width. An offset past the end is a defect
+/// here: offsets come from the size of the window, never from the guest.
 #[derive(Debug)]
 pub struct Window {
     base: NonNull<u8>,
@@ -103,7 +103,7 @@ impl Window {
         unsafe { AtomicU8::from_ptr(self.at(offset)) }.load(Ordering::Relaxed)
     }
 
-    /// Puts a byte at `offset`.
+    /// Stores a byte at `offset`.
     #[inline]
     pub fn store_u8(&self, offset: usize, value: u8, order: Ordering) {
         #[cfg(test)]
@@ -122,7 +122,7 @@ impl Window {
         u16::from_le(unsafe { AtomicU16::from_ptr(self.at(offset)) }.load(order))
     }
 
-    /// Puts a little-endian number at `offset`.
+    /// Stores a little-endian number at `offset`.
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
         #[cfg(test)]
@@ -133,7 +133,7 @@ impl Window {
         unsafe { AtomicU16::from_ptr(self.at(offset)) }.store(value.to_le(), order);
     }
 
-    /// Puts a little-endian number at `offset`, before whatever is stored with Release.
+    /// Stores a little-endian number at `offset`, before any later store with Release.
     #[inline]
     pub fn store_u32(&self, offset: usize, value: u32) {
         #[cfg(test)]
@@ -151,7 +151,7 @@ impl Window {
         u64::from_le(unsafe { AtomicU64::from_ptr(self.at(offset)) }.load(Ordering::Relaxed))
     }
 
-    /// Puts a little-endian number at `offset`, before whatever is stored with Release.
+    /// Stores a little-endian number at `offset`, before any later store with Release.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) {
         #[cfg(test)]

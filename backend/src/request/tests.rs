@@ -13,7 +13,7 @@ use crate::vring::{Vring, VringSetup};
 
 const MEMORY: u64 = 0x40_0000;
 const QUEUE: u16 = 256;
-/// Where tests put headers, data, the status byte and indirect tables.
+/// The addresses of headers, data, the status byte and indirect tables.
 const HEADER: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
 const STATUS: u64 = 0x1_8000;
@@ -119,8 +119,8 @@ fn a_plain_read_and_write() {
     assert_eq!(slot.writable_len, 1);
 }
 
-/// A driver may cut a request wherever it likes (virtio 1.2, 2.7.4.3): here the header in three
-/// unaligned pieces, data beginning in the last of them, and empty pieces between.
+/// A driver may split a request anywhere (virtio 1.2, 2.7.4.3): here the header is in three
+/// unaligned pieces, with data from the middle of the last, and empty pieces between.
 #[test]
 fn any_layout() {
     let mut guest = Guest::new();
@@ -135,7 +135,7 @@ fn any_layout() {
     ]);
     assert_eq!(asked, Asked::Data { op: Op::Write, sector: Sector(3), len: 512 });
     assert_eq!(lens(&slot), [100, 412]);
-    // A read whose status byte is the last of its data.
+    // A read whose status byte follows its data in one piece.
     guest.header(0, 0);
     let (asked, slot) = guest.ask(&[(HEADER, 16, NEXT, 1), (DATA, 513, WRITE, 0)]);
     assert_eq!(asked, Asked::Data { op: Op::Read, sector: Sector(0), len: 512 });
@@ -143,7 +143,7 @@ fn any_layout() {
     assert_eq!(lens(&slot), [512]);
 }
 
-/// Each part of a request may lie in as many regions as there are: the list has an end before that.
+/// Each piece of a request may cross any number of regions: the list has a limit below that.
 #[test]
 fn data_in_too_many_regions_is_refused() {
     const REGIONS: u64 = 128;
@@ -194,7 +194,7 @@ fn no_data_or_broken_data() {
     // Half a header.
     let (asked, slot) = guest.ask(&[(HEADER, 15, NEXT, 1), (STATUS, 1, WRITE, 0)]);
     assert_eq!((asked, slot.status), (IO_ERROR, Some(GuestAddress(STATUS))));
-    // Addresses that are nowhere, also that of the header.
+    // Addresses outside the memory, also of the header.
     for address in [MEMORY, MEMORY - 1, u64::MAX, u64::MAX - 100] {
         let (asked, _) =
             guest.ask(&[(HEADER, 16, NEXT, 1), (address, 512, NEXT, 2), (STATUS, 1, WRITE, 0)]);
@@ -209,7 +209,7 @@ fn no_room_for_a_status() {
     let mut guest = Guest::new();
     guest.header(1, 0);
     let (asked, slot) = guest.ask(&[(HEADER, 16, NEXT, 1), (DATA, 512, 0, 0)]);
-    // The write is well-formed but cannot be answered; whatever is done, nothing is written.
+    // The write is well-formed but cannot be answered; nothing is written in any case.
     assert_eq!(slot.status, None);
     assert!(matches!(asked, Asked::Answer(_)), "a request that cannot be answered is not done");
 }
@@ -243,7 +243,7 @@ fn chains_that_do_not_end() {
     let own_tail: [&[Desc]; 4] = [
         &[(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 1)],
         &[(HEADER, 16, NEXT, 0)],
-        // Whole reads, but for how they end.
+        // Complete reads, except for their ends.
         &[(HEADER, 16, NEXT, 1), (DATA, 513, NEXT | WRITE, QUEUE)],
         &[(HEADER, 16, NEXT, 1), (DATA, 513, NEXT | WRITE, u16::MAX)],
     ];
@@ -378,7 +378,7 @@ fn a_head_or_an_index_out_of_range() {
     let mut guest = Guest::new();
     guest.offer_head(&[], QUEUE);
     assert_eq!(guest.take(false).0, IO_ERROR);
-    // More chains than there are descriptors: the ring cannot be trusted.
+    // More chains than descriptors: the ring cannot be trusted.
     guest.set_index(1 + QUEUE + 1);
     assert!(guest.ring.take(&guest.memory).is_none());
     assert!(guest.ring.is_broken());
@@ -408,8 +408,8 @@ fn any_descriptor() -> impl Strategy<Value = Desc> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Scenario 66: whatever stands in the table, the chain is taken apart, what is asked lies
-    /// within the device and has all its bytes, and nothing that cannot be answered is done.
+    /// Scenario 66: for any content of the table, the chain is parsed, the request is within the
+    /// device and has all its bytes, and a request that cannot be answered is not carried out.
     #[test]
     fn whatever_a_guest_writes(
         table in proptest::collection::vec(any_descriptor(), 1..8),
@@ -429,7 +429,7 @@ proptest! {
             Asked::Data { sector, len, .. } => {
                 prop_assert!(len > 0 && len % 512 == 0);
                 prop_assert!(sector.0 + u64::from(len) / 512 <= CAPACITY);
-                // All of it is there to be touched.
+                // All of it is accessible.
                 prop_assert_eq!(crate::memory::gather(&slot.data).len(), len as usize);
             }
             Asked::Ranges => {

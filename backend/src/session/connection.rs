@@ -188,8 +188,8 @@ pub(super) fn has_hung_up(socket: &impl AsFd) -> bool {
         && fds[0].revents().intersects(gone)
 }
 
-/// Whoever is at the other end sees it, also where this process has the socket by another descriptor: one
-/// that was handed over stays open.
+/// The peer sees it even if this process has another descriptor of the socket: one that was
+/// inherited stays open.
 impl Drop for Connection {
     fn drop(&mut self) {
         let _ = self.socket.shutdown(Shutdown::Both);

@@ -14,7 +14,7 @@ use super::message::InflightLayout;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, Region};
 
-/// Why there is no such memory.
+/// Why the memory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InflightError {
     #[error("an inflight area for {asked} queues was asked for, and there are {there}")]
@@ -78,7 +78,7 @@ impl Inflight {
         if layout.size < needed {
             return Err(InflightError::TooShort { given: layout.size, needed });
         }
-        // As if it were a guest's memory that begins at 0; the file's length is looked at there.
+        // Mapped like a guest's memory that begins at 0; this also checks the file's length.
         let all = memory::Region { guest: 0, size: needed, user: 0, file_offset: layout.offset };
         let shared = GuestMemory::default().with_region(all, file)?;
         Ok(Inflight { shared, descriptors: layout.descriptors })

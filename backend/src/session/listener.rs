@@ -17,28 +17,28 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType, getpeername};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-/// Bytes of a socket's path at most; the kernel has room for one more, which ends it.
+/// The most bytes of a socket's path; the kernel has room for one more, the terminator.
 const LONGEST: usize = 107;
 
-/// Where front-ends connect.
+/// The address that front-ends connect to.
 #[derive(Debug)]
 pub enum SocketAddress {
     /// A path; the socket is made there and removed at the end.
     Path(PathBuf),
-    /// A socket that this process was given: it listens, or is the connection of a front-end.
+    /// A socket that this process inherited: it listens, or is a front-end's connection.
     Fd(OwnedFd),
 }
 
 impl SocketAddress {
-    /// The socket that this process was given as descriptor `number`. It is duplicated; the
+    /// The socket that this process inherited as descriptor `number`. It is duplicated; the
     /// descriptor itself stays open.
     ///
     /// # Errors
     /// There is no such descriptor.
     pub fn inherited(number: RawFd) -> Result<SocketAddress, ListenError> {
         let duplicate = || {
-            // To own a descriptor that is only known by its number takes `unsafe`; to send it to
-            // oneself does not.
+            // To own a descriptor known only by its number needs `unsafe`; to send it to oneself
+            // does not.
             let (here, there) = UnixStream::pair()?;
             here.send_with_fd(&[0u8][..], number)?;
             let (_, file) = there.recv_with_fd(&mut [0u8])?;
@@ -55,53 +55,53 @@ pub enum ListenError {
     /// Another process serves there.
     #[error("{} is served by another process; end that, or name another path", .0.display())]
     InUse(PathBuf),
-    /// A socket, and whether anybody serves there cannot be said.
+    /// A socket of which it is unknown whether another process serves it.
     #[error(
         "cannot tell whether {} is still served: {error}; allow this process to connect to it, remove \
          it if nobody serves there, or name another path",
         .path.display()
     )]
     Unknown {
-        /// Where.
+        /// Its path.
         path: PathBuf,
         /// The system's error.
         error: io::Error,
     },
-    /// Something that is not a socket.
+    /// The path is not that of a socket.
     #[error("{} is there and is not a socket; remove it or name another path", .0.display())]
     NotASocket(PathBuf),
-    /// No socket can have this name.
+    /// The path is too long for a socket.
     #[error("{} is too long for the path of a socket, which has {LONGEST} bytes at most", .0.display())]
     TooLong(PathBuf),
-    /// Nothing was handed over.
+    /// There is no inherited descriptor.
     #[error("descriptor {number} is not one that this process was started with: {error}")]
     NoDescriptor {
-        /// Under this number.
+        /// Its number.
         number: RawFd,
         /// The system's error.
         error: io::Error,
     },
-    /// What was handed over cannot be listened on.
+    /// The inherited descriptor cannot be used.
     #[error(
         "the inherited descriptor is neither a listening UNIX socket nor the connection of a \
          front-end; hand over one of these"
     )]
     NotListening,
-    /// The system said no.
+    /// A system call failed.
     #[error("cannot listen on {}: {error}", .path.display())]
     System {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         error: io::Error,
     },
 }
 
-/// Where connections come from.
+/// The source of connections.
 #[derive(Debug)]
 pub(super) struct Listener {
     source: Source,
-    /// Removed with this.
+    /// Removed when this is dropped.
     _file: Option<SocketFile>,
 }
 
@@ -109,10 +109,10 @@ pub(super) struct Listener {
 enum Source {
     /// A listening socket.
     Listens(UnixListener),
-    /// The only connection there will be, until it was taken.
+    /// The only connection, until it is taken.
     Connected {
         connection: Mutex<Option<UnixStream>>,
-        /// Can be read until then.
+        /// Readable until then.
         waits: OwnedFd,
     },
 }
@@ -145,7 +145,7 @@ fn listens(fd: &OwnedFd) -> Result<bool, ListenError> {
     }
 }
 
-/// A connection that nobody took.
+/// A connection that was never taken is closed for the peer.
 impl Drop for Source {
     fn drop(&mut self) {
         if let Source::Connected { connection, .. } = self
@@ -157,7 +157,7 @@ impl Drop for Source {
     }
 }
 
-/// The file of a socket, known again by device and inode.
+/// The file of a socket, identified by device and inode.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -188,12 +188,12 @@ impl Listener {
         Ok(Listener { source, _file: Some(SocketFile { path, identity }) })
     }
 
-    /// The next connection, if one waits.
+    /// The next connection, if one is waiting.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         let socket = match &self.source {
             Source::Listens(socket) => socket,
             Source::Connected { connection, waits } => {
-                // Nothing is left to be read, and the session not woken again for it.
+                // Then nothing can be read, and the session is not woken for it again.
                 let _ = rustix::io::read(waits, &mut [0; 8]);
                 return Ok(connection.lock().unwrap_or_else(PoisonError::into_inner).take());
             }
@@ -213,10 +213,10 @@ impl Listener {
     }
 }
 
-/// Whether a socket may be made there, as far as that can be seen without making one.
+/// Whether a socket can be made there, as far as can be checked without making one.
 ///
 /// # Errors
-/// Why not.
+/// The reason why not.
 pub fn check_socket(path: &Path) -> Result<(), ListenError> {
     let system = |error| ListenError::System { path: path.to_owned(), error };
     check_length(path)?;
@@ -231,10 +231,10 @@ pub fn check_socket(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-/// Whether the descriptor `number` can be used as a socket that was handed over.
+/// Whether the descriptor `number` can be used as an inherited socket.
 ///
 /// # Errors
-/// Why not.
+/// The reason why not.
 pub fn check_inherited(number: RawFd) -> Result<(), ListenError> {
     match SocketAddress::inherited(number)? {
         SocketAddress::Fd(fd) => listens(&fd).map(drop),
@@ -249,14 +249,14 @@ fn check_length(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-/// Removes what a process that was killed left behind, and nothing else.
+/// Removes the socket of a killed process, and nothing else.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let system = |error| ListenError::System { path: path.to_owned(), error };
     check_stale(path)?;
     std::fs::remove_file(path).map_err(system)
 }
 
-/// Refuses what is no socket that a process left behind which was killed.
+/// Refuses everything but the socket of a killed process.
 fn check_stale(path: &Path) -> Result<(), ListenError> {
     let system = |error| ListenError::System { path: path.to_owned(), error };
     let there = std::fs::symlink_metadata(path).map_err(system)?;
@@ -284,7 +284,7 @@ impl Drop for SocketFile {
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|there| (there.dev(), there.ino()) == self.identity);
         if ours {
-            // Nobody can be told any more, and a stale socket is replaced at the next start.
+            // The error cannot be reported any more; the next start replaces a stale socket.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -324,7 +324,7 @@ mod tests {
         assert!(said.contains("107 bytes at most"), "{said}");
     }
 
-    /// Of another type, which the system says rather than that nobody is there.
+    /// A socket of another type: the system reports that instead of a refused connection.
     #[test]
     fn a_socket_that_cannot_be_tried_is_not_said_to_be_served() {
         let dir = tempfile::tempdir().unwrap();
@@ -348,7 +348,7 @@ mod tests {
         drop(other);
     }
 
-    /// What QEMU's conventions for back-end programs call `--fd`.
+    /// The `--fd` of QEMU's conventions for back-end programs.
     #[test]
     fn an_inherited_connection_is_the_only_one() {
         let readable = |listener: &Listener| {

@@ -27,18 +27,18 @@ const NEED_REPLY: u32 = 0x8;
 /// Set in the payload of a kick, call or error descriptor where there is none.
 const NO_FD: u64 = 0x100;
 
-/// A header that can be followed.
+/// A header that was parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// The number of the request; not necessarily one that is known.
+    /// The number of the request; it may be unknown.
     pub code: u32,
-    /// Whether the front-end waits for an answer.
+    /// Whether the front-end waits for a reply.
     pub need_reply: bool,
     /// Bytes of payload.
     pub size: usize,
 }
 
-/// The stream cannot be followed any further.
+/// The stream cannot be parsed any further.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadStream {
     #[error("a message of version {0}, this is version 1")]
@@ -51,7 +51,7 @@ pub(super) enum BadStream {
     Descriptors(usize),
 }
 
-/// The message is refused; the next one may do better.
+/// The message is refused; the next one may be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("request {0} is not known")]
@@ -66,7 +66,7 @@ pub(super) enum Refusal {
     Descriptors(FrontendReq, usize),
     #[error("{0}")]
     Nonsense(String),
-    /// There is no answer, and will be none that is right: the connection ends.
+    /// There is no reply, and no correct one will follow: the connection ends.
     #[error("requests in flight do not end: {0}")]
     Hangs(String),
 }
@@ -111,34 +111,34 @@ pub(super) struct VringState {
     pub value: u32,
 }
 
-/// A descriptor for one ring; none where the front-end said that there is none.
+/// A descriptor for one ring; none if the front-end says that there is none.
 #[derive(Debug)]
 pub(super) struct VringFd {
     pub index: u32,
     pub fd: Option<OwnedFd>,
 }
 
-/// Where the memory lies that tells what rings have in flight, and what it has room for (vhost-user,
+/// The place and capacity of the memory in which rings record chains in flight (vhost-user,
 /// "Inflight description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InflightLayout {
     /// Bytes.
     pub size: u64,
-    /// Where it begins in its file.
+    /// Its offset in the file.
     pub offset: u64,
-    /// For how many rings.
+    /// The number of rings.
     pub queues: u16,
-    /// Descriptors of each.
+    /// Descriptors of each ring.
     pub descriptors: u16,
 }
 
 impl InflightLayout {
-    /// Its fields need 20 bytes.
+    /// The length of its fields.
     const LEN: usize = 20;
-    /// Its length as some front-ends send it: their compilers round it up.
+    /// Its length as some front-ends send it: their compilers pad it.
     const PADDED_LEN: usize = 24;
 
-    /// The payload of a message that is as long as that which asked for it.
+    /// The payload of the reply, as long as that of the request.
     pub(super) fn encode(&self, len: usize) -> Vec<u8> {
         let longs = [self.size, self.offset].map(u64::to_ne_bytes);
         let shorts = [self.queues, self.descriptors].map(u16::to_ne_bytes);
@@ -148,7 +148,7 @@ impl InflightLayout {
     }
 }
 
-/// What a front-end can ask for.
+/// The requests of a front-end.
 #[derive(Debug)]
 pub(super) enum Message {
     GetFeatures,
@@ -180,7 +180,7 @@ pub(super) enum Message {
     SetConfig { offset: u32, data: Vec<u8> },
 }
 
-/// The protocol feature without which a request is not to be sent.
+/// The protocol feature that a request needs.
 fn needs(request: FrontendReq) -> Option<Protocol> {
     use FrontendReq as R;
     Some(match request {
@@ -195,8 +195,8 @@ fn needs(request: FrontendReq) -> Option<Protocol> {
     })
 }
 
-/// What is replied to a refused request whose front-end waits for a reply without asking for
-/// one: as long as the reply would be, and saying nothing, or that it failed.
+/// The reply to a refused request whose sender waits for a reply without asking for one: as long as
+/// the proper reply, and empty or saying that it failed.
 pub(super) fn refused_reply(code: u32) -> Option<Vec<u8>> {
     use FrontendReq as R;
     let value = |value: u64| Some(value.to_ne_bytes().to_vec());
@@ -210,7 +210,7 @@ pub(super) fn refused_reply(code: u32) -> Option<Vec<u8>> {
         R::GET_CONFIG => Some(vec![0; 12]),
         R::GET_INFLIGHT_FD => Some(vec![0; InflightLayout::PADDED_LEN]),
         R::CHECK_DEVICE_STATE => value(1),
-        // Failed, and no descriptor comes with it.
+        // Failed, and without a descriptor.
         R::SET_DEVICE_STATE_FD => value(0x101),
         R::GET_SHARED_OBJECT | R::GET_SHMEM_CONFIG => Some(Vec::new()),
         _ => None,
@@ -250,7 +250,7 @@ pub(super) fn decode(
         }
         R::REM_MEM_REG => {
             let region = p.single_region()?;
-            // Some front-ends send the descriptor again; it is closed unused.
+            // Some front-ends repeat the descriptor; it is closed unused.
             fds.truncate(0);
             Message::RemMemReg(region)
         }
@@ -394,8 +394,8 @@ fn longs<const N: usize, const M: usize>(bytes: &[u8; N]) -> [u64; M] {
     std::array::from_fn(|n| u64::from_ne_bytes(longs[n]))
 }
 
-/// An eventfd, or what front-ends may use like one. A file is always ready, and what is written to it
-/// stays there.
+/// Requires an eventfd, or a descriptor that front-ends may use like one. A file is always ready,
+/// and data written to it would stay there.
 fn check_signals(fd: &OwnedFd) -> Result<(), Refusal> {
     use rustix::fs::FileType::{Fifo, Socket, Unknown};
     let stat = rustix::fs::fstat(fd).map_err(|e| Refusal::Nonsense(e.to_string()))?;

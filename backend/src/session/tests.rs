@@ -119,7 +119,7 @@ impl FrontEnd {
         front
     }
 
-    /// Negotiates all that is offered, and has every message acknowledged.
+    /// Negotiates all offered features, and has every message acknowledged.
     fn negotiate(&mut self) {
         self.negotiate_without(0);
     }
@@ -187,8 +187,8 @@ impl FrontEnd {
     }
 }
 
-/// An eventfd in the two types that the two sides want it in. A descriptor changes its type
-/// without `unsafe` by being sent to oneself.
+/// An eventfd in the two types that the two sides need. Sending a descriptor to oneself changes its
+/// type without `unsafe`.
 fn event() -> (EventFd, OwnedFd) {
     let event = EventFd::new(EFD_NONBLOCK).unwrap();
     let (here, there) = UnixStream::pair().unwrap();
@@ -197,7 +197,7 @@ fn event() -> (EventFd, OwnedFd) {
     (event, file.unwrap().into())
 }
 
-/// A front-end that sends what it likes.
+/// A front-end that sends arbitrary messages.
 struct Raw(UnixStream);
 
 impl Raw {
@@ -269,8 +269,8 @@ fn read_config(front: &mut FrontEnd) -> Vec<u8> {
     front.vhost.get_config(0, 60, flags, &[0; 60]).unwrap().1
 }
 
-/// SeaBIOS, then a kernel: the first negotiates little, and uses one queue of two; its monitor
-/// enables the other, which has no address and is never kicked.
+/// SeaBIOS, then a kernel: the firmware negotiates few features and uses one queue of two; its
+/// monitor enables the other, which has no address and is never kicked.
 #[test]
 fn a_firmware_before_the_kernel() {
     let server = Server::new(2);
@@ -298,7 +298,7 @@ fn a_firmware_before_the_kernel() {
     assert_eq!(server.disk.count(IoOp::Sync), syncs);
 }
 
-/// Known bug 20: a second client.
+/// Known bug 20: a second front-end.
 #[test]
 fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
     let server = Server::new(1);
@@ -322,7 +322,7 @@ fn who_reconnects_is_served() {
         front.negotiate();
         front.start(1);
         assert_eq!(front.drivers[0].run(1, 0, &[n; 512]).0, 0);
-        // Dropped with its ring running.
+        // Dropped while its ring is running.
     }
     assert_eq!(server.disk.bytes(0, 512), [49; 512]);
 }
@@ -354,17 +354,18 @@ fn who_comes_during_a_tear_down_waits_for_it() {
     );
 }
 
-/// Known bug 20: nothing that is not understood ends more than its message.
+/// Known bug 20: a message that is not understood has no effect beyond itself.
 #[test]
 fn messages_that_were_not_negotiated() {
     let server = Server::new(1);
     let mut raw = server.raw();
-    // Nothing negotiated, nobody waits: ignored. Unknown ones, and those with odd payloads too.
+    // Nothing is negotiated and no reply is awaited: ignored, as are unknown messages, and odd
+    // payloads.
     for code in [4711, 0, u32::MAX, 6, 22, 28, 35, 37, 38, 39, 25, 32, 34] {
         raw.send(code, 0, &[0xff; 40]);
         raw.send(code, NEED_REPLY, &[]);
     }
-    // Who always gets a reply gets one.
+    // Requests that always have a reply get one.
     for (code, len) in [(17, 8), (36, 8), (40, 8), (24, 12), (31, 24), (43, 8), (42, 8)] {
         assert_eq!(raw.ask(code, &[]).len(), len, "request {code}");
     }
@@ -379,7 +380,7 @@ fn messages_that_were_not_negotiated() {
     assert_ne!(raw.ask(1, &[]), [0; 8]);
 }
 
-/// Known bug 20: a stream that cannot be followed ends the connection, and only that.
+/// Known bug 20: a stream that cannot be parsed ends its connection, and nothing else.
 #[test]
 fn nonsense_ends_its_connection_only() {
     let server = Server::new(1);
@@ -473,7 +474,7 @@ fn no_kick_is_lost() {
     assert_eq!([(); 2].map(|()| front.drivers[0].await_used().0), [0, 3]);
 }
 
-/// Without protocol features rings need no enabling, and the message is not there.
+/// Without protocol features, rings need no enabling, and the message does not exist.
 #[test]
 fn without_protocol_features_a_ring_is_enabled_from_the_start() {
     let server = Server::new(1);
@@ -537,7 +538,7 @@ fn nothing() -> Arc<Disk> {
     })
 }
 
-/// A front-end may send messages faster than they are followed, for ever.
+/// A front-end may send messages faster than they are handled, without end.
 #[test]
 fn messages_without_end_are_followed_a_few_at_a_time() {
     let dir = tempfile::tempdir().unwrap();

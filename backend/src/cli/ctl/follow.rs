@@ -1,4 +1,4 @@
-//! Following a server: its events, and jobs up to their end.
+//! Following a server: its events, and its jobs until they end.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -11,10 +11,10 @@ use snapblk_store::control::job::{JobInfo, JobStatus, JobType};
 
 use super::CtlError;
 
-/// How often progress is asked for: it has no event of its own.
+/// The interval between queries of progress, which has no event of its own.
 const REFRESH: Duration = Duration::from_millis(200);
 
-/// Prints events until the server hangs up, which is an orderly end.
+/// Prints events until the server disconnects, which is an orderly end.
 pub(super) fn watch(
     client: &mut Client,
     json: bool,
@@ -32,7 +32,7 @@ pub(super) fn watch(
         if let Some(event) = event {
             let line = if json { event.to_string() } else { sentence(&event) };
             match &bars {
-                // Above the bars, which are drawn on the same terminal.
+                // Above the progress bars, which are drawn on the same terminal.
                 Some(bars) => bars.group.suspend(|| writeln!(out, "{line}")),
                 None => writeln!(out, "{line}"),
             }?;
@@ -48,8 +48,8 @@ pub(super) fn watch(
     }
 }
 
-/// Waits until a job is ready, and completes it; one that ends before, or ends by itself, is left
-/// to whoever waits for its end.
+/// Waits until a job is ready, and completes it; a job that ends before, or by itself, is left to
+/// the caller that waits for its end.
 pub(super) fn complete_when_ready(client: &mut Client, id: &str) -> Result<(), CtlError> {
     loop {
         let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
@@ -67,7 +67,7 @@ pub(super) fn complete_when_ready(client: &mut Client, id: &str) -> Result<(), C
     }
 }
 
-/// Waits for the end of a job; an end that is not a good one is an error.
+/// Waits for the end of a job; any end but success is an error.
 pub(super) fn wait(
     client: &mut Client,
     id: &str,
@@ -77,7 +77,7 @@ pub(super) fn wait(
     let mut bars = (!json && std::io::stderr().is_terminal()).then(Bars::default);
     let mut seen = false;
     loop {
-        // Asked first: a job that was over before we listened has no more events.
+        // Queried first: a job that ended before this client connected has no more events.
         let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
         let job = jobs.iter().find(|job| job.id == id);
         seen |= job.is_some();
@@ -90,7 +90,7 @@ pub(super) fn wait(
                 drop(bars);
                 return ended(id, end, &event, json, out);
             }
-            // All that is there already, before asking again.
+            // Handles all events that have arrived, before the next query.
             patience = Duration::from_millis(1);
         }
         match job {
@@ -120,7 +120,7 @@ enum End {
     Failed(String),
 }
 
-/// Whether `event` is the end of the job `id`.
+/// The end of the job `id`, if `event` is one.
 fn end_of(event: &Value, id: &str) -> Option<End> {
     let data = &event["data"];
     if data["device"] != id {
@@ -169,7 +169,7 @@ fn sentence(event: &Value) -> String {
     line
 }
 
-/// A bar for each job that goes on.
+/// A bar for each job that runs.
 #[derive(Default)]
 struct Bars {
     group: MultiProgress,
@@ -206,7 +206,7 @@ impl Drop for Bars {
 }
 
 fn style() -> ProgressStyle {
-    // The template is fixed: where it does not parse, indicatif's own is as good.
+    // The template is fixed; if it did not parse, indicatif's own would do.
     ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {msg}, {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -37,7 +37,7 @@ pub(super) fn devices(devices: &[DeviceInfo], out: &mut impl Write) -> io::Resul
     table("devices", &["DEVICE", "STATE", "SIZE", "OPEN", "TARGET"], &rows, out)
 }
 
-/// The lines of each table, behind the device's name as `dmsetup table` has it.
+/// The lines of each table, after the device's name as in `dmsetup table`.
 pub(super) fn tables(devices: &[DeviceInfo], out: &mut impl Write) -> io::Result<()> {
     for device in devices {
         for line in &device.table {
@@ -81,7 +81,7 @@ pub(super) fn jobs(jobs: &[JobInfo], out: &mut impl Write) -> io::Result<()> {
     table("jobs", &["JOB", "TYPE", "STATE", "DONE", "ERROR"], &rows, out)
 }
 
-/// The names of a list of things that have one.
+/// The names of a list of objects.
 pub(super) fn names(list: &Value, out: &mut impl Write) -> io::Result<()> {
     for thing in list.as_array().into_iter().flatten() {
         writeln!(out, "{}", thing.get("name").and_then(Value::as_str).unwrap_or_default())?;
@@ -89,7 +89,7 @@ pub(super) fn names(list: &Value, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// What a target does, in a few words.
+/// A short description of a target.
 fn target(target: &Target) -> String {
     match target {
         Target::Linear(linear) if linear.offset == 0 => format!("linear {}", linear.device),
@@ -122,7 +122,7 @@ fn snapshot_words(snapshot: &SnapshotTarget) -> String {
     words
 }
 
-/// A part of a whole; a dash where there is no whole.
+/// A percentage; a dash if the whole is 0.
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".to_owned();

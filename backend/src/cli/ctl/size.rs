@@ -1,9 +1,9 @@
-//! Sizes as tables show them: a number with `K`, `M`, `G` or `T`, powers of 1024.
+//! Sizes in tables: a number with `K`, `M`, `G` or `T`, powers of 1024.
 
 /// The letters, each 1024 times the one before it; bytes have none.
 const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
 
-/// Bytes as a short number with a letter: exact where that is short, else with one decimal.
+/// Bytes as a short number with a letter: exact if that is short, otherwise with one decimal.
 pub fn show(bytes: u64) -> String {
     let unit = (UNITS.len() - 1).min((bytes.max(1).ilog2() / 10) as usize);
     let one = 1u64 << (10 * unit);

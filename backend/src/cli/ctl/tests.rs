@@ -11,7 +11,7 @@ struct Line {
     ctl: CtlArgs,
 }
 
-/// What the monitor is asked for this command line.
+/// The command and arguments that this command line sends.
 fn asked(line: &str) -> (&'static str, Value) {
     let words = ["ctl", "m.sock"].into_iter().chain(line.split(' '));
     let request = Line::try_parse_from(words).unwrap().ctl.verb.request().unwrap();

@@ -50,7 +50,7 @@ impl TransactionArgs {
     }
 }
 
-/// The parts of `A=B=…`; the last may have a `=` in it.
+/// The parts of `A=B=…`; the last may contain a `=`.
 fn parts<const N: usize>(text: &str) -> Result<[String; N], String> {
     let all: Vec<String> = text.splitn(N, '=').map(str::to_owned).collect();
     let whole = all.iter().all(|part| !part.is_empty());

@@ -363,7 +363,7 @@ impl Request {
 }
 
 impl Verb {
-    /// The command that this verb stands for. Reads the table file, where one is named.
+    /// The command that this verb stands for. Reads the table file, if one is named.
     pub(super) fn request(&self) -> Result<Request, CtlError> {
         Ok(match self {
             Verb::Devices { device, inactive } | Verb::Table { device, inactive } => Request::new(
@@ -548,12 +548,12 @@ fn threshold(device: &str, write_threshold: u64) -> Request {
     Request::new("block-set-write-threshold", &arguments)
 }
 
-/// A flag as an argument: left out where it is not set.
+/// A flag as an argument: omitted if it is not set.
 pub(super) fn set(flag: bool) -> Option<bool> {
     flag.then_some(true)
 }
 
-/// What is done about the file of a new store.
+/// How the file of a new store is created or opened.
 fn mode(existing: bool) -> Option<control::NewImageMode> {
     existing.then_some(control::NewImageMode::Existing)
 }

@@ -47,10 +47,10 @@ struct FileDisk {
 }
 
 impl Serve {
-    /// The command line with what the configuration file adds to it.
+    /// The command line combined with the configuration file.
     ///
     /// # Errors
-    /// Where the file cannot be read or says what cannot be.
+    /// The file cannot be read, or its content is not valid.
     pub fn with_file(&self) -> Result<Serve, CliError> {
         let Some(path) = &self.config else { return Ok(self.clone()) };
         let text = std::fs::read_to_string(path).map_err(CliError::io("read", path))?;
@@ -99,7 +99,7 @@ impl Serve {
             }
         }
         serve.disks.append(&mut disks);
-        // One state file and one word of force for the process, whichever disk it was given with.
+        // There is one state file and one `force` for the process, whichever disk has them.
         let given = self.disks.iter().find_map(|disk| disk.state.clone());
         if let Some(state) = given {
             let others = serve.disks.iter_mut().filter(|disk| disk.state == file.state);
@@ -122,7 +122,7 @@ impl FileDisk {
         if source == Source::Known {
             return Err(of("is made of nothing: give blk-file or table"));
         }
-        // As the option says it.
+        // With the option's error message.
         let queues = |given: i64| match u16::try_from(given) {
             Ok(queues @ 1..=MAX_QUEUES) => Ok(queues),
             _ => Err(format!(
@@ -147,7 +147,7 @@ impl FileDisk {
 }
 
 impl Disk {
-    /// Takes from `known` what is not said here.
+    /// Takes the settings that this does not have from `known`.
     fn fill_in(&mut self, known: Disk) {
         if self.source == Source::Known {
             self.source = known.source;

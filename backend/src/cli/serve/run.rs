@@ -6,10 +6,10 @@ use crate::server::{self, DiskArgs, DiskSocket, DiskSource, ServeArgs};
 use super::{Disk, Serve, Socket, Source};
 
 impl Serve {
-    /// Serves the disks until a signal or the monitor ends that.
+    /// Serves the disks until a signal or the monitor ends the process.
     ///
     /// # Errors
-    /// Why they cannot be served.
+    /// The reason why they cannot be served.
     pub fn run(&self) -> Result<(), CliError> {
         let serve = self.with_file()?;
         let mut args = ServeArgs {

@@ -1,4 +1,4 @@
-//! Rings that their guest breaks.
+//! Rings that the guest breaks.
 
 use super::*;
 use crate::testing::take_calls;
@@ -8,8 +8,8 @@ const GET_STATUS: u32 = 40;
 const DRIVER_OK: u64 = 0xf;
 const NEEDS_RESET: u64 = 64;
 
-/// The front-end is told by the ring's error descriptor, whenever it gives that, and by the status
-/// field; other rings go on; set up anew the ring is served again.
+/// The front-end is told through the ring's error descriptor, at whatever time it sends that, and
+/// by the status field; other rings continue; once set up again, the ring is served again.
 #[test]
 fn a_broken_ring_is_told_of_and_the_others_go_on() {
     let server = Server::new(2);
@@ -34,7 +34,7 @@ fn a_broken_ring_is_told_of_and_the_others_go_on() {
     eventually("so is one that comes later", || take_calls(&its_late) == 1);
     assert_eq!(front.drivers[1].run(1, 8, &[2; 512]).0, 0, "the other ring goes on");
 
-    // The bit is the device's, not the driver's.
+    // The device owns this bit, not the driver.
     raw.send(SET_STATUS, NEED_REPLY, &NEEDS_RESET.to_ne_bytes());
     assert_eq!(raw.reply(), (SET_STATUS, vec![0; 8]));
     raw.send(SET_STATUS, NEED_REPLY, &0u64.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! What a process had in flight, and the next one does.
+//! Chains that a process had in flight, and that the next one completes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,8 +13,8 @@ fn layout(queues: u16, descriptors: u16) -> VhostUserInflight {
     VhostUserInflight::new(0, 0, queues, descriptors)
 }
 
-/// The front-end's side of a back-end's end: the same memory and rings, with another process. One
-/// that never goes on is as good as dead, so it gets no more kicks.
+/// The front-end's side of a back-end's death: the same memory and rings with another process. A
+/// process that never continues is as good as dead, so it gets no more kicks.
 fn reconnect(front: &mut FrontEnd, server: &Server) {
     front.vhost = Frontend::connect(server.path(), 8).unwrap();
     for (driver, kick) in front.drivers.iter_mut().zip(&mut front.kicks) {
@@ -23,7 +23,7 @@ fn reconnect(front: &mut FrontEnd, server: &Server) {
     front.negotiate();
 }
 
-/// A server that does nothing any more, until the test is over.
+/// A server that does nothing any more, until the end of the test.
 struct Dead(Server);
 
 impl Drop for Dead {
@@ -38,7 +38,7 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     let mut front = dead.0.connect();
     front.negotiate();
     let (area, file) = front.vhost.get_inflight_fd(&layout(2, SIZE)).unwrap();
-    // Of 16 bytes a descriptor and 16 more, rounded up to 64.
+    // 16 bytes per descriptor and 16 more, rounded up to a multiple of 64.
     assert_eq!((area.mmap_size, area.mmap_offset), (2 * 2112, 0));
     assert_eq!((area.num_queues, area.queue_size), (2, SIZE));
     assert!(fcntl_get_seals(&file).unwrap().contains(SealFlags::SHRINK));
@@ -56,7 +56,7 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
     front.set_memory();
     for (queue, used) in [0, 1].into_iter().enumerate() {
-        // All that a front-end knows of a process that did not say where it was.
+        // All that a front-end knows if the process did not report its position.
         front.describe(queue, used);
         front.kick_off(queue);
         front.vhost.set_vring_enable(queue, true).unwrap();
@@ -71,7 +71,7 @@ fn what_a_process_had_in_flight_is_done_by_the_next() {
     assert_eq!(front.stop(2), [1, 5]);
 }
 
-/// Whoever resets the device sets its rings up anew: what was left of the old ones is not for them.
+/// A device reset sets the rings up again: chains left from before are not carried out.
 #[test]
 fn a_reset_forgets_what_is_noted() {
     let server = Server::new(1);
@@ -93,7 +93,7 @@ fn a_reset_forgets_what_is_noted() {
     assert_eq!(version(), 0, "as new memory has it");
 }
 
-/// The last interrupt may have been what the process did not come to.
+/// The last interrupt may be the one that the process did not get to.
 #[test]
 fn who_resumes_a_ring_interrupts_its_driver() {
     let server = Server::new(1);
@@ -134,7 +134,7 @@ fn areas_that_cannot_be_are_refused() {
     assert!(refused(|_| (), &File::open("/dev/null").unwrap()));
     assert!(!refused(|_| (), &file));
 
-    // Room for less than the ring has.
+    // The region has fewer descriptors than the ring.
     let (half, file) = front.vhost.get_inflight_fd(&layout(1, 32)).unwrap();
     front.vhost.set_inflight_fd(&half, file.as_raw_fd()).unwrap();
     front.set_memory();

@@ -1,4 +1,4 @@
-//! Sockets that a process was started with.
+//! Sockets that a process inherited.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn an_inherited_socket_is_served() {
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
 }
 
-/// The descriptor that it was handed over by stays open in this process: that keeps nobody waiting.
+/// The inherited descriptor stays open in this process; still, the front-end sees the end.
 #[test]
 fn a_connection_that_was_handed_over_ends_for_its_front_end() {
     let ends: [fn(&mut Server, &mut Raw); 3] = [

@@ -1,4 +1,4 @@
-//! What a front-end does not say again: after its rings stopped, and on a new connection.
+//! Settings that a front-end does not repeat: after its rings stopped, and on a new connection.
 
 use std::sync::atomic::Ordering;
 
@@ -6,8 +6,8 @@ use super::*;
 
 const WRITABLE: VhostUserConfigFlags = VhostUserConfigFlags::WRITABLE;
 
-/// QEMU resets a device whenever its rings stop, and sends what the guest set neither then nor on a
-/// new connection.
+/// QEMU resets a device whenever its rings stop, and repeats the guest's settings neither then nor
+/// on a new connection.
 #[test]
 fn a_write_cache_that_is_off_stays_off() {
     let server = Server::new(1);
@@ -36,7 +36,7 @@ fn a_write_cache_that_is_off_stays_off() {
     assert!(!server.disk.write_through.load(Ordering::SeqCst));
 }
 
-/// Nor when the process is another one.
+/// Nor to another process.
 #[test]
 fn a_write_cache_that_was_off_is_off_in_the_next_process() {
     let disk = TestDisk::new(4096);
@@ -50,7 +50,7 @@ fn a_write_cache_that_was_off_is_off_in_the_next_process() {
 }
 
 impl FrontEnd {
-    /// Starts the first ring anew, as a driver that forgot everything.
+    /// Starts the first ring again, as a driver that forgot everything.
     fn restart(&mut self) {
         let (file, memory) = shared_memory();
         let old = std::mem::replace(&mut self.drivers, vec![Driver::new(&memory, 0, true)]);
@@ -62,7 +62,7 @@ impl FrontEnd {
     }
 }
 
-/// A region that is changed is taken away first, and added again; its ring runs meanwhile.
+/// A changed region is removed first, and added again, while its ring runs.
 #[test]
 fn a_ring_goes_on_when_its_memory_is_there_again() {
     let server = Server::new(1);
@@ -77,7 +77,7 @@ fn a_ring_goes_on_when_its_memory_is_there_again() {
     front.vhost.remove_mem_region(&region).unwrap();
     front.vhost.add_mem_region(&region).unwrap();
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
-    // One that was disabled is not enabled by that.
+    // A disabled ring is not enabled by that.
     front.vhost.set_vring_enable(0, false).unwrap();
     front.vhost.remove_mem_region(&region).unwrap();
     front.vhost.add_mem_region(&region).unwrap();
@@ -90,7 +90,7 @@ fn a_ring_goes_on_when_its_memory_is_there_again() {
     assert_eq!(server.disk.count(IoOp::Write), 3);
 }
 
-/// The guest knows of discards, and of no others than it was offered when it booted.
+/// The guest knows of discards, and of no features beyond those offered when it booted.
 #[test]
 fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
     let writable = Server::new(1);
@@ -108,7 +108,7 @@ fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
     front.vhost.set_features(later.features).unwrap();
 }
 
-/// Where a ring goes on is not known while its requests are in flight: nobody is told.
+/// The position of a ring is unknown while its requests are in flight: no reply is sent.
 #[test]
 fn a_ring_that_does_not_stop_ends_the_connection() {
     let server = Server::new(1);
@@ -127,7 +127,7 @@ fn a_ring_that_does_not_stop_ends_the_connection() {
     eventually("it is gone", gone);
 }
 
-/// Nor does a second one wait, whatever the first waits for.
+/// Nor does a second front-end wait, whatever the first waits for.
 #[test]
 fn a_second_front_end_is_refused_while_a_ring_does_not_stop() {
     let server = Server::new(1);
@@ -142,7 +142,7 @@ fn a_second_front_end_is_refused_while_a_ring_does_not_stop() {
         let stop = scope.spawn(|| front.vhost.get_vring_base(0));
         let begin = Instant::now();
         let mut refused = true;
-        // The first of them may come before the question does.
+        // The first attempt may precede the request.
         while refused && begin.elapsed() < Duration::from_millis(500) {
             let mut second = UnixStream::connect(server.path()).unwrap();
             second.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
@@ -155,7 +155,7 @@ fn a_second_front_end_is_refused_while_a_ring_does_not_stop() {
     });
 }
 
-/// A driver that did not negotiate the field does not set it, and one that cannot flush sees that the
+/// A driver that did not negotiate the field cannot set it, and one that cannot flush sees that the
 /// cache is off.
 #[test]
 fn the_write_cache_is_set_by_who_negotiated_it() {

@@ -1,4 +1,4 @@
-//! Messages that are refused, without end.
+//! Messages that are refused without end.
 
 use std::sync::Mutex;
 
@@ -33,7 +33,7 @@ fn the_first_few_are_logged_and_all_are_answered() {
     let logs = tracing_subscriber::fmt().with_writer(move || written.clone()).finish();
     tracing::subscriber::with_default(logs, || {
         for _ in 0..MESSAGES {
-            // GET_VRING_BASE, of a ring that there is not.
+            // GET_VRING_BASE of a ring that does not exist.
             raw.send(11, 0, &77u64.to_ne_bytes());
             let envelope = connection.receive().unwrap().unwrap();
             follow(&mut connection, &mut setup, envelope).unwrap();

@@ -7,7 +7,7 @@ use vhost::vhost_user::{FrontendReqHandler, HandlerResult, VhostUserFrontendReqH
 
 use super::*;
 
-/// Passes on that it was told of a change.
+/// Reports each notification of a change.
 struct Told(Sender<()>);
 
 impl VhostUserFrontendReqHandlerMut for Told {
@@ -18,7 +18,7 @@ impl VhostUserFrontendReqHandlerMut for Told {
 }
 
 impl FrontEnd {
-    /// Negotiates everything but `without`, and gives `socket` for the back-end channel.
+    /// Negotiates all features except `without`, and sends `socket` for the back-end channel.
     fn open_channel(&mut self, without: VhostUserProtocolFeatures, socket: &impl AsRawFd) {
         self.vhost.set_owner().unwrap();
         self.features = self.vhost.get_features().unwrap();
@@ -44,7 +44,7 @@ impl Server {
     }
 }
 
-/// One message of the back-end channel: its number, its flags, the bytes behind its header.
+/// One message of the back-end channel: its number, its flags, the bytes after its header.
 fn message(channel: &mut UnixStream) -> [u32; 3] {
     let mut bytes = [0; 12];
     channel.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -59,7 +59,7 @@ fn is_silent(channel: &mut UnixStream) -> bool {
     nothing
 }
 
-/// The `vhost` crate's own handler is told once a change, and finds the new size.
+/// The `vhost` crate's own handler is called once per change, and finds the new size.
 #[test]
 fn scenario_57_a_front_end_is_told_of_another_size() {
     for without in [VhostUserProtocolFeatures::empty(), VhostUserProtocolFeatures::REPLY_ACK] {
@@ -84,8 +84,8 @@ fn scenario_57_a_front_end_is_told_of_another_size() {
     }
 }
 
-/// An answer is asked for where the front-end is able to give one, and not otherwise; and nothing
-/// is said of a size that nobody has seen.
+/// A reply is requested only if the front-end can send one; and no notification is sent for a size
+/// that the front-end has not seen.
 #[test]
 fn what_is_sent_is_as_negotiated() {
     for (without, flags) in [
@@ -103,7 +103,7 @@ fn what_is_sent_is_as_negotiated() {
         server.resize(4096);
         assert_eq!(message(&mut ours), [2, flags, 0]);
         assert!(is_silent(&mut ours));
-        // Refused: nothing comes of it but a line in the log.
+        // A failure: it is only logged.
         let answer = [2u32, 5, 8, 1, 0].map(u32::to_ne_bytes);
         ours.write_all(answer.as_flattened()).unwrap();
         server.resize(8192);
@@ -111,7 +111,7 @@ fn what_is_sent_is_as_negotiated() {
     }
 }
 
-/// A change between the look at the configuration and the opening of the channel is not missed.
+/// A change between the read of the configuration and the opening of the channel is not missed.
 #[test]
 fn a_channel_that_opens_late_says_what_was_missed() {
     let server = Server::new(1);
@@ -125,8 +125,8 @@ fn a_channel_that_opens_late_says_what_was_missed() {
     assert_eq!(message(&mut ours), [2, 1 | NEED_REPLY, 0]);
 }
 
-/// Thousands of changes that it never reads or answers, then a channel that is gone: requests and
-/// messages are served all the while.
+/// Thousands of changes that it never reads or answers, then a closed channel: requests and
+/// messages are served all the time.
 #[test]
 fn a_front_end_that_does_not_listen_holds_nothing_up() {
     let server = Server::new(1);
@@ -164,7 +164,8 @@ fn a_channel_must_be_negotiated() {
     assert_eq!(raw.reply(), (21, 1u64.to_ne_bytes().to_vec()));
 }
 
-/// Who goes on with the rings of an earlier connection reads nothing on this one.
+/// A front-end that continues with rings of an earlier connection does not read the configuration
+/// on this one.
 #[test]
 fn scenario_57_who_reconnects_is_told_to_look() {
     let server = Server::new(1);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::export::stop_all;
 
-/// One that does not is named, and the others have stopped.
+/// An export that does not stop is named in the error, and the others have stopped.
 #[test]
 fn an_export_that_does_not_stop_holds_up_no_other() {
     let (stuck, dir) = (Server::new(1), tempfile::tempdir().unwrap());
@@ -26,7 +26,7 @@ fn an_export_that_does_not_stop_holds_up_no_other() {
     assert_eq!(Vec::from_iter(late), ["export0"]);
     assert_eq!(of_other.count(IoOp::Sync), 1, "it was drained and flushed");
     disk.hold(false);
-    // It goes on to stop.
+    // It continues to stop.
     eventually("the stuck one has flushed", || disk.count(IoOp::Sync) == 1);
 }
 

@@ -6,17 +6,17 @@ use vm_memory::GuestAddress;
 const AVAILABLE: u64 = 0x2000;
 const USED_RING: u64 = 0x3000;
 const SIZE: u16 = 8;
-/// Descriptors that the region has room for: more than the ring has.
+/// Descriptors of the region: more than the ring has.
 const ROOM: u16 = 16;
 
 /// A guest and its front-end, which outlive the processes that serve them.
 struct Guest {
     memory: GuestMemory,
-    /// A region for a queue that is not looked at, and that of the queue that is.
+    /// The region of a queue that is not used, and that of the queue under test.
     shared: GuestMemory,
     available: u16,
     seen: u16,
-    /// What it waits for, in the order in which it was made available.
+    /// The chains that it waits for, in the order in which they were made available.
     asked: Vec<u16>,
 }
 
@@ -37,7 +37,7 @@ impl Guest {
         u16::from_le_bytes(bytes)
     }
 
-    /// The ring as it is after others used it: both indices are at `index`.
+    /// The ring after earlier use: both indices are at `index`.
     fn used_until(mut self, index: u16) -> Guest {
         self.put(AVAILABLE + 2, index);
         self.put(USED_RING + 2, index);
@@ -58,7 +58,7 @@ impl Guest {
         self.get(USED_RING + 2)
     }
 
-    /// Takes what was given back: each was waited for.
+    /// Takes the completed chains, each of which must be awaited.
     fn harvest(&mut self) -> Vec<u16> {
         let mut got = Vec::new();
         while self.seen != self.used() {
@@ -75,7 +75,7 @@ impl Guest {
         GuestAddress((Region::bytes(ROOM) + at) as u64)
     }
 
-    /// What the region's memory says at `at`.
+    /// The region's record at `at`.
     fn noted(&self, at: usize) -> u16 {
         let mut bytes = [0; 2];
         self.shared.read(self.field(at), &mut bytes).unwrap();
@@ -98,7 +98,8 @@ impl Guest {
         Vring::start(setup, &self.memory, Region::of(&self.shared, 1, ROOM))
     }
 
-    /// A process begins to serve the ring; its front-end lost count and says what the used index is.
+    /// A process begins to serve the ring; its front-end has lost the position and sends the used
+    /// index.
     fn start(&self) -> Vring {
         fuse::begins();
         self.start_at(self.used()).unwrap()
@@ -113,9 +114,9 @@ impl Guest {
     }
 }
 
-/// The life of a process: it takes everything and gives it back, out of order, in batches of
-/// several lengths. What it took; what it would have taken, where it died in between; nothing where
-/// it died before.
+/// The life of a process: it takes all chains and completes them out of order, in batches of
+/// several lengths. Returns the chains that it took, or would have taken if it died in between;
+/// none if it died before.
 fn live(guest: &Guest) -> Option<Vec<u16>> {
     let mut ring = guest.start_at(guest.used()).unwrap();
     if fuse::is_dead() {
@@ -145,10 +146,10 @@ fn outlive(guest: &Guest) -> Vec<u16> {
     live(guest).unwrap()
 }
 
-/// Two processes that are killed after so many of their stores each, and a third. Whether the
-/// first two lived to their end.
+/// Two processes that are killed after that many of their stores, and a third. Returns whether each
+/// of the first two lived to its end.
 fn two_kills(one: usize, two: usize) -> [bool; 2] {
-    // Indices that wrap around, and a ring that others used before.
+    // Indices that wrap around, and a ring that was used before.
     let mut guest = Guest::new().used_until(0xfffd);
     guest.ask(&[5, 0, 3, 7, 1]);
     let outlived = [one, two].map(|stores| {
@@ -156,7 +157,7 @@ fn two_kills(one: usize, two: usize) -> [bool; 2] {
         let taken = live(&guest);
         assert_eq!(taken.as_ref().unwrap_or(&guest.asked), &guest.asked, "{one}, {two} stores");
         let died = fuse::begins();
-        // The guest goes on meanwhile, with the descriptors that it got back.
+        // The guest continues meanwhile, with the descriptors that it got back.
         let free = guest.harvest();
         guest.ask(&free);
         !died
@@ -167,9 +168,9 @@ fn two_kills(one: usize, two: usize) -> [bool; 2] {
     outlived
 }
 
-/// One process after another is killed after each number of its stores. The next one takes what
-/// was not given back, in the order in which it was made available, and nothing else; at the end
-/// each chain was given back once.
+/// Processes are killed after each number of their stores. The next one takes exactly the chains
+/// that were not completed, in the order in which they were made available; at the end each chain
+/// was completed once.
 #[test]
 fn wherever_a_process_ends_the_next_does_what_is_left() {
     let (mut cuts, mut one) = (0, 0);
@@ -217,7 +218,7 @@ fn what_is_owed_is_work_and_comes_before_what_is_new() {
     assert_eq!(ring.base(), 3);
 }
 
-/// The layout is the protocol's: another back-end may be the next.
+/// The layout is the protocol's: the next back-end may be another program.
 #[test]
 fn the_region_is_as_the_protocol_has_it() {
     assert_eq!([1, 3, 128].map(Region::bytes), [64, 64, 2112]);
@@ -248,7 +249,7 @@ fn a_ring_that_ended_cleanly_goes_on_where_it_was_and_so_does_one_that_begins_an
     guest.ask(&[1]);
     assert_eq!(guest.start().base(), 3);
     assert_eq!(outlive(&guest), [1]);
-    // The guest's driver set the device up again, and the front-end kept the region.
+    // The guest's driver set the device up again, but the front-end kept the region.
     let mut guest = Guest { available: 0, seen: 0, asked: Vec::new(), ..guest };
     guest.put(AVAILABLE + 2, 0);
     guest.put(USED_RING + 2, 0);
@@ -257,7 +258,7 @@ fn a_ring_that_ended_cleanly_goes_on_where_it_was_and_so_does_one_that_begins_an
     assert_eq!(guest.harvest().len(), 2);
 }
 
-/// The same, before any of the first ring's requests had ended: its used index tells of nothing.
+/// The same, before any of the first ring's requests had ended: the used index does not show it.
 #[test]
 fn a_ring_that_waits_for_less_than_is_noted_begins_anew() {
     let mut guest = Guest::new().used_until(7);
@@ -274,7 +275,7 @@ fn a_ring_that_waits_for_less_than_is_noted_begins_anew() {
     assert_eq!(guest.harvest(), [6]);
 }
 
-/// The front-end's memory may hold anything.
+/// The front-end's memory may contain anything.
 #[test]
 fn a_region_of_nonsense_harms_nobody_but_its_guest() {
     let batches: [(u16, u16); 4] = [(0xffff, 1), (8, 3), (0, 8), (3, 0x7fff)];
@@ -313,7 +314,7 @@ fn a_region_of_nonsense_harms_nobody_but_its_guest() {
     assert!(Region::of(&guest.shared, 100, ROOM).is_none(), "past the memory's end");
 }
 
-/// Known bug 19: a head that is in flight, and heads that are none, are not tracked.
+/// Known bug 19: a head that is in flight, and impossible heads, are not recorded.
 #[test]
 fn heads_that_cannot_be_disturb_no_others() {
     let mut guest = Guest::new();
