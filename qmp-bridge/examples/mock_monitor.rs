@@ -1,7 +1,7 @@
-//! A monitor with nothing behind it: `mock_monitor SOCKET`.
+//! A monitor without a server: `mock_monitor SOCKET`.
 //!
-//! Devices are names in a list, a merge is a thread that counts. For trying clients, and for the
-//! interoperability tests. `device-suspend` waits until the device is resumed by another client.
+//! Devices are names in a list, and a merge is a thread that counts. For trying clients, and for
+//! the interoperability tests. `device-suspend` waits until another client resumes the device.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ use snapblk_store::control::event::{
 use snapblk_store::control::job::JobType;
 use snapblk_store::control::{Answer, Command, CommandError, Event};
 
-/// Steps of a merge, and how long each takes.
+/// The steps of a merge, and the duration of each.
 const STEPS: u64 = 20;
 const STEP: Duration = Duration::from_millis(10);
 
@@ -167,7 +167,7 @@ impl Handler for Mock {
             Command::Quit => {
                 let reason = ShutdownCause::HostQmpQuit;
                 self.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
-                // Where the main thread is gone already, the process is about to end.
+                // If the main thread has ended, the process is about to end.
                 let _ = self.quit.send(());
                 Ok(Answer::DONE)
             }
@@ -176,7 +176,7 @@ impl Handler for Mock {
     }
 }
 
-/// What the user wants of a merge.
+/// The user's commands to a merge.
 #[derive(Default)]
 struct Wish {
     state: Mutex<(bool, bool)>,

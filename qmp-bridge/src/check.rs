@@ -1,4 +1,4 @@
-//! Whether arguments have the shape that a command wants.
+//! Whether arguments have the shape that a command requires.
 //!
 //! Owns the sentences for what is missing, unexpected or of the wrong type; they name the
 //! member by its path from the arguments (`addr.path`, `actions[0].type`), as QEMU's do. Never
@@ -44,7 +44,8 @@ fn check_at(path: &str, value: &Value, shape: &Shape) -> Result<(), CommandError
         Shape::Union { base, tag, variants, .. } => {
             let map = value.as_object().ok_or_else(|| wrong(path, "object"))?;
             check_members(path, map, base)?;
-            // The tag is one of `base` and its values are the variants': both were checked.
+            // The tag is a member of `base` and its values are those of the variants: both were
+            // checked.
             let chosen = map.get(*tag).and_then(Value::as_str);
             let members = match variants.iter().find(|(case, _)| Some(*case) == chosen) {
                 Some((_, Shape::Record { members, .. })) => members.as_slice(),
@@ -56,7 +57,8 @@ fn check_at(path: &str, value: &Value, shape: &Shape) -> Result<(), CommandError
     }
 }
 
-/// As one of the shapes; the sentence is that of the one whose type it has, else of the first.
+/// As one of the shapes; on failure, the sentence for the shape whose type it has, or for the
+/// first.
 fn check_alternate(path: &str, value: &Value, of: &[Shape]) -> Result<(), CommandError> {
     let is_word = |shape: &&Shape| matches!(shape, Shape::Text | Shape::Choice { .. });
     let bool_or_other = |shape: &&Shape| matches!(shape, Shape::Bool) == value.is_boolean();

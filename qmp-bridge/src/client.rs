@@ -1,7 +1,7 @@
-//! The other end of a monitor: what a command-line tool or a test needs of a QMP client.
+//! The client's end of a monitor: the part of QMP that a command-line tool or a test needs.
 //!
-//! Owns one connection, from the negotiation to the replies and events that come over it. Waits
-//! for whatever it asks; never knows which commands there are.
+//! Owns one connection, from the negotiation to the replies and events that arrive on it. Waits for
+//! every reply; never knows which commands exist.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -15,19 +15,19 @@ use snapblk_store::control::{CommandError, ErrorClass};
 
 use crate::wire::{self, Parser};
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The connection cannot be made, or broke.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The other end hung up.
+    /// The monitor disconnected.
     #[error("the monitor closed the connection")]
     HungUp,
-    /// Nobody greets: a socket of something else, which may be the only connection that it takes.
+    /// There is no greeting: another kind of socket, which may accept only one connection.
     #[error("nobody greets there as a monitor does at once")]
     Silent,
-    /// What came does not fit.
+    /// A message is not what the protocol requires here.
     #[error("the monitor's answer cannot be understood: {0}")]
     Protocol(String),
     /// The command was refused.
@@ -35,14 +35,14 @@ pub enum ClientError {
     Command(#[from] CommandError),
 }
 
-/// How long a greeting is waited for. A monitor has one for whoever connects, whatever it does.
+/// How long to wait for a greeting. A monitor greets every client, whatever it is doing.
 const GREETING: Duration = Duration::from_secs(10);
 
 /// A connection to a monitor, negotiated.
 pub struct Client {
     stream: UnixStream,
     parser: Parser,
-    /// What came and was not yet asked for.
+    /// Received messages that were not read yet.
     messages: VecDeque<Value>,
     events: VecDeque<Value>,
     requests: u64,
@@ -70,7 +70,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Carries a command out and returns what it returned.
+    /// Carries a command out and returns its result.
     pub fn call(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
         self.requests += 1;
         let request = json!({"execute": command, "arguments": arguments, "id": self.requests});
@@ -105,8 +105,8 @@ impl Client {
         serde_json::from_value(value).map_err(|error| ClientError::Protocol(error.to_string()))
     }
 
-    /// The next event, as it came; `None` when there was none within `patience`, for which no
-    /// limit is `None`.
+    /// The next event, as received; `None` if there was none within `patience`, which is unlimited
+    /// if `None`.
     pub fn event(&mut self, patience: Option<Duration>) -> Result<Option<Value>, ClientError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
@@ -114,7 +114,7 @@ impl Client {
         self.message(patience)
     }
 
-    /// The next message; `None` when there was none within `patience`.
+    /// The next message; `None` if there was none within `patience`.
     fn message(&mut self, patience: Option<Duration>) -> Result<Option<Value>, ClientError> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut buffer = [0; 16 << 10];
@@ -149,7 +149,7 @@ impl Client {
     }
 }
 
-/// Who hangs up is found out by the next that is written, or read.
+/// A disconnection is found by the next write, or read.
 fn broken(error: io::Error) -> ClientError {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::HungUp,
@@ -157,7 +157,7 @@ fn broken(error: io::Error) -> ClientError {
     }
 }
 
-/// An error as it is on the wire.
+/// An error as sent over the wire.
 fn command_error(error: &Value) -> CommandError {
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
     let class = ErrorClass::ALL.iter().find(|class| class.as_str() == text("class"));
@@ -171,7 +171,7 @@ fn command_error(error: &Value) -> CommandError {
 mod tests {
     use super::*;
 
-    /// As the socket of a disk is, whose front-end speaks first.
+    /// Like the socket of a disk, whose front-end speaks first.
     #[test]
     fn a_socket_where_nobody_greets_is_left() {
         let dir = tempfile::tempdir().unwrap();
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(left.read(&mut [0]).unwrap(), 0, "it is free for others");
     }
 
-    /// It is found out by the command after the last answer.
+    /// It is found by the command after the last reply.
     #[test]
     fn a_monitor_that_is_gone_hung_up() {
         let (stream, other) = UnixStream::pair().unwrap();

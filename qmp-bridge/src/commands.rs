@@ -1,9 +1,9 @@
-//! The commands that are served: one registration each, from which come the check of the
-//! arguments, their decoding, `query-commands` and `query-qmp-schema`.
+//! The commands that are served: one registration each, which defines the check of the arguments,
+//! their decoding, `query-commands` and `query-qmp-schema`.
 //!
-//! Owns names, and which type each command takes and answers. Never knows what a command does.
-//! A command that is not registered does not exist for clients; [`deferred`] holds those whose
-//! words are settled but that nothing carries out yet. Serving one is moving its line.
+//! Owns names, and the types of each command's arguments and result. Never knows what a command
+//! does. A command that is not registered does not exist for clients; [`deferred`] holds those
+//! whose interface is settled but that are not implemented yet. To serve one, move its line.
 
 use std::collections::BTreeMap;
 
@@ -19,18 +19,18 @@ use snapblk_store::{choice, record};
 use crate::check::check;
 use crate::schema::SchemaInfo;
 
-/// A command, decoded, and whose it is.
+/// A decoded command, by the part that carries it out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
-    /// The session's own.
+    /// The session.
     Session(SessionCommand),
-    /// The job registry's.
+    /// The job registry.
     Job(JobCommand),
-    /// The handler's.
+    /// The handler.
     Handler(Command),
 }
 
-/// What a session answers by itself.
+/// The commands that a session answers itself.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionCommand {
     /// `qmp_capabilities`
@@ -46,9 +46,9 @@ pub enum SessionCommand {
 }
 
 choice! {
-    /// What a client may switch on.
+    /// The capabilities that a client may enable.
     pub enum QmpCapability {
-        /// Commands that overtake others.
+        /// Commands that may be executed out of band.
         Oob = "oob",
     }
 }
@@ -56,7 +56,7 @@ choice! {
 record! {
     /// Arguments of `qmp_capabilities`.
     pub struct QmpCapabilities {
-        /// What the client switches on.
+        /// The capabilities to enable.
         enable: Option<Vec<QmpCapability>>,
     }
 }
@@ -64,19 +64,19 @@ record! {
 record! {
     /// A version.
     pub struct VersionTriple {
-        /// Grows with incompatible changes.
+        /// Incremented for incompatible changes.
         major: u32,
-        /// Grows with features.
+        /// Incremented for features.
         minor: u32,
-        /// Grows with corrections.
+        /// Incremented for corrections.
         micro: u32,
     }
 }
 
 record! {
-    /// Answer of `query-version`.
+    /// The result of `query-version`.
     pub struct VersionInfo {
-        /// The program's version; clients of QEMU look for it under this name.
+        /// The program's version; clients of QEMU expect it under this name.
         qemu: VersionTriple,
         /// The program's name and version.
         package: String,
@@ -84,7 +84,7 @@ record! {
 }
 
 choice! {
-    /// Whether the process serves (of QEMU's `RunState` what can be here).
+    /// Whether the process serves (the values of QEMU's `RunState` that are possible here).
     pub enum RunState {
         /// It does.
         Running = "running",
@@ -94,38 +94,38 @@ choice! {
 }
 
 record! {
-    /// Answer of `query-status`.
+    /// The result of `query-status`.
     pub struct StatusInfo {
         /// Whether it serves.
         running: bool,
-        /// The same as a word.
+        /// The same as an enumeration.
         status: RunState,
     }
 }
 
 record! {
-    /// An element of the answer of `query-commands`.
+    /// An element of the result of `query-commands`.
     pub struct CommandInfo {
         /// The command.
         name: String,
     }
 }
 
-/// What is known of a command.
+/// The definition of a command.
 pub struct Registration {
     /// Its name.
     pub name: &'static str,
-    /// What it takes: a record or a union.
+    /// Its arguments: a record or a union.
     pub arguments: Shape,
-    /// What it answers.
+    /// Its result.
     pub returns: Shape,
-    /// Whether it may overtake others (`exec-oob`): only what never waits.
+    /// Whether it may be executed out of band (`exec-oob`): only a command that never waits.
     pub out_of_band: bool,
     decode: Box<dyn Fn(Value) -> serde_json::Result<Call> + Send + Sync>,
 }
 
 impl Registration {
-    /// A command that takes an `A` and answers an `R`.
+    /// A command with arguments `A` and result `R`.
     fn new<A, R>(name: &'static str, call: impl Fn(A) -> Call + Send + Sync + 'static) -> Self
     where
         A: Described + DeserializeOwned,
@@ -151,7 +151,7 @@ impl Registration {
     }
 }
 
-/// A command of the handler.
+/// A command that the handler carries out.
 fn handled<A, R>(name: &'static str, command: fn(A) -> Command) -> Registration
 where
     A: Described + DeserializeOwned + 'static,
@@ -168,7 +168,7 @@ fn verb(name: &'static str, verb: JobVerb) -> Registration {
     .out_of_band()
 }
 
-/// A question that the session answers.
+/// A query that the session answers.
 fn question<R: Described>(name: &'static str, command: SessionCommand) -> Registration {
     Registration::new::<Nothing, R>(name, move |Nothing {}| Call::Session(command.clone()))
         .out_of_band()
@@ -219,7 +219,7 @@ fn served() -> Vec<Registration> {
     ]
 }
 
-/// Commands whose words are settled, but that nothing carries out yet.
+/// Commands whose interface is settled, but that are not implemented yet.
 pub fn deferred() -> Vec<Registration> {
     vec![
         handled::<_, Nothing>("metadata-snapshot-reserve", Command::MetadataSnapshotReserve),
@@ -239,18 +239,18 @@ impl Default for Commands {
 }
 
 impl Commands {
-    /// A table of these commands; of two with the same name the later one.
+    /// A table of these commands; the later one of two with the same name.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
         let by_name = registrations.into_iter().map(|command| (command.name, command)).collect();
         Commands { by_name }
     }
 
-    /// The command called `name`.
+    /// The command `name`.
     pub fn get(&self, name: &str) -> Option<&Registration> {
         self.by_name.get(name)
     }
 
-    /// All of them, by name.
+    /// All commands, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Registration> {
         self.by_name.values()
     }

@@ -1,9 +1,9 @@
-//! Events on their way to the clients.
+//! Events for the clients.
 //!
-//! Owns who listens, the stamp of time, and the rate of events that a guest can provoke: of
-//! those about the same thing one a period goes out at once, and the last of the others when
-//! the period is over, as in QEMU. Whoever emits waits for nobody: each listener takes or
-//! refuses a line at once. Never knows what becomes of a line.
+//! Owns the listeners, the timestamps, and the rate of events that a guest can provoke: of events
+//! about the same subject, one per period is sent at once, and the last of the others at the end of
+//! the period, as in QEMU. A sender waits for no listener: each accepts or refuses a line at once.
+//! Never knows what happens to a line.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -16,39 +16,38 @@ use snapblk_store::control::event::ErrorAction;
 
 use crate::wire;
 
-/// Time in which only one of many similar events goes out (QEMU's second).
+/// The period in which only one of many similar events is sent (one second in QEMU).
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Takes the lines of events.
+/// Receives the lines of events.
 pub trait Listener: Send + Sync {
-    /// An event, as a line of the wire. Must not wait.
+    /// Receives an event, as a line of the wire format. Must not wait.
     fn hear(&self, line: &Arc<str>);
 }
 
-/// Spreads events to all who listen. Every listener gets them in the same order.
+/// Sends events to all listeners. Every listener gets them in the same order.
 pub struct Events {
     hub: Arc<Hub>,
     period: Duration,
 }
 
-/// What the thread that sends delayed events shares with those who emit.
+/// The state shared by the senders and the thread that sends delayed events.
 #[derive(Default)]
 struct Hub {
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
     held: Mutex<Held>,
 }
 
-/// Events that are held back.
+/// Delayed events.
 #[derive(Default)]
 struct Held {
-    /// For each thing about which an event went out lately: until when others wait, and the
-    /// last of them.
+    /// For each subject of a recent event: the time until which others wait, and the last of those.
     by_subject: HashMap<Subject, (Instant, Option<Event>)>,
-    /// A thread will see to them.
+    /// Whether a thread will send them.
     attended: bool,
 }
 
-/// An event as it is printed.
+/// An event as printed.
 #[derive(Serialize)]
 struct Stamped<'a> {
     timestamp: Timestamp,
@@ -56,7 +55,7 @@ struct Stamped<'a> {
     event: &'a Event,
 }
 
-/// Time since the epoch; both −1 where the clock cannot tell.
+/// Time since the epoch; both −1 if the clock is not available.
 #[derive(Serialize)]
 struct Timestamp {
     seconds: i64,
@@ -76,7 +75,7 @@ impl Timestamp {
 }
 
 impl Events {
-    /// Nobody listens yet.
+    /// Has no listeners yet.
     pub fn new() -> Arc<Self> {
         Events::with_period(PERIOD)
     }
@@ -85,7 +84,7 @@ impl Events {
         Arc::new(Events { hub: Arc::default(), period })
     }
 
-    /// Tells everybody who listens.
+    /// Sends an event to all listeners.
     pub fn emit(&self, event: &Event) {
         if let Some(subject) = subject(event)
             && self.hold(subject, event)
@@ -95,12 +94,12 @@ impl Events {
         self.hub.send(event);
     }
 
-    /// From now on `listener` hears every event, as long as somebody else keeps it.
+    /// From now on `listener` gets every event, as long as another owner keeps it.
     pub fn listen(&self, listener: Weak<dyn Listener>) {
         self.hub.listeners.lock().expect("listeners lock poisoned").push(listener);
     }
 
-    /// Whether another event about `subject` went out so lately that this one is held back.
+    /// Whether this event is delayed because of a recent one about `subject`.
     fn hold(&self, subject: Subject, event: &Event) -> bool {
         let mut held = self.hub.held.lock().expect("held events lock poisoned");
         if let Some((_, last)) = held.by_subject.get_mut(&subject) {
@@ -113,7 +112,7 @@ impl Events {
             match attendant.spawn(move || hub.attend(period)) {
                 Ok(_) => held.attended = true,
                 Err(error) => {
-                    // Rather too many events than one that is lost.
+                    // Too many events are better than a lost one.
                     tracing::warn!(%error, "events cannot be held back");
                     return false;
                 }
@@ -124,8 +123,8 @@ impl Events {
     }
 }
 
-/// What an event is about: a device, and what whoever hears of it is to do. That a store is full
-/// shall not be lost among requests that failed.
+/// The subject of an event: a device and the required reaction. A full store must not be hidden by
+/// other failed requests.
 #[derive(PartialEq, Eq, Hash)]
 struct Subject {
     device: String,
@@ -133,7 +132,7 @@ struct Subject {
     nospace: Option<bool>,
 }
 
-/// What an event is about, where a guest can provoke any number of them.
+/// The subject of an event, if a guest can provoke any number of them.
 fn subject(event: &Event) -> Option<Subject> {
     match event {
         Event::BlockIoError(error) => Some(Subject {
@@ -146,7 +145,7 @@ fn subject(event: &Event) -> Option<Subject> {
 }
 
 impl Hub {
-    /// Sends events that were held back, each when its time has come, until there are none.
+    /// Sends delayed events when they are due, until there are none.
     fn attend(&self, period: Duration) {
         loop {
             let mut due = Vec::new();
@@ -173,7 +172,7 @@ impl Hub {
     }
 
     fn send(&self, event: &Event) {
-        // Stamped under the lock: the order of the lines is the order of the stamps.
+        // Stamped under the lock: the order of lines is the order of timestamps.
         let mut listeners = self.listeners.lock().expect("listeners lock poisoned");
         tracing::debug!(event = event.name(), "event");
         let line: Arc<str> = match wire::line(&Stamped { timestamp: Timestamp::now(), event }) {
@@ -250,7 +249,7 @@ mod tests {
         next();
         assert_eq!(next()["reason"], "999");
         assert!(began.elapsed() >= period, "the last one is delayed");
-        // Held back again within the next period, and told at its end.
+        // Delayed again in the next period, and sent at its end.
         events.emit(&error("a", 1));
         assert_eq!(next()["reason"], "1");
         assert!(began.elapsed() >= 2 * period);

@@ -1,9 +1,9 @@
-//! Jobs: work that goes on after the command that began it has been answered.
+//! Jobs: work that continues after the reply to the command that began it.
 //!
-//! Owns each job's state, with QEMU's transitions, verbs and events (qapi/job.json), and what
-//! is left of it afterwards. Never knows what a job does: its [`JobDriver`] is told what the
-//! user wants, and its [`JobHandle`] is told how the work goes. Drivers are called without any
-//! lock held, so that they may call the handle.
+//! Owns each job's state, with QEMU's transitions, verbs and events (qapi/job.json), and its record
+//! after its end. Never knows what a job does: its [`JobDriver`] gets the user's commands, and its
+//! [`JobHandle`] gets the progress of the work. Drivers are called without any lock held, so that
+//! they may call the handle.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,25 +17,24 @@ use snapblk_store::control::{Answer, CommandError, Event};
 
 use crate::events::Events;
 
-/// The work behind a job, as the user steers it. No method waits for the work.
+/// The work of a job, as the user controls it. No method waits for the work.
 pub trait JobDriver: Send + Sync {
-    /// Stop working for now; when nothing is in flight any more, [`JobHandle::paused`] is due.
+    /// Suspend the work; call [`JobHandle::paused`] when nothing is in flight any more.
     fn pause(&self);
 
-    /// Go on.
+    /// Continue.
     fn resume(&self);
 
-    /// Stop for good; [`JobHandle::finish`] is due when that is done, with
-    /// [`Outcome::Cancelled`], or with what happened instead. On a job that has not started, or
-    /// whose work is done but not finalized, nothing is due: the job is over.
-    /// The error is why this cannot be, as one sentence.
+    /// End the work; then call [`JobHandle::finish`] with [`Outcome::Cancelled`], or with the
+    /// actual outcome. For a job that has not started, or whose work is done but not finalized, no
+    /// call is required: the job is over. The error says in one sentence why this is impossible.
     fn cancel(&self) -> Result<(), String>;
 
-    /// The job is ready: end now. [`JobHandle::finish`] is due.
-    /// The error is why this cannot be, as one sentence.
+    /// The job is ready: end it, and call [`JobHandle::finish`]. The error says in one sentence why
+    /// this is impossible.
     fn complete(&self) -> Result<(), String>;
 
-    /// The work is done: make it visible. The job is over afterwards, either way.
+    /// The work is done: make it visible. The job is over afterwards in any case.
     fn finalize(&self) -> Result<(), String> {
         Ok(())
     }
@@ -44,28 +43,28 @@ pub trait JobDriver: Send + Sync {
 /// How the work of a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of it is done.
+    /// Its work is done.
     Completed,
     /// It was stopped because of [`JobDriver::cancel`].
     Cancelled,
-    /// It cannot go on; the sentence says why.
+    /// It cannot continue; the sentence says why.
     Failed(String),
 }
 
-/// What a new job is.
+/// The definition of a new job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSpec {
     /// Its name: a letter, then letters, digits, `-`, `.`, `_`.
     pub id: String,
-    /// What it does.
+    /// Its type.
     pub kind: JobType,
     /// Bytes per second; 0 for no limit. Only shown.
     pub speed: u64,
-    /// Made visible as soon as its work is done, else by `job-finalize`.
+    /// Whether it is finalized when its work is done; otherwise `job-finalize` does it.
     pub auto_finalize: bool,
-    /// Forgotten as soon as it is over, else by `job-dismiss`.
+    /// Whether it is removed when it is over; otherwise `job-dismiss` does it.
     pub auto_dismiss: bool,
-    /// Paused from its start on, with nothing in flight: as the user left it before a restart.
+    /// Paused from its start, with nothing in flight: as the user left it before a restart.
     pub paused: bool,
 }
 
@@ -73,18 +72,18 @@ pub struct JobSpec {
 pub struct Jobs {
     events: Arc<Events>,
     list: Mutex<List>,
-    /// Jobs made so far.
+    /// The number of jobs made so far.
     made: AtomicU64,
 }
 
 #[derive(Default)]
 struct List {
-    /// Oldest first.
+    /// The oldest first.
     jobs: Vec<Job>,
 }
 
 struct Job {
-    /// Tells it from another of the same name.
+    /// Distinguishes it from another of the same name.
     serial: u64,
     spec: JobSpec,
     driver: Arc<dyn JobDriver>,
@@ -94,11 +93,11 @@ struct Job {
     error: Option<String>,
     /// The user wants it paused.
     pause_wanted: bool,
-    /// Somebody is in `JobDriver::finalize`.
+    /// Whether a thread is in `JobDriver::finalize`.
     finalizing: bool,
 }
 
-/// A job, for whoever does its work. What it says about a job that is over is ignored.
+/// A job, for the code that does its work. Calls for a job that is over are ignored.
 #[derive(Clone)]
 pub struct JobHandle {
     jobs: Arc<Jobs>,
@@ -106,21 +105,21 @@ pub struct JobHandle {
 }
 
 impl Jobs {
-    /// No jobs; what happens to them is told to `events`.
+    /// An empty list; its events are sent to `events`.
     pub fn new(events: Arc<Events>) -> Arc<Self> {
         Arc::new(Jobs { events, list: Mutex::default(), made: AtomicU64::new(0) })
     }
 
-    /// Where it is told what happens to jobs.
+    /// The receiver of the jobs' events.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
     }
 
-    /// Whether there can be a job called `id` now: for whoever must know before it does the work
-    /// that makes the job possible.
+    /// Whether a job `id` can be created now: for a caller that must know before the work that
+    /// makes the job possible.
     ///
     /// # Errors
-    /// Why there cannot.
+    /// The reason why not.
     pub fn check_id(&self, id: &str) -> Result<(), CommandError> {
         if !is_well_formed(id) {
             return Err(ill_formed(id));
@@ -131,8 +130,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Makes a job, not yet started. `driver` is handed the job that its work is for; it is
-    /// dropped again where there can be no such job.
+    /// Creates a job that is not started yet. `driver` gets the job's handle; it is dropped if the
+    /// job cannot be created.
     pub fn create(
         self: &Arc<Self>,
         spec: JobSpec,
@@ -164,7 +163,7 @@ impl Jobs {
         Ok(handle)
     }
 
-    /// Carries out a command about jobs.
+    /// Carries out a job command.
     pub fn execute(self: &Arc<Self>, command: &JobCommand) -> Result<Answer, CommandError> {
         match command {
             JobCommand::Query => Ok(Answer::Jobs(self.query())),
@@ -189,7 +188,7 @@ impl Jobs {
             .collect()
     }
 
-    /// Tells the job called `id` what the user wants.
+    /// Passes a user's command to the job `id`.
     pub fn tell(self: &Arc<Self>, verb: JobVerb, id: &str) -> Result<(), CommandError> {
         let mut list = self.lock();
         let job = list.jobs.iter_mut().find(|job| job.spec.id == id).ok_or_else(|| {
@@ -247,14 +246,14 @@ impl Jobs {
         self.list.lock().expect("jobs lock poisoned")
     }
 
-    /// Puts a job into a state and says so.
+    /// Changes a job's state and sends an event.
     fn change(&self, job: &mut Job, status: JobStatus) {
         job.status = status;
         let id = job.spec.id.clone();
         self.events.emit(&Event::JobStatusChange(JobStatusChange { id, status }));
     }
 
-    /// Whatever the user wanted, the job is to go on.
+    /// Clears a requested pause: the job continues.
     fn unpause(&self, job: &mut Job) {
         job.pause_wanted = false;
         match job.status {
@@ -264,7 +263,7 @@ impl Jobs {
         }
     }
 
-    /// The job is over: its last events, and where it stays until it is dismissed.
+    /// The job is over: sends its last events, and keeps its record until it is dismissed.
     fn conclude(&self, list: &mut List, serial: u64, outcome: Outcome) {
         let Some(job) = list.get(serial) else { return };
         job.finalizing = false;
@@ -327,7 +326,7 @@ impl Job {
         }
     }
 
-    /// Whether its work is still going on, or has not begun.
+    /// Whether its work is running, or has not begun.
     fn is_unfinished(&self) -> bool {
         use JobStatus::{Created, Paused, Ready, Running, Standby};
         matches!(self.status, Created | Running | Paused | Ready | Standby)
@@ -335,7 +334,7 @@ impl Job {
 }
 
 impl JobHandle {
-    /// The work begins. False: the job was cancelled before that, and there is nothing to do.
+    /// The work begins. False if the job was cancelled before that: there is nothing to do.
     pub fn start(&self) -> bool {
         self.with(|jobs, job| {
             let created = job.status == JobStatus::Created;
@@ -350,7 +349,7 @@ impl JobHandle {
         .unwrap_or(false)
     }
 
-    /// `done` of `total` is done, in any unit; `done` never goes back.
+    /// `done` of `total` is done, in any unit; `done` never decreases.
     pub fn progress(&self, done: u64, total: u64) {
         self.with(|_, job| {
             job.done = job.done.max(done);
@@ -358,18 +357,18 @@ impl JobHandle {
         });
     }
 
-    /// Nothing is in flight any more, as [`JobDriver::pause`] wanted.
+    /// Nothing is in flight any more, as [`JobDriver::pause`] requires.
     pub fn paused(&self) {
         self.with(|jobs, job| match job.status {
             JobStatus::Running if job.pause_wanted => jobs.change(job, JobStatus::Paused),
             JobStatus::Ready if job.pause_wanted => jobs.change(job, JobStatus::Standby),
-            // Resumed in the meantime, or over.
+            // It was resumed in the meantime, or is over.
             _ => {}
         });
     }
 
-    /// The job could end now, and goes on until `job-complete`. Only a running job becomes
-    /// ready: one that is paused says so when it has been resumed.
+    /// The job could end now, and continues until `job-complete`. Only a running job becomes ready:
+    /// a paused one calls this again after it is resumed.
     pub fn ready(&self) {
         self.with(|jobs, job| {
             if job.status == JobStatus::Running {
@@ -379,7 +378,7 @@ impl JobHandle {
         });
     }
 
-    /// The work met an I/O error.
+    /// The work had an I/O error.
     pub fn io_error(&self, operation: IoOperation, action: ErrorAction) {
         self.with(|jobs, job| {
             let device = job.spec.id.clone();
@@ -387,8 +386,8 @@ impl JobHandle {
         });
     }
 
-    /// The work is over. Where it is all done, and the job finalizes by itself, the driver's
-    /// `finalize` is called from here.
+    /// The work is over. If it is complete, and the job finalizes by itself, this calls the
+    /// driver's `finalize`.
     pub fn finish(&self, outcome: Outcome) {
         let mut list = self.jobs.lock();
         let Some(job) = list.get(self.serial).filter(|job| job.is_unfinished()) else { return };
@@ -407,7 +406,7 @@ impl JobHandle {
         self.jobs.events.emit(&Event::BlockJobPending(BlockJobPending { kind, id }));
     }
 
-    /// Makes the work of a job that is marked as finalizing visible, and ends it.
+    /// Calls `finalize` for a job that is marked as finalizing, and ends the job.
     fn finalize(&self) {
         let Some(driver) = self.with(|_, job| job.driver.clone()) else { return };
         let outcome = match driver.finalize() {
@@ -417,7 +416,7 @@ impl JobHandle {
         self.jobs.conclude(&mut self.jobs.lock(), self.serial, outcome);
     }
 
-    /// The driver has taken the user's cancel.
+    /// The driver has accepted the user's cancel.
     fn cancelled(&self) {
         let mut list = self.jobs.lock();
         let Some(job) = list.get(self.serial) else { return };
@@ -447,7 +446,7 @@ fn ill_formed(id: &str) -> CommandError {
     ))
 }
 
-/// Whether a job in this state can be told this (QEMU's table of verbs).
+/// Whether a job in this state accepts this verb (QEMU's table of verbs).
 fn accepts(status: JobStatus, verb: JobVerb) -> bool {
     use JobStatus::{Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting};
     match verb {

@@ -1,10 +1,9 @@
 //! snapblk's monitor: the control socket that speaks QMP, QEMU's machine protocol.
 //!
 //! A [`Server`] owns the socket and its clients; each client has a [`Session`]; all share a
-//! [`Monitor`]: the table of [`Commands`], the [`Handler`] that carries them out, the [`Jobs`]
-//! and the [`Events`]. What can be asked, answered and told is plain data of
-//! `snapblk_store::control`; this crate alone knows what it looks like on the wire, and knows
-//! nothing of what is behind it.
+//! [`Monitor`]: the table of [`Commands`], the [`Handler`] that carries them out, the [`Jobs`] and
+//! the [`Events`]. Commands, replies and events are plain data of `snapblk_store::control`; only
+//! this crate knows their wire format, and it knows nothing of the objects behind them.
 //!
 //! ```text
 //! bytes → wire → session → check, commands → Handler | Jobs

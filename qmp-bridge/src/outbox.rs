@@ -1,9 +1,8 @@
-//! Lines on their way to one client.
+//! Lines to be sent to one client.
 //!
-//! Owns the order of replies and events, and the bound of both. A reply waits for room, which
-//! holds up only the client that it is for. An event never waits: a client that lets
-//! [`MAX_EVENTS`] pile up is disconnected, so that it knows that it has missed some, and nobody
-//! else notices.
+//! Owns the order of replies and events, and the limits of both. A reply waits for room, which
+//! delays only its own client. An event never waits: a client with more than [`MAX_EVENTS`] unread
+//! events is disconnected, so that it knows that it missed some; other clients are not affected.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -11,9 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::events::Listener;
 
-/// Events that wait for one client at most.
+/// The most events that wait for one client.
 pub const MAX_EVENTS: usize = 1024;
-/// Replies that wait for one client at most.
+/// The most replies that wait for one client.
 pub const MAX_REPLIES: usize = 16;
 
 /// The client is gone, or was disconnected.
@@ -25,7 +24,7 @@ pub struct Closed;
 pub struct Outbox {
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// To disconnect the client while another thread writes to it.
+    /// For disconnecting the client while another thread writes to it.
     stream: UnixStream,
 }
 
@@ -34,9 +33,9 @@ struct Queue {
     lines: VecDeque<(Kind, Arc<str>)>,
     replies: usize,
     events: usize,
-    /// Nothing more comes; what is there is still written.
+    /// No more lines are added; those in the queue are still written.
     finished: bool,
-    /// Nothing more is written.
+    /// No more lines are written.
     closed: bool,
 }
 
@@ -52,7 +51,7 @@ impl Outbox {
         Outbox { queue: Mutex::default(), changed: Condvar::new(), stream }
     }
 
-    /// Adds a reply, when there is room for it.
+    /// Adds a reply, once there is room for it.
     pub fn reply(&self, line: String) -> Result<(), Closed> {
         let queue = self.queue.lock().expect("outbox lock poisoned");
         let mut queue = self
@@ -68,7 +67,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// The next line to write, when there is one; `None` when there will be none.
+    /// The next line to write, once there is one; `None` after the last.
     pub fn next(&self) -> Option<Arc<str>> {
         let queue = self.queue.lock().expect("outbox lock poisoned");
         let mut queue = self
@@ -87,7 +86,7 @@ impl Outbox {
         Some(line)
     }
 
-    /// Nothing more comes; what is there is still written.
+    /// No more lines are added; those in the queue are still written.
     pub fn finish(&self) {
         self.queue.lock().expect("outbox lock poisoned").finished = true;
         self.changed.notify_all();
@@ -98,9 +97,9 @@ impl Outbox {
         self.close_locked(self.queue.lock().expect("outbox lock poisoned"));
     }
 
-    /// No further input of the client is read; what it has coming is still written.
+    /// No more input of the client is read; its queued lines are still written.
     pub fn stop_reading(&self) {
-        // Fails only where the client is gone already.
+        // This fails only if the client is gone already.
         let _ = self.stream.shutdown(std::net::Shutdown::Read);
     }
 

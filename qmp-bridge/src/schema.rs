@@ -1,8 +1,7 @@
 //! `query-qmp-schema`: the interface described as QEMU describes its own (qapi/introspect.json).
 //!
-//! Owns the translation of shapes into that description. Written nowhere a second time: all of
-//! it comes from the command table and the list of events. Names of types are numbers without
-//! meaning, as in QEMU.
+//! Owns the translation of shapes into that description. All of it is derived from the command
+//! table and the list of events. Type names are numbers without meaning, as in QEMU.
 
 use snapblk_store::control::Event;
 use snapblk_store::control::shape::{Member, Shape};
@@ -11,24 +10,24 @@ use snapblk_store::{choice, record, union};
 use crate::commands::Commands;
 
 record! {
-    /// One thing there is: a command, an event, or a type that one of them needs.
+    /// One element of the description: a command, an event, or a type that they need.
     pub struct SchemaInfo {
         /// Its name, unique.
         name: String,
         ..
-        /// What it is.
+        /// Its kind and content.
         entity: SchemaEntity,
     }
 }
 
 union! {
-    /// What a thing is.
+    /// The kinds of elements.
     pub enum SchemaEntity by "meta-type" {
-        /// A type that JSON has.
+        /// A JSON type.
         Builtin(SchemaBuiltin) = "builtin",
-        /// One of some words.
+        /// An enumeration.
         Enum(SchemaEnum) = "enum",
-        /// One of some types.
+        /// One of several types.
         Alternate(SchemaAlternate) = "alternate",
         /// A list.
         Array(SchemaArray) = "array",
@@ -42,11 +41,11 @@ union! {
 }
 
 choice! {
-    /// Types that JSON has, integers apart from other numbers.
+    /// The JSON types; integers are separate from other numbers.
     pub enum JsonType {
         /// A string.
         String = "string",
-        /// A whole number.
+        /// An integer.
         Int = "int",
         /// True or false.
         Boolean = "boolean",
@@ -56,33 +55,33 @@ choice! {
 }
 
 record! {
-    /// A type that JSON has.
+    /// A JSON type.
     pub struct SchemaBuiltin {
-        /// Which.
+        /// The type.
         json_type: JsonType,
     }
 }
 
 record! {
-    /// One of some words.
+    /// An enumeration.
     pub struct SchemaEnum {
-        /// The words.
+        /// Its values.
         members: Vec<SchemaEnumMember>,
-        /// The words again, as older clients look for them.
+        /// The values again, as older clients expect them.
         values: Vec<String>,
     }
 }
 
 record! {
-    /// A word.
+    /// A value of an enumeration.
     pub struct SchemaEnumMember {
-        /// The word.
+        /// The value.
         name: String,
     }
 }
 
 record! {
-    /// One of some types.
+    /// One of several types.
     pub struct SchemaAlternate {
         /// The types.
         members: Vec<SchemaAlternateMember>,
@@ -110,9 +109,9 @@ record! {
     pub struct SchemaObject {
         /// The members.
         members: Vec<SchemaObjectMember>,
-        /// The member on which further ones depend.
+        /// The member that selects a variant.
         tag: Option<String>,
-        /// The further ones.
+        /// The variants.
         variants: Option<Vec<SchemaObjectVariant>>,
     }
 }
@@ -124,7 +123,7 @@ record! {
         name: String,
         /// Its type.
         kind as "type": String,
-        /// There (as null) where the member may be left out.
+        /// Present (as null) if the member is optional.
         default: Option<()>,
     }
 }
@@ -144,9 +143,9 @@ record! {
     pub struct SchemaCommand {
         /// Type of its arguments.
         arg_type: String,
-        /// Type of its answer.
+        /// The type of its result.
         ret_type: String,
-        /// There where the command may be executed out of band.
+        /// Present if the command may be executed out of band.
         allow_oob: Option<bool>,
     }
 }
@@ -159,7 +158,7 @@ record! {
     }
 }
 
-/// The description of these commands and of all events.
+/// The description of these commands, and of all events.
 pub fn schema(commands: &Commands) -> Vec<SchemaInfo> {
     let mut types = Types::default();
     let mut entities = Vec::new();
@@ -183,16 +182,16 @@ pub fn schema(commands: &Commands) -> Vec<SchemaInfo> {
     entities
 }
 
-/// The types met so far.
+/// The types found so far.
 #[derive(Default)]
 struct Types {
-    /// Records, unions and choices, each numbered by its place.
+    /// Records, unions and choices; their numbers are their positions.
     numbered: Vec<Shape>,
     described: Vec<SchemaInfo>,
 }
 
 impl Types {
-    /// The name of the type that looks like `shape`, described when it is first met.
+    /// The name of the type with the shape `shape`, which is described when it is first used.
     fn name_of(&mut self, shape: &Shape) -> String {
         match shape {
             Shape::Text => self.builtin("str", JsonType::String),
@@ -212,7 +211,7 @@ impl Types {
                 if let Some(number) = self.numbered.iter().position(|known| known == shape) {
                     return number.to_string();
                 }
-                // Numbered before its members are met, so that they get other numbers.
+                // Numbered before its members, so that they get other numbers.
                 let name = self.numbered.len().to_string();
                 self.numbered.push(shape.clone());
                 let entity = self.entity(shape);
@@ -254,7 +253,7 @@ impl Types {
                 tag: None,
                 variants: None,
             }),
-            // Types without members of their own have their names elsewhere.
+            // Types without own members are described elsewhere.
             _ => SchemaEntity::Object(SchemaObject { members: vec![], tag: None, variants: None }),
         }
     }

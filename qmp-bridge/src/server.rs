@@ -1,10 +1,10 @@
 //! The monitor's socket, and a thread or two for each client.
 //!
-//! Owns the socket's file from start to stop, who is connected, and which thread reads, carries
-//! out and writes. A client has a thread that reads and carries out, one that writes, and, once
-//! it has switched out-of-band execution on, one more that carries out in order while the first
-//! goes on reading. So no client ever waits for another, but inside the
-//! [`Handler`](crate::Handler). Never knows what a message says.
+//! Owns the socket's file from start to stop, the list of clients, and which thread reads, executes
+//! and writes. A client has a thread that reads and executes, one that writes, and, after it has
+//! enabled out-of-band execution, one more that executes in order while the first continues to
+//! read. So no client ever waits for another, except inside the [`Handler`](crate::Handler). Never
+//! knows the content of a message.
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,46 +27,46 @@ use crate::outbox::{Closed, Outbox};
 use crate::session::{Monitor, Session};
 use crate::wire::{self, ParseError, Parser};
 
-/// Clients at once; who comes when so many are there is disconnected.
+/// The most clients at a time; further ones are disconnected.
 pub const MAX_CLIENTS: usize = 64;
-/// In-band commands of one client that wait for their turn (QEMU's number).
+/// The most in-band commands of one client that wait for execution (QEMU's number).
 const MAX_QUEUED: usize = 8;
-/// How long the acceptor leaves a system without descriptors or memory alone.
+/// How long the acceptor pauses if the system has no descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Why there is no monitor.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another process is there.
+    /// Another process serves the socket.
     #[error("monitor socket {path:?} is served by another process; stop it or choose another path")]
     InUse {
         /// The socket.
         path: PathBuf,
     },
-    /// Something is there that a socket must not replace.
+    /// The path is not that of a socket, and must not be replaced.
     #[error("{path:?} is there and is no socket; remove it or choose another monitor socket")]
     NotASocket {
-        /// What is there.
+        /// The path.
         path: PathBuf,
     },
-    /// The system does not let us.
+    /// A system call failed.
     #[error("monitor socket {path:?} cannot be made: {source}")]
     Io {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// A monitor that is served on a socket. Dropping it disconnects everybody at once.
+/// A monitor that is served on a socket. Dropping it disconnects all clients at once.
 pub struct Server {
     clients: Arc<Clients>,
     acceptor: Option<JoinHandle<()>>,
     wake: Arc<OwnedFd>,
 }
 
-/// Who is connected.
+/// The connected clients.
 struct Clients {
     monitor: Arc<Monitor>,
     list: Mutex<List>,
@@ -76,13 +76,13 @@ struct Clients {
 #[derive(Default)]
 struct List {
     outboxes: HashMap<u64, Arc<Outbox>>,
-    /// Clients that have ever come.
+    /// The number of clients so far.
     came: u64,
 }
 
 impl Server {
-    /// Makes the socket `path` and serves `monitor` on it. A socket that nobody serves any more
-    /// is replaced; nothing else is.
+    /// Creates the socket `path` and serves `monitor` on it. A socket that no process serves any
+    /// more is replaced, but no other file.
     pub fn start(path: &Path, monitor: Arc<Monitor>) -> Result<Server, StartError> {
         let failed = |source| StartError::Io { path: path.to_owned(), source };
         let listener = bind(path)?;
@@ -106,11 +106,11 @@ impl Server {
         Ok(Server { clients, acceptor: Some(acceptor), wake })
     }
 
-    /// Whether [`start`](Self::start) would find a place for its socket, as far as that can be seen
-    /// without making it.
+    /// Whether [`start`](Self::start) could create its socket, as far as can be checked without
+    /// creating it.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     pub fn check(path: &Path) -> Result<(), StartError> {
         let failed = |source| StartError::Io { path: path.to_owned(), source };
         SocketAddr::from_pathname(path).map_err(failed)?;
@@ -123,9 +123,9 @@ impl Server {
         accessat(CWD, dir, asked, AtFlags::EACCESS).map_err(|errno| failed(errno.into()))
     }
 
-    /// Takes no more clients or commands, lets replies and events out that are on their way for
-    /// at most `patience`, disconnects everybody and removes the socket. Not to be called by a
-    /// handler: its own reply would be waited for.
+    /// Accepts no more clients or commands, gives pending replies and events at most `patience` to
+    /// be sent, disconnects all clients and removes the socket. Must not be called by a handler,
+    /// whose own reply it would wait for.
     pub fn stop(mut self, patience: Duration) {
         self.stop_accepting();
         let list = self.clients.lock();
@@ -135,11 +135,11 @@ impl Server {
         let waited =
             self.clients.left.wait_timeout_while(list, patience, |list| !list.outboxes.is_empty());
         drop(waited);
-        // `drop` disconnects who is still there.
+        // `drop` disconnects the remaining clients.
     }
 
     fn stop_accepting(&mut self) {
-        // The counter cannot overflow by being set once or twice.
+        // The counter cannot overflow by one or two signals.
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         if let Some(acceptor) = self.acceptor.take()
             && acceptor.join().is_err()
@@ -158,7 +158,7 @@ impl Drop for Server {
     }
 }
 
-/// Makes the socket, in place of one that is dead.
+/// Creates the socket, replacing a stale one.
 fn bind(path: &Path) -> Result<UnixListener, StartError> {
     let failed = |source| StartError::Io { path: path.to_owned(), source };
     match UnixListener::bind(path) {
@@ -171,7 +171,7 @@ fn bind(path: &Path) -> Result<UnixListener, StartError> {
     UnixListener::bind(path).map_err(failed)
 }
 
-/// Refuses what is no socket, or one that is served.
+/// Refuses a file that is not a socket, or that is served.
 fn check_dead(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Io { path: path.to_owned(), source };
     if !fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
@@ -184,11 +184,11 @@ fn check_dead(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Takes clients in until it is woken.
+/// Accepts clients until it is woken.
 struct Acceptor {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the socket's file: another's is not removed.
+    /// Device and inode of the socket's file: another process's is not removed.
     identity: (u64, u64),
     wake: Arc<OwnedFd>,
     clients: Arc<Clients>,
@@ -215,7 +215,7 @@ impl Acceptor {
         }
     }
 
-    /// Waits for a client, or for as long as `pause`; false when it is time to stop.
+    /// Waits for a client, at most for `pause`; false when the server stops.
     fn wait(&self, pause: Option<Duration>) -> bool {
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
         if pause.is_none() {
@@ -234,7 +234,7 @@ impl Clients {
         self.list.lock().expect("clients lock poisoned")
     }
 
-    /// Gives a new client its threads, if there is room for it.
+    /// Starts the threads of a new client, unless there are too many clients.
     fn welcome(self: &Arc<Self>, stream: UnixStream) {
         let mut list = self.lock();
         if list.outboxes.len() >= MAX_CLIENTS {
@@ -276,11 +276,11 @@ struct Client {
     monitor: Arc<Monitor>,
 }
 
-/// Input whose turn has not come.
+/// Input that waits for its execution.
 type Message = Result<Value, ParseError>;
 
 impl Client {
-    /// Serves the client until it hangs up, and writes what it still has coming.
+    /// Serves the client until it disconnects, and writes its queued lines.
     fn converse(self) {
         let writer = self.stream.try_clone().and_then(|stream| {
             let outbox = self.outbox.clone();
@@ -295,7 +295,7 @@ impl Client {
                 return self.outbox.close();
             }
         };
-        // The client has hung up, or is to be: there is nobody to tell.
+        // The client has disconnected, or must be: the error cannot be reported.
         let _: Result<(), Closed> = self.listen();
         self.outbox.finish();
         if writer.join().is_err() {
@@ -303,7 +303,7 @@ impl Client {
         }
     }
 
-    /// Reads and answers until the client hangs up.
+    /// Reads and answers until the client disconnects.
     fn listen(&self) -> Result<(), Closed> {
         reply(&self.outbox, &self.session.greeting())?;
         let mut parser = Parser::default();
@@ -322,7 +322,7 @@ impl Client {
                 self.take(message, &mut executor)?;
             }
         }
-        // What came before the client stopped sending is still carried out.
+        // Messages received before the client stopped sending are still executed.
         if let Some(Executor { queue, thread }) = executor {
             drop(queue);
             if thread.join().is_err() {
@@ -332,7 +332,7 @@ impl Client {
         Ok(())
     }
 
-    /// One message: answered here, or put into the queue.
+    /// Handles one message: executes it here, or queues it.
     fn take(&self, message: Message, executor: &mut Option<Executor>) -> Result<(), Closed> {
         let overtakes = matches!(&message, Ok(value) if self.session.overtakes(value));
         if let (Some(executor), false) = (&*executor, overtakes) {
@@ -341,7 +341,7 @@ impl Client {
         let was_negotiated = self.session.is_negotiated();
         answer(&self.session, &self.outbox, message)?;
         if !was_negotiated && self.session.is_negotiated() {
-            // Events only behind the reply to the negotiation: clients read that first.
+            // Events only after the reply to the negotiation: clients expect that first.
             let listener: Arc<dyn Listener> = self.outbox.clone();
             self.monitor.events().listen(Arc::downgrade(&listener));
             if self.session.is_out_of_band() {
@@ -365,7 +365,7 @@ impl Client {
     }
 }
 
-/// The thread that carries in-band commands out while the client's other thread reads.
+/// The thread that executes in-band commands while the client's other thread reads.
 struct Executor {
     queue: SyncSender<Message>,
     thread: JoinHandle<()>,
@@ -373,7 +373,7 @@ struct Executor {
 
 fn execute_all(session: &Session, outbox: &Outbox, messages: &Receiver<Message>) {
     for message in messages {
-        // Nobody wants what a client asked for that is gone.
+        // A disconnected client's commands are dropped.
         if outbox.is_closed() || answer(session, outbox, message).is_err() {
             return;
         }

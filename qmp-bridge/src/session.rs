@@ -1,9 +1,9 @@
 //! One client's conversation: greeting, negotiation, commands and their replies.
 //!
-//! Owns the envelope of a message (`execute`, `arguments`, `id`), what is allowed before and
-//! after the negotiation, and what becomes of errors. Never knows threads or sockets; what a
-//! command does is the [`Handler`]'s, what a job may be told [`Jobs`]'. Sentences about the
-//! envelope are QEMU's own, which clients show to people.
+//! Owns the envelope of a message (`execute`, `arguments`, `id`), the commands allowed before and
+//! after the negotiation, and the form of errors. Never knows threads or sockets; the effect of
+//! commands belongs to the [`Handler`], that of job commands to [`Jobs`]. Sentences about the
+//! envelope are QEMU's own, because clients show them to users.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::jobs::Jobs;
 use crate::schema::{SchemaInfo, schema};
 use crate::wire::ParseError;
 
-/// Carries commands out. Called from the threads of several clients at once.
+/// Carries commands out. Called by the threads of several clients at once.
 pub trait Handler: Send + Sync {
-    /// Carries `command` out, and returns when it is done, or has not been done at all.
+    /// Carries `command` out completely or not at all, and returns then.
     fn execute(&self, command: Command) -> Result<Answer, CommandError>;
 }
 
-/// What all sessions of a process share.
+/// The state shared by all sessions of a process.
 pub struct Monitor {
     commands: Commands,
     handler: Arc<dyn Handler>,
@@ -44,7 +44,7 @@ impl Monitor {
         Arc::new(Monitor { commands, handler, jobs, events, stopping: AtomicBool::new(false) })
     }
 
-    /// Where events come from.
+    /// The source of events.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
     }
@@ -55,19 +55,19 @@ impl Monitor {
     }
 }
 
-/// How far the client has come.
+/// The state of the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Mode {
-    /// Only `qmp_capabilities`.
+    /// Only `qmp_capabilities` is allowed.
     Negotiation = 0,
     /// All commands.
     Command = 1,
-    /// All commands, some of them out of band.
+    /// All commands, some of them possibly out of band.
     OutOfBand = 2,
 }
 
-/// A reply, as it is printed.
+/// A reply, as printed.
 #[derive(Debug, Serialize)]
 pub struct Reply {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ enum Outcome {
     Error { class: &'static str, desc: String },
 }
 
-/// What a command returns.
+/// The result of a command.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Returned {
@@ -94,7 +94,7 @@ enum Returned {
     Schema(Vec<SchemaInfo>),
 }
 
-/// The first thing a client reads.
+/// The first message to a client.
 #[derive(Debug, Serialize)]
 pub struct Greeting {
     #[serde(rename = "QMP")]
@@ -114,40 +114,40 @@ pub struct Session {
 }
 
 impl Session {
-    /// A conversation that begins.
+    /// A new conversation.
     pub fn new(monitor: Arc<Monitor>) -> Self {
         Session { monitor, mode: AtomicU8::new(Mode::Negotiation as u8) }
     }
 
-    /// The first line for the client.
+    /// The first message for the client.
     pub fn greeting(&self) -> Greeting {
         let offer = Offer { version: version(), capabilities: vec![QmpCapability::Oob] };
         Greeting { qmp: offer }
     }
 
-    /// Whether the client wants to hear events: once the negotiation is over.
+    /// Whether the client gets events: after the negotiation.
     pub fn is_negotiated(&self) -> bool {
         self.mode() != Mode::Negotiation
     }
 
-    /// Whether the client has switched out-of-band execution on.
+    /// Whether the client has enabled out-of-band execution.
     pub fn is_out_of_band(&self) -> bool {
         self.mode() == Mode::OutOfBand
     }
 
-    /// Whether `message` is to be answered before what came before it.
+    /// Whether `message` is to be executed before earlier messages.
     pub fn overtakes(&self, message: &Value) -> bool {
         self.is_out_of_band()
             && message.get("exec-oob").is_some()
             && message.get("execute").is_none()
     }
 
-    /// The reply to input that is no JSON.
+    /// The reply to input that is not JSON.
     pub fn refuse(&self, error: &ParseError) -> Reply {
         Reply::new(None, Err(CommandError::generic(error.to_string())))
     }
 
-    /// Carries out what `message` asks for, and replies. Returns when it is done.
+    /// Carries out the command in `message`, and returns the reply.
     pub fn answer(&self, message: Value) -> Reply {
         let Value::Object(mut message) = message else {
             let error = CommandError::generic("QMP input must be a JSON object");
@@ -165,7 +165,7 @@ impl Session {
         }
     }
 
-    /// The call that a message without its id asks for.
+    /// The command in a message, without its id.
     fn decode(&self, mut message: Map<String, Value>) -> Result<Call, CommandError> {
         let mode = self.mode();
         let verb = executing_member(&message, mode == Mode::OutOfBand)?;
@@ -203,7 +203,7 @@ impl Session {
             Call::Session(command) => self.own(command),
             Call::Job(command) => self.monitor.jobs.execute(&command).map(Returned::Answer),
             Call::Handler(command) => {
-                // A defect met by one command must not end the conversation, or the process.
+                // A panic in one command must not end the conversation, or the process.
                 catch_unwind(AssertUnwindSafe(|| self.monitor.handler.execute(command)))
                     .unwrap_or_else(|_| {
                         Err(CommandError::generic(
@@ -256,8 +256,8 @@ impl Reply {
     }
 }
 
-/// Which member of a message without its id names the command, if all of its members are known
-/// and of the right type.
+/// The member that names the command, if all members of the message, without its id, are known and
+/// of the right type.
 fn executing_member(
     message: &Map<String, Value>,
     out_of_band: bool,

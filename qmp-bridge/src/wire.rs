@@ -1,9 +1,9 @@
 //! The bytes of a QMP connection: JSON values in, lines out.
 //!
-//! Owns where one value ends and the next begins in a stream that need not have a line break
-//! anywhere, how input that is no JSON is reported and where reading goes on behind it, and how
-//! values are printed. Never knows what a value means. Keeps memory bounded: a message longer
-//! than [`MAX_MESSAGE`] or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
+//! Owns the boundaries of values in a stream that may have no line breaks, the reports of input
+//! that is not JSON and the position at which reading continues after it, and the printed form of
+//! values. Never knows what a value means. Keeps memory bounded: a message longer than
+//! [`MAX_MESSAGE`] or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
 //!
 //! docs/interop/qmp-spec of QEMU: output is ASCII and ends with CRLF; an ASCII control
 //! character (or the byte 0xFF) brings the parser into a known state. As an extension of QEMU's
@@ -17,17 +17,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 
-/// Bytes of one message at most.
+/// The most bytes of one message.
 pub const MAX_MESSAGE: usize = 4 << 20;
-/// Arrays and objects within each other at most.
+/// The deepest nesting of arrays and objects.
 pub const MAX_NESTING: i32 = 100;
 
-/// Input that is no JSON value, or too much of one.
+/// Input that is not a JSON value, or is too large for one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("JSON parse error, {0}")]
 pub struct ParseError(String);
 
-/// Where the parser stands between two bytes.
+/// The parser's state between two bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Between two tokens.
@@ -36,9 +36,9 @@ enum State {
     Bare,
     /// Within a string that this quote ends.
     Text(u8),
-    /// Within such a string, behind a backslash.
+    /// Within such a string, after a backslash.
     Escape(u8),
-    /// Behind an error, up to a byte that is likely to begin something new.
+    /// After an error, up to a byte that probably begins a new value.
     Recovery,
 }
 
@@ -48,9 +48,9 @@ pub struct Parser {
     state: State,
     /// Bytes of the message so far.
     message: Vec<u8>,
-    /// Objects that are open; below 0 when one was closed too many.
+    /// Open objects; below 0 if one was closed too often.
     braces: i32,
-    /// Arrays that are open.
+    /// Open arrays.
     brackets: i32,
 }
 
@@ -61,15 +61,15 @@ impl Default for Parser {
 }
 
 impl Parser {
-    /// Takes more bytes and hands each value, or error, to `found` as soon as it is complete.
-    /// A value that is a number or a name by itself is complete only with the byte behind it.
+    /// Parses more bytes and passes each value, or error, to `found` as soon as it is complete. A
+    /// number or a name outside an object or array is complete only with the byte after it.
     pub fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(Result<Value, ParseError>)) {
         for &byte in bytes {
             while !self.step(byte, &mut found) {}
         }
     }
 
-    /// Takes `byte` into account; false if it ended something and is to be looked at again.
+    /// Parses `byte`; false if it ended a token and must be parsed again.
     fn step(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) -> bool {
         match self.state {
             State::Start => self.start(byte, found),
@@ -89,7 +89,7 @@ impl Parser {
                     self.push(b'"', found);
                     self.token_ended(found);
                 }
-                // What follows decides whether the backslash is kept.
+                // The next byte decides whether the backslash is kept.
                 b'\\' => self.state = State::Escape(quote),
                 b'"' => self.escaped(byte, found),
                 0x20..=0xfd => self.push(byte, found),
@@ -112,7 +112,7 @@ impl Parser {
                     return false;
                 }
                 0x20..=0xfd | b'\t' => {}
-                // The client's own way out of whatever it was in the middle of.
+                // The client's own way to abandon a message.
                 _ => self.state = State::Start,
             },
         }
@@ -123,7 +123,7 @@ impl Parser {
     fn start(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' => {
-                // Behind a name or number inside a message it separates; before one it is noise.
+                // After a name or number inside a message it separates; elsewhere it is ignored.
                 if !self.message.is_empty() {
                     self.push(b' ', found);
                 }
@@ -152,7 +152,7 @@ impl Parser {
         }
     }
 
-    /// One more byte of the message.
+    /// Appends a byte to the message.
     fn push(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
         if self.message.len() >= MAX_MESSAGE {
             return self.fail(format!("a message of more than {MAX_MESSAGE} bytes"), found);
@@ -160,7 +160,7 @@ impl Parser {
         self.message.push(byte);
     }
 
-    /// A byte of a string, with a backslash before it.
+    /// A byte of a string after a backslash.
     fn escaped(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
         self.push(b'\\', found);
         if self.state != State::Recovery {
@@ -168,7 +168,7 @@ impl Parser {
         }
     }
 
-    /// A byte that cannot stand where it stands.
+    /// A byte that is not allowed here.
     fn stray(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
         let shown = if byte.is_ascii_graphic() {
             (byte as char).to_string()
@@ -187,7 +187,7 @@ impl Parser {
         found(Err(ParseError(what)));
     }
 
-    /// Behind a token: the message is complete when nothing is open any more.
+    /// After a token: the message is complete if nothing is open any more.
     fn token_ended(&mut self, found: &mut impl FnMut(Result<Value, ParseError>)) {
         let open = self.braces > 0 || self.brackets > 0;
         if self.message.is_empty() || (open && self.braces >= 0 && self.brackets >= 0) {
@@ -199,7 +199,7 @@ impl Parser {
     }
 }
 
-/// What the parser of values says, without the position: a stream has none that would help.
+/// The JSON parser's error, without the position, which has no meaning in a stream.
 fn describe(error: &serde_json::Error) -> ParseError {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or(&text);
@@ -209,8 +209,8 @@ fn describe(error: &serde_json::Error) -> ParseError {
     })
 }
 
-/// A value none of whose objects has a key twice: of two commands in one message neither is
-/// carried out.
+/// A value in which no object has a key twice: of two commands in one message, neither is carried
+/// out.
 struct Unique(Value);
 
 impl<'de> Deserialize<'de> for Unique {
@@ -276,11 +276,11 @@ pub fn line(value: &impl Serialize) -> serde_json::Result<String> {
     let mut out = Vec::with_capacity(128);
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Ascii))?;
     out.extend_from_slice(b"\r\n");
-    // Everything that the formatter lets through is ASCII.
+    // The formatter's output is all ASCII.
     Ok(out.into_iter().map(char::from).collect())
 }
 
-/// Prints what is not ASCII as `\uXXXX`.
+/// Prints other characters than ASCII as `\uXXXX`.
 struct Ascii;
 
 impl Formatter for Ascii {

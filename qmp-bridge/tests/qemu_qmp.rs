@@ -1,8 +1,8 @@
-//! QEMU's own client library and shell, as they are on PyPI, against the monitor.
+//! QEMU's own client library and shell, as published on PyPI, against the monitor.
 //!
-//! Needs Python 3 with `venv`. The environment is made once, in the target folder, from
+//! Needs Python 3 with `venv`. The environment is created once, in the target folder, from
 //! `tests/python/requirements.txt`; `SNAPBLK_PYTHON` names an interpreter that has the packages
-//! already. A test without them fails, it does not skip.
+//! already. A test without them fails; it does not skip.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,7 +19,7 @@ fn python_files() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/python")
 }
 
-/// The folder that cargo builds this profile into.
+/// The folder of this profile's build.
 fn target() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     own.ancestors().nth(2).unwrap().to_owned()
@@ -40,7 +40,7 @@ fn environment() -> PathBuf {
     let wanted = fs::read_to_string(&requirements).unwrap();
     let stamp = venv.join("requirements-installed.txt");
     let python = venv.join("bin/python");
-    // Other test processes may want the same at the same time.
+    // Other test processes may do this at the same time.
     let lock = File::create(target().join("python-venv.lock")).unwrap();
     lock.lock().unwrap();
     if fs::read_to_string(&stamp).is_ok_and(|had| had == wanted) {
@@ -68,7 +68,7 @@ fn environment() -> PathBuf {
     python
 }
 
-/// A monitor in a process of its own.
+/// A monitor in its own process.
 struct Mock {
     dir: tempfile::TempDir,
     process: Child,
@@ -107,7 +107,7 @@ impl Mock {
 
 impl Drop for Mock {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

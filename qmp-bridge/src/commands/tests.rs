@@ -31,7 +31,7 @@ fn samples(shape: &Shape, full: bool) -> Vec<Value> {
     }
 }
 
-/// The first record with every value of one member after the other.
+/// The first record with each value of each member in turn.
 fn records(mut begun: Vec<Map<String, Value>>, members: &[Member], full: bool) -> Vec<Value> {
     for member in members.iter().filter(|member| full || !member.optional) {
         let values = samples(&member.shape, full);
@@ -48,7 +48,7 @@ fn records(mut begun: Vec<Map<String, Value>>, members: &[Member], full: bool) -
         }
         begun.append(&mut further);
     }
-    // Members behind those that were varied are filled in.
+    // Members after the varied ones are filled in.
     for record in &mut begun {
         for member in members.iter().filter(|member| full || !member.optional) {
             let value = || samples(&member.shape, full)[0].clone();
@@ -106,7 +106,7 @@ fn events_are_printed_in_their_shape() {
     }
 }
 
-/// What decodes as `T` is printed in the shape of `T` again.
+/// A decoded `T` is printed in the shape of `T` again.
 fn round_trip<T: Described + serde::Serialize + serde::de::DeserializeOwned>() {
     for value in [true, false].iter().flat_map(|full| samples(&T::shape(), *full)) {
         let decoded: T = serde_json::from_value(value.clone()).unwrap();

@@ -1,5 +1,5 @@
 //! The sequences of states and events are those of qemu-storage-daemon 10.0.2 for a
-//! `blockdev-mirror` and a `blockdev-backup` that were told the same.
+//! `blockdev-mirror` and a `blockdev-backup` with the same commands.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use snapblk_store::control::job::{JobStatus, JobType, JobVerb};
 use super::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, accepts};
 use crate::events::{Events, Listener};
 
-/// Writes events down as words.
+/// Records events as words.
 #[derive(Default)]
 struct Ear(Mutex<Vec<String>>);
 
@@ -29,7 +29,7 @@ impl Listener for Ear {
     }
 }
 
-/// A driver that does at once what it is told.
+/// A driver that carries out each command at once.
 struct Prompt {
     job: JobHandle,
     told: Mutex<Vec<&'static str>>,
@@ -71,7 +71,7 @@ impl JobDriver for Prompt {
 }
 
 impl JobHandle {
-    /// What a driver with work in flight does; one that has not begun has nothing to finish.
+    /// Like a driver with work in flight; one that has not begun has nothing to finish.
     fn finish_if_running(&self, outcome: Outcome) {
         let begun =
             self.with(|_, job| !matches!(job.status, JobStatus::Created | JobStatus::Pending));
@@ -154,7 +154,7 @@ fn a_job_that_needs_nobody() {
     assert!(bench.jobs.query().is_empty());
 }
 
-/// As it was left before a restart.
+/// As the user left it before a restart.
 #[test]
 fn a_job_that_is_paused_from_its_start_on() {
     let bench = Bench::new();

@@ -1,5 +1,5 @@
-//! Expectations are QEMU's qapi/introspect.json, and what qemu-storage-daemon 10.0.2 says of the
-//! commands that it has too.
+//! Expected results are QEMU's qapi/introspect.json, and what qemu-storage-daemon 10.0.2 reports
+//! for the commands that it shares.
 
 use std::collections::HashMap;
 
@@ -99,7 +99,8 @@ fn lists_events_and_out_of_band_are_described() {
     assert!(!all.contains_key("metadata-snapshot-reserve"));
 }
 
-/// The wire names of QEMU's own commands, as it describes them; ours may lack optional ones.
+/// The arguments of QEMU's own commands, as QEMU describes them; some optional ones may be missing
+/// here.
 #[test]
 fn the_arguments_of_qemu_s_commands_are_qemu_s() {
     let (served, deferred) = (Commands::default(), Commands::new(deferred()));

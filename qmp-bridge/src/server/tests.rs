@@ -16,7 +16,7 @@ use crate::jobs::Jobs;
 use crate::outbox::MAX_EVENTS;
 use crate::session::{Handler, Monitor};
 
-/// Longer than any test takes: what waits for so long has failed.
+/// Longer than any test takes: a longer wait has failed.
 const FOREVER: Duration = Duration::from_secs(30);
 
 /// A handler whose `device-suspend` waits until the test opens the gate.
@@ -32,7 +32,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits until `count` commands stand before the gate.
+    /// Waits until `count` commands are waiting at the gate.
     fn wait_for(&self, count: u32) {
         let state = self.state.lock().unwrap();
         let (state, _) = self
@@ -88,7 +88,7 @@ impl Bench {
         Client::connect(&self.path()).unwrap()
     }
 
-    /// A connection without a client's help.
+    /// A plain connection, not through [`Client`].
     fn raw(&self) -> (UnixStream, BufReader<UnixStream>) {
         let stream = UnixStream::connect(self.path()).unwrap();
         stream.set_read_timeout(Some(FOREVER)).unwrap();
@@ -152,7 +152,7 @@ fn events_reach_all_who_negotiated_in_order_with_a_timestamp() {
     let (mut quiet, mut quiet_lines) = bench.raw();
     let mut clients = [bench.connect(), bench.connect()];
     for client in &mut clients {
-        // The reply to a further command: the server has taken note of the negotiation.
+        // The reply to a further command shows that the server has completed the negotiation.
         client.call("query-jobs", json!({})).unwrap();
     }
     for device in ["a", "b"] {
@@ -216,7 +216,7 @@ fn a_client_that_does_not_read_is_disconnected_and_nobody_waits_for_it() {
     value(&mut deaf_lines);
     value(&mut deaf_lines);
     reader.call("query-jobs", json!({})).unwrap();
-    // More than the socket's buffers and the queue hold, in bursts that a reader keeps up with.
+    // More than the socket's buffers and the queue hold, in bursts that a reader can follow.
     let long = "x".repeat(4096);
     for _ in 0..8 {
         for _ in 0..MAX_EVENTS / 4 {
@@ -275,7 +275,7 @@ fn a_live_socket_is_left_alone_and_a_dead_one_replaced() {
     assert!(matches!(bench.start(), Err(StartError::InUse { .. })));
     bench.connect().call("query-jobs", json!({})).unwrap();
     bench.server.take().unwrap().stop(FOREVER);
-    // A socket that was bound by a process that is gone.
+    // A socket left by a process that has ended.
     drop(UnixListener::bind(bench.path()).unwrap());
     assert!(bench.path().exists());
     bench.server = Some(bench.start().unwrap());

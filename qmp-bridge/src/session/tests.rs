@@ -1,5 +1,5 @@
-//! Expectations are what the QMP specification says and what qemu-storage-daemon 10.0.2
-//! answered to the same messages.
+//! Expected results are those of the QMP specification, and the replies of qemu-storage-daemon
+//! 10.0.2 to the same messages.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::commands::Commands;
 use crate::events::Events;
 use crate::jobs::Jobs;
 
-/// Remembers what it was asked.
+/// Records the commands that it gets.
 #[derive(Default)]
 struct Mock {
     asked: Mutex<Vec<Command>>,
@@ -56,7 +56,7 @@ impl Talk {
         serde_json::to_value(self.session.answer(message)).unwrap()
     }
 
-    /// What is asked is refused with this sentence, and the handler was not bothered.
+    /// `message` is refused with this sentence, and the handler was not called.
     fn refused(&self, message: Value, class: &str, desc: &str) {
         let asked = self.mock.asked.lock().unwrap().len();
         let error = json!({"class": class, "desc": desc});

@@ -1,5 +1,5 @@
-//! Expectations are what the QMP specification says and what qemu-storage-daemon 10.0.2
-//! answered to the same bytes.
+//! Expected results are those of the QMP specification, and the replies of qemu-storage-daemon
+//! 10.0.2 to the same bytes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ fn brackets_and_quotes_in_strings_do_not_count() {
     assert_eq!(parse(br#"{"a":"}]\"{["}"#), [Ok(json!({"a": "}]\"{["}))]);
 }
 
-/// QEMU's parser takes strings in single quotes, and many examples are written so.
+/// QEMU's parser accepts strings in single quotes, and many examples use them.
 #[test]
 fn strings_may_stand_in_single_quotes() {
     assert_eq!(parse(b"{'execute': 'quit'}"), [Ok(json!({"execute": "quit"}))]);
@@ -138,7 +138,7 @@ fn a_line_is_ascii_spaced_as_qemu_spaces_it_and_ends_with_crlf() {
     assert_eq!(line(&json!({"return": {}})).unwrap(), "{\"return\": {}}\r\n");
 }
 
-/// Bytes that are likely to mean something to the parser.
+/// Bytes that probably matter to the parser.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![
         4 => prop::sample::select(&b"{}[]:,\"\\ \n-0e.tfn'\x01\xff"[..]),
