@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         println!("Not run: figures need `cargo bench`.");
         return ExitCode::SUCCESS;
     }
-    // Cargo runs it in the package's directory; people name files from where the project begins.
+    // Cargo runs it in the package's directory; users name files from the project's.
     let root = std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let done = match root {
         Err(error) => Err(format!("cannot enter the project's directory: {error}").into()),
@@ -193,12 +193,12 @@ fn settings(args: &Args) -> Result<Settings, Box<dyn std::error::Error>> {
     })
 }
 
-/// Builds the program as it is now, unless `$SNAPBLK` names one: a benchmark of yesterday's build
-/// helps nobody.
+/// Builds the present program, unless `$SNAPBLK` names one: the benchmark must not use an old
+/// build.
 fn build_snapblk() -> Done {
     if std::env::var_os("SNAPBLK").is_none() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        // As this program was built, so that the result lies beside it.
+        // In this program's profile, so that the result is beside it.
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let built = Command::new(cargo)
             .args(["build", "--profile", profile, "--package", "snapblk", "--bin", "snapblk"])

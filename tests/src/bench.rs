@@ -1,9 +1,10 @@
 //! The benchmark: the same jobs for snapblk and for other servers, in one run.
 //!
-//! A [`Job`] says what the client does, a [`Contender`] how a server is set up, a [`Ground`] on
-//! which file system it happens, a [`Probe`] what is measured in another way; [`Run`] puts them together, alternating between the contenders,
-//! and gives a [`Report`], which [`table`] and [`plot`] show. The work of a job is the same for
-//! every contender: same seeds, same bytes, same amount where each write must be a first one.
+//! A [`Job`] is the client's work, a [`Contender`] a server's set-up, a [`Ground`] a file system,
+//! and a [`Probe`] a measurement with its own procedure; [`Run`] combines them, alternating between
+//! the contenders, and returns a [`Report`], which [`table`] and [`plot`] show. The work of a job
+//! is the same for every contender: same seeds, same bytes, and the same amount if each write must
+//! be a first one.
 
 mod cost;
 mod daemon;

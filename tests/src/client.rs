@@ -1,16 +1,17 @@
-//! A vhost-user-blk front end for tests: what a virtual machine's disk driver would do.
+//! A vhost-user-blk front end for tests: the part of a virtual machine's disk driver.
 //!
-//! Owns the connection and its shared memory, and hands out the queues, each of which may go to a
-//! thread of its own. Never knows which server it talks to, nor what the disk should hold.
+//! Owns the connection and its shared memory, and hands out the queues, each of which may be used
+//! by its own thread. Never knows which server it is connected to, nor the expected content of the
+//! disk.
 //!
-//! It stands on the `virtio-driver` crate directly. That crate's transport trait names a private
-//! type (`Iova`), so nobody else can *implement* a transport; to *use* its vhost-user transport
-//! nothing private has to be named. `blkio`, which wraps the same code, would hide what tests want
-//! to see and do: the device's configuration, ring-full, several segments a request, when a
-//! notification is sent.
+//! It uses the `virtio-driver` crate directly. That crate's transport trait names a private type
+//! (`Iova`), so other crates cannot *implement* a transport; to *use* its vhost-user transport,
+//! nothing private has to be named. `blkio`, which wraps the same code, would hide what tests need:
+//! the device's configuration, a full ring, several segments per request, and the time of
+//! notifications.
 //!
-//! What it cannot see: the driver presets the status byte to success, so a server that completes a
-//! request without writing a status passes here. Tests of the server's own virtqueue code look at
+//! Its limitation: the driver presets the status byte to success, so a server that completes a
+//! request without writing a status passes here. Tests of the server's own virtqueue code check
 //! that.
 
 mod memory;
@@ -30,33 +31,33 @@ use virtio_driver::{
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Pool};
 pub use queue::{Completion, Queue, RequestError, SubmitError};
 
-/// The connection, kept by every queue: it owns the memory that the rings lie in.
+/// The connection, shared by all queues: it owns the memory of the rings.
 type SharedTransport = Arc<Box<VirtioBlkTransport>>;
 
 /// How a queue waits for completions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Waiting {
-    /// Sleeping until the server calls.
+    /// Sleeping until the server interrupts.
     #[default]
     Sleep,
-    /// Looking at the ring without end; the server is told not to call.
+    /// Polling the ring without end; the server is told not to interrupt.
     Poll,
 }
 
-/// Whom to connect to, and with what.
+/// The parameters of a connection.
 #[derive(Clone, Debug)]
 pub struct Connect {
     /// The server's socket.
     pub socket: PathBuf,
-    /// How many queues to set up.
+    /// The number of queues.
     pub queues: usize,
-    /// Descriptors in each; a power of two. A request takes two and one for each segment.
+    /// Descriptors of each; a power of two. A request takes two and one per segment.
     pub queue_size: u16,
     /// Bytes of shared memory for buffers.
     pub pool: usize,
     /// How queues wait.
     pub waiting: Waiting,
-    /// How long the server may take to answer.
+    /// How long the server may take to reply.
     pub timeout: Duration,
 }
 
@@ -89,40 +90,40 @@ impl Connect {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A step failed.
+    /// A step of the setup failed.
     #[error("cannot {step} at {socket}: {source}", socket = .socket.display())]
     Step {
-        /// What was being done.
+        /// The step.
         step: &'static str,
-        /// With whom.
+        /// The server's socket.
         socket: PathBuf,
-        /// What went wrong.
+        /// The error.
         source: io::Error,
     },
-    /// The server did not answer.
+    /// The server did not reply.
     #[error("the server at {socket} did not answer within {timeout:?}", socket = .socket.display())]
     Timeout {
-        /// Who.
+        /// Its socket.
         socket: PathBuf,
-        /// How long was waited.
+        /// The time limit.
         timeout: Duration,
     },
 }
 
-/// What a device says of itself, as far as a load must know it.
+/// The properties of a device that a load needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Bytes on the disk.
+    /// The size of the disk in bytes.
     pub capacity: u64,
-    /// Bytes in a logical block: offsets and lengths are multiples of it.
+    /// The size of a logical block in bytes: offsets and lengths are multiples of it.
     pub block_size: u32,
-    /// Most segments in a request.
+    /// The most segments in a request.
     pub max_segments: u32,
-    /// Queues that the device has.
+    /// Queues of the device.
     pub queues: u16,
-    /// Most bytes in a discard; 0 where discard is not offered.
+    /// The most bytes in a discard; 0 if discard is not offered.
     pub max_discard: u64,
-    /// Most bytes in a write of zeroes; 0 where that is not offered.
+    /// The most bytes in a write of zeroes; 0 if that is not offered.
     pub max_write_zeroes: u64,
     /// Whether flush is offered.
     pub flush: bool,
@@ -171,10 +172,10 @@ pub struct Client {
 impl Client {
     /// Connects, negotiates, shares memory, and starts the queues.
     pub fn connect(connect: &Connect) -> Result<Self, ConnectError> {
-        // The session before this one may have ended a moment ago, for this process.
+        // This process may have closed the session before this one only a moment ago.
         crate::server::settle();
-        // The transport's calls wait for the server without end, so they are made in a thread of
-        // their own: a server that hangs costs that thread and not the test run.
+        // The transport's calls wait for the server without limit, so they are made in a separate
+        // thread: a server that hangs costs that thread and not the test run.
         let (sender, receiver) = mpsc::channel();
         let theirs = connect.clone();
         std::thread::spawn(move || sender.send(Self::connect_blocking(&theirs)));
@@ -215,19 +216,20 @@ impl Client {
         Ok(Self { info, queues, pool })
     }
 
-    /// What the device said of itself when the session began.
+    /// The device's properties at the beginning of the session.
     pub fn info(&self) -> DeviceInfo {
         self.info
     }
 
-    /// The queues, in their order, and the memory for their buffers. The session lasts as long as
-    /// one of the queues.
+    /// The queues, in order, and the memory for their buffers. The session lasts as long as one of
+    /// the queues.
     pub fn into_parts(self) -> (Vec<Queue>, Pool) {
         (self.queues, self.pool)
     }
 }
 
-/// All that the driver can use, the packed ring aside: not every server offers it rightly.
+/// All features that the driver can use except the packed ring, which not every server implements
+/// correctly.
 fn wanted_features() -> u64 {
     let device = VirtioBlkFeatureFlags::SIZE_MAX
         | VirtioBlkFeatureFlags::SEG_MAX

@@ -1,7 +1,7 @@
-//! A disk as a careful person uses it: one request at a time, and the bytes at hand.
+//! A disk for simple tests: one request at a time, with the bytes at hand.
 //!
-//! Owns a session of one queue and one buffer. Never checks anything: what a request answers is
-//! what the caller gets.
+//! Owns a session of one queue and one buffer. Never checks anything: the caller gets the result of
+//! each request.
 
 use std::io;
 use std::path::Path;
@@ -9,28 +9,28 @@ use std::time::Duration;
 
 use crate::client::{Buffer, Client, Connect, ConnectError, DeviceInfo, Queue, RequestError};
 
-/// Most bytes in a request.
+/// The most bytes in a request.
 pub const MOST: usize = 1 << 20;
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why a request has no answer of the device's.
+/// Why a request did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The device's own answer.
+    /// The device reported an error.
     #[error("{0}")]
     Refused(#[from] RequestError),
-    /// The client's own machinery failed.
+    /// The client itself failed.
     #[error("the client failed: {0}")]
     Client(#[from] io::Error),
-    /// Nothing came.
+    /// There was no completion.
     #[error("the device did not answer within {PATIENCE:?}")]
     Silent,
 }
 
 impl DiskError {
-    /// Whether the device said that the request failed.
+    /// Whether the device reported that the request failed.
     pub fn is_refused(&self) -> bool {
         matches!(self, DiskError::Refused(_))
     }
@@ -48,7 +48,7 @@ impl Disk {
     /// Connects to the server at `socket`.
     ///
     /// # Errors
-    /// Why there is no session.
+    /// The reason why there is no session.
     pub fn connect(socket: &Path) -> Result<Disk, ConnectError> {
         let client = Client::connect(&Connect::to(socket).pool(MOST))?;
         let info = client.info();
@@ -62,7 +62,7 @@ impl Disk {
         Ok(Disk { queue: queues.swap_remove(0), buffer: Some(buffer), info, requests: 0 })
     }
 
-    /// What the device says of itself.
+    /// The device's properties.
     pub fn info(&self) -> DeviceInfo {
         self.info
     }
@@ -98,7 +98,7 @@ impl Disk {
     /// Writes `bytes`, any number of them, at `offset`.
     ///
     /// # Errors
-    /// As [`Disk::read`]; what came before the request that failed is written.
+    /// As [`Disk::read`]; the parts before the failed request are written.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         for (n, part) in bytes.chunks(MOST).enumerate() {
             self.begin_write(offset + (n * MOST) as u64, part)?;
@@ -107,7 +107,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes durable what was written.
+    /// Makes earlier writes durable.
     ///
     /// # Errors
     /// As [`Disk::read`].
@@ -161,8 +161,8 @@ impl Disk {
     /// Waits for the request that was sent.
     ///
     /// # Errors
-    /// The device's; [`DiskError::Silent`] where nothing came within `patience`, and then it can
-    /// be waited for again.
+    /// The device's; or [`DiskError::Silent`] if there was no completion within `patience`, and the
+    /// wait can be repeated.
     pub fn end(&mut self, patience: Duration) -> Result<(), DiskError> {
         loop {
             if let Some(completion) = self.queue.reap() {

@@ -1,35 +1,35 @@
-//! Disks that remember every write and every flush, in one order.
+//! Disks that record every write and every flush, in one order.
 //!
-//! Owns an NBD server on a UNIX socket, an export for each disk, and the log of what they were
-//! sent. QEMU's own `blklogwrites` keeps a log for each disk; what a store may hold while its origin
-//! does not yet is a question of the order *between* two disks, so here is one log for all. Never
-//! knows what the bytes mean.
+//! Owns an NBD server on a UNIX socket, with an export per disk, and the log of their requests.
+//! QEMU's own `blklogwrites` keeps one log per disk; but what a store may contain before its origin
+//! does depends on the order *between* two disks, so this is one log for all. Never knows what the
+//! bytes mean.
 //!
 //! Invariants: a record is in the log before its request is answered; on one disk, requests are
-//! carried out one after the other, so a flush covers the records of its disk before it and no
-//! others. A disk keeps nothing from before a flush back: which unflushed writes a power cut keeps
-//! is decided when the log is replayed.
+//! carried out one after the other, so a flush covers exactly the records of its disk before it. A
+//! disk does not lose any writes itself: which unflushed writes a power cut keeps is decided when
+//! the log is replayed.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a disk was asked.
+/// A request to a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// These bytes at this offset.
     Write {
-        /// Which disk, by its place in the list given to [`serve`].
+        /// The disk, as an index into the list given to [`serve`].
         disk: usize,
         /// First byte.
         offset: u64,
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// Everything that was written to the disk before this is durable.
+    /// Everything written to the disk before this is durable.
     Flush {
-        /// Which disk.
+        /// The disk.
         disk: usize,
     },
 }
@@ -49,13 +49,13 @@ impl Logged {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log so far; it begins anew.
+    /// The log so far; it continues empty.
     pub fn take(&self) -> Vec<Record> {
         std::mem::take(&mut self.lock().log)
     }
 }
 
-/// The name of the export of the disk `number`.
+/// The export name of the disk `number`.
 pub fn export_name(number: usize) -> String {
     format!("disk{number}")
 }
@@ -63,7 +63,7 @@ pub fn export_name(number: usize) -> String {
 /// Serves `disks` on a new socket at `path`, for as long as this process lives.
 ///
 /// # Errors
-/// Where the socket cannot be made.
+/// The socket cannot be created.
 pub fn serve(path: &Path, disks: Vec<Vec<u8>>) -> io::Result<Logged> {
     let listener = UnixListener::bind(path)?;
     let logged = Logged(Arc::new(Mutex::new(Disks { content: disks, log: Vec::new() })));
@@ -71,7 +71,7 @@ pub fn serve(path: &Path, disks: Vec<Vec<u8>>) -> io::Result<Logged> {
     std::thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let served = served.clone();
-            // It ends where the client goes; there is nobody else to tell.
+            // It ends when the client disconnects; its error has no other receiver.
             std::thread::spawn(move || Connection { stream, served }.run());
         }
     });
@@ -83,7 +83,7 @@ mod nbd {
     pub(super) const MAGIC: u64 = 0x4e42_444d_4147_4943;
     pub(super) const OPTION: u64 = 0x4948_4156_454f_5054;
     pub(super) const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
-    /// Fixed newstyle; no zeroes behind the old kind of answer.
+    /// Fixed newstyle; no zeroes after the old kind of reply.
     pub(super) const FLAGS: u16 = 0b11;
     pub(super) const OPT_ABORT: u32 = 2;
     pub(super) const OPT_INFO: u32 = 6;
@@ -92,7 +92,7 @@ mod nbd {
     pub(super) const REP_INFO: u32 = 3;
     pub(super) const REP_UNSUPPORTED: u32 = (1 << 31) | 1;
     pub(super) const REP_UNKNOWN: u32 = (1 << 31) | 6;
-    /// There are flags, and there is a flush.
+    /// The flags are valid, and flush is supported.
     pub(super) const EXPORT_FLAGS: u16 = 0b101;
     pub(super) const REQUEST: u32 = 0x2560_9513;
     pub(super) const REPLY: u32 = 0x6744_6698;
@@ -122,7 +122,7 @@ impl Connection {
         Ok(bytes)
     }
 
-    /// Answers options until the client has chosen a disk, or goes.
+    /// Answers options until the client has chosen a disk, or disconnects.
     fn negotiate(&mut self) -> io::Result<Option<usize>> {
         let greeting = [nbd::MAGIC.to_be_bytes(), nbd::OPTION.to_be_bytes()].concat();
         self.stream.write_all(&greeting)?;
@@ -202,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// What is read; none where it cannot be.
+    /// The bytes of a read; none if the request cannot be carried out.
     fn carry_out(
         &self,
         disk: usize,

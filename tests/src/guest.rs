@@ -1,12 +1,11 @@
-//! Running a guest: a real Linux kernel in QEMU, on disks of the test's choice, that carries out a
-//! script.
+//! Running a guest: a real Linux kernel in QEMU, with the test's disks, that executes a script.
 //!
-//! Owns the QEMU process, the guest's console as lines, and the kernel's log. What is booted, and
-//! QEMU's command line, are `images/`'s: this runs `images/boot` and never knows how a guest is
-//! made, nor what serves its disks. A [`Guest`] is dead and reaped when it is dropped.
+//! Owns the QEMU process, the guest's console as lines, and the kernel's log. The images and QEMU's
+//! command line belong to `images/`: this runs `images/boot` and never knows how a guest is made,
+//! nor what serves its disks. Dropping a [`Guest`] kills and reaps it.
 //!
-//! The console is the script's standard input and output. A guest that does not answer within its
-//! time is an error that shows what it said last and the kernel's log.
+//! The console is the script's standard input and output. A guest that does not answer in time is
+//! an error that shows its last lines and the kernel's log.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -26,26 +25,26 @@ pub enum Disk {
     File(PathBuf),
     /// An image that QEMU itself serves, raw and read-only.
     ReadOnly(PathBuf),
-    /// An NBD server's; each write and flush is passed on as it comes.
+    /// A disk of an NBD server; each write and flush is passed on at once.
     Nbd {
         /// Its socket.
         socket: PathBuf,
         /// The export's name.
         export: String,
     },
-    /// A vhost-user-blk server's.
+    /// A disk of a vhost-user-blk server.
     Served {
         /// Its socket.
         socket: PathBuf,
-        /// How many virtqueues the guest is offered.
+        /// Virtqueues offered to the guest.
         queues: u16,
     },
 }
 
-/// What to boot.
+/// A guest's configuration.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
-    /// What the guest runs: a shell script, which finds its helpers in `/lib/snapblk/functions`.
+    /// The shell script that the guest runs; its helpers are in `/lib/snapblk/functions`.
     pub script: String,
     /// At most 25.
     pub disks: Vec<Disk>,
@@ -53,16 +52,16 @@ pub struct GuestConfig {
     pub memory: u32,
     /// Virtual processors.
     pub cpus: u32,
-    /// Whether the guest may reboot; else a reboot ends it.
+    /// Whether the guest may reboot; otherwise a reboot ends it.
     pub reboots: bool,
-    /// QEMU's socket for a guest agent, which the script starts; it is there once QEMU runs.
+    /// QEMU's socket for a guest agent, which the script starts; it exists once QEMU runs.
     pub agent: Option<PathBuf>,
-    /// For the guest's whole life, from QEMU's start.
+    /// The time limit for the guest's whole life, from QEMU's start.
     pub timeout: Duration,
 }
 
 impl GuestConfig {
-    /// A guest with 256 MiB, one processor and two minutes, that runs `script`.
+    /// A guest that runs `script`, with 256 MiB, one processor and two minutes.
     pub fn new(script: impl Into<String>) -> Self {
         Self {
             script: script.into(),
@@ -82,24 +81,24 @@ impl GuestConfig {
     }
 }
 
-/// Why a guest did not do what it should.
+/// Why a guest failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// There is nothing to boot.
+    /// There are no images to boot.
     #[error("found no guest to boot at {path}; run images/setup first", path = .0.display())]
     NoImages(PathBuf),
-    /// QEMU or its files could not be handled.
+    /// An error with QEMU or its files.
     #[error("cannot {act}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         act: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The guest's time is up.
+    /// The time limit was reached.
     #[error("the guest's time was up while waiting for {wanted}\n{said}")]
     Timeout {
-        /// What was waited for.
+        /// The awaited line.
         wanted: String,
         /// Console and kernel log.
         said: String,
@@ -107,14 +106,14 @@ pub enum GuestError {
     /// The console ended first.
     #[error("the guest ended before {wanted}\n{said}")]
     Ended {
-        /// What was waited for.
+        /// The awaited line.
         wanted: String,
         /// Console and kernel log.
         said: String,
     },
 }
 
-/// How a guest ended.
+/// The result of a guest.
 #[derive(Clone, Debug)]
 pub struct GuestResult {
     /// The script's exit status.
@@ -126,7 +125,7 @@ pub struct GuestResult {
 }
 
 impl GuestResult {
-    /// The words behind `key` in each line that starts with it.
+    /// The words after `key` in each line that starts with it.
     pub fn said<'a>(&'a self, key: &'a str) -> impl Iterator<Item = Vec<&'a str>> {
         self.lines.iter().filter_map(move |line| {
             let mut words = line.split_whitespace();
@@ -134,7 +133,7 @@ impl GuestResult {
         })
     }
 
-    /// Panics, with all that the guest said, where the script did not succeed.
+    /// Panics, with all output of the guest, if the script failed.
     #[track_caller]
     pub fn expect_success(&self) {
         let Self { status, lines, kernel_log } = self;
@@ -181,8 +180,8 @@ impl Guest {
         Ok(Self { qemu, stdin, console: read(stdout), lines: Vec::new(), files, deadline })
     }
 
-    /// Waits for a line that starts with `prefix` and returns what follows it. Lines that came
-    /// before are passed over, but remembered.
+    /// Waits for a line that starts with `prefix` and returns the rest of it. Earlier lines are
+    /// skipped, but kept.
     pub fn wait_for_line(&mut self, prefix: &str) -> Result<String, GuestError> {
         loop {
             match self.next_line() {
@@ -203,7 +202,7 @@ impl Guest {
         }
     }
 
-    /// Gives the script a line to read.
+    /// Sends the script a line on its standard input.
     pub fn send_line(&mut self, line: &str) -> Result<(), GuestError> {
         writeln!(self.stdin, "{line}")
             .and_then(|()| self.stdin.flush())
@@ -215,7 +214,7 @@ impl Guest {
         self.qemu.id()
     }
 
-    /// Waits until the script has ended and the guest is off.
+    /// Waits until the script has ended and the guest is powered off.
     pub fn finish(mut self) -> Result<GuestResult, GuestError> {
         let status = self.wait_for_line("@exit ")?;
         while let Ok(line) = self.next_line() {
@@ -240,7 +239,7 @@ impl Guest {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What the guest, its kernel and QEMU said last.
+    /// The last output of the guest, its kernel and QEMU.
     fn said(&self) -> String {
         let qemu = fs::read_to_string(self.files.path().join("qemu.log")).unwrap_or_default();
         let part = |title: &str, text: &str| format!("--- {title} ---\n{}\n", tail(text));
@@ -252,13 +251,13 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Fails where it has ended, which is as well.
+        // Fails if it has ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
 }
 
-/// Where `images/` puts what it makes.
+/// The directory for the files that `images/` makes.
 fn cache(images: &Path) -> PathBuf {
     std::env::var_os("SNAPBLK_CACHE").map_or_else(|| images.join("cache"), PathBuf::from)
 }
@@ -284,7 +283,7 @@ fn arguments(command: &mut Command, config: &GuestConfig) {
     }
 }
 
-/// The console's lines, as they come. Ends when QEMU does.
+/// The console's lines, as they arrive. Ends with QEMU.
 fn read(stdout: ChildStdout) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

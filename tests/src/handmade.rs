@@ -1,6 +1,6 @@
-//! A store made by hand, with as many exceptions as are wanted.
+//! A store made by hand, with any number of exceptions.
 //!
-//! Owns the kernel's format as far as that takes: a header, and areas of entries with sparse data
+//! Owns the necessary part of the kernel's format: a header, and areas of entries with sparse data
 //! between them, in chunks of 4 KiB. Never uses the code under test.
 
 use std::fs::File;
@@ -15,11 +15,11 @@ pub const PER_AREA: u64 = CHUNK / 16;
 /// The kernel's magic word, "SnAp".
 const MAGIC: u32 = 0x7041_6e53;
 
-/// Makes a store whose n-th exception is for the chunk `old[n]` of the disk. There is room for an
-/// area more, no data, and space for the metadata alone.
+/// Makes a store whose n-th exception is for the chunk `old[n]` of the disk. It has room for one
+/// more area, no data, and space only for the metadata.
 ///
 /// # Errors
-/// What the system says.
+/// The system's.
 pub fn write(path: &Path, old: &[u64]) -> io::Result<()> {
     let file = File::create(path)?;
     let mut header = Vec::new();
@@ -36,22 +36,22 @@ pub fn write(path: &Path, old: &[u64]) -> io::Result<()> {
         }
         file.write_all_at(&bytes, at * CHUNK)?;
     }
-    // Room for the next area, so that the last one may be full.
+    // Room for the next area, because the last one may be full.
     let areas = old.len() as u64 / PER_AREA + 2;
     file.set_len(area_offset(areas))
 }
 
-/// The byte of the store at which an area begins.
+/// The offset of an area in the store, in bytes.
 pub fn area_offset(area: u64) -> u64 {
     area_chunk(area) * CHUNK
 }
 
-/// The byte of the store at which the data of the n-th exception begins.
+/// The offset of the n-th exception's data in the store, in bytes.
 pub fn data_offset(n: u64) -> u64 {
     (area_chunk(n / PER_AREA) + 1 + n % PER_AREA) * CHUNK
 }
 
-/// The chunk of the store that an area lies in: behind the header, and the data of those before.
+/// The chunk of the store with an area: after the header, and the data of earlier areas.
 fn area_chunk(area: u64) -> u64 {
     1 + area * (1 + PER_AREA)
 }

@@ -1,58 +1,58 @@
-//! Exception stores put to a real kernel: what does Linux's own dm-snapshot read on top of an
-//! origin and a store, and what does its merge leave of the two?
+//! Exception stores judged by a real kernel: what does Linux's own dm-snapshot read from an origin
+//! and a store, and what does its merge leave of the two?
 //!
 //! Owns the guest's script and the parsing of its answers. Never knows who wrote a store nor what
-//! is right: it returns what the kernel said and did, and the caller compares.
+//! is correct: it returns the kernel's results, and the caller compares them.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::guest::{Disk, Guest, GuestConfig, GuestError};
 
-/// How many stores one guest takes: each is two disks.
+/// The most stores of one guest: each needs two disks.
 pub const STORES_PER_GUEST: usize = 13;
 
-/// An origin and its store, as raw images. The kernel merges the store into the origin: both files
-/// are written.
+/// An origin and its store, as raw images. The kernel merges the store into the origin: it writes
+/// both files.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// What the answer is known by; one word.
+    /// A name for the result; one word.
     pub name: String,
     /// The origin's image.
     pub origin: PathBuf,
     /// The store's image.
     pub cow: PathBuf,
-    /// The table's word for persistence: `P` or `PO`.
+    /// The persistence in the table: `P` or `PO`.
     pub persistence: String,
     /// In sectors of 512 bytes.
     pub chunk_sectors: u32,
 }
 
-/// What the kernel made of one store.
+/// The kernel's result for one store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It loads, and says `Invalid`: every read fails.
+    /// It loads as `Invalid`: every read fails.
     Invalid,
     /// It loads, reads and merges.
     Merged {
         /// sha256 of the snapshot's content, in hexadecimal.
         snapshot: String,
-        /// sha256 of the origin's content as it was beside the snapshot.
+        /// sha256 of the origin's content beside the snapshot.
         origin: String,
         /// The snapshot's status line before the merge, from the target's name on.
         status: String,
-        /// sha256 of the origin when the merge had ended.
+        /// sha256 of the origin after the merge.
         merged: String,
-        /// sha256 of the snapshot when the kernel took the emptied store once more, on top of the
+        /// sha256 of the snapshot after the kernel loaded the emptied store again, on top of the
         /// merged origin.
         reloaded: String,
     },
-    /// It went wrong; the kernel's and the guest's words.
+    /// An error; the messages of the kernel and the guest.
     Failed(String),
 }
 
-/// Puts the stores, at most [`STORES_PER_GUEST`], to the kernel of one guest. One verdict a store,
-/// in their order.
+/// Loads the stores, at most [`STORES_PER_GUEST`], in the kernel of one guest. Returns one verdict
+/// per store, in their order.
 pub fn judge(stores: &[Store]) -> Result<Vec<Verdict>, GuestError> {
     let mut plan = String::new();
     let disk = |index: usize| format!("vd{}", char::from(b'a' + index as u8));
@@ -69,7 +69,7 @@ pub fn judge(stores: &[Store]) -> Result<Vec<Verdict>, GuestError> {
     Ok(stores.iter().map(|store| verdict(&result.lines, &store.name)).collect())
 }
 
-/// The lines about one store: `NAME ANSWER VALUE…`.
+/// The result of one store, from lines `NAME ANSWER VALUE…`.
 fn verdict(lines: &[String], name: &str) -> Verdict {
     let answer = |key: &str| {
         let start = format!("{name} {key} ");

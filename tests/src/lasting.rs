@@ -1,9 +1,9 @@
-//! A front end that outlives its servers: when one is killed it goes on with the next, with its
-//! memory, its rings, and the memory for what is in flight as they are, as QEMU does.
+//! A front end that outlives its servers: when one is killed, it continues with the next, with its
+//! memory, its rings and the inflight memory as they are, like QEMU.
 //!
-//! Owns one guest's memory, its rings and their requests, and what the disk must hold: each slot of a
-//! ring has a block of the disk to itself, so that the order of requests does not matter. Keeps
-//! that each request ends once, well, and with the right data.
+//! Owns one guest's memory, its rings and their requests, and the expected content of the disk:
+//! each slot of a ring has its own block of the disk, so that the order of requests does not
+//! matter. Keeps that each request ends once, with success, and with the right data.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,21 +21,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::rng::Rng;
 
-/// Milliseconds that a request may take, a server's start aside.
+/// The time limit of a request in milliseconds, without a server's start.
 const PATIENCE_MS: i32 = 20_000;
-/// Descriptors of a ring, and requests in it: each has three.
+/// Descriptors of a ring, and its requests, which have three each.
 const SIZE: u16 = 128;
 const SLOTS: u16 = 40;
-/// Bytes of a request, and of the block that a slot has.
+/// Bytes of a request, and of a slot's block.
 const BLOCK: usize = 4096;
-/// Bytes of memory for a ring and its requests: where its parts lie.
+/// Bytes of memory for a ring and its requests, and the offsets of its parts.
 const RING_SPACE: u64 = 1 << 20;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
 const HEADERS: u64 = 0x3000;
 const STATUSES: u64 = 0x4000;
 const DATA: u64 = 0x1_0000;
-/// Where the front end has the memory.
+/// The address of the memory in the front end.
 const USER_BASE: u64 = 0x7000_0000_0000;
 
 const NEXT: u16 = 1;
@@ -50,7 +50,7 @@ enum Request {
     Flush,
 }
 
-/// A slot: what is in flight in it, and the number that its block holds all over.
+/// A slot: its request in flight, and the number that fills its block.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     asked: Option<Request>,
@@ -77,7 +77,7 @@ pub struct Lasting {
     rng: Rng,
     written: u64,
     flushes: bool,
-    /// Requests that ended.
+    /// Completed requests.
     pub ended: u64,
 }
 
@@ -86,7 +86,7 @@ fn event() -> EventFd {
 }
 
 impl Lasting {
-    /// One with `queues` rings, for a disk of zeroes.
+    /// A front end with `queues` rings, for a disk of zeroes.
     pub fn new(queues: u64, rng: Rng) -> Lasting {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd"));
         let size = queues * RING_SPACE;
@@ -124,18 +124,18 @@ impl Lasting {
         }
     }
 
-    /// The same with reads and writes alone.
+    /// The same with only reads and writes.
     pub fn without_flushes(mut self) -> Lasting {
         self.flushes = false;
         self
     }
 
-    /// Bytes of the disk that it needs.
+    /// The size of the disk that it needs, in bytes.
     pub fn disk_len(&self) -> u64 {
         (self.rings.len() * usize::from(SLOTS) * BLOCK) as u64
     }
 
-    /// Goes on with the server at `socket`.
+    /// Continues with the server at `socket`.
     pub fn connect(&mut self, socket: &Path) {
         let mut server = Frontend::connect(socket, self.rings.len() as u64).expect("a session");
         server.set_owner().expect("SET_OWNER");
@@ -177,7 +177,7 @@ impl Lasting {
         };
         server.set_vring_num(queue, SIZE).expect("SET_VRING_NUM");
         server.set_vring_addr(queue, &addresses).expect("SET_VRING_ADDR");
-        // Of a server that is dead nobody knows where it was, but for what it gave back.
+        // A dead server's position is unknown, except for its completions.
         server.set_vring_base(queue, self.used_index(queue)).expect("SET_VRING_BASE");
         server.set_vring_call(queue, &ring.call).expect("SET_VRING_CALL");
         server.set_vring_kick(queue, &ring.kick).expect("SET_VRING_KICK");
@@ -189,7 +189,7 @@ impl Lasting {
         self.memory.load(at, Ordering::Acquire).expect("its memory")
     }
 
-    /// What the dead server's notes say was in flight.
+    /// The number of chains that the dead server recorded in flight.
     pub fn noted(&self) -> usize {
         let (area, file) = self.inflight.as_ref().expect("it was connected");
         let mut bytes = vec![0; area.mmap_size as usize];
@@ -204,7 +204,7 @@ impl Lasting {
         self.rings.iter().flat_map(|ring| &ring.slots).filter(|slot| slot.asked.is_some()).count()
     }
 
-    /// Has a request in flight in every slot.
+    /// Submits a request in every free slot.
     pub fn fill(&mut self) {
         for queue in 0..self.rings.len() {
             for slot in 0..SLOTS {
@@ -272,7 +272,7 @@ impl Lasting {
         self.memory.read_obj(GuestAddress(at)).expect("its memory")
     }
 
-    /// Takes what ended; how much that was.
+    /// Takes completions; returns their number.
     pub fn reap(&mut self) -> usize {
         let mut ended = 0;
         for queue in 0..self.rings.len() {
@@ -309,7 +309,7 @@ impl Lasting {
         }
     }
 
-    /// Waits until something ended, by the server's calls alone.
+    /// Waits for a completion, only by the server's interrupts.
     pub fn wait(&mut self) -> usize {
         loop {
             let ended = self.reap();
@@ -324,7 +324,7 @@ impl Lasting {
         }
     }
 
-    /// Waits until all has ended, and reads every block.
+    /// Waits until all requests have ended, and reads every block.
     pub fn finish(&mut self) {
         for round in 0..2 {
             while self.in_flight() > 0 {

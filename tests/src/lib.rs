@@ -1,9 +1,9 @@
-//! What the tests and the benchmark of snapblk stand on.
+//! The foundation of snapblk's tests and benchmark.
 //!
-//! Owns a vhost-user-blk front end ([`client`]), one that outlives its servers ([`lasting`]), a load that knows what every sector must hold
-//! ([`verify`]), the running of servers ([`server`]), and the benchmark ([`bench`]). Nothing here
-//! knows how snapblk works inside: servers are programs with a socket, so the same test can be put
-//! to snapblk and to another vhost-user-blk server.
+//! Owns a vhost-user-blk front end ([`client`]), one that outlives its servers ([`lasting`]), a
+//! load that knows the expected content of every sector ([`verify`]), the running of servers
+//! ([`server`]), and the benchmark ([`bench`]). Nothing here knows snapblk's internals: servers are
+//! programs with a socket, so the same test can run snapblk or another vhost-user-blk server.
 
 pub mod bench;
 pub mod client;

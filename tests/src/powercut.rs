@@ -1,46 +1,46 @@
-//! What the load in the guest and the one who judges a power cut tell each other: marks.
+//! Marks: messages from the load in the guest to the judge of a power cut.
 //!
-//! A mark is a sector that the load writes to a disk of its own. It is answered before the load goes
-//! on, and the server has one log for all disks: where the mark is in the log, what it says has
-//! happened. Never knows how a mark gets to the disk.
+//! A mark is a sector that the load writes to its own disk. It is answered before the load
+//! continues, and the server has one log for all disks: at the mark's position in the log, the
+//! event that it names has happened. Never knows how a mark gets to the disk.
 
 /// Bytes of a mark.
 pub const MARK: usize = 512;
 /// The first word of a mark.
 const MAGIC: u32 = 0x4b52_414d;
-/// Most writes in a batch.
+/// The most writes in a batch.
 pub const BATCH: usize = 24;
 
-/// A write to the disk under test: sectors of 512 bytes, stamped with a generation of their own.
+/// A write to the disk under test: sectors of 512 bytes, stamped with its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batched {
-    /// Later writes have greater ones.
+    /// Greater for later writes.
     pub generation: u32,
     /// First sector.
     pub first: u32,
-    /// How many.
+    /// The number of sectors.
     pub sectors: u32,
 }
 
-/// What the load knows.
+/// An event of the load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// These are sent next; they do not overlap, and nothing that overlaps is in flight.
+    /// These writes are sent next; they do not overlap, and nothing in flight overlaps them.
     Batch(Vec<Batched>),
-    /// A flush was answered that was sent when all writes up to this generation were.
+    /// A flush was answered that was sent after all writes up to this generation were answered.
     Flushed(u32),
-    /// All writes were flushed, and a snapshot of this was taken: the n-th.
+    /// All writes were flushed, and the n-th snapshot of this content was taken.
     Taken(u32),
-    /// A rollback to the n-th snapshot is asked for; nothing is in flight, and all is flushed.
+    /// A rollback to the n-th snapshot is requested; nothing is in flight, and all is flushed.
     MergeAsked(u32),
-    /// It was answered.
+    /// The request was answered.
     MergeBegun(u32),
-    /// Nothing of it is left to do.
+    /// The rollback is complete.
     MergeEnded(u32),
 }
 
 impl Mark {
-    /// The sector.
+    /// The mark's sector.
     pub fn encode(&self) -> [u8; MARK] {
         let (kind, words) = match self {
             Mark::Batch(writes) => {
@@ -61,7 +61,7 @@ impl Mark {
         bytes
     }
 
-    /// What a sector says; none where it is no mark.
+    /// The mark in a sector; none if it is not one.
     pub fn decode(bytes: &[u8]) -> Option<Mark> {
         let words = bytes.chunks_exact(4).map(|word| word.try_into().map(u32::from_le_bytes));
         let words = words.collect::<Result<Vec<u32>, _>>().ok()?;

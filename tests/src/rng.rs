@@ -1,6 +1,6 @@
-//! Random numbers that a seed repeats.
+//! Random numbers that a seed reproduces.
 //!
-//! Owns one generator, SplitMix64. It is written out here because a seed printed by a failed test
+//! Owns one generator, SplitMix64. It is implemented here because a seed printed by a failed test
 //! must give the same numbers with every version of every dependency.
 
 /// A SplitMix64 generator.
@@ -8,12 +8,12 @@
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator of `seed`.
+    /// A generator with the seed `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A seed nobody chose: from the clock and the process.
+    /// A seed from the clock and the process id.
     pub fn fresh_seed() -> u64 {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -21,7 +21,7 @@ impl Rng {
         Self(now ^ (u64::from(std::process::id()) << 32)).next_u64()
     }
 
-    /// Any 64 bits.
+    /// A random 64-bit number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -30,7 +30,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number in `0..bound`; 0 where `bound` is 0.
+    /// A number in `0..bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
@@ -40,7 +40,7 @@ impl Rng {
         self.below(100) < percent
     }
 
-    /// Puts `items` into a random order, each order as likely as any other.
+    /// Puts `items` into a random order, all orders being equally likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u64 + 1) as usize);

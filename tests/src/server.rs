@@ -1,11 +1,11 @@
-//! Running a server: a program with a vhost-user socket, a process id and an end.
+//! Running a server: a program with a vhost-user socket and a process id.
 //!
-//! Owns the process, where its files lie, and finding the program. Never knows what the server
+//! Owns the process, the place of its files, and finding the program. Never knows what the server
 //! does: [`ServerCommand::snapblk`] and [`ServerCommand::qemu_storage_daemon`] differ only in the
 //! program that they run.
 //!
-//! A [`ServerCommand`] can be started any number of times, which is how tests restart a server
-//! with the same arguments; a [`Server`] is dead and reaped when it is dropped.
+//! A [`ServerCommand`] can be started any number of times, so that tests can restart a server with
+//! the same arguments; dropping a [`Server`] kills and reaps it.
 
 mod scratch;
 
@@ -24,48 +24,48 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub use scratch::{Place, Scratch, disk_dir};
 
-/// How long a server may take to listen, or to end when asked.
+/// How long a server may take to listen, or to end after a request.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a server does not run, or did not end.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The program is not there.
+    /// The program was not found.
     #[error("{program} was not found{looked}; {remedy}")]
     Missing {
-        /// Which program.
+        /// The program.
         program: &'static str,
-        /// Where it was looked for.
+        /// The places that were searched.
         looked: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// The program could not be started, watched or signalled.
     #[error("cannot run {program}: {source}", program = .program.display())]
     Run {
-        /// Which.
+        /// The program.
         program: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The server ended before it listened.
     #[error("{command} ended with {status} before it listened on its socket; it said:\n{stderr}")]
     Ended {
-        /// What was run.
+        /// The command line.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it wrote on standard error.
+        /// Its standard error.
         stderr: String,
     },
     /// The server takes too long.
     #[error("{command} did not {act} within {PATIENCE:?}; it said:\n{stderr}")]
     Slow {
-        /// What was run.
+        /// The command line.
         command: String,
-        /// What it should have done.
+        /// What was awaited.
         act: &'static str,
-        /// What it wrote on standard error.
+        /// Its standard error.
         stderr: String,
     },
 }
@@ -101,7 +101,7 @@ pub fn find_qemu_storage_daemon() -> Result<PathBuf, ServerError> {
     })
 }
 
-/// All programs that `$QEMU_STORAGE_DAEMON` names; like `PATH`, it is a list divided by colons.
+/// All programs in `$QEMU_STORAGE_DAEMON`, a colon-separated list like `PATH`.
 pub fn named_qemu_storage_daemons() -> Vec<PathBuf> {
     let Some(list) = std::env::var_os("QEMU_STORAGE_DAEMON") else { return Vec::new() };
     std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).map(absolute).collect()
@@ -112,7 +112,7 @@ fn named_in(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(|path| absolute(path.into()))
 }
 
-/// Servers run in directories of their own, so a relative path is made absolute first.
+/// Servers run in their own directories, so a relative path is made absolute first.
 pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
@@ -123,7 +123,7 @@ pub fn find_in_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
 
-/// How a server is started.
+/// A server's program, arguments and paths.
 #[derive(Clone, Debug)]
 pub struct ServerCommand {
     program: PathBuf,
@@ -133,7 +133,7 @@ pub struct ServerCommand {
     monitor: PathBuf,
     /// Sockets that must listen before the server counts as started.
     awaited: Vec<PathBuf>,
-    /// The processors that it keeps to; those of its maker where there are none.
+    /// The processors that it is bound to; if empty, those of the thread that starts it.
     cpus: Vec<usize>,
 }
 
@@ -152,7 +152,7 @@ impl ServerCommand {
         }
     }
 
-    /// `snapblk serve` with its socket and its monitor; what it serves is the caller's to add.
+    /// `snapblk serve` with its socket and its monitor; the caller adds the disk.
     pub fn snapblk(scratch: &Scratch) -> Result<Self, ServerError> {
         let mut command = Self::new(find_snapblk()?, scratch);
         let (socket, monitor) = (command.socket.clone(), command.monitor.clone());
@@ -160,7 +160,7 @@ impl ServerCommand {
         Ok(command.arg("serve").arg("--socket-path").arg(socket).arg("--monitor").arg(monitor))
     }
 
-    /// `snapblk serve` with its monitor alone; disks and their sockets are the caller's to add.
+    /// `snapblk serve` with only its monitor; the caller adds disks and their sockets.
     pub fn snapblk_monitor(scratch: &Scratch) -> Result<Self, ServerError> {
         let mut command = Self::new(find_snapblk()?, scratch);
         command.awaited = vec![command.monitor.clone()];
@@ -168,7 +168,7 @@ impl ServerCommand {
         Ok(command.arg("serve").arg("--monitor").arg(monitor))
     }
 
-    /// The same without waiting for the disk's socket, which a command to the monitor makes.
+    /// The same without waiting for the disk's socket, which a monitor command creates.
     pub fn awaiting_monitor_alone(mut self) -> Self {
         self.awaited = vec![self.monitor.clone()];
         self
@@ -179,7 +179,7 @@ impl ServerCommand {
         &self.monitor
     }
 
-    /// `qemu-storage-daemon`; its exports must name [`ServerCommand::socket`].
+    /// `qemu-storage-daemon`; its exports must use [`ServerCommand::socket`].
     pub fn qemu_storage_daemon(scratch: &Scratch) -> Result<Self, ServerError> {
         Ok(Self::new(find_qemu_storage_daemon()?, scratch))
     }
@@ -190,19 +190,19 @@ impl ServerCommand {
         self
     }
 
-    /// The same, run by another program: one that is given this one and its arguments behind its own.
+    /// The same, run by another program, which gets this program and its arguments after its own.
     pub fn run_by(mut self, program: PathBuf, args: impl IntoIterator<Item = OsString>) -> Self {
         let own = std::mem::replace(&mut self.program, program);
         self.args.splice(..0, args.into_iter().chain([own.into()]));
         self
     }
 
-    /// The same on one processor only.
+    /// The same, bound to one processor.
     pub fn on_cpu(self, cpu: usize) -> Self {
         self.on_cpus(vec![cpu])
     }
 
-    /// The same on these processors only.
+    /// The same, bound to these processors.
     pub fn on_cpus(mut self, cpus: Vec<usize>) -> Self {
         self.cpus = cpus;
         self
@@ -235,7 +235,7 @@ impl ServerCommand {
         Ok(Server { child, command: self.clone(), stderr })
     }
 
-    /// Starts the program and kills it after `life`, wherever in its start it is by then.
+    /// Starts the program and kills it after `life`, at whatever stage of its start.
     pub fn start_and_kill(&self, life: Duration) -> Result<(), ServerError> {
         let server = self.spawn()?;
         std::thread::sleep(life);
@@ -252,11 +252,11 @@ impl ServerCommand {
     }
 }
 
-/// Held while a child is made: until it runs its program it has this process's descriptors, and a
-/// connection that was closed here is still open there.
+/// Held while a child is spawned: until the child executes its program, it has this process's
+/// descriptors, and a connection closed here is still open there.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
-/// Spawns `command`. A test that makes a child while others have connections makes it with this.
+/// Spawns `command`. Tests that spawn children while others have connections must use this.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
     let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
     command.spawn()
@@ -268,13 +268,13 @@ pub fn output(command: &mut Command) -> io::Result<Output> {
     spawn(piped)?.wait_with_output()
 }
 
-/// Waits until what was closed here is closed.
+/// Waits until no new child holds descriptors that were closed here.
 pub(crate) fn settle() {
     drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Spawns `command` with this thread's processors, or only `cpus` if there are any: a child inherits
-/// the processors of the thread that made it.
+/// Spawns `command` on this thread's processors, or only on `cpus` if there are any: a child
+/// inherits the processors of the thread that spawns it.
 fn spawn_on(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
     if cpus.is_empty() {
         return spawn(command);
@@ -286,26 +286,27 @@ fn spawn_on(command: &mut Command, cpus: &[usize]) -> io::Result<Child> {
     child
 }
 
-/// Keeps the calling thread on processor `cpu`.
+/// Binds the calling thread to processor `cpu`.
 pub fn pin_thread(cpu: usize) -> io::Result<()> {
     keep_to(&[cpu])
 }
 
-/// Keeps the calling thread on the processors `cpus`.
+/// Binds the calling thread to the processors `cpus`.
 fn keep_to(cpus: &[usize]) -> io::Result<()> {
     let mut only = CpuSet::new();
     cpus.iter().for_each(|&cpu| only.set(cpu));
     Ok(sched_setaffinity(None, &only)?)
 }
 
-/// Which memory of a process is meant.
+/// The kinds of a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// All that it has now.
+    /// All of its present memory.
     Now,
-    /// The most that it ever had.
+    /// The most that it has had.
     Most,
-    /// Its own now, of no file. Exact, where the others lag behind by some pages a processor.
+    /// Its present anonymous memory. Exact, unlike the others, which lag by some pages per
+    /// processor.
     Own,
 }
 
@@ -323,7 +324,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Bytes of memory that it has.
+    /// The process's memory in bytes.
     pub fn memory(&self, memory: Memory) -> io::Result<u64> {
         let (file, name) = match memory {
             Memory::Now => ("status", "VmRSS:"),
@@ -346,18 +347,18 @@ impl Server {
         &self.command.monitor
     }
 
-    /// What it wrote on standard error so far.
+    /// Its standard error so far.
     pub fn stderr(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap_or_else(|error| format!("(unreadable: {error})"))
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL, and waits for its end.
     pub fn kill(mut self) -> Result<(), ServerError> {
         let dead = self.child.kill().and_then(|()| self.child.wait());
         dead.map(drop).map_err(|source| self.failed(source))
     }
 
-    /// SIGTERM, and waits for its exit status.
+    /// Sends SIGTERM, and waits for its exit status.
     pub fn terminate(mut self) -> Result<ExitStatus, ServerError> {
         self.signal(Signal::TERM)?;
         self.wait("end after SIGTERM")
@@ -369,8 +370,8 @@ impl Server {
         kill_process(pid, signal).map_err(|error| self.failed(error.into()))
     }
 
-    /// SIGSTOP, and waits until all its threads stand still: what is sent then is there when it goes
-    /// on, all of it.
+    /// Sends SIGSTOP, and waits until all its threads have stopped: everything sent afterwards is
+    /// there, complete, when it continues.
     pub fn halt(&self) -> Result<(), ServerError> {
         self.signal(Signal::STOP)?;
         let stopped = waitpid(Some(self.raw_pid()?), WaitOptions::UNTRACED);
@@ -381,7 +382,7 @@ impl Server {
         }
     }
 
-    /// Waits for its end; `act` says what is waited for.
+    /// Waits for its end; `act` names what is awaited.
     pub fn wait(&mut self, act: &'static str) -> Result<ExitStatus, ServerError> {
         let ended = self.raw_pid().and_then(|pid| {
             let pidfd = pidfd_open(pid, PidfdFlags::empty());
@@ -398,7 +399,7 @@ impl Server {
     }
 
     /// The kernel lists a UNIX socket's path with the flag "accepts connections" once it listens.
-    /// Asking it, and not the server, leaves the server's first connection to the test.
+    /// Reading that list leaves the server's first connection to the test.
     fn wait_until_it_listens(&mut self) -> Result<(), ServerError> {
         let deadline = Instant::now() + PATIENCE;
         while !self.all_listen()? {
@@ -443,7 +444,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails where it is dead and reaped already, which is as well.
+        // Fails if it is dead and reaped already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,25 +1,25 @@
-//! A load of a fixed depth: what is counted while it runs is the server's alone.
+//! A load of constant depth: the costs measured while it runs are only the server's.
 //!
-//! Owns a queue of a session, mostly its only one, and keeps it at its depth: takes every completion that is there,
-//! submits as many requests, notifies once, waits where nothing has come. Never looks at the bytes,
-//! and allocates nothing while it runs.
+//! Owns a queue of a session, mostly the only one, and keeps it at its depth: takes all available
+//! completions, submits as many requests, notifies once, and waits if there are none. Never reads
+//! the bytes, and allocates nothing while it runs.
 
 use std::time::Duration;
 
 use crate::client::{Buffer, Client, Connect, ConnectError, DeviceInfo, Queue};
 use crate::disk::DiskError;
 
-/// How long the server may go without completing anything.
+/// How long the server may take between two completions.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One request; offsets and lengths in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Read so many bytes from there.
+    /// Read that many bytes from there.
     Read(u64, usize),
-    /// Write so many bytes there.
+    /// Write that many bytes there.
     Write(u64, usize),
-    /// Make durable what was acknowledged.
+    /// Make acknowledged writes durable.
     Flush,
 }
 
@@ -31,18 +31,18 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Connects as `connect` says, for `depth` requests at a time of at most `len` bytes.
+    /// Connects with `connect`, for `depth` requests at a time of at most `len` bytes.
     ///
     /// # Errors
-    /// Why there is no session.
+    /// The reason why there is no session.
     pub fn connect(connect: Connect, depth: usize, len: usize) -> Result<Steady, ConnectError> {
         Ok(Steady::connect_each(connect.queues(1), depth, len)?.swap_remove(0))
     }
 
-    /// The same for each queue of `connect`, to be run by threads of their own.
+    /// The same for each queue of `connect`, to be run by separate threads.
     ///
     /// # Errors
-    /// Why there is no session.
+    /// The reason why there is no session.
     pub fn connect_each(
         connect: Connect,
         depth: usize,
@@ -68,12 +68,12 @@ impl Steady {
         queues.into_iter().map(&mut load).collect()
     }
 
-    /// What the device says of itself.
+    /// The device's properties.
     pub fn info(&self) -> DeviceInfo {
         self.info
     }
 
-    /// Carries all requests out, as many at a time as there are buffers; returns how many.
+    /// Carries all requests out, as many at a time as there are buffers; returns their number.
     ///
     /// # Errors
     /// The device's, or [`DiskError::Silent`].

@@ -1,11 +1,11 @@
-//! A random load that knows what every sector must hold.
+//! A random load that knows the expected content of every sector.
 //!
-//! Owns the choice of requests, their checking, and what a test learns of a failure. It runs over
-//! a [`Client`]'s queues, one thread each, and outlives the server: the [`Ledger`] goes from one
-//! session to the next, and a server that dies leaves only what was in flight in doubt.
+//! Owns the choice of requests, their checks, and the report of a failure. It runs over a
+//! [`Client`]'s queues, one thread each, and outlives the server: the [`Ledger`] passes from one
+//! session to the next, and only requests in flight are in doubt when a server dies.
 //!
-//! A seed gives the same choices in each thread again; how the threads interleave is the
-//! machine's.
+//! A seed gives each thread the same choices again; the interleaving of the threads depends on the
+//! machine.
 
 mod ledger;
 pub mod stamp;
@@ -21,16 +21,16 @@ pub use ledger::{Effect, Ledger, Mismatch, Ticket};
 use stamp::SECTOR;
 use worker::{Worker, buffers};
 
-/// How often each kind of request is chosen, in 100; what is left are reads.
+/// How often each kind of request is chosen, in percent; the rest are reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
     /// Writes.
     pub write: u64,
     /// Flushes.
     pub flush: u64,
-    /// Discards, where the device offers them.
+    /// Discards, if the device offers them.
     pub discard: u64,
-    /// Writes of zeroes, where the device offers them; half of them unmap.
+    /// Writes of zeroes, if the device offers them; half of them unmap.
     pub write_zeroes: u64,
 }
 
@@ -45,25 +45,25 @@ impl Mix {
     pub const READ_WRITE: Self = Self { write: 60, flush: 0, discard: 0, write_zeroes: 0 };
 }
 
-/// What a load is.
+/// The parameters of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// The seed of every choice.
     pub seed: u64,
     /// Requests in flight on each queue.
     pub depth: usize,
-    /// Requests on each queue in all.
+    /// Requests on each queue in total.
     pub requests: u64,
-    /// Most bytes in a request.
+    /// The most bytes in a request.
     pub max_len: usize,
-    /// Which requests.
+    /// The mix of requests.
     pub mix: Mix,
-    /// How long the device may go without completing anything while requests wait.
+    /// How long the device may take between two completions while requests wait.
     pub patience: Duration,
 }
 
 impl Load {
-    /// 2,000 requests a queue of up to 256 KiB, 64 in flight.
+    /// 2,000 requests per queue of up to 256 KiB, 64 in flight.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -99,7 +99,7 @@ impl Load {
     }
 }
 
-/// What the threads that run a load and the one that watches them tell each other.
+/// The state shared by the threads that run a load and the one that watches them.
 #[derive(Debug, Default)]
 pub struct Watch {
     progress: Mutex<Progress>,
@@ -114,12 +114,12 @@ struct Progress {
 }
 
 impl Watch {
-    /// Says that the server is dead and reaped: nothing more will come than what is on the ring.
+    /// Reports that the server is dead and reaped: no completions follow those on the ring.
     pub fn server_is_gone(&self) {
         self.server_gone.store(true, Ordering::Release);
     }
 
-    /// Waits until `count` requests are acknowledged; false where the load ended before.
+    /// Waits until `count` requests are acknowledged; false if the load ended first.
     pub fn wait_for(&self, count: u64) -> bool {
         let progress = self
             .moved
@@ -147,29 +147,29 @@ impl Watch {
     }
 }
 
-/// What a load did.
+/// The result of a load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// Requests that ended well.
+    /// Requests that succeeded.
     pub acknowledged: u64,
     /// Requests that were in flight when the server died.
     pub lost: u64,
 }
 
-/// What was wrong with a load.
+/// The failure of a load.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind} (seed {seed}; the same seed gives the same requests)")]
 pub struct VerifyError {
-    /// The seed to run again.
+    /// The seed that repeats it.
     pub seed: u64,
-    /// What happened.
+    /// The failure.
     pub kind: Failure,
 }
 
 /// The ways in which a load fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// A sector is not what it must be.
+    /// A sector does not have its expected content.
     #[error("{request}: {mismatch}")]
     Wrong {
         /// The read that found it.
@@ -180,40 +180,40 @@ pub enum Failure {
     /// The device refused a request.
     #[error("{request}: {error}")]
     Refused {
-        /// Which.
+        /// The request.
         request: String,
-        /// The device's word.
+        /// The device's error.
         error: RequestError,
     },
-    /// Requests wait and nothing comes.
+    /// Requests wait without a completion.
     #[error(
         "no completion in {patience:?} with {in_flight} requests in flight, among them {oldest}"
     )]
     Stalled {
-        /// How long was waited.
+        /// The time limit.
         patience: Duration,
         /// Requests in flight.
         in_flight: usize,
         /// One of them.
         oldest: String,
     },
-    /// The disk is not as large as the ledger says.
+    /// The size of the disk is not that of the ledger.
     #[error("the device has {device} bytes, and should have {expected}")]
     Capacity {
-        /// What it says.
+        /// The disk's size.
         device: u64,
-        /// What it should say.
+        /// The expected size.
         expected: u64,
     },
-    /// The client's own machinery failed.
+    /// The client itself failed.
     #[error("the client failed: {0}")]
     Client(#[from] std::io::Error),
 }
 
-/// Runs `load` on all queues of `client`, one thread each, over one disk.
+/// Runs `load` on all queues of `client`, one thread each, on one disk.
 ///
-/// Returns early, without error, when `watch` says that the server is gone: what was in flight is
-/// then in doubt in `ledger`.
+/// Returns early, without error, when `watch` reports that the server is gone: the requests in
+/// flight are then in doubt in `ledger`.
 pub fn run(
     client: Client,
     ledger: &Mutex<Ledger>,
@@ -292,7 +292,7 @@ pub fn read_back(client: Client, ledger: &Mutex<Ledger>, seed: u64) -> Result<()
     Ok(())
 }
 
-/// Kicks, waits, and takes what has come.
+/// Kicks, waits, and takes the completions.
 fn completions(queue: &mut Queue) -> Result<Vec<crate::client::Completion>, Failure> {
     const PATIENCE: Duration = Duration::from_secs(30);
     queue.kick()?;
@@ -303,7 +303,7 @@ fn completions(queue: &mut Queue) -> Result<Vec<crate::client::Completion>, Fail
     Ok(std::iter::from_fn(|| queue.reap()).collect())
 }
 
-/// The ledger, also after a thread has panicked while it held it: the panic is what is reported.
+/// The ledger, even if a thread panicked while it held the lock: the panic is what is reported.
 fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! What a repetition cost the server: processor time and system calls.
+//! The costs of a repetition for the server: processor time and system calls.
 //!
-//! Owns the reading of the kernel's counters from outside the server. Neither slows the server in
-//! a timed repetition: the processor time is the scheduler's own (`schedstat` of each thread,
-//! nanoseconds), and system calls are counted in a repetition of their own.
+//! Owns the reading of the kernel's counters from outside the server. Neither slows the server in a
+//! timed repetition: the processor time is the scheduler's own (`schedstat` of each thread,
+//! nanoseconds), and system calls are counted in a separate repetition.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -21,8 +21,8 @@ use crate::server::find_in_path;
 /// The tracepoint of all system calls.
 const ALL: &str = "raw_syscalls:sys_enter";
 
-/// Something that runs while a repetition is measured. It keeps its errors to itself until it is
-/// asked for its reading: a figure less is no reason to lose the others.
+/// A measurement that runs during a repetition. It reports errors only when its result is read: one
+/// missing figure is no reason to lose the others.
 pub trait Meter {
     /// The measurement begins.
     fn start(&mut self);
@@ -30,8 +30,8 @@ pub trait Meter {
     fn stop(&mut self);
 }
 
-/// The processor time of a process, thread by thread. Work that the kernel does in threads of its
-/// own for the process is not in it; io_uring's workers are.
+/// The processor time of a process, thread by thread. It does not include the kernel's own threads
+/// working for the process, except io_uring's workers.
 #[derive(Debug)]
 pub struct CpuMeter {
     tasks: Option<PathBuf>,
@@ -40,13 +40,13 @@ pub struct CpuMeter {
 }
 
 impl CpuMeter {
-    /// A meter of `pid`; one without a process reads nothing.
+    /// A meter of `pid`; without a process it has no result.
     pub fn new(pid: Option<u32>) -> Self {
         let tasks = pid.map(|pid| PathBuf::from(format!("/proc/{pid}/task")));
         Self { tasks, start: None, spent: None }
     }
 
-    /// The time between start and stop; none where the kernel did not tell.
+    /// The time between start and stop; none if the kernel did not report it.
     pub fn spent(&self) -> Option<Duration> {
         self.spent
     }
@@ -71,12 +71,12 @@ impl Meter for CpuMeter {
     }
 }
 
-/// Nanoseconds on a processor, by thread.
+/// Nanoseconds of processor time, by thread.
 fn read_tasks(tasks: &Path) -> io::Result<HashMap<String, u64>> {
     let mut times = HashMap::new();
     for task in fs::read_dir(tasks)? {
         let task = task?;
-        // A thread that ended since the directory was read is gone, and so is its time.
+        // A thread that ended since the directory was read is gone, with its time.
         let Ok(line) = fs::read_to_string(task.path().join("schedstat")) else { continue };
         let time = line.split_whitespace().next().and_then(|field| field.parse().ok());
         let time = time.ok_or(io::ErrorKind::InvalidData)?;
@@ -85,17 +85,17 @@ fn read_tasks(tasks: &Path) -> io::Result<HashMap<String, u64>> {
     if times.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(times) }
 }
 
-/// A kind of system call that is counted apart.
+/// A kind of system call that is counted separately.
 #[derive(Clone, Copy, Debug)]
 pub struct SyscallKind {
-    /// Its name, as the tracepoint's is behind `sys_enter_`.
+    /// Its name, as in the tracepoint after `sys_enter_`.
     pub name: &'static str,
-    /// Only those with such arguments: an expression over the tracepoint's fields.
+    /// Only calls with matching arguments: an expression over the tracepoint's fields.
     pub filter: Option<&'static str>,
 }
 
 /// Counts the system calls of a process with `perf stat` on the tracepoint
-/// `raw_syscalls:sys_enter`, which slows each of them a little and stops none, as ptrace would.
+/// `raw_syscalls:sys_enter`, which slows each call a little but stops none, unlike ptrace.
 #[derive(Debug)]
 pub struct SyscallCounter {
     perf: Child,
@@ -106,15 +106,15 @@ pub struct SyscallCounter {
 }
 
 impl SyscallCounter {
-    /// How the count is made, for the report.
+    /// The method of counting, for the report.
     pub const METHOD: &'static str = "perf stat -e raw_syscalls:sys_enter";
 
-    /// Attaches to all threads of `pid`; its files go into the directory `dir`.
+    /// Attaches to all threads of `pid`; its files are in the directory `dir`.
     pub fn attach(pid: u32, dir: &Path) -> io::Result<Self> {
         Self::attach_to_kinds(pid, dir, &[])
     }
 
-    /// The same, and counts some kinds apart, too.
+    /// The same, and counts some kinds separately, too.
     pub fn attach_to_kinds(pid: u32, dir: &Path, kinds: &[SyscallKind]) -> io::Result<Self> {
         let perf = find_in_path("perf").ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "perf (Debian's linux-perf) is not installed")
@@ -124,7 +124,7 @@ impl SyscallCounter {
         let fifo = |path: &Path| {
             let _ = fs::remove_file(path);
             mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-            // Open for both ends, so that neither side waits for the other to come.
+            // Opened for reading and writing, so that neither side waits for the other.
             OpenOptions::new().read(true).write(true).open(path)
         };
         let files = (fifo(&control)?, fifo(&answers)?);
@@ -153,7 +153,7 @@ impl SyscallCounter {
         self.counts().map(|counts| counts[0])
     }
 
-    /// The same, and behind that number those of the kinds that are counted apart.
+    /// The same, followed by the numbers of the kinds that are counted separately.
     pub fn counts(mut self) -> io::Result<Vec<u64>> {
         std::mem::replace(&mut self.state, Ok(()))?;
         let pid = i32::try_from(self.perf.id()).ok().and_then(Pid::from_raw);
@@ -165,10 +165,10 @@ impl SyscallCounter {
         })
     }
 
-    /// Says something to perf, and waits until it has done so.
+    /// Sends perf a command, and waits until it has carried it out.
     fn command(&mut self, command: &str) -> io::Result<()> {
         const PATIENCE: Duration = Duration::from_secs(5);
-        // Its end is no event among its answers: both ends of those are open here.
+        // The replies do not show that perf has ended: both ends of their pipe are open here.
         const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         self.control.write_all(command.as_bytes())?;
         let begin = Instant::now();
@@ -204,18 +204,18 @@ impl Meter for SyscallCounter {
 
 impl Drop for SyscallCounter {
     fn drop(&mut self) {
-        // Fails where it ended as it should.
+        // Fails if it ended normally.
         let _ = self.perf.kill();
         let _ = self.perf.wait();
     }
 }
 
-/// The counts in what `perf stat -x,` writes, a line each; none where all calls were not counted.
+/// The counts in the output of `perf stat -x,`, one per line; none if not all calls were counted.
 fn parse_counts(output: &str) -> Option<Vec<u64>> {
     let lines = output.lines().filter(|line| line.contains(":sys_enter"));
     let mut counts = lines.map(|line| line.split(',').next()?.parse().ok());
     let all = counts.next()??;
-    // What never happened while a thread ran is "not counted".
+    // A kind that never occurred while a thread ran is "not counted".
     Some(std::iter::once(all).chain(counts.map(Option::unwrap_or_default)).collect())
 }
 

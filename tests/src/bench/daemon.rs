@@ -1,6 +1,6 @@
-//! The versions of qemu-storage-daemon at hand.
+//! The available versions of qemu-storage-daemon.
 //!
-//! Owns finding them and telling them apart. Never runs one as a server.
+//! Owns finding and distinguishing them. Never runs one as a server.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,21 +9,21 @@ use super::BenchError;
 use super::peer::said_by;
 use crate::server::{absolute, find_in_path, named_qemu_storage_daemons};
 
-/// Debian's, where `images/qemu-storage-daemon` has fetched it, and the script that becomes it.
+/// Debian's, as fetched by `images/qemu-storage-daemon`, and the script that becomes it.
 const FETCHED: [&str; 2] =
     ["../images/cache/debian/usr/bin/qemu-storage-daemon", "../images/qemu-storage-daemon"];
 
 /// One qemu-storage-daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Daemon {
-    /// What it is called in the report: its version, unless told otherwise.
+    /// Its name in the report: its version, unless given.
     pub name: String,
     /// The program.
     pub program: PathBuf,
 }
 
 impl Daemon {
-    /// One that somebody chose: `NAME=PATH`.
+    /// A chosen one: `NAME=PATH`.
     pub fn named(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             Some((name, path)) if !name.is_empty() && !path.is_empty() => {
@@ -33,8 +33,8 @@ impl Daemon {
         }
     }
 
-    /// Those that `$QEMU_STORAGE_DAEMON` lists; else the one in `PATH` and Debian's from the cache
-    /// of `images`. Of two with one version the first.
+    /// Those in `$QEMU_STORAGE_DAEMON`; otherwise the one in `PATH` and Debian's from the cache of
+    /// `images`. Of two with the same version, the first.
     pub fn at_hand() -> Result<Vec<Self>, BenchError> {
         let mut programs = named_qemu_storage_daemons();
         if programs.is_empty() {

@@ -1,7 +1,7 @@
 //! The report as a document: targets, figures and pictures, for `docs/performance.md`.
 //!
 //! Owns its layout. Every word that depends on a figure comes from the report, so the document can
-//! be made again from the parts of a run.
+//! be generated again from the parts of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::target::{Found, Outcome, Target};
 use super::{plot, table};
 use crate::server::Place;
 
-/// The document at `path` and the pictures beside it, with what belongs into each.
+/// The document at `path` and the pictures beside it, with their contents.
 pub fn files(report: &Report, path: &Path) -> Vec<(PathBuf, String)> {
     let mut text = format!(
         "# Performance\n\n\
@@ -40,14 +40,14 @@ fn picture_beside(path: &Path, ground: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{kind}.svg"))
 }
 
-/// How those targets stand that the report has figures for.
+/// The results of the targets for which the report has figures.
 pub fn judged(report: &Report) -> String {
     let mut goals = goals();
     goals.retain(|target| target.judge(report) != Outcome::NotMeasured);
     targets(report, &goals)
 }
 
-/// The targets and how each stands, as a table, and how many hold.
+/// The targets and their results, as a table, and the number that hold.
 fn targets(report: &Report, goals: &[Target]) -> String {
     /// Columns of words.
     const WORDS: usize = 5;
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(names, ["docs/performance.md", "docs/performance-tmpfs.svg"]);
         let text = &files[0].1;
         assert!(text.contains("](performance-tmpfs.svg)"), "{text}");
-        // The report has rows of one job with other peers than the targets ask for.
+        // The report has rows of one job, but not with the peers that the targets need.
         let none = format!("0 of 0 targets hold; {} were not measured.", goals().len());
         assert!(text.contains(&none), "{text}");
     }

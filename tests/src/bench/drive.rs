@@ -1,8 +1,8 @@
 //! Carrying out a job on a queue, and timing it.
 //!
 //! Owns the loop that keeps the queue at its depth. Never knows which server it drives. The loop
-//! takes all completions that are there, submits as many requests, and tells the server once; with
-//! nothing there it waits.
+//! takes all available completions, submits as many requests, and notifies the server once; it
+//! waits if there are none.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::client::{Buffer, Client, ConnectError, Pool, Queue, RequestError, Sub
 use crate::rng::Rng;
 use crate::server::ServerError;
 
-/// How long the server may go without completing anything.
+/// How long the server may take between two completions.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a job runs before it is measured.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -27,9 +27,9 @@ pub enum BenchError {
     /// A request failed.
     #[error("{doing}: {error}")]
     Request {
-        /// What was going on.
+        /// The operation.
         doing: &'static str,
-        /// The device's word.
+        /// The device's status.
         error: RequestError,
     },
     /// The server is stuck.
@@ -38,29 +38,29 @@ pub enum BenchError {
     /// The disk is smaller than the job needs.
     #[error("the server's disk has {found} bytes, and the jobs need {needed}")]
     Small {
-        /// What it has.
+        /// Its size.
         found: u64,
-        /// What it should have.
+        /// The needed size.
         needed: u64,
     },
     /// The server does not run.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// There is no session with it.
+    /// There is no connection to it.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A file, a program or the machine is in the way.
+    /// An error with a file, a program or the machine.
     #[error("cannot {step}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation.
         step: String,
-        /// What went wrong.
+        /// The error.
         source: io::Error,
     },
 }
 
 impl BenchError {
-    /// For `map_err`: the error of the step `step`.
+    /// For `map_err`: an error in the step `step`.
     pub(super) fn at(step: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let step = step.into();
         move |source| Self::Io { step, source }
@@ -79,14 +79,14 @@ impl From<SubmitError> for BenchError {
     }
 }
 
-/// What one repetition came to.
+/// The result of one repetition.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// Requests completed in the time; flushes are not counted.
+    /// Requests completed in that time, without flushes.
     pub ios: u64,
     /// The time.
     pub elapsed: Duration,
-    /// The median latency; none where several requests were in flight at once.
+    /// The median latency; none if several requests were in flight at once.
     pub p50: Option<Duration>,
     /// The longest time without a completion.
     pub gap: Duration,
@@ -108,12 +108,12 @@ pub(super) struct Driver {
     spare: Vec<Buffer>,
 }
 
-/// When a stretch of work ends.
+/// The end of a period of work.
 #[derive(Clone, Copy)]
 enum End {
-    /// When the offsets do.
+    /// With the last offset.
     WithOffsets,
-    /// After this time, or when the offsets do.
+    /// After this time, or with the last offset.
     After(Duration),
 }
 
@@ -123,8 +123,8 @@ impl End {
     }
 }
 
-/// What is seen of a stretch of work from one batch of completions to the next. The clock is read
-/// once a batch.
+/// The measurements of a period of work, taken at each batch of completions. The clock is read once
+/// per batch.
 struct Watch {
     start: Instant,
     last: Instant,
@@ -134,7 +134,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Begins now. At depth 1 the time from one completion to the next is the latency, and the
+    /// Begins now. At depth 1 the time between two completions is the latency; the client's part of
+    /// it is a fraction of a microsecond.
     /// client's part of it a fraction of a microsecond.
     fn begin(depth: usize) -> Self {
         let start = Instant::now();
@@ -167,7 +168,7 @@ impl Driver {
     /// Bytes of shared memory for filling a disk.
     pub(super) const FILL_POOL: usize = (FILL_DEPTH + 1) * CLUSTER as usize;
 
-    /// A session for filling a disk of `disk` bytes, and nothing else.
+    /// A session only for filling a disk of `disk` bytes.
     pub(super) fn to_fill(client: Client, disk: u64) -> Result<Self, BenchError> {
         Self::new(client, Job::FILL, disk)
     }
@@ -195,7 +196,7 @@ impl Driver {
         if self.job.half_written {
             self.fill((0..self.disk / CLUSTER).step_by(2).map(|c| c * CLUSTER).collect())?;
         }
-        // First writes cannot be rehearsed: reads wake the server and the client instead.
+        // First writes cannot be rehearsed: reads warm up the server and the client instead.
         let rehearsal = match self.job.walk.is_fixed() {
             true => Job { write: false, flush_every: None, walk: Walk::Random, ..self.job },
             false => self.job,
@@ -205,7 +206,7 @@ impl Driver {
         self.drain()
     }
 
-    /// A short look at how fast it goes, for `time` at most.
+    /// A short measurement of the rate, for `time` at most.
     pub(super) fn glance(
         &mut self,
         time: Duration,
@@ -222,7 +223,7 @@ impl Driver {
     }
 
     /// Measures one repetition, from the first request to the last completion or the end of the
-    /// time; `meter` runs just as long.
+    /// time; `meter` runs for the same time.
     pub(super) fn measure(
         &mut self,
         scale: &Scale,
@@ -242,7 +243,7 @@ impl Driver {
         Ok(sample)
     }
 
-    /// Drives the job until `over` says so, which is asked with the time of every batch of
+    /// Drives the job until `over` returns true, which is called with the time of every batch of
     /// completions.
     pub(super) fn drive(
         &mut self,
@@ -301,7 +302,7 @@ impl Driver {
         }
     }
 
-    /// Waits where nothing is there, and takes all that is. Gives the number of reads and writes.
+    /// Waits if there are no completions, and takes all. Returns the number of reads and writes.
     fn reap_some(&mut self, write: bool) -> Result<u64, BenchError> {
         let doing = if write { "write" } else { "read" };
         let mut ios = 0;
@@ -330,7 +331,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Writes these clusters, several at once, and flushes.
+    /// Writes these clusters, several at a time, and flushes.
     pub(super) fn fill(&mut self, clusters: Vec<u64>) -> Result<(), BenchError> {
         std::mem::swap(&mut self.idle, &mut self.spare);
         let fill =
@@ -343,7 +344,7 @@ impl Driver {
     }
 }
 
-/// Buffers full of bytes that no server can take for zeroes.
+/// Buffers of bytes that no server can mistake for zeroes.
 pub(super) fn filled_buffers(pool: &mut Pool, count: usize, block: u64) -> io::Result<Vec<Buffer>> {
     let mut rng = Rng::new(block);
     let mut bytes = vec![0; block as usize];

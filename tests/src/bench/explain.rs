@@ -1,4 +1,4 @@
-//! What a reader of a report must know: the machine, and how the figures came about.
+//! What a reader of a report must know: the machine, and the method.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::cost::SyscallCounter;
 use super::job::Scale;
 use super::run::Settings;
 
-/// Processor, number of them, kernel.
+/// The processor, their number, and the kernel.
 pub(super) fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
@@ -19,7 +19,7 @@ pub(super) fn machine() -> String {
     format!("{model}, {cores} processors, Linux {}", kernel.trim())
 }
 
-/// What a reader must know of any run.
+/// The method of any run.
 pub(super) fn explanations(settings: &Settings) -> Vec<String> {
     let Scale { disk, seconds } = settings.scale;
     let mut notes = vec![

@@ -1,6 +1,6 @@
 //! The targets, one by one.
 //!
-//! Owns the list. What a target means, and how it is judged, is in [`target`](super::target).
+//! Owns the list. The meaning and judging of a target are in [`target`](super::target).
 
 use super::target::Against::{Best, BestIn, Limit, Nothing};
 use super::target::Bound::{AtLeast, AtMost};
@@ -11,7 +11,7 @@ use crate::server::Place::{Disk, Memory};
 
 const BOTH: [&str; 2] = ["snapblk", "snapblk-mapped"];
 
-/// A target for snapblk's rate in memory, to be changed into another one.
+/// A target for snapblk's rate in memory, as a template for others.
 const RATE: Target = Target {
     job: "",
     place: Memory,
@@ -137,7 +137,7 @@ fn first_writes(all: &mut Vec<Target>) {
     }
 }
 
-/// A target for what the probes find.
+/// A target for the result of a probe.
 const fn probe(
     job: &'static str,
     subject: &'static str,
@@ -191,7 +191,7 @@ const ENGINE: [Target; 17] = [
     probe("open-million", "snapblk", Figure, Best(Only("read-twice")), AtMost(1.0)),
     probe("memory-scattered", "snapblk", Figure, Nothing, AtMost(16.0)),
     probe("memory-dense", "snapblk", Figure, Nothing, AtMost(9.0)),
-    // The bound, and 10 MiB for what docs/configuration.md says comes on top of it.
+    // The limit, and 10 MiB for the additional memory in docs/configuration.md.
     probe("memory-bounded", "snapblk", Figure, Nothing, AtMost(4.4)),
     probe("two-queues", "snapblk-2-queues", Figure, Best(Only("snapblk-1-queue")), AtLeast(1.7)),
 ];
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::bench::{Contender, Daemon, Job, Kind, Probe};
 
-    /// A target whose job or subject has another name would never be measured.
+    /// A target with a wrong name of its job or subject would never be measured.
     #[test]
     fn every_target_is_of_a_job_that_there_is_and_of_who_does_it() {
         let daemons = [Daemon::named("7.2=/bin/qsd").unwrap()];

@@ -1,8 +1,8 @@
 //! The file systems that the benchmark runs on, and the files on them.
 //!
-//! Owns the directory, one disk image for each family of servers, and the directory of the
-//! current overlay. Images are written in full before anything is measured, and no page of them is
-//! left in the page cache of a disk: a server with O_DIRECT must not meet buffered pages.
+//! Owns the directory, one disk image per family of servers, and the directory of the current
+//! overlay. Images are written completely before any measurement, and no page of them is left in
+//! the page cache: a server with O_DIRECT must not meet buffered pages.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,15 +19,15 @@ use crate::server::{Place, Scratch, disk_dir};
 pub struct Ground {
     /// Its name in the report.
     pub name: String,
-    /// What kind of file system it is.
+    /// The kind of file system.
     pub place: Place,
     scratch: Scratch,
     disk: u64,
 }
 
 impl Ground {
-    /// A fresh directory on `place`, for disks of `disk` bytes; `dir` names another directory on
-    /// disk than the build directory's.
+    /// A new directory on `place`, for disks of `disk` bytes; `dir` replaces the build directory as
+    /// the place on disk.
     pub fn new(place: Place, dir: Option<&Path>, disk: u64) -> Result<Self, BenchError> {
         let failed = BenchError::at("make a directory for the benchmark's files");
         let made = match (place, dir) {
@@ -44,17 +44,17 @@ impl Ground {
         Ok(Self { name, place, scratch, disk })
     }
 
-    /// Bytes of the disks.
+    /// The size of the disks in bytes.
     pub fn disk(&self) -> u64 {
         self.disk
     }
 
-    /// Where servers keep their sockets and logs.
+    /// The directory for servers' sockets and logs.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
     }
 
-    /// The disk image of the servers of `family`, made where it is missing.
+    /// The disk image of the servers of `family`, made if missing.
     pub fn image(&self, family: &str) -> Result<PathBuf, BenchError> {
         let path = self.scratch.path(&format!("{family}.img"));
         if !path.exists() {
@@ -64,7 +64,7 @@ impl Ground {
         Ok(path)
     }
 
-    /// An empty directory for one overlay; what an earlier one left is gone.
+    /// An empty directory for one overlay, without the files of an earlier one.
     pub fn fresh_overlay_dir(&self) -> Result<PathBuf, BenchError> {
         let dir = self.scratch.path("overlay");
         let renew = || {
@@ -78,7 +78,7 @@ impl Ground {
         Ok(dir)
     }
 
-    /// Waits until nothing is left to write, so that no repetition pays for the one before.
+    /// Waits until all writes are complete, so that no repetition pays for the one before.
     pub(super) fn settle(&self) -> Result<(), BenchError> {
         File::open(self.scratch.dir())
             .and_then(|dir| Ok(syncfs(&dir)?))
@@ -86,7 +86,7 @@ impl Ground {
     }
 }
 
-/// Random bytes, each MiB another's, on stable storage and out of the page cache.
+/// Random bytes, different in each MiB, on stable storage and not in the page cache.
 fn write_image(path: &Path, len: u64) -> io::Result<()> {
     const STEP: usize = 1 << 20;
     let mut bytes = vec![0; STEP];

@@ -1,16 +1,17 @@
-//! How long requests took, in a fixed amount of memory.
+//! The latencies of requests, in a fixed amount of memory.
 //!
-//! Owns the buckets: 64 for each power of two of nanoseconds, so that a figure is off by less than
-//! two percent. Adding is a few instructions, so that counting does not disturb what is counted.
+//! Owns the buckets: 64 for each power of two of nanoseconds, so that the error of a figure is less
+//! than two percent. Adding takes a few instructions, so that counting does not disturb the
+//! measurement.
 
 use std::time::Duration;
 
 /// Buckets of one power of two.
 const FINE: u32 = 6;
-/// Buckets in all: times up to 2⁴⁰ ns, some twenty minutes.
+/// The number of buckets: times up to 2⁴⁰ ns, some twenty minutes.
 const BUCKETS: usize = (40 - FINE as usize + 1) << FINE;
 
-/// How often which time was seen.
+/// The number of occurrences of each time.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram {
     counts: Box<[u64]>,
@@ -31,7 +32,7 @@ impl Histogram {
         self.total += 1;
     }
 
-    /// The median; none where nothing was counted.
+    /// The median; none if nothing was counted.
     pub(super) fn median(&self) -> Option<Duration> {
         let mut left = self.total.checked_sub(1)? / 2;
         let at = self.counts.iter().position(|&count| {

@@ -1,41 +1,41 @@
-//! What the client does in each row of the benchmark.
+//! The client's work in each row of the benchmark.
 //!
-//! Owns the list of jobs, their block sizes, depths and the order of their offsets. Never knows a
-//! server. A job that must write each place for the first time visits a fixed list of offsets
-//! once; every other job runs for a time.
+//! Owns the list of jobs, their block sizes, depths and orders of offsets. Never knows a server. A
+//! job that must write each place for the first time visits a fixed list of offsets once; every
+//! other job runs for a time.
 
 use crate::client::Waiting;
 use crate::rng::Rng;
 use crate::server::Place;
 
-/// The grain of "each into its own 64 KiB": the default cluster of qcow2.
+/// The unit of "each into its own 64 KiB": the default cluster of qcow2.
 pub(super) const CLUSTER: u64 = 64 << 10;
 
-/// What the server serves.
+/// The disk that a server serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A raw file, written in place.
     Plain,
-    /// A fresh overlay over a raw file that stays as it is.
+    /// A new overlay over a raw file that stays unchanged.
     Overlay,
     /// Many layers over a raw file, each with some of the clusters, and an empty one on top.
     Chain,
-    /// A raw file of which there is a snapshot: the first write to a place copies what was there.
+    /// A raw file with a snapshot: the first write to a place copies the old data.
     Origin,
-    /// No file: what the way to a server and back costs.
+    /// No file: measures the path to a server and back.
     Null,
 }
 
-/// How the two ends wait for each other, and on which processors they are.
+/// How the two ends wait for each other, and on which processors they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
-    /// Both sleep, on a processor each.
+    /// Both sleep, each on its own processor.
     Sleep,
     /// Both sleep, on one processor.
     OneCore,
-    /// The client polls, the server waits as it likes best.
+    /// The client polls, and the server waits as it is configured by default.
     ClientPolls,
-    /// Neither ever sleeps, where the server has such a mode.
+    /// Neither ever sleeps, if the server has such a mode.
     BothPoll,
 }
 
@@ -49,27 +49,27 @@ impl Ends {
     }
 }
 
-/// In what order a job visits the disk.
+/// The order in which a job visits the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Walk {
     /// Random blocks of the whole disk, for a time.
     Random,
-    /// One block after the other, from the start again at the end, for a time.
+    /// One block after the other, starting again at the end, for a time.
     Loop,
     /// The first block of each cluster in the first `1/part` of the disk, once each, in random
     /// order.
     OnePerCluster {
-        /// One over the share of the disk.
+        /// The inverse of the share of the disk.
         part: u64,
     },
     /// Each block of the first `1/part` of the disk, once each, in random order.
     Dense {
-        /// One over the share of the disk.
+        /// The inverse of the share of the disk.
         part: u64,
     },
     /// Each block of the first `1/part` of the disk, once each, in order.
     Once {
-        /// One over the share of the disk.
+        /// The inverse of the share of the disk.
         part: u64,
     },
 }
@@ -86,9 +86,9 @@ impl Walk {
 pub struct Job {
     /// The name to choose it by.
     pub name: &'static str,
-    /// What it is, for people.
+    /// Its description.
     pub title: &'static str,
-    /// What the server serves.
+    /// The disk that the server serves.
     pub layout: Layout,
     /// Whether it writes.
     pub write: bool,
@@ -96,17 +96,17 @@ pub struct Job {
     pub block: u64,
     /// Requests in flight.
     pub depth: usize,
-    /// Where the requests go.
+    /// The offsets of its requests.
     pub walk: Walk,
-    /// A flush follows every so many writes; nothing waits for it.
+    /// A flush follows each such number of writes; the client does not wait for it.
     pub flush_every: Option<u64>,
-    /// Before the measurement every other cluster is written.
+    /// Every other cluster is written before the measurement.
     pub half_written: bool,
     /// How the ends wait.
     pub ends: Ends,
-    /// Where it is done; everywhere if `None`.
+    /// The only kind of file system; all if `None`.
     pub only_on: Option<Place>,
-    /// Afterwards the server's processor time without requests is measured.
+    /// The server's processor time without requests is measured afterwards.
     pub then_idle: bool,
 }
 
@@ -280,16 +280,16 @@ pub(super) const JOBS: [Job; 29] = [
     },
 ];
 
-/// How large the work is.
+/// The amount of work.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Scale {
-    /// Bytes on the disk; a multiple of 1 MiB.
+    /// The size of the disk in bytes; a multiple of 1 MiB.
     pub disk: u64,
-    /// Seconds that a job without a fixed amount runs.
+    /// The duration of a job without a fixed amount, in seconds.
     pub seconds: f64,
 }
 
-/// Where the requests of one repetition go, one after the other.
+/// The offsets of one repetition, in order.
 pub(super) enum Offsets {
     /// Random blocks, without end.
     Random { rng: Rng, blocks: u64, block: u64 },
@@ -317,16 +317,16 @@ impl Iterator for Offsets {
 }
 
 impl Job {
-    /// What fills a disk before anything is measured; only its buffers matter.
+    /// Fills a disk before any measurement; only its buffers matter.
     pub(super) const FILL: Self = Job { name: "fill", half_written: true, ..PLAIN };
 
-    /// The jobs whose names match one of `patterns` (`*` stands for anything); all where there
-    /// are none.
+    /// The jobs whose names match one of `patterns` (`*` stands for anything); all if there are no
+    /// patterns.
     pub fn matching(patterns: &[String]) -> Vec<Self> {
         JOBS.into_iter().filter(|job| is_wanted(patterns, job.name)).collect()
     }
 
-    /// Random reads, several at once, as of a guest under load.
+    /// Random reads, several at once, as from a guest under load.
     pub(super) const RANDOM_READS: Self = Job { name: "load", depth: 32, ..PLAIN };
 
     /// Random writes, several at once.
@@ -366,7 +366,7 @@ pub(super) fn is_wanted(patterns: &[String], name: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| matches_glob(pattern, name))
 }
 
-/// Whether `name` is what `pattern` says, where `*` stands for any characters.
+/// Whether `name` matches `pattern`, in which `*` stands for any characters.
 fn matches_glob(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,

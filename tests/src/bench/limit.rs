@@ -1,4 +1,4 @@
-//! What the file itself can do: the same requests without a server and without a guest.
+//! The limits of the file itself: the same requests without a server and without a guest.
 //!
 //! Owns running `fio` and the loops of system calls.
 
@@ -19,11 +19,11 @@ use crate::server::pin_thread;
 
 /// How long `fio` runs before it measures, in milliseconds.
 const RAMP: u64 = 200;
-/// What fails where `fio` says something else than expected.
+/// The failed step if the output of `fio` is not as expected.
 const MISREAD: &str = "understand what fio says";
 
-/// `job` by `fio` with io_uring and O_DIRECT on `file`, on processor `cpu`, for `seconds`; and its
-/// processor time.
+/// Runs `job` by `fio` with io_uring and O_DIRECT on `file`, on processor `cpu`, for `seconds`;
+/// also returns its processor time.
 pub(super) fn fio(
     job: &Job,
     file: &Path,
@@ -45,7 +45,7 @@ pub(super) fn fio(
     figures(&said, job).ok_or_else(not_understood)
 }
 
-/// How long `job` takes `fio` for `bytes`, with a sync at the end.
+/// The time that `fio` takes for `bytes` of `job`, with a sync at the end.
 pub(super) fn fio_durable(
     job: &Job,
     file: &Path,
@@ -58,7 +58,7 @@ pub(super) fn fio_durable(
     said["job_runtime"].as_u64().map(Duration::from_millis).ok_or_else(not_understood)
 }
 
-/// Has `fio` do `job` as `more` says; what it says of it.
+/// Runs `job` by `fio` with the options `more`; returns its output.
 fn run_fio(
     job: &Job,
     file: &Path,
@@ -107,7 +107,7 @@ fn figures(found: &Value, job: &Job) -> Option<(Sample, Duration)> {
     Some((sample, elapsed.mul_f64(percent / 100.0)))
 }
 
-/// An empty file in `dir`, as long as the disk, the `n`th.
+/// The `n`th empty file in `dir`, as long as the disk.
 pub(super) fn fresh(dir: &Path, n: u32, disk: u64) -> Result<PathBuf, BenchError> {
     let path = dir.join(format!("fresh{n}.img"));
     let made = File::create_new(&path).and_then(|file| file.set_len(disk));
@@ -115,7 +115,7 @@ pub(super) fn fresh(dir: &Path, n: u32, disk: u64) -> Result<PathBuf, BenchError
     Ok(path)
 }
 
-/// `job` by a loop of `pread` or `pwrite` on `file`, on processor `cpu`; for `seconds`, where its
+/// Runs `job` by a loop of `pread` or `pwrite` on `file`, on processor `cpu`; for `seconds`, if its
 /// work is a time.
 pub(super) fn syscalls(
     job: &Job,
@@ -136,8 +136,8 @@ pub(super) fn syscalls(
     })
 }
 
-/// The writes of `job` to `origin` on processor `cpu`, each after what was there is read once and
-/// written behind what is already in each of `copies`.
+/// Runs the writes of `job` to `origin` on processor `cpu`; before each, the old data is read once
+/// and appended to each of `copies`.
 pub(super) fn copies(
     job: &Job,
     origin: &Path,
@@ -164,8 +164,8 @@ fn opened(file: &Path) -> Result<File, BenchError> {
     open.map_err(BenchError::at(format!("open {}", file.display())))
 }
 
-/// Does `work` on processor `cpu`, in a thread of its own, since the client's keeps to the client's
-/// processor.
+/// Does `work` on processor `cpu`, in a separate thread, because the client's thread stays on the
+/// client's processor.
 fn on_processor(
     cpu: usize,
     file: &Path,
@@ -177,7 +177,7 @@ fn on_processor(
 }
 
 /// Carries the requests of `job` out one after the other: each with its bytes, its offset and its
-/// number. Ends after `time`, or with the offsets.
+/// number. Ends after `time`, or with the last offset.
 fn repeat(
     job: &Job,
     disk: u64,
@@ -185,9 +185,9 @@ fn repeat(
     seed: u64,
     mut carry_out: impl FnMut(&mut [u8], u64, u64) -> io::Result<()>,
 ) -> io::Result<Sample> {
-    /// Requests between two looks at the clock.
+    /// Requests between two reads of the clock.
     const STRETCH: u64 = 64;
-    // As many buffers as a queue of this depth would go through.
+    // As many buffers as a queue of this depth would use.
     let mut buffers = vec![vec![0_u8; job.block as usize]; job.depth];
     let mut rng = Rng::new(seed);
     for word in buffers.iter_mut().flat_map(|buffer| buffer.chunks_exact_mut(8)) {

@@ -1,8 +1,8 @@
-//! Who takes part in the benchmark.
+//! The contenders of the benchmark.
 //!
-//! Owns which contender does which job, and how snapblk is set up. Never drives a server. All of
-//! them serve their files with O_DIRECT, with one queue. Some of them are no servers: what the file
-//! itself can do, without a guest in between.
+//! Owns which contender does which job, and snapblk's set-ups. Never drives a server. All of them
+//! serve their files with O_DIRECT, with one queue. Some are not servers: they measure the limits
+//! of the file itself, without a guest.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,43 +21,43 @@ const MANY_LAYERS: u32 = 100;
 
 /// The contender that all others are compared with.
 pub(super) const OWN: &str = "snapblk";
-/// The contender that is the same as the first, on a copy of the image.
+/// The same contender as the first, on a copy of the image.
 pub(super) const AGAIN: &str = "snapblk-again";
 
 /// What snapblk serves in jobs on a plain disk, or as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
-    /// The raw image itself, and in overlay jobs a fresh overlay.
+    /// The raw image itself, and in overlay jobs a new overlay.
     Linear,
-    /// The same in plain jobs, on a copy of the image: what of a difference is chance.
+    /// The same in plain jobs, on a copy of the image: shows how much of a difference is chance.
     Again,
-    /// An overlay in which every chunk was written before.
+    /// An overlay in which every chunk is mapped.
     Mapped,
-    /// So many layers, the topmost of them empty.
+    /// That many layers, the topmost empty.
     Layers(u32),
-    /// The raw image with so many fresh snapshots.
+    /// The raw image with that many new snapshots.
     Origin(u32),
 }
 
-/// What kind of server a contender is.
+/// The kind of a contender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `snapblk serve`.
     Snapblk(Setup),
     /// `qemu-storage-daemon`.
     Qemu(Qemu),
-    /// No server: `fio` with io_uring straight on the file.
+    /// No server: `fio` with io_uring directly on the file.
     Fio,
     /// No server: `pread` or `pwrite` in a loop.
     Syscalls,
-    /// No server: before each write what was there is copied to so many files.
+    /// No server: before each write, the old data is copied to that many files.
     Copies(u32),
-    /// A server that runs already, with a disk of its own: for plain jobs only, since nobody
-    /// here can give it a fresh overlay.
+    /// A running server with its own disk: only for plain jobs, because it cannot be given a new
+    /// overlay.
     External {
-        /// Where it listens.
+        /// Its socket.
         socket: PathBuf,
-        /// Its process, where its processor time is to be measured.
+        /// Its process, if its processor time is to be measured.
         pid: Option<u32>,
     },
 }
@@ -65,9 +65,9 @@ pub enum Kind {
 /// A contender in the benchmark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contender {
-    /// Its name in the report, and to choose it by.
+    /// Its name in the report and on the command line.
     pub name: String,
-    /// How it is set up.
+    /// Its kind and set-up.
     pub kind: Kind,
 }
 
@@ -76,7 +76,7 @@ impl Contender {
         Self { name: name.to_owned(), kind }
     }
 
-    /// All that can be set up with these daemons, snapblk first.
+    /// All contenders with these daemons, snapblk first.
     pub fn all(daemons: &[Daemon]) -> Vec<Self> {
         let mut all = vec![
             Self::own(),
@@ -96,7 +96,7 @@ impl Contender {
         all
     }
 
-    /// A server that runs already: `NAME=SOCKET` or `NAME=SOCKET,pid=N`.
+    /// A running server: `NAME=SOCKET` or `NAME=SOCKET,pid=N`.
     pub fn external(text: &str) -> Result<Self, String> {
         let usage = || format!("{text:?} is not of the form NAME=SOCKET or NAME=SOCKET,pid=N");
         let (name, rest) = text.split_once('=').ok_or_else(usage)?;
@@ -115,13 +115,13 @@ impl Contender {
         matches!(self.kind, Kind::Qemu(_))
     }
 
-    /// Whether there is a server at all.
+    /// Whether it is a server.
     pub(super) fn is_server(&self) -> bool {
         !matches!(self.kind, Kind::Fio | Kind::Syscalls | Kind::Copies(_))
     }
 
-    /// Whether it is always measured in full: what people run who never chose anything, and what
-    /// is as durable as snapblk.
+    /// Whether it is always measured in full: the default set-ups, and those that are as durable as
+    /// snapblk.
     pub(super) fn is_fixture(&self) -> bool {
         let Kind::Qemu(qemu) = &self.kind else { return false };
         match qemu.format {
@@ -140,7 +140,7 @@ impl Contender {
             Kind::Snapblk(Setup::Origin(_)) => job.layout == Layout::Origin,
             Kind::Snapblk(Setup::Mapped | Setup::Again) => job.layout == Layout::Plain,
             Kind::Snapblk(Setup::Layers(_)) => job.layout == Layout::Chain,
-            // It never polls for good; among its ways to sleep, `native` is the fastest.
+            // It never polls permanently; among its ways to sleep, `native` is the fastest.
             Kind::Qemu(qemu) if job.ends == Ends::BothPoll && qemu.aio != Aio::Native => false,
             Kind::Qemu(qemu) => qemu.serves(job.layout, place),
             Kind::External { .. } => job.layout == Layout::Plain && job.ends != Ends::OneCore,
@@ -150,8 +150,8 @@ impl Contender {
         }
     }
 
-    /// The command that serves its disk for `job` on `ground`, a fresh overlay where one is asked
-    /// for; none where no server is to be started.
+    /// The command that serves its disk for `job` on `ground`, with a new overlay if needed; none
+    /// if no server is to be started.
     pub(super) fn command(
         &self,
         ground: &Ground,
@@ -170,7 +170,7 @@ impl Contender {
         }
     }
 
-    /// What is done to a server that listens, before anybody connects.
+    /// The preparation of a server that listens, before the client connects.
     pub(super) fn prepare(&self, server: &Server, ground: &Ground) -> Result<(), BenchError> {
         let Kind::Snapblk(Setup::Origin(snapshots)) = self.kind else { return Ok(()) };
         let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
@@ -182,7 +182,7 @@ impl Contender {
         Ok(())
     }
 
-    /// What the report names: the program, its version, and how it was run.
+    /// The entry in the report: the program, its version, and its set-up.
     pub(super) fn version(&self) -> Result<Version, BenchError> {
         let (program, setup) = match &self.kind {
             Kind::Snapblk(setup) => (find_snapblk()?, describe(*setup)),
@@ -208,13 +208,13 @@ impl Contender {
         Ok(self.called(said.lines().next().unwrap_or_default(), &setup))
     }
 
-    /// This program, with a setup of its own.
+    /// This program, with another set-up.
     pub(super) fn set_up_as(&self, name: &str, setup: &str) -> Result<Version, BenchError> {
         let version = self.version()?;
         Ok(Version { name: name.to_owned(), setup: setup.to_owned(), ..version })
     }
 
-    /// snapblk, as it is set up by default.
+    /// snapblk with its default set-up.
     pub(super) fn own() -> Self {
         Self::new(OWN, Kind::Snapblk(Setup::Linear))
     }
@@ -225,8 +225,8 @@ impl Contender {
     }
 }
 
-/// Whether a loop of system calls does the same as a server: where nobody is waited for, and of
-/// overlay jobs where each write is of whole clusters, in order.
+/// Whether a loop of system calls does the same work as a server: if the ends do not wait for each
+/// other, and of overlay jobs only those that write whole clusters in order.
 fn is_done_by_calls(job: &Job) -> bool {
     match job.layout {
         Layout::Plain => match job.ends {
@@ -247,7 +247,7 @@ fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerComman
             return Ok(command.arg("--table").arg(line));
         }
         (_, Setup::Origin(_)) => {
-            // A state of its own: the image is a plain disk in the next job.
+            // With its own state: the image is a plain disk in the next job.
             let state = ground.fresh_overlay_dir()?.join("state");
             let command = command.arg("--blk-file").arg(ground.image("snapblk")?);
             return Ok(command.arg("--state").arg(state));
@@ -274,7 +274,7 @@ fn describe(setup: Setup) -> String {
     }
 }
 
-/// Runs a command to its end, and gives what it said.
+/// Runs a command to its end, and returns its output.
 pub(super) fn said_by(command: &mut Command) -> Result<String, BenchError> {
     let step = format!("run {}", command.get_program().display());
     let output = command.output().map_err(BenchError::at(step.clone()))?;

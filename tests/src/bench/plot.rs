@@ -1,7 +1,7 @@
-//! The report as a picture: SVG, one panel a file system, one group of bars a job.
+//! The report as a picture: SVG, one panel per file system, one group of bars per job.
 //!
-//! Each group has a scale of its own, since a 128 KiB job and a 4 KiB one have nothing to compare;
-//! the bar is the median, the line through its end the smallest and the largest.
+//! Each group has its own scale, because a 128 KiB job and a 4 KiB one cannot be compared; the bar
+//! is the median, the line through its end the range from minimum to maximum.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ const BAR: f64 = 14.0;
 const GROUP_GAP: f64 = 14.0;
 const TITLE: f64 = 18.0;
 const HEAD: f64 = 34.0;
-/// Colours that stay apart for most eyes (Okabe and Ito): snapblk's, the machine's, the peers'.
+/// Colours that most people can distinguish (Okabe and Ito): snapblk's, the machine's, the peers'.
 const OWN: [&str; 2] = ["#0072b2", "#56b4e9"];
 const MACHINE: &str = "#999999";
 const PEERS: [&str; 5] = ["#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
@@ -80,7 +80,7 @@ impl Page {
     }
 }
 
-/// The bars of one job from `y` down; gives where the next may begin.
+/// The bars of one job from `y` down; returns the position for the next.
 fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
     let largest = rows.iter().map(|row| row.figure.max).fold(f64::MIN_POSITIVE, f64::max);
     text(out, 16.0, y + 13.0, "start", "normal", &rows[0].title);
@@ -115,7 +115,7 @@ fn group(out: &mut String, report: &Report, rows: &[Row], mut y: f64) -> f64 {
     y + GROUP_GAP
 }
 
-/// The first of snapblk's set-ups has another colour than its others; peers take theirs in turn.
+/// The first of snapblk's set-ups has its own colour; peers take theirs in turn.
 fn colour(report: &Report, server: &str) -> &'static str {
     match server {
         "snapblk" => OWN[0],

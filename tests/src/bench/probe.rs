@@ -1,7 +1,7 @@
-//! What the jobs cannot ask: measurements that need the monitor, a store made by hand, or a clock
-//! of their own.
+//! Measurements that jobs cannot express: they need the monitor, a store made by hand, or their own
+//! clock.
 //!
-//! Owns the list of probes. Each decides itself what it compares, and gives rows as a job does.
+//! Owns the list of probes. Each decides what it compares, and returns rows like a job.
 
 mod gap;
 mod merge;
@@ -15,12 +15,12 @@ use super::run::Found;
 use super::{Ground, Run};
 use crate::server::Place;
 
-/// A measurement with a procedure of its own.
+/// A measurement with its own procedure.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
     /// The name to choose it by.
     pub name: &'static str,
-    /// What it is, for people.
+    /// Its description.
     pub title: &'static str,
     only_on: Option<Place>,
     work: fn(&Run<'_>, &Ground, &Probe) -> Result<Found, BenchError>,
@@ -96,12 +96,12 @@ impl Probe {
         Self { name: "", title: "", only_on: Some(Place::Memory), work: gap::measure };
     const ON_DISK: Self = Self { only_on: Some(Place::Disk), ..Self::IN_MEMORY };
 
-    /// What its rows are of.
+    /// The identification of its rows.
     fn of<'a>(&'a self, ground: &'a Ground) -> (&'a str, &'a str, &'a str) {
         (&ground.name, self.name, self.title)
     }
 
-    /// The probes whose names match one of `patterns`; all where there are none.
+    /// The probes whose names match one of `patterns`; all if there are no patterns.
     pub fn matching(patterns: &[String]) -> Vec<Self> {
         PROBES.into_iter().filter(|probe| super::job::is_wanted(patterns, probe.name)).collect()
     }
@@ -113,7 +113,7 @@ impl Probe {
 }
 
 impl Run<'_> {
-    /// Does what `probe` is about.
+    /// Carries `probe` out.
     pub(super) fn carry_out(&self, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
         (probe.work)(self, ground, probe)
     }

@@ -27,7 +27,7 @@ pub enum Aio {
 }
 
 impl Aio {
-    /// What the option `aio` takes.
+    /// The value of the option `aio`.
     pub(super) fn option(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -44,17 +44,17 @@ impl Aio {
     }
 }
 
-/// How a qcow2 overlay is made.
+/// The format of a qcow2 overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Qcow2 {
-    /// The cluster size, as `qemu-img` takes it.
+    /// The cluster size, as an option of `qemu-img`.
     pub cluster: &'static str,
     /// Whether clusters have 32 subclusters.
     pub extended_l2: bool,
 }
 
 impl Qcow2 {
-    /// What `qemu-img` does by default.
+    /// The default of `qemu-img`.
     pub const DEFAULT: Self = Self { cluster: "64k", extended_l2: false };
     /// Small clusters.
     pub const SMALL: Self = Self { cluster: "4k", extended_l2: false };
@@ -67,7 +67,7 @@ impl Qcow2 {
         self.create(&[format, raw, backing, base.as_os_str(), path.as_os_str()])
     }
 
-    /// Makes the image `path` for a disk of `bytes` bytes.
+    /// Makes an empty image `path` for a disk of `bytes` bytes.
     pub(super) fn make_empty(self, path: &Path, bytes: u64) -> Result<(), BenchError> {
         self.create(&[path.as_os_str(), OsStr::new(&bytes.to_string())])
     }
@@ -98,11 +98,11 @@ impl Qcow2 {
 pub enum Format {
     /// The raw image, written in place.
     Raw,
-    /// A fresh qcow2 overlay on the raw image.
+    /// A new qcow2 overlay on the raw image.
     Qcow2(Qcow2),
-    /// The raw image below a `copy-before-write` filter, which copies to a fresh qcow2 image.
+    /// The raw image below a `copy-before-write` filter, which copies to a new qcow2 image.
     CopyBeforeWrite {
-        /// How that is made.
+        /// The format of that image.
         target: Qcow2,
         /// Whether every write to it is synchronous (`chattr +S`), so that the copy is durable
         /// before the guest's write.
@@ -112,10 +112,10 @@ pub enum Format {
     Null,
 }
 
-/// One way to run qemu-storage-daemon.
+/// One set-up of qemu-storage-daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Qemu {
-    /// Which one.
+    /// The program and version.
     pub daemon: Daemon,
     /// How it does I/O.
     pub aio: Aio,
@@ -172,7 +172,7 @@ impl Qemu {
         }
     }
 
-    /// How it is set up, for the report.
+    /// Its set-up, for the report.
     pub(super) fn setup(&self) -> String {
         let thread = if self.iothread { "iothread" } else { "no iothread" };
         let disk = match self.format {
@@ -194,7 +194,7 @@ impl Qemu {
             Layout::Overlay => matches!(self.format, Format::Qcow2(_)),
             Layout::Null => self.format == Format::Null,
             Layout::Origin => match self.format {
-                // In memory nothing is durable, and everything is synchronous.
+                // In memory nothing is durable, and all writes are synchronous.
                 Format::CopyBeforeWrite { durable, .. } => !durable || place == Place::Disk,
                 _ => false,
             },
@@ -202,7 +202,7 @@ impl Qemu {
         }
     }
 
-    /// The command that serves its disk on `ground`, a qcow2 overlay made anew.
+    /// The command that serves its disk on `ground`, with a new qcow2 overlay.
     pub(super) fn command(&self, ground: &Ground) -> Result<ServerCommand, BenchError> {
         let mut command = ServerCommand::new(self.daemon.program.clone(), ground.scratch());
         for node in self.nodes(ground)? {

@@ -1,7 +1,7 @@
-//! What a run of the benchmark found, as plain data.
+//! The results of a run of the benchmark, as plain data.
 //!
-//! Owns the shape of the figures, and how the reports of several parts become one. Never knows how
-//! they were measured.
+//! Owns the structure of the figures, and how the reports of several parts are combined. Never
+//! knows how they were measured.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,47 +14,47 @@ use super::stats::{Spread, Verdict};
 pub struct Report {
     /// The machine, in one line.
     pub machine: String,
-    /// How large the work was.
+    /// The amount of work.
     pub scale: Scale,
-    /// Repetitions behind each figure.
+    /// Repetitions of each figure.
     pub repetitions: usize,
-    /// Of what it was measured, and when; nothing where that was not kept.
+    /// The measured versions and days; empty if not recorded.
     #[serde(default)]
     pub stamps: Vec<Stamp>,
-    /// Who took part.
+    /// The contenders.
     pub versions: Vec<Version>,
-    /// What must be known to read the figures.
+    /// Notes on the figures.
     pub notes: Vec<String>,
-    /// The figures: by file system, then job, then server, the one compared first.
+    /// The figures: by file system, then job, then server, the reference first.
     pub rows: Vec<Row>,
 }
 
-/// A server that took part.
+/// A contender and its set-up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     /// Its name in the rows.
     pub name: String,
-    /// What the program calls itself.
+    /// The program's name and version.
     pub program: String,
-    /// How it was set up.
+    /// Its set-up.
     pub setup: String,
 }
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
-    /// Requests a second.
+    /// Requests per second.
     Iops,
-    /// Mebibytes a second.
+    /// Mebibytes per second.
     MibPerSecond,
-    /// Milliseconds; the fewer the better.
+    /// Milliseconds; fewer are better.
     Milliseconds,
-    /// Microseconds; the fewer the better.
+    /// Microseconds; fewer are better.
     Microseconds,
-    /// Bytes for each exception; the fewer the better.
+    /// Bytes per exception; fewer are better.
     BytesPerException,
-    /// A share of what there would be otherwise.
+    /// A share of the undisturbed figure.
     Share,
 }
 
@@ -64,7 +64,7 @@ impl Unit {
         matches!(self, Self::Milliseconds | Self::Microseconds | Self::BytesPerException)
     }
 
-    /// What stands behind a figure, and by what the figure is divided before.
+    /// The text after a figure, and the divisor of the figure before that.
     pub fn shown(self) -> (f64, &'static str) {
         match self {
             Self::Iops => (1000.0, "kIOPS"),
@@ -77,41 +77,41 @@ impl Unit {
     }
 }
 
-/// One job of one server on one file system.
+/// One job with one server on one file system.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The file system.
     pub ground: String,
     /// The job's name.
     pub job: String,
-    /// What the job is.
+    /// The job's description.
     pub title: String,
     /// The server.
     pub server: String,
-    /// What is counted.
+    /// The unit.
     pub unit: Unit,
-    /// One figure a repetition, in their order.
+    /// One figure per repetition, in order.
     pub samples: Vec<f64>,
-    /// The samples in short.
+    /// The samples' spread.
     pub figure: Spread,
-    /// Microseconds of the server's processor time for each request; none where unknown.
+    /// Microseconds of the server's processor time per request; none if unknown.
     pub cpu_us: Option<Spread>,
-    /// Microseconds that a request took, the median of each repetition; none where several were in
+    /// Microseconds of latency, the median of each repetition; none if several requests were in
     /// flight.
     pub p50_us: Option<Spread>,
-    /// Milliseconds of the server's processor time in a second without requests, a second after
-    /// the last; none where not measured.
+    /// Milliseconds of the server's processor time in a second without requests, a second after the
+    /// last; none if not measured.
     pub idle_ms: Option<Spread>,
-    /// The server's system calls for each request; none where they could not be counted.
+    /// The server's system calls per request; none if they could not be counted.
     pub syscalls: Option<f64>,
 }
 
-/// The first server of a job against another one.
+/// The comparison of a job's first server with another.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// How many times better the first server's median is than the other's.
+    /// The ratio of the first server's median to the other's, above 1 if it is better.
     pub ratio: f64,
-    /// What the spreads allow to be said.
+    /// The conclusion that the spreads permit.
     pub verdict: Verdict,
 }
 
@@ -127,14 +127,14 @@ impl Report {
         grounds
     }
 
-    /// The rows of one file system, those of a job together.
+    /// The rows of one file system, grouped by job.
     pub fn jobs<'a>(&'a self, ground: &'a str) -> impl Iterator<Item = &'a [Row]> {
         self.rows
             .chunk_by(|a, b| (&a.ground, &a.job) == (&b.ground, &b.job))
             .filter(move |rows| rows[0].ground == ground)
     }
 
-    /// Adds another part. What both say is said once; where machine or scale differ, a note says so.
+    /// Adds another part. Common entries appear once; if machine or scale differ, a note says so.
     pub fn add(&mut self, part: Report) {
         let differs = (&part.machine, part.scale, part.repetitions)
             != (&self.machine, self.scale, self.repetitions);
@@ -172,7 +172,7 @@ fn add_missing<T: PartialEq>(to: &mut Vec<T>, from: Vec<T>) {
 }
 
 impl Row {
-    /// A row without any cost.
+    /// A row without costs.
     pub fn new(
         (ground, job, title): (&str, &str, &str),
         server: &str,
@@ -194,7 +194,7 @@ impl Row {
         })
     }
 
-    /// How `first` does against this row; none for itself.
+    /// The comparison of `first` with this row; none for itself.
     pub fn compared_with(&self, first: &Row) -> Option<Comparison> {
         (self.server != first.server).then(|| {
             let (ratio, verdict) = match self.unit.is_cost() {

@@ -1,9 +1,9 @@
 //! A run of the benchmark: every job, every file system, every contender in turn.
 //!
-//! Owns the order of things. In each repetition of a job every contender has its turn, a fresh
-//! process each time and the only one that runs; the order turns round from one repetition to the
-//! next, so that a machine that drifts drifts for all of them. Keeps each part that is done, where
-//! it is told to, so that a long run can be made in pieces.
+//! Owns the order of the measurements. In each repetition of a job every contender has its turn, as
+//! a new process that runs alone; the order rotates from one repetition to the next, so that a
+//! drift of the machine affects all of them. Keeps each finished part, if requested, so that a long
+//! run can be made in pieces.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -20,42 +20,42 @@ use super::turn::{Turn, Work};
 use super::{Contender, Daemon, Ground, Kind};
 use crate::server::{Place, pin_thread};
 
-/// Repetitions in which the server's processor time without requests is looked at.
+/// Repetitions in which the server's processor time without requests is measured.
 const IDLE_LOOKS: usize = 2;
 
-/// How a run is to be.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which jobs.
+    /// The jobs.
     pub jobs: Vec<Job>,
-    /// Which probes.
+    /// The probes.
     pub probes: Vec<Probe>,
-    /// Which servers; the others are compared with the first.
+    /// The servers; the others are compared with the first.
     pub contenders: Vec<Contender>,
-    /// On which file systems.
+    /// The kinds of file systems.
     pub places: Vec<Place>,
     /// A directory on disk, if not in the build directory.
     pub dir: Option<PathBuf>,
-    /// How large the work is.
+    /// The amount of work.
     pub scale: Scale,
     /// Repetitions of each figure.
     pub repetitions: usize,
-    /// How many set-ups of a peer are measured in full, the best at a glance; all if 0.
+    /// How many set-ups of a peer are measured in full, the best in a glance; all if 0.
     pub finalists: usize,
-    /// Whether system calls are counted, in a repetition more.
+    /// Whether system calls are counted, in an additional repetition.
     pub count_syscalls: bool,
     /// The processor of the servers.
     pub server_cpu: usize,
     /// The processor of the client.
     pub client_cpu: usize,
-    /// Where parts are kept: what is there already is not measured again.
+    /// The directory of parts: existing parts are not measured again.
     pub parts: Option<PathBuf>,
-    /// Nothing is measured: the parts are all there is.
+    /// Nothing is measured: the report has only the existing parts.
     pub only_parts: bool,
 }
 
 impl Settings {
-    /// Every qemu-storage-daemon that takes part.
+    /// Every qemu-storage-daemon among the contenders.
     pub(super) fn daemons(&self) -> Vec<Daemon> {
         let mut daemons: Vec<Daemon> = Vec::new();
         for contender in &self.contenders {
@@ -69,7 +69,7 @@ impl Settings {
     }
 }
 
-/// What one contender's repetitions of one job came to.
+/// The results of one contender's repetitions of one job.
 #[derive(Default)]
 struct Tally {
     iops: Vec<f64>,
@@ -89,8 +89,8 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Prepares a run: the calling thread becomes the client and keeps to its processor. `say`
-    /// hears of each figure as it is found, and of what fails.
+    /// Prepares a run: the calling thread becomes the client and is bound to its processor. `say`
+    /// gets each figure as it is found, and each failure.
     pub fn new(settings: Settings, say: &'a dyn Fn(&str)) -> Result<Self, BenchError> {
         if !settings.only_parts {
             let cpu = settings.client_cpu;
@@ -100,8 +100,8 @@ impl<'a> Run<'a> {
         Ok(Self { settings, say, stamp: Stamp::now(), failures: Vec::new() })
     }
 
-    /// Does it all, and says what of snapblk's own failed; a peer that fails is left out, and a
-    /// note says so.
+    /// Carries everything out, and returns the failures of snapblk itself; a peer that fails is
+    /// left out, and a note says so.
     pub fn report(mut self) -> Result<(Report, Vec<String>), BenchError> {
         let mut whole: Option<Report> = None;
         let mut add = |part: Option<Report>| match (&mut whole, part) {
@@ -126,7 +126,7 @@ impl<'a> Run<'a> {
         Ok((whole.unwrap_or_else(|| self.nothing()), self.failures))
     }
 
-    /// A part of the report: kept from before, or measured now, and kept if all went well.
+    /// A part of the report: an existing one, or a new measurement, which is kept if all succeeded.
     fn part(
         &mut self,
         place: Place,
@@ -225,8 +225,8 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
-    /// The contenders that are measured in full: of the peers the best at a glance by rate, the
-    /// best by processor time, and the best of those that are always there.
+    /// The contenders that are measured in full: of the peers, those with the best rate and the
+    /// best processor time in a glance, and the best of those that are always included.
     fn finalists<'c>(
         &mut self,
         ground: &Ground,
@@ -236,7 +236,7 @@ impl<'a> Run<'a> {
     ) -> Vec<&'c Contender> {
         let peers: Vec<&Contender> = field.iter().copied().filter(|c| c.is_peer()).collect();
         let wanted = self.settings.finalists;
-        // To look at all of them takes time too.
+        // A glance at all of them takes time too.
         if wanted == 0 || peers.len() <= wanted + 1 {
             return field;
         }
@@ -323,22 +323,22 @@ fn keep(path: &Path, report: &Report) -> Result<(), BenchError> {
     write().map_err(BenchError::at(format!("write {}", path.display())))
 }
 
-/// What is said of a contender that failed.
+/// The note on a contender that failed.
 pub(super) fn without_figure(who: &Contender, job: &str) -> String {
     format!("{} failed in {job} and has no figure there.", who.name)
 }
 
-/// What a probe gives.
+/// The result of a probe.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) rows: Vec<Row>,
     pub(super) versions: Vec<Version>,
-    /// Which peers have no figure.
+    /// The notes on peers without figures.
     pub(super) notes: Vec<String>,
 }
 
 impl Found {
-    /// What was found where nobody failed.
+    /// The result if there was no failure.
     pub(super) fn of(rows: impl IntoIterator<Item = Row>, versions: Vec<Version>) -> Self {
         Self { rows: rows.into_iter().collect(), versions, notes: Vec::new() }
     }

@@ -1,7 +1,7 @@
-//! Of what, and when, figures were measured.
+//! The measured version, and the day of the measurement.
 //!
-//! Owns asking git and the clock, and what a reader is told. The parts of a report may have been
-//! measured at different times: each keeps its own.
+//! Owns asking git and the clock, and the text for the reader. The parts of a report may have been
+//! measured at different times: each keeps its own stamp.
 
 use std::fmt::Write;
 use std::process::Command;
@@ -10,26 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::said_by;
 
-/// Where the project begins.
+/// The project's directory.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// A commit and a day, and what was measured then.
+/// A commit and a day, and the parts measured then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// The commit of the project, and whether there were changes; none where that is not known, or
-    /// where the program is another one than the project's.
+    /// The project's commit, and whether there were changes; none if unknown, or if the program is
+    /// not the project's.
     pub commit: Option<String>,
     /// The day, in UTC.
     pub day: Option<String>,
-    /// What was measured, by the names under which parts are kept.
+    /// The parts, by the names under which they are kept.
     pub parts: Vec<String>,
 }
 
 impl Stamp {
-    /// That of parts that have none.
+    /// The stamp of parts without one.
     pub(super) const UNKNOWN: Self = Self { commit: None, day: None, parts: Vec::new() };
 
-    /// That of a run that begins now.
+    /// The stamp of a run that begins now.
     pub(super) fn now() -> Self {
         let is_own = std::env::var_os("SNAPBLK").is_none();
         let describe = ["describe", "--always", "--exclude=*", "--dirty= and changes"];
@@ -57,7 +57,7 @@ impl Stamp {
     }
 }
 
-/// Adds `more` to `stamps`, those of one commit and day together.
+/// Adds `more` to `stamps`, merging those of the same commit and day.
 pub(super) fn add(stamps: &mut Vec<Stamp>, more: Vec<Stamp>) {
     for stamp in more {
         match stamps.iter_mut().find(|other| other.is_as(&stamp)) {
@@ -67,8 +67,8 @@ pub(super) fn add(stamps: &mut Vec<Stamp>, more: Vec<Stamp>) {
     }
 }
 
-/// What is said of them: where there are several, the one with the most parts is said first, and of
-/// the others what they measured.
+/// The text about them: if there are several, the one with the most parts is first, and for the
+/// others the parts are listed.
 pub(super) fn note(stamps: &[Stamp]) -> Option<String> {
     let most = stamps.iter().max_by_key(|stamp| stamp.parts.len())?;
     let mut note = format!("Measured{}", most.words());
@@ -78,7 +78,7 @@ pub(super) fn note(stamps: &[Stamp]) -> Option<String> {
     Some(note + ".")
 }
 
-/// What a command says in one line; nothing where it fails.
+/// The output of a command in one line; none if it fails.
 fn line(command: &mut Command) -> Option<String> {
     let said = said_by(command).ok()?;
     Some(said.trim().to_owned()).filter(|line| !line.is_empty())

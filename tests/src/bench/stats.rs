@@ -1,8 +1,8 @@
-//! Several repetitions in three numbers, and two servers compared by them.
+//! Several repetitions as three numbers, and the comparison of two servers by them.
 
 use serde::{Deserialize, Serialize};
 
-/// The middle and the ends of some measurements.
+/// The median and the range of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
@@ -14,7 +14,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The spread of `samples`; none where there are none.
+    /// The spread of `samples`; none if there are none.
     pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -28,7 +28,7 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// How a server with this spread of rates does against one with that of `other`.
+    /// The comparison of a server with this spread of rates with one with `other`.
     pub fn against(&self, other: &Self) -> Verdict {
         if self.min > other.max {
             Verdict::Better
@@ -40,7 +40,7 @@ impl Spread {
     }
 }
 
-/// What two spreads allow to be said.
+/// The conclusion that two spreads permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {

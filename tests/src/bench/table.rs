@@ -70,7 +70,7 @@ fn cells(row: &Row, first: &Row) -> [String; COLUMNS] {
     [title, row.server.clone(), median, spread, cpu, p50, idle, syscalls, comparison]
 }
 
-/// With three digits that count.
+/// A number with three significant digits.
 pub(super) fn digits(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),
@@ -79,7 +79,7 @@ pub(super) fn digits(value: f64) -> String {
     }
 }
 
-/// A Markdown table: the first `left` columns to the left, the others to the right.
+/// A Markdown table: the first `left` columns are aligned to the left, the others to the right.
 pub(super) fn aligned<const N: usize>(lines: &[[String; N]], left: usize) -> String {
     let width = |column: usize| {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0).max(3)

@@ -1,7 +1,7 @@
-//! What snapblk must reach, and whether it does.
+//! Performance targets for snapblk, and whether it meets them.
 //!
 //! Owns the judging of a report by its targets, on medians, with the spread beside. Never measures
-//! anything; what is missing in the report is said to be missing. The targets themselves are in
+//! anything; a figure that the report lacks is reported as missing. The targets themselves are in
 //! [`goals`](super::goals).
 
 use super::peer::{AGAIN, OWN};
@@ -9,53 +9,53 @@ use super::report::{Report, Row};
 use super::stats::Spread;
 use crate::server::Place;
 
-/// Which figure of a row is looked at.
+/// The figure of a row that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// The row's own: a rate, a time, a size.
     Figure,
-    /// Processor time for each request.
+    /// Processor time per request.
     Cpu,
     /// The median latency.
     P50,
-    /// Processor time without requests, in milliseconds a second.
+    /// Processor time without requests, in milliseconds per second.
     Idle,
-    /// System calls for each request.
+    /// System calls per request.
     Syscalls,
 }
 
-/// Some of the servers.
+/// A set of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// Every set-up of qemu-storage-daemon.
     Qemu,
     /// This one.
     Only(&'static str),
-    /// Those whose names begin so.
+    /// Those whose names begin with this.
     Named(&'static str),
-    /// qcow2 as `qemu-img` makes it.
+    /// qcow2 with the defaults of `qemu-img`.
     DefaultQcow2,
     /// Those whose copies are durable before the guest's write.
     Durable,
-    /// Whoever is not snapblk.
+    /// All but snapblk.
     Others,
 }
 
-/// What a figure is compared with.
+/// The reference of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Against {
-    /// With nothing: the figure itself is bounded.
+    /// None: the figure itself is bounded.
     Nothing,
-    /// With the best of these, in the same job.
+    /// The best of these, in the same job.
     Best(Who),
-    /// With the best of these, in another job.
+    /// The best of these, in another job.
     BestIn(&'static str, Who),
-    /// With the sum of what the system calls take and what the way to a null device and back takes
-    /// in this job.
+    /// The sum of the times of the system calls, and of the path to a null device and back in this
+    /// job.
     Limit(&'static str),
 }
 
-/// How far it may go.
+/// The bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
     /// Not less than this.
@@ -64,45 +64,45 @@ pub enum Bound {
     AtMost(f64),
 }
 
-/// One thing that must hold.
+/// One target.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
     /// The job or probe.
     pub job: &'static str,
-    /// Where.
+    /// The kind of file system.
     pub place: Place,
-    /// Whose figure.
+    /// The server whose figure is judged.
     pub subject: &'static str,
-    /// Which figure.
+    /// The figure.
     pub measure: Measure,
-    /// Compared with what.
+    /// The reference.
     pub against: Against,
-    /// How much it must be.
+    /// The bound.
     pub bound: Bound,
 }
 
-/// How a target stands.
+/// The result of a target.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// It holds.
     Holds(Found),
-    /// It does not.
+    /// It does not hold.
     FallsShort(Found),
     /// The report lacks a figure.
     NotMeasured,
 }
 
-/// What was found.
+/// A figure and its reference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// The figure, or its ratio to the other, with the ends that the repetitions allow.
+    /// The figure, or its ratio to the reference, with the range that the repetitions permit.
     pub value: Spread,
-    /// Whom it was compared with.
+    /// The name of the reference.
     pub with: String,
 }
 
 impl Target {
-    /// How it stands in `report`.
+    /// The target's result in `report`.
     pub fn judge(&self, report: &Report) -> Outcome {
         let Some(found) = self.find(report) else { return Outcome::NotMeasured };
         let holds = match self.bound {
@@ -117,7 +117,7 @@ impl Target {
         report.rows.iter().find(|row| row.job == self.job).map_or(self.job, |row| &row.title)
     }
 
-    /// What its figure is called.
+    /// The name of its figure.
     pub fn figure_name(&self, report: &Report) -> &'static str {
         match self.measure {
             Measure::Figure => {
@@ -158,8 +158,8 @@ impl Target {
         Some(Found { value, with })
     }
 
-    /// How many times its own figure `name` has on a copy of its image: where that is far from 1, so
-    /// is any other by chance.
+    /// The ratio of the same contender's figure on a copy of the image to its own: if it is far
+    /// from 1, any difference may be chance.
     fn again(&self, report: &Report, name: &str, median: f64) -> Option<f64> {
         let again = self.rows(report, self.job).find(|row| row.server == AGAIN)?;
         (name == OWN).then_some(self.measure.of(again)?.median / median)
@@ -186,7 +186,7 @@ impl Target {
         Some((best.1, best.2))
     }
 
-    /// One over the sum of the two times for each request.
+    /// The inverse of the sum of the two times per request.
     fn limit(&self, report: &Report, null: &str) -> Option<(Spread, String)> {
         let (plain, _) = self.best(report, self.job, Who::Only("syscalls"))?;
         let rows = self.rows(report, null);

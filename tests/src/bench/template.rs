@@ -1,8 +1,8 @@
-//! Disks that take long to make and are used again: made once, on each file system.
+//! Disks that take long to make and are reused: made once, on each file system.
 //!
-//! Owns the overlay that is mapped throughout and the chains of layers, and how a chain gets an
-//! empty layer on top again. Everything is made through snapblk itself, as a guest and an operator
-//! would make it.
+//! Owns the completely mapped overlay and the chains of layers, and how a chain gets an empty layer
+//! on top again. Everything is made through snapblk itself, as a guest and an operator would make
+//! it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,15 +18,15 @@ use super::job::CLUSTER;
 use crate::client::{Client, Connect};
 use crate::server::ServerCommand;
 
-/// Bytes at the head of an empty store that are not zero, at most.
+/// The most bytes at the head of an empty store that are not zero.
 const HEAD: u64 = 64 << 10;
 
-/// Image and store of an overlay in which every chunk has been written, in order.
+/// Image and store of an overlay in which every chunk was written, in order.
 pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> {
     let dir = ground.scratch().path("mapped");
     let (base, store) = (dir.join("base.img"), dir.join("store.cow"));
     if !store.exists() {
-        // Nothing of the image is ever read: it needs no bytes.
+        // The image is never read: it needs no data.
         let sparse =
             || fs::create_dir(&dir).and_then(|()| File::create(&base)?.set_len(ground.disk()));
         sparse().map_err(BenchError::at("make the mapped overlay"))?;
@@ -39,7 +39,7 @@ pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> 
     Ok((base, store))
 }
 
-/// Image and first store of a chain of `layers`: all but the topmost hold an equal share of the
+/// Image and first store of a chain of `layers`: all but the topmost have an equal share of the
 /// clusters, the topmost is empty.
 pub(super) fn chain(ground: &Ground, layers: u32) -> Result<(PathBuf, PathBuf), BenchError> {
     let dir = ground.scratch().path(&format!("chain-{layers}"));
@@ -72,7 +72,7 @@ pub(super) fn chain(ground: &Ground, layers: u32) -> Result<(PathBuf, PathBuf), 
     Ok((base, store))
 }
 
-/// Gives `store` back the head that it had when it was empty, and nothing else.
+/// Restores only the head that `store` had when it was empty.
 fn empty(store: &Path, head: &Path) -> io::Result<()> {
     let len = fs::metadata(store)?.len();
     let mut file = OpenOptions::new().write(true).open(store)?;
@@ -97,7 +97,7 @@ fn writer(server: &crate::server::Server, ground: &Ground) -> Result<Driver, Ben
     Driver::to_fill(Client::connect(&connect)?, ground.disk())
 }
 
-/// The monitor's word on what it was to do.
+/// The monitor's error.
 pub(super) fn refused(error: ClientError) -> BenchError {
     BenchError::at("have a command carried out by the monitor")(io::Error::other(error))
 }

@@ -1,6 +1,6 @@
-//! One contender's turn at one job: a fresh server, a session, the measurement, the end.
+//! One contender's turn at one job: a new server, a session, the measurement, the end.
 //!
-//! Owns what is done in a turn. Never decides whose turn it is.
+//! Owns the steps of a turn. Never decides whose turn it is.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use super::{Contender, Ground, Kind, Layout, Run, limit};
 use crate::client::{Client, Connect};
 use crate::server::Server;
 
-/// How long a glance takes.
+/// The duration of a glance.
 const GLANCE: Duration = Duration::from_millis(300);
-/// How long after the last request an idle server is looked at, and for how long.
+/// How long after the last request an idle server is measured, and for how long.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What is done in a turn.
+/// The work in a turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
-    /// A repetition, and perhaps a look at the idle server.
+    /// A repetition, and optionally a measurement of the idle server.
     Full {
-        /// Whether there is one.
+        /// Whether the idle server is measured.
         then_idle: bool,
     },
-    /// A short look at how fast it is.
+    /// A short measurement of the rate.
     Glance,
 }
 
-/// What one turn came to.
+/// The result of one turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
     pub(super) sample: Sample,
@@ -40,7 +40,7 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Microseconds of processor time for each request.
+    /// Microseconds of processor time per request.
     pub(super) fn cpu_us(&self) -> Option<f64> {
         self.cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / self.sample.ios.max(1) as f64)
     }
@@ -75,7 +75,7 @@ impl Run<'_> {
         Ok(Turn { sample, cpu: meter.spent(), idle })
     }
 
-    /// A turn in which system calls are counted; none where that cannot be, and a note says why.
+    /// A turn in which system calls are counted; none if that is impossible, and a note says why.
     pub(super) fn syscalls(
         &self,
         ground: &Ground,
@@ -115,7 +115,7 @@ impl Run<'_> {
         Ok(Some(count as f64 / sample.ios.max(1) as f64))
     }
 
-    /// The turn of a contender that is no server.
+    /// The turn of a contender that is not a server.
     fn without_server(
         &self,
         ground: &Ground,
@@ -149,7 +149,7 @@ impl Run<'_> {
         Ok(Some(Turn { sample, cpu: spent, idle: None }))
     }
 
-    /// A fresh server and a session with it.
+    /// A new server and a session with it.
     fn set_up(
         &self,
         ground: &Ground,
@@ -204,8 +204,9 @@ fn idle_time(pid: Option<u32>) -> Option<Duration> {
     meter.spent()
 }
 
-/// Ends a server: snapblk in good order, so that what it owes is not left for the next one's time.
-/// A peer is killed, since nothing of its files is used again, and 7.2 with an I/O thread may hang.
+/// Ends a server: snapblk in an orderly way, so that its owed chunks are not left for the next
+/// one's time. A peer is killed, because its files are not reused, and 7.2 with an I/O thread may
+/// hang.
 fn stop(contender: &Contender, server: Option<Server>) -> Result<(), BenchError> {
     match (&contender.kind, server) {
         (Kind::Qemu(_), Some(server)) => Ok(server.kill()?),

@@ -1,9 +1,9 @@
 //! The load of the power cut tests: runs in a guest beside snapblk, writes stamped sectors to its
-//! disk, flushes, takes snapshots and rolls back, and leaves a mark of each on a disk of its own.
+//! disk, flushes, takes snapshots and rolls back, and leaves a mark of each step on its own disk.
 //!
 //!   powercut-load overlay|origin SOCKET MARKS SEED ROUNDS [SNAPBLK MONITOR STORE STORE]
 //!
-//! Never reads: what must be where is judged from the disks' log.
+//! Never reads: the disks' log shows the expected content.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -17,14 +17,14 @@ use snapblk_tests::verify::stamp::{Generation, SECTOR, stamp_run};
 
 /// Linux's O_DIRECT on x86-64 and most others: a mark must not wait in a cache.
 const O_DIRECT: i32 = 0o40_000;
-/// Most sectors in a write.
+/// The most sectors in a write.
 const MOST: u64 = 16;
-/// The number that flushes are sent with; writes have smaller ones.
+/// The number of flushes; writes have smaller ones.
 const FLUSH: u64 = u64::MAX;
 
 type Failed = Box<dyn std::error::Error>;
 
-/// Memory that direct I/O takes.
+/// Memory suitable for direct I/O.
 #[repr(align(4096))]
 struct Page([u8; MARK]);
 
@@ -35,7 +35,7 @@ struct Load {
     rng: Rng,
     sectors: u64,
     generation: u32,
-    /// A flush that was sent covers this.
+    /// The generation that a flush in flight covers.
     flushing: Option<u32>,
 }
 
@@ -59,13 +59,13 @@ impl Load {
         Ok(self.marks.write_all_at(&page.0, 0)?)
     }
 
-    /// Writes that do not overlap, some of them in rows.
+    /// Writes that do not overlap; some are adjacent.
     fn choose(&mut self) -> Vec<Batched> {
         let mut writes: Vec<Batched> = Vec::new();
         for _ in 0..1 + self.rng.below(BATCH as u64) {
             let scale = 1 << self.rng.below(MOST.ilog2().into());
             let sectors = 1 + self.rng.below(scale);
-            // Half of them to a small part, which is thus written again and again.
+            // Half of them go to a small part, which is thus overwritten often.
             let room = if self.rng.chance(50) { self.sectors } else { self.sectors / 8 };
             let first = self.rng.below(room - sectors);
             let overlaps = |w: &Batched| {
@@ -81,7 +81,7 @@ impl Load {
         writes
     }
 
-    /// One batch, and perhaps a flush: in the middle of it, or behind it.
+    /// One batch, and possibly a flush during or after it.
     fn round(&mut self) -> Result<(), Failed> {
         let before = self.generation;
         let writes = self.choose();
@@ -116,7 +116,7 @@ impl Load {
         self.wait()
     }
 
-    /// Until nothing is in flight.
+    /// Waits until nothing is in flight.
     fn wait(&mut self) -> Result<(), Failed> {
         self.queue.kick()?;
         while self.queue.in_flight() > 0 {

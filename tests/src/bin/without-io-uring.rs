@@ -1,4 +1,4 @@
-//! Runs a program to which the system refuses io_uring, as containers often do.
+//! Runs a program for which the system refuses io_uring, as containers often do.
 //!
 //!   without-io-uring PROGRAM [ARGUMENT]...
 
@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-/// What is refused, with what the default filter of containers says.
+/// The refused system calls, and the error of containers' default filter.
 const REFUSED: [i64; 1] = [libc::SYS_io_uring_setup];
 const SAYS: u32 = libc::EPERM as u32;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// From now on, for this process and what it becomes.
+/// Applies to this process and the program that it executes.
 fn refuse() -> Result<(), Box<dyn std::error::Error>> {
     let rules = REFUSED.map(|call| (call, Vec::new()));
     let filter = SeccompFilter::new(

@@ -1,18 +1,20 @@
-//! The witness: a program in the guest that never stops writing and reading a part of a disk, and knows at any time
-//! what it must find there, through snapshots and rollbacks too.
+//! The witness: a program in the guest that writes and reads a part of a disk without end, and
+//! knows at any time the content that it must find there, through snapshots and rollbacks too.
 //!
-//! It owns the blocks it was given and the ledger of what each may hold; it measures how long the guest had to wait for
-//! one request. It never knows how the disk is made, nor when exactly a snapshot or a rollback took effect: it is told
-//! between which two moments that was, and holds the disk to what those moments leave open and to nothing more.
+//! It owns its blocks and the ledger of the permitted content of each; it measures the guest's
+//! longest wait for one request. It never knows how the disk is made, nor exactly when a snapshot
+//! or a rollback took effect: it is told two moments between which that was, and permits exactly
+//! the contents that these leave open.
 //!
-//! Standard library alone, one file: `images/system` compiles it by itself.
+//! Only the standard library, in one file: `images/system` compiles it by itself.
 //!
 //! ```text
 //! witness DEVICE OFFSET LENGTH [PAUSE_US]   bytes; DEVICE is opened with O_DIRECT; PAUSE_US between two requests
 //! ```
-//! Commands come by standard input, each one line and answered by one line: `snapshot-begin`, `snapshot-end`,
-//! `rollback-begin`, `rollback-end`, `pause` (the longest request since the last `pause`), `check` (reads everything),
-//! `quit` (the same, then ends). A wrong block ends the program with status 1 and the sentence that says which.
+//! Commands are lines on standard input, each answered by one line: `snapshot-begin`,
+//! `snapshot-end`, `rollback-begin`, `rollback-end`, `pause` (the longest request since the last
+//! `pause`), `check` (reads everything), `quit` (the same, then ends). A wrong block ends the
+//! program with status 1 and a sentence that identifies it.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -22,21 +24,21 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// Bytes in a block: the unit of the witness's requests, and of what it compares.
+/// Bytes of a block: the unit of the witness's requests and comparisons.
 const BLOCK: usize = 4096;
 /// O_DIRECT on x86-64 Linux.
 const O_DIRECT: i32 = 0o40000;
 
-/// Which write of the witness a block's content stems from: 1 for the first of all, then counted up.
+/// The number of the write that a block's content comes from, counted from 1.
 type Generation = u64;
 
-/// A block's bytes, aligned as O_DIRECT demands.
+/// A block's bytes, aligned for O_DIRECT.
 #[repr(align(4096))]
 struct Page([u8; BLOCK]);
 
 impl Page {
-    /// Fills the page with what `generation` puts into `block`: each 16 bytes name both, so that a torn, stale or
-    /// misplaced sector shows.
+    /// Fills the page with the content of `generation` for `block`: each 16 bytes contain both, so
+    /// that a torn, stale or misplaced sector is recognised.
     fn fill(&mut self, block: u64, generation: Generation) {
         for pair in self.0.chunks_exact_mut(16) {
             pair[..8].copy_from_slice(&block.to_le_bytes());
@@ -44,7 +46,7 @@ impl Page {
         }
     }
 
-    /// The generation that the page holds for `block`, or where and how it is none.
+    /// The page's generation for `block`, or where and why it has none.
     fn generation(&self, block: u64) -> Result<Generation, String> {
         let word = |at: usize| {
             let mut bytes = [0; 8];
@@ -94,18 +96,18 @@ impl fmt::Display for Allowed {
     }
 }
 
-/// What is going on with the disk as a whole.
+/// The state of the disk as a whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Nothing: a block holds what was written to it last.
+    /// No change: a block has the content of its last write.
     Steady,
-    /// A snapshot is being taken: it may or may not hold what is written now.
+    /// A snapshot is being taken: it may or may not contain present writes.
     Snapshot,
-    /// A rollback is taking effect: what is written now may or may not be undone by it. Which blocks were written.
+    /// A rollback is taking effect: it may or may not undo present writes. The written blocks.
     Rollback(Vec<bool>),
 }
 
-/// What each block may hold now, and in the snapshot.
+/// The permitted content of each block, now and in the snapshot.
 struct Ledger {
     now: Vec<Allowed>,
     snapshot: Vec<Allowed>,
@@ -113,7 +115,8 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// Every block was written once, with the generation of its number plus one; there is no snapshot.
+    /// Every block was written once, with its number plus one as the generation; there is no
+    /// snapshot.
     fn new(blocks: u64) -> Self {
         let now = (0..blocks).map(|block| Allowed::only(block + 1)).collect();
         Self { now, snapshot: Vec::new(), phase: Phase::Steady }
@@ -131,7 +134,8 @@ impl Ledger {
         }
     }
 
-    /// A read found `generation`. While nothing changes the disk as a whole, it is from then on the only one.
+    /// A read found `generation`. While the disk is not changing as a whole, it becomes the only
+    /// one.
     fn found(&mut self, block: usize, generation: Generation) -> Result<(), String> {
         let allowed = &mut self.now[block];
         if !allowed.0.contains(&generation) {
@@ -143,7 +147,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Carries out one of the four marks. Errors: the mark does not fit what went before.
+    /// Handles one of the four marks. Errors: the mark does not follow from the state.
     fn mark(&mut self, mark: Mark) -> Result<(), String> {
         self.phase = match (mark, std::mem::replace(&mut self.phase, Phase::Steady)) {
             (Mark::SnapshotBegin, Phase::Steady) => {
@@ -173,7 +177,7 @@ impl Ledger {
     }
 }
 
-/// Between which moments the disk changed as a whole.
+/// The limits of the times at which the disk changed as a whole.
 #[derive(Clone, Copy, Debug)]
 enum Mark {
     SnapshotBegin,
@@ -194,7 +198,7 @@ impl Mark {
     }
 }
 
-/// How long requests took since somebody asked last, in microseconds.
+/// The longest request since the last query, in microseconds.
 #[derive(Default)]
 struct Waits {
     longest: u64,
@@ -218,7 +222,7 @@ impl fmt::Display for Waits {
     }
 }
 
-/// Numbers that look random and are the same in every run (xorshift64).
+/// Pseudo-random numbers that are the same in every run (xorshift64).
 struct Dice(u64);
 
 impl Dice {
@@ -230,7 +234,7 @@ impl Dice {
     }
 }
 
-/// The blocks on the disk, the ledger of what they hold, and the next generation.
+/// The disk's blocks, the ledger of their content, and the next generation.
 struct Witness {
     device: File,
     offset: u64,
@@ -290,7 +294,7 @@ impl Witness {
             .map_err(|error| format!("block {block} {error}"))
     }
 
-    /// One request: a read or a write of some block.
+    /// One request: a read or a write of a random block.
     fn request(&mut self) -> Result<(), String> {
         let block = self.dice.below(self.blocks);
         if self.dice.below(2) == 0 { self.read(block) } else { self.write(block) }
@@ -303,7 +307,7 @@ impl Witness {
         Ok(format!("blocks={} generations={}", self.blocks, self.generation))
     }
 
-    /// Carries out one command; the answer's line.
+    /// Carries out one command; returns the answer's line.
     fn obey(&mut self, command: &str) -> Result<String, String> {
         let said = match command {
             "pause" => std::mem::take(&mut self.waits).to_string(),
@@ -319,7 +323,7 @@ impl Witness {
     }
 }
 
-/// Standard input's lines, read by a thread of its own so that the requests go on meanwhile.
+/// Standard input's lines, read by a separate thread so that the requests continue meanwhile.
 fn commands() -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,8 +1,8 @@
 //! Memory that the client shares with the server.
 //!
-//! Owns one memfd mapping and hands out disjoint [`Buffer`]s of it. Never knows of requests: who
-//! holds a `Buffer` is the only one to touch its bytes, so giving it away for as long as the device
-//! may write to it is all that safety needs.
+//! Owns one memfd mapping and hands out disjoint [`Buffer`]s of it. Never knows of requests: only
+//! the owner of a `Buffer` accesses its bytes, so giving it away for as long as the device may
+//! write to it is sufficient for safety.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -13,18 +13,18 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Buffers start at multiples of this many bytes, as O_DIRECT likes it.
+/// Buffers start at multiples of this many bytes, which suits O_DIRECT.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-/// A mapping of shared memory, unmapped when its last user is gone.
+/// A mapping of shared memory, unmapped when its last user is dropped.
 #[derive(Debug)]
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the mapping is plain memory, valid in every thread; access to its bytes is handed out
-// through `Buffer`, and no two buffers overlap.
+// SAFETY: the mapping is plain memory, valid in every thread; access to its bytes is only through
+// `Buffer`s, and no two buffers overlap.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; `Mapping` itself offers no access to the bytes.
 unsafe impl Sync for Mapping {}
@@ -38,8 +38,8 @@ impl Drop for Mapping {
     }
 }
 
-/// Shared memory from which buffers are taken, first come first served. Buffers are not given
-/// back: a client takes what it needs once and uses it again.
+/// Shared memory from which buffers are allocated in order. They are not returned: a client
+/// allocates the buffers that it needs once and reuses them.
 #[derive(Debug)]
 pub struct Pool {
     mapping: Arc<Mapping>,
@@ -48,7 +48,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `len` bytes, rounded up to whole pages. Its pages are there from the start.
+    /// A pool of `len` bytes, rounded up to whole pages, which are all allocated from the start.
     pub fn new(len: usize) -> io::Result<Self> {
         let len = len.max(1).next_multiple_of(BUFFER_ALIGNMENT);
         let memfd = memfd_create("snapblk-test-memory", MemfdFlags::CLOEXEC)?;
@@ -68,7 +68,7 @@ impl Pool {
         Ok(Self { mapping: Arc::new(Mapping { base, len }), memfd, taken: 0 })
     }
 
-    /// Takes a buffer of `capacity` bytes, page-aligned, zeroed.
+    /// Allocates a zeroed, page-aligned buffer of `capacity` bytes.
     pub fn buffer(&mut self, capacity: usize) -> io::Result<Buffer> {
         let room = capacity.max(1).next_multiple_of(BUFFER_ALIGNMENT);
         if room > self.mapping.len - self.taken {
@@ -108,7 +108,7 @@ impl Pool {
     }
 }
 
-/// Bytes of a [`Pool`] that nobody else holds, and the part of them that the next request is about.
+/// Bytes of a [`Pool`] with one owner, and the part of them for the next request.
 #[derive(Debug)]
 pub struct Buffer {
     mapping: Arc<Mapping>,
@@ -120,11 +120,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Makes the next request be about `len` bytes that begin `skip` bytes into the buffer. A
-    /// `skip` that is not a multiple of the device's alignment gives memory that O_DIRECT refuses.
+    /// Sets the part for the next request: `len` bytes that begin `skip` bytes into the buffer.
+    /// O_DIRECT refuses memory with a `skip` that is not a multiple of the device's alignment.
     ///
     /// # Panics
-    /// Where the part does not lie within the buffer.
+    /// The part does not lie within the buffer.
     pub fn set_part(&mut self, skip: usize, len: usize) {
         assert!(skip <= self.capacity && len <= self.capacity - skip, "{skip}+{len} is too much");
         self.skip = skip;
@@ -146,26 +146,27 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Fills the part.
+    /// Fills the part with `data`.
     ///
     /// # Panics
-    /// Where `data` is not as long as the part.
+    /// `data` is not as long as the part.
     pub fn store(&mut self, data: &[u8]) {
         assert_eq!(data.len(), self.len);
-        // SAFETY: the part lies within the mapping (`set_part`, `Pool::buffer`), `&mut self` is
-        // the only way to its bytes while no request holds the buffer, and `data` is other memory.
+        // SAFETY: the part lies within the mapping (`set_part`, `Pool::buffer`), its bytes are
+        // accessible only through `&mut self` while no request has the buffer, and `data` is other
+        // memory.
         unsafe { ptr::copy_nonoverlapping(data.as_ptr(), self.part(), self.len) }
     }
 
-    /// Copies the part into `out`, replacing what that held.
+    /// Copies the part into `out`, replacing its content.
     pub fn load(&self, out: &mut Vec<u8>) {
         out.clear();
         out.resize(self.len, 0);
-        // SAFETY: as in `store`, with the direction turned; `out` has `len` bytes.
+        // SAFETY: as in `store`, in the other direction; `out` has `len` bytes.
         unsafe { ptr::copy_nonoverlapping(self.part().cast_const(), out.as_mut_ptr(), self.len) }
     }
 
-    /// The part as the pieces of memory that a request names.
+    /// The part as the segments of a request.
     pub(super) fn segments(&self, out: &mut Vec<virtio_driver::iovec>) {
         out.clear();
         let mut at = 0;

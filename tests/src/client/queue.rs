@@ -1,8 +1,8 @@
 //! One virtqueue of a client: requests in, completions out.
 //!
-//! Owns the requests in flight and their buffers, and the two notifications. A buffer goes in with
-//! its request and comes out with its completion, so nobody else can touch it in between. Never
-//! knows what the bytes mean.
+//! Owns the requests in flight and their buffers, and the two notifications. A buffer is passed
+//! with its request and returned with its completion, so no other code accesses it in between.
+//! Never knows what the bytes mean.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -15,18 +15,18 @@ use virtio_driver::{EventFd, QueueNotifier, VirtioBlkQueue, iovec};
 
 use super::{Buffer, SharedTransport, Waiting};
 
-/// A request that ended.
+/// A completed request.
 #[derive(Debug)]
 pub struct Completion {
     /// The number that the request was submitted with.
     pub user: u64,
     /// The buffer that it was submitted with, if any.
     pub buffer: Option<Buffer>,
-    /// How it ended.
+    /// Its result.
     pub result: Result<(), RequestError>,
 }
 
-/// The device's word on a request that failed.
+/// The device's status of a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// VIRTIO_BLK_S_IOERR.
@@ -35,18 +35,18 @@ pub enum RequestError {
     /// VIRTIO_BLK_S_UNSUPP.
     #[error("the device answered that it does not support the request")]
     Unsupported,
-    /// A status that virtio does not know.
+    /// A status that virtio does not define.
     #[error("the device answered with a status that virtio does not know")]
     Protocol,
 }
 
-/// A request that could not be put on the ring; most often because the ring is full.
+/// A request that could not be put on the ring; usually because the ring is full.
 #[derive(Debug, thiserror::Error)]
 #[error("the request could not be put on the ring: {source}")]
 pub struct SubmitError {
-    /// The buffer that was to go with it.
+    /// The buffer of the request.
     pub buffer: Option<Buffer>,
-    /// What the driver said.
+    /// The driver's error.
     pub source: io::Error,
 }
 
@@ -56,8 +56,7 @@ struct InFlight {
     buffer: Option<Buffer>,
 }
 
-/// One virtqueue. Requests are put on the ring at once; the server hears of them at
-/// [`Queue::kick`].
+/// One virtqueue. Requests are put on the ring at once; [`Queue::kick`] notifies the server.
 pub struct Queue {
     // Before `transport`, which owns the ring's memory: fields are dropped in this order.
     ring: VirtioBlkQueue<'static, u32>,
@@ -107,17 +106,17 @@ impl Queue {
         self.transfer(offset, buffer, user, true)
     }
 
-    /// Makes durable what was acknowledged before.
+    /// Makes earlier acknowledged writes durable.
     pub fn flush(&mut self, user: u64) -> Result<(), SubmitError> {
         self.submit(user, None, |ring, _, slot| ring.flush(slot))
     }
 
-    /// Lets the device forget `len` bytes at `offset`.
+    /// Allows the device to discard `len` bytes at `offset`.
     pub fn discard(&mut self, offset: u64, len: u64, user: u64) -> Result<(), SubmitError> {
         self.submit(user, None, |ring, _, slot| ring.discard(offset, len, slot))
     }
 
-    /// Makes `len` bytes at `offset` read as zeroes; with `unmap` their space may be given back.
+    /// Makes `len` bytes at `offset` read as zeroes; with `unmap` their space may be deallocated.
     pub fn write_zeroes(
         &mut self,
         offset: u64,
@@ -128,12 +127,12 @@ impl Queue {
         self.submit(user, None, |ring, _, slot| ring.write_zeroes(offset, len, unmap, slot))
     }
 
-    /// Requests that were submitted and have not been reaped.
+    /// Requests that were submitted and not reaped yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len() - self.free.len()
     }
 
-    /// Tells the server of what was submitted, unless it said that it is looking anyway.
+    /// Notifies the server of submitted requests, unless it has suppressed that.
     pub fn kick(&mut self) -> io::Result<()> {
         if self.unannounced && self.ring.avail_notif_needed() {
             self.notifier.notify()?;
@@ -142,7 +141,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes one completion off the ring, if one is there.
+    /// Takes one completion from the ring, if there is one.
     pub fn reap(&mut self) -> Option<Completion> {
         let done = self.ring.completions().next()?;
         let request = self.in_flight[done.context as usize].take()?;
@@ -156,8 +155,8 @@ impl Queue {
         Some(Completion { user: request.user, buffer: request.buffer, result })
     }
 
-    /// Waits until a completion is there, in the way that the client was told to; false when
-    /// `timeout` is over first. Call [`Queue::kick`] before.
+    /// Waits for a completion, in the way that the client was configured; false if `timeout` ends
+    /// first. Call [`Queue::kick`] before.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
         match self.waiting {
             Waiting::Sleep => self.sleep(timeout),
@@ -168,7 +167,7 @@ impl Queue {
     fn sleep(&mut self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + timeout;
         loop {
-            // Ask for a call first, then look: a completion in between is seen or calls.
+            // First enable interrupts, then check: a completion in between is seen or interrupts.
             self.ring.set_used_notif_enabled(true);
             let there = self.ring.completions().has_next();
             let called =
@@ -177,7 +176,7 @@ impl Queue {
             if self.ring.completions().has_next() {
                 return Ok(true);
             }
-            // A call left over from completions that were reaped before it was read: wait again.
+            // An interrupt for completions that were reaped before it was read: wait again.
             if !called {
                 return Ok(false);
             }
@@ -223,9 +222,9 @@ impl Queue {
         buffer.segments(&mut self.segments);
         self.submit(user, Some(buffer), |ring, segments, slot| {
             let (at, count) = (segments.as_ptr(), segments.len());
-            // SAFETY: the segments lie within a buffer that `submit` keeps in `in_flight`, out of
-            // everyone's reach, until the device has said that it is done with it. (A device that
-            // never does keeps a mapping of its own.) The list itself is read before the return.
+            // SAFETY: the segments lie within a buffer that `submit` keeps in `in_flight`,
+            // inaccessible to all other code, until the device has completed the request. (A device
+            // that never does keeps its own mapping.) The list itself is read before the return.
             let put =
                 |put: unsafe fn(_, _, _, _, _) -> _| unsafe { put(ring, offset, at, count, slot) };
             put(if write { VirtioBlkQueue::writev } else { VirtioBlkQueue::readv })

@@ -1,7 +1,7 @@
-//! Where a test's files lie.
+//! The place of a test's files.
 //!
-//! Owns a directory for disks, on memory or on disk, and one for sockets, whose paths must be
-//! short. Both are gone when the [`Scratch`] is.
+//! Owns a directory for disks, in memory or on disk, and one for sockets, whose paths must be
+//! short. Both are removed with the [`Scratch`].
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// On what a test's files lie.
+/// The file system of a test's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// tmpfs, in `/dev/shm`.
@@ -26,7 +26,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Fresh, empty directories.
+    /// New, empty directories.
     pub fn new(place: Place) -> io::Result<Self> {
         match place {
             Place::Memory => Self::within(Path::new("/dev/shm")),
@@ -34,7 +34,7 @@ impl Scratch {
         }
     }
 
-    /// Fresh, empty directories, that of the files in `parent`.
+    /// New, empty directories; that of the files is in `parent`.
     pub fn within(parent: &Path) -> io::Result<Self> {
         fs::create_dir_all(parent)?;
         let files = tempfile::Builder::new().prefix("snapblk-").tempdir_in(parent)?;

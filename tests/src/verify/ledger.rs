@@ -1,31 +1,32 @@
-//! What each sector of a disk may hold.
+//! The permitted content of each sector of a disk.
 //!
 //! Owns the model of the disk and the requests in flight. Never does I/O. A sector has one
-//! permitted content, or several where virtio permits several: after a discard, and where a request
-//! was in flight when the server died. A read that finds one of them settles it.
+//! permitted content, or several if virtio permits several: after a discard, and if a request was
+//! in flight when the server died. A read that finds one of them settles it.
 //!
-//! Invariant: of two requests in flight whose ranges overlap, both are reads. The second of any
-//! other pair is refused by [`Ledger::claim`], so what a read must find does not depend on timing.
+//! Invariant: of two requests in flight whose ranges overlap, both are reads. [`Ledger::claim`]
+//! refuses the second of any other pair, so the permitted result of a read does not depend on
+//! timing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::stamp::{Found, Generation, SECTOR, is_stamp, stamp_run};
 
-/// What a request does to the sectors in its range, once it has ended well.
+/// The effect of a request on the sectors in its range, once it has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing: a read.
+    /// None: a read.
     Observe,
-    /// They hold this generation: a write.
+    /// They get this generation: a write.
     Store(Generation),
     /// They read as zeroes.
     Zero,
-    /// They read as they did, or as zeroes: a discard.
+    /// They read as before, or as zeroes: a discard.
     Forget,
 }
 
-/// Names a request in flight.
+/// Identifies a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub u64);
 
@@ -36,15 +37,15 @@ struct Claim {
     effect: Effect,
 }
 
-/// A sector that does not hold what it must.
+/// A sector without a permitted content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sector {sector} (byte {}) holds {found}, and must hold {}", .sector * SECTOR as u64, list(.permitted))]
 pub struct Mismatch {
-    /// Which.
+    /// The sector.
     pub sector: u64,
-    /// What is there.
+    /// Its content.
     pub found: Found,
-    /// What may be there.
+    /// The permitted contents.
     pub permitted: Vec<Generation>,
 }
 
@@ -75,7 +76,7 @@ impl Ledger {
         Self::filled(sectors, Generation::ZEROES)
     }
 
-    /// A disk of `sectors` sectors stamped with generation 1, as [`Ledger::image`] gives it.
+    /// A disk of `sectors` sectors stamped with generation 1, as in [`Ledger::image`].
     pub fn stamped(sectors: u64) -> Self {
         Self::filled(sectors, Generation(1))
     }
@@ -85,8 +86,8 @@ impl Ledger {
         Self { certain, uncertain: BTreeMap::new(), claims: Vec::new(), newest: 1, tickets: 0 }
     }
 
-    /// The disk that `bytes` were read from, where they may be a moment between this model's and
-    /// now: each sector is as here, or was written since by a request of a newer generation.
+    /// The disk that `bytes` were read from, at any moment between this model's and now: each
+    /// sector is as here, or was written since by a request with a newer generation.
     ///
     /// # Errors
     /// The first sector that is neither.
@@ -106,20 +107,20 @@ impl Ledger {
         Ok(later)
     }
 
-    /// The disk holds again what `then` holds; generations go on from where they are.
+    /// Restores the content of `then`; generations continue from their present number.
     pub fn roll_back(&mut self, then: &Self) {
         self.certain.clone_from(&then.certain);
         self.uncertain.clone_from(&then.uncertain);
     }
 
-    /// The bytes of a whole disk stamped with generation 1.
+    /// The bytes of a whole disk with generation 1.
     pub fn image(sectors: u64) -> Vec<u8> {
         let mut bytes = vec![0; sectors as usize * SECTOR];
         stamp_run(0, Generation(1), &mut bytes);
         bytes
     }
 
-    /// Sectors on the disk.
+    /// The size of the disk in sectors.
     pub fn sectors(&self) -> u64 {
         self.certain.len() as u64
     }
@@ -129,13 +130,13 @@ impl Ledger {
         self.uncertain.len()
     }
 
-    /// A generation that no write has had.
+    /// A generation that no write has used.
     pub fn next_generation(&mut self) -> Generation {
         self.newest += 1;
         Generation(self.newest)
     }
 
-    /// Enters a request that is about to be submitted; none where it would race another one.
+    /// Records a request that is about to be submitted; none if it would race with another one.
     pub fn claim(&mut self, sectors: Range<u64>, effect: Effect) -> Option<Ticket> {
         let races = |claim: &Claim| {
             claim.sectors.start < sectors.end
@@ -151,7 +152,7 @@ impl Ledger {
         Some(ticket)
     }
 
-    /// The request ended well: its effect is there.
+    /// The request succeeded: its effect is permanent.
     pub fn acknowledge(&mut self, ticket: Ticket) {
         let Some(claim) = self.take(ticket) else { return };
         for sector in claim.sectors {
@@ -169,7 +170,7 @@ impl Ledger {
         self.take(ticket);
     }
 
-    /// The server died: each request in flight has its effect on any of its sectors, or none.
+    /// The server died: each request in flight had its effect on any of its sectors, or none.
     pub fn lose_in_flight(&mut self) {
         for claim in std::mem::take(&mut self.claims) {
             for sector in claim.sectors {
@@ -182,7 +183,7 @@ impl Ledger {
         }
     }
 
-    /// Compares bytes that were read at sector `first`, and settles what was uncertain of them.
+    /// Compares the bytes read from sector `first`, and settles their uncertain contents.
     pub fn check(&mut self, first: u64, bytes: &[u8]) -> Result<(), Mismatch> {
         for (sector, bytes) in (first..).zip(bytes.chunks_exact(SECTOR)) {
             let expected = self.certain[sector as usize];

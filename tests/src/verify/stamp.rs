@@ -1,15 +1,15 @@
-//! What a sector holds: its own number and the generation of the write that put it there.
+//! The content of a sector: its own number and the generation of its last write.
 //!
-//! Owns the 512 bytes of a stamp and reading them back. Each word of a stamp depends on both
-//! numbers, so a sector that is torn, shifted or in the wrong place is told apart from every right
-//! one, and a wrong one says where it came from.
+//! Owns the 512 bytes of a stamp and their parsing. Each word of a stamp depends on both numbers,
+//! so a torn, shifted or misplaced sector differs from every correct one, and a wrong one shows its
+//! source.
 
 use std::fmt;
 
 /// Bytes in a sector.
 pub const SECTOR: usize = 512;
 
-/// Which write a sector's bytes come from. Generation 0 is a sector of zeroes.
+/// Identifies the write of a sector's bytes. Generation 0 is a sector of zeroes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u32);
 
@@ -20,7 +20,7 @@ impl Generation {
 
 const WORDS: usize = SECTOR / 8;
 
-/// The word at `index` of the stamp: the first two say who, the rest depends on both.
+/// The word at `index` of the stamp: the first two are the numbers, the rest depend on both.
 fn word(sector: u64, generation: Generation, index: usize) -> u64 {
     match index {
         0 => sector,
@@ -61,33 +61,33 @@ pub fn is_stamp(sector: u64, generation: Generation, bytes: &[u8]) -> bool {
         .all(|(index, bytes)| bytes == word(sector, generation, index).to_le_bytes())
 }
 
-/// What some bytes turn out to be.
+/// The result of parsing some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// All zeroes.
     Zeroes,
-    /// A whole stamp, maybe of another sector.
+    /// A whole stamp, possibly of another sector.
     Stamp {
-        /// The sector that the stamp names.
+        /// The sector in the stamp.
         sector: u64,
         /// Its generation.
         generation: Generation,
     },
-    /// A stamp's beginning, and then something else.
+    /// The beginning of a stamp, followed by other bytes.
     Torn {
-        /// The sector that the beginning names.
+        /// The sector in the beginning.
         sector: u64,
         /// Its generation.
         generation: Generation,
-        /// How many of the bytes are right.
+        /// The number of correct bytes.
         good: usize,
     },
-    /// Nothing that a stamp begins with.
+    /// Not even the beginning of a stamp.
     Garbage,
 }
 
 impl Found {
-    /// Looks at the 512 bytes of a sector.
+    /// Parses the 512 bytes of a sector.
     pub fn new(bytes: &[u8]) -> Self {
         if bytes.iter().all(|&byte| byte == 0) {
             return Self::Zeroes;

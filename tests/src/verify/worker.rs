@@ -1,7 +1,7 @@
 //! One queue's share of a verified load.
 //!
-//! Owns the choice of the next request and the requests that this queue has in flight. Never
-//! decides what a sector may hold: that is the ledger's.
+//! Owns the choice of the next request and this queue's requests in flight. Never decides the
+//! permitted content of a sector: the ledger does.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,14 +15,14 @@ use super::{Done, Effect, Failure, Ledger, Load, Ticket, Watch, lock};
 use crate::client::{BUFFER_ALIGNMENT, Buffer, Completion, DeviceInfo, Pool, Queue};
 use crate::rng::Rng;
 
-/// How far into a buffer a request's memory may begin: any alignment is legal for a guest.
+/// How far into a buffer a request's memory may begin: a guest may use any alignment.
 const MAX_SKIP: usize = BUFFER_ALIGNMENT;
-/// Segments that one request is cut into at most, so that the ring holds many requests.
+/// The most segments of one request, so that the ring holds many requests.
 const MAX_SEGMENTS: usize = 12;
-/// How many places are tried for a request before it is put off.
+/// How many ranges are tried for a request before it is postponed.
 const TRIES: usize = 16;
 
-/// Bytes of the pool behind one buffer for requests of up to `max_len`.
+/// Bytes of the pool for one buffer for requests of up to `max_len`.
 pub(super) fn room(max_len: usize) -> usize {
     (max_len + MAX_SKIP).next_multiple_of(BUFFER_ALIGNMENT)
 }
@@ -41,7 +41,7 @@ enum Kind {
     WriteZeroes { unmap: bool },
 }
 
-/// A request that was chosen: what a failure names.
+/// A chosen request, as a failure names it.
 #[derive(Clone, Debug)]
 struct Plan {
     kind: Kind,
@@ -124,7 +124,7 @@ impl<'a> Worker<'a> {
             if self.in_flight.is_empty() && self.submitted == self.load.requests {
                 break;
             }
-            // Looked at before the ring: a server that is gone adds nothing after this.
+            // Checked before the ring: a server that has gone adds nothing after this.
             let gone = self.watch.is_gone();
             if self.reap_all()? > 0 {
                 last_completion = Instant::now();
@@ -141,7 +141,7 @@ impl<'a> Worker<'a> {
         Ok(Done { acknowledged: self.acknowledged, lost: self.in_flight.len() as u64 })
     }
 
-    /// Submits until as many requests are in flight as should be.
+    /// Submits requests until the intended number is in flight.
     fn fill(&mut self) -> Result<(), Failure> {
         self.ring_full = false;
         while !self.ring_full
@@ -155,7 +155,7 @@ impl<'a> Worker<'a> {
         Ok(self.queue.kick()?)
     }
 
-    /// Chooses the next request; none where every place that was tried is taken.
+    /// Chooses the next request; none if all ranges that were tried are in use.
     fn choose(&mut self) -> Option<Plan> {
         let mix = self.load.mix;
         let mut roll = self.rng.below(100);
@@ -261,7 +261,7 @@ impl<'a> Worker<'a> {
                 lock(self.ledger).withdraw(plan.ticket);
                 self.idle.extend(refused.buffer);
                 self.ring_full = true;
-                // A ring that is full becomes free; one that is empty and refuses never does.
+                // A full ring becomes free; an empty one that refuses a request never does.
                 if self.in_flight.is_empty() { Err(refused.source.into()) } else { Ok(()) }
             }
         }
