@@ -1,4 +1,4 @@
-//! The demo, as the README has it, and that it fails where the rollback is left out.
+//! The demo of the README, and that it fails without the rollback.
 
 use std::path::Path;
 use std::process::{Command, Output};

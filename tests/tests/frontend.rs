@@ -1,8 +1,8 @@
 //! A real front end against a served disk: verified random I/O on one and four queues, restarts,
 //! and a server that is killed under load.
 //!
-//! The same checks are put to qemu-storage-daemon, which proves the client: what it finds wrong
-//! with snapblk is then snapblk's.
+//! The same checks run against qemu-storage-daemon, which verifies the client: an error found with
+//! snapblk is then snapblk's.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use snapblk_tests::verify::{self, Done, Ledger, Load, Mix, Watch};
 /// 64 MiB and some sectors: not a whole number of chunks of any size.
 const SECTORS: u64 = (64 << 20) / 512 + 24;
 
-/// A seed from `SNAPBLK_SEED`, or one that nobody chose.
+/// A seed from `SNAPBLK_SEED`, or a random one.
 fn seed() -> u64 {
     std::env::var("SNAPBLK_SEED")
         .ok()
@@ -28,7 +28,7 @@ fn connect(server: &Server, queues: usize, pool: usize) -> Client {
     Client::connect(&connect).unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()))
 }
 
-/// Runs `load` on `queues` queues to its end.
+/// Runs `load` on `queues` queues until it ends.
 fn run(server: &Server, queues: usize, ledger: &Mutex<Ledger>, load: &Load) -> Done {
     let client = connect(server, queues, load.pool(queues));
     verify::run(client, ledger, load, &Watch::default())
@@ -49,8 +49,8 @@ fn stop(server: Server) {
     assert!(status.success(), "SIGTERM ended it with {status}");
 }
 
-/// Load, restart with the same arguments, load again, everything read back; twice, on one queue
-/// and on all.
+/// Load, restart with the same arguments, load again, read everything back; twice, on one queue and
+/// on all.
 fn load_and_restart(command: &ServerCommand, ledger: Ledger, queues: usize) {
     let ledger = Mutex::new(ledger);
     let load = Load::new(seed());
@@ -64,21 +64,21 @@ fn load_and_restart(command: &ServerCommand, ledger: Ledger, queues: usize) {
     read_back(&server, &ledger, load.seed);
     let load = Load { seed: load.seed ^ 1, ..load };
     run(&server, queues, &ledger, &load.requests(500));
-    // Another session of the same server: nothing is kept that should end with a session.
+    // Another session with the same server: no state of a session outlives it.
     run(&server, 1, &ledger, &load.requests(500).depth(1));
     read_back(&server, &ledger, load.seed);
     stop(server);
 }
 
-/// SIGKILL at a random moment of a load, a restart with the same arguments, several times over:
-/// each acknowledged request is there.
+/// SIGKILL at a random moment of a load and a restart with the same arguments, several times: each
+/// acknowledged write is there.
 fn kill_under_load(command: &ServerCommand, ledger: Ledger, queues: usize, rounds: u64) {
     let ledger = Mutex::new(ledger);
     let seed = seed();
     let mut rng = Rng::new(seed);
     for round in 0..rounds {
         let server = start(command);
-        // Short writes, and no flush to help: what is acknowledged must outlive the process.
+        // Short writes, and no flushes: acknowledged writes must outlive the process.
         let load = Load { max_len: 32 << 10, ..Load::new(seed ^ round) };
         let load = load.requests(1 << 20).mix(Mix { flush: 0, ..Mix::default() });
         let client = connect(&server, queues, load.pool(queues));
@@ -149,7 +149,7 @@ fn client_against_a_killed_qemu_storage_daemon() {
     kill_under_load(&command, Ledger::zeroed(SECTORS), 1, 2);
 }
 
-/// A client that finds nothing wrong must be one that would.
+/// Proves that the client detects errors.
 #[test]
 fn client_sees_one_wrong_sector() {
     let scratch = scratch(Place::Memory);
@@ -185,7 +185,7 @@ fn plain_disk_with_direct_io_on_disk() {
     load_and_restart(&plain(&scratch, &file), Ledger::zeroed(SECTORS), 4);
 }
 
-/// Workers that never sleep, on as many processors as there are.
+/// Workers that never sleep, on all processors.
 #[test]
 fn polling_workers_serve_and_stop() {
     for place in [Place::Memory, Place::Disk] {
@@ -203,7 +203,7 @@ fn plain_disk_outlives_a_killed_server() {
     kill_under_load(&plain(&scratch, &file), Ledger::zeroed(SECTORS), 4, 3);
 }
 
-/// Runs `check` on an overlay over a stamped image, and sees that the image stays as it is.
+/// Runs `check` on an overlay over a stamped image, and verifies that the image is unchanged.
 fn on_overlay(place: Place, check: impl FnOnce(&ServerCommand, Ledger)) {
     let scratch = scratch(place);
     let image = Ledger::image(SECTORS);

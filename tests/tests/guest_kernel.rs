@@ -11,7 +11,7 @@ use snapblk_tests::kernel::{self, Store, Verdict};
 use snapblk_tests::server::{Place, Scratch, ServerCommand, find_snapblk};
 use snapblk_tests::verify::{self, Ledger, Load, Watch};
 
-/// The golden fixtures: stores that another kernel wrote, with what it read from them.
+/// The golden fixtures: stores that another kernel wrote, with the content that it read from them.
 fn fixtures() -> Vec<(String, PathBuf, Value)> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden");
     let mut fixtures: Vec<_> = fs::read_dir(&golden)
@@ -29,7 +29,7 @@ fn fixtures() -> Vec<(String, PathBuf, Value)> {
     fixtures
 }
 
-/// Unpacks `folder/NAME.raw.xz` and returns where to.
+/// Unpacks `folder/NAME.raw.xz` and returns the file's path.
 fn unpack(folder: &Path, name: &str, scratch: &Scratch, as_name: &str) -> PathBuf {
     let packed = folder.join(format!("{name}.raw.xz"));
     let unpacked = Command::new("xz").arg("-dc").arg(&packed).output().expect("xz is installed");
@@ -42,7 +42,7 @@ fn text<'a>(meta: &'a Value, pointer: &str) -> &'a str {
 }
 
 /// The guest's kernel reads and merges the golden fixtures as their notes say; a store that it
-/// would read or merge otherwise would be found. This proves the judge, and needs no snapblk.
+/// reads or merges differently would be found. This verifies the judge, without snapblk.
 #[test]
 fn scenario_17_the_kernel_judges_the_golden_fixtures_as_their_notes_say() {
     let scratch = Scratch::new(Place::Memory).unwrap();
@@ -77,15 +77,15 @@ fn scenario_17_the_kernel_judges_the_golden_fixtures_as_their_notes_say() {
     }
 }
 
-/// The sum of a file by coreutils, which is what the guest uses too.
+/// The sum of a file by coreutils, which the guest uses too.
 fn sha256(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().expect("sha256sum is installed");
     assert!(output.status.success(), "sha256sum could not read {}", path.display());
     String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap().to_owned()
 }
 
-/// Serves a disk, takes a snapshot of it, writes it at random and ends the server. What the
-/// snapshot must hold is the image that the disk began with, whose sum is returned.
+/// Serves a disk, takes a snapshot of it, writes randomly and stops the server. The expected
+/// content of the snapshot is the disk's first image, whose sum is returned.
 fn write_behind_a_snapshot(
     scratch: &Scratch,
     chunk_sectors: u32,
@@ -120,7 +120,7 @@ fn write_behind_a_snapshot(
     (Store { name, origin, cow, persistence: persistence.to_owned(), chunk_sectors }, content)
 }
 
-/// What snapblk kept of a disk that was written loads, reads and merges in the kernel.
+/// The kernel loads, reads and merges the store that snapblk wrote.
 #[test]
 fn scenario_22_a_store_written_here_loads_and_merges_in_a_real_kernel() {
     let scratch = Scratch::new(Place::Memory).unwrap();

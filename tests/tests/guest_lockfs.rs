@@ -1,5 +1,5 @@
-//! A real guest with a real agent: its file systems are frozen while a snapshot is taken, and thawed
-//! whatever happens.
+//! A real guest with a real agent: its file systems are frozen while a snapshot is taken, and
+//! thawed in any case.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn call(qmp: &mut Qmp, command: &str, arguments: Value) {
     said.unwrap_or_else(|error| panic!("{command} {arguments}: {error}"));
 }
 
-/// A device that the guest has from its start and that becomes something later, and its socket.
+/// A device that the guest has from its start and that gets its content later, and its socket.
 fn view(qmp: &mut Qmp, scratch: &Scratch, name: &str) -> Disk {
     let socket = scratch.socket(&format!("{name}.sock"));
     call(qmp, "device-create", json!({"name": name}));
@@ -35,7 +35,7 @@ fn swap(qmp: &mut Qmp, name: &str, line: &str) {
     call(qmp, "device-resume", json!({"name": name}));
 }
 
-/// The next event that tells of a freeze or a suspend, with the agent it is about.
+/// The next event about a freeze or a suspend, with its agent.
 fn event(qmp: &mut Qmp, wanted: &str, agent: &Path) {
     loop {
         let event = qmp.event(Some(Duration::from_secs(60))).expect("the monitor lives");
@@ -47,7 +47,7 @@ fn event(qmp: &mut Qmp, wanted: &str, agent: &Path) {
     }
 }
 
-/// What the guest says of an image: whether its journal must be replayed, fsck's status, whole files
+/// The guest's report on an image: whether its journal must be replayed, fsck's status, whole files
 /// and broken ones.
 fn looked<'a>(words: &[&'a str]) -> (&'a str, u32, u32, u32) {
     let number = |at: usize| words[at].parse().expect("a number");
@@ -78,7 +78,7 @@ fn a_snapshot_of_a_frozen_guest_needs_no_recovery() {
     let mut torn = snapshot("torn", "torn.cow");
     torn["skip-lockfs"] = json!(true);
     call(&mut qmp, "snapshot-create", torn);
-    // One that fails with the guest frozen.
+    // A command that fails while the guest is frozen.
     scratch.file("full.cow", b"something").unwrap();
     match qmp.call("snapshot-create", snapshot("other", "full.cow")) {
         Err(ClientError::Command(error)) => {
@@ -105,7 +105,7 @@ fn a_snapshot_of_a_frozen_guest_needs_no_recovery() {
     let (needs, fsck, whole, broken) = looked(&said);
     assert_eq!((needs, fsck, broken), ("clean", 0, 0), "the frozen image");
     assert!(whole >= 20, "{whole} of the files that were written before");
-    // Without a freeze the same image would not be so, or this test could not fail.
+    // Without a freeze, the same image is not clean; otherwise this test could not fail.
     let said = result.said("torn").next().expect("a look at the other image");
     let (needs, _, whole, _) = looked(&said);
     assert_eq!(needs, "needs-recovery", "the image of a guest that was not frozen");

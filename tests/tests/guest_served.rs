@@ -1,8 +1,8 @@
-//! A real guest on a served disk: mkfs, files, fsck, fio with verification, and each boot's two
-//! start/stop cycles, the firmware's and the kernel's, over a reboot. And a disk that gets longer
-//! under a running guest, and one whose server is killed under it.
+//! A real guest on a served disk: mkfs, files, fsck, fio with verification, and the two start/stop
+//! cycles of each boot (the firmware's and the kernel's), over a reboot. Also a disk that grows
+//! under a running guest, and one whose server is killed.
 //!
-//! The first is put to qemu-storage-daemon, which proves the guest and its script.
+//! The first also runs with qemu-storage-daemon, which verifies the guest and its script.
 
 use std::fs;
 use std::path::Path;
@@ -16,9 +16,9 @@ use snapblk_tests::server::{Place, Scratch, Server, ServerCommand};
 
 const DISK: u64 = 96 << 20;
 
-/// Boots a guest on the disk that `server` serves and has it prove, over a reboot, that the disk
-/// keeps what it was given. The disk must be empty, and is at least 96 MiB; `cache` is how the guest
-/// is to see its write cache. The error is that of a guest that did not come to an end.
+/// Boots a guest on the disk that `server` serves and has it verify, over a reboot, that the disk
+/// keeps its data. The disk must be empty, and at least 96 MiB; `cache` is the expected kind of
+/// write cache. The error is that of a guest that did not finish.
 fn a_guest_lives_on(
     server: &Server,
     queues: u16,
@@ -47,8 +47,8 @@ fn start(command: &ServerCommand) -> Server {
     command.start().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Now and then the guest waits for ever for an interrupt from that server, with both of them idle.
-/// That is not ours to mend: it has three attempts.
+/// Sometimes the guest waits forever for an interrupt from that server, with both idle. That is not
+/// a defect of this project: it has three attempts.
 #[test]
 fn a_guest_lives_on_qemu_storage_daemon() {
     let mut failed = Vec::new();
@@ -86,7 +86,7 @@ fn a_guest_lives_on_snapblk() {
     assert!(status.success(), "SIGTERM ended it with {status}");
 }
 
-/// By `block_resize`, then by a table: the guest's kernel is told each time.
+/// By `block_resize`, then by a table: the guest's kernel is notified each time.
 #[test]
 fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
     let sizes = [DISK / 512, (DISK + (1 << 20)) / 512, (DISK + (3 << 20)) / 512];
@@ -121,7 +121,7 @@ fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
     let result = guest.finish().unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()));
     result.expect_success();
 
-    // What the guest wrote behind the old end is in the file.
+    // The guest's writes behind the old end are in the file.
     let content = fs::read(&image).unwrap();
     let found: Vec<String> = sizes
         .windows(2)
@@ -134,9 +134,9 @@ fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
     assert_eq!(found, said);
 }
 
-/// QEMU keeps what is in flight, connects to the next process, and the guest's requests end: one that
-/// was lost would never, as a guest waits for its disk for ever. That some are in flight is certain
-/// where the store is full.
+/// QEMU keeps the inflight memory and connects to the next process, and the guest's requests
+/// complete: a lost one never would, because a guest waits for its disk forever. The full store
+/// ensures that some are in flight.
 #[test]
 fn a_running_guest_goes_on_when_its_server_is_killed() {
     const MIB: u64 = 1 << 20;

@@ -1,8 +1,10 @@
-//! How many instructions the program itself carries out for a guest's I/O, the kernel's apart.
+//! The number of instructions that the program itself, without the kernel, executes for a guest's
+//! I/O.
 //!
 //! Callgrind counts. It runs one thread at a time, and does not know that a thread may wait within
-//! io_uring: the others would wait with it. So the program is refused io_uring and sleeps by epoll;
-//! the way of a request on tmpfs, where every request is a system call of its own, is the same.
+//! io_uring: the others would wait with it. So io_uring is refused to the program, which sleeps in
+//! epoll; the path of a request on tmpfs, where every request is a system call of its own, is the
+//! same.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,13 +19,12 @@ const BLOCK: u64 = 4096;
 /// Bytes of a disk.
 const DISK: u64 = 64 << 20;
 const DEPTH: usize = 32;
-/// Requests of the shorter of two runs; what lies between them is the requests', and not what a
-/// session costs.
+/// Requests of the shorter of two runs; the difference is the cost of requests, without that of a
+/// session.
 const FEW: u64 = 2_000;
 const MANY: u64 = 10_000;
 
-/// Instructions that all of the program's threads carried out, from start to end, with `count`
-/// requests.
+/// Instructions of all of the program's threads, from start to end, with `count` requests.
 fn instructions(count: u64, overlay: bool, ask: impl Fn(u64) -> Ask) -> u64 {
     let scratch = Scratch::new(Place::Memory).expect("a directory");
     let base = scratch.file("disk.raw", &vec![7; DISK as usize]).expect("a file");
@@ -50,18 +51,18 @@ fn instructions(count: u64, overlay: bool, ask: impl Fn(u64) -> Ask) -> u64 {
     total(&found)
 }
 
-/// What callgrind wrote down.
+/// The total in callgrind's output.
 fn total(found: &Path) -> u64 {
     let text = std::fs::read_to_string(found).expect("callgrind's report");
     let line = text.lines().find_map(|line| line.strip_prefix("summary:"));
     line.and_then(|line| line.trim().parse().ok()).expect("a sum")
 }
 
-/// How many there may be for each request: a quarter more than there were when this was written, as
-/// looks at a ring to which nothing was added are among them.
+/// The limit per request: a quarter above the number when this was written, because it includes
+/// polls of an unchanged ring.
 struct Most {
     release: u32,
-    /// Of a program that is built for debugging.
+    /// For a debug build.
     debug: u32,
 }
 
@@ -75,7 +76,7 @@ fn at_most(most: Most, what: &str, overlay: bool, ask: impl Fn(u64) -> Ask) {
     assert!(each <= most, "{what}: {each:.0} instructions a request, and {most} at most");
 }
 
-/// The `n`th block in an order of chance.
+/// The `n`th block in a random order.
 fn block(n: u64) -> u64 {
     Rng::new(n).below(DISK / BLOCK) * BLOCK
 }

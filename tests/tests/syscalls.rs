@@ -1,7 +1,8 @@
-//! How many system calls the program makes for a guest's I/O, and of which kinds.
+//! The number and kinds of system calls that the program makes for a guest's I/O.
 //!
-//! A front end that polls keeps 32 requests in flight; the kernel's tracepoints count. That takes
-//! `perf` and the right to use it, which root has; who has not is told so, and proves nothing.
+//! A front end that polls keeps 32 requests in flight; the kernel's tracepoints count. That needs
+//! `perf` and permission to use it, which root has; without permission a message says so, and
+//! nothing is proved.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -18,26 +19,27 @@ const DISK: u64 = 64 << 20;
 const DEPTH: usize = 32;
 /// Requests that are counted.
 const REQUESTS: u64 = 12_000;
-/// System calls for each request on a disk with O_DIRECT, at most.
+/// The most system calls per request on a disk with O_DIRECT.
 const ON_DISK: f64 = 0.1;
-/// How often that is tried: who waits for a processor finds fewer completions at once, and the
-/// machine may be at work on something else.
+/// How often that is tried: a server that waits for a processor finds fewer completions at once,
+/// and the machine may be busy.
 const TRIES: usize = 3;
-/// On tmpfs: one `pread` or `pwrite`, and what is left of kicks and sleeps.
+/// On tmpfs: one `pread` or `pwrite`, and the remaining kicks and sleeps.
 const IN_MEMORY: f64 = 1.1;
 
-/// Of two queues, each flushed after 64 requests: on tmpfs and on a disk. A worker is woken now and then.
+/// For two queues, each flushed after 64 requests: on tmpfs and on a disk. A worker is woken from
+/// time to time.
 const TWO_QUEUES: [(Place, f64); 2] = [(Place::Memory, 1.3), (Place::Disk, 0.6)];
 
-/// Waits for a lock. A first write in a hundred finds its leaf of the table full, and takes memory for one with
-/// more room; other writes take none.
+/// Waits for a lock. One first write in a hundred finds its leaf of the table full, and allocates a
+/// larger one; other writes allocate nothing.
 const WAITS_OF_TWO: [f64; 2] = [0.01, 0.001];
 
 const fn kind(name: &'static str) -> SyscallKind {
     SyscallKind { name, filter: None }
 }
 
-/// What is counted apart. A lock that is not free is a `futex`.
+/// Counted separately. A lock that is not free causes a `futex`.
 const KINDS: [SyscallKind; 8] = [
     SyscallKind { name: "io_uring_enter", filter: Some("min_complete > 0") },
     SyscallKind { name: "io_uring_enter", filter: Some("min_complete == 0") },
@@ -49,19 +51,18 @@ const KINDS: [SyscallKind; 8] = [
     kind("futex"),
 ];
 
-/// Two servers at a time have no core each.
+/// Two servers at a time would not have a core each.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// System calls of a load.
+/// The system calls of a load.
 struct Counted {
-    /// All, for each request.
+    /// All, per request.
     all: f64,
-    /// Of these, waits for a lock and wakes of who waits.
+    /// Of these, waits for a lock and wakes of waiting threads.
     futex: f64,
 }
 
-/// Starts a server with one disk on `place`, over which there is an empty overlay if it is to have
-/// one.
+/// Starts a server with one disk on `place`, with an empty overlay over it if requested.
 fn start(scratch: &Scratch, overlay: bool, queues: usize) -> Server {
     let base = scratch.file("disk.raw", &vec![7; DISK as usize]).expect("a file");
     let mut command = ServerCommand::snapblk(scratch).unwrap_or_else(|error| panic!("{error}"));
@@ -72,7 +73,7 @@ fn start(scratch: &Scratch, overlay: bool, queues: usize) -> Server {
     command.start().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Carries out `warm_up`, and then `asks` and counts; none where this user may not.
+/// Carries out `warm_up`, then counts during `asks`; none without permission.
 fn count<W, A>(what: &str, place: Place, overlay: bool, warm_up: W, asks: A) -> Option<Counted>
 where
     W: Iterator<Item = Ask>,
@@ -87,7 +88,7 @@ where
     measure(what, &server, &scratch, || load.run(asks).expect("every request ends well"))
 }
 
-/// The same of two queues of one disk, each of which is asked by a thread of its own.
+/// The same with two queues of one disk, each used by its own thread.
 fn count_two<A>(what: &str, place: Place, overlay: bool, asks: [(A, A); 2]) -> Option<Counted>
 where
     A: Iterator<Item = Ask> + Send,
@@ -113,7 +114,7 @@ where
     measure(what, &server, &scratch, || run([asks, asks_of_other]))
 }
 
-/// Counts while `run` runs, which returns how many requests it was.
+/// Counts during `run`, which returns the number of requests.
 fn measure(
     what: &str,
     server: &Server,
@@ -172,7 +173,7 @@ fn at_most(most: f64, counted: Option<Counted>) {
     }
 }
 
-/// Where that is more than it may be, once again, on a disk.
+/// If there are too many, repeats the measurement, on a disk.
 fn on_disk<A: Iterator<Item = Ask>>(what: &str, overlay: bool, asks: impl Fn() -> (A, A)) {
     let mut tries = (0..TRIES).map(|_| {
         let (warm_up, asks) = asks();
@@ -215,13 +216,14 @@ fn first_writes_on_tmpfs_are_less_than_one_system_call_each() {
     at_most(0.9, count("tmpfs, first writes", Place::Memory, true, warm_up, rest));
 }
 
-/// Two workers of one disk meet in words of its table and its log, of which neighbours are the other's;
-/// the one that leads a commit takes the log's tail, and nobody else wants that.
+/// Two workers of one disk share words of its table and of its log, whose neighbouring words are
+/// the other's; the leader of a commit takes the log's tail, which the other worker does not need
+/// meanwhile.
 ///
-/// A wait is seen here where a lock is held for longer than who wants it spins, so over I/O; that the
-/// files on the way of a request name no lock at all is tidy's rule. What is not counted comes before:
-/// lists grow as far as a worker's first batches of a kind need, and that is memory, which what gives it out
-/// has a lock for.
+/// A wait is seen here only if a lock is held for longer than a waiting thread spins, such as
+/// during I/O; tidy checks that the files on the path of a request name no lock at all. Uncounted
+/// requests come first: lists grow during a worker's first batches of a kind, and the memory
+/// allocator has a lock.
 #[test]
 fn two_queues_of_a_disk_wait_for_no_lock() {
     let flushed = |asks: Vec<Ask>| {
@@ -230,8 +232,8 @@ fn two_queues_of_a_disk_wait_for_no_lock() {
         };
         asks.into_iter().enumerate().flat_map(with_flush).collect::<Vec<_>>().into_iter()
     };
-    // Those of one queue are the odd chunks, of the other the even ones. Every eighth of these, and so
-    // some of each leaf, is written before.
+    // One queue has the odd chunks, the other the even ones. Every eighth of these, and so some of
+    // each leaf, is written before.
     let own = |of: u64, is_first: fn(u64) -> bool| {
         first_writes(0..DISK / BLOCK).filter(
             move |ask| matches!(ask, Ask::Write(at, _) if at / BLOCK % 2 == of && is_first(at / BLOCK / 2)),

@@ -1,5 +1,5 @@
-//! Ten million exceptions, and a bound on what exception tables have in memory: it holds while the
-//! store is opened, and while a guest reads and writes all over the disk.
+//! Ten million exceptions, and a limit on the memory of exception tables: it holds while the store
+//! is opened, and while a guest reads and writes all over the disk.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -16,27 +16,27 @@ use snapblk_tests::server::{Memory, Place, Scratch, Server, ServerCommand};
 const MIB: u64 = 1 << 20;
 /// `--table-memory`.
 const BOUND: u64 = 32 * MIB;
-/// What docs/configuration.md says comes on top of it, but for what follows the size of the disk,
-/// which the small store's disk has too.
+/// The additional memory in docs/configuration.md, except the part that depends on the size of the
+/// disk, which the small store's disk has too.
 const SLACK: u64 = 10 * MIB;
 const EXCEPTIONS: u64 = 10_000_000;
-/// Chunks of the disk for each exception.
+/// Chunks of the disk per exception.
 const CELL: u64 = 16;
-/// Of so many exceptions the data of one is looked at.
+/// The data of one exception in this many is checked.
 const SAMPLED: u64 = 1999;
-/// Chunks of a region of the table: a read in each touches all of it.
+/// Chunks of a region of the table: a read in each accesses all of it.
 const REGION: u64 = 4096;
 
 /// A disk of [`EXCEPTIONS`] cells and a store for it.
 struct Made {
     origin: PathBuf,
     store: PathBuf,
-    /// By exception: the chunk of the disk.
+    /// The chunk of the disk, by exception.
     old: Vec<u64>,
 }
 
 impl Made {
-    /// With an exception in `count` cells, in random order.
+    /// With an exception in each of `count` cells, in random order.
     fn new(scratch: &Scratch, count: u64) -> Made {
         let mut rng = Rng::new(count);
         let step = EXCEPTIONS / count * CELL;
@@ -73,26 +73,26 @@ fn stamp(chunk: u64) -> [u8; 512] {
     bytes
 }
 
-/// Bytes that the process has in memory now, and had at most.
+/// The process's present memory and its maximum, in bytes.
 fn memory(server: &Server) -> (u64, u64) {
     (server.memory(Memory::Now).unwrap(), server.memory(Memory::Most).unwrap())
 }
 
-/// Ticks of processor time that the process has used.
+/// The process's processor time in ticks.
 fn ticks(server: &Server) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// What a process grew to.
+/// The growth of a process.
 struct Grown {
-    /// While it opened the store, and under the loads, at most.
+    /// The maximum while it opened the store, and under the loads.
     opening: u64,
     loaded: u64,
 }
 
-/// Serves the store with the bound, and loads it.
+/// Serves the store with the limit, and loads it.
 fn serve(made: &Made, scratch: &Scratch, tables: &Path) -> Grown {
     let command = ServerCommand::snapblk_monitor(scratch).unwrap_or_else(|error| panic!("{error}"));
     let command = command.arg("--table-memory").arg("32M").arg("--table-dir").arg(tables);
@@ -123,7 +123,7 @@ fn serve(made: &Made, scratch: &Scratch, tables: &Path) -> Grown {
     assert!(now <= loaded);
     drop(disk);
     call("block-export-del", json!({"id": "disk", "mode": "hard"}));
-    // Nothing ends an idle time: it has to be waited for. A tick is a hundredth of a second.
+    // No event ends an idle time: it has to be waited for. A tick is a hundredth of a second.
     let before = ticks(&server);
     std::thread::sleep(Duration::from_secs(1));
     let used = ticks(&server) - before;
@@ -134,7 +134,7 @@ fn serve(made: &Made, scratch: &Scratch, tables: &Path) -> Grown {
     Grown { opening, loaded }
 }
 
-/// What the store has is there, and what it does not have is the origin's.
+/// The store's chunks have their data, and all others the origin's.
 fn check_samples(made: &Made, disk: &mut Disk) {
     for n in made.samples() {
         let chunk = made.old[n as usize];
@@ -161,7 +161,7 @@ fn read_all_over(disk: &mut Disk) {
     }
 }
 
-/// First writes, each in another region, in random order; and what was written.
+/// First writes, each in another region, in random order; also reads them back.
 fn write_all_over(made: &Made, disk: &mut Disk) {
     let written: Vec<u64> = made.old.iter().take(5000).map(|&old| neighbour(old, 5)).collect();
     for &chunk in &written {
@@ -176,7 +176,7 @@ fn write_all_over(made: &Made, disk: &mut Disk) {
 #[test]
 fn a_bound_on_exception_tables_holds_with_ten_million() {
     let scratch = Scratch::new(Place::Memory).unwrap();
-    // On a disk, where there is one: what is let go of is in the system's cache, or written out.
+    // On a disk, if there is one: evicted pages are in the system's cache, or written out.
     let tables = Scratch::new(Place::Disk).unwrap();
     let small = Made::new(&scratch, 10_000);
     let without = serve(&small, &scratch, tables.dir());

@@ -1,7 +1,7 @@
 //! An allocator that counts, and a subscriber that counts what is logged.
 //!
-//! Owns the counts. Threads of the test itself are left out; everything else in the process is the
-//! server. Never knows what the server does meanwhile.
+//! Owns the counts. The test's own threads are excluded; all others in the process are the
+//! server's. Never knows what the server does meanwhile.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Sizes that are kept to be told.
+/// Sizes that are kept for the report.
 const KEPT: usize = 256;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static EVENTS: AtomicU64 = AtomicU64::new(0);
 static SIZES: [AtomicUsize; KEPT] = [const { AtomicUsize::new(0) }; KEPT];
-/// Where they came from, where that is asked for.
+/// Their backtraces, if requested.
 static TRACES: Mutex<String> = Mutex::new(String::new());
 static TRACING: AtomicBool = AtomicBool::new(false);
 
@@ -32,7 +32,7 @@ thread_local! {
 pub(crate) struct Counting;
 
 fn counts() -> bool {
-    // A thread that ends has no such word any more, and is none that serves.
+    // A thread that ends has no such variable any more, and does not serve.
     COUNTING.load(Ordering::Relaxed) && LEFT_OUT.try_with(|out| !out.get()).unwrap_or(false)
 }
 
@@ -45,7 +45,7 @@ fn note(size: usize) {
         kept.store(size, Ordering::Relaxed);
     }
     if TRACING.load(Ordering::Relaxed) && at < KEPT {
-        // To tell where it was it allocates itself.
+        // Capturing a backtrace allocates, too.
         LEFT_OUT.set(true);
         let trace = format!("{size} bytes:\n{}\n", Backtrace::force_capture());
         TRACES.lock().expect("no test panics here").push_str(&trace);
@@ -53,8 +53,8 @@ fn note(size: usize) {
     }
 }
 
-// SAFETY: all of it is the system's allocator, which is called with what came in; counting
-// allocates nothing, and where it does, to be printed, it does not count.
+// SAFETY: all calls go to the system's allocator with the same arguments; counting allocates
+// nothing, and a backtrace that does is not counted.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
@@ -80,7 +80,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Takes every event, whatever its level.
+/// Counts every event of any level.
 struct Log;
 
 impl Subscriber for Log {
@@ -107,23 +107,23 @@ impl Subscriber for Log {
     fn exit(&self, _: &Id) {}
 }
 
-/// What the server did while it was looked at.
+/// The server's actions during a measurement.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// Calls to the allocator for memory.
     pub(crate) allocations: u64,
-    /// The bytes of the first of them.
+    /// The sizes of the first of them.
     pub(crate) sizes: Vec<usize>,
-    /// Lines logged, of any level.
+    /// Logged lines of any level.
     pub(crate) logged: u64,
 }
 
-/// Leaves the calling thread out, for good.
+/// Excludes the calling thread, permanently.
 pub(crate) fn leave_out_this_thread() {
     LEFT_OUT.set(true);
 }
 
-/// Takes over the log of the process. `SNAPBLK_TRACE` asks where allocations come from.
+/// Becomes the process's log subscriber. `SNAPBLK_TRACE` requests the allocations' backtraces.
 pub(crate) fn start() {
     TRACING.store(std::env::var_os("SNAPBLK_TRACE").is_some(), Ordering::Relaxed);
     tracing::subscriber::set_global_default(Log).expect("nobody else has the log");

@@ -1,8 +1,8 @@
-//! What the server allocates and logs while a guest does I/O.
+//! The server's allocations and log lines while a guest does I/O.
 //!
 //! The server runs in this process, with all its threads, and a real front end drives it; the
-//! process's allocator counts what is not the front end's. One test, because what another test's
-//! threads allocate would count as well.
+//! process's allocator counts all allocations except the front end's. This is one test, because the
+//! allocations of another test's threads would be counted too.
 
 mod counter;
 
@@ -28,21 +28,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const DEPTH: usize = 32;
 /// Bytes of a chunk, and of a request that covers one.
 const CHUNK: usize = 4096;
-/// Chunks that the exception table keeps together (`docs/adr/0013-growing-leaves.md`).
+/// Chunks in a region of the exception table (`docs/adr/0013-growing-leaves.md`).
 const REGION: u64 = 4096;
 /// Bytes of a disk.
 const DISK: u64 = (2 * TRIES + 2) * REGION * CHUNK as u64;
-/// Bytes of the leaves that a region has, one after the other, until it has one word a chunk.
+/// Sizes of the successive leaves of a region, until it has one word per chunk.
 const LEAVES: [usize; 20] = [
     40, 56, 72, 104, 152, 232, 312, 488, 664, 1000, 1336, 2024, 2712, 4072, 5432, 8168, 10904,
     16360, 21816, 32768,
 ];
 /// Requests of each kind.
 const REQUESTS: u64 = 4096;
-/// Requests that are looked at together.
+/// Requests that are submitted together.
 const ROUND: usize = 256;
-/// How often requests of a kind may be done before so many of them allocate nothing: lists grow to
-/// the load, there are some for each request in flight, and not each batch is the same.
+/// How often a kind of requests may be repeated before a repetition allocates nothing: lists grow
+/// with the load, there are some per request in flight, and batches differ.
 const TRIES: u64 = 7;
 
 /// A server in this process.
@@ -52,7 +52,7 @@ struct Served {
     load: Steady,
 }
 
-/// Serves disks in a thread; the last has the socket.
+/// Serves disks in a thread; the last one has the socket.
 fn serve_disks(scratch: &Scratch, mut disks: Vec<DiskArgs>) -> (JoinHandle<()>, Qmp, PathBuf) {
     let (socket, monitor) = (scratch.socket("vhost.sock"), scratch.socket("monitor.sock"));
     let last = disks.last_mut().expect("a disk");
@@ -77,7 +77,7 @@ impl Served {
         thread.join().expect("it ended well");
     }
 
-    /// What the server does for these requests. It logs nothing meanwhile.
+    /// The server's actions for these requests. It must log nothing meanwhile.
     fn seen(&mut self, asks: impl Iterator<Item = Ask>) -> Seen {
         let load = &mut self.load;
         let seen = during(|| {
@@ -87,7 +87,7 @@ impl Served {
         seen
     }
 
-    /// How often these requests allocate memory of these sizes, and of others.
+    /// The number of allocations of these sizes, and of others, for these requests.
     fn allocates(&mut self, sizes: &[usize], asks: impl Iterator<Item = Ask>) -> (usize, usize) {
         let asks: Vec<Ask> = asks.collect();
         let (mut of_these, mut others) = (0, 0);
@@ -108,7 +108,7 @@ impl Served {
     }
 }
 
-/// One of several tries, which were to allocate nothing but what there is no way around, did so.
+/// One of several tries has no avoidable allocations.
 #[track_caller]
 fn settles(what: &str, mut tries: impl Iterator<Item = usize>) {
     let mut found = Vec::new();
@@ -120,7 +120,7 @@ fn settles(what: &str, mut tries: impl Iterator<Item = usize>) {
     assert!(settled, "{what} go on to allocate: {found:?}");
 }
 
-/// The monitor is the last to be there.
+/// The monitor is the last to exist.
 fn connect(monitor: &Path, server: &JoinHandle<()>) -> Qmp {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -155,7 +155,7 @@ fn random(region: u64, ask: fn(u64, usize) -> Ask) -> impl Iterator<Item = Ask> 
     (0..REQUESTS).map(move |_| ask((region * REGION + rng.below(2 * REGION)) * CHUNK as u64, CHUNK))
 }
 
-/// One write to each of these chunks, of all of it or of two sectors in its middle.
+/// One write to each of these chunks, either of all of it or of two sectors in its middle.
 fn each(chunks: std::ops::Range<u64>, whole: bool) -> impl Iterator<Item = Ask> + Clone {
     chunks.map(move |chunk| {
         let start = chunk * CHUNK as u64;
@@ -163,8 +163,8 @@ fn each(chunks: std::ops::Range<u64>, whole: bool) -> impl Iterator<Item = Ask> 
     })
 }
 
-/// A first write to each chunk of a region, and the flush behind it, allocate its leaves alone.
-/// `write` gives the requests for some chunks.
+/// A first write to each chunk of a region, and the flush after it, allocate only the region's
+/// leaves. `write` returns the requests for some chunks.
 #[track_caller]
 fn leaves_alone<A: Iterator<Item = Ask>>(
     what: &str,
@@ -177,7 +177,7 @@ fn leaves_alone<A: Iterator<Item = Ask>>(
         let (leaves, others) = served.allocates(&LEAVES, write(chunks));
         assert!(leaves >= LEAVES.len(), "a region has {leaves} leaves, one after the other");
         let flush = served.seen(std::iter::once(Ask::Flush)).allocations as usize;
-        // A list may be as large as a leaf.
+        // A list may have the size of a leaf.
         others + flush + leaves - LEAVES.len()
     });
     settles(what, tries);
@@ -225,7 +225,7 @@ fn origin(place: Place) {
     served.stop();
 }
 
-/// A front end that keeps what is in flight.
+/// A front end that keeps the inflight memory.
 fn tracked(place: Place) {
     let scratch = Scratch::new(place).expect("a directory");
     let mut guest = Lasting::new(1, Rng::new(1)).without_flushes();
@@ -239,7 +239,7 @@ fn tracked(place: Place) {
             guest.wait();
         }
     };
-    // What is said of the session is said by then.
+    // The session's log lines have been written by then.
     round(&mut guest);
     let tries = (0..TRIES).map(|_| {
         let rounds = (0..16).map(|_| during(|| round(&mut guest)));

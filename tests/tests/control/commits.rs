@@ -1,4 +1,4 @@
-//! `block-commit`: layers of a chain go down, live, as jobs.
+//! `block-commit`: layers of a chain are committed into lower ones, live, as jobs.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What a disk should hold.
+/// The expected content of a disk.
 #[derive(Clone)]
 struct Image(Vec<u8>);
 
@@ -34,7 +34,8 @@ impl Image {
         Image(stamped(0, SECTORS, 1))
     }
 
-    /// Writes a few runs of `generation`, some of which cross others' chunks; the last one the end.
+    /// Writes a few runs of `generation`, some of which share chunks with others; the last one is
+    /// at the end.
     fn write(&mut self, world: &World, generation: u32) {
         let mut disk = world.disk();
         let places = (0..40u64).map(|n| (n * 97 + u64::from(generation) * 61) % (SECTORS - RUN));
@@ -47,7 +48,7 @@ impl Image {
 }
 
 /// A chain of `layers` stores on a plain file: `disk0` over `disk0.<layers>` … `disk0.2` over
-/// `disk0.1`, which is the file. Returns what each of them shows, from the file up.
+/// `disk0.1`, which is the file. Returns the content of each of them, from the file up.
 fn chain(scratch: &Scratch, world: &mut World, layers: u32) -> Vec<Image> {
     let mut images = vec![Image::first()];
     for layer in 1..=layers {
@@ -110,7 +111,7 @@ fn layers_in_the_middle_go_into_the_layer_below_them() {
     let file = disk_file(&scratch);
     let mut world = World::start(&plain(&scratch, &file));
     let mut images = chain(&scratch, &mut world, 6);
-    // The stores 1 to 5 are those of disk0.2 to disk0.6; 3 and 4 go into 2.
+    // The stores 1 to 5 are those of disk0.2 to disk0.6; 3 and 4 are committed into 2.
     assert_same("disk0.3", &world.content(&scratch, "disk0.3"), &images[2].0);
     commit(&mut world, json!({"top-node": "disk0.5", "base-node": "disk0.3"}));
     completed(&mut world);
@@ -130,7 +131,7 @@ fn layers_in_the_middle_go_into_the_layer_below_them() {
     world.kill();
     let mut world = World::start(&plain(&scratch, &file));
     check(&mut world, &images);
-    // And once more, in what the restart made of it: all that is left into the file.
+    // Again, after the restart: all the rest into the file.
     commit(&mut world, json!({"top-node": "disk0.6"}));
     completed(&mut world);
     assert_eq!(names(&mut world), ["disk0", "disk0.1"]);
@@ -182,7 +183,7 @@ fn a_ready_commit_that_is_cancelled_leaves_the_chain() {
     images[1].write(&world, 9);
     is_disk0(&world, &images[1]);
     assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &images[0].0);
-    // A pending one, too; what it held is free again, and it can be begun anew.
+    // A pending job, too; its layers are free again, and it can be started again.
     let cow = scratch.path("two.cow");
     world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": cow}));
     commit(&mut world, json!({"top-node": "disk0.2", "auto-finalize": false}));
@@ -199,7 +200,7 @@ fn a_ready_commit_that_is_cancelled_leaves_the_chain() {
     assert_same("the file", &bytes(&file), &images[1].0);
 }
 
-/// Scenario 40 for chains: what is written meanwhile is there, and all else is as it was.
+/// Scenario 40 for chains: concurrent writes are there, and all else is unchanged.
 #[test]
 fn scenario_40_commits_under_load() {
     under_load(Place::Memory);
@@ -252,7 +253,7 @@ fn job(world: &mut World) -> Value {
     world.call("query-jobs", json!({}))[0].clone()
 }
 
-/// Waits until the job has done something, and has not ended.
+/// Waits until the job has made progress, but not ended.
 fn in_the_middle(world: &mut World) {
     while job(world)["current-progress"] == 0 {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -260,8 +261,8 @@ fn in_the_middle(world: &mut World) {
     assert_eq!(job(world)["status"], "running", "it ended before it was looked at");
 }
 
-/// Waits until the chain is made of these devices, as it is at the end of a job that a process took
-/// up again: nobody may have listened when that was told.
+/// Waits until the chain consists of these devices, as at the end of a job that a new process
+/// continued: the event may have come before this client connected.
 fn becomes(world: &mut World, chain: &[&str]) {
     let begin = std::time::Instant::now();
     while names(world) != chain {
@@ -270,14 +271,14 @@ fn becomes(world: &mut World, chain: &[&str]) {
     }
 }
 
-/// Waits until the job is ready, which it may have been before anybody listened.
+/// Waits until the job is ready, possibly since before this client connected.
 fn is_ready(world: &mut World) {
     while job(world)["status"] != "ready" {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 
-/// Hundreds of layers: they are made, read, opened again and committed.
+/// Hundreds of layers: they are created, read, opened again and committed.
 #[test]
 fn a_chain_of_300_layers_is_read_opened_again_and_committed() {
     const LAYERS: u64 = 300;
@@ -290,7 +291,7 @@ fn a_chain_of_300_layers_is_read_opened_again_and_committed() {
     for layer in 0..LAYERS {
         let cow = scratch.path(&format!("{layer}.cow"));
         world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": cow}));
-        // Each has a chunk of its own, and part of one that the layer before has.
+        // Each has its own chunk, and a part of one that the layer before has.
         let first = layer * 24;
         let run = stamped(first, 30, layer as u32 + 2);
         disk.write(first * 512, &run).unwrap();
@@ -315,8 +316,8 @@ fn a_chain_of_300_layers_is_read_opened_again_and_committed() {
     assert_same("the file", &bytes(&file), &image.0);
 }
 
-/// Killed in the middle of a commit into a file, and again in the middle of the merge of the
-/// active layer; started with the first arguments.
+/// Killed during a commit into a file, and again during the merge of the active layer; started with
+/// the first arguments.
 #[test]
 fn scenario_37_killed_in_mid_commit_it_goes_on() {
     let scratch = scratch();
@@ -324,7 +325,7 @@ fn scenario_37_killed_in_mid_commit_it_goes_on() {
     let command = plain(&scratch, &file);
     let mut world = World::start(&command);
     let mut images = chain(&scratch, &mut world, 3);
-    // What a commit copies is a few hundred KiB.
+    // A commit copies a few hundred KiB.
     commit(&mut world, json!({"speed": 512 << 10}));
     in_the_middle(&mut world);
     images[3].write(&world, 9);
@@ -342,7 +343,7 @@ fn scenario_37_killed_in_mid_commit_it_goes_on() {
     assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
     world.kill();
     let mut world = World::start(&command);
-    // What is left to merge is this job's, and nobody else's.
+    // The rest of the merge belongs to this job only.
     let jobs = world.call("query-jobs", json!({}));
     assert!(jobs.as_array().unwrap().iter().all(|job| job["id"] == "c"), "{jobs}");
     is_disk0(&world, &images[3]);
@@ -390,13 +391,13 @@ fn a_commit_is_paused_and_goes_on() {
         world.event("JOB_STATUS_CHANGE");
     }
     let at = job(&mut world)["current-progress"].clone();
-    // Several shares of its speed.
+    // Several of the intervals in which its speed is applied.
     std::thread::sleep(std::time::Duration::from_millis(400));
     assert_eq!(job(&mut world)["current-progress"], at);
     // A suspend of the disk does not wait for it.
     world.call("device-suspend", json!({"name": "disk0"}));
     world.call("device-resume", json!({"name": "disk0"}));
-    // It is as the user left it, and begins anew when it may.
+    // It is paused, as the user left it, and continues when allowed.
     world.kill();
     let mut world = World::start(&command);
     assert_eq!(job(&mut world)["status"], "paused");
@@ -442,7 +443,7 @@ fn what_cannot_be_committed_is_refused_and_nothing_has_changed() {
     world.call("device-remove", json!({"name": "other"}));
     assert_eq!(world.tables(), tables);
 
-    // While one runs, its part of the chain is nobody else's.
+    // While one runs, no other may use its part of the chain.
     commit(&mut world, json!({"top-node": "disk0.3", "auto-finalize": false}));
     world.event("BLOCK_JOB_PENDING");
     let said = world.refused("block-commit", with(json!({"job-id": "d"})));
@@ -485,7 +486,7 @@ fn scenario_77_a_base_that_another_process_has_open_is_refused_by_name() {
     assert!(bytes(&base) == stamped(0, SECTORS, 1), "the golden image was written");
     first.stop();
 
-    // Nobody else has it now, but it was not given to be written.
+    // No other process has it now, but it was not given as writable.
     let mut first = World::start(&overlay(&one, &base));
     let said = first.refused("block-commit", json!({"device": "disk0"}));
     assert!(said.contains("golden.raw") && said.contains("--force"), "{said}");
@@ -493,7 +494,7 @@ fn scenario_77_a_base_that_another_process_has_open_is_refused_by_name() {
     let mut first = World::start(&forced(&one));
     commit(&mut first, json!({}));
     first.event("BLOCK_JOB_READY");
-    // Others are kept out from now on.
+    // Other processes are excluded from now on.
     let said = does_not_start(&overlay(&two, &base));
     assert!(said.contains("golden.raw"), "{said}");
     first.call("job-complete", json!({"id": "c"}));

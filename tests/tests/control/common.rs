@@ -1,4 +1,4 @@
-//! What the tests of the control plane share: a server with its monitor, its disks and its files.
+//! Common to the tests of the control plane: a server with its monitor, its disks and its files.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,15 +10,15 @@ use snapblk_tests::disk::Disk;
 use snapblk_tests::server::{Place, Scratch, Server, ServerCommand};
 use snapblk_tests::verify::stamp::{Found, Generation, SECTOR, stamp_run};
 
-/// How long an event may take to come.
+/// How long to wait for an event.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Directories of a test, on memory.
+/// Directories of a test, in memory.
 pub(crate) fn scratch() -> Scratch {
     scratch_on(Place::Memory)
 }
 
-/// Directories of a test: on disk, I/O is direct, and by io_uring where that is allowed.
+/// Directories of a test: on disk, I/O is direct, and by io_uring if that is allowed.
 pub(crate) fn scratch_on(place: Place) -> Scratch {
     Scratch::new(place).unwrap_or_else(|error| panic!("no directory for the test: {error}"))
 }
@@ -52,12 +52,12 @@ impl World {
             .unwrap_or_else(|e| panic!("{command} {arguments}: {e}\n{}", self.server.stderr()))
     }
 
-    /// Carries a command out that is refused; returns the sentence.
+    /// Carries a command out that must be refused; returns the sentence.
     pub(crate) fn refused(&mut self, command: &str, arguments: Value) -> String {
         self.refused_as(ErrorClass::GenericError, command, arguments)
     }
 
-    /// Carries a command out that is refused with `class`; returns the sentence.
+    /// Carries a command out that must be refused with `class`; returns the sentence.
     pub(crate) fn refused_as(
         &mut self,
         class: ErrorClass,
@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    /// What `query-devices` says of one device.
+    /// The result of `query-devices` for one device.
     pub(crate) fn device(&mut self, name: &str) -> Value {
         self.call("query-devices", json!({"name": name}))[0].clone()
     }
@@ -114,7 +114,7 @@ impl World {
         socket
     }
 
-    /// Everything that the device `node` holds, through an export of its own.
+    /// The whole content of the device `node`, through an export of its own.
     pub(crate) fn content(&mut self, scratch: &Scratch, node: &str) -> Vec<u8> {
         let socket = scratch.socket(&format!("content-{node}.sock"));
         let id = format!("content-{node}");
@@ -124,7 +124,7 @@ impl World {
         all
     }
 
-    /// The next event called `name`; others are passed over.
+    /// The next event `name`; others are skipped.
     pub(crate) fn event(&mut self, name: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -208,7 +208,7 @@ pub(crate) fn monitor_only(scratch: &Scratch) -> ServerCommand {
     ServerCommand::snapblk_monitor(scratch).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What a server that does not start says.
+/// The error of a server that does not start.
 pub(crate) fn does_not_start(command: &ServerCommand) -> String {
     match command.start() {
         Err(error @ snapblk_tests::server::ServerError::Ended { .. }) => error.to_string(),

@@ -1,4 +1,4 @@
-//! What `snapblk serve` is given: `--config FILE.toml`, and files that are no disks.
+//! Arguments of `snapblk serve`: `--config FILE.toml`, and files that are not disks.
 
 use crate::common::*;
 

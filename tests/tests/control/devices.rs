@@ -1,4 +1,4 @@
-//! The verbs of device-mapper over the monitor.
+//! The device-mapper verbs through the monitor.
 
 use std::time::Duration;
 
@@ -108,13 +108,13 @@ fn what_cannot_be_a_device_is_refused() {
         json!({"name": "d", "table": ["0 8 linear nobody 0"]}),
     );
 
-    // Too much of a file is asked for.
+    // A range that exceeds the file.
     let a = word(&a);
     for line in [format!("0 {SECTORS} linear {a} 1"), format!("0 2049 snapshot-origin {a}")] {
         let said = world.refused("table-load", json!({"name": "d", "table": [line]}));
         assert!(said.contains("needs 2049 sectors") && said.contains("has 2048"), "{said}");
     }
-    // A file that becomes shorter between the two.
+    // A file that becomes shorter between load and resume.
     let whole = format!("0 {SECTORS} linear {a} 0");
     world.call("table-load", json!({"name": "d", "table": [whole]}));
     std::fs::File::options().write(true).open(a).unwrap().set_len(512).unwrap();
@@ -130,12 +130,13 @@ fn a_table_that_maps_a_device_onto_itself_is_refused() {
     world.make("a", &["0 8 zero".into()]);
     world.make("b", &["0 8 linear a 0".into()]);
     world.make("c", &["0 8 linear b 0".into()]);
-    // Onto itself whatever the others become: nothing is loaded, and nothing suspended by a resume.
+    // Onto itself, whatever the other devices become: nothing is loaded, and a resume suspends
+    // nothing.
     let said =
         world.refused("table-load", json!({"name": "a", "table": ["0 8 linear a 0".to_owned()]}));
     assert!(said.contains("onto itself"), "{said}");
     assert_eq!(world.device("a")["has-inactive-table"], false);
-    // Through others, which may change before the resume.
+    // Through other devices, which may change before the resume.
     world.call("table-load", json!({"name": "a", "table": ["0 8 linear c 0".to_owned()]}));
     let said = world.refused("device-resume", json!({"name": "a"}));
     assert!(said.contains("onto itself"), "{said}");
@@ -175,7 +176,7 @@ fn linear_concatenates_and_zero_and_error_do_what_they_say() {
     assert_same("d", &disk.read(0, 96 * 512).unwrap(), &wanted);
     assert!(disk.read(95 * 512, 1024).is_err_and(|error| error.is_refused()));
     assert!(disk.write(96 * 512, &[1; 512]).is_err_and(|error| error.is_refused()));
-    // One write across the seam, and one into the zeroes, which keep nothing.
+    // One write across the boundary, and one into the zeroes, which keep nothing.
     disk.write(31 * 512, &[7; 1024]).unwrap();
     disk.write(80 * 512, &[7; 512]).unwrap();
     assert_eq!(disk.read(80 * 512, 512).unwrap(), [0; 512]);
@@ -278,7 +279,7 @@ fn a_device_in_use_is_not_removed_nor_touched_by_force() {
     world.stop();
 }
 
-/// What is written for `ctl load` serves as a first table, too.
+/// A file for `ctl load` serves as a first table, too.
 #[test]
 fn a_table_s_file_may_have_comments_and_empty_lines() {
     let scratch = scratch();
@@ -295,12 +296,12 @@ fn a_table_s_file_may_have_comments_and_empty_lines() {
     world.stop();
 }
 
-/// A terminal that is closed is no reason to lose what is owed, or to leave sockets behind.
+/// A closed terminal must not lose owed chunks or leave sockets behind.
 #[test]
 fn a_hang_up_ends_it_in_order() {
     let scratch = scratch();
     let a = scratch.file("a.raw", &stamped(0, SECTORS, 1)).unwrap();
-    // Also where whoever runs the tests does not want to end with his terminal.
+    // Also if the tests run with SIGHUP ignored.
     let default = ["--default-signal=HUP".into()];
     let command = plain(&scratch, &a).run_by("/usr/bin/env".into(), default);
     let mut world = World::start(&command);
@@ -313,7 +314,7 @@ fn a_hang_up_ends_it_in_order() {
     assert!(!socket.exists());
 }
 
-/// Who starts it under `nohup` wants it to stay.
+/// A server started under `nohup` must stay.
 #[test]
 fn a_hang_up_that_is_ignored_from_the_start_does_not_end_it() {
     let scratch = scratch();
@@ -368,7 +369,7 @@ fn a_suspended_device_holds_what_lies_on_it_too() {
     let socket = world.export(&scratch, "snap", false);
     let (mut origin, mut snap) = (world.disk(), disk(&socket));
     world.call("device-suspend", json!({"name": "disk0-real"}));
-    // Resuming what lies above does not get it past what is suspended below.
+    // Resuming the upper device does not bypass the suspended lower one.
     world.call("device-resume", json!({"name": "disk0"}));
     origin.begin_write(0, &stamped(0, 8, 2)).unwrap();
     snap.begin_read(0, 4096).unwrap();
@@ -398,7 +399,7 @@ fn an_exported_device_does_not_shrink() {
     world.stop();
 }
 
-/// Every verb under load, from two clients at once; not one write is lost.
+/// Every verb under load, from two clients at once; no write is lost.
 #[test]
 fn verbs_under_load_lose_nothing() {
     let scratch = scratch();

@@ -46,12 +46,12 @@ fn an_export_is_added_used_and_deleted() {
     let said = world.refused("block-export-del", delete("safe"));
     assert!(said.contains("'e'"), "{said}");
 
-    // Where nobody is connected, safe is enough.
+    // Without a front end, a safe deletion suffices.
     world.call("block-export-add", add.clone());
     drop(disk(&socket));
     let gone = (0..200).any(|_| {
         let deleted = world.qmp.call("block-export-del", delete("safe")).is_ok();
-        // The server hears of the hang-up a little later than the client has hung up.
+        // The server sees the hang-up a little later than the client.
         std::thread::sleep(std::time::Duration::from_millis(if deleted { 0 } else { 10 }));
         deleted
     });
@@ -64,7 +64,7 @@ fn an_export_is_added_used_and_deleted() {
         world.refused("block-export-add", wrong);
         assert!(!socket.exists());
     }
-    // Nothing is left of those: the device can go.
+    // They hold nothing any more: the device can be removed.
     world.call("device-remove", json!({"name": "d"}));
     world.stop();
     assert_same("the file", &std::fs::read(&file).unwrap()[..4096], &stamped(0, 8, 2));
@@ -95,7 +95,7 @@ fn a_read_only_export_refuses_writes_and_a_writable_one_beside_it_does_not() {
     world.stop();
 }
 
-/// As QEMU refuses it.
+/// As in QEMU.
 #[test]
 fn an_export_s_id_is_an_identifier_and_it_promises_no_writes_that_fail() {
     let scratch = scratch();
@@ -140,7 +140,7 @@ fn a_socket_that_the_process_has_itself_is_named_as_that() {
     assert!(said.contains("this process") && said.contains("the export 'disk0'"), "{said}");
 }
 
-/// Each guest has a file system of its own there, and would destroy the other's.
+/// Each guest has its own file system there, and would destroy the other's.
 #[test]
 fn two_disks_over_one_file_are_not_both_written() {
     let scratch = scratch();
@@ -154,7 +154,7 @@ fn two_disks_over_one_file_are_not_both_written() {
     let world = World::start(&second().arg("--read-only"));
     world.disk().write(0, &stamped(0, 8, 2)).unwrap();
     world.stop();
-    // Of a file there are several parts.
+    // Different parts of a file are allowed.
     let mut world = World::start(&monitor_only(&scratch));
     let half = SECTORS / 2;
     for (name, from) in [("low", 0), ("high", half), ("again", half - 1)] {
@@ -164,7 +164,7 @@ fn two_disks_over_one_file_are_not_both_written() {
     world.export(&scratch, "high", true);
     let socket = scratch.socket("again.sock");
     world.refused("block-export-add", export_args("again", "again", &socket, true));
-    // Nor by a table that comes later.
+    // Nor by a later table.
     let again = format!("0 {half} zero");
     world.swap("again", &[again]);
     world.call("block-export-add", export_args("again", "again", &socket, true));
@@ -174,7 +174,7 @@ fn two_disks_over_one_file_are_not_both_written() {
     world.stop();
 }
 
-/// Two clients at once: one of them comes first, and the other hears of it.
+/// Two clients at once: one succeeds, and the other gets an error.
 #[test]
 fn a_device_goes_or_is_exported_never_both() {
     let scratch = scratch();
@@ -241,7 +241,7 @@ fn several_disks_in_one_process() {
     drop(disks);
     world.stop();
     assert_eq!(std::fs::read(&b).unwrap(), stamped(0, SECTORS, 2));
-    // The state is one file for all, beside the first store.
+    // All disks have one state file, beside the first store.
     assert!(scratch.path("b.cow.state").exists());
     World::start(&command).stop();
 }
@@ -260,7 +260,7 @@ fn a_listening_socket_is_inherited() {
     command.args(["serve", "--fd", "0", "--blk-file"]).arg(&file).arg("--monitor").arg(&monitor);
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
     let mut server = spawn(&mut command).unwrap();
-    // It listens already: whoever comes first waits for the server.
+    // It listens already: early front ends wait for the server.
     let mut first = disk(&path);
     assert_same("disk", &first.read_all().unwrap(), &stamped(0, SECTORS, 1));
     drop(first);
@@ -282,7 +282,7 @@ fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
         assert!(Client::connect(&connect).is_err(), "a second front end is served");
         assert_same("first", &first.read(0, 4096).unwrap(), &stamped(0, 8, 1));
     }
-    // It leaves, and the next one comes at once, again and again.
+    // It leaves, and the next one connects at once, several times.
     for _ in 0..20 {
         drop(first);
         first = world.disk();
@@ -291,7 +291,7 @@ fn a_second_front_end_is_refused_and_the_first_notices_nothing() {
     world.stop();
 }
 
-/// A host has many disks, and most of them do little: a queue takes the memory that it uses.
+/// A host has many disks, most of them idle: a queue takes only the memory that it uses.
 #[test]
 fn a_queue_that_does_little_takes_little_memory() {
     const QUEUES: u64 = 8;
@@ -308,7 +308,7 @@ fn a_queue_that_does_little_takes_little_memory() {
     let before = world.server.memory(Memory::Own).unwrap();
     world.call("block-export-add", add);
     let mut connected = disk(&socket);
-    // A part of a chunk, which is read and written whole.
+    // A part of a chunk, which is read and written as a whole.
     connected.write(512, &stamped(1, 1, 2)).unwrap();
     assert_eq!(connected.read(512, 512).unwrap(), stamped(1, 1, 2));
     let each = world.server.memory(Memory::Own).unwrap().saturating_sub(before) / QUEUES;
@@ -317,7 +317,7 @@ fn a_queue_that_does_little_takes_little_memory() {
     world.stop();
 }
 
-/// Queues may take all places there are for them, and then there are some left for flushes.
+/// Queues may take all places that exist for them, and flushes still have some.
 #[test]
 fn more_queues_than_there_is_room_for_are_refused_and_flushes_go_on() {
     const ROOM: u64 = 480;
@@ -337,7 +337,7 @@ fn more_queues_than_there_is_room_for_are_refused_and_flushes_go_on() {
     }
     let said = world.refused("block-export-add", add(100, EACH));
     assert!(said.contains("480 queues") && said.contains("delete an export"), "{said}");
-    // What those took that could be had was given back.
+    // The refused export gave back the places that it had taken.
     world.call("block-export-add", add(101, ROOM % EACH));
     world.refused("block-export-add", add(102, 1));
     world.call("device-suspend", json!({"name": "d"}));

@@ -1,4 +1,4 @@
-//! Stores that are full, and that grow.
+//! Full stores, and stores that grow.
 
 use std::fs::OpenOptions;
 use std::process::Command;
@@ -43,14 +43,14 @@ fn scenario_24_and_25_an_overlay_that_overflows_and_grows() {
     let target = &world.device("disk0")["targets"][0];
     assert_eq!((&target["state"], &target["persistent"]), (&json!("overflow"), &json!("PO")));
 
-    // Reads serve, mapped or not; writes fail, and flushes do not.
+    // Reads succeed, mapped or not; writes fail, and flushes do not.
     let mut wanted = stamped(0, SECTORS, 1);
     wanted[..14 * 4096].copy_from_slice(&stamped(0, 14 * 8, 2));
     assert_same("full", &disk.read_all().unwrap(), &wanted);
     assert!(disk.write(0, &chunk(0, 3)).is_err_and(|error| error.is_refused()));
     disk.flush().unwrap();
 
-    // A restart looks at it anew: it is full, and says so when a write needs room.
+    // A restart finds it full again, and reports it when a write needs room.
     drop(disk);
     world.stop();
     let mut world = World::start(&overlay(&scratch, &base));
@@ -61,7 +61,7 @@ fn scenario_24_and_25_an_overlay_that_overflows_and_grows() {
     assert!(disk.write(100 * 4096, &chunk(100, 3)).is_err_and(|error| error.is_refused()));
     world.event("SNAPSHOT_OVERFLOW");
 
-    // Grown and reactivated, under the front end.
+    // Grown and reactivated, under a connected front end.
     OpenOptions::new().write(true).open(&store).unwrap().set_len(32 * 4096).unwrap();
     let table = world.table("disk0");
     world.swap("disk0", &table);
@@ -75,7 +75,7 @@ fn scenario_24_and_25_an_overlay_that_overflows_and_grows() {
     world.stop();
 }
 
-/// A full layer is not the end: a fresh one goes on top.
+/// A full layer is not the end: a new one goes on top.
 #[test]
 fn an_overflowed_overlay_takes_a_new_layer() {
     let scratch = scratch();
@@ -145,7 +145,8 @@ fn scenario_24_an_origin_write_that_needs_room_makes_it_invalid() {
     assert_eq!(written, 14);
     assert_eq!(world.event("SNAPSHOT_OVERFLOW")["data"]["device"], "po");
     assert_eq!(world.status("po"), [format!("0 {SECTORS} snapshot Overflow")]);
-    // The origin writes where the snapshot has its own, which needs no room; then elsewhere.
+    // The origin is written where the snapshot has its own chunk, which needs no room; then
+    // elsewhere.
     origin.write(0, &stamped(0, 8, 3)).unwrap();
     assert_same("po", &snap.read(0, 4096).unwrap(), &stamped(0, 8, 2));
     assert_same("po", &snap.read(200 * 4096, 4096).unwrap(), &stamped(1600, 8, 1));
@@ -157,7 +158,7 @@ fn scenario_24_an_origin_write_that_needs_room_makes_it_invalid() {
     world.stop();
 }
 
-/// As by a `truncate` that was to make it longer: what is lost is not covered up by what comes later.
+/// As by a wrong `truncate`: later writes must not hide the loss.
 #[test]
 fn a_store_that_is_cut_short_takes_nothing_more() {
     for place in [Place::Memory, Place::Disk] {
@@ -174,7 +175,7 @@ fn a_store_that_is_cut_short_takes_nothing_more() {
             let file = OpenOptions::new().write(true).open(&store).unwrap();
             file.set_len(chunks * 4096).unwrap();
         };
-        // Longer, and as long as that again, is all right.
+        // Longer, and as long as that again, is accepted.
         cut(20);
         world.call("block_resize", json!({"device": "disk0", "size": SECTORS * 512}));
         disk.write(3 * 4096, &stamped(3 * 8, 8, 2)).unwrap();

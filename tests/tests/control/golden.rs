@@ -1,4 +1,4 @@
-//! Stores that a real kernel made, served.
+//! Stores that a real kernel wrote, served.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ fn sha(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The numbers, or the word, of the last status line that the kernel printed for the snapshot.
+/// The numbers, or the word, in the last status line that the kernel printed for the snapshot.
 fn last_status(meta: &Value) -> String {
     let last = meta["status_and_table"].as_array().unwrap().last().unwrap().as_str().unwrap();
     let (status, _) = last.split_once("##").unwrap();
@@ -66,7 +66,7 @@ fn served(dir: &Path) {
     }
     drop(disk);
     world.stop();
-    // Being served and read has changed nothing.
+    // Serving and reading changed nothing.
     assert!(fs::read(&origin).unwrap() == before.0, "{name}: the origin was written");
     assert!(fs::read(&cow).unwrap() == before.1, "{name}: the store was written");
 }

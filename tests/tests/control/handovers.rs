@@ -16,8 +16,8 @@ use crate::history::{Clock, History};
 /// 4 MiB and some sectors: not a whole number of chunks.
 const SECTORS: u64 = 8192 + 5;
 
-/// A disk of generation 1 with the snapshot `a`, of whose origin the first half was written since
-/// and which has sectors of its own; and what `a` holds.
+/// A disk of generation 1 with the snapshot `a`; the first half of the origin was written since,
+/// and `a` has sectors of its own. Also returns the content of `a`.
 fn world_with_snapshot(scratch: &Scratch) -> (ServerCommand, World, Vec<u8>) {
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let command = plain(scratch, &file);
@@ -33,7 +33,7 @@ fn world_with_snapshot(scratch: &Scratch) -> (ServerCommand, World, Vec<u8>) {
     (command, world, wanted)
 }
 
-/// Loads the table of `from`, which serves, into the new device `to`.
+/// Loads the table of the serving device `from` into the new device `to`.
 fn load_copy(world: &mut World, from: &str, to: &str) -> Vec<String> {
     let table = world.table(from);
     world.call("device-create", json!({"name": to}));
@@ -71,13 +71,13 @@ fn scenario_49_the_data_is_intact_and_the_old_answers_with_errors() {
     is_invalid(&mut world, "a");
     assert_eq!((world.table("b"), world.status("b")), (table.clone(), before));
     assert_same("b", &world.content(&scratch, "b"), &wanted);
-    // It is written as a snapshot is, and its origin knows it.
+    // It is written as a snapshot, and its origin knows it.
     let socket = world.export(&scratch, "b", true);
     disk(&socket).write(4000 * 512, &stamped(4000, 500, 4)).unwrap();
     wanted[4000 * 512..4500 * 512].copy_from_slice(&stamped(4000, 500, 4));
     world.disk().write(0, &stamped(0, SECTORS, 5)).unwrap();
     assert_same("b", &world.content(&scratch, "b"), &wanted);
-    // Resumed, it is no other.
+    // The resumed source has no store any more.
     world.call("device-resume", name("a"));
     assert!(old.read(0, 4096).is_err_and(|error| error.is_refused()));
 
@@ -152,7 +152,7 @@ fn scenario_51_a_source_does_not_resume_while_a_destination_is_loaded() {
     source.end(Duration::from_secs(10)).unwrap();
     assert_same("a", &source.read_all().unwrap(), &wanted);
 
-    // Killed in the middle, it is in the middle.
+    // Killed during a handover, it is still during it.
     world.call("table-load", json!({"name": "b", "table": table}));
     world.call("device-suspend", json!({"name": "a"}));
     world.kill();
@@ -179,7 +179,7 @@ fn scenario_52_a_third_that_names_the_store_is_refused() {
         assert!(said.contains("pairing failed") && said.contains("'b'"), "{said}");
         assert_eq!(world.device(third)["has-inactive-table"], false);
     }
-    // Another table for the destination is no third.
+    // Another table for the destination does not create a third.
     world.call("table-load", json!({"name": "b", "table": table}));
     world.call("table-clear", json!({"name": "b"}));
     world.call("table-load", json!({"name": "c", "table": table}));
@@ -195,7 +195,7 @@ fn scenario_52_a_third_that_names_the_store_is_refused() {
 fn scenario_53_without_its_source_a_destination_is_invalid_and_the_store_is_not() {
     let scratch = scratch();
     let (command, mut world, wanted) = world_with_snapshot(&scratch);
-    // Another store that stays where it is.
+    // Another store that stays in its place.
     world.call("snapshot-create", json!({"device": "disk0", "name": "o", "cow": "o.cow"}));
     let table = load_copy(&mut world, "a", "b");
     world.call("device-remove", json!({"name": "a"}));
@@ -238,7 +238,7 @@ fn scenario_53_a_suspended_source_hands_over_at_its_removal() {
             world.kill();
             world = World::start(&command);
         }
-        // Nobody serves it, and still it is the snapshot that it was.
+        // No device serves it, but it is still the same snapshot.
         world.disk().write(0, &stamped(0, SECTORS, 4)).unwrap();
         world.call("device-resume", json!({"name": "b"}));
         assert_eq!(world.table("b"), table);
@@ -249,7 +249,7 @@ fn scenario_53_a_suspended_source_hands_over_at_its_removal() {
             std::fs::remove_file(scratch.path(file)).unwrap();
         }
     }
-    // Cleared, nobody has it.
+    // Cleared, it has no owner.
     let (_, mut world, _) = world_with_snapshot(&scratch);
     load_copy(&mut world, "a", "b");
     world.call("device-suspend", json!({"name": "a"}));
@@ -261,7 +261,7 @@ fn scenario_53_a_suspended_source_hands_over_at_its_removal() {
     world.stop();
 }
 
-/// Back and forth, each into an inactive table of the other, while the origin is written.
+/// Back and forth, each into an inactive table of the other device, while the origin is written.
 #[test]
 fn scenario_54_a_hundred_handovers_under_writes() {
     const ROUNDS: usize = 100;
@@ -303,7 +303,7 @@ fn scenario_54_a_hundred_handovers_under_writes() {
     assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
 }
 
-/// Killed in the middle of handovers, under writes: one of the two has the store, and its image is
+/// Killed during handovers, under writes: one of the two devices has the store, and its image is
 /// exact.
 #[test]
 fn scenario_72_killed_in_mid_handover_the_store_has_one_owner() {
@@ -318,7 +318,7 @@ fn scenario_72_killed_in_mid_handover_the_store_has_one_owner() {
         std::thread::scope(|scope| {
             let verbs = scope.spawn(|| hand_back_and_forth(qmp, &table, &done));
             let at = (0..SECTORS / 8).cycle().map(|n| n * 8);
-            // After each verb of a handover and into the next, that of the second round and on.
+            // After each verb of a handover, from the second round on.
             for at in at.take_while(|_| done.load(Ordering::SeqCst) < 3 + round) {
                 front.write(at * 512, &stamped(at, 4, 9)).unwrap();
             }
@@ -363,8 +363,8 @@ fn hand_back_and_forth(mut qmp: Qmp, table: &[String], done: &AtomicUsize) {
     }
 }
 
-/// The kernel's order: the origin's device is given the merge, and nothing of either is lost; half
-/// way through it is a snapshot again.
+/// The kernel's order: the merge is loaded into the origin's device, and no data is lost; halfway
+/// through, it becomes a snapshot again.
 #[test]
 fn a_snapshot_becomes_a_merge_in_the_origins_device_and_a_snapshot_again() {
     let scratch = scratch();
@@ -389,7 +389,7 @@ fn a_snapshot_becomes_a_merge_in_the_origins_device_and_a_snapshot_again() {
     let mut wanted = wanted;
     wanted[..40 * 512].copy_from_slice(&stamped(0, 40, 5));
 
-    // And back: what it is now becomes the snapshot's, whose origin is what is left of the other.
+    // And back: its present content becomes the snapshot's, whose origin is the rest of the other.
     world.call("device-create", json!({"name": "c"}));
     world.call("table-load", json!({"name": "c", "table": [snapshot]}));
     world.call("table-load", json!({"name": "disk0", "table": origin}));
@@ -418,7 +418,7 @@ fn a_snapshot_becomes_a_merge_in_the_origins_device_and_a_snapshot_again() {
     world.stop();
 }
 
-/// It merges from its resume on, whoever loaded it; killed or not, it goes on to the end.
+/// It merges from its resume on, whoever loaded it; after a kill, it continues to the end.
 #[test]
 fn a_table_that_merges_does_so_from_its_resume_on() {
     let scratch = scratch();
@@ -443,7 +443,7 @@ fn a_table_that_merges_does_so_from_its_resume_on() {
             assert!(Instant::now() < deadline, "{:?}", world.status("disk0"));
         }
         assert_eq!(world.table("disk0"), [table], "it is its loader's");
-        // Resumed again, there is nothing left to do.
+        // Resumed again, it has nothing left to merge.
         world.call("device-resume", json!({"name": "disk0"}));
         assert_eq!(world.call("query-jobs", json!({})), json!([]));
         world.stop();
@@ -454,7 +454,7 @@ fn a_table_that_merges_does_so_from_its_resume_on() {
     }
 }
 
-/// What a second origin's guest writes would be merged over.
+/// The merge would overwrite the writes of a second origin's guest.
 #[test]
 fn an_origin_does_not_stand_beside_a_merge() {
     let scratch = scratch();
@@ -476,12 +476,12 @@ fn an_origin_does_not_stand_beside_a_merge() {
     world.stop();
 }
 
-/// A store that is opened again, for a device of another length, while its origin is written: its
-/// new table knows every exception of the old one.
+/// A store that is reopened for a device of another length while its origin is written: its new
+/// table has every exception of the old one.
 #[test]
 fn a_snapshot_that_changes_its_length_under_writes_keeps_its_image() {
     const ROUNDS: u64 = 30;
-    /// So long that there is always something that was not written yet.
+    /// So long that there are always unwritten sectors.
     const SECTORS: u64 = (1 << 18) + 5;
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
@@ -494,7 +494,7 @@ fn a_snapshot_that_changes_its_length_under_writes_keeps_its_image() {
         let load = scope.spawn(|| History::write(&connect, Rng::fresh_seed(), &clock));
         for round in 0..ROUNDS {
             clock.wait_for(4);
-            // Suspended by itself, and before.
+            // Suspended by the resume itself, or before.
             if round % 2 == 0 {
                 world.call("device-suspend", json!({"name": "a", "noflush": round % 4 == 0}));
             }

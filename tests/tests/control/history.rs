@@ -1,8 +1,8 @@
-//! A load of writes that remembers when each was sent and when it was acknowledged, so that a
-//! point in time can be told from a mixture of several.
+//! A load of writes that records when each was sent and when it was acknowledged, so that a point
+//! in time can be distinguished from a mixture of several.
 //!
-//! Owns the writes and their order. What was acknowledged before another write was sent happened
-//! before it: an image that holds the second and not the first is of no moment at all.
+//! Owns the writes and their order. A write that was acknowledged before another was sent happened
+//! before it: an image with the second and without the first is not a moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::common::stamped;
 
 /// Writes in flight.
 const DEPTH: usize = 16;
-/// Most sectors in a write.
+/// The most sectors in a write.
 const MOST: u64 = 24;
-/// The generation that the disk begins with.
+/// The first generation of the disk.
 const FIRST: u32 = 1;
 
 /// One write.
@@ -25,13 +25,13 @@ const FIRST: u32 = 1;
 struct Write {
     first: u64,
     sectors: u64,
-    /// By the clock.
+    /// The moment.
     sent: u64,
-    /// By the clock; none where it never was.
+    /// The moment; none if it never was.
     acknowledged: Option<u64>,
 }
 
-/// Tells moments apart, and ends the load.
+/// Numbers moments, and ends the load.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
     now: AtomicU64,
@@ -40,12 +40,12 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A moment later than all before it.
+    /// A moment after all earlier ones.
     pub(crate) fn tick(&self) -> u64 {
         self.now.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Waits until so many more writes were acknowledged.
+    /// Waits until that many more writes were acknowledged.
     pub(crate) fn wait_for(&self, more: u64) {
         let until = self.acknowledged.load(Ordering::SeqCst) + more;
         while self.acknowledged.load(Ordering::SeqCst) < until {
@@ -54,13 +54,13 @@ impl Clock {
         }
     }
 
-    /// Ends the load when what is in flight has come back.
+    /// Ends the load once the requests in flight have completed.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
 }
 
-/// Everything that was written to a disk of generation 1. Write `n` has generation `n + 2`.
+/// All writes to a disk of generation 1. Write `n` has generation `n + 2`.
 #[derive(Debug)]
 pub(crate) struct History {
     sectors: u64,
@@ -68,7 +68,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Writes to the disk at `connect` until `clock` says that it is enough.
+    /// Writes to the disk at `connect` until `clock` ends the load.
     pub(crate) fn write(connect: &Connect, seed: u64, clock: &Clock) -> History {
         let client = Client::connect(connect).unwrap_or_else(|error| panic!("{error}"));
         let sectors = client.info().capacity / SECTOR as u64;
@@ -119,17 +119,17 @@ impl History {
         }
     }
 
-    /// How many writes there were.
+    /// The number of writes.
     pub(crate) fn len(&self) -> usize {
         self.writes.len()
     }
 
-    /// What the disk holds when all is written.
+    /// The content of the disk after all writes.
     pub(crate) fn last_content(&self) -> Vec<u8> {
         self.last_content_over(&stamped(0, self.sectors, FIRST))
     }
 
-    /// The same, of a disk that began as `image`.
+    /// The same, for a disk that began as `image`.
     pub(crate) fn last_content_over(&self, image: &[u8]) -> Vec<u8> {
         let mut all = image.to_vec();
         for (number, write) in self.writes.iter().enumerate() {
@@ -140,8 +140,8 @@ impl History {
         all
     }
 
-    /// Fails unless `image` is what the disk held at one moment, not before `from` and not after
-    /// `to`.
+    /// Fails unless `image` is the content of the disk at one moment, not before `from` and not
+    /// after `to`.
     pub(crate) fn assert_is_a_moment(&self, image: &[u8], from: u64, to: u64) {
         let generations = self.generations(image);
         let mut included = vec![false; self.writes.len()];
@@ -167,7 +167,7 @@ impl History {
         }
     }
 
-    /// Which write each sector is of; each is one that went there.
+    /// The write that each sector comes from, which must be one to that sector.
     fn generations(&self, image: &[u8]) -> Vec<u32> {
         assert_eq!(image.len() as u64, self.sectors * SECTOR as u64);
         let of = |(at, bytes): (usize, &[u8])| match Found::new(bytes) {

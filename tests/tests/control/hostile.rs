@@ -1,4 +1,4 @@
-//! Front ends that mean harm: what they do to their own disk is theirs, and nobody else's.
+//! Malicious front ends: they may damage only their own disk.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -19,10 +19,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::common::*;
 
 const SECTORS: u64 = 2048;
-/// How long something may take that takes no time.
+/// A limit for operations that take no time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server with one disk `d` and its export `e`; the export's arguments, and a front end's socket.
+/// A server with one disk `d` and its export `e`; also returns the export's arguments, and a front
+/// end's socket.
 fn world(scratch: &snapblk_tests::server::Scratch) -> (World, Value, UnixStream) {
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&monitor_only(scratch));
@@ -38,7 +39,7 @@ fn questions(times: usize) -> Vec<u8> {
     [1u32, 1, 0].map(u32::to_ne_bytes).as_flattened().repeat(times)
 }
 
-/// Whether a thread called `name` of the process `pid` sleeps.
+/// Whether a thread `name` of the process `pid` sleeps.
 fn sleeps(pid: u32, name: &str) -> bool {
     let threads = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap();
     threads.flatten().any(|thread| {
@@ -47,7 +48,7 @@ fn sleeps(pid: u32, name: &str) -> bool {
     })
 }
 
-/// Asks without reading an answer until the server waits for these to be read.
+/// Sends requests without reading a reply until the server waits for the replies to be read.
 fn block_session(world: &World, socket: &mut UnixStream, export: &str) {
     socket.set_nonblocking(true).unwrap();
     let begin = Instant::now();
@@ -55,7 +56,7 @@ fn block_session(world: &World, socket: &mut UnixStream, export: &str) {
         match socket.write(&questions(64)) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // It has messages to read, and sleeps: what it waits for is its answers' way.
+                // It has messages to read, and sleeps: it waits to send replies.
                 if sleeps(world.server.pid(), &format!("session {export}")) {
                     return;
                 }
@@ -66,7 +67,8 @@ fn block_session(world: &World, socket: &mut UnixStream, export: &str) {
     }
 }
 
-/// An export may take long to stop. Meanwhile it is said to, and nobody waits for it but who asked.
+/// An export may take long to stop. Meanwhile it is known to be stopping, and only the client that
+/// asked waits.
 #[test]
 fn an_export_that_takes_long_to_stop_holds_nobody_up() {
     let scratch = scratch();
@@ -94,21 +96,21 @@ fn an_export_that_takes_long_to_stop_holds_nobody_up() {
     assert_same("disk", &disk(&socket_of_other).read(0, 512).unwrap(), &stamped(0, 1, 1));
     assert!(!deletes.is_finished(), "the session ended before the others were asked");
     assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
-    // Who has heard of it may use the name and the socket.
+    // After the event, the name and the socket can be used.
     world.call("block-export-add", add);
     deletes.join().unwrap();
     world.stop();
 }
 
-/// Of many disks, the log says which one it is about.
+/// The log names the disk that a line is about.
 #[test]
 fn what_is_logged_of_a_session_names_its_export() {
     let scratch = scratch();
     let (mut world, mut add, mut socket) = world(&scratch);
-    // Threads cannot be called so.
+    // Threads cannot have this name.
     (add["id"], add["addr"]["path"]) = (json!("f\0"), json!(scratch.socket("f.sock")));
     world.refused("block-export-add", add);
-    // A request that there is not.
+    // An unknown request.
     socket.write_all([4711u32, 1, 0].map(u32::to_ne_bytes).as_flattened()).unwrap();
     let begin = Instant::now();
     while !world.server.stderr().contains("session e a message of the front-end was refused") {
@@ -118,8 +120,8 @@ fn what_is_logged_of_a_session_names_its_export() {
     world.stop();
 }
 
-/// Has the worker of the ring wait for ever: for room in the counter by which it calls its driver.
-/// What is read from that lets it go on.
+/// Makes the worker of the ring wait forever: for room in the counter with which it interrupts its
+/// driver. Reading the counter lets it continue.
 fn block_worker(socket: &Path) -> (Frontend, EventFd) {
     const LEN: u64 = 1 << 20;
     let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
@@ -156,8 +158,8 @@ fn block_worker(socket: &Path) -> (Frontend, EventFd) {
     (front, call)
 }
 
-/// What holds an export up may do so for ever: who deletes it is told so, and of its end when that
-/// comes. Meanwhile it is known as one that ends.
+/// An export may be held up forever: the client that deletes it is told so, and of its end when
+/// that comes. Meanwhile it is known as stopping.
 #[test]
 fn an_export_that_does_not_end_is_said_to_be_held_up() {
     let scratch = scratch();
@@ -181,8 +183,8 @@ fn an_export_that_does_not_end_is_said_to_be_held_up() {
     world.stop();
 }
 
-/// A signal ends the process all the same: the others' writes are committed, and what the stuck one
-/// was promised is there at the next start.
+/// A signal ends the process nevertheless: the other disks' writes are committed, and the stuck
+/// disk's acknowledged writes are there at the next start.
 #[test]
 fn a_disk_that_is_stuck_does_not_keep_the_process() {
     let scratch = scratch();
@@ -212,10 +214,10 @@ fn a_disk_that_is_stuck_does_not_keep_the_process() {
     );
     assert!(!said.contains("not all of what other disks owe"), "{said}");
     drop(other);
-    // The first entry of the first area, in chunk 1, says where chunk 0 lies.
+    // The first entry of the first area, in chunk 1, names the place of chunk 0.
     let of_other = fs::read(scratch.path("b.cow")).unwrap();
     assert_eq!(of_other[4096 + 8], 2, "it was not committed");
-    // The devices are known again.
+    // The devices exist again.
     let mut world = World::start(&monitor_only(&scratch));
     let sockets = export(&mut world);
     for (socket, generation) in sockets.iter().zip([2, 3]) {

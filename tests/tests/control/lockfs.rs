@@ -1,5 +1,5 @@
-//! Guests whose agents are asked to freeze: which commands ask, when, and that all of them thaw. The
-//! agent here is the test's own.
+//! Guests whose agents are asked to freeze: which commands ask, when, and that all of them thaw.
+//! The agent belongs to the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,10 +20,10 @@ const THAW: &str = "guest-fsfreeze-thaw";
 const STATUS: &str = "guest-fsfreeze-status";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the guest does when it is to freeze or to thaw.
+/// The guest's action when it is told to freeze or to thaw.
 type Act = Box<dyn FnMut(&str) -> Option<Value> + Send>;
 
-/// An agent that answers what is usual, unless `act` has another answer.
+/// An agent with the usual answers, unless `act` has another.
 struct Agent {
     heard: Receiver<String>,
 }
@@ -36,7 +36,7 @@ impl Agent {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 serve(&stream, |command| {
-                    // Nobody listens where the test has ended.
+                    // The test may have ended.
                     let _ = hear.send(command.to_owned());
                     act.lock().unwrap()(command)
                 });
@@ -80,14 +80,14 @@ struct Guest {
     socket: PathBuf,
 }
 
-/// A plain disk whose guest's agent does `act`, connected.
+/// A connected plain disk whose guest's agent does `act`.
 fn guest(act: impl FnMut(&str) -> Option<Value> + Send + 'static) -> Guest {
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, 1024, 1)).unwrap();
     let socket = scratch.socket("agent.sock");
     let agent = Agent::start(&socket, Box::new(act));
     let world = World::start(&plain(&scratch, &file).arg("--guest-agent").arg(&socket));
-    // Whether the guest was left frozen.
+    // The query whether the guest was left frozen.
     assert_eq!(agent.heard(), STATUS);
     let disk = world.disk();
     Guest { scratch, world, agent, disk, socket }
@@ -99,7 +99,7 @@ fn snapshot(name: &str) -> Value {
 
 #[test]
 fn a_guest_is_frozen_before_its_disk_and_thawed_behind_it() {
-    // What the guest writes out when it is frozen goes through the disk, and is in the snapshot.
+    // Data that the guest writes during the freeze goes to the disk, and is in the snapshot.
     let late: Arc<Mutex<Option<Disk>>> = Arc::default();
     let writer = late.clone();
     let Guest { scratch, mut world, agent, disk, .. } = guest(move |command| {
@@ -148,7 +148,7 @@ fn a_disk_without_a_guest_has_nobody_to_freeze() {
     let file = scratch.file("disk.raw", &stamped(0, 1024, 1)).unwrap();
     let socket = scratch.socket("agent.sock");
     let mut world = World::start(&plain(&scratch, &file).arg("--guest-agent").arg(&socket));
-    // Nobody has made the agent's socket, either.
+    // The agent's socket does not exist, either.
     world.call("snapshot-create", snapshot("one"));
     let disk = world.disk();
     let said = world.refused("snapshot-create", snapshot("two"));
@@ -187,7 +187,7 @@ fn a_suspended_device_keeps_its_guest_frozen_until_it_is_resumed() {
     let Guest { scratch: _scratch, mut world, agent, disk, .. } = guest(|_| None);
     world.call("device-suspend", json!({"name": "disk0"}));
     assert_eq!(agent.heard(), FREEZE);
-    // Once is enough.
+    // One freeze is enough.
     world.call("device-suspend", json!({"name": "disk0"}));
     agent.heard_no_more();
     world.call("device-resume", json!({"name": "disk0"}));
@@ -201,7 +201,7 @@ fn a_suspended_device_keeps_its_guest_frozen_until_it_is_resumed() {
     agent.heard_no_more();
 }
 
-/// Nobody resumes: the bound is 10 seconds.
+/// The device is not resumed: the limit is 10 seconds.
 #[test]
 fn a_guest_is_thawed_when_nobody_resumes_its_device() {
     let Guest { scratch: _scratch, mut world, agent, disk, socket } = guest(|_| None);
@@ -238,7 +238,7 @@ fn what_the_agent_refuses_is_refused_and_nothing_has_changed() {
     world.stop();
 }
 
-/// A process that is killed cannot thaw; the next one does.
+/// A killed process cannot thaw; the next one does.
 #[test]
 fn a_guest_that_was_left_frozen_is_thawed_by_the_next_process() {
     let scratch = scratch();

@@ -1,4 +1,4 @@
-//! Files that are served are not for others.
+//! Served files are locked against other processes.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -65,7 +65,7 @@ fn processes_share_a_golden_image_and_nothing_else() {
     second.disk().write(0, &stamped(0, 8, 3)).unwrap();
     assert_same("one", &first.disk().read(0, 4096).unwrap(), &stamped(0, 8, 2));
     assert_same("two", &second.disk().read(0, 4096).unwrap(), &stamped(0, 8, 3));
-    // The store of the first; and the image itself, to be written.
+    // The store of the first; and the image itself, as writable.
     let three = scratch();
     let command = plain(&three, &base).arg("--overlay").arg(one.path("store.cow"));
     let command = command.arg("--state").arg(three.path("state"));
@@ -83,7 +83,7 @@ fn within_a_process_a_file_is_opened_once() {
     let scratch = scratch();
     let base = golden(&scratch);
     let mut world = World::start(&plain(&scratch, &base));
-    // A second device over the same file is no second process.
+    // A second device over the same file is not a second process.
     world.make("same", &[format!("0 {SECTORS} linear {} 0", word(&base))]);
     assert_same("same", &world.content(&scratch, "same"), &stamped(0, SECTORS, 1));
     world.call("device-remove", json!({"name": "same"}));

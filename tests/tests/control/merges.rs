@@ -48,7 +48,7 @@ fn scenario_39_a_rollback_gives_the_moment_back_and_the_disk_its_table() {
     assert_same("the file", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 1));
     let mut world = World::start(&plain(&scratch, &file));
     assert_eq!(world.tables().len(), 2);
-    // And around again: a snapshot of what is linear over its -real.
+    // And again: a snapshot of the disk, now linear over its -real.
     world.call("snapshot-create", create("third"));
     world.disk().write(0, &stamped(0, 99, 4)).unwrap();
     assert_same("third", &world.content(&scratch, "third"), &stamped(0, SECTORS, 1));
@@ -76,7 +76,8 @@ fn a_snapshot_that_is_exported_is_not_merged() {
     world.stop();
 }
 
-/// Scenario 40, on the real thing: writes during the rollback are there, the rest is the snapshot.
+/// Scenario 40, on the real program: writes during the rollback are there, the rest is the
+/// snapshot's.
 #[test]
 fn scenario_40_a_rollback_under_load() {
     rollback_under_load(Place::Memory);
@@ -92,7 +93,7 @@ fn rollback_under_load(place: Place) {
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&plain(&scratch, &file));
     world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
-    // What the rollback undoes is of a generation that no later write has.
+    // The rollback undoes a generation that no later write has.
     world.disk().write(0, &stamped(0, SECTORS, 1 << 30)).unwrap();
     let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": 4 << 20});
     world.call("snapshot-merge", merge);
@@ -112,7 +113,7 @@ fn rollback_under_load(place: Place) {
     assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
 }
 
-/// Scenario 72: killed in mid-merge, started with the first arguments, and killed again.
+/// Scenario 72: killed during a merge, started with the first arguments, and killed again.
 #[test]
 fn scenario_72_killed_in_mid_merge_it_goes_on() {
     let scratch = scratch();
@@ -124,7 +125,7 @@ fn scenario_72_killed_in_mid_merge_it_goes_on() {
     let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": 1 << 20});
     world.call("snapshot-merge", merge);
     let mut wanted = stamped(0, SECTORS, 1);
-    // A write to what is merged last, acknowledged.
+    // An acknowledged write to a chunk that is merged last.
     disk.write(0, &stamped(0, 3, 5)).unwrap();
     wanted[..3 * 512].copy_from_slice(&stamped(0, 3, 5));
     let progress = |world: &mut World| {
@@ -142,7 +143,8 @@ fn scenario_72_killed_in_mid_merge_it_goes_on() {
         assert!(world.table("disk0")[0].contains("snapshot-merge"), "{:?}", world.tables());
         let mut disk = world.disk();
         assert_same("again", &disk.read_all().unwrap(), &wanted);
-        // To what was merged first: the origin itself changes, and the next start takes it so.
+        // To a chunk that was merged first: the origin itself changes, and the next start accepts
+        // that.
         let last = stamped(SECTORS - 5, 5, generation);
         disk.write((SECTORS - 5) * 512, &last).unwrap();
         wanted.splice(wanted.len() - 5 * 512.., last);
@@ -214,7 +216,7 @@ fn scenario_43_a_second_merge_and_one_of_a_store_in_memory_are_refused() {
     merge(&mut world, "one", 1 << 20).unwrap();
     let said = merge(&mut world, "two", 0).unwrap_err();
     assert!(said.contains("disk0"), "{said}");
-    // By a table too, beside the one that merges, through its device and past it.
+    // Nor by a table beside the merging one, through its device or past it.
     let table = world.table("two")[0].replace(" snapshot ", " snapshot-merge ");
     world.call("device-create", json!({"name": "second"}));
     world.call("device-suspend", json!({"name": "two"}));
@@ -233,8 +235,8 @@ fn scenario_43_a_second_merge_and_one_of_a_store_in_memory_are_refused() {
     world.stop();
 }
 
-/// Snapshots that are taken of the origin while the disk merges, and is written: each is what the
-/// origin's file held then.
+/// Snapshots of the origin, taken while the disk merges and is written: each is the content of the
+/// origin's file at that moment.
 #[test]
 fn scenario_47_a_new_snapshot_in_mid_merge_is_exact_at_its_moment() {
     let scratch = scratch();
@@ -261,7 +263,7 @@ fn scenario_47_a_new_snapshot_in_mid_merge_is_exact_at_its_moment() {
             world.call("device-resume", json!({"name": "disk0"}));
             moments.push((name, moment));
         }
-        // All of them are of a time when something was left to be merged.
+        // Each was taken before the merge was complete.
         let old = stamped(0, SECTORS, 1 << 30);
         let is_left = |(_, moment): &(String, Vec<u8>)| {
             moment.chunks(512).zip(old.chunks(512)).any(|(now, old)| now == old)
@@ -281,7 +283,7 @@ fn scenario_47_a_new_snapshot_in_mid_merge_is_exact_at_its_moment() {
     assert_same("the file", &std::fs::read(&file).unwrap(), &history.last_content());
 }
 
-/// A disk whose snapshot `snap` holds all of its first generation, and a client of its content.
+/// A disk whose snapshot `snap` has all of its first generation.
 fn with_a_snapshot(scratch: &Scratch) -> (ServerCommand, World) {
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let command = plain(scratch, &file);
@@ -308,7 +310,7 @@ fn becomes(world: &mut World, job: &str, status: &str) {
     while world.event("JOB_STATUS_CHANGE")["data"] != wanted {}
 }
 
-/// What is left is what a rollback that nobody stopped leaves.
+/// The result is that of an uninterrupted rollback.
 fn is_rolled_back(world: &mut World) {
     assert_eq!(world.event("MERGE_COMPLETED")["data"]["snapshot"], "snap");
     world.event("BLOCK_JOB_COMPLETED");
@@ -317,7 +319,7 @@ fn is_rolled_back(world: &mut World) {
     world.call("snapshot-create", json!({"device": "disk0", "name": "next", "cow": "next.cow"}));
 }
 
-/// The disk reads as the snapshot, so the rollback is not over: it goes on where it was left.
+/// The disk reads as the snapshot, so the rollback is not over: it continues where it stopped.
 #[test]
 fn a_cancelled_rollback_goes_on_by_the_same_command() {
     for restarted in [false, true] {
@@ -329,7 +331,7 @@ fn a_cancelled_rollback_goes_on_by_the_same_command() {
         world.call("job-cancel", json!({"id": "j"}));
         world.event("BLOCK_JOB_CANCELLED");
         becomes(&mut world, "j", "null");
-        // Neither a resume nor a restart begins again what was cancelled.
+        // Neither a resume nor a restart continues a cancelled rollback.
         world.call("device-suspend", json!({"name": "disk0"}));
         world.call("device-resume", json!({"name": "disk0"}));
         if restarted {
@@ -349,7 +351,7 @@ fn a_cancelled_rollback_goes_on_by_the_same_command() {
     }
 }
 
-/// In every state in which a job can be cancelled that ends it, and says so.
+/// In every state in which a job can be cancelled, this ends it, with an event.
 #[test]
 fn a_rollback_is_cancelled_while_paused_and_while_pending() {
     let scratch = scratch();
@@ -379,7 +381,7 @@ fn a_rollback_is_cancelled_while_paused_and_while_pending() {
     world.stop();
 }
 
-/// Once its cause is gone: by the command, by a resume, and at the next start.
+/// After its cause is gone: by the command, by a resume, and at the next start.
 #[test]
 fn a_failed_rollback_begins_again() {
     for way in ["command", "resume", "start"] {
@@ -387,7 +389,7 @@ fn a_failed_rollback_begins_again() {
         let (command, mut world) = with_a_snapshot(&scratch);
         let store = scratch.path("snap.cow");
         let whole = std::fs::read(&store).unwrap();
-        // Its list is not what it was.
+        // The store's list has changed.
         let file = std::fs::File::options().write(true).open(&store).unwrap();
         file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
         world.call("snapshot-merge", roll_back("j", 1 << 20));
@@ -420,7 +422,7 @@ fn a_failed_rollback_begins_again() {
     }
 }
 
-/// A table that somebody loaded is his: what is refused says how to get on.
+/// A loaded table belongs to its loader: the refusal says what to do.
 #[test]
 fn a_merge_by_a_table_is_its_loader_s() {
     let scratch = scratch();

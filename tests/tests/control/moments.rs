@@ -1,4 +1,4 @@
-//! `transaction`: one moment of several disks, or nothing.
+//! `transaction`: one moment of several disks, or no effect.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,25 +12,25 @@ use snapblk_tests::server::{Place, Scratch, ServerCommand};
 
 use crate::common::*;
 
-/// Queues of each disk, each with a writer of its own.
+/// Queues of each disk, each with its own writer.
 const WRITERS: usize = 4;
-/// Places of each writer, one behind the other in a disk.
+/// Places of each writer, one after the other on a disk.
 const PLACES: u64 = 8;
-/// Bytes from one place to the next: a chunk and a half, so that some writes share chunks.
+/// Bytes between the starts of two places: a chunk and a half, so that some writes share chunks.
 const STRIDE: u64 = 6144;
 /// Bytes of a write.
 const WRITE: usize = 2048;
 /// Bytes of a disk.
 const DISK: u64 = 1 << 20;
 
-/// How a moment is taken.
+/// The kind of moment.
 #[derive(Clone, Copy)]
 enum How {
     Snapshot,
     Overlay,
 }
 
-/// Two disks, `a` and `b`, plain or with an overlay each.
+/// Two disks, `a` and `b`, plain or with one overlay each.
 fn two_disks(scratch: &Scratch, how: How) -> ServerCommand {
     let mut command = monitor_only(scratch);
     for name in ["a", "b"] {
@@ -60,14 +60,14 @@ fn overlay_on(device: &str, cow: &str) -> Value {
     json!({"type": "blockdev-snapshot-sync", "data": {"device": device, "snapshot-file": cow}})
 }
 
-/// What place `place` of a disk holds after the writes 1 to `last` of its writer.
+/// The content of place `place` of a disk after the writes 1 to `last` of its writer.
 fn expected(last: u64, place: u64) -> u64 {
-    // The largest number up to `last` that leaves `place`.
+    // The largest number up to `last` that is written to `place`.
     last.saturating_sub((last + PLACES - place) % PLACES)
 }
 
-/// One queue of each disk. Number `n` goes to `a`, and to `b` when `a` has acknowledged it, and only
-/// then comes the next.
+/// One queue of each disk. Number `n` is written to `a`, then to `b` after the acknowledgement of
+/// `a`, and only then the next number.
 struct Writer {
     number: u64,
     queues: [Queue; 2],
@@ -120,7 +120,8 @@ fn writers(scratch: &Scratch) -> Vec<Writer> {
     both.map(writer).collect()
 }
 
-/// The newest number of each writer in an image that holds all before it and nothing after it.
+/// The newest number of each writer in an image, which must contain all numbers before it and none
+/// after it.
 fn newest(image: &[u8]) -> Vec<u64> {
     let number = |writer: u64, place: u64| {
         let at = ((writer * PLACES + place) * STRIDE) as usize;
@@ -190,7 +191,7 @@ fn one_moment(how: How, place: Place) {
                 }
                 How::Overlay => overlay_on(disk, &format!("{disk}{round}.cow")),
             };
-            // Whichever is named first.
+            // In either order of their names.
             let names = if round % 2 == 0 { ["a", "b"] } else { ["b", "a"] };
             world.call("transaction", json!({"actions": names.map(of)}));
         }
@@ -224,7 +225,7 @@ fn one_moment(how: How, place: Place) {
     world.stop();
 }
 
-/// Everything that a transaction could leave behind.
+/// All files that a transaction could leave behind.
 fn files(scratch: &Scratch) -> Vec<(String, Vec<u8>)> {
     let state = |name: &str| name.ends_with(".state");
     let mut all: Vec<_> = fs::read_dir(scratch.dir())
@@ -268,7 +269,7 @@ fn a_transaction_that_fails_leaves_nothing() {
     ];
     for first in &good {
         for (second, class, wanted) in &bad {
-            // What the first action takes is not always there for the second to trip over.
+            // The second action can conflict only with things that the first one creates.
             let depends = first["type"] != "snapshot-create"
                 && ["'sa' already", "'a-real' already", "sa.cow is there and not empty"]
                     .contains(wanted);
@@ -282,7 +283,7 @@ fn a_transaction_that_fails_leaves_nothing() {
             assert_eq!(files(&scratch), before, "{actions}");
         }
     }
-    // The guests noticed nothing, and the same works afterwards, also over a restart in between.
+    // The guests are not affected, and the same works afterwards, also after a restart in between.
     a.write(4096, &stamped(8, 8, 2)).unwrap();
     b.write(4096, &stamped(8, 8, 2)).unwrap();
     drop((a, b));
@@ -317,7 +318,7 @@ fn what_is_no_transaction_is_refused_before_any_effect() {
     world.stop();
 }
 
-/// A device and another that lies on it, in both orders: what the one becomes the other builds on.
+/// A device and another on top of it, in both orders: the upper is built on what the lower becomes.
 #[test]
 fn a_transaction_of_devices_that_lie_on_each_other() {
     for order in [["a", "top"], ["top", "a"]] {
@@ -329,7 +330,7 @@ fn a_transaction_of_devices_that_lie_on_each_other() {
         let refused = world.qmp.call("transaction", json!({"actions": actions})).is_err();
         let names: Vec<String> = world.tables().into_iter().map(|(name, _)| name).collect();
         if refused {
-            // As one after the other would be.
+            // As if carried out one after the other.
             assert_eq!(names, ["a", "b", "top"]);
             world.stop();
             continue;

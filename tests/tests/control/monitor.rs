@@ -1,4 +1,4 @@
-//! The monitor as QEMU's own library and as a person use it, on the real server.
+//! The monitor as used by QEMU's own library and by people, on the real server.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ fn environment() -> PathBuf {
     let wanted = fs::read_to_string(&requirements).unwrap();
     let stamp = venv.join("requirements-installed.txt");
     let python = venv.join("bin/python");
-    // Other test processes may want the same at the same time.
+    // Other test processes may do this at the same time.
     let lock = File::create(target.join("python-venv.lock")).unwrap();
     lock.lock().unwrap();
     if fs::read_to_string(&stamp).is_ok_and(|had| had == wanted) {
@@ -95,7 +95,7 @@ fn qemu_qmp_drives_every_command() {
     disk.write(0, &stamped(0, SECTORS, 2)).unwrap();
     script("qmp_server.py", &[world.server.monitor(), scratch.dir()]);
     assert_same("rolled back", &disk.read_all().unwrap(), &stamped(0, SECTORS, 1));
-    // This client heard what the other did.
+    // This client got the events of the other's commands.
     world.event("BLOCK_EXPORT_DELETED");
     world.event("MERGE_COMPLETED");
     world.stop();

@@ -1,4 +1,4 @@
-//! `blockdev-snapshot-sync`: a fresh overlay on top of a live disk.
+//! `blockdev-snapshot-sync`: a new overlay on top of a live disk.
 
 use std::fs;
 use std::path::Path;
@@ -45,7 +45,7 @@ fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
     wanted[..100 * 512].copy_from_slice(&stamped(0, 100, 2));
     assert_same("disk0", &disk.read_all().unwrap(), &wanted);
     let frozen = wanted.clone();
-    // Part of a chunk that the layer below has, one that the image has, and a whole one.
+    // Part of a chunk that the layer below has, part of one that the image has, and a whole one.
     for (first, sectors) in [(3, 2), (4001, 3), (160, 8)] {
         disk.write(first * 512, &stamped(first, sectors, 3)).unwrap();
         wanted[first as usize * 512..(first + sectors) as usize * 512]
@@ -55,7 +55,7 @@ fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
     assert_same("disk0", &disk.read_all().unwrap(), &wanted);
     assert!(bytes(&store) == sealed, "the store below was written");
     assert_eq!(world.status("disk0"), [status(5)]);
-    // The layer below can be looked at, and is what the disk was.
+    // The layer below can be read, and has the disk's former content.
     assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &frozen);
     disk.write(0, &stamped(0, 50, 4)).unwrap();
     wanted[..50 * 512].copy_from_slice(&stamped(0, 50, 4));
@@ -70,14 +70,15 @@ fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
     assert_same("disk0.1 later", &world.content(&scratch, "disk0.1"), &frozen);
     world.stop();
 
-    /// Chunks of 8 sectors: header, area and so many exceptions, in a store for 1025 chunks.
+    /// Chunks of 8 sectors: header, area and that many exceptions, in a store for 1025 chunks.
     fn status(next: u64) -> String {
         // 1025 chunks need 5 areas and the header; one to spare.
         format!("0 {SECTORS} snapshot {}/{} 16", next * 8, (1025 + 5 + 1 + 1) * 8)
     }
 }
 
-/// Files that begin with zeroes and hold something: they are no stores, and are not made into any.
+/// Files that begin with zeroes but have other content: they are not stores, and are not made into
+/// any.
 #[test]
 fn what_is_no_store_is_not_overwritten() {
     let scratch = scratch();
@@ -102,7 +103,7 @@ fn what_is_no_store_is_not_overwritten() {
         assert!(said.contains(&refusal(name, at)), "{said}");
         assert!(bytes(&scratch.path(name)) == *bytes_of, "{name} was written");
     }
-    // What is not there is not made where it is said to be there.
+    // With the mode `existing`, a missing file is not created.
     let mut missing = sync("missing.cow");
     missing["mode"] = json!("existing");
     let said = world.refused("blockdev-snapshot-sync", missing);
@@ -115,7 +116,7 @@ fn what_is_no_store_is_not_overwritten() {
         assert!(said.contains("there is no store missing.cow"), "{said}");
     }
     assert!(!scratch.path("missing.cow").exists());
-    // What is zero as far as a new store goes is one.
+    // A file with zeroes in all places that a new store needs is one.
     let (zero, _, _) = image("zero.img", 8192);
     let mut existing = sync(&zero);
     existing["mode"] = json!("existing");
@@ -205,7 +206,7 @@ fn scenario_72_killed_right_after_the_command_and_started_with_the_first_argumen
     assert_eq!(names, ["disk0", "disk0.1", "disk0.2", "disk0.3"]);
 }
 
-/// Write, live snapshot, FLUSH, and the process dies: the write is there, in the lower layer.
+/// Write, live snapshot, FLUSH, and the process is killed: the write is there, in the lower layer.
 #[test]
 fn scenario_71_a_write_before_the_snapshot_is_in_the_lower_layer() {
     let scratch = scratch();
@@ -216,7 +217,7 @@ fn scenario_71_a_write_before_the_snapshot_is_in_the_lower_layer() {
     world.call("blockdev-snapshot-sync", sync("one.cow"));
     disk.flush().unwrap();
     world.kill();
-    // What only the killed process's memory knew does not help: the file of what it owed goes.
+    // The killed process's owed file does not help: it is removed.
     for store in ["store.cow", "one.cow"] {
         let _ = fs::remove_file(scratch.path(&format!("{store}.owed")));
     }
@@ -293,7 +294,7 @@ fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
         world.table("disk0"),
         [format!("0 {SECTORS} snapshot before-upgrade ./new.cow PO 8")]
     );
-    // A frozen layer serves nobody who writes.
+    // A frozen layer has no writable exports.
     let socket = scratch.socket("frozen.sock");
     let writable = export_args("frozen", "before-upgrade", &socket, true);
     let said = world.refused("block-export-add", writable);

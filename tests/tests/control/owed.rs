@@ -1,4 +1,4 @@
-//! What a killed process owed a store is that store's, and nobody else's.
+//! Owed chunks of a killed process belong only to their own store.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::common::*;
 
 const SECTORS: u64 = 2048;
 
-/// A store to which a killed process owed a chunk, whose state file is gone.
+/// A store to which a killed process owed a chunk, without its state file.
 fn owing(scratch: &Scratch) -> (PathBuf, PathBuf) {
     let base = scratch.file("golden.raw", &stamped(0, SECTORS, 1)).unwrap();
     let world = World::start(&overlay(scratch, &base));
@@ -22,7 +22,7 @@ fn owing(scratch: &Scratch) -> (PathBuf, PathBuf) {
     (base, scratch.path("store.cow"))
 }
 
-/// By the same name, and often in the same inode.
+/// With the same name, and often the same inode.
 #[test]
 fn a_store_that_is_made_in_the_place_of_another_is_owed_nothing() {
     for place in [Place::Memory, Place::Disk] {
@@ -47,7 +47,7 @@ fn a_store_that_is_made_in_the_place_of_another_is_owed_nothing() {
     }
 }
 
-/// Another store was moved there, which is as old as it was.
+/// Another store of the same age was moved there.
 #[test]
 fn a_store_that_is_put_in_the_place_of_another_is_owed_nothing() {
     let scratch = scratch();
@@ -62,7 +62,7 @@ fn a_store_that_is_put_in_the_place_of_another_is_owed_nothing() {
     world.stop();
 }
 
-/// A file may not get larger than the process may make one: a request fails, or a command.
+/// Files may not exceed the process's file size limit: a request fails, or a command.
 #[test]
 fn a_limit_on_the_size_of_files_kills_nobody() {
     let scratch = scratch_on(Place::Disk);

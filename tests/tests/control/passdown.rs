@@ -1,4 +1,4 @@
-//! Discards of a snapshot that go down to its origin (`discard_passdown_origin`).
+//! Discards of a snapshot that are passed down to its origin (`discard_passdown_origin`).
 
 use std::fs;
 use std::path::Path;

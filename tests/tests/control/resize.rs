@@ -1,4 +1,4 @@
-//! Devices that get longer under a connected front end.
+//! Devices that grow under a connected front end.
 
 use std::fs::metadata;
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ fn scenario_57_a_plain_disk_grows_with_its_file() {
     world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
     assert_eq!(metadata(&file).unwrap().len(), MORE * 512);
     assert_eq!(world.device("disk0")["size"], MORE * 512);
-    // The session that was there reads and writes the new range, and not behind it.
+    // The connected session reads and writes the new range, and nothing past it.
     assert_same("new", &disk.read(SECTORS * 512, 4096).unwrap(), &[0; 4096]);
     let more = stamped(SECTORS, MORE - SECTORS, 2);
     disk.write(SECTORS * 512, &more).unwrap();
@@ -32,7 +32,7 @@ fn scenario_57_a_plain_disk_grows_with_its_file() {
     drop(disk);
     assert_eq!(world.disk().info().capacity, MORE * 512);
 
-    // The same size by its other name changes nothing; no other sizes and names.
+    // The same size with the other name changes nothing; other sizes and names are refused.
     world.call("block_resize", json!({"node-name": "disk0", "size": MORE * 512}));
     for (arguments, why) in [
         (json!({"device": "disk0", "size": SECTORS * 512}), "not made smaller"),
@@ -64,8 +64,8 @@ fn scenario_57_a_longer_table_serves_the_session_that_is_there() {
     world.stop();
 }
 
-/// What a disk lies on grows with it, also where a finished merge or a deleted snapshot left a
-/// device below; an origin with snapshots does not, as nothing could be rolled back any more.
+/// The device below a disk grows with it, also one left by a finished merge or a deleted snapshot;
+/// an origin with snapshots does not, because no rollback would be possible any more.
 #[test]
 fn a_disk_grows_through_the_devices_below_it() {
     let scratch = scratch();
@@ -91,7 +91,7 @@ fn a_disk_grows_through_the_devices_below_it() {
     world.stop();
 }
 
-/// The last line grows, where its end is one that can.
+/// The last line grows, if its end can grow.
 #[test]
 fn the_end_of_a_table_grows() {
     let scratch = scratch();
@@ -118,7 +118,7 @@ fn the_end_of_a_table_grows() {
     world.stop();
 }
 
-/// A table that cannot be had leaves the file as long as it was, and the disk serving.
+/// If the table cannot be built, the file keeps its length, and the disk keeps serving.
 #[test]
 fn a_resize_that_fails_leaves_everything_as_it_was() {
     let scratch = scratch();
@@ -126,7 +126,7 @@ fn a_resize_that_fails_leaves_everything_as_it_was() {
     let state = scratch.path("state");
     let mut world = World::start(&plain(&scratch, &file).arg("--state").arg(&state));
     let mut disk = world.disk();
-    // The state file's place is taken: what is to be kept cannot be.
+    // The state file cannot be written, because its path is taken.
     std::fs::create_dir(&state).unwrap();
     std::fs::write(state.join("in the way"), "").unwrap();
     world.refused("block_resize", json!({"device": "disk0", "size": MORE * 512}));
@@ -136,13 +136,14 @@ fn a_resize_that_fails_leaves_everything_as_it_was() {
     world.kill();
 }
 
-/// Killed between the longer file and the kept table: the disk is as it was, and can grow.
+/// Killed after the file was extended and before the table was recorded: the disk is unchanged, and
+/// can grow.
 #[test]
 fn a_file_that_grew_alone_is_served_as_it_was() {
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
     let mut world = World::start(&plain(&scratch, &file));
-    // What is kept from the first change on.
+    // The state is recorded from the first change on.
     world.call("device-create", json!({"name": "extra"}));
     world.kill();
     let longer = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
@@ -157,7 +158,7 @@ fn a_file_that_grew_alone_is_served_as_it_was() {
     assert!(said.contains("disk.raw became shorter"), "{said}");
 }
 
-/// As a front-end whose guest turns its write cache `on`, or off: `SET_CONFIG`, and its answer.
+/// Like a front-end whose guest turns its write cache `on`, or off: `SET_CONFIG`, and its reply.
 fn set_write_cache(world: &World, on: bool) {
     const SET_PROTOCOL_FEATURES: u32 = 16;
     const SET_CONFIG: u32 = 25;
@@ -165,7 +166,7 @@ fn set_write_cache(world: &World, on: bool) {
     let mut socket = UnixStream::connect(world.server.socket()).unwrap();
     // REPLY_ACK and CONFIG.
     let protocol = (1u64 << 3 | 1 << 9).to_ne_bytes();
-    // At 32, one byte that may be written.
+    // One writable byte, at offset 32.
     let config = [[32u32, 1, 1].map(u32::to_ne_bytes).as_flattened(), &[u8::from(on)]].concat();
     for (request, payload) in [(SET_PROTOCOL_FEATURES, &protocol[..]), (SET_CONFIG, &config[..])] {
         let header = [request, VERSION_AND_NEED_REPLY, payload.len() as u32].map(u32::to_ne_bytes);
@@ -176,8 +177,8 @@ fn set_write_cache(world: &World, on: bool) {
     }
 }
 
-/// What a guest does to its write cache is no command of the operator's: the next start goes by
-/// its own arguments.
+/// A guest's write cache setting is not an operator's command: the next start uses its own
+/// arguments.
 #[test]
 fn a_file_grows_between_two_starts_whatever_its_guest_s_write_cache() {
     let scratch = scratch();

@@ -45,7 +45,7 @@ fn a_snapshot_turns_a_plain_disk_into_an_origin_over_its_old_table() {
     disk.write(100 * 512, &stamped(100, 30, 2)).unwrap();
     disk.write((SECTORS - 1) * 512, &stamped(SECTORS - 1, 1, 2)).unwrap();
     assert_same("snap", &world.content(&scratch, "snap"), &stamped(0, SECTORS, 1));
-    // Chunks 12 to 16 and the last: six exceptions behind the header and the area.
+    // Chunks 12 to 16 and the last: six exceptions after the header and the area.
     let line = world.status("snap").remove(0);
     assert!(line.starts_with(&format!("0 {SECTORS} snapshot 64/")), "{line}");
     let mut now = stamped(0, SECTORS, 1);
@@ -67,7 +67,7 @@ fn scenario_1_to_4_a_written_snapshot_leaves_its_origin_alone() {
     );
     let socket = world.export(&scratch, "snap", true);
     let mut snap = disk(&socket);
-    // Part of a chunk, and a whole one.
+    // A part of a chunk, and a whole one.
     snap.write(40 * 512, &stamped(40, 3, 7)).unwrap();
     snap.write(64 * 512, &stamped(64, 32, 8)).unwrap();
     origin.write(32 * 512, &stamped(32, 64, 2)).unwrap();
@@ -125,14 +125,14 @@ fn snapshots_under_load(place: Place) {
     let last = history.last_content();
     assert_same("disk0", &world.disk().read_all().unwrap(), &last);
 
-    // The same again after an orderly stop, and nothing is made anew.
+    // The same again after an orderly stop; nothing is created again.
     world.stop();
     let mut world = World::start(&plain(&scratch, &file));
     for (name, from, to) in &moments {
         history.assert_is_a_moment(&world.content(&scratch, name), *from, *to);
     }
     assert_same("disk0", &world.disk().read_all().unwrap(), &last);
-    // And after some have gone.
+    // And after some were deleted.
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "snap1"}));
     world.disk().write(0, &stamped(0, SECTORS, 9000)).unwrap();
     for (name, from, to) in moments.iter().filter(|(name, ..)| name != "snap1") {
@@ -181,7 +181,7 @@ fn a_snapshot_that_is_deleted_is_gone_and_its_store_stays_or_goes() {
     world.stop();
 }
 
-/// Every way to be refused, and nothing has changed after any.
+/// Every refusal; none of them changes anything.
 #[test]
 fn a_refused_snapshot_leaves_everything_as_it_was() {
     let scratch = scratch();
@@ -217,7 +217,7 @@ fn a_refused_snapshot_leaves_everything_as_it_was() {
     let said = world.refused("snapshot-create", bad.clone());
     assert!(said.contains("3000 bytes is not possible"), "{said}");
     bad["chunk-size"] = json!(4096);
-    // What 'create' says too.
+    // The same errors as those of 'create'.
     for size in [4096, 12287] {
         bad["size"] = json!(size);
         let said = world.refused("snapshot-create", bad.clone());
@@ -243,14 +243,14 @@ fn a_refused_snapshot_leaves_everything_as_it_was() {
     world.call("device-resume", json!({"name": "disk0"}));
     assert_eq!(files(&scratch).iter().filter(|name| *name == "new.cow").count(), 0);
 
-    // A device has the name that the old table is to have.
+    // A device has the name for the old table.
     world.make("disk0-real", &["0 8 zero".into()]);
     let said = world.refused("snapshot-create", create("snap", "new.cow"));
     assert!(said.contains("disk0-real"), "{said}");
     world.call("device-remove", json!({"name": "disk0-real"}));
     world.call("snapshot-create", create("snap", "new.cow"));
     let tables = world.tables();
-    // A store that another snapshot has.
+    // A store that another snapshot uses.
     let mut taken = create("other", "new.cow");
     taken["mode"] = json!("existing");
     let said = world.refused("snapshot-create", taken);
@@ -299,14 +299,14 @@ fn a_store_is_neither_its_own_origin_nor_that_of_two() {
         let said = world.refused("table-load", table);
         assert!(said.contains("is the origin itself"), "{said}");
     }
-    // What a device comes down to may change until the resume.
+    // The meaning of a device may change until the resume.
     world.make("base", &[format!("0 2048 linear {a} 0")]);
     let said = resume(&mut world, format!("0 2048 snapshot base {a} P 8"));
     assert!(said.contains("is the origin itself"), "{said}");
     world.make("one", &[format!("0 2048 snapshot {b} {c} P 8")]);
     let said = resume(&mut world, format!("0 2048 snapshot {a} {c} P 8"));
     assert!(said.contains("served by the device 'one' already"), "{said}");
-    // Both lines of one table, too.
+    // Also both lines of one table.
     let d = word(&scratch.sparse("d.cow", 2 << 20).unwrap()).to_owned();
     let lines = [format!("0 1024 snapshot {a} {d} P 8"), format!("1024 1024 snapshot {a} {d} P 8")];
     world.call("table-load", json!({"name": "s", "table": lines}));
@@ -328,7 +328,7 @@ fn scenario_10_a_write_past_the_snapshot_makes_no_exception() {
     let mut top = disk(&socket);
     top.write(1001 * 512, &stamped(1001, 1000, 2)).unwrap();
     assert_eq!(world.status("snap"), ["0 1001 snapshot 32/4096 32"]);
-    // One that begins before its end does: the last chunk, of which the snapshot has a part.
+    // A write that begins before its end: the last chunk, of which the snapshot has a part.
     top.write(1000 * 512, &stamped(1000, 2, 2)).unwrap();
     top.write(0, &stamped(0, 16, 2)).unwrap();
     assert_eq!(world.status("snap"), ["0 1001 snapshot 64/4096 32"]);
@@ -336,7 +336,7 @@ fn scenario_10_a_write_past_the_snapshot_makes_no_exception() {
     world.stop();
 }
 
-/// An origin that is reloaded longer keeps its snapshots.
+/// An origin that is reloaded with a greater length keeps its snapshots.
 #[test]
 fn an_origin_that_grows_keeps_its_snapshots() {
     let scratch = scratch();
@@ -356,7 +356,7 @@ fn an_origin_that_grows_keeps_its_snapshots() {
     world.stop();
 }
 
-/// A second way to write an origin would go past its snapshots.
+/// A second writable path to an origin would bypass its snapshots.
 #[test]
 fn a_second_writable_way_to_an_origin_is_refused() {
     let scratch = scratch();
@@ -374,7 +374,7 @@ fn a_second_writable_way_to_an_origin_is_refused() {
         world.call("table-load", json!({"name": name, "table": [line]}));
         (world.qmp.call("device-resume", json!({"name": name})).is_ok(), name)
     };
-    // What lies on the origin's own device is a way through it.
+    // A device on top of the origin's own device is written through it.
     let (resumed, through) = over(&mut world, "disk0");
     assert!(resumed);
     for below in ["disk0-real", word(&file)] {
@@ -392,7 +392,7 @@ fn a_second_writable_way_to_an_origin_is_refused() {
     world.stop();
 }
 
-/// What was invalidated stays so, whatever is done to its neighbours (scenario 23).
+/// An invalidated snapshot stays invalid, whatever is done to its neighbours (scenario 23).
 #[test]
 fn scenario_23_an_invalid_snapshot_stays_invalid() {
     let scratch = scratch();
@@ -406,7 +406,7 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
                    "persistent": kind, "size": 16 * 4096}),
         );
     }
-    // More than they can keep. The origin's write succeeds.
+    // More than they have room for. The origin's write succeeds.
     origin.write(0, &stamped(0, 512, 2)).unwrap();
     origin.flush().unwrap();
     let told: Vec<_> =
@@ -425,11 +425,11 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
         assert!(snap.read((SECTORS - 1) * 512, 512).is_err_and(|error| error.is_refused()));
         assert!(snap.write(0, &[0; 512]).is_err_and(|error| error.is_refused()));
     }
-    // It owes nothing any more, so nothing is said of that when it goes.
+    // It owes nothing any more, so its removal reports nothing.
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "gone"}));
     let said = world.server.stderr();
     assert!(!said.contains("cannot flush"), "{said}");
-    // A neighbour comes and goes.
+    // A neighbour is created and deleted.
     world.call("snapshot-create", json!({"device": "disk0", "name": "new", "cow": "new.cow"}));
     all_invalid(&mut world);
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "new"}));
@@ -444,8 +444,7 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
     world.stop();
 }
 
-/// Scenario 54 with whole tables: each is loaded anew under writes, and nothing of the image is
-/// lost.
+/// Scenario 54 with whole tables: each is loaded again under writes, and the image stays exact.
 #[test]
 fn scenario_54_tables_reloaded_under_writes_keep_the_image() {
     let scratch = scratch();
@@ -469,7 +468,7 @@ fn scenario_54_tables_reloaded_under_writes_keep_the_image() {
     world.stop();
 }
 
-/// A golden image is not written while an overlay lies on it.
+/// A golden image is not written while it has an overlay.
 #[test]
 fn what_an_overlay_lies_on_is_not_written() {
     let scratch = scratch();
@@ -481,7 +480,7 @@ fn what_an_overlay_lies_on_is_not_written() {
     assert!(said.contains("'disk0'"), "{said}");
     assert_same("raw", &world.content(&scratch, "raw"), &stamped(0, SECTORS, 1));
     world.call("device-remove", json!({"name": "raw"}));
-    // The image's lock is there again.
+    // The image's lock is held again.
     let mut write = Command::new("qemu-io");
     write.args(["-f", "raw", "-c", "write 0 512", word(&base)]);
     let output = output(&mut write).unwrap();
@@ -489,7 +488,7 @@ fn what_an_overlay_lies_on_is_not_written() {
     world.stop();
 }
 
-/// `persistent` says in which way, or only whether.
+/// `persistent` is either the exact kind, or only true or false.
 #[test]
 fn a_snapshot_is_kept_as_it_is_asked_for() {
     let scratch = scratch();

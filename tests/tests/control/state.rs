@@ -1,4 +1,4 @@
-//! What outlives the process, and how it ends.
+//! The state that outlives the process, and the end of a process.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -72,15 +72,15 @@ fn a_second_signal_ends_it_at_once() {
     let mut world = World::start(&overlay(&scratch, &base));
     let mut disk = world.disk();
     disk.write(0, &stamped(0, 8, 2)).unwrap();
-    // Both are there before it wakes, and the lower number is read first: the second is not waited for
-    // long.
+    // Both are pending before it continues, and the lower number is read first: it does not wait
+    // long for the second.
     world.server.halt().unwrap();
     world.server.signal(Signal::TERM).unwrap();
     world.server.signal(Signal::INT).unwrap();
     world.server.signal(Signal::CONT).unwrap();
     let status = world.server.wait("end").unwrap();
     assert_eq!(status.code(), Some(128 + 15), "{}", world.server.stderr());
-    // What was acknowledged outlives that too.
+    // Acknowledged writes outlive that too.
     let world = World::start(&overlay(&scratch, &base));
     assert_same("later", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
     world.stop();
@@ -117,7 +117,7 @@ fn scenario_72_each_command_outlives_the_process() {
             let mut all = world.call("query-devices", json!({}));
             let inactive = world.call("query-devices", json!({"inactive": true}));
             for device in all.as_array_mut().unwrap() {
-                // The last allocation may be seen before or after it is committed.
+                // The last allocation may be seen before or after its commit.
                 device.as_object_mut().unwrap().remove("open-count");
             }
             (
@@ -146,7 +146,7 @@ fn scenario_72_each_command_outlives_the_process() {
     world.stop();
 }
 
-/// What an overlay's state refuses at the next start, and with what sentence.
+/// Every mismatch that the next start of an overlay refuses, and its sentence.
 #[test]
 fn a_state_that_does_not_fit_is_refused() {
     let scratch = scratch();
@@ -172,7 +172,7 @@ fn a_state_that_does_not_fit_is_refused() {
         let said = does_not_start(&overlay(&scratch, &base));
         assert!(said.contains("store.cow.state is not a state file"), "{wrong:?}: {said}");
     }
-    // An image, of which nothing is shown, and a pipe, which would never end.
+    // An image, no part of which is printed, and a pipe, which would never end.
     let image = scratch.sparse("image.raw", 1 << 20).unwrap();
     let long = scratch.sparse("long.raw", 1 << 40).unwrap();
     let pipe = scratch.path("pipe");
@@ -196,18 +196,18 @@ fn a_state_that_does_not_fit_is_refused() {
     fs::write(scratch.path("store.cow.state.new"), "vers").unwrap();
     World::start(&overlay(&scratch, &base)).stop();
 
-    // A base that changed underneath, in content or in length.
+    // A base that was changed, in content or in length.
     fs::write(&base, stamped(0, SECTORS, 9)).unwrap();
     let said = does_not_start(&overlay(&scratch, &base));
     assert!(said.contains("golden.raw changed since") && said.contains("--force"), "{said}");
     let world = World::start(&overlay(&scratch, &base).arg("--force"));
     assert_same("forced", &world.disk().read(8 * 512, 4096).unwrap(), &stamped(8, 8, 9));
     world.stop();
-    // Once forced, it is known.
+    // After one forced start it is accepted.
     World::start(&overlay(&scratch, &base)).stop();
 
-    // One that became shorter: the length that follows from it is not what is wrong, and an overlay is
-    // not cut off for it.
+    // A base that became shorter: the changed length in the arguments is not the reported error,
+    // and the overlay is not cut off.
     let whole = fs::read(&base).unwrap();
     fs::write(&base, &whole[..whole.len() / 2]).unwrap();
     for command in [overlay(&scratch, &base), overlay(&scratch, &base).arg("--force")] {
@@ -220,7 +220,7 @@ fn a_state_that_does_not_fit_is_refused() {
     fs::write(&base, &whole).unwrap();
     World::start(&overlay(&scratch, &base).arg("--force")).stop();
 
-    // The store is gone, or empty.
+    // The store is missing, or empty.
     let store = fs::read(scratch.path("store.cow")).unwrap();
     fs::remove_file(scratch.path("store.cow")).unwrap();
     let said = does_not_start(&overlay(&scratch, &base));
@@ -242,7 +242,7 @@ fn leftovers(dir: &Path) -> Vec<String> {
     names.filter(|name| name.ends_with(".owed")).collect()
 }
 
-/// A read-only disk of the first arguments is not served to be written by the second.
+/// A read-only disk of the first arguments is not served as writable for the second.
 #[test]
 fn read_only_is_part_of_the_first_arguments() {
     let scratch = scratch();
@@ -257,8 +257,8 @@ fn read_only_is_part_of_the_first_arguments() {
     world.stop();
 }
 
-/// What a killed server owed is beside the store, not beside the link by which it opened it; the state
-/// is, too.
+/// Owed chunks of a killed server are beside the store, not beside the link that it was opened by;
+/// so is the state.
 #[test]
 fn what_is_owed_is_found_by_each_name_of_a_store() {
     let scratch = scratch();
@@ -276,13 +276,13 @@ fn what_is_owed_is_found_by_each_name_of_a_store() {
     let text = String::from_utf8(info.stdout).unwrap();
     assert!(text.contains("1 chunk"), "{text}");
     assert!(!scratch.path("link.cow.owed").exists() && !scratch.path("link.cow.state").exists());
-    // The state says by which name it was opened.
+    // The state has the name that it was opened by.
     let said = does_not_start(&by("sub/real.cow"));
     assert!(said.contains("link.cow"), "{said}");
     let world = World::start(&by("sub/real.cow").arg("--state").arg("other.state"));
     assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
     world.stop();
-    // A store that is deleted is gone by both names.
+    // A deleted store is gone under both names.
     let mut world = World::start(&plain(&scratch, &base));
     std::os::unix::fs::symlink("sub/snap.cow", scratch.path("snap.cow")).unwrap();
     scratch.file("sub/snap.cow", b"").unwrap();
@@ -294,8 +294,8 @@ fn what_is_owed_is_found_by_each_name_of_a_store() {
     world.stop();
 }
 
-/// An earlier version kept the state beside the link: it is found there, and goes on there. Where there
-/// is another beside the file, neither is forgotten in silence.
+/// An earlier version kept the state beside the link: it is found there, and stays there. If there
+/// is another beside the file, neither is silently ignored.
 #[test]
 fn of_two_states_of_a_store_none_is_chosen_in_silence() {
     let scratch = scratch();
@@ -315,7 +315,7 @@ fn of_two_states_of_a_store_none_is_chosen_in_silence() {
     world.stop();
     assert!(named.exists() && !real.exists());
 
-    // By the file's own name no link is known.
+    // The file's own name does not lead to the link.
     World::start(&plain(&scratch, &base).arg("--overlay").arg("sub/real.cow")).stop();
     assert!(real.exists());
     let said = does_not_start(&by_link);
@@ -326,12 +326,12 @@ fn of_two_states_of_a_store_none_is_chosen_in_silence() {
     assert!(world.tables().iter().any(|(name, _)| name == "later"));
     world.stop();
     fs::remove_file(&named).unwrap();
-    // What was told by the link is in none of them any more: it is said to be about another name.
+    // The remaining state knows the store only by another name, and the error says so.
     let said = does_not_start(&by_link);
     assert!(said.contains("sub/real.cow"), "{said}");
 }
 
-/// Files whose names hold what means something else in a table line.
+/// Files whose names contain characters with a meaning in table lines.
 #[test]
 fn names_with_white_space_outlive_the_process() {
     let scratch = scratch();
@@ -352,7 +352,7 @@ fn names_with_white_space_outlive_the_process() {
         let mut world = World::start(&command);
         assert_eq!(world.tables(), tables);
         assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
-        // What is shown can be loaded.
+        // The shown tables can be loaded.
         for (name, table) in &tables {
             let load = json!({"name": name, "table": table, "read-only": name != "disk0"});
             world.call("table-load", load);
@@ -363,14 +363,14 @@ fn names_with_white_space_outlive_the_process() {
         world.stop();
     }
     assert!(names(&scratch).contains(&"o\u{a0}1 \n.cow".to_owned()), "{:?}", names(&scratch));
-    // A file of lines, one of which goes on behind the end of a line.
+    // A file of lines, one of which contains an escaped newline.
     let over = format!("0 {SECTORS} snapshot ./a\\ b\\\\c.raw ./new\\\n.cow PO 8\r\n\n");
     scratch.file("new\n.cow", &[0; 1 << 16]).unwrap();
     scratch.file("lines", over.as_bytes()).unwrap();
     World::start(&serve(&scratch).arg("--table").arg("@lines")).stop();
 }
 
-/// A plain disk that nothing was done to leaves no trace.
+/// An unchanged plain disk leaves no state file.
 #[test]
 fn a_plain_disk_leaves_no_state() {
     let scratch = scratch();
@@ -380,7 +380,7 @@ fn a_plain_disk_leaves_no_state() {
     assert_eq!(names(&scratch), ["golden.raw"]);
 }
 
-/// The header could not be written, so the state says that the store is invalid.
+/// The header could not be written, so the state records that the store is invalid.
 #[test]
 fn a_store_that_the_state_calls_invalid_is() {
     let scratch = scratch();
@@ -400,10 +400,10 @@ fn a_store_that_the_state_calls_invalid_is() {
         let mut world = World::start(&plain(&scratch, &file));
         assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot Invalid")]);
         world.stop();
-        // Now that it can be written, others who look at the store see it, too.
+        // Now it can be written, and other programs see it, too.
         assert_eq!(fs::read(scratch.path("snap.cow")).unwrap()[4..8], [0; 4]);
     }
-    // Its successor under the same name is not.
+    // A new store of the same name is valid.
     let mut world = World::start(&plain(&scratch, &file));
     let delete = json!({"device": "disk0", "snapshot": "snap", "delete-store": true});
     world.call("snapshot-delete", delete);
@@ -424,11 +424,11 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     let empty = scratch.sparse("empty.raw", 0).unwrap();
     let said = does_not_start(&plain(&scratch, &empty));
     assert!(said.contains("empty.raw") && said.contains("empty"), "{said}");
-    // A store of another kind of file.
+    // A file of another kind as the store.
     scratch.file("store.cow", b"not a store, but a file of some bytes").unwrap();
     let said = does_not_start(&overlay(&scratch, &base));
     assert!(said.contains("store.cow"), "{said}");
-    // A monitor that cannot be.
+    // A socket that cannot be created.
     let command = monitor_only(&scratch).arg("--name").arg("x").arg("--blk-file").arg(&base);
     let command = command.arg("--socket-path").arg("no/such/directory/x.sock");
     let said = does_not_start(&command);
@@ -436,8 +436,8 @@ fn what_cannot_be_served_is_said_in_one_sentence_and_leaves_nothing() {
     assert_eq!(names(&scratch), ["empty.raw", "golden.raw", "store.cow"]);
 }
 
-/// The common mistakes are seen before a store is made: whoever mends his arguments finds none that he
-/// did not ask for.
+/// Common mistakes are found before a store is created: after correcting the arguments there is no
+/// unwanted store.
 #[test]
 fn a_start_that_fails_for_another_reason_makes_no_store() {
     let scratch = scratch();
@@ -503,7 +503,7 @@ fn a_name_that_is_not_utf_8_is_refused() {
     assert!(said.contains("names of files must be UTF-8"), "{said}");
 }
 
-/// What cannot be kept is not done.
+/// A change that cannot be recorded is not made.
 #[test]
 fn a_command_that_cannot_be_kept_changes_nothing() {
     let scratch = scratch();

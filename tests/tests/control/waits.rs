@@ -1,4 +1,4 @@
-//! Full stores whose writes wait: `--on-full wait`, growth, and what happens when it does not come.
+//! Full stores whose writes wait: `--on-full wait`, growth, and the end of the wait without it.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -17,9 +17,9 @@ mod files;
 const SECTORS: u64 = 2048;
 /// Room for 14 chunks of 4 KiB; two more are metadata.
 const STORE: u64 = 16 * 4096;
-/// Longer than any test takes, unless something hangs.
+/// Longer than any test takes, unless it hangs.
 const LONG: &str = "wait=2m";
-/// How long something that must not happen is waited for.
+/// How long to wait for something that must not happen.
 const MOMENT: Duration = Duration::from_millis(300);
 
 /// A small store for an overlay over `base`, and the command that serves it.
@@ -34,7 +34,7 @@ fn grow(store: &Path, chunks: u64) {
     OpenOptions::new().write(true).open(store).unwrap().set_len(chunks * 4096).unwrap();
 }
 
-/// Writes all chunks that find room, and begins the next; the number of that.
+/// Writes all chunks that find room, and begins the next; returns its number.
 fn fill(disk: &mut Disk) -> u64 {
     for n in 0..14 {
         disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
@@ -55,7 +55,7 @@ fn is_the_event(event: &Value, device: &str, store: &Path) {
     assert!(data["reason"].as_str().unwrap().contains(word(store)), "{data}");
 }
 
-/// The file gets longer, and that is all: the server notices by itself.
+/// The file is extended, and nothing else: the server notices by itself.
 #[test]
 fn scenario_78_a_held_write_goes_on_when_its_store_has_grown() {
     let scratch = scratch();
@@ -80,7 +80,7 @@ fn scenario_78_a_held_write_goes_on_when_its_store_has_grown() {
     world.stop();
 }
 
-/// A held write does not stand in the way of a suspend, and the table that follows carries it out.
+/// A held write does not prevent a suspend, and the next table carries it out.
 #[test]
 fn scenario_78_and_56_a_reload_with_a_bigger_store_loses_nothing() {
     for how in ["reload", "resize", "bigger file elsewhere"] {
@@ -122,7 +122,7 @@ fn scenario_78_and_56_a_reload_with_a_bigger_store_loses_nothing() {
     }
 }
 
-/// Meanwhile all else serves; at the end of the time it is as without a wait.
+/// Meanwhile all else is served; at the end of the time the write fails as without a wait.
 #[test]
 fn scenario_78_when_the_time_is_over_the_write_fails() {
     let scratch = scratch();
@@ -137,7 +137,7 @@ fn scenario_78_when_the_time_is_over_the_write_fails() {
     assert!(began.elapsed() >= Duration::from_secs(2));
     assert_eq!(world.event("SNAPSHOT_OVERFLOW")["data"]["cow"], word(&store));
     assert_eq!(world.status("disk0"), [format!("0 {SECTORS} snapshot Overflow")]);
-    // What failed says why, as QEMU's event does; so does what fails from now on.
+    // The error's cause is reported, as in QEMU's event; so are later errors.
     assert!(held.write(20 * 4096, &[1; 4096]).is_err_and(|error| error.is_refused()));
     let data = world.event("BLOCK_IO_ERROR")["data"].clone();
     assert_eq!((&data["action"], &data["operation"]), (&json!("report"), &json!("write")));
@@ -145,7 +145,7 @@ fn scenario_78_when_the_time_is_over_the_write_fails() {
     assert_eq!(data["reason"], "No space left on device");
     chunk_is(&mut held, 13, 2);
     chunk_is(&mut held, 14, 1);
-    // Scenario 25, by a resize to the size that it has.
+    // Scenario 25, by a resize to its present size.
     grow(&store, 40);
     world.call("block_resize", json!({"device": "disk0", "size": SECTORS * 512}));
     held.write(14 * 4096, &stamped(14 * 8, 8, 3)).unwrap();
@@ -153,8 +153,8 @@ fn scenario_78_when_the_time_is_over_the_write_fails() {
     world.stop();
 }
 
-/// The origin's guest waits for room in a snapshot's store; other disks of the process do not
-/// notice, and the snapshot is kept.
+/// The origin's guest waits for room in a snapshot's store; other disks of the process are not
+/// affected, and the snapshot is kept.
 #[test]
 fn scenario_78_an_origins_writes_wait_for_its_snapshots() {
     let scratch = scratch();
@@ -177,8 +177,8 @@ fn scenario_78_an_origins_writes_wait_for_its_snapshots() {
     world.stop();
 }
 
-/// A file system that is full, around a store that owes: all that was acknowledged becomes durable
-/// all the same, and what waits goes on when there is room.
+/// A full file system, with a store that owes chunks: all acknowledged writes become durable
+/// nevertheless, and held writes continue when there is room.
 #[test]
 fn scenario_78_a_full_file_system_fails_no_flush() {
     let scratch = scratch();
@@ -192,8 +192,8 @@ fn scenario_78_a_full_file_system_fails_no_flush() {
     world.call("device-resume", json!({"name": "disk0"}));
     assert_eq!(world.device("disk0")["targets"][0]["state"], "valid");
     assert!(held.end(MOMENT).is_err(), "there is no room yet");
-    // Nor does another table make some: what waits is not let go to find that out. Of such events
-    // one a second goes out.
+    // Nor does another table help: held requests are not retried to find out. Only one such event
+    // per second is sent.
     let table = world.table("disk0");
     world.swap("disk0", &table);
     while let Some(event) = world.qmp.event(Some(MOMENT * 5)).unwrap() {
@@ -209,8 +209,8 @@ fn scenario_78_a_full_file_system_fails_no_flush() {
     world.stop();
 }
 
-/// Killed on a full file system, it starts again there: what it owed needs no room that was not its
-/// own.
+/// Killed on a full file system, it starts there again: its owed chunks need only room that they
+/// have already.
 #[test]
 fn scenario_78_a_full_file_system_fails_no_opening() {
     let scratch = scratch();
@@ -235,7 +235,7 @@ fn scenario_78_a_full_file_system_fails_no_opening() {
     world.stop();
 }
 
-/// A hole in a store, where a chunk has its place: it takes room like a chunk that has none yet.
+/// A mapped chunk that is a hole in the store: it needs room like an unmapped chunk.
 #[test]
 fn scenario_78_what_has_its_place_waits_for_room_too() {
     let scratch = scratch();
@@ -259,9 +259,9 @@ fn scenario_78_what_has_its_place_waits_for_room_too() {
     world.stop();
 }
 
-/// Writes chunks until one finds no room, which is begun and held; its number.
+/// Writes chunks until one finds no room, which is held; returns its number.
 fn fill_up(disk: &mut Disk) -> u64 {
-    // More than an area's chunks: the one behind them was a hole.
+    // More than an area's chunks: the one after them was a hole.
     let found_none = (0..1024).find(|&n| {
         disk.begin_write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
         disk.end(MOMENT * if n < 256 { 10 } else { 1 }).is_err()
@@ -271,8 +271,8 @@ fn fill_up(disk: &mut Disk) -> u64 {
     first
 }
 
-/// A file system with room for 4 MiB, of which half are a filler's. It lies at `at` for the servers
-/// that it starts alone, and lives as long as this does.
+/// A file system with room for 4 MiB, of which a filler has half. It is mounted at `at` only for
+/// the servers that it starts, and lives as long as this.
 struct Small {
     at: PathBuf,
     holder: Child,
@@ -293,7 +293,7 @@ impl Small {
         small
     }
 
-    /// Serves an overlay over `base` whose store lies in it.
+    /// Serves an overlay over `base` whose store is in it.
     fn serve(&self, scratch: &Scratch, base: &Path) -> ServerCommand {
         let command = self.command(scratch, LONG).arg("--blk-file").arg(base);
         command.arg("--overlay").arg(self.at.join("store.cow"))
@@ -312,19 +312,19 @@ impl Small {
         command.arg("--socket-path").arg(socket).arg("--monitor").arg(monitor)
     }
 
-    /// A file in it, as everybody sees it.
+    /// A file in it, by a path that all processes can use.
     fn seen(&self, name: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
         root.join(self.at.join(name).strip_prefix("/").unwrap())
     }
 
-    /// Takes what is left.
+    /// Fills the remaining room.
     fn fill_up(&self) {
         let mut rest = std::fs::File::create(self.seen("rest")).unwrap();
         while rest.write_all(&[1; 4096]).is_ok() {}
     }
 
-    /// Takes the room of a part of a file away.
+    /// Punches a hole into a file.
     fn punch(&self, name: &str, offset: u64, len: u64) {
         use rustix::fs::{FallocateFlags, fallocate};
         let file = OpenOptions::new().write(true).open(self.seen(name)).unwrap();
@@ -332,7 +332,7 @@ impl Small {
         fallocate(&file, punch, offset, len).unwrap();
     }
 
-    /// Takes the filler away.
+    /// Removes the filler.
     fn make_room(&self) {
         std::fs::remove_file(self.seen("filler")).unwrap();
     }
@@ -345,7 +345,7 @@ impl Drop for Small {
     }
 }
 
-/// A front end that goes does not wait either, and nor does the end of the process.
+/// A front end that disconnects does not wait either, nor does the end of the process.
 #[test]
 fn scenario_78_who_leaves_does_not_wait() {
     let scratch = scratch();
@@ -391,7 +391,7 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// The policy of a disk that runs, by the monitor.
+/// The policy of a running disk, by the monitor.
 #[test]
 fn the_monitor_changes_what_a_full_store_does() {
     let scratch = scratch();
@@ -418,7 +418,7 @@ fn the_monitor_changes_what_a_full_store_does() {
     world.stop();
 }
 
-/// QEMU's event, once each time that it is asked for.
+/// QEMU's event, once per request.
 #[test]
 fn a_store_that_fills_up_says_so_once() {
     let scratch = scratch();
@@ -430,7 +430,8 @@ fn a_store_that_fills_up_says_so_once() {
         let arguments = json!({"node-name": "disk0", "write-threshold": bytes});
         world.call("block-set-write-threshold", arguments);
     };
-    // Two chunks are metadata: four of data pass five chunks, three do not.
+    // Two chunks are metadata: with four chunks of data the threshold of five is exceeded, with
+    // three it is not.
     threshold(&mut world, 5 * 4096);
     for n in 0..3 {
         disk.write(n * 4096, &stamped(n * 8, 8, 2)).unwrap();
@@ -441,7 +442,7 @@ fn a_store_that_fills_up_says_so_once() {
     assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);
     disk.write(4 * 4096, &stamped(32, 8, 2)).unwrap();
     assert!(world.qmp.event(Some(MOMENT)).unwrap().is_none(), "once");
-    // One that is passed already says so at once; one that was taken back never.
+    // A threshold that is exceeded already sends the event at once; a cancelled one never.
     threshold(&mut world, 4096);
     let told = json!({"node-name": "disk0", "amount-exceeded": 6 * 4096, "write-threshold": 4096});
     assert_eq!(world.event("BLOCK_WRITE_THRESHOLD")["data"], told);

@@ -1,5 +1,5 @@
-//! A process that is killed under a load, with its front end still there: the next process does what
-//! was in flight.
+//! A process that is killed under a load whose front end stays: the next process carries out the
+//! requests in flight.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::rounds::{Rounds, flush_interval};
 
 const QUEUES: u64 = 2;
 
-/// On an overlay, over and over with one front end. Each request ends once and well; nothing
-/// that it wrote is lost; some were in flight when the process was killed.
+/// On an overlay, repeatedly with one front end. Each request ends once and successfully; no write
+/// is lost; some requests were in flight when the process was killed.
 pub(crate) fn outlives_kills(place: Place) {
     let mut rounds = Rounds::new(&["kill", "in flight"]);
     let scratch = Scratch::new(place).expect("a directory for the test");
@@ -25,7 +25,7 @@ pub(crate) fn outlives_kills(place: Place) {
     loop {
         let server = command.start().unwrap_or_else(|error| panic!("{error}"));
         guest.connect(server.socket());
-        // What the process before had in flight comes first.
+        // The requests in flight in the previous process come first.
         let (enough, before) = (rounds.rng.below(3_000), guest.ended);
         while guest.ended - before < enough {
             guest.fill();

@@ -1,5 +1,5 @@
-//! What a store owes on a disk: more than a log of the smallest size holds, with nothing of it
-//! committed, and nothing any more after a while.
+//! Owed chunks on a disk: more than a log of the smallest size holds, none of them committed, and
+//! all committed after a while.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,14 +12,14 @@ use snapblk_tests::server::{Place, Scratch, ServerCommand};
 use snapblk_tests::steady::{Ask, Steady};
 
 const CHUNK: u64 = 4096;
-/// Chunks of the disk; every second half of four is written.
+/// Chunks of the disk; the first two of every four are written.
 const CHUNKS: u64 = 80_000;
 
 fn is_written(chunk: u64) -> bool {
     chunk % 4 < 2
 }
 
-/// A client that is gone has had an answer to each of these writes, and asked for no flush.
+/// A disconnected client got a completion for each of these writes, and sent no flush.
 pub(crate) fn outlives_a_kill_however_much_is_owed() {
     let scratch = Scratch::new(Place::Disk).expect("a directory");
     let (base, store) = (scratch.sparse("base.raw", CHUNKS * CHUNK), scratch.path("store.cow"));
@@ -29,7 +29,7 @@ pub(crate) fn outlives_a_kill_however_much_is_owed() {
     let server = command.start().expect("it serves");
     let connect = Connect::to(server.socket().to_owned());
     let mut load = Steady::connect(connect, 32, CHUNK as usize).expect("a session");
-    // As far apart as neighbours of a random order are, and none twice.
+    // As far apart as neighbours in a random order, and none twice.
     let order = (0..CHUNKS).map(|n| n * 30_011 % CHUNKS).filter(|&chunk| is_written(chunk));
     let wrote = load.run(order.map(|chunk| Ask::Write(chunk * CHUNK, CHUNK as usize)));
     assert_eq!(wrote.expect("every write ends well"), CHUNKS / 2);
@@ -47,7 +47,7 @@ pub(crate) fn outlives_a_kill_however_much_is_owed() {
     server.terminate().expect("it ends");
 }
 
-/// A guest that never flushes, and power that fails some time after.
+/// A guest that never flushes, and a power cut some time later.
 pub(crate) fn is_durable_some_time_later() {
     let scratch = Scratch::new(Place::Disk).expect("a directory");
     let (base, store) = (scratch.sparse("base.raw", 64 * CHUNK), scratch.path("store.cow"));
@@ -56,7 +56,7 @@ pub(crate) fn is_durable_some_time_later() {
     let command = command.arg("--flush-interval").arg("200ms");
     let server = command.start().expect("it serves");
     let mut disk = Disk::connect(server.socket()).expect("a session");
-    // The second time something is owed, too.
+    // The second time there are owed chunks, too.
     for entries in 1..3 {
         disk.write(entries * 10 * CHUNK, &[entries as u8; CHUNK as usize]).expect("a write");
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -67,7 +67,7 @@ pub(crate) fn is_durable_some_time_later() {
     }
     server.kill().expect("it is killed");
     drop(disk);
-    // As a power cut has it: what was only owed is gone.
+    // As in a power cut: uncommitted chunks are lost.
     std::fs::remove_file(scratch.path("store.cow.owed")).expect("it was served");
     let server = command.start().expect("it serves again");
     let mut disk = Disk::connect(server.socket()).expect("a session");
@@ -79,7 +79,7 @@ pub(crate) fn is_durable_some_time_later() {
     server.terminate().expect("it ends");
 }
 
-/// The store's entry `number`, which is in its first area, as it is on disk.
+/// The store's entry `number`, in its first area, as it is on disk.
 fn entry(store: &Path, number: u64) -> [u8; 16] {
     let mut entry = [0xff; 16];
     let read =

@@ -1,10 +1,10 @@
-//! SIGKILL of the whole process under a verified load, over and over: whatever moment it comes at,
-//! the process started again with its first arguments has every acknowledged write, and every
-//! snapshot is as it was taken (scenarios 70 and 72). Where the front end keeps what is in flight, the next process does
-//! the rest of it.
+//! SIGKILL of the whole process under a verified load, repeatedly: at whatever moment, the process
+//! started again with its first arguments has every acknowledged write, and every snapshot is as it
+//! was taken (scenarios 70 and 72). If the front end keeps the inflight memory, the next process
+//! completes the requests in flight.
 //!
-//! A test goes on for `SNAPBLK_SECONDS` (a few where it is not set) and prints what it met. What a
-//! seed repeats are the choices; at which instruction a kill hits is the machine's.
+//! A test runs for `SNAPBLK_SECONDS` (a few if unset) and prints the events that it met. A seed
+//! repeats the choices; the instruction that a kill hits depends on the machine.
 
 mod inflight;
 mod log;

@@ -1,4 +1,4 @@
-//! An overlay that is killed: alone, in mid-commit, while tables are swapped under it, and while it
+//! An overlay that is killed: alone, during a commit, while its tables are swapped, and while it
 //! gets another layer.
 
 use std::fs;
@@ -11,7 +11,7 @@ use snapblk_tests::verify::{Ledger, Mix};
 
 use crate::rounds::*;
 
-/// Layers at which the overlay is begun anew, so that a long run stays fast.
+/// Layers at which the overlay is created anew, so that a long run stays fast.
 const LAYERS: u64 = 8;
 
 pub(crate) fn outlives_kills(place: Place) {
@@ -24,7 +24,7 @@ pub(crate) fn outlives_kills(place: Place) {
         let command = command.arg("--flush-interval").arg(flush_interval(place));
         let command = command.arg("--num-queues").arg("2").arg("--blk-file").arg(&base);
         let store = scratch.path("store.cow");
-        // As large as the disk may ever need, and no larger: a kill costs no room.
+        // Exactly as large as the disk may ever need: a kill costs no room.
         let mut create = Command::new(find_snapblk().unwrap_or_else(|error| panic!("{error}")));
         create.arg("create").arg(&store).arg("--origin").arg(&base);
         let made = output(&mut create).expect("snapblk runs");
@@ -46,7 +46,7 @@ fn live_and_die(command: &ServerCommand, rounds: &mut Rounds) {
         if layers == LAYERS || !rounds.another() {
             return;
         }
-        // No flush to help, or rounds all the time.
+        // Either no flush at all, or commits all the time.
         let quiet = Mix { flush: 0, ..Mix::default() };
         let commits = Mix { flush: 25, ..Mix::default() };
         match rounds.rng.below(4) {
@@ -64,7 +64,7 @@ fn live_and_die(command: &ServerCommand, rounds: &mut Rounds) {
                 }
             }
             _ => {
-                // A name that a command which was cut off has not taken.
+                // A name that an interrupted command has not used.
                 let file = format!("layer-{}.cow", rounds.rng.next_u64());
                 let layer = json!({"device": "disk0", "snapshot-file": file});
                 let told = world.kill_in_load(rounds, commits, |qmp| {

@@ -1,7 +1,7 @@
-//! Rounds of serving and killing: the budget, the moments, and the load that runs meanwhile.
+//! Rounds of serving and killing: the budget, the moments, and the concurrent load.
 //!
-//! Owns the process of a round and the ledger of its disk. Never knows which commands are carried
-//! out beside the load.
+//! Owns the process of a round and the ledger of its disk. Never knows which commands run beside
+//! the load.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,18 +20,18 @@ use snapblk_tests::verify::{self, Ledger, Load, Mix, Watch};
 /// 4 MiB and some sectors: not a whole number of chunks of any size.
 pub(crate) const SECTORS: u64 = (4 << 20) / 512 + 24;
 const QUEUES: usize = 2;
-/// How long a test goes on where nobody says otherwise.
+/// The default duration of a test.
 const SECONDS: u64 = 5;
-/// Rounds after which everything must have been met.
+/// Rounds after which every event must have been met.
 const MANY: u64 = 400;
 
-/// When what nobody flushes is committed: on one kind of disk so soon that it often is, on the
-/// other never in the time that a process has.
+/// The interval of commits without a flush: on one kind of disk so short that they are frequent, on
+/// the other longer than the life of a process.
 pub(crate) fn flush_interval(place: Place) -> &'static str {
     if place == Place::Memory { "5ms" } else { "30s" }
 }
 
-/// How long, with which choices, and what was met.
+/// The duration, the choices, and the events that were met.
 pub(crate) struct Rounds {
     pub(crate) rng: Rng,
     seed: u64,
@@ -41,7 +41,8 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// By `SNAPBLK_SECONDS` and `SNAPBLK_SEED`. A test with many rounds must meet each of `events`.
+    /// From `SNAPBLK_SECONDS` and `SNAPBLK_SEED`. A test with many rounds must meet each of
+    /// `events`.
     pub(crate) fn new(events: &[&'static str]) -> Self {
         let number = |name| {
             let text = std::env::var(name).ok()?;
@@ -54,7 +55,7 @@ impl Rounds {
         Self { rng: Rng::new(seed), seed, until, met, done: 0 }
     }
 
-    /// Whether there is to be another round.
+    /// Whether there is another round.
     pub(crate) fn another(&mut self) -> bool {
         self.done += 1;
         self.done <= 3 || Instant::now() < self.until
@@ -66,7 +67,7 @@ impl Rounds {
         *count += 1;
     }
 
-    /// Prints what was met; fails where that was not enough.
+    /// Prints the events that were met; fails if any is missing.
     pub(crate) fn end(self) {
         println!("{self}");
         if self.done > MANY {
@@ -75,7 +76,7 @@ impl Rounds {
         }
     }
 
-    /// A moment, more often soon than late.
+    /// A duration, more often short than long.
     pub(crate) fn moment(&mut self, most: Duration) -> Duration {
         let scale = most.as_micros() as u64 >> self.rng.below(6);
         Duration::from_micros(self.rng.below(scale.max(1)))
@@ -89,7 +90,7 @@ impl fmt::Display for Rounds {
     }
 }
 
-/// What became of a command that ran into the kill, or did not.
+/// The result of a command that the kill may have interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     /// It was answered.
@@ -98,14 +99,14 @@ pub(crate) enum Told {
     Nothing,
 }
 
-/// A process that serves `disk0` and is going to be killed.
+/// A process that serves `disk0` and will be killed.
 pub(crate) struct World<'a> {
     server: Server,
     ledger: &'a Mutex<Ledger>,
 }
 
 impl<'a> World<'a> {
-    /// Starts it, now and then after other processes that were killed in their start.
+    /// Starts it, sometimes after other processes that were killed during their start.
     pub(crate) fn start(
         command: &ServerCommand,
         ledger: &'a Mutex<Ledger>,
@@ -125,7 +126,7 @@ impl<'a> World<'a> {
             .unwrap_or_else(|error| panic!("{error}\n{}", self.server.stderr()))
     }
 
-    /// Carries a command out; it is not refused.
+    /// Carries a command out that must not be refused.
     #[track_caller]
     pub(crate) fn call(&self, qmp: &mut Qmp, command: &str, arguments: Value) -> Value {
         match qmp.call(command, arguments.clone()) {
@@ -134,14 +135,14 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Every sector of the disk at `socket` is as `ledger` says.
+    /// Checks that every sector of the disk at `socket` is as in `ledger`.
     #[track_caller]
     pub(crate) fn check(&self, what: &str, socket: &Path, ledger: &Mutex<Ledger>) {
         verify::read_back(connect(&self.server, socket, 1, 2 << 20), ledger, 0)
             .unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.server.stderr()));
     }
 
-    /// Every acknowledged write is there.
+    /// Checks that every acknowledged write is there.
     #[track_caller]
     pub(crate) fn check_disk(&self) {
         self.check("disk0", self.server.socket(), self.ledger);
@@ -166,7 +167,7 @@ impl<'a> World<'a> {
         self.server.socket()
     }
 
-    /// Some writes, all acknowledged, none of which need be durable.
+    /// Some writes, all acknowledged, none necessarily durable.
     pub(crate) fn write(&self, rounds: &mut Rounds, mix: Mix) {
         let load = load(rounds, mix).requests(20 + rounds.rng.below(200));
         let client = connect(&self.server, self.server.socket(), QUEUES, load.pool(QUEUES));
@@ -174,7 +175,7 @@ impl<'a> World<'a> {
             .unwrap_or_else(|error| panic!("{rounds}: {error}\n{}", self.server.stderr()));
     }
 
-    /// Kills it in mid-load. `beside` runs meanwhile and ends with it; returns what that returns.
+    /// Kills it under load. `beside` runs meanwhile and ends with it; returns its result.
     pub(crate) fn kill_in_load<T>(
         mut self,
         rounds: &mut Rounds,
@@ -209,7 +210,7 @@ impl<'a> World<'a> {
         told
     }
 
-    /// Kills it in the middle of `beside`, with nothing else going on.
+    /// Kills it during `beside`, without a load.
     pub(crate) fn kill_in<T>(
         mut self,
         rounds: &mut Rounds,
@@ -231,7 +232,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// Carries a command out that the kill may cut off.
+/// Carries a command out that the kill may interrupt.
 #[track_caller]
 pub(crate) fn tell(qmp: &mut Qmp, command: &str, arguments: Value) -> Told {
     match qmp.call(command, arguments.clone()) {
@@ -241,7 +242,7 @@ pub(crate) fn tell(qmp: &mut Qmp, command: &str, arguments: Value) -> Told {
     }
 }
 
-/// Loads the table that serves once more and swaps it in, until the kill; how often.
+/// Loads the present table again and swaps it in, until the kill; returns how often.
 pub(crate) fn reload_until_killed(qmp: &mut Qmp, device: &str) -> u64 {
     let mut swaps = 0;
     loop {
@@ -256,7 +257,7 @@ pub(crate) fn reload_until_killed(qmp: &mut Qmp, device: &str) -> u64 {
     }
 }
 
-/// The ledger, also after a thread has panicked while it held it.
+/// The ledger, even if a thread panicked while it held the lock.
 pub(crate) fn lock(ledger: &Mutex<Ledger>) -> std::sync::MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -269,7 +270,7 @@ fn connect(server: &Server, socket: &Path, queues: usize, pool: usize) -> Client
     let connect = Connect::to(socket).queues(queues).pool(pool);
     let mut connected = Client::connect(&connect);
     for _ in 0..3 {
-        // The one before may not have been seen to end: a front end tries again as well.
+        // The end of the previous connection may not be seen yet: a front end retries as well.
         connected = connected.or_else(|_| Client::connect(&connect));
     }
     connected.unwrap_or_else(|error| panic!("{error}\n{}", server.stderr()))

@@ -1,5 +1,5 @@
-//! A disk with snapshots of several chunk sizes that is killed: under load, in mid-create,
-//! mid-delete and mid-rollback.
+//! A disk with snapshots of several chunk sizes that is killed: under load, and during creation,
+//! deletion and rollback.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,12 +12,12 @@ use snapblk_tests::verify::{Ledger, Mix};
 use crate::rounds::*;
 
 const CHUNKS: [u64; 4] = [512, 4096, 16384, 65536];
-/// Snapshots at once.
+/// The most snapshots at a time.
 const MOST: usize = 3;
-/// Snapshots after which the disk is begun anew.
+/// Snapshots after which the disk is created anew.
 const ALL: u64 = 24;
 
-/// Rounds, and what this looks for.
+/// Rounds, and the events that they must meet.
 pub(crate) fn outlive_kills(place: Place) {
     let mut rounds = Rounds::new(&[
         "load",
@@ -46,7 +46,7 @@ pub(crate) fn outlive_kills(place: Place) {
     rounds.end();
 }
 
-/// What is under test, and what it must hold.
+/// The objects under test, and their expected content.
 struct Family<'a> {
     scratch: Scratch,
     command: ServerCommand,
@@ -55,7 +55,7 @@ struct Family<'a> {
     made: u64,
 }
 
-/// Writes and flushes: a sector then tells which write it is of.
+/// Writes and flushes: so a sector identifies its write.
 const fn mix(flush: u64) -> Mix {
     Mix { write: 60, flush, discard: 0, write_zeroes: 0 }
 }
@@ -79,7 +79,7 @@ impl Family<'_> {
         }
     }
 
-    /// The disk and all snapshots are as they must be, and no others are there.
+    /// Checks that the disk and all snapshots have their content, and that there are no others.
     fn check(&self, world: &World<'_>) {
         world.check_disk();
         let mut names: Vec<_> = self.snapshots.keys().cloned().collect();
@@ -121,7 +121,7 @@ impl Family<'_> {
         self.table(world).contains("snapshot-merge")
     }
 
-    /// Waits for the rollback that goes on.
+    /// Waits for the running rollback.
     fn finish_merge(&self, world: &World<'_>) {
         let mut qmp = world.monitor();
         while world.call(&mut qmp, "query-jobs", json!({})) != json!([]) {
@@ -170,8 +170,8 @@ impl Family<'_> {
         (name, create)
     }
 
-    /// Killed in mid-create, with writes behind it that nobody flushed: the snapshot is this moment,
-    /// or is not there.
+    /// Killed during creation, after writes without a flush: the snapshot has this moment's
+    /// content, or does not exist.
     fn create(&mut self, world: World<'_>, rounds: &mut Rounds) {
         world.write(rounds, mix(0));
         let (name, create) = self.creation(rounds);
@@ -186,8 +186,8 @@ impl Family<'_> {
         world.kill_in_load(rounds, mix(2), |_| ());
     }
 
-    /// Killed some time after a create under load: the snapshot holds what there was when it was
-    /// asked for, or newer writes; and never changes from then on.
+    /// Killed some time after a creation under load: the snapshot has the content at its request,
+    /// or newer writes; and never changes from then on.
     fn create_under_load(&mut self, world: World<'_>, rounds: &mut Rounds) {
         let (name, create) = self.creation(rounds);
         let before = lock(self.ledger).clone();
@@ -226,8 +226,8 @@ impl Family<'_> {
         self.check(&world);
     }
 
-    /// Killed in the command that begins a rollback, or in mid-load after it: the disk is the
-    /// snapshot, or, where nobody was told so, what it was.
+    /// Killed during the command that begins a rollback, or under load after it: the disk is the
+    /// snapshot, or unchanged if the command was not answered.
     fn merge(&mut self, world: World<'_>, rounds: &mut Rounds) {
         world.write(rounds, mix(2));
         let name = self.any(rounds);

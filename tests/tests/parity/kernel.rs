@@ -1,4 +1,4 @@
-//! The scripts as the kernel in a guest carries them out, with `dmsetup`.
+//! The scripts as executed by the kernel in a guest, with `dmsetup`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use snapblk_tests::verify::stamp::{Generation, SECTOR, stamp_run};
 
 use crate::script::*;
 
-/// The guest's disks: the origin, the stores, and what there is to write.
+/// The guest's disks: the origin, the stores, and the data to write.
 const ORIGIN: &str = "/dev/vda";
 const STORE_DISKS: [&str; STORES] = ["/dev/vdb", "/dev/vdc", "/dev/vdd"];
 
-/// What was seen after each step of each script.
+/// The observations after each step of each script.
 pub(crate) fn run(scripts: &[Script]) -> Result<Vec<Vec<Seen>>, GuestError> {
     let scratch = Scratch::new(Place::Memory).expect("a directory for the test");
     let sparse = |name: &str, sectors: u64| {
@@ -45,7 +45,7 @@ fn patterns() -> Vec<u8> {
     all
 }
 
-/// A table as the kernel is given it.
+/// A table for the kernel.
 fn table(line: &str) -> String {
     let words = line.split(' ').map(|word| match word.strip_prefix('@') {
         Some(name) => format!("/dev/mapper/{name}"),
@@ -60,7 +60,7 @@ fn store_table(store: usize, sectors: u64) -> String {
     format!("0 {sectors} linear {} 0", STORE_DISKS[store - 1])
 }
 
-/// The scripts as one for a shell.
+/// The scripts as one shell script.
 fn script(scripts: &[Script]) -> String {
     let mut text = format!("SECTORS={SECTORS}\n{}\n", include_str!("../../guest/parity.sh"));
     for (number, script) in scripts.iter().enumerate() {
@@ -78,7 +78,7 @@ fn script(scripts: &[Script]) -> String {
             let paths: Vec<_> = devices.iter().map(|name| format!("/dev/mapper/{name}")).collect();
             add(format!("look {number} {step} {}", paths.join(" ")));
         }
-        // What lies on the base goes before it.
+        // Devices on top of the base are removed before it.
         for name in devices.last().into_iter().flatten().chain([&"base"]) {
             add(format!("run dmsetup remove {name}"));
         }

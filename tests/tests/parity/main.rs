@@ -1,8 +1,8 @@
-//! The same scripts put to a kernel's dm-snapshot in a guest and to snapblk: what each step answers,
+//! The same scripts run by a kernel's dm-snapshot in a guest and by snapblk: each step's answer,
 //! each device's status line and each device's content are the same after every step.
 //!
-//! Where they may differ is listed in [`DEVIATIONS`], each with its reason; one that does not occur
-//! is an error too.
+//! The intended differences are in [`DEVIATIONS`], each with its reason; one that does not occur is
+//! an error too.
 
 mod kernel;
 mod script;
@@ -10,16 +10,16 @@ mod served;
 
 use script::{Script, Seen};
 
-/// A difference that is meant.
+/// An intended difference.
 struct Deviation {
     script: &'static str,
-    /// Which step, from 0.
+    /// The step, from 0.
     step: usize,
     /// A device, or `answer`.
     of: &'static str,
     kernel: &'static str,
     snapblk: &'static str,
-    /// The difference is in the content too.
+    /// Whether the content differs too.
     content: bool,
     reason: &'static str,
 }

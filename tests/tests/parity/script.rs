@@ -1,4 +1,4 @@
-//! The scripts, and what is seen of each step.
+//! The scripts, and the observations after each step.
 //!
 //! In a table, `ORIGIN` and `COW1`… are the disk and the stores, `@name` is another device.
 
@@ -6,30 +6,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Sectors of the disk.
 pub(crate) const SECTORS: u64 = 1024;
-/// Contents that there are to write; 1 is the disk's first.
+/// The generations to write; 1 is the disk's first.
 pub(crate) const GENERATIONS: u32 = 10;
-/// Stores that a script has at most.
+/// The most stores of a script.
 pub(crate) const STORES: usize = 3;
-/// Sectors that a store may grow to.
+/// The greatest length of a store in sectors.
 pub(crate) const STORE_MOST: u64 = 2048;
 
-/// Something that is done to both.
+/// A step that both execute.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// A new device with this table.
     Make(&'static str, String),
-    /// Another table, suspended and resumed.
+    /// Loads another table, suspends and resumes.
     Swap(&'static str, String),
-    /// Away with it.
+    /// Removes the device.
     Remove(&'static str),
-    /// Writes of `each` sectors, `times` in a row; how many ended well.
+    /// Writes `each` sectors, `times` in a row; the answer is the number that succeeded.
     Write { device: &'static str, first: u64, each: u64, times: u64, generation: u32 },
-    /// The store `n` has so many sectors now.
+    /// Extends the store `n` to that many sectors.
     Grow(usize, u64),
-    /// The origin's device becomes this snapshot's content, all of it copied back. The table is the
-    /// kernel's for that.
+    /// The origin's device becomes this snapshot's content, all of which is merged. The table is
+    /// the kernel's for that.
     Merge { origin: &'static str, snapshot: &'static str, table: String },
-    /// The merge is over: the origin's device gets this table.
+    /// After the merge the origin's device gets this table.
     Finish { origin: &'static str, table: String },
 }
 
@@ -42,10 +42,10 @@ pub(crate) struct Script {
     pub(crate) steps: Vec<Step>,
 }
 
-/// What a step left.
+/// The observations after a step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// `ok`, `error`, or how many writes ended well.
+    /// `ok`, `error`, or the number of successful writes.
     pub(crate) answer: String,
     pub(crate) devices: BTreeMap<String, Device>,
 }
@@ -59,7 +59,7 @@ pub(crate) struct Device {
 }
 
 impl Script {
-    /// The devices that there are after each step; the base is what the origin is, and is left out.
+    /// The devices after each step, except the base, which is the same as the origin.
     pub(crate) fn devices(&self) -> Vec<BTreeSet<&'static str>> {
         let mut now = BTreeSet::new();
         let after = |step: &Step| {
@@ -90,7 +90,7 @@ fn write(device: &'static str, first: u64, sectors: u64, generation: u32) -> Ste
     Step::Write { device, first, each: sectors, times: 1, generation }
 }
 
-/// A base, the origin over it, and snapshots `a`, `b`, `c` of these kinds and chunks.
+/// A base, the origin over it, and snapshots `a`, `b`, `c` with these kinds and chunk sizes.
 fn stack(kinds: &[(&str, u64)]) -> Vec<Step> {
     let mut steps = vec![
         Step::Make("base", line("linear ORIGIN 0")),
@@ -113,7 +113,7 @@ fn script(
     Script { name, stores: stores.to_vec(), steps }
 }
 
-/// Writes of all sorts to an origin and its snapshot `a`.
+/// All kinds of writes to an origin and its snapshot `a`.
 fn mixed() -> Vec<Step> {
     vec![
         write("orig", 0, 8, 2),
@@ -196,7 +196,7 @@ pub(crate) fn all() -> Vec<Script> {
     all
 }
 
-/// A rollback beside another snapshot, then the other one's.
+/// A rollback to one of two snapshots, then to the other.
 fn merged() -> Script {
     let merge = |snapshot: &'static str, store: usize, how: &str, chunk: u64| Step::Merge {
         origin: "orig",

@@ -1,4 +1,4 @@
-//! The scripts as snapblk carries them out, with its monitor's verbs and a vhost-user client.
+//! The scripts as executed by snapblk, with its monitor's verbs and a vhost-user client.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ struct World {
     qmp: Qmp,
 }
 
-/// What was seen after each step.
+/// The observations after each step.
 pub(crate) fn run(script: &Script) -> Vec<Seen> {
     let scratch = Scratch::new(Place::Memory).expect("a directory for the test");
     scratch.file("ORIGIN", &pattern(0, SECTORS, 1)).expect("a disk");
@@ -47,7 +47,7 @@ fn pattern(first: u64, sectors: u64, generation: u32) -> Vec<u8> {
     bytes
 }
 
-/// A table as the monitor is given it.
+/// A table for the monitor.
 fn table(line: &str) -> Vec<String> {
     let words = line.split(' ').map(|word| match word.strip_prefix('@') {
         Some(name) => name.to_owned(),
@@ -97,7 +97,7 @@ impl World {
         self.call("device-resume", json!({"name": name}))
     }
 
-    /// All of it copied back, and the table still the merge's.
+    /// Merges completely, and keeps the merging table.
     fn merge(&mut self, origin: &str, snapshot: &str) -> Result<Value, ClientError> {
         let merge = json!({
             "device": origin, "snapshot": snapshot, "job-id": origin, "auto-finalize": false,
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Runs `f` on a front end of its own.
+    /// Runs `f` with its own front end.
     fn on<T>(&mut self, name: &str, writable: bool, f: impl FnOnce(&mut Disk) -> T) -> T {
         let socket = self.scratch.socket(&format!("{name}.sock"));
         let export = json!({
@@ -163,7 +163,7 @@ impl World {
     }
 }
 
-/// `EIO` where the device said that; panics where it said nothing.
+/// `EIO` if the device reported an error; panics if it did not answer.
 fn refused<T>(result: &Result<T, DiskError>) -> Option<String> {
     match result {
         Ok(_) => None,

@@ -1,4 +1,4 @@
-//! The guest: its disks, the programs in it, and the log of what it did to the disks.
+//! The guest: its disks, its programs, and the log of its requests to the disks.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,22 +13,22 @@ use snapblk_tests::verify::Ledger;
 pub(crate) const SECTORS: u64 = 2048;
 /// Bytes of a store: room for every chunk of the disk.
 const STORE: usize = 2 << 20;
-/// Which disk is what.
+/// The disks by their numbers.
 pub(crate) const ORIGIN: usize = 0;
 pub(crate) const FIRST: usize = 1;
 pub(crate) const SECOND: usize = 2;
 pub(crate) const MARKS: usize = 3;
 
-/// snapblk is built as it is shipped; the crate of the load's driver knows no C library but GNU's.
+/// snapblk is built as shipped; the crate of the load's driver supports only GNU's C library.
 const MUSL: &str = "x86_64-unknown-linux-musl";
 const GNU: &str = "x86_64-unknown-linux-gnu";
 
-/// What is served in the guest.
+/// The disk that is served in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// An overlay, one sector a chunk.
+    /// An overlay with chunks of one sector.
     Overlay,
-    /// A disk with two snapshots, of which one is merged back.
+    /// A disk with two snapshots, of which one is merged.
     Origin,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// What the disks begin with.
+    /// The first content of the disks.
     pub(crate) fn disks(&self) -> Vec<Vec<u8>> {
         vec![Ledger::image(SECTORS), vec![0; STORE], vec![0; STORE], vec![0; 64 << 10]]
     }
@@ -63,7 +63,7 @@ impl Setup {
     }
 }
 
-/// Runs the load in a guest; everything that its disks were sent.
+/// Runs the load in a guest; returns all requests to its disks.
 pub(crate) fn run(setup: &Setup) -> Vec<Record> {
     let scratch = Scratch::new(Place::Memory).expect("a directory for the test");
     let socket = scratch.socket("nbd.sock");
@@ -80,13 +80,13 @@ pub(crate) fn run(setup: &Setup) -> Vec<Record> {
     logged.take()
 }
 
-/// A tar of the two programs that run in the guest, which are static.
+/// A tar of the two static programs that run in the guest.
 fn programs(scratch: &Scratch) -> PathBuf {
     let load = build("snapblk-tests", "powercut-load", GNU);
     let snapblk = std::env::var_os("SNAPBLK").map(PathBuf::from);
     let snapblk = snapblk.unwrap_or_else(|| build("snapblk", "snapblk", MUSL));
     for (program, name) in [(load, "powercut-load"), (snapblk, "snapblk")] {
-        // What a debugger wants would fill the guest's memory.
+        // Debug information would fill the guest's memory.
         run_tool(Command::new("strip").arg("-o").arg(scratch.path(name)).arg(program));
     }
     let tar = scratch.path("programs.tar");
@@ -97,7 +97,7 @@ fn programs(scratch: &Scratch) -> PathBuf {
     tar
 }
 
-/// Builds a program that is static, and says where it is.
+/// Builds a static program, and returns its path.
 fn build(package: &str, name: &str, target: &str) -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

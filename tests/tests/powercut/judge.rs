@@ -1,7 +1,7 @@
-//! What must be on the disks after a power cut.
+//! The expected content of the disks after a power cut.
 //!
-//! Owns the model: for each sector of the disk the writes that may be there, and for each snapshot
-//! what it was taken of. It learns from the marks in the log. Never knows which writes a cut kept.
+//! Owns the model: for each sector of the disk the permitted writes, and for each snapshot its
+//! origin's content. It learns from the marks in the log. Never knows which writes a cut kept.
 
 use std::collections::HashMap;
 
@@ -14,30 +14,30 @@ use snapblk_tests::verify::stamp::{Found, Generation, SECTOR, stamp};
 use crate::guest::{FIRST, MARKS, Mode, ORIGIN, SECOND};
 use crate::store::compose;
 
-/// Where the rollback to the first snapshot is.
+/// The progress of the rollback to the first snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Merge {
     None,
-    /// Asked for, not answered: the disk is one or the other.
+    /// Requested, but not answered: the disk is one or the other.
     Asked,
-    /// The disk is the first snapshot and what was written since.
+    /// The disk is the first snapshot with the writes since.
     Begun,
 }
 
 pub(crate) struct Judge {
     mode: Mode,
-    /// The generations that a sector was given, in order.
+    /// The generations written to a sector, in order.
     writes: Vec<Vec<u32>>,
-    /// Everything up to this was flushed.
+    /// All generations up to this are flushed.
     flushed: u32,
     newest: u32,
-    /// By snapshot: the generation of each sector.
+    /// The generation of each sector, by snapshot.
     taken: Vec<Vec<u32>>,
     merge: Merge,
     stamps: HashMap<(usize, u32), [u8; SECTOR]>,
 }
 
-/// The stores' chunks, in sectors: see the load.
+/// The chunk sizes of the stores in sectors: see the load.
 const CHUNKS: [usize; 2] = [1, 8];
 
 impl Judge {
@@ -77,12 +77,12 @@ impl Judge {
                 let taken = &self.taken[n as usize];
                 self.writes = taken.iter().map(|&generation| vec![generation]).collect();
             }
-            // What was erased is durable, so the disk can be told with or without the store.
+            // The removals are durable, so the disk can be read with or without the store.
             Mark::MergeEnded(_) => {}
         }
     }
 
-    /// Compares all that can be read after a cut.
+    /// Compares everything that can be read after a cut.
     pub(crate) fn judge(&mut self, disks: &[Vec<u8>]) -> Result<(), String> {
         let origin = &disks[ORIGIN];
         let first =
@@ -105,7 +105,7 @@ impl Judge {
         Ok(())
     }
 
-    /// Each sector is of the newest flushed write, or of one since.
+    /// Each sector has the newest flushed write, or a later one.
     fn disk(&mut self, content: &[u8]) -> Result<(), String> {
         for (sector, bytes) in content.chunks_exact(SECTOR).enumerate() {
             let writes = &self.writes[sector];
@@ -143,7 +143,7 @@ impl Judge {
         stamped == bytes
     }
 
-    /// snapblk opens the stores as well, and finds in them what is found here.
+    /// snapblk opens the stores as well, and must find the same content.
     pub(crate) fn serve_again(&self, disks: &[Vec<u8>]) -> Result<(), String> {
         let stores = if self.mode == Mode::Overlay { 1 } else { self.taken.len() };
         for (store, chunk) in [FIRST, SECOND].into_iter().zip(CHUNKS).take(stores) {

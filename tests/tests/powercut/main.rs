@@ -1,10 +1,10 @@
-//! The real I/O path under a power cut: the static snapblk serves a disk inside an emulated guest, its
-//! origin and its stores on disks whose server logs every write and every flush. Then the power is
-//! cut: at any record of the log, with any subset of the sectors that were not flushed. What was
-//! flushed must be there, every snapshot exactly as it was taken, and every store in order
-//! (scenario 69).
+//! The real I/O path under a power cut: the static snapblk serves a disk inside an emulated guest,
+//! with its origin and its stores on disks whose server logs every write and every flush. Then the
+//! power is cut: at any record of the log, keeping any subset of the unflushed sectors. Flushed
+//! writes must be there, every snapshot exactly as it was taken, and every store valid (scenario
+//! 69).
 //!
-//! Cuts are tried for `SNAPBLK_SECONDS` (a few where it is not set).
+//! Cuts are tried for `SNAPBLK_SECONDS` (a few if unset).
 
 mod guest;
 mod judge;
@@ -19,9 +19,9 @@ use guest::{Mode, SECTORS, Setup};
 use judge::Judge;
 use replay::Replay;
 
-/// How long cuts are tried where nobody says otherwise.
+/// The default duration.
 const SECONDS: u64 = 10;
-/// Cuts whose stores are opened by snapblk too.
+/// Cuts after which snapblk opens the stores too.
 const SERVED: u64 = 4;
 
 fn number(name: &str) -> Option<u64> {
@@ -46,13 +46,13 @@ fn cut_power(mode: Mode) {
     let until = Instant::now() + Duration::from_secs(number("SNAPBLK_SECONDS").unwrap_or(SECONDS));
     let mut rng = Rng::new(seed);
     let (mut cuts, mut open, mut rounds) = (0, 0, 0);
-    // The first pass goes through the whole log, so that no budget leaves its end untried.
+    // The first pass covers the whole log, so that no budget leaves its end untested.
     while rounds == 0 || Instant::now() < until {
         rounds += 1;
         let mut replay = Replay::new(setup.disks());
         let mut judge = Judge::new(mode, SECTORS);
         for (at, record) in log.iter().enumerate() {
-            // Most can be lost right before a flush.
+            // Most data can be lost directly before a flush.
             let likely = if replay.is_owed_at(record) { 30 } else { 3 };
             if rng.chance(likely) {
                 let disks = replay.cut(&mut rng);

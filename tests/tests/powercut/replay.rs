@@ -1,7 +1,7 @@
-//! Disks as a power cut leaves them.
+//! Disks after a power cut.
 //!
-//! Owns what is durable on each disk and what was written since its last flush. A cut keeps any of
-//! that: each write wholly, not at all, or any of its sectors.
+//! Owns the durable content of each disk and the writes since its last flush. A cut keeps any part
+//! of those: each write completely, not at all, or any of its sectors.
 
 use snapblk_tests::disklog::Record;
 use snapblk_tests::rng::Rng;
@@ -32,12 +32,12 @@ impl Replay {
         }
     }
 
-    /// Writes that were not flushed, on all disks.
+    /// Unflushed writes, on all disks.
     pub(crate) fn owed(&self) -> usize {
         self.pending.iter().map(Vec::len).sum()
     }
 
-    /// Whether `record` is a flush that makes something durable.
+    /// Whether `record` is a flush that makes writes durable.
     pub(crate) fn is_owed_at(&self, record: &Record) -> bool {
         matches!(record, Record::Flush { disk } if !self.pending[*disk].is_empty())
     }
@@ -46,7 +46,7 @@ impl Replay {
     pub(crate) fn cut(&self, rng: &mut Rng) -> Vec<Vec<u8>> {
         let mut disks = self.durable.clone();
         for (disk, pending) in disks.iter_mut().zip(&self.pending) {
-            // On some disks all is kept, on some nothing.
+            // On some disks everything is kept, on some nothing.
             let keep = [0, 10, 50, 90, 100][rng.below(5) as usize];
             for (offset, bytes) in pending {
                 let torn = rng.chance(20);

@@ -1,4 +1,4 @@
-//! The store's format, read once more and independently of the engine: what the kernel would find.
+//! A second parser of the store's format, independent of the engine: the content for the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ const MAGIC: u32 = 0x7041_6e53;
 /// Bytes of an entry.
 const ENTRY: usize = 16;
 
-/// What lies on `origin` with `store` over it; `origin` where the store has no header.
+/// The content of `origin` with `store` over it; only `origin` if the store has no header.
 pub(crate) fn compose(origin: &[u8], store: &[u8], sectors: usize) -> Result<Vec<u8>, String> {
     let mut all = origin.to_vec();
     let chunk = sectors * SECTOR;

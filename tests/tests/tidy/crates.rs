@@ -1,4 +1,4 @@
-//! Which crates the workspace's crates, and which files, may name.
+//! Which other crates the workspace's crates and files may name.
 
 use toml::Table;
 
@@ -50,12 +50,12 @@ fn crates_depend_downwards_only() {
     none_but(rule, broken, &KNOWN);
 }
 
-/// The store takes requests from anyone: it has no word for who sends them, or in which form.
+/// The store takes requests from any caller: it names neither the sender nor their format.
 #[test]
 fn the_store_has_no_word_for_the_guest_s_protocol_or_the_monitor_s() {
     const WORDS: [&str; 6] = ["virtio", "vhost", "vm_memory", "vring", "json", "qmp"];
     let mut broken = Vec::new();
-    // The monitor's commands are named after the monitor's words.
+    // The monitor's commands use the monitor's words.
     let spoken = |path: &str| path.starts_with("store/src/control");
     for source in shipped() {
         if !source.path.starts_with("store/") || spoken(&source.path) {
@@ -75,7 +75,7 @@ fn the_store_has_no_word_for_the_guest_s_protocol_or_the_monitor_s() {
 
 #[test]
 fn the_monitor_knows_only_the_store_s_control() {
-    // `control`, and the macros by which its data are written down.
+    // `control`, and the macros that define its data.
     const MAY: [&str; 4] = ["control", "record", "choice", "union"];
     let mut broken = Vec::new();
     for source in shipped().iter().filter(|source| source.path.starts_with("qmp-bridge/")) {

@@ -1,4 +1,4 @@
-//! Documents: their links, their commands, and that the project speaks of itself alone.
+//! Documents: their links, their commands, and that they mention nothing outside the project.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use snapblk_store::control::shape::{Member, Shape};
 
 use crate::{none, read, root};
 
-/// Files that git knows, or would know.
+/// Files that git tracks, or would track.
 fn files() -> Vec<String> {
     let output = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -89,8 +89,8 @@ fn commands(page: &str) -> Vec<String> {
     commands
 }
 
-/// Splits a command line as a shell does, as far as documents need it: quotes, comments, and no
-/// more than the first command of the line.
+/// Splits a command line as a shell does, as far as documents need it: quotes, comments, and only
+/// the first command of the line.
 fn split(command: &str) -> Vec<String> {
     let (mut words, mut word, mut quote, mut some) = (Vec::new(), String::new(), None, false);
     for c in command.chars() {
@@ -116,7 +116,7 @@ fn split(command: &str) -> Vec<String> {
     words
 }
 
-/// What a document tells people to type is what the program takes.
+/// The commands in documents are valid for the program.
 #[test]
 fn commands_in_documents_are_commands() {
     let mut broken = Vec::new();
@@ -179,7 +179,7 @@ fn the_page_of_the_monitor_has_every_command_and_event() {
         }
     };
     for command in Commands::default().iter() {
-        // One of the two that `block_resize` takes has to be there, which a shape cannot say.
+        // `block_resize` needs one of two members, which a shape cannot express.
         if command.name != "block_resize" {
             compare(command.name, &command.arguments);
         }

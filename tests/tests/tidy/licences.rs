@@ -1,4 +1,4 @@
-//! Every crate that is built in has a licence that a user of snapblk can live with.
+//! Every crate that is built in has a licence that users of snapblk can accept.
 
 use std::process::Command;
 
@@ -7,15 +7,15 @@ use toml::Table;
 
 use crate::{none, read};
 
-/// The licences that `deny.toml` allows: the list is written there alone.
+/// The licences that `deny.toml` allows: the list is only there.
 fn accepted() -> Vec<String> {
     let deny: Table = read("deny.toml").parse().unwrap();
     let allow = deny["licenses"]["allow"].as_array().expect("a list of licences");
     allow.iter().map(|licence| licence.as_str().expect("a name").to_owned()).collect()
 }
 
-/// Whether an SPDX expression can be met by accepted licences alone. `/` is an old way to write
-/// OR; OR binds less than AND, and parentheses bind most.
+/// Whether accepted licences alone can satisfy an SPDX expression. `/` is an old form of OR; AND
+/// binds more strongly than OR, and parentheses bind most.
 fn acceptable(expression: &str, accepted: &[String]) -> bool {
     let expression = expression.replace('/', " OR ");
     let either = split(&expression, " OR ");
@@ -33,7 +33,7 @@ fn acceptable(expression: &str, accepted: &[String]) -> bool {
     }
 }
 
-/// Splits at an operator that is in no parentheses.
+/// Splits at an operator outside of parentheses.
 fn split<'a>(expression: &'a str, operator: &str) -> Vec<&'a str> {
     let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0);
     for (at, character) in expression.char_indices() {

@@ -1,11 +1,11 @@
-//! Who may name a lock: the section "Locks" in `ARCHITECTURE.md`, held against the code.
+//! Which files may name a lock: compares the section "Locks" in `ARCHITECTURE.md` with the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{shipped, words};
 use crate::{none, read};
 
-/// What a thread may have to wait for another in, or what is made of that.
+/// Types in which a thread may wait for another, and their functions.
 const LOCKS: [&str; 9] = [
     "Mutex",
     "RwLock",
@@ -18,7 +18,7 @@ const LOCKS: [&str; 9] = [
     "sync_channel",
 ];
 
-/// The words between backquotes.
+/// The words in backquotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }

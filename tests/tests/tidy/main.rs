@@ -1,10 +1,12 @@
-//! The rules that the project keeps for itself, as tests.
+//! The project's rules as tests.
 //!
-//! Each rule is a test, and says in one sentence what is wrong where. `ARCHITECTURE.md` explains
-//! them; what it lists in tables is read from there, so that page and code cannot drift apart.
+//! Each rule is a test whose failure says in one sentence what is wrong, and where.
+//! `ARCHITECTURE.md` explains the rules; its tables are read from there, so that page and code
+//! cannot diverge.
 //!
-//! Two tables of the documentation are made here: `docs/scenarios.md` says which test proves which
-//! scenario, and `docs/mutations.md` which test fails when the code is broken. After adding or renaming such a test:
+//! Two pages of the documentation are generated here: `docs/scenarios.md` lists the tests that
+//! prove each scenario, and `docs/mutations.md` the test that fails when the code is broken. After
+//! adding or renaming such a test:
 //!
 //! ```text
 //! SNAPBLK_UPDATE=1 cargo test -p snapblk-tests --test tidy
@@ -34,14 +36,14 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Fails with all that breaks a rule.
+/// Fails if anything breaks a rule, with the list.
 #[track_caller]
 fn none(rule: &str, broken: &[String]) {
     assert!(broken.is_empty(), "{rule}\n  {}\n", broken.join("\n  "));
 }
 
-/// What broke a rule, less the exceptions that are known. An exception that has become needless
-/// is itself wrong.
+/// Everything that broke a rule, except the known exceptions. An exception that is no longer needed
+/// is itself an error.
 #[track_caller]
 fn none_but(rule: &str, broken: Vec<(String, String)>, known: &[&str]) {
     let mut wrong: Vec<String> = known

@@ -1,5 +1,6 @@
-//! Which test fails when the code is broken, and how: `docs/mutations.md`, made from the patches in
-//! `tests/mutations`. `tests/mutate` tries them; here they are only held against the code.
+//! Ways to break the code, and the test that detects each: `docs/mutations.md`, generated from the
+//! patches in `tests/mutations`. `tests/mutate` tries them; here they are only compared with the
+//! code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +30,7 @@ longer applies or the table differs from the patches.
 | --- | --- | --- | --- | --- |
 ";
 
-/// One patch: its name, what its header says, and for each file the text before each change.
+/// One patch: its name, its header, and for each file the text before each change.
 struct Patch {
     name: String,
     header: BTreeMap<String, String>,
@@ -64,7 +65,7 @@ impl Patch {
         self.header.get(key).map_or("", String::as_str)
     }
 
-    /// Why it does not apply, or says too little.
+    /// The reasons why it does not apply, or the missing parts of its header.
     fn problems(&self) -> Vec<String> {
         let mut found = Vec::new();
         for key in ["Breaks", "Test"] {
@@ -84,7 +85,7 @@ impl Patch {
         found
     }
 
-    /// The numbers of the scenarios that it is said to break.
+    /// The numbers of the scenarios that it breaks.
     fn scenarios(&self) -> impl Iterator<Item = Result<u32, &str>> {
         let words = self.says("Scenarios").split(", ").filter(|word| !word.is_empty());
         words.map(|word| word.parse().map_err(|_| word))

@@ -1,4 +1,4 @@
-//! Who may know whom: the table "Rooms" in `ARCHITECTURE.md`, held against the code.
+//! Which rooms may name which: compares the table "Rooms" in `ARCHITECTURE.md` with the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ fn room(path: &str) -> Option<(&str, &str)> {
     (!matches!(room, "lib" | "main")).then_some((of, room))
 }
 
-/// The lines that ship, each `use` that goes over several joined to one.
+/// The lines that ship; a `use` over several lines is joined into one.
 fn statements(source: &Source) -> Vec<(usize, String)> {
     let mut found: Vec<(usize, String)> = Vec::new();
     let mut open = false;
@@ -51,8 +51,8 @@ fn statements(source: &Source) -> Vec<(usize, String)> {
     found
 }
 
-/// What a statement names at the root of its crate. `depth` is how many modules deep it stands:
-/// as many `super::` lead to the root, too.
+/// The names at the root of the crate in a statement. `depth` is the number of modules above it:
+/// that many `super::` lead to the root, too.
 fn named(statement: &str, depth: usize) -> Vec<&str> {
     let up = "super::".repeat(depth);
     let mut found = behind(statement, "crate::");
@@ -62,7 +62,7 @@ fn named(statement: &str, depth: usize) -> Vec<&str> {
     found
 }
 
-/// The names behind each `prefix` that begins a path; all that are in its braces.
+/// The names after each `prefix` that begins a path; all names in its braces.
 fn behind<'a>(statement: &'a str, prefix: &str) -> Vec<&'a str> {
     let mut found = Vec::new();
     for (at, _) in statement.match_indices(prefix) {
@@ -121,7 +121,7 @@ fn check(of: &str) {
         let depth =
             source.path.split('/').count() - 2 - usize::from(source.path.ends_with("/mod.rs"));
         for (n, statement) in statements(&source) {
-            // What is not a room is a macro or an item of the crate's root.
+            // Other names are macros or items of the crate's root.
             let is_room = |name: &&str| rooms.contains_key(*name) && *name != room;
             for name in named(&statement, depth).into_iter().filter(is_room) {
                 if !may.contains(name) {
@@ -150,10 +150,10 @@ fn rooms_of_the_backend_know_only_those_below() {
     check("backend");
 }
 
-/// The seam's trait hands out a worker's handle, and the worker is compiled for the seam's traits.
+/// The traits' device returns a worker's handle, and the worker is generic over the traits.
 const CIRCLES: [(&str, &str); 1] = [("binding", "worker")];
 
-/// Taken together, what may be named never leads back to where one came from.
+/// The permitted dependencies have no cycle.
 #[test]
 fn what_rooms_may_know_has_no_circle() {
     for of in ["store", "backend"] {
@@ -204,7 +204,7 @@ fn the_exception_table_has_no_word_for_what_uses_it() {
     );
 }
 
-/// A target may know these others. A merging device has an origin inside it, whose other
+/// The other targets that a target may know. A merging device contains an origin, whose other
 /// snapshots it protects as `snapshot-origin` does; and all of them lie on plain extents.
 const TARGETS: [(&str, &[&str]); 5] = [
     ("backing", &[]),

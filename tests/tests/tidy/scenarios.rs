@@ -1,4 +1,4 @@
-//! Which test proves which scenario: `docs/scenarios.md`, made from the tests' names.
+//! The tests that prove each scenario: `docs/scenarios.md`, generated from the tests' names.
 //!
 //! A test names its scenarios in its own name (`scenario_17_…`, `scenario_17_and_39_…`, or short
 //! `s26_s27_…`) or in a comment above it or in it ("scenario 66", "scenarios 17 and 22").
@@ -107,7 +107,7 @@ pub(crate) fn all() -> BTreeMap<u32, bool> {
     rows.into_iter().map(|number| (number, proofs.contains_key(&number))).collect()
 }
 
-/// The page as it should be: its rows' first two cells as they are, the third made anew.
+/// The page as it should be: the first two cells of its rows are kept, the third is generated.
 fn page(old: &str) -> (String, BTreeSet<u32>) {
     let proofs = proofs();
     let mut rows = BTreeSet::new();

@@ -1,16 +1,16 @@
-//! How files and functions look: their length, their descriptions, and what must not be in them.
+//! The shape of files and functions: their length, their documentation, and forbidden content.
 
 use crate::source::{Source, item_end, shipped, sources, words};
 use crate::{none, none_but};
 
-/// Lines of a file, those for tests left out.
+/// The most lines of a file, without those for tests.
 const FILE: usize = 600;
-/// Lines of a function.
+/// The most lines of a function.
 const FUNCTION: usize = 100;
 
-/// Too long; to be divided.
+/// Files that are too long and must be divided.
 const LONG_FILES: [&str; 0] = [];
-/// Too long.
+/// Functions that are too long.
 const LONG_FUNCTIONS: [&str; 0] = [];
 
 #[test]
@@ -116,8 +116,8 @@ fn no_test_is_left_out() {
     none_but("A test runs, or is not there.", broken, &[]);
 }
 
-/// A child has, until it is another program, what its parent had open: a connection that a test closes
-/// is open for as long. `snapblk_tests::server` has functions that others can wait for.
+/// Until it executes another program, a child has its parent's descriptors: a connection that a
+/// test closes stays open for as long. The functions in `snapblk_tests::server` prevent that.
 #[test]
 fn tests_with_connections_make_no_child_past_the_others() {
     let mut broken = Vec::new();
@@ -131,8 +131,7 @@ fn tests_with_connections_make_no_child_past_the_others() {
     none("Children are made with `spawn` and `output` of `snapblk_tests::server`.", &broken);
 }
 
-/// Panics that a guest, a client or a file could provoke begin with these; each is an assertion
-/// about ourselves, and says which.
+/// Code that ships returns errors; where it cannot fail, `expect` says why.
 #[test]
 fn what_ships_does_not_unwrap() {
     let mut broken = Vec::new();

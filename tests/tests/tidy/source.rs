@@ -1,4 +1,4 @@
-//! The workspace's Rust files, with comments, strings and tests told apart from code.
+//! The workspace's Rust files, with comments, strings and tests separated from code.
 //!
 //! Owns a scanner that knows just enough of Rust's tokens for that: line and nested block
 //! comments, strings, raw strings, characters and lifetimes.
@@ -13,17 +13,17 @@ const CRATES: [&str; 4] = ["backend", "store", "qmp-bridge", "tests"];
 
 /// One file.
 pub(crate) struct Source {
-    /// From the root, with `/`.
+    /// Its path from the root, with `/`.
     pub(crate) path: String,
-    /// As it is.
+    /// Its text.
     pub(crate) text: String,
-    /// The same lines; what is in comments and strings is blank.
+    /// The same lines; comments and strings are blank.
     pub(crate) code: String,
-    /// The same lines; only what is in comments is left.
+    /// The same lines; everything but comments is blank.
     pub(crate) comments: String,
     /// For each line, whether it is compiled into tests only.
     test_lines: Vec<bool>,
-    /// All of it is for tests.
+    /// Whether all of it is for tests.
     pub(crate) is_test: bool,
 }
 
@@ -55,7 +55,7 @@ impl Source {
         found
     }
 
-    /// Where the modules that it declares lie.
+    /// The folder of the modules that it declares.
     fn folder(&self) -> String {
         let path = self.path.strip_suffix(".rs").expect("a Rust file");
         let (folder, name) = path.rsplit_once('/').expect("a path with folders");
@@ -63,7 +63,7 @@ impl Source {
     }
 }
 
-/// All of them, in the order of their paths.
+/// All files, in the order of their paths.
 pub(crate) fn sources() -> Vec<Source> {
     let mut paths = BTreeSet::new();
     for name in CRATES {
@@ -81,7 +81,7 @@ pub(crate) fn sources() -> Vec<Source> {
     sources
 }
 
-/// Those that ship: the three crates that make the program.
+/// The files that ship: those of the three crates of the program.
 pub(crate) fn shipped() -> Vec<Source> {
     let mut sources = sources();
     sources.retain(|source| {
@@ -103,10 +103,11 @@ fn collect(folder: &Path, paths: &mut BTreeSet<String>) {
     }
 }
 
-/// Marks what is declared for tests only, and what lies below that.
+/// Marks modules that are declared for tests only, and the modules below them.
 fn mark_tests(sources: &mut [Source]) {
     let mut tests: BTreeSet<String> = BTreeSet::new();
-    // A parent sorts before its children, but `foo.rs` behind `foo/bar.rs`: go on until it settles.
+    // A parent sorts before its children, except `foo.rs`, which sorts after `foo/bar.rs`: repeated
+    // until nothing changes.
     loop {
         let before = tests.len();
         for source in sources.iter() {
@@ -132,7 +133,7 @@ fn mark_tests(sources: &mut [Source]) {
     }
 }
 
-/// Code and comments, each with everything else blanked out, line for line.
+/// Code and comments, each with everything else blanked out, line by line.
 fn tell_apart(text: &str) -> (String, String) {
     let bytes = text.as_bytes();
     let mut kinds = vec![Kind::Code; bytes.len()];
@@ -160,7 +161,7 @@ enum Kind {
     Literal,
 }
 
-/// Where the token at `at` ends, and what it is.
+/// The end of the token at `at`, and its kind.
 fn token(bytes: &[u8], at: usize) -> (usize, Kind) {
     let rest = &bytes[at..];
     let find = |from: usize, what: &[u8]| {

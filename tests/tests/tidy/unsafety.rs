@@ -1,9 +1,9 @@
-//! `unsafe`: where it may be, and that each use says why it is sound.
+//! The files in which `unsafe` is allowed, and that each use has its reason.
 
 use crate::none_but;
 use crate::source::{sources, words};
 
-/// Where it may be. In the tests' client, too, which is the other end of the shared memory, and in
+/// The allowed files, including the tests' client, which is the other end of the shared memory, and
 /// the allocator that counts.
 const FENCED: [&str; 10] = [
     "store/src/io/uring.rs",
@@ -21,8 +21,8 @@ const FENCED: [&str; 10] = [
 /// None is needed.
 const KNOWN: [&str; 0] = [];
 
-/// Lines above an `unsafe` in which its reason may stand: a comment, and the start of the
-/// statement that it is in.
+/// How many lines above an `unsafe` its reason may begin: a comment, and the start of the
+/// statement.
 const REACH: usize = 12;
 
 #[test]
@@ -61,7 +61,7 @@ fn unsafe_code_says_why_it_is_sound() {
     );
 }
 
-/// Lines with the keyword; `unsafe fn` in a type, as of a pointer, needs no reason.
+/// Lines with the keyword; `unsafe fn` in a type, such as that of a pointer, needs no reason.
 fn unsafe_lines(code: &str) -> impl Iterator<Item = (usize, &str)> {
     code.lines().enumerate().filter(|(_, line)| words(line).any(|word| word == "unsafe"))
 }

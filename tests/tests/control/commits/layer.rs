@@ -20,7 +20,7 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// The active layer goes into a layer, so small that it needs no overlay on the way.
+/// The active layer is committed into a layer; it is so small that no overlay is needed meanwhile.
 #[test]
 fn scenario_39_the_active_layer_goes_into_a_layer_and_the_disk_is_that_layer() {
     let scratch = scratch();
@@ -43,7 +43,7 @@ fn scenario_39_the_active_layer_goes_into_a_layer_and_the_disk_is_that_layer() {
     images[4].write(&world, 9);
     is_disk0(&world, &images[4]);
     assert_same("disk0.2", &world.content(&scratch, "disk0.2"), &images[1].0);
-    // It is written, and flushed, as any disk is.
+    // It is written and flushed like any disk.
     world.disk().flush().unwrap();
     world.kill();
     let mut world = World::start(&plain(&scratch, &file));
@@ -58,10 +58,10 @@ fn scenario_39_the_active_layer_goes_into_a_layer_and_the_disk_is_that_layer() {
     assert_same("the file", &bytes(&file), &images[0].0);
 }
 
-/// Bytes of a disk that is copied in several steps.
+/// The size of a disk that is copied in several steps.
 const LARGE: u64 = 24 << 20;
 
-/// A chain of two overlays on a large file, all of which the top has written.
+/// A chain of two overlays on a large file; the top has all chunks.
 fn large_chain(scratch: &Scratch, command: &ServerCommand) -> (World, Vec<u8>) {
     let mut world = World::start(command);
     for layer in 1..=2 {
@@ -87,7 +87,7 @@ fn overlays(scratch: &Scratch) -> Vec<String> {
     names.filter(|name| name.contains(".commit-")).collect()
 }
 
-/// Scenario 40 for the active layer: what is written while it goes down is there.
+/// Scenario 40 for the active layer: writes during its commit are there.
 #[test]
 fn scenario_40_the_active_layer_goes_into_a_layer_under_load() {
     let scratch = scratch();
@@ -134,10 +134,10 @@ fn scenario_37_killed_while_the_active_layer_goes_into_a_layer_it_goes_on() {
     world.event("BLOCK_JOB_READY");
     world.call("job-complete", json!({"id": "c"}));
     for kill in 0..3u32 {
-        // On a busy machine it may have come to its end meanwhile, but not before the first kill.
+        // On a busy machine the job may have ended meanwhile, but not before the first kill.
         let ended = kill > 0 && names(&mut world) == ["disk0", "disk0.1"];
         until("there is an overlay", || ended || !overlays(&scratch).is_empty());
-        // More than is copied while the guest stands still, each time elsewhere.
+        // More than is copied while the guest is stopped, each time in another place.
         let (first, len) = (u64::from(kill) * 6144 + 3, 10240);
         let run = stamped(first, len, 3 + kill);
         world.disk().write(first * 512, &run).unwrap();
