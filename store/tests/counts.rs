@@ -1,8 +1,8 @@
-//! What each kind of request asks of the files: how many actions, of which kinds, and where their
-//! bytes lie. The engine's actions are written down as it asks for them; nothing is timed.
+//! The file I/O of each kind of request: how many actions, of which kinds, and where their bytes
+//! are. The engine's actions are recorded as it requests them; nothing is timed.
 //!
-//! A write to the store that carries a guest's bytes names the guest's memory. Scratch memory holds
-//! only what comes from the origin: no guest byte passes through it.
+//! A write to the store with a guest's bytes refers to the guest's memory. Scratch memory holds
+//! only the origin's bytes: no guest byte passes through it.
 #![cfg(not(feature = "shuttle"))]
 
 mod world;
@@ -20,7 +20,7 @@ const CHUNK: u64 = 4096;
 const ENTRY: u64 = 16;
 /// Chunks of a store.
 const STORE_CHUNKS: u64 = 875;
-/// Orders of events that each count is the same under.
+/// Orders of events under which each count is the same.
 const SEEDS: u64 = 8;
 
 fn req(op: Op, sector: u64, count: u64) -> Req {
@@ -31,7 +31,7 @@ fn write(sector: u64, count: u64) -> Req {
     req(Op::Write, sector, count)
 }
 
-/// A write of all of a chunk of eight sectors.
+/// A write that covers a chunk of eight sectors.
 fn covering(chunk: u64) -> Req {
     write(chunk * 8, 8)
 }
@@ -49,7 +49,7 @@ fn roomy(shape: Shape, sectors: u64) -> Config {
     Config { depth: 64, claims: 4096, scratch: 4 << 20, ..Config::new(shape, sectors) }
 }
 
-/// A fresh overlay of chunks of `chunk` sectors.
+/// A new overlay with chunks of `chunk` sectors.
 fn overlay(chunk: u32) -> Config {
     let chunks = u64::from(chunk);
     roomy(Shape::Overlay { chunk, store: STORE_CHUNKS * chunks }, 640 * chunks)
@@ -74,7 +74,7 @@ fn asked(world: &mut World, reqs: impl IntoIterator<Item = Req>) -> Vec<Asked> {
     world.batch(reqs).unwrap()
 }
 
-/// What was asked for, of which file, and how many bytes of it.
+/// The operation, the file and the bytes of each action.
 fn kinds(asked: &[Asked]) -> Vec<(IoOp, FileId, u64)> {
     asked.iter().map(|asked| (asked.action.op, asked.action.file, asked.action.len)).collect()
 }
@@ -83,12 +83,12 @@ fn is_guest(seg: &Seg) -> bool {
     matches!(seg, Seg::Guest { .. })
 }
 
-/// Bytes of parts that `of` holds for.
+/// Bytes of the segments that satisfy `of`.
 fn bytes(asked: &[Asked], of: impl Fn(&Seg) -> bool) -> u64 {
     asked.iter().flat_map(|one| &one.segs).filter(|seg| of(seg)).map(|seg| seg.len() as u64).sum()
 }
 
-/// Whether every part of it is the guest's own memory.
+/// Whether all segments are the guest's own memory.
 fn is_all_guest(asked: &[Asked]) -> bool {
     asked.iter().all(|one| !one.segs.is_empty() && one.segs.iter().all(is_guest))
 }
@@ -115,7 +115,7 @@ fn a_first_write_of_part_of_a_chunk_is_one_read_and_one_write() {
     });
 }
 
-/// In whatever places: random first writes become one sequential write.
+/// At any places: random first writes become one sequential write.
 #[test]
 fn first_writes_of_a_batch_that_cover_their_chunks_are_one_write() {
     each(&overlay(8), |world| {
@@ -131,8 +131,8 @@ fn first_writes_of_a_batch_that_cover_their_chunks_are_one_write() {
     });
 }
 
-/// A store of chunks of eight sectors has an area after 256 of them; a request that comes to lie on both
-/// sides of one is two writes.
+/// A store with chunks of eight sectors has an area after 256 of them; a request on both sides of
+/// one is two writes.
 #[test]
 fn a_first_write_over_an_area_is_a_write_on_each_side() {
     each(&overlay(8), |world| {
@@ -156,7 +156,7 @@ fn first_writes_of_a_batch_to_parts_of_neighbours_are_one_read_and_one_write() {
         let expected = [(IoOp::Read, base, 16 * CHUNK), (IoOp::Write, STORE, 16 * CHUNK)];
         assert_eq!(kinds(&adjacent), expected);
         assert_eq!(bytes(&adjacent, is_guest), 16 * 1024);
-        // In any order, and those that cover their chunks among them.
+        // In any order, some of them covering their chunks.
         let mixed = |n: u64| if n.is_multiple_of(3) { covering(40 + n) } else { partial(40 + n) };
         let mixed = asked(world, (0..16).map(|n| mixed(n * 7 % 16)));
         let count = |op| mixed.iter().filter(|asked| asked.action.op == op).count();
@@ -207,17 +207,17 @@ fn what_is_not_mapped_is_read_from_the_origin_into_the_guests_memory() {
     });
 }
 
-/// Bytes of the blocks that hold entries `from..to` of a store, and the writes they need where an
-/// area holds `per_area` entries: areas do not follow each other on disk.
+/// Bytes of the blocks with entries `from..to` of a store, and the number of writes for them if an
+/// area holds `per_area` entries: areas are not adjacent on disk.
 fn blocks(from: u64, to: u64, per_area: u64) -> (u64, u64) {
     let per_block = per_area.min(4096 / ENTRY);
     let writes = (to - 1) / per_area - from / per_area + 1;
     (((to - 1) / per_block - from / per_block + 1) * per_block * ENTRY, writes)
 }
 
-/// A sync of the data, the blocks that the new entries lie in, a sync of the entries; where an area
-/// ends, the one behind it is zeroed first. That is 16 bytes an exception, and what is left of the
-/// first and last block.
+/// A sync of the data, the blocks of the new entries, a sync of the entries; at the end of an area,
+/// the next one is zeroed first. That is 16 bytes per exception, and the rest of the first and last
+/// block.
 #[test]
 fn a_flush_writes_the_blocks_of_its_entries_between_two_syncs() {
     for (chunk, per_area) in [(8, 256), (16, 512)] {

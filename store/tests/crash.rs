@@ -1,4 +1,4 @@
-//! Killed processes and power cuts, at random moments and at every moment; I/O that fails.
+//! Killed processes and power cuts, at random moments and at every step; I/O that fails.
 #![cfg(not(feature = "shuttle"))]
 
 mod world;
@@ -9,10 +9,10 @@ use world::everywhere::{Harm, everywhere};
 use world::run::{Case, sweep};
 
 const SEEDS: u64 = 200;
-/// From so many seeds on everything must be met, not only what a short run meets.
+/// A sweep of at least this many seeds must meet all events, not only the frequent ones.
 const LONG: u64 = 5000;
 
-/// A sweep that never met one of these proved less than it says.
+/// Events that a sweep must meet; otherwise it proves less than it claims.
 const OFTEN: [&str; 19] = [
     "adopted what was owed",
     "area boundary",
@@ -35,7 +35,7 @@ const OFTEN: [&str; 19] = [
     "two chunk sizes",
 ];
 
-/// Likewise, for a long one.
+/// The same for a long sweep.
 const SELDOM: [&str; 9] = [
     "cut after a merge failed",
     "cut in a merge: between batches",

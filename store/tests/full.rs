@@ -1,5 +1,5 @@
-//! Full stores that are waited for (scenarios 25 and 78): nothing is lost, nothing hangs, and what
-//! needs no room goes on meanwhile.
+//! Waiting for room in full stores (scenarios 25 and 78): nothing is lost, nothing hangs, and
+//! requests that need no room continue meanwhile.
 #![cfg(not(feature = "shuttle"))]
 
 mod world;
@@ -23,7 +23,7 @@ fn write(device: usize, sector: u64, count: u64) -> Req {
     req(device, Op::Write, sector, count)
 }
 
-/// An overlay of eight chunks, of which two find room.
+/// An overlay of eight chunks, two of which find room.
 fn overlay() -> Config {
     let shape = Shape::Overlay { chunk: 8, store: 4 * 8 };
     Config { queues: 2, failures: true, ..Config::new(shape, 64) }
@@ -45,13 +45,13 @@ fn each(config: &Config, test: impl Fn(&mut World)) {
     }
 }
 
-/// A request that is not ended by what happens next.
+/// The request does not end now.
 fn is_held(world: &mut World, held: Req) {
     assert_eq!(world.one(held), Ok(None));
     assert_eq!(world.state(0), StoreState::Full);
 }
 
-/// How a request ended that was held until now.
+/// The result of a request that was held until now.
 fn ending(world: &mut World, held: Req) -> Option<Status> {
     world.run().unwrap();
     world.ended.iter().find(|(of, _)| *of == held).map(|&(_, status)| status)
@@ -65,7 +65,7 @@ fn s78_a_write_that_finds_its_store_full_waits_until_that_has_grown() {
         let held = write(0, 18, 4);
         is_held(world, held);
         assert_eq!(world.events.list(), [("store0".into(), StoreEvent::Full)]);
-        // Reads, also of the very chunk, writes of what has its place, flushes: all go on.
+        // Reads, also of the same chunk, writes of mapped chunks, flushes: all continue.
         for other in [
             req(0, Op::Read, 0, 18),
             req(0, Op::Read, 22, 42),
@@ -75,7 +75,7 @@ fn s78_a_write_that_finds_its_store_full_waits_until_that_has_grown() {
         ] {
             assert_eq!(world.one(other), Ok(OK), "{other:?}");
         }
-        // And what is to come waits behind it, also across a suspend.
+        // A later write waits behind it, also across a suspend.
         let behind = write(0, 32, 8);
         is_held(world, behind);
         world.swap_tables().unwrap();
@@ -88,8 +88,8 @@ fn s78_a_write_that_finds_its_store_full_waits_until_that_has_grown() {
     });
 }
 
-/// Mapped, free, mapped and free chunks in one request, and zeroes: what was done of it before it
-/// met the end is not in the way of the rest.
+/// Mapped and unmapped chunks in one request, and zeroes: the part that was done before the store
+/// was full does not affect the rest.
 #[test]
 fn s78_a_request_over_many_chunks_is_held_as_a_whole() {
     for op in [Op::Write, Op::WriteZeroes { unmap: true }] {
@@ -123,8 +123,8 @@ fn s78_when_the_time_is_over_writes_fail_as_without_a_wait() {
     });
 }
 
-/// The origin's write waits for its copy; then it is made, or given up, as the table of failures
-/// says.
+/// The origin's write waits for its copy; then the copy is made, or given up, as in the table of
+/// failures.
 #[test]
 fn s78_an_origins_write_waits_for_room_in_its_snapshot() {
     for persistence in [Persistence::Persistent, Persistence::Overflow, Persistence::Transient] {
@@ -152,7 +152,7 @@ fn s78_an_origins_write_waits_for_room_in_its_snapshot() {
     }
 }
 
-/// A snapshot that is written itself.
+/// A write to the snapshot itself.
 #[test]
 fn s78_a_persistent_snapshot_is_invalid_when_the_time_is_over() {
     each(&origin(Persistence::Persistent), |world| {
@@ -165,7 +165,7 @@ fn s78_a_persistent_snapshot_is_invalid_when_the_time_is_over() {
     });
 }
 
-/// Given up once is not given up for ever.
+/// A store that was given up once is waited for again later.
 #[test]
 fn s25_s78_a_store_that_was_given_up_and_cured_is_waited_for_again() {
     each(&overlay(), |world| {
@@ -185,7 +185,7 @@ fn s25_s78_a_store_that_was_given_up_and_cured_is_waited_for_again() {
     });
 }
 
-/// A front end that leaves does not wait.
+/// A front end that disconnects does not wait.
 #[test]
 fn s78_what_waits_for_room_can_be_given_up_alone() {
     each(&overlay(), |world| {
@@ -199,13 +199,13 @@ fn s78_what_waits_for_room_can_be_given_up_alone() {
     });
 }
 
-/// The file system below a sparse store is full: the place that could not be written is left out.
+/// The file system below a sparse store is full: the place that could not be written is skipped.
 #[test]
 fn s78_a_store_without_room_below_it_is_waited_for() {
     is_waited_for_below(Errno::ENOSPC);
 }
 
-/// Or there is room, for others.
+/// Or it has room, but only for other users.
 #[test]
 fn s78_a_store_whose_owner_may_use_no_more_is_waited_for() {
     is_waited_for_below(Errno::EDQUOT);
@@ -221,7 +221,7 @@ fn is_waited_for_below(errno: Errno) {
         let held = write(0, 0, 8);
         is_held(world, held);
         assert!(world.stores[0].is_full_below());
-        // What was acknowledged can be committed meanwhile.
+        // Acknowledged chunks can be committed meanwhile.
         assert!(world.stores[0].is_overdue());
         assert_eq!(world.one(req(0, Op::Flush, 0, 0)), Ok(OK));
         assert!(!world.stores[0].is_overdue());
@@ -231,14 +231,14 @@ fn is_waited_for_below(errno: Errno) {
     });
 }
 
-/// That a part of a request finds its room says nothing of the part that did not.
+/// If one part of a request finds room, the part that did not is still held.
 #[test]
 fn s78_a_request_of_which_a_part_finds_no_room_is_held_as_a_whole() {
     each(&overlay(), |world| {
         let file = Some(world.store_file(0));
         let (op, range, errno) = (Some(IoOp::Write), None, Errno::ENOSPC);
         world.grow(0, 64);
-        // Neighbours on the device, and not in the store.
+        // Adjacent on the device, but not in the store.
         assert_eq!(world.one(write(0, 8, 8)), Ok(OK));
         assert_eq!(world.one(write(0, 0, 8)), Ok(OK));
         world.sim.add_fault(Fault { file, op, range, after: 0, count: 1, errno });
@@ -249,7 +249,7 @@ fn s78_a_request_of_which_a_part_finds_no_room_is_held_as_a_whole() {
     });
 }
 
-/// What has its place finds no room all the same, as in a hole that a discard left.
+/// A mapped chunk may find no room, as in a hole that a discard left.
 #[test]
 fn s78_a_chunk_that_has_its_place_and_finds_no_room_is_waited_for() {
     for gives_up in [false, true] {
@@ -341,8 +341,8 @@ fn s74_s78_what_waits_for_room_fails_where_a_commit_does() {
     });
 }
 
-/// I17: what was on its way when the store became full, and the wait was forbidden, is another
-/// worker's.
+/// I17: the write in flight when the store became full, and waiting was forbidden, belongs to
+/// another worker.
 #[test]
 fn s78_what_waits_for_room_fails_where_another_write_overflows_the_store() {
     let overflows = std::cell::Cell::new(0);
@@ -367,8 +367,8 @@ fn s78_what_waits_for_room_fails_where_another_write_overflows_the_store() {
     assert!((1..30).contains(&overflows.get()), "{} of 30", overflows.get());
 }
 
-/// Anything, in any order, with stores that grow, are given up, and tables that are swapped while
-/// requests are held. Where stores only ever grow, nothing may fail.
+/// All requests in any order, with stores that grow or are given up, and tables that are swapped
+/// while requests are held. If stores only grow, no request may fail.
 #[test]
 fn s25_and_s78_anything_while_stores_fill_up_and_grow() {
     let (mut fulls, mut given_up) = (0, 0);
@@ -381,7 +381,7 @@ fn s25_and_s78_anything_while_stores_fill_up_and_grow() {
         world.be_patient();
         for _ in 0..3 {
             ask_some(&mut world, &mut rng);
-            // A world that is waiting for room comes to rest again and again.
+            // A world that waits for room becomes idle repeatedly.
             for turn in 0.. {
                 assert!(turn < 2000, "seed {seed}: no end");
                 for _ in 0..rng.below(60) {

@@ -1,4 +1,4 @@
-//! Random requests to devices over simulated disks, against byte arrays.
+//! Random requests to devices over simulated disks, compared with byte arrays.
 #![cfg(not(feature = "shuttle"))]
 
 mod world;

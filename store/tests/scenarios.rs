@@ -114,7 +114,7 @@ fn s12_a_slow_read_of_a_snapshot_sees_old_data_and_the_origin_waits() {
     config.scratch = 64 << 10;
     each(config, |world| {
         world.ask([req(1, Op::Read, 0, 8)]);
-        // Until the read is with the disk, but has not got anywhere.
+        // Until the read is submitted to the disk, but has no effect yet.
         while world.sim.in_flight() == 0 {
             world.turn().unwrap();
         }
@@ -148,7 +148,7 @@ fn s13_reads_of_a_snapshot_without_end_do_not_starve_an_origin_write() {
     });
 }
 
-/// A read that comes behind the write does not hold it up, however long one that came before does.
+/// A read after the write does not delay it, however long an earlier read does.
 #[test]
 fn s13_reads_behind_an_origin_write_do_not_go_to_the_origin() {
     let mut config = origin(vec![snap(8, PERSISTENT, 400, 64)], 64);
@@ -172,8 +172,8 @@ fn s13_reads_behind_an_origin_write_do_not_go_to_the_origin() {
     });
 }
 
-/// A store of a header, an area and two chunks for data, of which the last is never given out
-/// where chunks are larger than its area needs.
+/// A store of a header, an area and two data chunks; the last is never allocated if chunks are
+/// larger than its area needs.
 fn tiny(persistence: Persistence) -> Config {
     origin(vec![snap(8, persistence, 4 * 8, 64)], 64)
 }
@@ -248,7 +248,7 @@ fn s26_a_commit_that_fails_costs_the_snapshot_and_not_the_origin() {
 
 #[test]
 fn s28_an_error_among_many_pending_leaves_none_hanging() {
-    // Neighbours share a read: there are fewer of these.
+    // Neighbours share a read: there are fewer reads.
     for (file, op, after) in [(1, IoOp::Write, 20), (0, IoOp::Read, 2), (1, IoOp::Sync, 0)] {
         let mut config =
             origin(vec![snap(2, PERSISTENT, 800, 256), snap(8, OVERFLOW, 800, 256)], 256);
@@ -267,7 +267,7 @@ fn s28_an_error_among_many_pending_leaves_none_hanging() {
     }
 }
 
-/// Known bug 8: those who wait for a chunk are several workers'.
+/// Known bug 8: the waiters for a chunk belong to several workers.
 #[test]
 fn s28_who_waits_for_a_chunk_whose_copy_fails_goes_on() {
     let config = Config { queues: 2, depth: 8, ..overlay() };
@@ -283,7 +283,7 @@ fn s28_who_waits_for_a_chunk_whose_copy_fails_goes_on() {
 
 #[test]
 fn s29_a_store_that_ends_at_an_area_boundary_is_full_there() {
-    // 32 entries an area: a header, an area, 32 chunks; area 1 would be the chunk behind the end.
+    // 32 entries per area: a header, an area, 32 chunks; area 1 would be the chunk past the end.
     let mut config = origin(vec![snap(1, PERSISTENT, 34, 64)], 64);
     config.depth = 1;
     each(config, |world| {
@@ -296,7 +296,7 @@ fn s29_a_store_that_ends_at_an_area_boundary_is_full_there() {
     });
 }
 
-/// Goes on until entries are being written, or nothing is left to do.
+/// Runs until entries are being written, or nothing is left to do.
 fn run_until_entries_are_written(world: &mut World) {
     while !world.writes_entries() && world.turn().unwrap() {}
 }
@@ -305,7 +305,7 @@ fn run_until_entries_are_written(world: &mut World) {
 fn s33_what_a_torn_area_write_left_never_becomes_live() {
     let mut met = 0;
     for seed in 0..12 {
-        // Areas of two blocks: 256 entries fill the first, and nothing rewrites the second then.
+        // Areas of two blocks: 256 entries fill the first, and the second is not rewritten then.
         let sectors = 16 * 600;
         let config = Config::new(Shape::Overlay { chunk: 16, store: 16 * 1000 }, sectors);
         let mut world = World::new(Config { claims: 400, ..config }, seed);
@@ -346,7 +346,7 @@ fn s70_a_kill_costs_no_room() {
     for seed in 0..30 {
         let mut world = World::new(config.clone(), seed);
         for kill in 0..8 {
-            // The one after it is often ahead of it when both are cut off.
+            // The next chunk is often allocated before it when both are interrupted.
             world.ask([
                 req(0, Op::Write, kill * 8 + 1, 3),
                 req(0, Op::Write, (kill * 8 + 8) % 64, 8),
@@ -418,7 +418,7 @@ fn s73_an_error_of_the_base_fails_that_request_and_the_disk_stays_valid() {
     });
 }
 
-/// A sector of the base that cannot be read costs those that need it, and not those that were read
+/// An unreadable sector of the base fails the requests that need it, and not those that were read
 /// together with it.
 #[test]
 fn s73_what_cannot_be_read_fails_no_neighbour_of_its_batch() {

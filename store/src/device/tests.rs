@@ -1,4 +1,4 @@
-//! Devices over real files: what commands do to tables, stores and what is owed.
+//! Devices over real files: the effects of commands on tables, stores and owed chunks.
 
 mod durable;
 mod full;
@@ -39,13 +39,13 @@ use crate::workers::{Wake, Workers};
 /// Sectors of every disk here.
 const LEN: u64 = 2048;
 
-/// Flushes for real, unless it is told to fail.
+/// Flushes really, unless told to fail.
 struct Switch {
     flusher: CallerFlusher,
     fails: AtomicBool,
-    /// The next one hangs until something comes, or has hung too long.
+    /// The next flush hangs until a message comes, or a limit has passed.
     hangs: Mutex<Option<Receiver<()>>>,
-    /// How often it was asked to.
+    /// The number of flushes.
     flushes: AtomicU32,
 }
 
@@ -81,7 +81,7 @@ impl World {
         World::at(tempfile::tempdir().unwrap())
     }
 
-    /// As a process that is started anew sees `dir`.
+    /// A new process in the directory `dir`.
     fn at(dir: tempfile::TempDir) -> World {
         World::with(dir, Memory::Heap)
     }
@@ -105,7 +105,7 @@ impl World {
         World { devices: Arc::new(Devices::new(files, workers, config)), dir, flusher }
     }
 
-    /// While nothing else has them.
+    /// Only while nothing else refers to the devices.
     fn config(&mut self) -> &mut DevicesConfig {
         &mut Arc::get_mut(&mut self.devices).unwrap().config
     }
@@ -159,7 +159,7 @@ impl World {
         self.carry_out(name, Op::Flush, 0)
     }
 
-    /// A guest's request for the first sectors of the device, as if all that it takes succeeded;
+    /// A guest's request for the first sectors of the device, all of whose actions succeed; returns
     /// the files that are synced for it.
     fn carry_out(&self, name: &str, op: Op, sectors: u64) -> Vec<FileId> {
         let mut engine = self.engine(name);
@@ -177,7 +177,7 @@ impl World {
     }
 }
 
-/// Scenario 71, over a plain disk: what was written before the overlay, flushed after it.
+/// Scenario 71, over a plain disk: writes before the overlay, flushed after it.
 #[test]
 fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     let world = World::new();
@@ -192,7 +192,8 @@ fn a_flush_of_a_new_overlay_covers_the_disk_that_it_was() {
     assert!(!world.synced("disk").contains(&base), "all was made durable by the second command");
 }
 
-/// Scenario 71, over an overlay: what its store owes is committed by a flush of the one above it.
+/// Scenario 71, over an overlay: a flush of the upper overlay commits the lower store's owed
+/// chunks.
 #[test]
 fn a_flush_of_a_new_overlay_commits_what_the_one_below_owes() {
     let world = World::new();
@@ -210,14 +211,14 @@ fn a_flush_of_a_new_overlay_commits_what_the_one_below_owes() {
     assert_eq!(owed(), 0);
 }
 
-/// What a read and a flush cost does not grow with the number of layers, neither in a chain that
-/// grew nor in one that was opened again.
+/// The cost of a read and a flush does not grow with the number of layers, neither in a chain that
+/// grew nor in a reopened one.
 #[test]
 fn a_chain_of_300_layers_costs_what_one_layer_costs() {
     let world = World::new();
     world.file("disk", LEN);
     world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
-    // The places in files that one read of the whole disk goes to.
+    // The places in files that one read of the whole disk uses.
     let places = |world: &World| {
         let table = world.table("disk");
         let (mut at, mut places) = (0, 0);
@@ -247,7 +248,7 @@ fn a_chain_of_300_layers_costs_what_one_layer_costs() {
     assert!((2..300).all(|n| speaks(&format!("disk.{n}")) == 0), "a layer below has a table");
 }
 
-/// A store of 4 KiB chunks that has these chunks of its origin, each full of its own number.
+/// A store of 4 KiB chunks with these chunks of its origin, each filled with its own number.
 fn store_of(chunks: &[u64]) -> Vec<u8> {
     let mut bytes = vec![0; 64 << 12];
     for (at, word) in [0x7041_6e53u32, 1, 1, 8].into_iter().enumerate() {
@@ -262,7 +263,7 @@ fn store_of(chunks: &[u64]) -> Vec<u8> {
     bytes
 }
 
-/// Of a hint nothing is seen but that it is of a chunk that the line's table has.
+/// The only visible property of a hint is that it names a chunk within the line's table.
 #[test]
 fn a_prefetch_is_of_the_chunk_within_its_line() {
     const START: u64 = 1 << 33;
@@ -277,10 +278,10 @@ fn a_prefetch_is_of_the_chunk_within_its_line() {
     }
 }
 
-/// A list may be right, and lie beyond what a word of a table can say.
+/// A list may be valid, but exceed the range of a table's word.
 #[test]
 fn an_exception_beyond_what_a_table_can_say_is_refused() {
-    // In memory a file may be as long as it takes.
+    // In memory, a file may have any length.
     let dir = || tempfile::tempdir_in("/dev/shm").unwrap();
     let arena = Arena::new(dir().path(), Arena::LEAST).unwrap();
     for memory in [Memory::Heap, Memory::Arena(arena)] {
@@ -299,7 +300,7 @@ fn an_exception_beyond_what_a_table_can_say_is_refused() {
     }
 }
 
-/// I1 and I4 for commits: when a copy says that it has finished, the base's entries are on disk.
+/// I1 and I4 for commits: when a copy reports that it has finished, the base's entries are on disk.
 #[test]
 fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
     let world = World::new();
@@ -356,7 +357,7 @@ fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
     }
 }
 
-/// Scenario 35, where the header cannot be written: nobody waits for ever.
+/// Scenario 35, if the header cannot be written: no request waits forever.
 #[test]
 fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
     let world = World::new();
@@ -378,14 +379,14 @@ fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
     again.devices.start(&[], |_| Ok(())).unwrap();
     assert_eq!(again.table("snap").exceptions()[0].store().state(), StoreState::Invalid);
 
-    // Where the state cannot be kept, the origin's writes fail.
+    // If the state cannot be written, the origin's writes fail.
     again.file("store2", LEN);
     again.load("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store2 P 8")]).unwrap();
     std::fs::create_dir(again.path("state.new")).unwrap();
     assert_eq!(invalidate(&again), StoreState::Unmarked);
 }
 
-/// What the process wrote is gone with it, and what anybody left in the file was never there.
+/// The process's data is lost with it, and other content of the file never counted.
 #[test]
 fn scenario_21_a_store_in_memory_is_empty_after_a_restart() {
     let mut world = World::new();
@@ -422,7 +423,7 @@ fn a_snapshot_that_is_reloaded_longer_serves_its_new_range() {
     assert!(matches!(decided, Decision::Pass { len: 4096, .. }), "{decided:?}");
 }
 
-/// I8: one live owner a store, also within one table.
+/// I8: one live owner per store, also within one table.
 #[test]
 fn a_store_in_two_lines_of_a_table_is_refused() {
     let world = World::new();
@@ -442,7 +443,7 @@ fn a_store_in_two_lines_of_a_table_is_refused() {
     refused(world.load("snap", &lines));
 }
 
-/// A store that grew under a live snapshot is as long as it is, to a merge and in the status.
+/// A store that grew under a live snapshot has its new length, for a merge and in the status.
 #[test]
 fn a_store_that_grew_is_whole() {
     let world = World::new();
@@ -483,7 +484,7 @@ fn the_base_of_a_chain_cannot_become_an_origin_nor_the_other_way_round() {
     assert!(world.device("top", &[&stacked]).is_err());
 }
 
-/// A device that lies on an origin keeps its snapshots' old data too.
+/// A device on top of an origin keeps its snapshots' old data too.
 #[test]
 fn a_write_through_a_device_above_an_origin_is_an_origins() {
     let world = World::new();
@@ -500,7 +501,7 @@ fn a_write_through_a_device_above_an_origin_is_an_origins() {
     assert!(matches!(table.decide(Op::Read, 0, 512), Decision::Pass { offset: 32768, .. }));
 }
 
-/// A failed resume leaves the old table as it was, and what it owes where a restart finds it.
+/// A failed resume leaves the old table unchanged, and its owed chunks where a restart finds them.
 #[test]
 fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
     let world = World::new();
@@ -518,7 +519,7 @@ fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
     assert!(world.load("disk", &lines).is_err());
     assert_eq!(Identity::of_path(&owed).unwrap(), before);
     assert!(!world.path("store.owed.before").exists());
-    // One that does not fail leaves one file behind, its own; the end none.
+    // A successful one leaves one file, its own; the end leaves none.
     world.devices.clear("disk").unwrap();
     world.load("disk", &lines[..1]).unwrap();
     assert_ne!(Identity::of_path(&owed).unwrap(), before);
@@ -528,7 +529,7 @@ fn a_resume_that_fails_after_a_store_was_opened_again_keeps_what_is_owed() {
     assert!(!owed.exists() && !dir.path().join("store.owed.before").exists());
 }
 
-/// The last word against a moment is spoken when everything stands still: all goes on as it was.
+/// A moment can be called off when all devices are stopped: everything continues unchanged.
 #[test]
 fn a_moment_that_is_called_off_leaves_everything_as_it_was() {
     let world = World::new();
@@ -554,7 +555,7 @@ fn a_moment_that_is_called_off_leaves_everything_as_it_was() {
     let asked = std::cell::Cell::new(0);
     let refused = world.devices.take_moment(&actions, &|| {
         asked.set(asked.get() + 1);
-        // Until now nothing has changed but files; the state already says what will be.
+        // Until now only files have changed; the state already describes the result.
         assert!(world.path("a.cow").exists() && world.path("b.cow").exists());
         assert_ne!(without_count(state()), before);
         Err(DeviceError::Busy("b".into()))

@@ -6,7 +6,7 @@ impl Wake for Nobody {
     fn wake(&self) {}
 }
 
-/// A wake that came for nothing, while a table is being swapped, does not keep its worker awake.
+/// A wake without a cause, while a table is being swapped, does not keep its worker awake.
 #[test]
 fn a_worker_without_a_table_can_sleep_after_a_wake() {
     let workers = Arc::new(Workers::with_capacity(1));

@@ -1,4 +1,5 @@
-//! The log: whoever commits covers what it promised, and what nobody commits somebody knows of.
+//! The log: a leader covers the chunks that it promised, and uncommitted chunks are always
+//! reported.
 
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,8 +41,8 @@ fn commit(me: &Sleeper, log: &Log) {
     }
 }
 
-/// I2, I16: whoever's ticket has ended finds its own chunks committed; nobody waits for ever, not
-/// even where the ring is full.
+/// I2, I16: a worker whose ticket has ended finds its own chunks committed; no worker waits
+/// forever, not even if the ring is full.
 #[test]
 fn a_commit_covers_what_was_written_before_it_was_joined() {
     check(|| {
@@ -64,8 +65,8 @@ fn a_commit_covers_what_was_written_before_it_was_joined() {
     });
 }
 
-/// I17: who commits what nobody flushes sleeps for good only where nothing is owed, and is woken by
-/// who owes something first.
+/// I17: the thread that commits unflushed chunks sleeps without a limit only if nothing is owed,
+/// and the worker of the first owed chunk wakes it.
 #[test]
 fn whatever_is_owed_somebody_was_told_of() {
     check_more(20, || {

@@ -1,8 +1,8 @@
-//! What workers share, under every order of their steps that a random scheduler finds: nobody
-//! sleeps for ever, nobody sees what it must not. A lost wake-up shows as a deadlock.
+//! The state shared by workers, under every order of their steps that a random scheduler finds: no
+//! worker sleeps forever, and none sees a forbidden state. A lost wake-up shows as a deadlock.
 //!
-//! `cargo test -p snapblk-store --features shuttle --test interleavings`; `SNAPBLK_SEEDS` sets how
-//! many schedules are tried.
+//! `cargo test -p snapblk-store --features shuttle --test interleavings`; `SNAPBLK_SEEDS` sets the
+//! number of schedules.
 
 mod log;
 
@@ -32,7 +32,8 @@ fn check(test: impl Fn() + Send + Sync + 'static) {
     check_more(1, test);
 }
 
-/// As [`check`], under so many times as many schedules: where few are of interest, of few steps.
+/// Like [`check`], with that many times as many schedules: for tests with few steps, few of whose
+/// schedules matter.
 fn check_more(times: usize, test: impl Fn() + Send + Sync + 'static) {
     let seeds = std::env::var("SNAPBLK_SEEDS").ok().and_then(|text| text.parse().ok());
     let seeds = times * seeds.unwrap_or(400);
@@ -72,7 +73,7 @@ impl Wake for Ring {
     }
 }
 
-/// A worker that sleeps as a host does.
+/// A worker that sleeps like a host's.
 struct Sleeper {
     worker: Worker,
     bell: Arc<Bell>,
@@ -94,7 +95,7 @@ impl Sleeper {
     }
 }
 
-/// Runs `body` on `count` workers at once; they leave only when all have ended.
+/// Runs `body` on `count` workers at once; they leave only when all have finished.
 fn with_workers<T: Send + Sync + 'static>(
     count: usize,
     shared: T,
@@ -121,7 +122,7 @@ fn place(chunk: u64) -> Place {
     Place { layer: Layer::FIRST, chunk: StoreChunk(chunk) }
 }
 
-/// I5, I17: one of three moves the chunk, the others wait until it has.
+/// I5, I17: one of three workers moves the chunk, and the others wait until it has.
 #[test]
 fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
     check(|| {
@@ -133,7 +134,7 @@ fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
                     Entry::Unmapped => {
                         let Ok(claim) = table.claim(Chunk(0), Entry::Unmapped) else { continue };
                         thread::yield_now();
-                        // The first to come gives up once: the others must hear of that, too.
+                        // The first claim is given up once: the others must notice that, too.
                         if number == 0 && moves.fetch_add(100, Ordering::SeqCst) < 100 {
                             me.worker.all().wake(table.put_back(claim));
                             continue;
@@ -153,15 +154,16 @@ fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
     });
 }
 
-/// I5, I17: runs that overlap in a region whose leaf grows on the way. Each chunk is moved once, with the
-/// run of who claimed it, and whoever waits for one in the middle of a run is woken.
+/// I5, I17: overlapping runs in a region whose leaf grows meanwhile. Each chunk is moved once, with
+/// the run of its claim, and waiters for a chunk in the middle of a run are woken.
 #[test]
 fn runs_that_overlap_move_each_chunk_once() {
     check(|| {
         let moves: Vec<AtomicU64> = (0..20).map(|_| AtomicU64::new(0)).collect();
         let shared =
             with_workers(3, (ExceptionTable::new(20), moves), |number, me, (table, moves)| {
-                // Two regions of 16 chunks; the third worker comes from the end of what the others want.
+                // Two regions of 16 chunks; the third worker begins at the end of the others'
+                // range.
                 let (mut chunk, end) = [(10, 18), (12, 20), (15, 18)][number];
                 while chunk < end {
                     match table.get(Chunk(chunk)) {
@@ -194,7 +196,7 @@ fn runs_that_overlap_move_each_chunk_once() {
     });
 }
 
-/// Moves `chunk` unless another has; returns where it lies.
+/// Moves `chunk` unless another worker has; returns its place.
 fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
     loop {
         match table.get(chunk) {
@@ -214,9 +216,9 @@ fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
     }
 }
 
-/// I5, I17, I18: three move chunks of one region, whose leaf is as good as full and is replaced
-/// on the way: three times, or once by the array that stays. Two of the chunks are wanted by all.
-/// Each is moved once, what was seen of it stays, and whoever waits is woken, whichever leaf it
+/// I5, I17, I18: three workers move chunks of one region, whose leaf is almost full and is replaced
+/// meanwhile: three times, or once by the final array. All three want two of the chunks. Each is
+/// moved once, an observed state is kept, and all waiters are woken, whichever leaf they used.
 /// looked at.
 #[test]
 fn a_region_that_grows_loses_nothing() {
@@ -245,8 +247,8 @@ fn grow(loaded: &'static [u64], words: usize) {
     assert_eq!(table.memory() - empty, words * 8, "the leaves that were replaced are gone");
 }
 
-/// A chunk is copied back, and then another, while their region grows: whoever wants to write it
-/// meanwhile waits, and finds what became of it.
+/// A chunk is merged, and then another, while their region grows: a writer of the chunk waits
+/// meanwhile, and finds the final state.
 #[test]
 fn a_busy_chunk_in_a_region_that_grows_stays_busy() {
     check(|| {
@@ -288,8 +290,8 @@ fn a_busy_chunk_in_a_region_that_grows_stays_busy() {
     });
 }
 
-/// I6: a read that was redirected to the origin never sees what an origin write put there after the
-/// snapshot had its copy.
+/// I6: a read redirected to the origin never sees an origin write that followed the snapshot's
+/// copy.
 #[test]
 fn an_origin_write_waits_for_redirected_reads() {
     const ID: TrackedId = TrackedId(9);
@@ -387,7 +389,7 @@ struct Host {
     bell: Arc<Bell>,
     scratch: Vec<u8>,
     guest: Vec<u8>,
-    /// How often it lets others go first before it carries an action out.
+    /// How often it yields before it carries an action out.
     patience: u32,
 }
 
@@ -453,7 +455,7 @@ impl Host {
         }
     }
 
-    /// What other workers need of this one, a round that it leads say, goes on to its end.
+    /// Work of this worker that others need, such as a round that it leads, continues to its end.
     fn settle(&mut self, pair: &Pair) {
         loop {
             self.engine.step();
@@ -463,8 +465,8 @@ impl Host {
     }
 }
 
-/// Scenario 12 with whole engines: a read of the snapshot that stops anywhere on its way, between
-/// its decision and its being tracked too, sees old data.
+/// Scenario 12 with whole engines: a read of the snapshot that is delayed anywhere, also between
+/// its decision and its tracking, sees old data.
 #[test]
 fn an_engine_s_redirected_read_is_not_overtaken() {
     check(|| redirected_read(1));
@@ -523,7 +525,7 @@ fn engines_of_an_origin_and_its_snapshot_agree() {
                 host.request(pair, Op::Flush, 0, 0);
             }),
             run(0, |host, pair| {
-                // It leads no round for others: they elect a leader again.
+                // It leads no round for others: they elect another leader.
                 host.engine.set_stopping(true);
                 host.request(pair, Op::Write, 2, 5);
                 host.request(pair, Op::Flush, 0, 0);
@@ -543,8 +545,8 @@ fn engines_of_an_origin_and_its_snapshot_agree() {
     });
 }
 
-/// I17: a flush that joins the round of a worker that is about to stop, which leads no other, is
-/// not forgotten: it leads the next round itself.
+/// I17: a flush that joins the round of a worker that is about to stop, and leads no further round,
+/// is not forgotten: its own worker leads the next round.
 #[test]
 fn a_flush_outlives_a_leader_that_stops() {
     check(|| {

@@ -1,12 +1,12 @@
-//! How much a sweep may do: seeds, or seconds; or one seed alone.
+//! The size of a sweep: seeds, or seconds; or a single seed.
 
 use std::time::{Duration, Instant};
 
-/// The command that replays a seed; the name of the test follows.
+/// The command that repeats a seed; the name of the test follows.
 pub const COMMAND: &str = "cargo test --profile sweep -p snapblk-store --test crash --";
 
-/// What the environment allows: `SNAPBLK_SEED` is one seed, `SNAPBLK_SEEDS` a number of them,
-/// `SNAPBLK_SECONDS` as many as there is time for, each from `SNAPBLK_FIRST` on.
+/// The environment's limits: `SNAPBLK_SEED` is one seed, `SNAPBLK_SEEDS` a number of them,
+/// `SNAPBLK_SECONDS` as many as fit in that time, each from `SNAPBLK_FIRST` on.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     first: u64,
@@ -22,7 +22,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 impl Budget {
-    /// The environment's, else `default` seeds.
+    /// The environment's, or `default` seeds.
     pub fn from_env(default: u64) -> Budget {
         Budget {
             first: number("SNAPBLK_FIRST").unwrap_or(0),
@@ -45,7 +45,7 @@ impl Budget {
         (first..first + count).take_while(move |_| end.is_none_or(|end| Instant::now() < end))
     }
 
-    /// Whether it is at least the default: whatever must be met, must be met then.
+    /// Whether it is at least the default: then all required events must be met.
     pub fn is_full(self) -> bool {
         self.one.is_none() && self.seconds.is_none() && self.seeds.is_none_or(|n| n >= self.default)
     }

@@ -1,4 +1,4 @@
-//! Opening a world's stores, making its tables and starting its workers.
+//! Opens a world's stores, makes its tables and starts its workers.
 
 use super::*;
 
@@ -47,7 +47,7 @@ impl World {
             OpenStore::empty(geometry)
         } else {
             let origin_len = Some(self.config.sectors * 512);
-            // It makes no difference here: all are among the newest.
+            // Both give the same result here: all entries are among the newest.
             let keep = [Keep::All, Keep::Newest][number % 2];
             let options =
                 OpenOptions { chunk: Some(chunk), create: true, origin_len, keep, owed: LOG_WORDS };
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    /// The origin with those snapshots that are not gone; their exceptions are added to `all`.
+    /// The origin with those snapshots that still exist; their exceptions are added to `all`.
     fn origin_over(&self, all: &mut Vec<Exceptions>) -> Origin {
         let first = all.len();
         let live = |device: &usize| !self.devices[*device].gone;

@@ -1,17 +1,17 @@
-//! Changes of tables while requests go on: a store is handed to a new table of the same kind, a
-//! snapshot is merged back, half a merge becomes a snapshot again, new snapshots are taken.
+//! Changes of tables during requests: a store is handed to a new table of the same kind, a snapshot
+//! is merged, half a merge becomes a snapshot again, new snapshots are taken.
 //!
-//! A change stops the workers of the devices it concerns, and them alone; it happens when nothing
-//! of theirs is in flight. Some changes wait until nothing is held either, and flush.
+//! A change stops only the workers of its devices; it happens when nothing of theirs is in flight.
+//! Some changes also wait until no request is held, and flush.
 
 use super::*;
 
-/// What device 0 is.
+/// The role of device 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// What its shape says: an origin, or an overlay.
+    /// That of its shape: an origin, or an overlay.
     Serve,
-    /// The content of that device's snapshot, being merged.
+    /// The content of that device's snapshot during its merge.
     Merge(usize),
     /// The content of that device's snapshot, half merged, and a snapshot again.
     Snapshot(usize),
@@ -21,9 +21,9 @@ pub enum Role {
 pub enum Change {
     /// A new table for a device and the origin, over the same stores.
     Renew(usize),
-    /// Device 0 becomes the content of that device's snapshot, which goes, and is merged.
+    /// Device 0 becomes the content of that device's snapshot, which is removed, and merges.
     Merge(usize),
-    /// From merging back to a snapshot, or on again.
+    /// From merging to a snapshot, or to merging again.
     Back,
     /// The merge ended: device 0 serves again.
     Finish,
@@ -31,11 +31,11 @@ pub enum Change {
     New(Snap),
 }
 
-/// A change that waits for its devices to stop.
+/// A change that waits until its devices have stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Changing {
     change: Change,
-    /// Which device is flushed, once nothing is held; none where that is not needed, or was done.
+    /// The device to be flushed once no request is held; none if that is not needed, or done.
     flush: Option<usize>,
     flushing: bool,
 }
@@ -59,7 +59,7 @@ impl World {
         (0..self.hosts.len()).filter(|&host| self.is_stopped(self.hosts[host].device))
     }
 
-    /// Asks for a change; what makes no sense now is not done.
+    /// Requests a change; one that is impossible now is ignored.
     pub fn change(&mut self, change: Change) {
         let Some(flush) = self.makes_sense(change) else { return };
         self.changing = Some(Changing { change, flush, flushing: false });
@@ -69,7 +69,7 @@ impl World {
         }
     }
 
-    /// Which device is to be flushed first, if any; none at all where it cannot be done now.
+    /// The device to be flushed first, if any; none at all if the change is impossible now.
     fn makes_sense(&self, change: Change) -> Option<Option<usize>> {
         if self.changing.is_some() {
             return None;
@@ -96,7 +96,7 @@ impl World {
                     && is_valid(of);
                 may.then_some(Some(of))
             }
-            // Also once it has ended: what is left may be nothing.
+            // Also after its end: nothing may be left to merge.
             (Change::Back, Role::Merge(of)) => {
                 let store = &self.stores[self.devices[of].stores[0]];
                 (is_valid(of) && store.merge_mark() < MergeMark::InDoubt).then_some(None)
@@ -108,7 +108,7 @@ impl World {
                     role == Role::Serve && is_valid(0) && self.devices[0].stores.len() < 40
                 } else {
                     let is_plain = matches!(self.config.shape, Shape::Plain);
-                    // A copy home that failed leaves the base what nobody can tell.
+                    // After a failed copy to the origin, the base's content is unknown.
                     let unsure = matches!(role, Role::Merge(_)) && self.config.origin_failures;
                     !(is_plain || unsure || matches!(role, Role::Snapshot(_)))
                         && self.devices.len() < 8
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    /// Takes the change, or what calls for one, a step further where it can be.
+    /// Advances the change, or requests one, if possible.
     pub(super) fn go_on_changing(&mut self) -> Result<bool, String> {
         if self.changing.is_none() && !self.refused_finish && self.has_merged() {
             self.change(Change::Finish);
@@ -149,7 +149,7 @@ impl World {
                 if self.kept.take().is_some() {
                     self.changing = Some(Changing { flush: None, ..changing });
                 } else {
-                    // A sync that failed fails until the file is opened again.
+                    // A failed sync keeps failing until the file is opened again.
                     self.refused_finish |= matches!(changing.change, Change::Finish);
                     self.set_stopping(false);
                     self.changing = None;
@@ -160,7 +160,7 @@ impl World {
             None => {
                 self.changing = None;
                 if self.makes_sense(changing.change).is_none() {
-                    // Something failed since it was asked for.
+                    // Something failed after its request.
                     self.changing = Some(changing);
                     self.set_stopping(false);
                     self.changing = None;
@@ -191,7 +191,7 @@ impl World {
         matches!(self.role, Role::Merge(_)) && self.hosts.iter().any(ended)
     }
 
-    /// Swaps the tables of what is stopped, and lets it go on.
+    /// Swaps the tables of the stopped devices, and lets them continue.
     fn carry_out(&mut self, change: Change) -> Outcome {
         if self.trace {
             eprintln!("{}: {change:?}", self.now);
@@ -236,7 +236,7 @@ impl World {
                 self.coverage.met("half a merge became a snapshot");
                 let number = self.devices[of].stores[0];
                 self.stores[number].set_merge_mark(MergeMark::None);
-                // Nothing but this device's guest writes what it is a snapshot of.
+                // Only this device's guest writes the snapshot's origin.
                 self.specs[number].guest_disk = true;
                 self.stores[number].set_guest_disk(true);
                 // Nothing was flushed, and from now on the base is only read.
@@ -248,7 +248,7 @@ impl World {
         };
     }
 
-    /// The origin is what the snapshot was; an overlay goes on with a new store.
+    /// The origin becomes the snapshot's content; an overlay continues with a new store.
     fn finish_merge(&mut self) -> Outcome {
         let Role::Merge(of) = self.role else { panic!("it was asked whether this makes sense") };
         let store = &self.stores[self.devices[of].stores[0]];
@@ -269,7 +269,7 @@ impl World {
         Ok(())
     }
 
-    /// A snapshot of the origin as it is now, or a layer on top of the overlay.
+    /// A snapshot of the present origin, or a layer on top of the overlay.
     fn add_snapshot(&mut self, snap: Snap) -> Outcome {
         self.coverage.met("live snapshot");
         if let Shape::Overlay { chunk, store } = self.config.shape {
@@ -280,7 +280,7 @@ impl World {
         if self.role != Role::Serve {
             self.coverage.met("new snapshot in mid-merge");
         }
-        // While device 0 is not the origin, what is below it is what the snapshot shows.
+        // While device 0 is not the origin, the snapshot shows the base.
         let serves = self.role == Role::Serve;
         let mut model = if serves { self.devices[0].model.clone() } else { self.base_model() };
         model.truncate(snap.sectors);
@@ -322,12 +322,12 @@ impl World {
         Ok(number)
     }
 
-    /// What the base holds now.
+    /// The present content of the base.
     pub(super) fn base_model(&self) -> Model {
         Model::of_bytes(self.sim.disk(self.base).read(0, self.config.sectors * SECTOR as u64))
     }
 
-    /// Starts the merge of a table that says so, or starts it again.
+    /// Starts the merge of a merging table, or restarts it.
     pub(super) fn start_merge(&mut self) {
         if !matches!(self.role, Role::Merge(_)) {
             return;
@@ -336,7 +336,7 @@ impl World {
             return;
         };
         self.rouse(host);
-        // Where it cannot be started, that stays so until the store is opened again.
+        // If it cannot be started, it never can until the store is opened again.
         let started = self.hosts[host].engine.start_merge();
         if self.trace {
             eprintln!("{}: the merge: {started:?}", self.now);
@@ -351,7 +351,7 @@ impl World {
             && merging.is_some_and(|host| matches!(state(host), None | Some(MergeState::Failed(_))))
     }
 
-    /// Whether a merge is in the `nth` of its steps.
+    /// Whether a merge is in its `nth` step.
     pub fn merge_is_at(&self, nth: u64) -> bool {
         const STEPS: [&str; 6] =
             ["protect", "drain", "copy", "sync origin", "erase entries", "between batches"];

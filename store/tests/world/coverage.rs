@@ -1,8 +1,8 @@
-//! What a world met on its way.
+//! The events that a world met.
 
 use std::collections::BTreeMap;
 
-/// What was met; a crash test that never met one of these proved less than it says.
+/// The number of each event; a crash test without all of them proves less than it claims.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage(pub BTreeMap<&'static str, u64>);
 

@@ -1,10 +1,10 @@
-//! The end of a world's process, and what must be there when it is started again.
+//! The end of a world's process, and the required content after a restart.
 
 use super::*;
 
 impl World {
-    /// The process is killed, or the power fails; then everything is opened again and must hold
-    /// what was promised.
+    /// The process is killed, or the power fails; then everything is opened again and must have its
+    /// required content.
     pub fn crash(&mut self, power: bool) -> Outcome {
         for store in &self.stores {
             let log = store.log();
@@ -96,7 +96,7 @@ impl World {
             }
             let store = self.devices[device].stores.last().map(|&number| &self.stores[number]);
             if store.is_some_and(|store| store.persistence() == Persistence::Transient) {
-                // It is gone, and made anew: a snapshot of the origin as it is now.
+                // Its content is lost, and it is created again: a snapshot of the present origin.
                 let serves = self.role == change::Role::Serve;
                 let mut model = if serves { &self.devices[0].model } else { &base }.clone();
                 model.truncate(self.devices[device].sectors);

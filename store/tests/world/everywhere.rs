@@ -1,4 +1,4 @@
-//! One case, again and again: cut after each step of its I/O, and with each of its I/Os failing.
+//! One case repeatedly: cut after each step of its I/O, and with each of its actions failing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,18 +11,18 @@ use super::change::Change;
 use super::run::{Case, Event};
 use super::{Config, Coverage, Req, Shape, World};
 
-/// What is done to each of a case's steps.
+/// The fault at one of a case's steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
-    /// The power fails after so many steps of the I/O.
+    /// The power fails after that many steps of the I/O.
     Power(u64),
     /// The process is killed then.
     Kill(u64),
-    /// The so-manieth action fails.
+    /// The action with this number fails.
     Fail(u64),
 }
 
-/// A short case that does everything once: `seed` says over which devices, and in which order.
+/// A short case that does everything once: `seed` chooses the devices and the order.
 fn short(seed: u64) -> Case {
     let mut case = Case::random(seed, false);
     let mut rng = Rng::new(seed ^ 0xe4e4);
@@ -94,7 +94,7 @@ pub fn everywhere(name: &str, default: u64, harm: impl Fn(u64) -> Harm) -> Cover
 }
 
 impl Case {
-    /// Runs the case with this harm; whether it came to that.
+    /// Runs the case with this fault; also returns whether it occurred.
     fn run_with(&self, harm: Harm) -> Result<(Coverage, bool), String> {
         let mut config = self.config.clone();
         config.failures |= matches!(harm, Harm::Fail(_));
@@ -161,7 +161,7 @@ impl Case {
         }
         world.judge_all()?;
         world.check_quiet()?;
-        // What was found is there for good.
+        // The content that was found is durable.
         world.crash(true)?;
         world.judge_all()?;
         Ok(harmed)

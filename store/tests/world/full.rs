@@ -30,7 +30,7 @@ impl World {
         self.workers.wake(u64::MAX);
     }
 
-    /// The store is `sectors` longer; what waits for room goes on.
+    /// Extends the store by `sectors`; requests that wait for room continue.
     pub fn grow(&mut self, store: usize, sectors: u64) {
         let file = self.specs[store].file;
         let bytes = self.sim.disk(file).len() + sectors * SECTOR as u64;
@@ -43,14 +43,13 @@ impl World {
         self.workers.wake(u64::MAX);
     }
 
-    /// The time is over.
+    /// The time limit has passed.
     pub fn give_up(&mut self, store: usize) {
         self.stores[store].give_up();
         self.workers.wake(u64::MAX);
     }
 
-    /// Suspends every device, which only what is in flight can hold up, and gives it its table
-    /// again.
+    /// Suspends every device, which waits only for actions in flight, and gives it its table again.
     pub fn swap_tables(&mut self) -> Outcome {
         self.hosts.iter_mut().for_each(|host| host.engine.set_stopping(true));
         self.run()?;
@@ -66,7 +65,7 @@ impl World {
         Ok(())
     }
 
-    /// A front end leaves: what waits for room fails, and nothing else does.
+    /// A front end disconnects: its requests that wait for room fail, and no others.
     pub fn fail_held(&mut self) {
         for host in &mut self.hosts {
             host.engine.fail_held_for_room();

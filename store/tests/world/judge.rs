@@ -1,4 +1,4 @@
-//! What ended is held against the model, and what is left behind against nothing.
+//! Compares ended requests with the model, and checks that nothing is left behind.
 
 use snapblk_store::exception::Entry;
 use snapblk_store::request::{Op, Status, Token};
@@ -35,7 +35,7 @@ impl World {
             Op::Read if ok && !self.devices[req.device].lost => self.judge(&req, &data),
             Op::Read => Ok(()),
             Op::Flush => {
-                // A flush's stamp is that of its submission.
+                // A flush is stamped when it is submitted.
                 self.devices[req.device].model.flush_ends(stamp, ok);
                 Ok(())
             }
@@ -69,7 +69,7 @@ impl World {
         Ok(())
     }
 
-    /// Reads all of a device, not judged; none where that fails.
+    /// Reads all of a device without judging; none if that fails.
     pub fn read_all(&mut self, device: usize) -> Result<Option<Vec<u8>>, String> {
         let mut all = Vec::new();
         let sectors = self.devices[device].sectors;
@@ -107,13 +107,13 @@ impl World {
         Ok(())
     }
 
-    /// Nothing is in flight: nothing may be left over.
+    /// Nothing is in flight: all resources must be free.
     pub fn check_quiet(&mut self) -> Outcome {
         for (number, host) in self.hosts.iter_mut().enumerate() {
             if !host.engine.is_quiet() || host.engine.requests() != 0 {
                 return Err(format!("host {number} is not quiet: {:?}", host.engine));
             }
-            // Dividing the scratch arena anew asserts that all of it is free.
+            // Dividing the scratch arena again asserts that all of it is free.
             let table = host.engine.table().cloned();
             host.engine.bind(table);
             host.touched = true;

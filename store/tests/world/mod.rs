@@ -41,9 +41,9 @@ use model::{ANY, Model, SECTOR, ZERO, describe, pattern};
 
 /// The identity of the one origin.
 const ORIGIN: TrackedId = TrackedId(1);
-/// Writes to what is being merged.
+/// Writes to the device that is being merged.
 const MERGED: TrackedId = TrackedId(2);
-/// The stamp of what the base disk holds at first.
+/// The stamp of the base disk's first content.
 const BASE: u64 = 1;
 
 /// One snapshot of the origin.
@@ -57,13 +57,13 @@ pub struct Snap {
     pub sectors: u64,
 }
 
-/// What the devices are.
+/// The devices.
 #[derive(Clone, Debug)]
 pub enum Shape {
     Plain,
     /// Device 0 is the origin, the others its snapshots.
     Origin(Vec<Snap>),
-    /// One device: a guest's disk over a base that nobody writes.
+    /// One device: a guest's disk over a base that is never written.
     Overlay {
         chunk: u32,
         store: u64,
@@ -75,21 +75,21 @@ pub struct Config {
     pub shape: Shape,
     /// Sectors of the base disk.
     pub sectors: u64,
-    /// Workers a device.
+    /// Workers per device.
     pub queues: usize,
-    /// Requests in flight, of all devices.
+    /// Requests in flight, for all devices.
     pub depth: usize,
-    /// Claims an engine.
+    /// Claims per engine.
     pub claims: usize,
-    /// Bytes of scratch an engine.
+    /// Bytes of scratch memory per engine.
     pub scratch: u32,
     /// Whether requests to snapshots may fail, and stores become Invalid.
     pub failures: bool,
     /// Whether requests to the origin may fail.
     pub origin_failures: bool,
-    /// From this sector on, the base fails always (an `error` target).
+    /// From this sector on, the base always fails (an `error` target).
     pub bad_base_from: Option<u64>,
-    /// Whether engines are asked to commit what nobody flushes, now and then.
+    /// Whether engines sometimes commit unflushed chunks.
     pub commits: bool,
 }
 
@@ -129,7 +129,7 @@ impl Wake for Flag {
     }
 }
 
-/// Notes what happens to stores.
+/// Records the stores' events.
 #[derive(Clone, Debug, Default)]
 pub struct Events(Arc<std::sync::Mutex<Vec<(String, StoreEvent)>>>);
 
@@ -152,7 +152,7 @@ struct Host {
     device: usize,
     woken: Arc<AtomicBool>,
     asleep: bool,
-    /// Whether the engine is to be stepped, though nobody woke it.
+    /// Whether the engine is to be stepped without a wake.
     touched: bool,
     requests: BTreeMap<u32, Live>,
     next_token: u32,
@@ -173,21 +173,21 @@ struct StoreSpec {
     chunk: u32,
     persistence: Persistence,
     guest_disk: bool,
-    /// Recorded as Invalid elsewhere than on disk.
+    /// Recorded as Invalid outside of its header.
     recorded_invalid: bool,
 }
 
 pub struct Device {
     pub model: Model,
-    /// Its stores by layer, as numbers of the world's.
+    /// Its stores by layer, by their numbers in the world.
     pub stores: Vec<usize>,
     sectors: u64,
     exceptions: Option<Arc<ExceptionTable>>,
     table: Option<Arc<Table>>,
     waiting: VecDeque<Req>,
-    /// Its content is not judged any more.
+    /// Its content is no longer judged.
     pub lost: bool,
-    /// It is no more: merged, or being merged.
+    /// It no longer exists: it is merged, or merging.
     pub gone: bool,
 }
 
@@ -200,7 +200,7 @@ pub struct World {
     pub coverage: Coverage,
     pub stores: Vec<Arc<Store>>,
     pub base: FileId,
-    /// How the requests that were asked for by number ended.
+    /// The results of the individually requested requests.
     pub ended: Vec<(Req, Status)>,
     specs: Vec<StoreSpec>,
     medium: Arc<Medium>,
@@ -208,7 +208,7 @@ pub struct World {
     hosts: Vec<Host>,
     role: change::Role,
     changing: Option<change::Changing>,
-    /// A merge has ended, and could not be flushed.
+    /// A merge has ended, but could not be flushed.
     refused_finish: bool,
     kept: Option<Vec<u8>>,
     /// How often an action took effect or completed.
@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    /// Asks for one request and goes on until nothing is left to do; how it ended, if it did.
+    /// Submits one request and runs until nothing is left to do; returns its result, if it ended.
     pub fn one(&mut self, req: Req) -> Result<Option<Status>, String> {
         self.ended.clear();
         self.ask([req]);
@@ -301,8 +301,8 @@ impl World {
         Ok(self.ended.iter().find(|(of, _)| *of == req).map(|&(_, status)| status))
     }
 
-    /// Hands requests to a worker before it does anything, and goes on until nothing is left to do.
-    /// Everything that was asked of the disks, in order; all requests end well.
+    /// Submits requests to a worker before it runs, and runs until nothing is left to do. Returns
+    /// all actions on the disks, in order; all requests must succeed.
     pub fn batch(&mut self, reqs: impl IntoIterator<Item = Req>) -> Result<Vec<Asked>, String> {
         self.ended.clear();
         self.sim.take_asked();
@@ -333,7 +333,7 @@ impl World {
         self.hosts.iter().map(|host| host.requests.len()).sum()
     }
 
-    /// Lets something happen; false where nothing is left to do.
+    /// Takes one step; false if nothing is left to do.
     pub fn turn(&mut self) -> Result<bool, String> {
         self.now += 1;
         if self.go_on_changing()? {
@@ -381,7 +381,7 @@ impl World {
         Ok(true)
     }
 
-    /// Goes on until nothing is left to do, or everything left is held.
+    /// Runs until nothing is left to do, or everything left is held.
     pub fn run(&mut self) -> Outcome {
         let mut turns = 0u64;
         while self.turn()? {
@@ -573,7 +573,7 @@ impl World {
         Ok(())
     }
 
-    /// Records elsewhere what could not be written to a store.
+    /// Records outside a store what could not be written to it.
     fn answer_observer(&mut self) {
         for (number, store) in self.stores.iter().enumerate() {
             let lost = (store.name().to_owned(), StoreEvent::InvalidNotWritten);
@@ -585,7 +585,7 @@ impl World {
         }
     }
 
-    /// Whether a store can be used.
+    /// The state of a store.
     pub fn state(&self, store: usize) -> StoreState {
         self.stores[store].state()
     }

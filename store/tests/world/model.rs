@@ -1,14 +1,14 @@
-//! What each sector of a device may hold: a history of writes, and which of them are settled.
+//! The permitted content of each sector of a device: a history of writes, and which are settled.
 
 use std::collections::BTreeMap;
 
 pub const SECTOR: usize = 512;
-/// A stamp whose sectors may hold anything: discarded.
+/// The stamp of sectors with any content: discarded.
 pub const ANY: u64 = u64::MAX;
-/// A stamp whose sectors hold zeroes.
+/// The stamp of sectors with zeroes.
 pub const ZERO: u64 = 0;
 
-/// The bytes of `sector` where the write called `stamp` was the last.
+/// The bytes of `sector` after the write with `stamp`.
 pub fn pattern(stamp: u64, sector: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
     if stamp == ZERO {
@@ -26,7 +26,7 @@ pub fn pattern(stamp: u64, sector: u64) -> [u8; SECTOR] {
     bytes
 }
 
-/// What the first words of a sector say it is, for messages.
+/// The identity in a sector's first words, for messages.
 pub fn describe(bytes: &[u8]) -> String {
     let word = |n: usize| u64::from_le_bytes(bytes[n * 8..][..8].try_into().unwrap());
     if bytes.iter().all(|&byte| byte == 0) {
@@ -53,7 +53,7 @@ struct Write {
 #[derive(Clone, Debug)]
 pub struct Model {
     sectors: Vec<Vec<Write>>,
-    /// Flushes in flight: when each was submitted.
+    /// Flushes in flight, and the time at which each was submitted.
     flushes: BTreeMap<u64, u64>,
 }
 
@@ -63,7 +63,7 @@ impl Model {
         Model { sectors: vec![vec![write]; sectors as usize], flushes: BTreeMap::new() }
     }
 
-    /// A device that holds `bytes`, all of it durable.
+    /// A device with the content `bytes`, all of it durable.
     pub fn of_bytes(bytes: &[u8]) -> Model {
         let stamp = |(sector, bytes): (usize, &[u8])| {
             let word = u64::from_le_bytes(bytes[..8].try_into().unwrap());
@@ -124,8 +124,8 @@ impl Model {
         }
     }
 
-    /// Whether a reader may see `bytes` in `sector`: what was acknowledged last, or what may or may
-    /// not have landed since.
+    /// Whether a reader may see `bytes` in `sector`: the last acknowledged write, or a later one
+    /// that may or may not have taken effect.
     pub fn allows(&self, sector: u64, bytes: &[u8]) -> bool {
         self.matching(sector, bytes, false).is_some()
     }
@@ -139,12 +139,12 @@ impl Model {
         exact.or_else(|| history[from..].iter().any(|w| w.stamp == ANY).then_some(ANY))
     }
 
-    /// What a sector may hold, for messages.
+    /// The permitted content of a sector, for messages.
     pub fn expected(&self, sector: u64) -> String {
         format!("{:?}", self.sectors[sector as usize])
     }
 
-    /// After a crash the device holds `bytes` in `sector`; false where it may not.
+    /// After a crash the device has `bytes` in `sector`; false if that is not permitted.
     pub fn settle(&mut self, sector: u64, bytes: &[u8], power: bool) -> bool {
         let Some(stamp) = self.matching(sector, bytes, power) else { return false };
         let history = &mut self.sectors[sector as usize];
@@ -156,7 +156,7 @@ impl Model {
         true
     }
 
-    /// What is certain to be there now is durable too (nothing is in flight).
+    /// All certain content is durable too (nothing is in flight).
     pub fn all_durable(&mut self) {
         for history in &mut self.sectors {
             let last = history.len() - 1;

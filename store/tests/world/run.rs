@@ -1,4 +1,4 @@
-//! Random cases: what is asked of a world, when it crashes; and how a case that fails is made small.
+//! Random cases: the requests to a world and its crashes; and the reduction of a failing case.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,18 +11,18 @@ use super::budget::Budget;
 use super::change::Change;
 use super::{Config, Coverage, Req, Shape, Snap, World};
 
-/// What happens between two requests.
+/// An event between two requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
     Ask(Req),
-    /// After so many turns the process is killed, or the power fails; with `aim`, when the next
-    /// entries are being written.
+    /// After that many turns the process is killed, or the power fails; with `aim`, when entries
+    /// are written next.
     Crash {
         turns: u64,
         power: bool,
         aim: bool,
     },
-    /// Tables are swapped, as soon as that can be.
+    /// Tables are swapped, as soon as possible.
     Change(Change),
     /// I/O fails from now on.
     Fault(Fault),
@@ -53,7 +53,7 @@ fn snap(rng: &mut Rng, sectors: u64) -> Snap {
     }
 }
 
-/// A snapshot that can be merged, and turn into a snapshot again after half of that.
+/// A snapshot that can be merged, and become a snapshot again after half of that.
 pub fn mergeable(rng: &mut Rng, sectors: u64) -> Snap {
     let chunk = 1 << rng.below(4);
     let chunks = sectors.div_ceil(chunk) * (1 + TURNS_BACK);
@@ -61,10 +61,10 @@ pub fn mergeable(rng: &mut Rng, sectors: u64) -> Snap {
     Snap { chunk: chunk as u32, persistence: *rng.pick(&KINDS[..2]), store, sectors }
 }
 
-/// How often a merge may become a snapshot again: each time it may take all chunks anew.
+/// How often a merge may become a snapshot again: each time it may allocate all chunks anew.
 const TURNS_BACK: u64 = 3;
 
-/// What a case is about: each makes something likely that is rare otherwise.
+/// The subject of a case: each makes likely what is otherwise rare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Profile {
     Anything,
@@ -76,7 +76,7 @@ enum Profile {
     Contended,
     /// Chunks larger than a buffer.
     Large,
-    /// Snapshots are merged back, turn into snapshots again, and are taken.
+    /// Snapshots are merged, become snapshots again, and are taken.
     Merges,
     /// Tables are swapped under requests.
     Handovers,
@@ -164,7 +164,7 @@ impl Profile {
         }
     }
 
-    /// A change of tables, now and then.
+    /// A random change of tables, sometimes.
     fn change(self, rng: &mut Rng, shape: &Shape, sectors: u64) -> Option<Change> {
         let devices = match shape {
             Shape::Origin(snaps) => 1 + snaps.len() as u64,
@@ -219,7 +219,7 @@ impl Profile {
     }
 }
 
-/// Whether a snapshot's store may be too small for what is written.
+/// Whether a snapshot's store may be too small for its exceptions.
 fn is_small(shape: &Shape) -> bool {
     let Shape::Origin(snaps) = shape else { return false };
     snaps.iter().any(|snap| {
@@ -265,7 +265,7 @@ impl Case {
             events.push(Event::Crash { turns: rng.below(500), power, aim });
         }
         let back = |event: &Event| matches!(event, Event::Change(Change::Back));
-        // On and back again: two changes.
+        // There and back again: two changes.
         let mut turns = 2 * TURNS_BACK;
         events.retain(|event| {
             turns = if back(event) { turns.saturating_sub(1) } else { turns };
@@ -274,12 +274,12 @@ impl Case {
         Case { seed, config, events }
     }
 
-    /// Runs the case; what was met on the way, or what went wrong.
+    /// Runs the case; returns the events that it met, or its failure.
     pub fn run(&self) -> Result<Coverage, String> {
         let mut world = World::new(self.config.clone(), self.seed);
         let result = catch_unwind(AssertUnwindSafe(|| self.drive(&mut world)));
         let coverage = world.coverage.clone();
-        // A world that failed has things in flight, which its workers' end would complain about.
+        // A failed world has actions in flight, about which its workers' end would complain.
         match result {
             Ok(Ok(())) => Ok(coverage),
             Ok(Err(message)) => {
@@ -301,7 +301,8 @@ impl Case {
         {
             world.coverage.met("two chunk sizes");
         }
-        // What a failed sync lost is seen until the power fails: only then can it be judged.
+        // Data lost by a failed sync stays visible until the power fails: only then can it be
+        // judged.
         let mut only_power = false;
         for event in &self.events {
             match *event {
@@ -345,7 +346,7 @@ impl Case {
         self.note_full(world);
         world.sim.clear_faults();
         if world.merge_failed() {
-            // Opened again, it is completed.
+            // Opened again, the merge is completed.
             world.crash(true)?;
             world.run()?;
             if world.merge_failed() {
@@ -363,7 +364,7 @@ impl Case {
         }
     }
 
-    /// The smallest case found that still fails, and how.
+    /// The smallest case found that still fails, and its failure.
     fn shrink(mut self, mut message: String) -> (Case, String) {
         let mut step = self.events.len() / 2;
         while step > 0 {
@@ -371,7 +372,7 @@ impl Case {
             while at < self.events.len() {
                 let mut smaller = self.clone();
                 smaller.events.drain(at..(at + step).min(self.events.len()));
-                // Another order of events may be needed to see it again.
+                // Another order of events may be needed to reproduce the failure.
                 let failed = (0..4).find_map(|salt| {
                     let case = Case { seed: self.seed + salt * 1_000_003, ..smaller.clone() };
                     case.run().err().map(|message| (case, message))
@@ -422,8 +423,8 @@ fn request(rng: &mut Rng, config: &Config, profile: Profile) -> Req {
     Req { device, op, sector, count, durable: rng.chance(1, 12) }
 }
 
-/// Runs the cases of many seeds, as many as the environment's budget says. Panics with the smallest
-/// case that fails, and the command that replays it.
+/// Runs the cases of as many seeds as the environment's budget permits. Panics with the smallest
+/// failing case, and the command that repeats it.
 pub fn sweep(name: &str, default: u64, case: impl Fn(u64) -> Case) -> Coverage {
     let mut coverage = Coverage::default();
     for seed in Budget::from_env(default).seeds() {
@@ -437,7 +438,7 @@ pub fn sweep(name: &str, default: u64, case: impl Fn(u64) -> Case) -> Coverage {
     coverage
 }
 
-/// What went wrong in a case, in the smallest one that was found, and how to see it again.
+/// The failure of a case, its smallest version, and how to repeat it.
 pub fn explain(case: Case, message: String, name: &str) -> String {
     let replay = format!("SNAPBLK_SEED={} {} {name}", case.seed, super::budget::COMMAND);
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|is| is == value);

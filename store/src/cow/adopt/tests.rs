@@ -5,17 +5,17 @@ use super::*;
 use crate::cow::log::LOG_WORDS;
 use crate::cow::open::{OpenOptions, open};
 
-/// A store in memory, and what was done to it.
+/// A store in memory, and the operations on it.
 struct Memory(RefCell<(Vec<u8>, Vec<String>)>);
 
-/// The same, which fails as it is asked to.
+/// The same, with requested failures.
 struct Failing<'a> {
     storage: &'a Memory,
     fails: Fails,
 }
 
 enum Fails {
-    /// All, after so many.
+    /// All operations, after that many.
     After(Cell<u64>),
     /// Writes at an offset.
     WriteAt(u64),
@@ -93,8 +93,8 @@ fn store_with(count: u64, chunks: usize) -> Memory {
     Memory(RefCell::new((bytes, Vec::new())))
 }
 
-/// Scenario 70: five writes were cut off among nine. What ended is entered without gaps and with
-/// its data, also where that is cut off itself, anywhere.
+/// Scenario 70: five of nine writes were interrupted. Completed ones are entered without gaps and
+/// with their data, even if that is itself interrupted at any point.
 #[test]
 fn what_is_owed_takes_the_places_of_what_was_cut_off() {
     let cut_off = [28, 30, 31, 33, 34];
@@ -132,7 +132,7 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
     assert!(kills > 10, "{kills}");
 }
 
-/// A gap that cannot be written stays one, and nothing that was acknowledged is lost.
+/// A gap that cannot be written stays a gap, and no acknowledged write is lost.
 #[test]
 fn a_gap_that_cannot_be_written_costs_room_only() {
     let storage = store_with(28, 80);
@@ -151,7 +151,7 @@ fn a_gap_that_cannot_be_written_costs_room_only() {
     assert_eq!(store.next, DataIndex(30));
 }
 
-/// I3 and I11, step by step: chunks of 512 bytes, 32 entries an area; 31 are there and one is owed.
+/// I3 and I11, step by step: chunks of 512 bytes, 32 entries per area; 31 exist and one is owed.
 #[test]
 fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     let storage = store_with(31, 40);
@@ -162,7 +162,7 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     storage.0.borrow_mut().1.clear();
     assert!(adopt(&storage, &mut store, &log.copy_words(), Gaps::Close).unwrap());
     let steps = storage.0.borrow().1.clone();
-    // What is behind the list; the next area, at chunk 34; the entry, with its block.
+    // The rest of the list's block; the next area, at chunk 34; the entry, with its block.
     let wanted = ["write 1008+16", "sync", "write 17408+512", "sync", "write 512+512", "sync"];
     assert_eq!(steps, wanted);
     let again = open(&storage, &OpenOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! What commands make durable, and what they refuse where that cannot be done.
+//! What commands make durable, and what they refuse if that is impossible.
 
 use std::sync::Mutex;
 
@@ -12,8 +12,8 @@ use crate::io::durable::seen;
 use crate::units::Chunk;
 
 impl World {
-    /// The files that control synced since this was last asked, by their names here, one after the
-    /// other; `.` is the directory.
+    /// The files that the control plane synced since the last call, by their names here, in order;
+    /// `.` is the directory.
     fn made_durable(&self) -> Vec<String> {
         let here = std::fs::canonicalize(self.dir.path()).unwrap();
         let name = |path: PathBuf| match path.strip_prefix(&here).unwrap().to_str().unwrap() {
@@ -40,7 +40,7 @@ fn cannot_flush<T: std::fmt::Debug>(done: Result<T, DeviceError>) {
     assert!(matches!(done, Err(DeviceError::FlushFailed(_))), "{done:?}");
 }
 
-/// Takes what the engine asks for, and answers it with success.
+/// Takes the engine's actions, and completes them with success.
 fn answer(engine: &mut Engine) -> Vec<Action> {
     engine.step();
     let actions: Vec<Action> = std::iter::from_fn(|| engine.pop_action()).collect();
@@ -72,7 +72,7 @@ fn a_write_that_is_to_be_durable_ends_behind_a_sync() {
     assert_eq!(asked, [(IoOp::Write, file), (IoOp::Sync, file)]);
 }
 
-/// Known bug 10: chunks are moved a few at a time, and who waits for that goes on by itself.
+/// Known bug 10: chunks are moved a few at a time, and waiting requests continue by themselves.
 #[test]
 fn chunks_are_moved_a_few_at_a_time() {
     let world = World::new();
@@ -92,7 +92,7 @@ fn chunks_are_moved_a_few_at_a_time() {
     assert_eq!((ended, engine.requests()), (16, 0));
 }
 
-/// The file first: the name would otherwise be that of an empty file.
+/// The file first: otherwise the name would be that of an empty file.
 #[test]
 fn the_state_is_durable_and_so_is_its_name() {
     let world = World::new();
@@ -100,7 +100,7 @@ fn the_state_is_durable_and_so_is_its_name() {
     assert_eq!(world.made_durable(), ["state.new", "."]);
 }
 
-/// Where the directory cannot be synced the command fails, and the next start sees what was.
+/// If the directory cannot be synced, the command fails, and the next start sees the former state.
 #[test]
 fn a_state_whose_name_cannot_be_synced_is_the_one_before() {
     let world = World::new();
@@ -111,14 +111,14 @@ fn a_state_whose_name_cannot_be_synced_is_the_one_before() {
     let failed = world.devices.create("second", None);
     assert!(failed.is_err_and(|error| error.to_string().contains("cannot flush")));
     assert_eq!(std::fs::read(world.path("state")).unwrap(), before);
-    // What was is not half there after a power cut.
+    // The former state is complete after a power cut.
     let whole = seen::take().iter().filter(|name| name.ends_with("state.new")).count();
     assert_eq!(whole, 2);
     world.devices.create("second", None).unwrap();
     assert_ne!(std::fs::read(world.path("state")).unwrap(), before);
 }
 
-/// What a killed process wrote to a file and did not sync is nobody else's to sync.
+/// No other code syncs a killed process's unsynced writes to a file.
 #[test]
 fn a_file_is_synced_when_it_is_opened() {
     let world = World::new();
@@ -126,7 +126,7 @@ fn a_file_is_synced_when_it_is_opened() {
     assert!(world.made_durable().contains(&String::from("disk")));
 }
 
-/// A store is there for good, with its name, before the state names it.
+/// A store and its name are durable before the state names it.
 #[test]
 fn a_new_store_is_durable_before_it_is_used() {
     let world = World::new();
@@ -148,14 +148,14 @@ fn a_store_that_is_made_by_a_link_is_durable_where_it_lies() {
     assert_eq!(world.made_durable()[..2], ["data/store", "data"]);
 }
 
-/// The link was there before, and the next try finds nothing in its way.
+/// The link existed before, and the next try finds no obstacle.
 #[test]
 fn a_store_that_was_made_by_a_link_in_vain_is_gone() {
     let world = World::new();
     world.linear("disk");
     std::fs::create_dir(world.path("data")).unwrap();
     std::os::unix::fs::symlink("data/store", world.path("link")).unwrap();
-    // The state cannot be kept.
+    // The state cannot be written.
     std::fs::create_dir(world.path("state.new")).unwrap();
     let (device, cow) = ("disk".into(), world.path("link"));
     let request = OverlaySnapshot { device, cow, below: None, existing: false };
@@ -166,8 +166,9 @@ fn a_store_that_was_made_by_a_link_in_vain_is_gone() {
     world.overlay("disk", "link");
 }
 
-/// A flush leaves out when a file was changed, and after a power cut the next start would take the
-/// base for one that somebody else changed: where the state is on another file system, for one.
+/// A flush does not sync a file's modification time, and after a power cut the next start would
+/// assume that another program changed the base: for example, if the state is on another file
+/// system.
 #[test]
 fn what_is_kept_of_a_base_is_durable_in_it() {
     let world = World::new();
@@ -201,7 +202,7 @@ fn a_transient_store_is_there_after_a_power_cut() {
     assert_eq!(durable[..5], ["store", ".", "store", "state.new", "."]);
 }
 
-/// What a guest has not flushed is a snapshot's too, and is durable when its command has ended.
+/// A guest's unflushed writes are the snapshot's too, and are durable when the command has ended.
 #[test]
 fn a_snapshot_is_durable_with_what_its_origin_has() {
     let world = World::new();
@@ -222,7 +223,7 @@ fn a_snapshot_is_durable_with_what_its_origin_has() {
     };
     assert_eq!(create("first"), 1);
     assert_eq!(create("second"), 1);
-    // What cannot be flushed is so for the guest, too, and the moment has passed.
+    // If they cannot be flushed, the guest's flush fails too, and the moment has passed.
     world.fail_flushes(true);
     create("third");
     world.fail_flushes(false);
@@ -250,7 +251,7 @@ fn nothing_ends_whose_writes_cannot_be_made_durable() {
     assert!(!world.devices.close(&[]));
 }
 
-/// A table that only reads what the one before it wrote syncs that, whoever could not before.
+/// A table that only reads a file written by its predecessor syncs it, even after that failed.
 #[test]
 fn what_a_table_leaves_behind_is_the_next_one_s_to_sync() {
     let over = |name: &str| format!("0 {LEN} snapshot {{}}/{name} {{}}/{name}.cow PO 8");
@@ -270,7 +271,7 @@ fn what_a_table_leaves_behind_is_the_next_one_s_to_sync() {
     }
 }
 
-/// A merge erases the list, and what is owed is not in it.
+/// A merge erases the list, which does not contain owed chunks.
 #[test]
 fn a_rollback_begins_with_a_snapshot_that_owes_nothing() {
     let world = World::new();
@@ -285,7 +286,7 @@ fn a_rollback_begins_with_a_snapshot_that_owes_nothing() {
     world.devices.begin_merge("m", &job).unwrap();
 }
 
-/// A job's name is free again when the job is over, and a rollback that stopped is not.
+/// A job's name is free when the job is over, but a stopped rollback is not over.
 #[test]
 fn a_rollback_that_stopped_outlives_its_job_s_name() {
     let world = World::new();
@@ -315,7 +316,7 @@ fn a_rollback_that_stopped_outlives_its_job_s_name() {
     assert!(jobs.values().all(|job| job.halted.is_none() && job.cow.ends_with("-store")));
 }
 
-/// `disk`, which is rolled back to a snapshot by the job `j`.
+/// A world in which the job `j` rolls `disk` back to a snapshot.
 fn rolling_back() -> World {
     let world = World::new();
     world.file("disk", LEN);
@@ -332,7 +333,7 @@ fn a_rollback_whose_last_step_fails_is_not_forgotten() {
     let world = rolling_back();
     let known = || world.devices.merge_jobs();
     let before = known();
-    // The state cannot be kept.
+    // The state cannot be written.
     std::fs::create_dir(world.path("state.new")).unwrap();
     world.devices.end_merge("j", "disk").unwrap_err();
     assert_eq!(known(), before);
@@ -372,7 +373,7 @@ fn a_commit_takes_no_layer_that_owes_something() {
     world.devices.begin_commit("c", &into_layer).unwrap();
 }
 
-/// The device's own store becomes one that is merged, and owes nothing.
+/// The device's own store becomes the merging one, and must owe nothing.
 #[test]
 fn a_pivot_waits_for_what_the_device_owes() {
     let world = World::new();
@@ -388,7 +389,7 @@ fn a_pivot_waits_for_what_the_device_owes() {
     world.devices.pivot("c").unwrap();
 }
 
-/// Who looks for merges that nobody runs must not find it, also before its job is at work again.
+/// The search for merges without a job must not find it, even before its job runs again.
 #[test]
 fn scenario_37_what_a_commit_merges_is_its_job_s() {
     let world = World::new();
@@ -411,7 +412,7 @@ fn scenario_37_what_a_commit_merges_is_its_job_s() {
     assert_eq!(found.len(), 1, "without its job it is anybody's: {found:?}");
 }
 
-/// Layers of a chain that was opened again rest only once nothing is owed to them.
+/// The layers of a reopened chain are at rest only once they owe nothing.
 #[test]
 fn layers_rest_only_where_that_is_sure() {
     for fails in [true, false] {
@@ -431,7 +432,7 @@ fn layers_rest_only_where_that_is_sure() {
     }
 }
 
-/// A worker that still has something in flight when it is asked to stop.
+/// A worker that still has I/O in flight when it is told to stop.
 struct Late(Mutex<Option<Box<dyn FnOnce() + Send>>>);
 
 impl AttachedWorker for Late {
@@ -450,7 +451,7 @@ impl AttachedWorker for Late {
     fn go(&self, _: Arc<Table>) {}
 }
 
-/// Known bug 15: a store is read for its next table only when the last one is at rest.
+/// Known bug 15: a store is read for its next table only when the former one is quiet.
 #[test]
 fn a_store_is_not_read_while_its_old_table_is_live() {
     let world = World::new();
@@ -474,7 +475,7 @@ fn a_store_is_not_read_while_its_old_table_is_live() {
     assert!(matches!(entry, Entry::Mapped(_)), "{entry:?}");
 }
 
-/// A guest that turned its write cache off flushes no more, whichever process serves it.
+/// A guest that turned its write cache off does not flush any more, whichever process serves it.
 #[test]
 fn a_write_cache_that_is_off_is_off_after_a_restart() {
     let world = World::new();
@@ -497,7 +498,7 @@ fn a_write_cache_that_is_off_is_off_after_a_restart() {
     assert!(!again.devices.is_write_through("disk", "guest"), "it is another disk");
 }
 
-/// What an invalid store is forgiven is not forgiven its neighbours.
+/// The errors excused by an Invalid store are not excused for its neighbours.
 #[test]
 fn a_failed_commit_is_not_hidden_by_another_line_s_invalid_store() {
     let half = LEN / 2;
@@ -526,7 +527,7 @@ fn a_failed_commit_is_not_hidden_by_another_line_s_invalid_store() {
     }
 }
 
-/// Nor a file that could not be synced.
+/// Nor is a file that could not be synced.
 #[test]
 fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
     let world = World::new();

@@ -21,9 +21,8 @@ fn patient() -> (World, Arc<Store>) {
     (world, store)
 }
 
-/// Tends the store from `from` on, each time that this is asked for, while writes that find no room
-/// are tried whenever it goes on, for `time` at most: how often they were, and when they were given
-/// up.
+/// Tends the store from `from` on, whenever due, and retries writes that find no room whenever it
+/// continues, for at most `time`: returns the number of retries, and when they were given up.
 fn tried(world: &World, store: &Store, from: Instant, time: Duration) -> (u32, Option<Instant>) {
     let (mut tries, mut now) = (0, from);
     while now < from + time {
@@ -43,7 +42,7 @@ fn tried(world: &World, store: &Store, from: Instant, time: Duration) -> (u32, O
     (tries, None)
 }
 
-/// Tends the store until it goes on; when it does.
+/// Tends the store until it continues; returns when.
 fn goes_on(world: &World, store: &Store, mut now: Instant) -> Instant {
     while let Some(next) = world.devices.tend_full(now) {
         now = next;
@@ -55,7 +54,7 @@ fn goes_on(world: &World, store: &Store, mut now: Instant) -> Instant {
 #[test]
 fn scenario_78_room_that_no_write_finds_is_waited_for_no_longer_and_tried_seldom() {
     let (world, store) = patient();
-    // It has room itself, and the file system says that it has some too.
+    // The store itself has room, and the file system reports some too.
     assert!(store.wait_for_room() && store.is_full_below());
     let from = Instant::now();
     let (tries, given_up) = tried(&world, &store, from, 3 * PATIENCE);
@@ -77,7 +76,7 @@ fn scenario_78_a_write_that_found_room_makes_patient_again() {
     assert_eq!(tried(&world, &store, now, most).1, None);
 }
 
-/// Who waited left, and it was valid ever since.
+/// The waiting request is gone, and the store has been valid since.
 #[test]
 fn scenario_78_who_comes_later_is_as_patient() {
     let (world, store) = patient();
@@ -89,7 +88,7 @@ fn scenario_78_who_comes_later_is_as_patient() {
     assert_eq!(tried(&world, &store, now, most).1, None);
 }
 
-/// What has its place needs none of the store's: a log without room does not keep it waiting.
+/// A mapped chunk needs no room in the store: a log without room does not delay it.
 #[test]
 fn what_waits_for_the_file_system_does_not_wait_for_the_log() {
     let (world, store) = patient();

@@ -1,10 +1,10 @@
-//! Disks that are what the arguments made of them: no start is held to what they were.
+//! Disks that are as the arguments made them: no start is bound to their former size.
 
 use super::*;
 use crate::device::{FirstTable, Suspend};
 use crate::io::durable::seen;
 
-/// A disk of the arguments, `sectors` long.
+/// A disk of the arguments with `sectors` sectors.
 fn given(world: &World, name: &str, sectors: u64, read_only: bool) -> FirstTable {
     let line = format!("0 {sectors} linear {} 0", world.path(name).display());
     FirstTable { name: name.into(), lines: parse_table([line.as_str()]).unwrap(), read_only }
@@ -40,18 +40,18 @@ fn a_guest_s_write_cache_pins_neither_size_nor_arguments() {
         assert!(world.devices.is_write_through("disk", "guest"));
         assert!(world.devices.is_write_through("other", "guest"));
     }
-    // One that is not served any more is not waited for.
+    // A disk that is no longer served is not required.
     let world = again(world);
     start(&world, &disks(&world, LEN, false)[..1]).unwrap();
     assert!(!world.devices.is_write_through("other", "guest"));
-    // Nor is the file there without need; that it went is durable, as what it said was.
+    // Nor is there an unneeded file; its removal is durable, like its content was.
     seen::take();
     world.devices.set_write_through("disk", "guest", false).unwrap();
     assert!(!world.path("state").exists());
     assert_eq!(seen::take(), [std::fs::canonicalize(world.dir.path()).unwrap()]);
 }
 
-/// What a command changed is kept with what it was made of, until it is undone.
+/// A command's change is kept together with the first arguments, until it is undone.
 #[test]
 fn what_a_command_changed_is_held_to_the_first_arguments() {
     let world = World::new();
@@ -71,7 +71,7 @@ fn what_a_command_changed_is_held_to_the_first_arguments() {
     assert_eq!(world.table("disk").size(), Sector(2 * LEN));
 }
 
-/// A store is what it is by what a guest wrote to it, though no command changed anything.
+/// A store's content comes from a guest's writes, even if no command changed anything.
 #[test]
 fn a_disk_with_a_store_is_held_to_the_first_arguments() {
     let world = World::new();
@@ -85,7 +85,7 @@ fn a_disk_with_a_store_is_held_to_the_first_arguments() {
     assert!(start(&world, &[given(&world, "disk", LEN, false)]).is_err());
 }
 
-/// As the versions before wrote it when a guest turned its write cache off.
+/// As earlier versions wrote it when a guest turned its write cache off.
 #[test]
 fn an_older_file_pins_no_more_than_a_new_one() {
     let old = |world: &World, suspended: bool| {
@@ -111,7 +111,7 @@ fn an_older_file_pins_no_more_than_a_new_one() {
     assert!(start(&world, &[given(&world, "disk", 2 * LEN, true)]).is_err());
 }
 
-/// Where the directory cannot be synced, the next start sees what was.
+/// If the directory cannot be synced, the next start sees the former state.
 #[test]
 fn a_file_that_cannot_go_durably_stays() {
     let world = World::new();

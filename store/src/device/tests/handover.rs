@@ -1,4 +1,4 @@
-//! What moves with a store, and what is refused.
+//! Handover of stores, and its refusals.
 
 use super::*;
 use crate::cow::log::Allocation;
@@ -76,8 +76,8 @@ fn scenario_25_a_store_that_grew_is_cured_by_a_reload_and_one_that_did_not_is_no
     assert_eq!(store_of(&world, "b").usage().total, 8 * 20);
 }
 
-/// What waits for room goes on when a table that was built is applied, and not before: nobody would
-/// be woken where it is not.
+/// Requests that wait for room continue when a new table is applied, and not before: if it is not,
+/// nothing would wake them.
 #[test]
 fn scenario_78_a_resume_that_fails_leaves_a_full_store_to_who_tends_it() {
     let world = world_with("PO 8");
@@ -113,7 +113,7 @@ fn an_invalid_source_gives_an_invalid_destination_and_an_error() {
         }
         let store = store_of(&world, "a");
         assert!(store.begin_invalidate());
-        // The header is left as it is: what moves is what is known.
+        // The header stays unchanged: the state in memory is what moves.
         store.recorded(true);
         while events.try_recv().is_ok() {}
         hand_over(&world, &line("snapshot", persistence)).unwrap();
@@ -131,7 +131,7 @@ fn a_store_does_not_move_to_another_origin_nor_out_of_memory() {
     world.file("disk2", LEN);
     let other = format!("0 {LEN} snapshot {{}}/disk2 {{}}/store N 8");
     refused(world.load("b", &[&other]), "belongs to one origin");
-    // Nothing has changed, and the one that is right is taken over.
+    // Nothing has changed, and a correct table takes the store over.
     assert_eq!(store_of(&world, "a").persistence(), Persistence::Transient);
     let before = store_of(&world, "a");
     world.load("b", &[&line("snapshot", "N 8")]).unwrap();
@@ -148,7 +148,7 @@ fn scenario_8_a_store_that_is_its_own_origin_is_refused() {
     assert!(std::fs::read(world.path("disk")).unwrap().iter().all(|byte| *byte == 0));
 }
 
-/// I8: a store that others lie on stays with its device.
+/// I8: a store that other layers use stays with its device.
 #[test]
 fn a_layer_is_not_handed_over() {
     let world = World::new();
@@ -160,8 +160,8 @@ fn a_layer_is_not_handed_over() {
     refused(world.device("b", &[&line("snapshot", "PO 8")]), "which lies on its store");
 }
 
-/// Leaving half a merge for a snapshot: it takes exceptions again, behind the newest that is left
-/// (scenario 76); but not while it is in doubt which entries are left.
+/// Leaving half a merge for a snapshot: it takes exceptions again, after the newest remaining one
+/// (scenario 76); but not while it is unknown which entries are left.
 #[test]
 fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
     let world = World::new();
@@ -179,7 +179,7 @@ fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
     store.set_merge_mark(MergeMark::Merging);
     for mark in [MergeMark::Merging, MergeMark::Failed] {
         let store = store_of(&world, "a");
-        // Something was given out, and is not among what is left.
+        // A chunk was allocated that is not among the remaining ones.
         let Allocation::Run { first, .. } = store.log().allocate(1) else {
             panic!("there is room")
         };

@@ -1,4 +1,4 @@
-//! Stores that were layers of a chain, or are: who may write to them, and what makes that durable.
+//! Present and former layers of a chain: who may write to them, and what makes that durable.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn lower_line() -> String {
     format!("0 {LEN} snapshot {{}}/disk {{}}/lower PO 8")
 }
 
-/// A live snapshot that is undone: what was the layer below serves again.
+/// A live snapshot that is undone: the former lower layer serves again.
 #[test]
 fn what_was_a_layer_is_flushed_when_it_is_written_again() {
     let world = chain();
@@ -34,7 +34,7 @@ fn what_was_a_layer_is_flushed_when_it_is_written_again() {
     assert!(world.synced(LOWER).contains(&store.file()), "what is written in place, too");
 }
 
-/// The same of one that is read only, and becomes a snapshot of an origin that is written.
+/// The same for one that is only read, and becomes a snapshot of a written origin.
 #[test]
 fn what_was_a_layer_takes_copies_and_has_them_committed() {
     for serves in [false, true] {
@@ -62,7 +62,8 @@ fn what_is_a_layer_is_no_guest_s_to_write() {
     world.devices.prepare("disk", "export", true).unwrap();
 }
 
-/// What a commit left in its base is needed by nobody, so that a guest's flush does not fail with it.
+/// No device needs the rest of a given-up commit in its base, so a guest's flush does not fail with
+/// it.
 #[test]
 fn a_commit_that_is_given_up_leaves_its_base_to_itself() {
     let world = chain();
@@ -78,8 +79,8 @@ fn a_commit_that_is_given_up_leaves_its_base_to_itself() {
     assert!(store.is_sealed());
 }
 
-/// A device of an odd length over a longer file (scenarios 10 and 11): what lies behind its end is the
-/// file's own.
+/// A device of an odd length over a longer file (scenarios 10 and 11): the bytes past its end are
+/// the file's own.
 #[test]
 fn scenario_11_a_commit_ends_where_the_device_does() {
     const CHUNK: usize = 16 * 512;

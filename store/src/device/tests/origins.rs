@@ -1,9 +1,9 @@
-//! Whose disk an overlay is.
+//! Whether an overlay is a guest's own disk.
 
 use super::*;
 
-/// Whether the store of `disk` is a guest's own, which only fails requests where a snapshot becomes
-/// Invalid; and whether its reads of what is below are tracked, for who writes that.
+/// Whether the store of `disk` is a guest's own disk, whose requests fail when a snapshot would
+/// become Invalid; and whether its reads of the base are tracked, for writers of the base.
 fn is_own(world: &World) -> bool {
     let table = world.table("disk");
     let Target::Snapshot(snapshot) = &table.lines()[0].target else { panic!("it is a snapshot") };
@@ -28,7 +28,7 @@ fn overlay(persistence: &str) -> String {
 fn an_overlay_is_a_guest_s_own_disk_while_no_origin_is_below_it() {
     let world = world();
     assert!(is_own(&world));
-    // That comes to nothing: the state cannot be kept.
+    // That fails: the state cannot be written.
     world.devices.create("origin", None).unwrap();
     let base = world.path("base");
     let lines = parse_table([&*format!("0 {LEN} snapshot-origin {}", base.display())]).unwrap();

@@ -1,4 +1,4 @@
-//! What nobody flushes.
+//! Chunks that no guest flushes.
 
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::device::{Suspend, User};
 
-/// A worker that says when it is asked to commit.
+/// A worker that reports when it is told to commit.
 struct Asked(Mutex<Sender<&'static str>>, &'static str);
 
 impl AttachedWorker for Asked {
@@ -24,7 +24,7 @@ impl AttachedWorker for Asked {
     fn go(&self, _: Arc<Table>) {}
 }
 
-/// A world with the overlay `disk`, and who hears which of its workers is asked to commit.
+/// A world with the overlay `disk`, and the receiver of its workers' reports.
 fn overlay() -> (World, Receiver<&'static str>) {
     let world = World::new();
     world.file("disk", LEN);
@@ -45,7 +45,7 @@ fn overlay() -> (World, Receiver<&'static str>) {
 #[test]
 fn one_worker_commits_what_is_owed() {
     let (world, is_asked) = overlay();
-    // Who is asked, and whether it is looked at once more.
+    // The worker that is told to commit, and whether another check is due.
     let looks = || {
         world.devices.commit_owed();
         (is_asked.try_iter().collect::<Vec<_>>(), world.devices.overdue.has_begun())
@@ -63,7 +63,7 @@ fn one_worker_commits_what_is_owed() {
     assert_eq!(looks(), (vec![], false), "it will not be committed any more");
 }
 
-/// The thread that sees to it sleeps until something is owed, each time, and ends with the devices.
+/// The committing thread sleeps until something is owed, each time, and ends with the devices.
 #[test]
 fn whatever_is_owed_is_committed_some_time_later() {
     let (world, is_asked) = overlay();

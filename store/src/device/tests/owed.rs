@@ -1,4 +1,4 @@
-//! Stores that a killed process owed something.
+//! Stores with owed chunks of a killed process.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn line() -> String {
     format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")
 }
 
-/// After a process that served a store of two chunks, and was killed when it owed it chunk 200.
+/// After a process that served a store of two chunks, and was killed when it owed chunk 200.
 fn killed() -> World {
     let world = World::new();
     world.file("disk", LEN);
@@ -15,13 +15,13 @@ fn killed() -> World {
     let store = world.table("snap").exceptions()[0].layers[0].clone();
     let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
     let _ = store.log().finish(first, Some(Chunk(200)));
-    // Its file stays, as where the process is killed.
+    // Its file stays, as after a kill.
     let World { dir, devices, .. } = world;
     drop((store, devices));
     World::at(dir)
 }
 
-/// I11: what a store was owed is in the table that serves it next, behind what it lists.
+/// I11: owed chunks are in the next table of their store, after the listed ones.
 #[test]
 fn what_was_owed_is_in_the_table_with_what_was_listed() {
     let again = killed();
@@ -36,7 +36,7 @@ fn what_was_owed_is_in_the_table_with_what_was_listed() {
     assert_eq!(mapped, [(3, 3), (9, 2), (200, 4)]);
 }
 
-/// A process that was killed in the midst of a commit: the list has what the file says is owed.
+/// A process that was killed during a commit: the list has the chunks that the file calls owed.
 #[test]
 fn what_was_owed_and_has_landed_is_no_other_program_s() {
     const OWED: u64 = 3000;
@@ -57,7 +57,7 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
     assert!(world.flusher.flush(&table));
     let World { dir, devices, .. } = world;
     drop((table, store, devices));
-    // As it was before the commit told of its end.
+    // As it was before the commit recorded its end.
     std::fs::write(&owed, before).unwrap();
     let again = World::at(dir);
     again.devices.start(&[], |_| Ok(())).unwrap();
@@ -65,8 +65,8 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
     assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
 }
 
-/// A header that was cleared is no store's; the next is owed nothing that the one before was, also
-/// where its file is the same.
+/// A file with a cleared header is not a store; a new store in it has none of the former one's owed
+/// chunks.
 #[test]
 fn a_store_that_is_made_over_another_is_owed_nothing() {
     let again = killed();

@@ -1,4 +1,4 @@
-//! What room an opened store takes, and what of its file may be written.
+//! The room that an opened store reserves, and the part of its file that may be written.
 
 use super::*;
 
@@ -13,11 +13,11 @@ fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
     // Header, area, and two chunks of data.
     let end = 4 * 4096;
     for &file in table.files() {
-        // A write to what it holds.
+        // A write to its present content.
         let room = world.devices.files().get(file).unwrap().ahead.next(end - 4096, end);
         let expected = (file == store).then_some(end..end + (4 << 20));
         assert_eq!(room, expected, "of the store: {}", file == store);
-        // Its area has room, and there is no other behind until the file has grown.
+        // Its area has room, and there is no other after it until the file has grown.
         let ahead = &world.devices.files().get(file).unwrap().ahead;
         assert!(ahead.allows(64 * 4096));
         let area = 4096 * 258..4096 * 259;
@@ -25,7 +25,7 @@ fn room_is_reserved_behind_what_a_store_holds_and_in_no_origin() {
     }
 }
 
-/// A list may be right, and name a chunk that lies far behind: what is left out needs no areas.
+/// A list may be valid, and name a distant chunk: the gap before it needs no areas.
 #[test]
 fn a_store_with_a_gap_takes_no_room_for_it() {
     use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! Suspends beside each other.
+//! Concurrent suspends.
 
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::cow::log::RING;
 use crate::device::serving::TIMES;
 use crate::device::{DeviceStatus, Suspend, TableKind, User};
 
-/// A worker whose disk hangs until it is told that it does not any more.
+/// A worker whose disk hangs until it is released.
 struct Hanging {
     asked: Sender<()>,
     released: Mutex<Receiver<()>>,
@@ -31,7 +31,8 @@ impl AttachedWorker for Hanging {
     fn go(&self, _: Arc<Table>) {}
 }
 
-/// A world with the devices `a`, whose worker hangs, and `b`; who hears of the hang, and ends it.
+/// A world with the devices `a`, whose worker hangs, and `b`; the receiver of the hang, and the
+/// sender that ends it.
 fn hanging() -> (World, Receiver<()>, Sender<()>) {
     let world = World::new();
     for name in ["a", "b"] {
@@ -67,7 +68,7 @@ fn a_suspend_does_not_wait_for_another_device_s() {
     assert!(status[0].suspended);
 }
 
-/// Nor does what guests wait for, and what is asked before a suspend of another device.
+/// Nor do operations that guests wait for, and queries before a suspend of another device.
 #[test]
 fn what_changes_no_table_does_not_wait_for_a_suspend() {
     let (world, is_asked, release) = hanging();
@@ -82,7 +83,7 @@ fn what_changes_no_table_does_not_wait_for_a_suspend() {
         assert_eq!(devices.tend_full(Instant::now()), None);
         devices.record_invalid("no such store");
         assert!(!slow.is_finished());
-        // Who would be told to hold still has to have a disk for that.
+        // A device that would be told to freeze must have its disk for that.
         let its_own = scope.spawn(|| devices.serving_over("a"));
         assert!(!its_own.is_finished());
         release.send(()).unwrap();
@@ -146,7 +147,7 @@ fn a_resume_waits_for_the_suspend_of_its_device_and_a_failed_one_serves_on() {
         assert!(!second.is_finished() && !resume.is_finished());
         drop(release);
         assert!(matches!(suspend.join().unwrap(), Err(DeviceError::Busy(_))));
-        // What hung once does so again.
+        // A disk that hung once does so again.
         assert!(second.join().unwrap().is_err());
         resume.join().unwrap().unwrap();
     });
@@ -154,7 +155,7 @@ fn a_resume_waits_for_the_suspend_of_its_device_and_a_failed_one_serves_on() {
     assert!(!status[0].suspended);
 }
 
-/// Notes how often the command had given way when it stopped the worker, and when it let it go.
+/// Records how often the command had yielded when it stopped the worker, and when it released it.
 struct Noting(Arc<Mutex<Vec<usize>>>);
 
 impl AttachedWorker for Noting {
@@ -173,8 +174,8 @@ impl AttachedWorker for Noting {
     }
 }
 
-/// A live snapshot leaves the processor to the guest's worker between its steps, before the swap
-/// and after it, and never while the guest stands still.
+/// A live snapshot yields to the guest's worker between its steps, before and after the swap, and
+/// never while the guest is stopped.
 #[test]
 fn a_moment_gives_way_between_its_steps_but_not_in_its_middle() {
     let world = World::new();
@@ -196,7 +197,7 @@ fn a_moment_gives_way_between_its_steps_but_not_in_its_middle() {
     assert!(TIMES.get() >= went + 2, "after the swap");
 }
 
-/// A device whose guest wrote `owed` chunks of a store for the first time, and flushed none.
+/// A device with `owed` first writes of its guest, none of them flushed.
 fn owing(owed: u64) -> (World, Arc<Store>) {
     let world = World::new();
     world.file("disk", LEN);
@@ -210,7 +211,7 @@ fn owing(owed: u64) -> (World, Arc<Store>) {
     (world, store)
 }
 
-/// What a guest would have to stand still for.
+/// The guest would have to be stopped for that long.
 #[test]
 fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
     for (owed, flushes) in [(RING / 2, 0), (RING / 2 + 1, 1)] {
@@ -225,7 +226,7 @@ fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
     assert_eq!(world.flusher.flushes.load(Ordering::SeqCst), 0, "nobody goes on meanwhile");
 }
 
-/// What waits for a disk that hangs is given up, and can be told so by the verb.
+/// A wait for a disk that hangs is given up, and the verb can report that.
 #[test]
 fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
     let (mut world, store) = owing(RING);
@@ -234,7 +235,7 @@ fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
     *world.flusher.hangs.lock().unwrap() = Some(released);
     world.devices.flush_ahead(["a"]);
     assert_eq!(store.log().owes(), RING);
-    // No lock is held by what goes on.
+    // The continuing flush holds no lock.
     world.devices.query(None, TableKind::Active).unwrap();
     release.send(()).expect("it waited for the disk");
 }

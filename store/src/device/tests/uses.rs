@@ -1,11 +1,12 @@
-//! Who uses a device, from when on, and what is refused meanwhile.
+//! The users of a device, since when they count, and the refusals meanwhile.
 
 use super::*;
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
 use crate::device::{MergeJob, TableKind, User};
 
-/// The plain disk `disk` with its snapshot `snap`, and perhaps another way to write the file.
+/// The plain disk `disk` with its snapshot `snap`, and optionally another writable path to the
+/// file.
 fn world() -> World {
     let world = World::new();
     world.file("disk", LEN);
@@ -27,8 +28,8 @@ fn refused<T: std::fmt::Debug>(result: Result<T, DeviceError>) -> String {
     result.unwrap_err().to_string()
 }
 
-/// Between the check that a device may be exported and the first of the export's threads a command
-/// of another client may come, for as long as it takes to start those.
+/// Between the check that a device may be exported and the export's first thread, another client's
+/// command may come, for as long as the threads take to start.
 #[test]
 fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
     let world = world();
@@ -53,7 +54,7 @@ fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
         assert!(said.contains("the export 'export'"), "{said}");
     }
     assert!(world.path("store").exists());
-    // Its threads come: it is one user still.
+    // Its threads arrive: it is still one user.
     let user = User { writable: false, workers: Vec::new() };
     world.devices.attach("snap", "export", user).unwrap();
     assert_eq!(open(), 1);
@@ -63,7 +64,7 @@ fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
     world.devices.delete_snapshot("disk", "snap", true).unwrap();
 }
 
-/// Of two ways to write the same, the second one is refused before the first has a thread.
+/// Of two writers of the same data, the second is refused before the first has a thread.
 #[test]
 fn who_is_about_to_write_counts_as_a_writer() {
     let world = World::new();
@@ -80,7 +81,7 @@ fn who_is_about_to_write_counts_as_a_writer() {
     world.load("b", &[&origin]).unwrap();
 }
 
-/// Neither its guest nor who starts the program again must find another disk than was there.
+/// Neither its guest nor the next start must find another disk.
 #[test]
 fn what_is_used_is_not_removed_by_force_and_stays_as_it_is() {
     let world = world();
@@ -98,7 +99,7 @@ fn what_is_used_is_not_removed_by_force_and_stays_as_it_is() {
     assert!(matches!(world.table("disk").lines()[0].target, Target::Origin(_)));
 }
 
-/// By force goes what nothing uses but cannot be flushed: a disk that has failed.
+/// `force` removes an unused device that cannot be flushed: a failed disk.
 #[test]
 fn what_cannot_be_flushed_is_removed_by_force_alone() {
     let world = world();
@@ -122,8 +123,8 @@ fn a_uuid_names_one_device() {
     world.devices.create("e", Some("1-2")).unwrap();
 }
 
-/// What a store in a table with P lies on may be written past it, as with dmsetup; below a guest's own
-/// disk, which one with PO is, nothing writes. So it is also for a table that follows.
+/// The base of a store with P may be written by others, as with dmsetup; nothing writes below a
+/// guest's own disk, which a store with PO is. This also applies to a later table.
 #[test]
 fn who_writes_below_a_store_keeps_that_from_becoming_a_guest_s_own_disk() {
     let world = World::new();

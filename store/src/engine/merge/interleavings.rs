@@ -1,4 +1,4 @@
-//! A merge and a guest in two threads, every atomic access a point where the other may go on.
+//! A merge and a guest in two threads; every atomic access is a point where the other may run.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Wake for Nobody {
 
 type Files = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// Carries out what `engine` asks for, one action at a time and each after a pause, until `over`.
+/// Carries out the actions of `engine`, one at a time and each after a pause, until `over`.
 fn drive(
     engine: &mut Engine,
     files: &Files,
@@ -98,7 +98,7 @@ fn engine(workers: &Arc<Workers>, table: &Arc<Table>) -> Engine {
     engine
 }
 
-/// I7: a write of a chunk that is being merged ends up at home, whenever it comes.
+/// I7: a write to a chunk that is being merged ends up on the origin, whenever it comes.
 #[test]
 fn no_write_is_lost_to_a_merge() {
     let mut config = shuttle::Config::new();

@@ -1,4 +1,4 @@
-//! The scenarios of a merge, on disks that forget.
+//! The scenarios of a merge, on disks that lose unsynced data.
 
 mod case;
 mod list;
@@ -17,7 +17,7 @@ use crate::table::{Line, Table};
 use crate::target::{Exceptions, Snapshot, Target};
 use crate::units::Chunk;
 
-/// 39: an idle merge; the origin is the snapshot, and nothing but metadata is left.
+/// 39: an idle merge; the origin is the snapshot, and only metadata is left.
 #[test]
 fn s39_an_idle_merge_makes_the_origin_the_snapshot() {
     let large = Shape { chunk: 1024, sectors: 5000, entries: 5, ..PLAIN };
@@ -35,7 +35,7 @@ fn s39_an_idle_merge_makes_the_origin_the_snapshot() {
     }
 }
 
-/// 37: the power fails at every step; a new merge makes the same of it. And again in the second.
+/// 37: the power fails at every step, also of the next merge, which has the same result.
 #[test]
 fn s37_a_merge_cut_at_every_step_is_completed_by_the_next() {
     for seed in 0..2 {
@@ -60,13 +60,13 @@ fn s37_a_merge_cut_at_every_step_is_completed_by_the_next() {
     }
 }
 
-/// 38: what was written to a chunk that is home already, and flushed, is newer than the merge.
+/// 38: a flushed write to a merged chunk is newer than the merge.
 #[test]
 fn s38_a_write_to_a_merged_chunk_wins() {
     for seed in 0..30 {
         let mut case = build(Shape { seed, ..PLAIN });
         case.start_merge().unwrap();
-        // One batch, or two, or three, whose areas go home together.
+        // One batch, or two, or three, whose areas are merged together.
         let begun = PLAIN.entries - seed % 3 * 30;
         while case.store.entries() >= begun {
             assert!(case.world.turn());
@@ -89,8 +89,8 @@ fn s38_a_write_to_a_merged_chunk_wins() {
     }
 }
 
-/// The same for one that is not followed by a flush: it goes home only once nothing can bring back
-/// the entry, with which it would be merged over.
+/// The same without a flush: the write goes to the origin only once no crash can bring back the
+/// entry, whose merge would overwrite it.
 #[test]
 fn s38_a_write_waits_until_its_entry_is_durably_gone() {
     let mut case = build(PLAIN);
@@ -139,7 +139,7 @@ fn s40_a_merge_under_random_io_equals_the_model() {
     }
 }
 
-/// 41: a write into the batch in hand waits for its end, then goes to the origin.
+/// 41: a write to the current batch waits for its end, then goes to the origin.
 #[test]
 fn s41_a_write_into_the_batch_in_hand_waits() {
     let mut case = build(PLAIN);
@@ -170,7 +170,7 @@ fn a_batch_waits_for_writes_that_began_before_it() {
     for seed in 0..20 {
         let mut case = build(Shape { seed, ..PLAIN });
         let token = case.guest_write(0, 100, 0x77);
-        // The guest's writes to the store go out and stay in flight while the merge goes on.
+        // The guest's writes to the store stay in flight while the merge continues.
         case.world.hold = Some(|action| action.op != IoOp::Write || action.tag.0 >> 48 != REQUEST);
         case.world.turn();
         assert!(case.world.hosts[GUEST].in_flight() > 0);
@@ -184,8 +184,8 @@ fn a_batch_waits_for_writes_that_began_before_it() {
     }
 }
 
-/// 44: stopped after the batch in hand, and gone on with under a new table; half-way the status
-/// says what is left, and allocation is where it was.
+/// 44: stopped after the current batch, and continued under a new table; half-way the status shows
+/// the rest, and allocation is unchanged.
 #[test]
 fn s44_a_merge_that_was_stopped_goes_on() {
     let shape = Shape { other: Some(1), entries: 190, ..PLAIN };
@@ -228,7 +228,7 @@ fn s76_after_half_a_merge_a_snapshot_goes_on() {
     for seed in 0..10 {
         let mut case = build(Shape { seed, ..PLAIN });
         if seed % 2 == 0 {
-            // A guest's flush has the tail while entries go.
+            // A guest's flush has the tail while entries are removed.
             case.world.hold = Some(|action| action.op != IoOp::Sync || action.tag.0 >> 48 != ROUND);
             case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
             case.world.settle();
@@ -272,7 +272,8 @@ fn s76_after_half_a_merge_a_snapshot_goes_on() {
     }
 }
 
-/// A rollback that was paused or cancelled, or has yet to get its thread, is served all the same.
+/// A rollback that is paused or cancelled, or whose thread does not run yet, is served
+/// nevertheless.
 #[test]
 fn a_sync_that_fails_before_a_merge_begins_does_not_undo_the_rollback() {
     let mut case = build(Shape { seed: 46, ..PLAIN });
@@ -283,7 +284,8 @@ fn a_sync_that_fails_before_a_merge_begins_does_not_undo_the_rollback() {
     case.guest_reads_model();
 }
 
-/// 45: an error at each kind of step; everything serves on, and a new start completes it.
+/// 45: an error at each kind of step; everything is still served, and a new start completes the
+/// merge.
 #[test]
 fn s45_a_merge_that_failed_is_completed_by_the_next_start() {
     let faults =
@@ -297,7 +299,7 @@ fn s45_a_merge_that_failed_is_completed_by_the_next_start() {
                 while !matches!(case.state(), MergeState::Failed(_)) {
                     assert!(case.world.turn(), "{op:?} {file:?} {skip}");
                 }
-                // A write that lands later would be of the old merge.
+                // A write that takes effect later would belong to the old merge.
                 assert_eq!(case.world.hosts[MERGE].in_flight(), 0);
                 case.world.settle();
                 assert!(case.store.merge_mark() >= MergeMark::Failed);
@@ -317,7 +319,7 @@ fn s45_a_merge_that_failed_is_completed_by_the_next_start() {
     }
 }
 
-/// The same where the list ends within a block, of which more may be in doubt than is left.
+/// The same with a list that ends within a block; more of it may be in doubt than is left.
 #[test]
 fn s45_a_merge_whose_entries_could_not_be_removed_goes_on() {
     for entries in [20, 90] {
@@ -326,7 +328,7 @@ fn s45_a_merge_whose_entries_could_not_be_removed_goes_on() {
             case.world.faults.push(Fault { op: IoOp::Write, file: STORE, skip, lands });
             case.start_merge().unwrap();
             case.world.settle();
-            // A short list is gone before the last of them is met.
+            // A short list ends before the last of them.
             case.world.faults.clear();
             case.finish();
             assert!(case.origin() == case.model, "{entries} {skip} {lands}");
@@ -335,13 +337,13 @@ fn s45_a_merge_whose_entries_could_not_be_removed_goes_on() {
     }
 }
 
-/// 45, after a batch that was copied: where entries could not be removed, writes to their chunks
-/// fail, others go on, and nothing hangs.
+/// 45, after a batch was copied: if entries could not be removed, writes to their chunks fail,
+/// others continue, and nothing hangs.
 #[test]
 fn s45_in_doubt_writes_to_the_batch_fail() {
     for lands in [false, true] {
         let mut case = build(PLAIN);
-        // The first write of the list is of what lies behind it.
+        // The first write to the list erases the entries behind it.
         case.world.faults.push(Fault { op: IoOp::Write, file: STORE, skip: 1, lands });
         case.start_merge().unwrap();
         case.world.hold = Some(|action| action.op != IoOp::Sync || action.file == STORE);
@@ -378,7 +380,7 @@ fn s45_in_doubt_writes_to_the_batch_fail() {
     }
 }
 
-/// A sync that failed is not tried again: flushes fail, and only a new opening merges on.
+/// A failed sync is not retried: flushes fail, and only a reopened store merges on.
 #[test]
 fn s45_a_failed_sync_is_sticky() {
     for (file, skip) in [(ORIGIN, 0), (STORE, 0), (STORE, 1)] {
@@ -403,8 +405,8 @@ fn s45_a_failed_sync_is_sticky() {
     }
 }
 
-/// A sync that failed leaves the zeroes in sight and the entries on the disk. Whoever opens the
-/// store then erases them again before anything is written to where their chunks live now.
+/// A failed sync leaves the zeroes visible and the entries on the disk. After reopening the store,
+/// they are erased again before anything is written to their chunks' present place.
 #[test]
 fn s45_entries_that_a_failed_sync_left_do_not_come_back() {
     let page = Shape { chunk: 8, sectors: 8005, entries: 900, ..PLAIN };
@@ -441,7 +443,7 @@ fn a_sync_fails(shape: Shape, skip: u32) {
     third.check_finished();
 }
 
-/// 46: an Invalid store: the device is its origin, and there is nothing to be merged.
+/// 46: an Invalid store: the device is its origin, and nothing is merged.
 #[test]
 fn s46_with_an_invalid_store_the_device_is_its_origin() {
     let mut case = build(PLAIN);
@@ -455,7 +457,7 @@ fn s46_with_an_invalid_store_the_device_is_its_origin() {
     case.world.settle();
     case.ended_ok(token);
     assert!(case.origin() == case.model);
-    // Its flush is the origin's, and nothing of the store's.
+    // Its flush is the origin's, without the store.
     case.world.done.clear();
     case.guest_flush();
     assert!(case.world.done.iter().any(|(op, file, _)| (*op, *file) == (IoOp::Sync, ORIGIN)));
@@ -474,7 +476,7 @@ fn s48_a_discard_does_nothing() {
     case.guest_reads_model();
 }
 
-/// Zeroes are a write: into the store, or as an origin's write that other snapshots survive.
+/// Zeroes are a write: into the store, or as an origin write that other snapshots survive.
 #[test]
 fn zeroes_are_written_where_a_write_goes() {
     let mut case = build(SMALLER);
@@ -493,7 +495,7 @@ fn zeroes_are_written_where_a_write_goes() {
     case.check_other();
 }
 
-/// A snapshot that can keep nothing is invalidated, and the merge goes on.
+/// A snapshot that cannot keep anything is invalidated, and the merge continues.
 #[test]
 fn a_snapshot_that_fails_does_not_stop_the_merge() {
     let mut case = build(SMALLER);
@@ -511,7 +513,7 @@ fn the_budget_bounds_what_is_copied() {
     case.world.settle();
     let first = case.world.hosts[MERGE].engine.merge().unwrap();
     assert!(first.done > 0 && first.done <= 32, "one batch: {}", first.done);
-    // What the batch took too much is taken from what comes.
+    // The batch's excess is deducted from the next allowance.
     case.world.hosts[MERGE].engine.merge_budget(Some(first.done * 512 - 1));
     case.world.settle();
     assert_eq!(case.world.hosts[MERGE].engine.merge().unwrap().done, first.done);
@@ -520,7 +522,7 @@ fn the_budget_bounds_what_is_copied() {
     assert_eq!(case.state(), MergeState::Finished);
 }
 
-/// Bytes are read while others are written, but not as many as there is room for: the disk has both.
+/// Bytes are read while others are written, but not as many as possible: the disk has both.
 #[test]
 fn bytes_are_read_while_others_are_written() {
     let mut case = build(Shape { chunk: 2, sectors: 1501, entries: 700, holes: false, ..PLAIN });

@@ -1,4 +1,4 @@
-//! Disks that forget what was not synced, and hosts that carry actions out in any order.
+//! Disks that lose unsynced data, and hosts that carry actions out in any order.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -37,7 +37,7 @@ impl Rng {
     }
 }
 
-/// A file: what a reader sees, what is durable, and every sector written since, in order.
+/// A file: its visible content, its durable content, and every sector written since, in order.
 #[derive(Clone)]
 pub(super) struct Disk {
     pub(super) now: Vec<u8>,
@@ -58,7 +58,7 @@ impl Disk {
         }
     }
 
-    /// Makes durable what was written before `seq`.
+    /// Makes writes before `seq` durable.
     fn sync(&mut self, seq: u64) {
         for (at, sector, bytes) in std::mem::take(&mut self.unsynced) {
             if at < seq {
@@ -69,12 +69,12 @@ impl Disk {
         }
     }
 
-    /// The disk after a sync failed: what was written is in sight, and never becomes durable.
+    /// The disk after a failed sync: writes are visible, and never become durable.
     pub(super) fn after_failed_sync(&self) -> Disk {
         Disk { unsynced: Vec::new(), ..self.clone() }
     }
 
-    /// The disk after a power cut: of each sector any version since the last sync.
+    /// The disk after a power cut: each sector has any of its versions since the last sync.
     pub(super) fn crashed(&self, rng: &mut Rng) -> Disk {
         let mut versions: BTreeMap<usize, Vec<&[u8]>> = BTreeMap::new();
         for (_, sector, bytes) in &self.unsynced {
@@ -140,13 +140,13 @@ pub(super) fn store_image(chunk: ChunkSize, chunks: u64, entries: &[(Entry, Vec<
     bytes
 }
 
-/// Where data chunk `index` of such a store lies.
+/// The place of data chunk `index` in such a store.
 pub(super) fn data_chunk(chunk: ChunkSize, index: u64) -> StoreChunk {
     let area = chunk.bytes() / 16;
     StoreChunk(2 + index + index / area)
 }
 
-/// Opens the store on a disk, as a process that starts does.
+/// Opens the store on a disk, like a process at its start.
 pub(super) fn open(
     disk: &mut Disk,
     file: FileId,
@@ -188,7 +188,7 @@ struct Flight {
     seq: u64,
 }
 
-/// An engine, and what its host holds for it.
+/// An engine, and its host's state.
 pub(super) struct Host {
     pub(super) engine: Engine,
     scratch: Vec<u8>,
@@ -217,13 +217,13 @@ impl Host {
     }
 }
 
-/// An action that fails: `skip` more of its kind are let through first.
+/// An action that fails, after `skip` more of its kind have succeeded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
     pub(super) op: IoOp,
     pub(super) file: FileId,
     pub(super) skip: u32,
-    /// Whether a write that fails was done all the same.
+    /// Whether a failed write takes effect nevertheless.
     pub(super) lands: bool,
 }
 
@@ -235,9 +235,9 @@ pub(super) struct World {
     pub(super) rng: Rng,
     workers: Arc<Workers>,
     seq: u64,
-    /// What was carried out, for tests that ask about order.
+    /// The carried out actions, for tests of their order.
     pub(super) done: Vec<(IoOp, FileId, u64)>,
-    /// Set: actions for which it says no stay in flight.
+    /// If set, actions for which it returns false stay in flight.
     pub(super) hold: Option<fn(&Action) -> bool>,
 }
 
@@ -268,7 +268,7 @@ impl World {
         self.hosts.len() - 1
     }
 
-    /// Lets every engine go on, and carries out one action. False where all of them sleep.
+    /// Advances every engine, and carries out one action. False if all of them sleep.
     pub(super) fn turn(&mut self) -> bool {
         let mut awake = false;
         for host in 0..self.hosts.len() {
@@ -300,7 +300,7 @@ impl World {
         true
     }
 
-    /// Until nothing moves.
+    /// Runs until nothing changes.
     pub(super) fn settle(&mut self) {
         let mut turns = 0;
         while self.turn() {
@@ -401,7 +401,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // As a killed process does: nothing that is in flight is waited for.
+        // As in a killed process: actions in flight are not waited for.
         std::mem::forget(std::mem::take(&mut self.hosts));
     }
 }

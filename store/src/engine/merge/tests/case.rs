@@ -1,5 +1,5 @@
-//! A merge to be tested: a world with an origin, its snapshots and a guest, and the model of what
-//! must come of it.
+//! A merge under test: a world with an origin, its snapshots and a guest, and the model of the
+//! expected result.
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ pub(super) const STORE: FileId = FileId(1);
 pub(super) const OTHER: FileId = FileId(2);
 /// The origin's second part.
 pub(super) const ORIGIN2: FileId = FileId(3);
-/// Hosts: the merge's, and a guest's.
+/// The hosts: the merge's, and a guest's.
 pub(super) const MERGE: usize = 0;
 pub(super) const GUEST: usize = 1;
-/// Kinds of actions, as their tags have them.
+/// The kinds of actions in their tags.
 pub(super) const REQUEST: u64 = 1;
 pub(super) const ROUND: u64 = 6;
 
-/// What a world is made of.
+/// The parameters of a world.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) seed: u64,
@@ -46,7 +46,7 @@ pub(super) const PLAIN: Shape =
 pub(super) const SMALLER: Shape =
     Shape { seed: 2, chunk: 8, other: Some(2), sectors: 1003, entries: 90, holes: true };
 
-/// A world, and what must come of it.
+/// A world, and its expected result.
 pub(super) struct Case {
     pub(super) world: World,
     pub(super) shape: Shape,
@@ -54,9 +54,9 @@ pub(super) struct Case {
     pub(super) store: Arc<Store>,
     /// The device's content.
     pub(super) model: Vec<u8>,
-    /// Per sector the versions that a crash may leave, the last one `model`'s.
+    /// The versions of each sector that a crash may leave, the last one `model`'s.
     pub(super) versions: Vec<Vec<Vec<u8>>>,
-    /// The other snapshot's.
+    /// The other snapshot's content.
     pub(super) other: Vec<u8>,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn chunk_size(sectors: u32) -> ChunkSize {
     ChunkSize::from_sectors(sectors).unwrap()
 }
 
-/// Bytes that name their sector and who wrote them.
+/// Bytes that name their sector and their writer.
 pub(super) fn stamp(sector: u64, sectors: u64, of: u64) -> Vec<u8> {
     let words = |sector: u64| {
         let word = (sector << 32 | of).to_le_bytes();
@@ -80,7 +80,7 @@ pub(super) fn build(shape: Shape) -> Case {
     let len = shape.sectors * SECTOR as u64;
     let origin = stamp(0, shape.sectors, 0x0eee);
     let mut olds: Vec<u64> = (0..chunk.count_for(len)).collect();
-    // Some neighbours, the rest scattered.
+    // Some neighbours, and the rest scattered.
     let cut = olds.len() / 3;
     rng.shuffle(&mut olds[cut..]);
     let mut model = origin.clone();
@@ -175,7 +175,7 @@ impl Case {
         [&disks[ORIGIN.0 as usize].now[..], &disks[ORIGIN2.0 as usize].now].concat()
     }
 
-    /// What a device over exceptions `which` shows, straight from the disks.
+    /// The content of a device over exceptions `which`, read from the disks.
     pub(super) fn image(&self, which: usize) -> Vec<u8> {
         let ex = &self.table.exceptions()[which];
         let mut image = self.origin();
@@ -191,7 +191,7 @@ impl Case {
         image
     }
 
-    /// After a merge finished: everything is where it should be.
+    /// After a finished merge: checks that everything is in its place.
     pub(super) fn check_finished(&self) {
         let origin = self.origin();
         for (sector, versions) in self.versions.iter().enumerate() {
@@ -262,13 +262,13 @@ impl Case {
         assert!(self.world.hosts[GUEST].data[&token] == self.model);
     }
 
-    /// Up to `requests` random requests, carried out among the merge's own.
+    /// Up to `requests` random requests, carried out between the merge's own.
     pub(super) fn random_io(&mut self, requests: u32, crash_at: Option<u32>) {
         let mut busy: Vec<(crate::request::Token, Op, u64, u64)> = Vec::new();
         let sectors = self.shape.sectors;
         let mut turns = 0;
         let mut left = requests;
-        // How many versions of each sector there were when the flush in flight began.
+        // The number of versions of each sector when the flush in flight began.
         let mut flushing: Option<Vec<usize>> = None;
         loop {
             if left > 0 && busy.len() < 6 && self.world.rng.below(3) == 0 {
@@ -318,7 +318,7 @@ impl Case {
         }
     }
 
-    /// A read of a busy chunk is served, and from the store: what it held before the write.
+    /// A read of a busy chunk is served from the store: its content before the write.
     pub(super) fn guest_reads_held(&mut self, sector: u64) {
         let at = sector * SECTOR as u64;
         let token = self.world.hosts[GUEST].submit(Op::Read, at, 512, vec![0; 512]);

@@ -1,4 +1,4 @@
-//! How the list of entries is read.
+//! Reading the list of entries.
 
 use super::super::world::Fault;
 use super::super::{MergeFailure, MergeState};
@@ -6,7 +6,7 @@ use super::case::*;
 use crate::cow::MergeMark;
 use crate::io::IoOp;
 
-/// The parts of the list that a batch needs are read side by side, each as whole blocks.
+/// The parts of the list that a batch needs are read concurrently, each as whole blocks.
 #[test]
 fn the_list_of_a_batch_is_read_at_once() {
     let mut case = build(Shape { chunk: 2, sectors: 1501, entries: 700, holes: false, ..PLAIN });
@@ -16,7 +16,7 @@ fn the_list_of_a_batch_is_read_at_once() {
     }
     case.world.hold = Some(|action| action.op != IoOp::Read);
     case.world.settle();
-    // A batch of 256, of areas of 64.
+    // A batch of 256, in areas of 64.
     assert_eq!(case.world.hosts[MERGE].engine.merge_step(), Some("between batches"));
     let parts = case.world.hosts[MERGE].in_flight();
     assert_eq!(parts, 4);
@@ -26,7 +26,7 @@ fn the_list_of_a_batch_is_read_at_once() {
     case.check_finished();
 }
 
-/// What cannot be read ends the merge, whichever part it is, and nothing of the list is lost.
+/// A part that cannot be read ends the merge, and nothing of the list is lost.
 #[test]
 fn a_list_that_cannot_be_read_is_read_again() {
     for skip in 0..6 {
@@ -47,7 +47,7 @@ fn a_list_that_cannot_be_read_is_read_again() {
     }
 }
 
-/// An entry on disk that is not the table's: something else wrote there.
+/// An entry on disk that differs from the table: another program wrote there.
 #[test]
 fn a_list_that_changed_is_not_merged() {
     let mut case = build(PLAIN);
