@@ -1,8 +1,8 @@
-# What the recipes in this folder and the demo share: messages, the cache, Debian packages beside the installed ones,
-# and QEMU. Sourced by bash; knows nothing of snapblk's commands.
+# Common to the recipes in this folder and the demo: messages, the cache, Debian packages beside the installed ones, and
+# QEMU. Sourced by bash; knows nothing of snapblk's commands.
 #
-# Everything made here lands in one folder, $SNAPBLK_CACHE (by default images/cache, which git ignores). Nothing is
-# installed over a package that is there: Debian 12's QEMU 7.2, for one, would remove an installed qemu-utils 10.
+# All files made here are in one folder, $SNAPBLK_CACHE (by default images/cache, which git ignores). No installed
+# package is replaced: Debian 12's QEMU 7.2, for example, would remove an installed qemu-utils 10.
 
 set -euo pipefail
 
@@ -18,31 +18,31 @@ if [[ -t 2 && -z ${NO_COLOR:-} ]]; then DIM=$'\e[2m' RED=$'\e[31m' PLAIN=$'\e[0m
 say() { printf '%s%s%s\n' "$DIM" "$*" "$PLAIN" >&2; }
 die() { printf '%s%s: %s%s\n' "$RED" "${0##*/}" "$*" "$PLAIN" >&2; exit 1; }
 
-# Runs a command as root: directly, or with sudo where there is one.
+# Runs a command as root: directly, or with sudo if it exists.
 as_root() {
     if ((EUID == 0)); then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
     else die "need root to run '$*', and there is no sudo: run it as root first"; fi
 }
 
-# Runs the rest of the script with the cache to itself; two set-ups at once would extract over each other.
+# Runs the rest of the script with the cache locked; two concurrent set-ups would extract over each other.
 lock_cache() {
     mkdir -p "$CACHE"
     exec {CACHE_LOCK}>"$CACHE/.lock"
     flock -n "$CACHE_LOCK" || { say "another set-up is at work in $CACHE: waiting for it"; flock "$CACHE_LOCK"; }
 }
 
-# Puts the cache's programs behind the installed ones, for looking up and, with their libraries, for running.
+# Adds the cache's programs after the installed ones, for finding them and, with their libraries, for running them.
 cached_path() { printf '%s' "$PATH:/usr/sbin:/sbin:$DEBS/usr/sbin:$DEBS/usr/bin:$DEBS/sbin:$DEBS/bin"; }
 cached_libraries() {
     local base=$DEBS/usr/lib/$MULTIARCH
     printf '%s' "$base:$DEBS/lib/$MULTIARCH:$base/ceph${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 }
 
-# Where a program is: installed, or in the cache. Fails where it is in neither.
+# The path of a program: installed, or in the cache. Fails if it is in neither.
 find_program() { PATH=$(cached_path) type -P "$1"; }
 
-# apt_lists: makes sure that apt knows the packages there are. Asks the network at most once a run.
+# apt_lists: ensures that apt knows the available packages. Uses the network at most once per run.
 APT_UPDATED=
 apt_update() {
     [[ -z $APT_UPDATED ]] || return 0
@@ -51,13 +51,13 @@ apt_update() {
     as_root apt-get update -qq >&2
 }
 
-# The packages that installing $@ would add, one a line, in no order; installed ones are left out.
+# The packages that installing $@ would add, one per line, in no order; without installed ones.
 missing_packages() {
     LC_ALL=C apt-get install --simulate --no-install-recommends "$@" 2>/dev/null | awk '/^Inst /{print $2}'
 }
 
-# extract_packages NAME PACKAGE...: downloads the packages and those they need that are not installed, and extracts
-# them into the cache. Does nothing where it once succeeded.
+# extract_packages NAME PACKAGE...: downloads the packages and their dependencies that are not installed, and extracts
+# them into the cache. Does nothing if it succeeded before.
 extract_packages() {
     local name=$1 stamp=$CACHE/stamps/$1 work packages
     shift
@@ -79,7 +79,7 @@ extract_packages() {
     touch "$stamp"
 }
 
-# download_packages FOLDER PACKAGE...: a list that is out of date names versions that are gone; so once more with a new one.
+# download_packages FOLDER PACKAGE...: an outdated list has versions that no longer exist; so retries with a new list.
 download_packages() {
     local folder=$1
     shift
@@ -90,7 +90,7 @@ download_packages() {
         die "could not download '$*': see apt's message above"
 }
 
-# need_command COMMAND PACKAGE: installs the package where the command is missing. For what must be on the host itself.
+# need_command COMMAND PACKAGE: installs the package if the command is missing. For commands needed on the host itself.
 need_command() {
     ! PATH=$PATH:/usr/sbin:/sbin type -P "$1" >/dev/null || return 0
     apt_update
@@ -98,7 +98,7 @@ need_command() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
 }
 
-# Up to date: FILE is there and newer than every SOURCE.
+# Up to date: FILE exists and is newer than every SOURCE.
 up_to_date() {
     local file=$1 source
     shift
@@ -106,7 +106,7 @@ up_to_date() {
     for source in "$@"; do [[ $file -nt $source ]] || return 1; done
 }
 
-# record NAME VALUE: remembers in guest.env where something is.
+# record NAME VALUE: records a path in guest.env.
 record() {
     local rest=''
     [[ ! -e $GUEST_ENV ]] || rest=$(grep -v "^$1=" "$GUEST_ENV" || true)
@@ -114,7 +114,7 @@ record() {
     mv "$GUEST_ENV.new" "$GUEST_ENV"
 }
 
-# recorded NAME: prints what was recorded; fails, and says what to do, where nothing was.
+# recorded NAME: prints the recorded value; without one, fails and says what to do.
 recorded() {
     local value
     value=$(sed -n "s/^$1=//p" "$GUEST_ENV" 2>/dev/null) || true
@@ -122,14 +122,14 @@ recorded() {
     printf '%s' "$value"
 }
 
-# copy_modules ROOT MODULE...: the kernel's modules of these names, those they need, and the index that busybox's
+# copy_modules ROOT MODULE...: the kernel's modules of these names, their dependencies, and the index that busybox's
 # modprobe reads. Modules that are built into the kernel are left out.
 copy_modules() {
     local root=$1 modules release busybox file
     shift
     modules=$(recorded MODULES) release=${modules##*/} busybox=$(recorded BUSYBOX)
     [[ -e $modules/modules.dep ]] || "$busybox" depmod -b "$CACHE/kernel" "$release"
-    # A line of modules.dep names a module's file, a colon, and the files it needs.
+    # A line of modules.dep has a module's file, a colon, and the files of its dependencies.
     awk -v wanted="$*" '
         { name = $1; sub(/.*\//, "", name); sub(/\.ko:$/, "", name); sub(/:/, ""); files[name] = $0 }
         END { n = split(wanted, w, " "); for (i = 1; i <= n; i++) { m = split(files[w[i]], f, " "); for (j = 1; j <= m; j++) print f[j] } }
@@ -138,7 +138,7 @@ copy_modules() {
     "$busybox" depmod -b "$root" "$release"
 }
 
-# qemu ARGUMENT...: becomes QEMU for x86-64 with the libraries, modules and firmware that belong to it.
+# qemu ARGUMENT...: becomes QEMU for x86-64 with its own libraries, modules and firmware.
 qemu() {
     local program
     program=$(recorded QEMU)

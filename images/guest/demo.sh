@@ -1,4 +1,4 @@
-# The guest's part of the demo: carries out what the host asks for, a word a line, and answers "@done WORD STATUS".
+# The guest's part of the demo: carries out the host's orders, one word per line, and answers "@done WORD STATUS".
 # /dev/vda has two partitions: the guest's files, and a database that never stops, which the witness plays.
 . /lib/snapblk/functions
 disk=/dev/vda files=${disk}1 database=${disk}2
@@ -9,7 +9,7 @@ partition() {
     [ -b $files ] && [ -b $database ] || { echo; cat /tmp/fdisk; echo; return 1; }
 }
 
-# The sums stay in the guest's memory: what proves the rollback is not on the disk that is rolled back.
+# The sums stay in the guest's memory: the proof of the rollback is not on the disk that is rolled back.
 install() {
     partition && mkfs.ext4 -q $files && mount $files /mnt/files || return 1
     mkdir /mnt/files/bin /mnt/files/etc /mnt/files/data
@@ -33,13 +33,13 @@ start_database() {
     exec 4>/tmp/orders
 }
 
-# How many files are what they were, how many are not or are gone.
+# The number of files that are unchanged, and of those that are changed or missing.
 check() {
     right=$(cd /mnt/files && sha256sum -c /tmp/sums 2>/dev/null | grep -c ': OK$')
     echo "checked $right $(($(wc -l </tmp/sums) - right))"
 }
 
-# It replaces the programs, loses the settings, fills the disk, and its last step writes over the file system itself.
+# It replaces the programs, loses the settings, fills the disk, and its last step overwrites the file system itself.
 upgrade() {
     echo 2 >/mnt/files/version
     for program in /mnt/files/bin/*; do dd if=/dev/zero of="$program" bs=64k count=6 conv=notrunc status=none; done
@@ -50,8 +50,8 @@ upgrade() {
 
 ruin() { dd if=/dev/zero of=$files bs=1M count=24 oflag=direct status=none; }
 
-# What the guest remembers of the disk is no longer true: nothing of it may be left, and fsck sees what is there. The snapshot
-# was of a mounted file system: what its journal had then and its place had not is put there first, as a mount would.
+# The guest's caches of the disk are no longer valid: they are dropped, and fsck reads the disk. The snapshot is of a
+# mounted file system: its journal is replayed first, as a mount would do.
 come_back() {
     drop_caches
     blockdev --flushbufs $files

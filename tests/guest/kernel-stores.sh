@@ -1,13 +1,13 @@
-# Puts exception stores to this kernel. $PLAN has a line for each: NAME ORIGIN COW P|PO CHUNK_SECTORS.
+# Loads exception stores in this kernel. $PLAN has a line for each: NAME ORIGIN COW P|PO CHUNK_SECTORS.
 # Answers are lines "NAME WORD VALUE": see tests/src/kernel.rs.
 . /lib/snapblk/functions
 modprobe dm-snapshot
 
 sectors() { blockdev --getsz "$1"; }
-# Past the page cache: what the devices hold, not what this kernel remembers of them.
+# Bypasses the page cache: reads the devices' content, not this kernel's copy.
 direct_sha256() { dd if="$1" bs=64k iflag=direct,fullblock status=none | sha256sum | cut -d ' ' -f 1; }
 
-# The stacking that LVM uses: linear base; snapshot-origin and snapshot over it.
+# The stack that LVM uses: linear base; snapshot-origin and snapshot over it.
 stack() {
     size=$(sectors "$origin")
     run dmsetup create base --table "0 $size linear $origin 0"
@@ -21,7 +21,7 @@ unstack() {
     done
 }
 
-# The order that the kernel takes for a handover: load the merge, suspend the snapshot, then the origin.
+# The kernel's order for a handover: load the merge, suspend the snapshot, then the origin.
 merge() {
     run dmsetup load orig --table "0 $size snapshot-merge /dev/mapper/base $cow $persistence $chunk"
     run dmsetup suspend snap
@@ -54,7 +54,7 @@ judge() {
 }
 
 echo "$PLAN" >/tmp/plan
-# Descriptor 3, as standard input is the console.
+# Descriptor 3, because standard input is the console.
 while read -r name origin cow persistence chunk <&3; do
     [ -z "$name" ] || judge
 done 3</tmp/plan

@@ -1,5 +1,5 @@
-# What a guest does on a served disk, /dev/vda, whose server is killed now and then: it writes everything, many requests
-# at a time, and reads it back. To it nothing happens but that some requests take longer.
+# The guest's work on a served disk, /dev/vda, whose server is killed from time to time: it writes everything, many
+# requests at a time, and reads it back. The only visible effect is that some requests take longer.
 . /lib/snapblk/functions
 
 run fio --name=verified --filename=/dev/vda --direct=1 --ioengine=libaio --size=$FIO_SIZE --rw=randwrite \

@@ -1,11 +1,11 @@
-# A guest that writes while its disk is taken away: /dev/vda holds a file system and is written to without a stop, and
-# /dev/vdb and /dev/vdc will be what snapshots of it hold. The other side of the console says when.
+# A guest that writes while its disk is suspended: /dev/vda has a file system that is written without a stop, and
+# /dev/vdb and /dev/vdc will be snapshots of it. The host says when, on the console.
 . /lib/snapblk/functions
 disk=/dev/vda
 files=20
 
 run modprobe virtio_console
-# The number in its name is that of its place among the virtio devices.
+# The number in its name is its position among the virtio devices.
 until port=$(ls /dev/vport*p1 2>/dev/null); do usleep 20000; done
 run mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 $disk
 mkdir -p /mnt/disk /mnt/image
@@ -16,7 +16,7 @@ run qemu-ga -d -m virtio-serial -p $port -t /run -f /run/qemu-ga.pid -l /tmp/qem
 
 content() { yes "file $1" | head -c 20000; }
 
-# A file has its name when it is whole. Nothing is synced: what reaches the disk is the kernel's business.
+# A file gets its name when it is complete. Nothing is synced: writing it to the disk is left to the kernel.
 write_files() {
     number=0
     while [ ! -e /tmp/stop ]; do
@@ -27,18 +27,19 @@ write_files() {
     done
 }
 
-# written NUMBER: waits until so many files are.
+# written NUMBER: waits until that many files exist.
 written() {
     while [ "$(cat /tmp/written 2>/dev/null || echo 0)" -lt "$1" ]; do usleep 20000; done
 }
 
-# wait_for WORD: until the other side says it.
+# wait_for WORD: waits until the host sends it.
 wait_for() {
     read -r word
     [ "$word" = "$1" ] || fail "'$word' came, and not '$1'"
 }
 
-# look NAME DEVICE: whether its journal must be replayed, what fsck says, and how many whole files it has without that.
+# look NAME DEVICE: whether its journal must be replayed, fsck's result, and the number of complete files without a
+# replay.
 look() {
     needs=clean
     ! dumpe2fs -h "$2" 2>/dev/null | grep -q needs_recovery || needs=needs-recovery
@@ -59,7 +60,7 @@ write_files &
 written $files
 echo "ready"
 wait_for taken
-# It has been thawed: there is more than there was.
+# It has been thawed: there are more files than before.
 written $(($(cat /tmp/written) + 5))
 echo "goes-on"
 wait_for resumed

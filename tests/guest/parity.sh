@@ -1,4 +1,4 @@
-# Carries out steps on device-mapper devices and says after each what they are: see tests/tests/parity/kernel.rs.
+# Executes steps on device-mapper devices and prints their state after each: see tests/tests/parity/kernel.rs.
 # Answers are lines "answer SCRIPT STEP WHAT", "status SCRIPT STEP DEVICE: LINE" and "content SCRIPT STEP SUM PATH".
 . /lib/snapblk/functions
 modprobe dm-snapshot
@@ -15,10 +15,10 @@ begin() {
 # swap DEVICE TABLE
 swap() { dmsetup load "$1" --table "$2" && dmsetup suspend "$1" && dmsetup resume "$1"; }
 
-# join ORIGIN SNAPSHOT TABLE: an origin learns how finely it must split its writes when it is resumed.
+# join ORIGIN SNAPSHOT TABLE: an origin learns the chunk size at which it must split its writes when it is resumed.
 join() { dmsetup suspend "$1" && dmsetup create "$2" --table "$3" && dmsetup resume "$1"; }
 
-# fill DEVICE FIRST EACH TIMES GENERATION: writes in a row, until one fails; says how many ended well.
+# fill DEVICE FIRST EACH TIMES GENERATION: writes in a row, until one fails; prints how many succeeded.
 fill() {
     at=$2 good=0
     while [ $good -lt "$4" ]; do
@@ -29,7 +29,7 @@ fill() {
     echo "$good" >/tmp/answer
 }
 
-# merge ORIGIN SNAPSHOT TABLE: in the kernel's order; until all of it is copied back.
+# merge ORIGIN SNAPSHOT TABLE: in the kernel's order; until the merge is complete.
 merge() {
     dmsetup load "$1" --table "$3" && dmsetup suspend "$2" && dmsetup suspend "$1" && dmsetup resume "$1" &&
         dmsetup remove "$2" || return 1
@@ -51,8 +51,8 @@ step() {
     echo "answer $script $number $(cat /tmp/answer)"
 }
 
-# look SCRIPT STEP PATH...: the status of all devices, and the sums of these. Nobody has them open, so that what is read
-# comes from the devices.
+# look SCRIPT STEP PATH...: the status of all devices, and the sums of these. They are not open, so that reads come from
+# the devices.
 look() {
     script=$1 number=$2
     shift 2

@@ -1,5 +1,5 @@
-# snapblk serves a disk inside the guest, and a load writes it: see tests/tests/powercut. $SERVE is what it serves,
-# $LOAD what the load is told; /dev/vde is a tar of both programs.
+# snapblk serves a disk inside the guest, and a load writes it: see tests/tests/powercut. $SERVE has the arguments of
+# the server, $LOAD those of the load; /dev/vde is a tar of both programs.
 . /lib/snapblk/functions
 mkdir -p /tmp/tools /dev/shm
 mount -t tmpfs tmpfs /dev/shm

@@ -1,5 +1,5 @@
-# A guest whose disk, /dev/vda, gets longer while it is mounted and written: twice, when the guest has said that it is
-# ready. Each time the new range must be seen without a reboot, be empty, and keep what is written to it.
+# A guest whose disk, /dev/vda, grows while it is mounted and written: twice, after the guest has reported that it is
+# ready. Each time the new range must be visible without a reboot, be empty, and keep its data.
 . /lib/snapblk/functions
 disk=/dev/vda
 size() { cat /sys/block/vda/size; }
@@ -11,7 +11,7 @@ run mount $disk /mnt/disk
 dd if=/dev/urandom of=/mnt/disk/file bs=64k count=40 status=none
 sum=$(sha256 /mnt/disk/file)
 for round in 1 2; do
-    # Writes are under way when it happens.
+    # Writes are in progress when the disk grows.
     (while [ ! -e /tmp/enough ]; do dd if=/dev/urandom of=/mnt/disk/noise bs=64k count=8 conv=fsync status=none; done) &
     echo "ready $before"
     read -r wanted

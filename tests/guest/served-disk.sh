@@ -1,5 +1,5 @@
-# What a guest does with a served disk, /dev/vda, over two boots of one machine: files, then, after a reboot through
-# the firmware, the same files, and fio's own verification on the raw end of the disk.
+# The guest's work on a served disk, /dev/vda, over two boots of one machine: files, then, after a reboot through the
+# firmware, the same files, and fio's own verification on the raw end of the disk.
 . /lib/snapblk/functions
 disk=/dev/vda
 
@@ -31,11 +31,11 @@ second_boot() {
     (cd /mnt/disk && run sha256sum -c manifest)
     run umount /mnt/disk
     run e2fsck -fn $disk
-    # Every block written once, in random order, many at a time and in several sizes, then read and compared.
+    # Every block is written once, in random order, many at a time and in several sizes, then read and compared.
     run fio --name=verified --filename=$disk --direct=1 --ioengine=libaio --offset=$half --size=$FIO_SIZE \
         --rw=randwrite --bsrange=512-64k --blockalign=512 --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 \
         --fsync=64 --randseed=$SEED
-    # The file system beside it is as it was.
+    # The file system beside it is unchanged.
     run mount $disk /mnt/disk
     (cd /mnt/disk && run sha256sum -c manifest)
     run umount /mnt/disk
