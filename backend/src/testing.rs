@@ -1,7 +1,7 @@
 //! Test doubles for the parts behind a worker, and a driver in front of it.
 //!
 //! The engine here is linear: the device is one file. Its executor carries everything out at once
-//! and can hold completions back. Nothing of the product's engine is repeated.
+//! and can hold completions back. It shares no code with the real engine.
 
 mod driver;
 
@@ -27,24 +27,25 @@ use crate::worker::{ResumeWith, WorkerHandle, new_eventfd, signal};
 
 pub(crate) use driver::{Driver, MEMORY_SIZE, SIZE, USER_BASE, shared_memory};
 
-/// How long a test waits for what must happen.
+/// How long a test waits for an expected event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a quick disk takes.
+/// The latency of a fast disk.
 const SHORTLY: Duration = Duration::from_micros(20);
 
-/// A step of a worker's way through a batch.
+/// A step of a worker during a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TestStep {
-    /// The engine is told of a request for this byte.
+    /// The engine prefetches for a request at this byte.
     Ahead(u64),
-    /// It is asked where that lies.
+    /// The engine is asked for the place of this byte.
     Now(u64),
-    /// So many actions are handed to the system, by the call that waits for them or by another.
+    /// That many actions are submitted to the system, by the call that waits for them or by
+    /// another.
     HandedOver { count: usize, waits: bool },
 }
 
-/// A disk in memory, and what tests do to it.
+/// A disk in memory, and the tests' controls of it.
 pub(crate) struct TestDisk {
     pub file: File,
     /// Sectors; see [`TestDisk::resize`].
@@ -53,33 +54,33 @@ pub(crate) struct TestDisk {
     held: AtomicBool,
     /// Writes find no room.
     full: AtomicBool,
-    /// Its guest turned the write cache off.
+    /// The guest's setting: the write cache is off.
     pub write_through: AtomicBool,
     /// Everything fails.
     pub fails: AtomicBool,
-    /// Everything that was carried out.
+    /// All operations that were carried out.
     pub done: Mutex<Vec<IoOp>>,
-    /// What workers did, in this order.
+    /// The workers' steps, in order.
     pub steps: Mutex<Vec<TestStep>>,
-    /// How often any worker went to sleep.
+    /// How often any worker slept.
     pub sleeps: AtomicUsize,
-    /// What is asked of it ends [`SHORTLY`] after it was handed over by a system call.
+    /// Actions end [`SHORTLY`] after a system call submitted them.
     pub takes_time: AtomicBool,
-    /// How often any worker slept over that.
+    /// How often any worker slept with I/O in flight.
     pub sleeps_over_io: AtomicUsize,
     /// Completions are posted as they come.
     pub posts_at_once: AtomicBool,
-    /// Something that no request asked for is always in flight.
+    /// An action without a request is always in flight.
     pub always_busy: AtomicBool,
-    /// It ends at once and is no memory all the same.
+    /// Actions end at once, but it does not count as memory.
     pub is_slow: AtomicBool,
-    /// A driver's, and how often it was called before a sync.
+    /// A driver's call descriptor, and how often the driver was interrupted before a sync.
     pub watched: Mutex<Option<(OwnedFd, u64)>>,
     /// Reads and writes need the engine.
     pub indirect: AtomicBool,
-    /// The engine works on its own accord, without end, until it is told to stop.
+    /// The engine works by itself, without end, until it is told to stop.
     pub merges: AtomicBool,
-    /// How often the engine was asked to commit.
+    /// How often the engine was told to commit.
     pub commits: AtomicUsize,
     events: Mutex<Vec<OwnedFd>>,
 }
@@ -115,7 +116,7 @@ impl TestDisk {
         Sector(self.size.load(Ordering::SeqCst))
     }
 
-    /// Has another size from here on, of which nobody is told.
+    /// Changes the size without a notification.
     pub(crate) fn resize(&self, sectors: u64) {
         rustix::fs::ftruncate(&self.file, sectors * 512).unwrap();
         self.size.store(sectors, Ordering::SeqCst);
@@ -179,13 +180,13 @@ impl TestDisk {
     }
 }
 
-/// How often a driver was called since this was asked last.
+/// How often a driver was interrupted since the last call.
 pub(crate) fn take_calls(call: &OwnedFd) -> u64 {
     let mut count = [0; 8];
     rustix::io::read(call, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
 }
 
-/// Waits for something another thread does that says nothing when it did.
+/// Waits for an effect of another thread that has no event.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !is_so() {
@@ -209,7 +210,7 @@ impl DeviceTable for TestTable {
     }
 }
 
-/// A request that the engine has in flight; where it is write-through, whether its data is down.
+/// A request in flight in the engine; if it is write-through, whether its data is written.
 struct Pending {
     request: Request,
     written: bool,
@@ -354,9 +355,9 @@ pub(crate) struct TestIo {
     watches: Vec<(u64, OwnedFd)>,
     fired: VecDeque<u64>,
     done: VecDeque<Completion>,
-    /// Was not handed over.
+    /// Not submitted yet.
     queued: VecDeque<Completion>,
-    /// Ends then.
+    /// Ends at that time.
     flying: VecDeque<(Instant, Completion)>,
 }
 
@@ -487,7 +488,7 @@ impl DeviceIo for TestIo {
     }
 }
 
-/// A device machine with one device that is active from the start.
+/// A device with one table that is active from the start.
 pub(crate) struct TestBinding {
     pub disk: Arc<TestDisk>,
     pub read_only: bool,
@@ -510,7 +511,7 @@ impl Binding for TestBinding {
     type Io = TestIo;
 
     fn engine(&self, wake: Box<dyn Wake>) -> io::Result<TestEngine> {
-        // The disk wakes its executors by an eventfd of their own.
+        // The disk wakes its executors by their own eventfd.
         drop(wake);
         Ok(TestEngine {
             disk: self.disk.clone(),

@@ -1,4 +1,4 @@
-//! The guest's side of a ring, as plain as it can be.
+//! The guest's side of a ring, as simple as possible.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{Ordering, fence};
@@ -12,9 +12,9 @@ use crate::memory::{GuestMemory, Region};
 use crate::vring::VringSetup;
 use crate::worker::{new_eventfd, signal};
 
-/// Memory of the test's guest: a MiB a ring.
+/// Memory of the test's guest: 1 MiB per ring.
 pub(crate) const MEMORY_SIZE: u64 = 4 << 20;
-/// Where the test's front-end has it.
+/// Its address in the test's front-end.
 pub(crate) const USER_BASE: u64 = 0x7000_0000_0000;
 
 const RING_SPACE: u64 = 1 << 20;
@@ -30,7 +30,7 @@ const DATA_LEN: u64 = 0x4000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Memory that two sides map: the descriptor for the device, and the guest's own view.
+/// Memory that both sides map: the descriptor for the device, and the guest's own view.
 pub(crate) fn shared_memory() -> (OwnedFd, GuestMemory) {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, MEMORY_SIZE).unwrap();
@@ -96,31 +96,31 @@ impl Driver {
         self.show();
     }
 
-    /// Puts a chain on the ring, of which [`Driver::show`] tells.
+    /// Puts a chain on the ring; [`Driver::show`] makes it visible.
     fn list(&mut self, head: u16) {
         self.put(AVAILABLE + 4 + u64::from(self.available % SIZE) * 2, head);
         self.available = self.available.wrapping_add(1);
     }
 
-    /// Makes everything that is on the ring available at once, without a kick.
+    /// Makes all chains on the ring available at once, without a kick.
     pub(crate) fn show(&self) {
         fence(Ordering::SeqCst);
         self.put(AVAILABLE + 2, self.available);
     }
 
-    /// Says that there are more chains than descriptors, as no driver does.
+    /// Claims that there are more chains than descriptors, as no correct driver does.
     pub(crate) fn claim_too_many(&self) {
         fence(Ordering::SeqCst);
         self.put(AVAILABLE + 2, self.available.wrapping_add(SIZE + 1));
     }
 
-    /// Lays a request out; `slot` (0 to 20) is its name. Without a kick.
+    /// Makes a request available, without a kick; `slot` (0 to 20) identifies it.
     pub(crate) fn ask(&mut self, slot: u16, kind: u32, sector: u64, data: &[u8]) {
         self.prepare(slot, kind, sector, data);
         self.show();
     }
 
-    /// The same, unseen until [`Driver::show`].
+    /// The same, invisible until [`Driver::show`].
     pub(crate) fn prepare(&mut self, slot: u16, kind: u32, sector: u64, data: &[u8]) {
         let head = slot * 3;
         let header = HEADERS + u64::from(slot) * 33;
@@ -161,15 +161,15 @@ impl Driver {
         signal(&self.kick);
     }
 
-    /// The same, if the device asked for that since the chains from `since` on were shown (virtio 1.2,
-    /// 2.7.10).
+    /// Kicks if the device asked for that since the chains from `since` on were made visible
+    /// (virtio 1.2, 2.7.10).
     pub(crate) fn kick_if_asked(&self, since: u16) {
         if self.is_asked_to_kick(since) {
             self.kick();
         }
     }
 
-    /// Whether the device wants a kick for what was made available since `since`.
+    /// Whether the device wants a kick for chains that were made available since `since`.
     pub(crate) fn is_asked_to_kick(&self, since: u16) -> bool {
         fence(Ordering::SeqCst);
         if self.event_idx {
@@ -185,7 +185,7 @@ impl Driver {
         self.available
     }
 
-    /// The next chain that was given back: its head, and how much of it was written.
+    /// The next completed chain: its head, and the number of written bytes.
     pub(crate) fn next_used(&mut self) -> Option<(u32, u32)> {
         let index: u16 = self.get(USED + 2);
         fence(Ordering::SeqCst);
@@ -197,7 +197,7 @@ impl Driver {
         Some((self.get(entry), self.get(entry + 4)))
     }
 
-    /// Waits for the next chain to be given back, by the interrupt.
+    /// Waits for the next completed chain, by the interrupt.
     pub(crate) fn await_used(&mut self) -> (u32, u32) {
         loop {
             if self.event_idx {
@@ -215,7 +215,7 @@ impl Driver {
         }
     }
 
-    /// The same, by looking for it; asks for no interrupt.
+    /// The same by polling; requests no interrupt.
     pub(crate) fn spin_for_used(&mut self) -> (u32, u32) {
         let far = self.seen.wrapping_add(1 << 15);
         self.put(AVAILABLE + 4 + u64::from(SIZE) * 2, far);
@@ -230,7 +230,7 @@ impl Driver {
         }
     }
 
-    /// One request from beginning to end: its status, and its data as it is then.
+    /// One request from beginning to end: its status, and its data afterwards.
     pub(crate) fn run(&mut self, kind: u32, sector: u64, data: &[u8]) -> (u8, Vec<u8>) {
         self.ask(0, kind, sector, data);
         self.kick();
@@ -238,7 +238,7 @@ impl Driver {
         (self.status(0), self.data(0, data.len()))
     }
 
-    /// Forgets what was in the ring, as a guest does that sets the device up anew.
+    /// Forgets the ring's content, like a guest that sets the device up again.
     pub(crate) fn restart(&mut self) {
         let clean = vec![0; 0x8000];
         self.memory.write(GuestAddress(self.base), &clean).unwrap();

@@ -62,7 +62,7 @@ impl Bench {
         }
     }
 
-    /// Lets the worker have a whole turn.
+    /// Lets the worker complete a whole turn.
     fn pass_turns(&self) {
         for _ in 0..2 {
             let memory = Arc::new(self.driver.memory.clone());
@@ -113,7 +113,7 @@ fn requests_are_served_with_and_without_event_idx() {
     }
 }
 
-/// Known bug 17's other half: an error of the file is the request's error, and nothing else.
+/// The other half of known bug 17: a file's error fails only its own request.
 #[test]
 fn an_error_costs_the_request_alone() {
     for indirect in [false, true] {
@@ -156,7 +156,7 @@ fn a_batch_of_all_kinds_is_answered_once_each() {
     assert_eq!(bench.driver.next_used(), None);
 }
 
-/// What the engine will look at for a request comes near while those before it are carried out.
+/// The engine's words for a request are prefetched while earlier requests are carried out.
 #[test]
 fn a_group_is_taken_apart_before_its_first_request_is_begun() {
     let mut bench = Bench::new(true);
@@ -171,8 +171,8 @@ fn a_group_is_taken_apart_before_its_first_request_is_begun() {
     assert_eq!(*bench.disk.steps.lock().unwrap(), groups.collect::<Vec<_>>());
 }
 
-/// How many actions were handed over at a time, after how many looks, and whether by the call that
-/// waits for them.
+/// The number of actions of each submission, the prefetches before it, and whether it was made by
+/// the call that waits.
 fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
     let mut looks = 0;
     let mut all = Vec::new();
@@ -186,8 +186,8 @@ fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
     all
 }
 
-/// The disk works on the first of a batch while the rest is prepared; that behind which there is no
-/// rest goes out as the worker waits for it.
+/// The disk works on the first part of a batch while the rest is prepared; the last part is
+/// submitted by the call that waits for it.
 #[test]
 fn a_disk_has_a_batch_in_parts() {
     let cases = [(24, &[4; 6][..]), (12, &[4; 3]), (10, &[4, 4, 2]), (4, &[4]), (3, &[3])];
@@ -209,7 +209,7 @@ fn a_disk_has_a_batch_in_parts() {
     }
 }
 
-/// Also where it is at work on others.
+/// Also while the disk works on other requests.
 #[test]
 fn a_disk_that_is_at_work_has_the_next_batch_in_parts() {
     let mut bench = Bench::new(true);
@@ -253,7 +253,7 @@ fn a_worker_that_never_sleeps_needs_no_kick_and_rests_all_the_same() {
             assert!(!bench.driver.is_asked_to_kick(before), "request {round}, {event_idx}");
             assert_eq!(bench.driver.await_used().0, 0);
         }
-        // A request in flight is waited for, and a suspend is seen.
+        // A request in flight is awaited, and a suspend is noticed.
         bench.disk.hold(true);
         bench.driver.ask(0, 1, 0, &[3; 512]);
         bench.disk.await_count(IoOp::Write, 201);
@@ -272,7 +272,7 @@ fn what_was_made_available_before_the_start_is_served_without_a_kick() {
     bench.driver.ask(0, 1, 0, &[7; 512]);
     bench.start();
     assert_eq!(bench.driver.await_used(), (0, 1));
-    // And what came while the ring was disabled: its kick was for nobody.
+    // And chains that came while the ring was disabled: their kick had no effect.
     bench.worker.enable(false);
     bench.pass_turns();
     bench.driver.ask(1, 1, 8, &[8; 512]);
@@ -318,7 +318,7 @@ fn a_suspend_waits_for_what_is_in_flight_and_the_rest_waits_in_the_ring() {
         let resumed = bench.worker.resume(ResumeWith::Table(Some(table)));
         assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
         assert_eq!(bench.driver.await_used(), (3, 1));
-        // The limits are the new table's.
+        // The limits are those of the new table.
         assert_eq!(bench.driver.run(0, 16, &[0; 512]).0, 1);
         assert_eq!(bench.driver.run(0, 15, &[0; 512]).0, 0);
     }
@@ -343,7 +343,7 @@ fn a_suspend_that_takes_too_long_is_undone() {
     assert_eq!(bench.driver.run(1, 8, &[2; 512]).0, 0);
     bench.suspend(true);
     bench.suspend(true);
-    // Undone too late: it goes on with the table it had, if that is still somewhere.
+    // Undone too late: it continues with its former table, if that still exists.
     assert_eq!(bench.worker.resume(ResumeWith::Same).wait(PATIENCE), Ok(Err(WorkerError::NoTable)));
     let table = bench.binding.table();
     let resumed = bench.worker.resume(ResumeWith::Table(Some(table.clone())));
@@ -354,7 +354,7 @@ fn a_suspend_that_takes_too_long_is_undone() {
     assert_eq!(bench.driver.run(1, 8, &[3; 512]).0, 0);
 }
 
-/// A merge goes on for as long as it is let; whatever needs rest has it stop.
+/// A merge continues until it is told to stop, which every suspend does.
 #[test]
 fn what_the_engine_does_of_its_own_accord_stops_for_a_rest() {
     let mut bench = Bench::new(true);
@@ -397,7 +397,7 @@ fn held_requests_outlive_a_suspend_and_fail_when_the_ring_stops() {
     assert_eq!((bench.driver.await_used().0, bench.driver.status(2)), (6, 1));
 }
 
-/// With memory for what is in flight they wait there, for the next start or the next process.
+/// With inflight memory they wait there, for the next start or the next process.
 #[test]
 fn held_requests_wait_in_the_region_of_a_ring_that_stops() {
     let mut bench = Bench::new(true);
@@ -438,7 +438,7 @@ fn a_ring_stops_where_it_is_and_what_it_owes_is_flushed() {
     assert_eq!(stopped.wait(PATIENCE), Ok(Some(2)));
     assert_eq!(bench.disk.count(IoOp::Sync), 1);
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(None));
-    // The next start goes on there.
+    // The next start continues there.
     bench.start_with(|start| start.setup.base = 2);
     assert_eq!([(); 3].map(|()| bench.driver.await_used().0), [0, 3, 6]);
 }
@@ -454,7 +454,7 @@ fn write_through_is_honoured() {
     assert_eq!(cached.wait(PATIENCE), Ok(Ok(())));
     assert_eq!(bench.driver.run(1, 0, &[1; 512]).0, 0);
     assert_eq!(bench.disk.count(IoOp::Sync), 1);
-    // Back again: what was written so far is durable before the answer.
+    // On again: earlier writes are durable before the reply.
     let through = bench.worker.set_write_through(true);
     assert_eq!(through.wait(PATIENCE), Ok(Ok(())));
     assert_eq!(bench.disk.count(IoOp::Sync), 2);
@@ -478,7 +478,7 @@ fn a_worker_that_is_asked_to_commits_when_it_serves() {
     assert_eq!(commits(&bench), 1, "it rests");
     bench.resume();
     assert_eq!(commits(&bench), 2, "what it was asked for meanwhile");
-    // While it comes to rest it begins nothing either.
+    // While it is being suspended, it begins nothing either.
     bench.disk.hold(true);
     bench.driver.ask(0, 1, 0, &[1; 512]);
     bench.driver.kick();
@@ -503,7 +503,7 @@ fn a_flush_that_fails_is_told() {
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(0)));
 }
 
-/// A request in flight pins the memory that it points into.
+/// A request in flight pins its memory.
 #[test]
 fn memory_may_go_under_a_request() {
     let mut bench = Bench::new(true);
@@ -516,7 +516,7 @@ fn memory_may_go_under_a_request() {
     bench.disk.hold(false);
     eventually("the request ended", || bench.driver.status(0) == 0);
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(1)));
-    // Memory that comes back, and a ring set up anew.
+    // Memory that comes back, and a ring set up again.
     let memory = Arc::new(bench.driver.memory.clone());
     bench.worker.set_memory(memory).wait(PATIENCE).unwrap();
     bench.driver.restart();
@@ -536,7 +536,7 @@ fn a_ring_that_is_nowhere_is_refused() {
     bench.start();
 }
 
-/// Known bug 19: the same head twice, and heads that are none; the device serves on.
+/// Known bug 19: the same head twice, and impossible heads; the device continues to serve.
 #[test]
 fn heads_that_cannot_be() {
     let mut bench = Bench::new(true);
@@ -563,10 +563,10 @@ fn what_a_quick_disk_does_is_polled_for() {
         assert_eq!(bench.driver.run(1, n, &[n as u8; 512]).0, 0);
     }
     assert_eq!(bench.disk.bytes(999, 512), [231; 512]);
-    // Some, until it has found out, and where this processor had something else to do.
+    // Some, until it has adapted, and when this processor was busy.
     let slept = bench.disk.sleeps_over_io.load(Ordering::SeqCst);
     assert!((1..REQUESTS / 2).contains(&(slept as u64)), "slept over {slept} of {REQUESTS}");
-    // With a request in flight it comes to rest as ever.
+    // With a request in flight it can be suspended as usual.
     bench.disk.hold(true);
     bench.driver.ask(0, 1, 0, &[3; 512]);
     bench.driver.kick();
@@ -584,7 +584,7 @@ fn an_idle_worker_sleeps() {
     for n in 0..50 {
         assert_eq!(bench.driver.run(1, n, &[1; 512]).0, 0);
     }
-    // Long enough for the poll to find that nothing comes; then a sleep has no end of its own.
+    // Long enough for the poll to find nothing; then a sleep has no time limit.
     std::thread::sleep(Duration::from_millis(20));
     let before = bench.disk.sleeps.load(Ordering::SeqCst);
     std::thread::sleep(Duration::from_millis(200));

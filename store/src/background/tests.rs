@@ -46,7 +46,7 @@ impl Wake for Bell {
     }
 }
 
-/// Whether actions go out; closed, they stay in flight.
+/// Whether actions are carried out; while closed, they stay in flight.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<bool>>);
 
@@ -124,7 +124,7 @@ impl Executor for Plain {
         let mut rung = self.bell.rung.lock().unwrap();
         let end = Instant::now() + timeout.unwrap_or(Duration::from_secs(3600));
         while !*rung && !ready() && Instant::now() < end {
-            // A gate that opens rings no bell.
+            // Opening a gate does not ring the bell.
             let left = end.saturating_duration_since(Instant::now());
             rung = self.bell.changed.wait_timeout(rung, left.min(TEST_TICK)).unwrap().0;
         }
@@ -261,7 +261,7 @@ impl Case {
         (handle, ended)
     }
 
-    /// Chunks of the origin that are home.
+    /// Chunks that are on the origin.
     fn home(&self) -> u64 {
         let origin = std::fs::read(self.dir.path().join("origin")).unwrap();
         let chunks = origin.chunks(CHUNK.bytes() as usize);
@@ -269,7 +269,7 @@ impl Case {
         whole.count() as u64
     }
 
-    /// An exception that was made and not committed.
+    /// An exception that was made but not committed.
     fn owe(&self, old: u64) -> StoreChunk {
         let cow::Allocation::Run { first, .. } = self.store.log().allocate(1) else { panic!() };
         let chunk = self.store.place_of(first, 1).0;
@@ -305,7 +305,7 @@ fn a_flush_commits_what_is_owed() {
     assert_eq!(case.store.log().committed(), case.store.next());
 }
 
-/// A merge with the executor that serves: io_uring, or plain calls.
+/// A merge with both executors: io_uring, or plain calls.
 #[test]
 fn a_merge_of_files_runs_to_its_end() {
     for uring in [true, false] {
@@ -343,7 +343,7 @@ fn a_merge_of_files_runs_to_its_end() {
 #[test]
 fn a_merge_runs_to_its_end() {
     let case = case(700);
-    // The chunk of a position that is not taken.
+    // A chunk that has no exception.
     case.owe(705 * 7 % CHUNKS);
     let (handle, ended) = case.merge();
     let end = ended.recv().unwrap();
@@ -353,12 +353,12 @@ fn a_merge_runs_to_its_end() {
     assert_eq!(progress.state, MergeState::Finished);
     assert_eq!((progress.done, progress.total), (701, 701));
     assert_eq!(case.entries_on_disk(), []);
-    // One that ended counts as stopped.
+    // A merge that ended counts as stopped.
     handle.stop();
     handle.stopped(Instant::now()).unwrap();
 }
 
-/// 44: stopped between batches, without its table; gone on with, from where it was.
+/// 44: stopped between batches, without its table; continued from where it was.
 #[test]
 fn a_merge_stops_and_goes_on() {
     let case = case(700);
@@ -392,7 +392,7 @@ fn a_merge_is_paused_slowed_and_cancelled() {
     }
     let left = case.store.entries();
     assert!(left > 0 && ended.try_recv().is_err());
-    // So slow that nothing but a first batch comes of it.
+    // So slow that only the first batch is copied.
     handle.set_speed(Some(20));
     handle.resume();
     while handle.progress().state != MergeState::Running {

@@ -1,16 +1,16 @@
-//! The answers of commands.
+//! The results of commands.
 
 use serde::Serialize;
 
 use super::job::JobInfo;
 use crate::{choice, record, union};
 
-/// The answer of a command that was carried out; which variant goes with which command is said
-/// at [`Command`](super::Command).
+/// The result of a command that was carried out; [`Command`](super::Command) says which variant
+/// belongs to which command.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
-    /// It is done, and there is nothing to tell.
+    /// Done, without a result.
     Done(super::command::Nothing),
     /// A target's answer to a message; may be empty.
     Message(String),
@@ -23,14 +23,14 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// It is done, and there is nothing to tell.
+    /// Done, without a result.
     pub const DONE: Answer = Answer::Done(super::command::Nothing {});
 }
 
 choice! {
-    /// Whether a device serves.
+    /// The state of a device.
     pub enum DeviceState {
-        /// It does, if it has a table.
+        /// It serves, if it has a table.
         Active = "active",
         /// It holds requests until it is resumed.
         Suspended = "suspended",
@@ -42,19 +42,19 @@ record! {
     pub struct DeviceInfo {
         /// Its name.
         name: String,
-        /// Its identity.
+        /// Its UUID.
         uuid: Option<String>,
-        /// Whether it serves.
+        /// Whether it serves or is suspended.
         state: DeviceState,
-        /// Bytes; 0 without a table.
+        /// Its size in bytes; 0 without a table.
         size: u64,
-        /// Whether a table is loaded and waits for a resume.
+        /// Whether a loaded table waits for a resume.
         has_inactive_table: bool,
-        /// Exports and tables that use it.
+        /// The number of exports and tables that use it.
         open_count: u32,
-        /// One line a target, as `dmsetup table` prints them.
+        /// One line per target, as `dmsetup table` prints them.
         table: Vec<String>,
-        /// One line a target, as `dmsetup status` prints them.
+        /// One line per target, as `dmsetup status` prints them.
         status: Vec<String>,
         /// The same, in parts.
         targets: Vec<TargetInfo>,
@@ -64,22 +64,22 @@ record! {
 record! {
     /// A target of a table.
     pub struct TargetInfo {
-        /// First byte of the device that it serves.
+        /// The first byte of its range of the device.
         start: u64,
-        /// Bytes.
+        /// The length of the range in bytes.
         length: u64,
         ..
-        /// What it does there.
+        /// Its type, with its state.
         target: Target,
     }
 }
 
 union! {
-    /// What a target does, and how it is.
+    /// The type and state of a target.
     pub enum Target by "type" {
         /// A range of a file or of a device.
         Linear(LinearTarget) = "linear",
-        /// An origin whose snapshots keep what is overwritten.
+        /// An origin whose snapshots keep the data that is overwritten.
         SnapshotOrigin(OriginTarget) = "snapshot-origin",
         /// A snapshot.
         Snapshot(SnapshotTarget) = "snapshot",
@@ -97,7 +97,7 @@ record! {
     pub struct LinearTarget {
         /// Path or device name.
         device: String,
-        /// First byte there.
+        /// The first byte there.
         offset: u64,
     }
 }
@@ -111,15 +111,15 @@ record! {
 }
 
 choice! {
-    /// Whether a snapshot can still be read and written.
+    /// The state of a snapshot.
     pub enum SnapshotState {
-        /// Both.
+        /// It can be read and written.
         Valid = "valid",
-        /// Neither: what it kept is lost.
+        /// Its content is lost.
         Invalid = "invalid",
-        /// Its merge has stopped over an error.
+        /// Its merge failed.
         MergeFailed = "merge-failed",
-        /// Read only: the store is full.
+        /// The store is full: it can only be read.
         Overflow = "overflow",
     }
 }
@@ -127,21 +127,21 @@ choice! {
 record! {
     /// A snapshot, or the merge of one.
     pub struct SnapshotTarget {
-        /// Path or device name of what lies below.
+        /// Path or device name of the origin.
         origin: String,
         /// Path of the store.
         cow: String,
         /// How the store keeps its exceptions.
         persistent: super::command::Persistence,
-        /// Bytes.
+        /// The chunk size in bytes.
         chunk_size: u64,
-        /// Whether it can be used.
+        /// The state of the store.
         state: SnapshotState,
-        /// Bytes of the store that are in use, metadata included; missing where invalid.
+        /// Bytes of the store in use, including metadata; missing if invalid.
         allocated: Option<u64>,
-        /// Bytes of the store; missing where invalid.
+        /// Size of the store in bytes; missing if invalid.
         total: Option<u64>,
-        /// Bytes of metadata among those in use; missing where invalid.
+        /// Bytes of metadata in use; missing if invalid.
         metadata: Option<u64>,
         /// Path of the reserved view of the exception table; `-` for none.
         metadata_snapshot: String,
@@ -149,7 +149,7 @@ record! {
 }
 
 choice! {
-    /// Kinds of export.
+    /// The kinds of exports.
     pub enum BlockExportType {
         /// A vhost-user-blk device.
         VhostUserBlk = "vhost-user-blk",
@@ -165,7 +165,7 @@ record! {
         kind as "type": BlockExportType,
         /// The device.
         node_name: String,
-        /// Being removed, but not yet gone.
+        /// Whether it is being removed, but still exists.
         shutting_down: bool,
     }
 }

@@ -1,6 +1,6 @@
 //! The commands that a handler carries out, with their arguments.
 //!
-//! Commands that the monitor answers by itself (version, commands, jobs) are not here, except for
+//! Commands that the monitor answers itself (version, commands, jobs) are not here, except for
 //! [`job::JobCommand`](super::job::JobCommand). spec/interface.md "The monitor".
 
 use serde::{Deserialize, Serialize};
@@ -8,63 +8,63 @@ use serde::{Deserialize, Serialize};
 use super::shape::{Described, Shape};
 use crate::{choice, record, union};
 
-/// A command with its arguments, checked for shape and nothing else.
+/// A command with its arguments, of which only the shape was checked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// `device-create`: a new device without a table.
     DeviceCreate(DeviceCreate),
-    /// `device-remove`: the device goes, unless something uses it.
+    /// `device-remove`: removes an unused device.
     DeviceRemove(DeviceRemove),
-    /// `table-load`: constructs the inactive table; the live one serves on.
+    /// `table-load`: builds the inactive table; the live one continues to serve.
     TableLoad(TableLoad),
     /// `table-clear`: drops the inactive table.
     TableClear(DeviceName),
-    /// `device-suspend`: requests are stopped, those in flight end or are held.
+    /// `device-suspend`: stops requests; those in flight complete or are held.
     DeviceSuspend(DeviceSuspend),
     /// `device-resume`: swaps the inactive table in, if there is one, and serves.
     DeviceResume(DeviceName),
-    /// `device-message`: a target's own command; answers [`Answer::Message`](super::Answer).
+    /// `device-message`: a target's own command; returns [`Answer::Message`](super::Answer).
     DeviceMessage(DeviceMessage),
-    /// `query-devices`: answers [`Answer::Devices`](super::Answer).
+    /// `query-devices`: returns [`Answer::Devices`](super::Answer).
     QueryDevices(QueryDevices),
-    /// `snapshot-create`: a point in time of a live origin.
+    /// `snapshot-create`: a snapshot of a live origin.
     SnapshotCreate(SnapshotCreate),
     /// `snapshot-merge`: rolls the origin back to the snapshot, as a job.
     SnapshotMerge(SnapshotMerge),
-    /// `snapshot-delete`: drops a snapshot.
+    /// `snapshot-delete`: removes a snapshot.
     SnapshotDelete(SnapshotDelete),
     /// `metadata-snapshot-reserve`: publishes a frozen view of a store's exception table.
     MetadataSnapshotReserve(MetadataSnapshot),
-    /// `metadata-snapshot-release`: drops it.
+    /// `metadata-snapshot-release`: drops that view.
     MetadataSnapshotRelease(MetadataSnapshot),
     /// `blockdev-snapshot-sync`: a new overlay on top of a device, live.
     BlockdevSnapshotSync(BlockdevSnapshotSync),
     /// `block-export-add`: serves a device on a socket.
     BlockExportAdd(BlockExportAdd),
-    /// `block-export-del`: stops that.
+    /// `block-export-del`: removes an export.
     BlockExportDel(BlockExportDel),
-    /// `query-block-exports`: answers [`Answer::Exports`](super::Answer).
+    /// `query-block-exports`: returns [`Answer::Exports`](super::Answer).
     QueryBlockExports,
-    /// `block_resize`: a device gets another size.
+    /// `block_resize`: changes a device's size.
     BlockResize(BlockResize),
-    /// `block-commit`: layers of a chain go down into the one below, as a job.
+    /// `block-commit`: commits layers of a chain into a lower one, as a job.
     BlockCommit(BlockCommit),
-    /// `block-set-write-threshold`: an event once, when a store fills up to there.
+    /// `block-set-write-threshold`: sends one event when the use of a store exceeds a threshold.
     BlockSetWriteThreshold(BlockSetWriteThreshold),
-    /// `transaction`: all of the actions at one moment, or none.
+    /// `transaction`: carries out all actions at one moment, or none.
     Transaction(Transaction),
-    /// `quit`: drain, commit, stop the process.
+    /// `quit`: drains, commits and stops the process.
     Quit,
 }
 
 record! {
-    /// No arguments, or no answer.
+    /// No arguments, or no result.
     #[derive(Default)]
     pub struct Nothing {}
 }
 
 record! {
-    /// Names a device.
+    /// The name of a device.
     pub struct DeviceName {
         /// The device.
         name: String,
@@ -74,9 +74,9 @@ record! {
 record! {
     /// Arguments of `device-create`.
     pub struct DeviceCreate {
-        /// The device's name; not yet taken.
+        /// The device's name; must not exist.
         name: String,
-        /// An identity beside the name; the device has none where missing.
+        /// Its UUID; none if missing.
         uuid: Option<String>,
     }
 }
@@ -86,7 +86,7 @@ record! {
     pub struct DeviceRemove {
         /// The device.
         name: String,
-        /// Also where what it owes cannot be made durable; never where something uses it.
+        /// Also if its owed chunks cannot be made durable; never if the device is used.
         force: Option<bool>,
     }
 }
@@ -96,9 +96,9 @@ record! {
     pub struct TableLoad {
         /// The device.
         name: String,
-        /// The lines, as `dmsetup` reads them.
+        /// The lines, in the format of `dmsetup`.
         table: Vec<String>,
-        /// The device refuses writes under this table.
+        /// Whether the device refuses writes under this table.
         read_only: Option<bool>,
     }
 }
@@ -108,9 +108,9 @@ record! {
     pub struct DeviceSuspend {
         /// The device.
         name: String,
-        /// Requests in flight are held and replayed, not waited for.
+        /// Whether requests in flight are held and replayed instead of awaited.
         noflush: Option<bool>,
-        /// The guest is not asked to freeze its file systems.
+        /// Whether the guest is not asked to freeze its file systems.
         skip_lockfs: Option<bool>,
     }
 }
@@ -120,9 +120,9 @@ record! {
     pub struct DeviceMessage {
         /// The device.
         name: String,
-        /// A sector of the target that is meant; the first target where missing.
+        /// A sector of the addressed target; the first target if missing.
         sector: Option<u64>,
-        /// What it is told.
+        /// The message.
         message: String,
     }
 }
@@ -130,9 +130,9 @@ record! {
 record! {
     /// Arguments of `query-devices`.
     pub struct QueryDevices {
-        /// Only this one.
+        /// Only this device.
         name: Option<String>,
-        /// The inactive tables instead of the live ones.
+        /// Whether to return the inactive tables instead of the live ones.
         inactive: Option<bool>,
     }
 }
@@ -140,27 +140,27 @@ record! {
 choice! {
     /// How a store keeps its exceptions: the `P`, `PO`, `N` of a table line.
     pub enum Persistence {
-        /// On disk; a full store is invalid.
+        /// On disk; a full store becomes invalid.
         Persistent = "P",
-        /// On disk; a full store overflows: reads serve, writes fail until it grows.
+        /// On disk; a full store overflows: reads succeed, and writes fail until it grows.
         PersistentOverflow = "PO",
         /// In memory only.
         Transient = "N",
     }
 }
 
-/// `persistent` of a command: how a store keeps its exceptions, or only whether it does.
+/// `persistent` of a command: the kind of persistence, or only whether there is any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Persistent {
-    /// In which way.
+    /// The kind.
     As(Persistence),
     /// True: on disk, `PO`. False: in memory, `N`.
     Whether(bool),
 }
 
 impl Persistent {
-    /// The way that is meant.
+    /// The resulting kind.
     pub fn way(self) -> Persistence {
         match self {
             Persistent::As(way) => way,
@@ -177,11 +177,11 @@ impl Described for Persistent {
 }
 
 choice! {
-    /// What is done about the file of a new store (QEMU's `NewImageMode`).
+    /// What to do with the file of a new store (QEMU's `NewImageMode`).
     pub enum NewImageMode {
-        /// The file is there and is taken as it is.
+        /// The file exists and is used as it is.
         Existing = "existing",
-        /// The file is made; one that is there and not empty is refused.
+        /// The file is created; an existing one must be empty.
         AbsolutePaths = "absolute-paths",
     }
 }
@@ -191,19 +191,19 @@ record! {
     pub struct SnapshotCreate {
         /// The live origin.
         device: String,
-        /// The name of the snapshot's device; not yet taken.
+        /// The name of the snapshot's device; must not exist.
         name: String,
         /// Path of the store.
         cow: String,
-        /// Bytes, a power of two; the default is the tools' own.
+        /// Chunk size in bytes, a power of two; the default is that of the tools.
         chunk_size: Option<u64>,
-        /// Length of the store in bytes; as much as can be needed where missing.
+        /// Length of the store in bytes; the greatest that can be needed if missing.
         size: Option<u64>,
-        /// `PO` where missing.
+        /// `PO` if missing.
         persistent: Option<Persistent>,
-        /// `absolute-paths` where missing.
+        /// `absolute-paths` if missing.
         mode: Option<NewImageMode>,
-        /// The guest is not asked to freeze its file systems.
+        /// Whether the guest is not asked to freeze its file systems.
         skip_lockfs: Option<bool>,
     }
 }
@@ -211,17 +211,17 @@ record! {
 record! {
     /// Arguments of `snapshot-merge`.
     pub struct SnapshotMerge {
-        /// The origin that is rolled back.
+        /// The origin to be rolled back.
         device: String,
-        /// The snapshot it goes back to; must not be exported.
+        /// The snapshot; must not be exported.
         snapshot: String,
         /// The job's name.
         job_id: String,
-        /// Bytes per second; 0 or missing is as fast as it goes.
+        /// The limit in bytes per second; 0 or missing means none.
         speed: Option<u64>,
-        /// False: waits for `job-finalize` at the end.
+        /// If false, the job waits for `job-finalize` at the end.
         auto_finalize: Option<bool>,
-        /// False: the concluded job waits for `job-dismiss`.
+        /// If false, the concluded job waits for `job-dismiss`.
         auto_dismiss: Option<bool>,
     }
 }
@@ -233,7 +233,7 @@ record! {
         device: String,
         /// The snapshot's device.
         snapshot: String,
-        /// The store's file goes too; it stays where missing.
+        /// Whether the store's file is deleted too; it stays if missing.
         delete_store: Option<bool>,
     }
 }
@@ -253,21 +253,21 @@ record! {
         device: String,
         /// Path of the overlay's store.
         snapshot_file: String,
-        /// The name under which the old table lives on; `<device>.N` where missing.
+        /// The name of the device with the old table; `<device>.N` if missing.
         snapshot_node_name: Option<String>,
-        /// `absolute-paths` where missing.
+        /// `absolute-paths` if missing.
         mode: Option<NewImageMode>,
-        /// The guest is not asked to freeze its file systems.
+        /// Whether the guest is not asked to freeze its file systems.
         skip_lockfs: Option<bool>,
     }
 }
 
 union! {
-    /// Where an export listens (QEMU's `SocketAddress`).
+    /// The socket of an export (QEMU's `SocketAddress`).
     pub enum SocketAddress by "type" {
-        /// A UNIX socket, made there.
+        /// A UNIX socket that is created there.
         Unix(UnixSocketAddress) = "unix",
-        /// A listening socket that the process was started with.
+        /// A listening socket that the process inherited.
         Fd(FdSocketAddress) = "fd",
     }
 }
@@ -295,16 +295,16 @@ record! {
         id: String,
         /// The device.
         node_name: String,
-        /// False where missing: the guest sees a read-only disk.
+        /// If false or missing, the guest sees a read-only disk.
         writable: Option<bool>,
         ..
-        /// How it is exported.
+        /// The kind of the export, with its options.
         options: BlockExportOptions,
     }
 }
 
 union! {
-    /// How a device is exported.
+    /// The kind of an export, with its options.
     pub enum BlockExportOptions by "type" {
         /// As a vhost-user-blk device.
         VhostUserBlk(VhostUserBlkOptions) = "vhost-user-blk",
@@ -312,19 +312,19 @@ union! {
 }
 
 record! {
-    /// A vhost-user-blk export's own options.
+    /// The options of a vhost-user-blk export.
     pub struct VhostUserBlkOptions {
-        /// Where it listens.
+        /// Its socket.
         addr: SocketAddress,
-        /// Virtqueues, at least 1; 1 where missing.
+        /// Virtqueues, at least 1; 1 if missing.
         num_queues: Option<u16>,
-        /// Bytes, 512 or 4096; 512 where missing.
+        /// Logical block in bytes, 512 or 4096; 512 if missing.
         logical_block_size: Option<u64>,
     }
 }
 
 choice! {
-    /// What becomes of the front-end of an export that is removed.
+    /// How a connected front-end affects the removal of an export.
     pub enum BlockExportRemoveMode {
         /// The export stays while one is connected.
         Safe = "safe",
@@ -338,19 +338,19 @@ record! {
     pub struct BlockExportDel {
         /// The export.
         id: String,
-        /// `safe` where missing.
+        /// `safe` if missing.
         mode: Option<BlockExportRemoveMode>,
     }
 }
 
 record! {
-    /// Arguments of `block_resize`; one of the two names.
+    /// Arguments of `block_resize`; exactly one of the two names is needed.
     pub struct BlockResize {
         /// The device.
         device: Option<String>,
         /// The device.
         node_name: Option<String>,
-        /// Bytes.
+        /// The new size in bytes.
         size: u64,
     }
 }
@@ -358,19 +358,19 @@ record! {
 record! {
     /// Arguments of `block-commit`.
     pub struct BlockCommit {
-        /// The job's name; the device's where missing.
+        /// The job's name; the device's if missing.
         job_id: Option<String>,
-        /// The device whose chain is meant.
+        /// The device with the chain.
         device: String,
-        /// The layer that takes the data; the lowest where missing.
+        /// The layer that receives the data; the lowest if missing.
         base_node: Option<String>,
-        /// The highest layer that goes; the active one where missing.
+        /// The highest layer that is committed; the active one if missing.
         top_node: Option<String>,
-        /// Bytes per second; 0 or missing is as fast as it goes.
+        /// The limit in bytes per second; 0 or missing means none.
         speed: Option<u64>,
-        /// False: waits for `job-finalize` at the end.
+        /// If false, the job waits for `job-finalize` at the end.
         auto_finalize: Option<bool>,
-        /// False: the concluded job waits for `job-dismiss`.
+        /// If false, the concluded job waits for `job-dismiss`.
         auto_dismiss: Option<bool>,
     }
 }
@@ -378,9 +378,9 @@ record! {
 record! {
     /// Arguments of `block-set-write-threshold`.
     pub struct BlockSetWriteThreshold {
-        /// The device whose store is watched.
+        /// The device with the store.
         node_name: String,
-        /// Bytes of the store in use; 0 stops watching.
+        /// The threshold for bytes of the store in use; 0 removes it.
         write_threshold: u64,
     }
 }
@@ -388,27 +388,27 @@ record! {
 record! {
     /// Arguments of `transaction`.
     pub struct Transaction {
-        /// What is done, at one moment.
+        /// The actions, carried out at one moment.
         actions: Vec<TransactionAction>,
-        /// How; as QEMU's where missing.
+        /// The properties; QEMU's defaults if missing.
         properties: Option<TransactionProperties>,
     }
 }
 
 record! {
-    /// How a transaction is carried out.
+    /// The properties of a transaction.
     pub struct TransactionProperties {
-        /// What becomes of the jobs that its actions start.
+        /// How the jobs of its actions are related.
         completion_mode: Option<ActionCompletionMode>,
     }
 }
 
 choice! {
-    /// What jobs that a transaction starts have to do with each other.
+    /// The relation between the jobs of a transaction.
     pub enum ActionCompletionMode {
-        /// Nothing.
+        /// They are independent.
         Individual = "individual",
-        /// All of them succeed or none does. No action that there is starts a job.
+        /// All of them succeed or none does. No present action starts a job.
         Grouped = "grouped",
     }
 }
@@ -416,11 +416,11 @@ choice! {
 union! {
     /// One action of a transaction.
     pub enum TransactionAction by "type" in "data" {
-        /// Nothing is done at all: for tests of clients.
+        /// Aborts the whole transaction: for tests of clients.
         Abort(Nothing) = "abort",
-        /// As the command of that name.
+        /// Like the command of this name.
         BlockdevSnapshotSync(BlockdevSnapshotSync) = "blockdev-snapshot-sync",
-        /// As the command of that name.
+        /// Like the command of this name.
         SnapshotCreate(SnapshotCreate) = "snapshot-create",
     }
 }

@@ -25,7 +25,7 @@ macro_rules! events {
                 match self { $( $name::$variant(_) => $wire, )+ }
             }
 
-            /// Name and data of every event there is.
+            /// Name and data of every event.
             pub fn shapes() -> Vec<(&'static str, Shape)> {
                 vec![$( ($wire, <$ty as Described>::shape()), )+]
             }
@@ -34,65 +34,65 @@ macro_rules! events {
 }
 
 events! {
-    /// Something happened.
+    /// An event.
     pub enum Event {
-        /// A job is in another state.
+        /// A job changed its state.
         JobStatusChange(JobStatusChange) = "JOB_STATUS_CHANGE",
-        /// A job is over, well or with an error.
+        /// A job ended, with success or an error.
         BlockJobCompleted(BlockJobCompleted) = "BLOCK_JOB_COMPLETED",
-        /// A job is over because it was cancelled.
+        /// A job was cancelled.
         BlockJobCancelled(BlockJobProgress) = "BLOCK_JOB_CANCELLED",
-        /// A job met an I/O error.
+        /// A job had an I/O error.
         BlockJobError(BlockJobError) = "BLOCK_JOB_ERROR",
         /// A job can be completed now.
         BlockJobReady(BlockJobProgress) = "BLOCK_JOB_READY",
         /// A job waits for `job-finalize`.
         BlockJobPending(BlockJobPending) = "BLOCK_JOB_PENDING",
-        /// An export is gone; its name is free.
+        /// An export was removed; its name is free.
         BlockExportDeleted(BlockExportDeleted) = "BLOCK_EXPORT_DELETED",
-        /// A request of a guest failed.
+        /// A guest's request failed.
         BlockIoError(BlockIoError) = "BLOCK_IO_ERROR",
-        /// A store has filled up to its threshold.
+        /// The use of a store exceeds its threshold.
         BlockWriteThreshold(BlockWriteThreshold) = "BLOCK_WRITE_THRESHOLD",
-        /// A snapshot has lost what it kept.
+        /// A snapshot lost its content.
         SnapshotInvalidated(SnapshotFailed) = "SNAPSHOT_INVALIDATED",
         /// A store is full; the snapshot can only be read.
         SnapshotOverflow(SnapshotFailed) = "SNAPSHOT_OVERFLOW",
         /// A snapshot has been merged into its origin.
         MergeCompleted(MergeCompleted) = "MERGE_COMPLETED",
-        /// A device holds requests from here on.
+        /// A device is suspended.
         DeviceSuspended(DeviceChanged) = "DEVICE_SUSPENDED",
         /// A device serves again.
         DeviceResumed(DeviceChanged) = "DEVICE_RESUMED",
-        /// A guest was thawed before what it was frozen for was over.
+        /// A guest was thawed before the operation that needed its freeze was over.
         GuestThawedEarly(GuestThaw) = "GUEST_THAWED_EARLY",
-        /// A guest that was told to thaw did not confirm that it has.
+        /// A guest that was told to thaw did not confirm it.
         GuestThawFailed(GuestThaw) = "GUEST_THAW_FAILED",
-        /// The process stops.
+        /// The process is stopping.
         Shutdown(Shutdown) = "SHUTDOWN",
     }
 }
 
 record! {
-    /// A job is in another state.
+    /// A job changed its state.
     pub struct JobStatusChange {
         /// The job.
         id: String,
-        /// The state it is in now.
+        /// Its new state.
         status: JobStatus,
     }
 }
 
 record! {
-    /// How far a job came.
+    /// The progress of a job.
     pub struct BlockJobProgress {
-        /// What it does.
+        /// Its type.
         kind as "type": JobType,
         /// The job's name (not a device's, as in QEMU).
         device: String,
-        /// Work at the end, in the job's unit.
+        /// Total work, in the job's unit.
         len: u64,
-        /// Work done.
+        /// Finished work.
         offset: u64,
         /// Its limit in bytes per second; 0 for none.
         speed: u64,
@@ -100,53 +100,53 @@ record! {
 }
 
 record! {
-    /// How a job ended.
+    /// The end of a job.
     pub struct BlockJobCompleted {
-        /// What it did.
+        /// Its type.
         kind as "type": JobType,
         /// The job's name (not a device's, as in QEMU).
         device: String,
-        /// Work at the end, in the job's unit.
+        /// Total work, in the job's unit.
         len: u64,
-        /// Work done.
+        /// Finished work.
         offset: u64,
         /// Its limit in bytes per second; 0 for none.
         speed: u64,
-        /// Why it failed; missing where it did not.
+        /// Its error; missing if it succeeded.
         error: Option<String>,
     }
 }
 
 choice! {
-    /// Which way bytes went.
+    /// The direction of an operation.
     pub enum IoOperation {
-        /// From the disk.
+        /// Read from the disk.
         Read = "read",
-        /// To the disk.
+        /// Written to the disk.
         Write = "write",
     }
 }
 
 choice! {
-    /// What is done about an I/O error.
+    /// The reaction to an I/O error.
     pub enum ErrorAction {
-        /// Nothing.
+        /// It is ignored.
         Ignore = "ignore",
-        /// Whoever asked is told.
+        /// It is reported to the requester.
         Report = "report",
-        /// Work stops until somebody has done something about it.
+        /// The work stops until the cause is removed.
         Stop = "stop",
     }
 }
 
 record! {
-    /// A job met an I/O error.
+    /// A job had an I/O error.
     pub struct BlockJobError {
         /// The job's name (not a device's, as in QEMU).
         device: String,
-        /// What failed.
+        /// The failed operation.
         operation: IoOperation,
-        /// What is done about it.
+        /// The reaction.
         action: ErrorAction,
     }
 }
@@ -154,7 +154,7 @@ record! {
 record! {
     /// A job waits for `job-finalize`.
     pub struct BlockJobPending {
-        /// What it does.
+        /// Its type.
         kind as "type": JobType,
         /// The job.
         id: String,
@@ -162,7 +162,7 @@ record! {
 }
 
 record! {
-    /// An export is gone.
+    /// An export was removed.
     pub struct BlockExportDeleted {
         /// The export.
         id: String,
@@ -170,27 +170,27 @@ record! {
 }
 
 record! {
-    /// A request of a guest failed.
+    /// A guest's request failed.
     pub struct BlockIoError {
         /// The device.
         device: String,
-        /// The device again: here it is its own node.
+        /// The device again: its node has the same name.
         node_name: Option<String>,
-        /// What failed.
+        /// The failed operation.
         operation: IoOperation,
-        /// What is done about it.
+        /// The reaction.
         action: ErrorAction,
-        /// Whether it was for want of space.
+        /// Whether space was missing.
         nospace: Option<bool>,
-        /// The error, for a person.
+        /// The error, for users.
         reason: String,
     }
 }
 
 record! {
-    /// A store has filled up to its threshold.
+    /// The use of a store exceeds its threshold.
     pub struct BlockWriteThreshold {
-        /// The device whose store it is.
+        /// The device of the store.
         node_name: String,
         /// Bytes in use beyond the threshold.
         amount_exceeded: u64,
@@ -200,13 +200,13 @@ record! {
 }
 
 record! {
-    /// A snapshot cannot do what it should any more.
+    /// A snapshot lost its content or its ability to take writes.
     pub struct SnapshotFailed {
         /// The snapshot's device.
         device: String,
         /// Path of its store.
         cow: String,
-        /// Why, for a person.
+        /// The reason, for users.
         reason: String,
     }
 }
@@ -216,15 +216,15 @@ record! {
     pub struct MergeCompleted {
         /// The origin's device.
         device: String,
-        /// What the snapshot's device was called.
+        /// The name of the snapshot's former device.
         snapshot: String,
-        /// Path of its store, empty now.
+        /// The path of its store, which is now empty.
         cow: String,
     }
 }
 
 record! {
-    /// Names a device.
+    /// The name of a device.
     pub struct DeviceChanged {
         /// The device.
         device: String,
@@ -232,33 +232,33 @@ record! {
 }
 
 record! {
-    /// How a guest's freeze ended.
+    /// The end of a guest's freeze.
     pub struct GuestThaw {
         /// The socket of the guest's agent.
         agent: String,
-        /// Why, for a person.
+        /// The reason, for users.
         reason: String,
     }
 }
 
 choice! {
-    /// Who asked the process to stop (QEMU's `ShutdownCause`).
+    /// The cause of the process's stop (QEMU's `ShutdownCause`).
     pub enum ShutdownCause {
         /// `quit`.
         HostQmpQuit = "host-qmp-quit",
         /// A signal.
         HostSignal = "host-signal",
-        /// An error that cannot be lived with.
+        /// A fatal error.
         HostError = "host-error",
     }
 }
 
 record! {
-    /// The process stops.
+    /// The process is stopping.
     pub struct Shutdown {
-        /// Whether the guest wanted it: never.
+        /// Whether the guest requested it: never.
         guest: bool,
-        /// Who did.
+        /// The cause.
         reason: ShutdownCause,
     }
 }

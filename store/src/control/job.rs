@@ -1,11 +1,11 @@
-//! Jobs as they are shown: QEMU's states, verbs and the record of `query-jobs` (qapi/job.json).
+//! The visible state of jobs: QEMU's states, verbs and the record of `query-jobs` (qapi/job.json).
 
 use crate::{choice, record};
 
 choice! {
-    /// What a job does.
+    /// The types of jobs.
     pub enum JobType {
-        /// Layers of a chain go down into the one below.
+        /// Layers of a chain are committed into a lower one.
         Commit = "commit",
         /// A snapshot is merged into its origin.
         SnapshotMerge = "snapshot-merge",
@@ -13,33 +13,33 @@ choice! {
 }
 
 choice! {
-    /// Where a job is in its life.
+    /// The state of a job.
     pub enum JobStatus {
-        /// Made, not yet started.
+        /// Created, not yet started.
         Created = "created",
-        /// At work.
+        /// Running.
         Running = "running",
-        /// Held while it was running.
+        /// Paused while it was running.
         Paused = "paused",
-        /// Could end as soon as it is told `job-complete`.
+        /// It could end, and waits for `job-complete`.
         Ready = "ready",
-        /// Held while it was ready.
+        /// Paused while it was ready.
         Standby = "standby",
-        /// Its work is done; others of the same transaction are waited for.
+        /// Its work is done; it waits for other jobs of the same transaction.
         Waiting = "waiting",
-        /// Its work is done; what makes it visible waits for `job-finalize`.
+        /// Its work is done; it waits for `job-finalize` to make the work visible.
         Pending = "pending",
-        /// Has failed or was cancelled, and cleans up.
+        /// It failed or was cancelled, and cleans up.
         Aborting = "aborting",
         /// Over; kept until it is dismissed.
         Concluded = "concluded",
-        /// Gone; only ever seen in an event.
+        /// Removed; only seen in an event.
         Null = "null",
     }
 }
 
 choice! {
-    /// What a job can be told.
+    /// The verbs of jobs.
     pub enum JobVerb {
         /// `job-cancel`
         Cancel = "cancel",
@@ -59,13 +59,13 @@ choice! {
 /// A command about jobs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobCommand {
-    /// `query-jobs`: answers [`Answer::Jobs`](super::Answer).
+    /// `query-jobs`: returns [`Answer::Jobs`](super::Answer).
     Query,
     /// `job-*`
     Tell {
-        /// What it is told.
+        /// The verb.
         verb: JobVerb,
-        /// Which job.
+        /// The job's name.
         id: String,
     },
 }
@@ -79,19 +79,19 @@ record! {
 }
 
 record! {
-    /// A job, as `query-jobs` shows it.
+    /// A job, as in `query-jobs`.
     pub struct JobInfo {
         /// Its name.
         id: String,
-        /// What it does.
+        /// Its type.
         kind as "type": JobType,
-        /// Where it is.
+        /// Its state.
         status: JobStatus,
-        /// Work done, in a unit of its own.
+        /// Finished work, in its own unit.
         current_progress: u64,
-        /// Work done at the end, as estimated now, in the same unit.
+        /// Total work, as estimated now, in the same unit.
         total_progress: u64,
-        /// Why it failed; missing where it did not.
+        /// Its error; missing if it has none.
         error: Option<String>,
     }
 }

@@ -5,14 +5,14 @@
 //! and the description of the interface read shapes, so that neither is written twice. Never knows
 //! what a type means.
 
-/// What values of a type look like.
+/// The possible values of a type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// A string.
     Text,
     /// True or false.
     Bool,
-    /// Nothing but null.
+    /// Only null.
     Null,
     /// A whole number within the bounds (both inclusive).
     Integer {
@@ -23,14 +23,14 @@ pub enum Shape {
     },
     /// Any number of values of one shape, in order.
     List(Box<Shape>),
-    /// One of some words.
+    /// An enumeration.
     Choice {
         /// The type's name.
         name: &'static str,
-        /// The words.
+        /// The values.
         values: &'static [&'static str],
     },
-    /// One of some shapes that JSON tells apart by their type.
+    /// One of several shapes, distinguished by their JSON types.
     Alternate {
         /// The type's name.
         name: &'static str,
@@ -48,11 +48,11 @@ pub enum Shape {
     Union {
         /// The type's name.
         name: &'static str,
-        /// Members that are always there; the tag is one of them.
+        /// Members of all variants; the tag is one of them.
         base: Vec<Member>,
-        /// Name of the member that decides.
+        /// The name of the tag.
         tag: &'static str,
-        /// For each value of the tag a record of the further members.
+        /// A record of the further members for each value of the tag.
         variants: Vec<(&'static str, Shape)>,
     },
 }
@@ -62,9 +62,9 @@ pub enum Shape {
 pub struct Member {
     /// Its name on the wire.
     pub name: String,
-    /// What its values look like.
+    /// The shape of its values.
     pub shape: Shape,
-    /// Whether it may be left out.
+    /// Whether it is optional.
     pub optional: bool,
 }
 
@@ -76,7 +76,7 @@ impl Member {
 }
 
 impl Shape {
-    /// The record `members` extended by the members of `rest`, itself a record or a union.
+    /// The record `members` with the members of `rest`, which is a record or a union.
     pub fn extended(name: &'static str, mut members: Vec<Member>, rest: Shape) -> Shape {
         match rest {
             Shape::Record { members: more, .. } => {
@@ -91,7 +91,7 @@ impl Shape {
         }
     }
 
-    /// A union told apart by `tag` alone; with `content` each variant's members lie in a member
+    /// A union distinguished only by `tag`; with `content`, each variant's members are in a member
     /// of that name instead of beside the tag.
     pub fn union(
         name: &'static str,
@@ -117,15 +117,15 @@ impl Shape {
     }
 }
 
-/// A type that knows its shape.
+/// A type with a shape.
 pub trait Described {
-    /// Whether a member of this type may be left out.
+    /// Whether a member of this type is optional.
     const OPTIONAL: bool = false;
 
-    /// What its values look like.
+    /// The shape of its values.
     fn shape() -> Shape;
 
-    /// Whether this value is left out where it is a member.
+    /// Whether this value is omitted as a member.
     fn is_absent(&self) -> bool {
         false
     }
@@ -178,8 +178,9 @@ macro_rules! integers {
 }
 integers!(u16, u32, u64, i64);
 
-/// Defines a struct that is a record on the wire: members in kebab-case, or as `as "name"`
-/// says; `Option` members may be left out; a last `..member: Type` is laid flat into it.
+/// Defines a struct that is a record on the wire: members in kebab-case, or with a name given by
+/// `as "name"`; `Option` members are optional; the members of a last `..member: Type` are included
+/// directly.
 #[macro_export]
 macro_rules! record {
     (
@@ -229,7 +230,7 @@ macro_rules! wire_name {
     };
 }
 
-/// The shape of a record, flat rest and all.
+/// The shape of a record, including a flattened rest.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! record_shape {
@@ -245,7 +246,7 @@ macro_rules! record_shape {
     };
 }
 
-/// Defines an enum that is one of some words on the wire.
+/// Defines an enum that is an enumeration on the wire.
 #[macro_export]
 macro_rules! choice {
     (
@@ -259,7 +260,7 @@ macro_rules! choice {
         pub enum $name { $( $(#[$doc])* #[serde(rename = $wire)] $variant, )+ }
 
         impl $name {
-            /// All of them, in the order they are defined.
+            /// All values, in the order of their definition.
             pub const ALL: &'static [$name] = &[$( $name::$variant ),+];
 
             /// The word on the wire.
@@ -285,8 +286,8 @@ macro_rules! choice {
     };
 }
 
-/// Defines an enum whose variants are records told apart by a tag that lies beside their
-/// members, or, with `in "content"`, beside a member that holds them.
+/// Defines an enum whose variants are records distinguished by a tag beside their members, or, with
+/// `in "content"`, beside a member that contains them.
 #[macro_export]
 macro_rules! union {
     (

@@ -1,4 +1,4 @@
-//! What can be wrong with a store, in sentences.
+//! The errors of stores, in sentences.
 //!
 //! Owns the wording, and the kinds to match on. Never knows how a fault was found.
 
@@ -8,38 +8,38 @@ use std::io;
 use super::layout::{HeaderError, VERSION};
 use crate::units::{Chunk, StoreChunk};
 
-/// Why a store cannot be opened, made or changed.
+/// Why a store cannot be opened, created or changed.
 #[derive(Debug, thiserror::Error)]
 #[error("store {name}: {kind}")]
 pub struct StoreError {
     /// The store's path.
     pub name: String,
-    /// What is wrong.
+    /// The error.
     pub kind: StoreErrorKind,
 }
 
-/// What is wrong with a store.
+/// The errors of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreErrorKind {
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} at byte {offset}: {source}")]
     Io {
-        /// What was tried: `read`, `write`, `flush`.
+        /// The operation: `read`, `write`, `flush`.
         what: &'static str,
-        /// Where, in bytes.
+        /// The offset in bytes.
         offset: u64,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The header is zero: nothing has been stored there.
+    /// The header is zero: there is no store yet.
     #[error(
         "its header (byte 0) is zero, so it holds no store yet; make one with 'snapblk create'"
     )]
     Empty,
-    /// Something else lies there.
+    /// The file is not a store.
     #[error("its header (byte 0) is not that of a version {VERSION} snapshot store: {0}")]
     Header(HeaderError),
-    /// No room for a header and an area.
+    /// It has no room for a header and an area.
     #[error("it has {len} bytes, too few for a store: two chunks are {needed} bytes at least")]
     TooSmall {
         /// Its length in bytes.
@@ -47,20 +47,20 @@ pub enum StoreErrorKind {
         /// The smallest length in bytes.
         needed: u64,
     },
-    /// An area is full and the next, where the list goes on, is not there.
+    /// An area is full and the next one, with the rest of the list, is missing.
     #[error(
         "it ends at byte {len}, before area {area} at byte {offset}, where its list of exceptions \
          goes on: the file has been cut short; restore its length"
     )]
     CutShort {
-        /// The area that is missing.
+        /// The missing area.
         area: u64,
-        /// Where it should lie, in bytes.
+        /// Its offset in bytes.
         offset: u64,
         /// Length of the store in bytes.
         len: u64,
     },
-    /// An entry that cannot be right.
+    /// An impossible entry.
     #[error("{0}; 'snapblk check{option}' lists all such entries", option = .0.found_with())]
     Entry(Problem),
 }
@@ -72,51 +72,51 @@ impl StoreErrorKind {
     }
 }
 
-/// An entry that cannot be right.
+/// An impossible entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Its place in the list.
     pub position: u64,
-    /// Where it lies in the store, in bytes.
+    /// Its offset in the store, in bytes.
     pub offset: u64,
-    /// What is wrong with it.
+    /// The error.
     pub kind: ProblemKind,
 }
 
-/// What is wrong with an entry.
+/// The errors of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
-    /// It points behind the end of the store.
+    /// It refers to a chunk past the end of the store.
     OutsideStore {
-        /// Where it points.
+        /// That chunk.
         new: StoreChunk,
-        /// How many chunks the store has.
+        /// Chunks of the store.
         chunks: u64,
     },
-    /// It points at the header or an area.
+    /// It refers to the header or an area.
     Metadata {
-        /// Where it points.
+        /// That chunk.
         new: StoreChunk,
     },
-    /// It is for a chunk behind the end of the origin.
+    /// It is for a chunk past the end of the origin.
     OutsideOrigin {
-        /// Which chunk.
+        /// That chunk.
         old: Chunk,
-        /// How many chunks the origin has, the last perhaps in part.
+        /// Chunks of the origin, including a partial last one.
         chunks: u64,
     },
     /// An earlier entry is for the same chunk.
     DuplicateOld {
-        /// Which chunk.
+        /// The chunk.
         old: Chunk,
-        /// Where the earlier entry lies, in bytes.
+        /// The offset of the earlier entry, in bytes.
         first: u64,
     },
-    /// An earlier entry points at the same chunk of the store.
+    /// An earlier entry refers to the same chunk of the store.
     DuplicateNew {
-        /// Which chunk.
+        /// The chunk.
         new: StoreChunk,
-        /// Where the earlier entry lies, in bytes.
+        /// The offset of the earlier entry, in bytes.
         first: u64,
     },
 }

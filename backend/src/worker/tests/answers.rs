@@ -1,4 +1,4 @@
-//! How much a driver is told was written.
+//! The number of written bytes that a driver is told.
 
 use super::*;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A worker over a disk that takes time, with its ring started.
+/// A worker over a disk with latency, with its ring started.
 fn over_a_disk() -> Bench {
     let bench = Bench::new(true);
     bench.disk.takes_time.store(true, Ordering::SeqCst);
@@ -10,7 +10,7 @@ fn over_a_disk() -> Bench {
     bench
 }
 
-/// `rounds` times eight writes at once, whose ends the driver waits for by `wait`.
+/// Submits eight writes at once, `rounds` times; the driver waits for their ends by `wait`.
 fn eight_at_once(bench: &mut Bench, rounds: u64, wait: fn(&mut Driver) -> (u32, u32)) {
     for round in 0..rounds {
         let since = bench.driver.available();
@@ -33,7 +33,7 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     assert!(!at_once(&bench), "it sleeps");
     eight_at_once(&mut bench, 600, Driver::spin_for_used);
     assert!(at_once(&bench));
-    // It comes to rest as ever, and who sets the ring up anew is another driver.
+    // It is suspended as usual, and a driver that sets the ring up again is another one.
     bench.suspend(true);
     bench.resume();
     eight_at_once(&mut bench, 10, Driver::spin_for_used);
@@ -45,7 +45,7 @@ fn a_driver_that_polls_has_completions_posted_at_once() {
     eight_at_once(&mut bench, 10, Driver::await_used);
 }
 
-/// A worker whose driver comes with many requests at once, and counts how often it is told.
+/// A worker whose driver submits many requests at once, and counts its interrupts.
 struct Sleeper {
     bench: Bench,
 }
@@ -57,7 +57,7 @@ impl Sleeper {
         Sleeper { bench }
     }
 
-    /// `batch` reads of `len` bytes each, and a flush behind them with `flush`.
+    /// `batch` reads of `len` bytes each, followed by a flush with `flush`.
     fn told_of(&mut self, batch: u16, len: usize, flush: bool) -> u64 {
         let all = batch + u16::from(flush);
         self.bench.suspend(true);
@@ -73,7 +73,7 @@ impl Sleeper {
     }
 }
 
-/// To be woken costs more than a request on tmpfs; what takes longer is waited for less.
+/// A wake-up costs more than a request on tmpfs; for slower requests, fewer are gathered.
 #[test]
 fn a_driver_that_sleeps_is_told_of_many_at_once() {
     for (batch, told) in [(40, 3), (24, 2), (16, 2), (12, 2), (8, 2), (4, 1), (2, 1)] {
@@ -103,7 +103,7 @@ fn nobody_waits_for_another_s_flush() {
     assert_eq!(watched.as_ref().unwrap().1, 1, "before it");
 }
 
-/// Some are with the driver when a batch begins.
+/// Some of the chains are with the driver when a batch begins.
 #[test]
 fn how_many_a_driver_keeps_in_flight_is_remembered() {
     let mut sleeper = Sleeper::new();
@@ -113,7 +113,7 @@ fn how_many_a_driver_keeps_in_flight_is_remembered() {
     assert_eq!(told.last(), Some(&2), "it keeps 12: {told:?}");
 }
 
-/// Its limit is system calls: a disk gets no part of it ahead of the rest.
+/// Its limit is system calls: the disk gets no part of a batch ahead of the rest.
 #[test]
 fn a_driver_that_polls_has_a_batch_as_a_whole() {
     let mut bench = over_a_disk();

@@ -1,9 +1,10 @@
-//! What is asked of a worker that rests.
+//! Messages to a suspended worker.
 
 use super::*;
 use crate::vring::Vring;
 
-/// A table that was given up without a flush has its files synced with the next, before that serves.
+/// A table that was replaced without a flush has its files synced with the next, before that
+/// serves.
 #[test]
 fn a_cache_that_is_turned_off_meanwhile_is_flushed_by_the_next_table() {
     let mut bench = Bench::new(true);
@@ -18,7 +19,7 @@ fn a_cache_that_is_turned_off_meanwhile_is_flushed_by_the_next_table() {
     bench.driver.await_used();
     let done = bench.disk.done.lock().unwrap().clone();
     assert_eq!(done, [IoOp::Write, IoOp::Sync, IoOp::Write, IoOp::Sync]);
-    // One that is on again by then owes nothing.
+    // A cache that is on again by then requires no sync.
     bench.suspend(false);
     bench.worker.set_write_through(true).wait(PATIENCE).unwrap().unwrap();
     bench.worker.set_write_through(false).wait(PATIENCE).unwrap().unwrap();
@@ -27,7 +28,7 @@ fn a_cache_that_is_turned_off_meanwhile_is_flushed_by_the_next_table() {
     assert_eq!(bench.disk.count(IoOp::Sync), 2);
 }
 
-/// A process is killed that had requests in flight, none of which anybody can parse: more than are
+/// Simulates a process killed with requests in flight, none of which can be parsed: more than are
 /// taken at once.
 fn kill_one_with(count: u16, bench: &mut Bench, shared: &GuestMemory) {
     for head in 0..count {
@@ -39,13 +40,13 @@ fn kill_one_with(count: u16, bench: &mut Bench, shared: &GuestMemory) {
     while killed.take(&bench.driver.memory).is_some() {}
 }
 
-/// Front-ends may want a ring to stop before its worker had time to take anything.
+/// Front-ends may stop a ring before its worker had time to take anything.
 #[test]
 fn a_ring_that_stops_ends_first_what_a_killed_process_left() {
     let mut bench = Bench::new(true);
     let shared = GuestMemory::anonymous(0x1000, 0);
     kill_one_with(100, &mut bench, &shared);
-    // Its worker reads none of the messages behind the first before all of them are there.
+    // Its worker reads none of the later messages before all of them are there.
     let call = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     let start = RingStart {
@@ -57,7 +58,7 @@ fn a_ring_that_stops_ends_first_what_a_killed_process_left() {
     let started = bench.worker.start_ring(start);
     bench.worker.enable(true);
     let stopped = bench.worker.stop_ring();
-    // As a session does whose front-end is gone.
+    // Like a session whose front-end has disconnected.
     drop(bench.worker.set_memory(Arc::default()));
     rustix::io::read(&call, &mut [0; 8]).unwrap();
     started.wait(PATIENCE).unwrap().unwrap();
@@ -75,7 +76,7 @@ fn what_a_killed_process_left_is_not_counted_by_a_ring_that_is_not_served() {
     bench.start_with(|start| (start.enabled, start.inflight) = (false, region()));
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(0)));
     assert_eq!(bench.driver.next_used(), None);
-    // It is noted as it was.
+    // The records are unchanged.
     bench.start_with(|start| start.inflight = region());
     assert_eq!([(); 3].map(|()| bench.driver.await_used().0), [0, 1, 2]);
     assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));

@@ -150,7 +150,7 @@ proptest! {
         prop_assert_eq!(Entry::decode(&entry.encode()), entry);
     }
 
-    /// The capacity is what the rule, followed one allocation at a time, hands out.
+    /// The capacity is the number of chunks that one-by-one allocation gives.
     #[test]
     fn capacity_is_what_allocating_one_by_one_gives(device_chunks in 0u64..400) {
         let g = b512(device_chunks);
@@ -178,7 +178,7 @@ proptest! {
 
 #[test]
 fn data_lies_between_two_areas() {
-    // Areas at 1, 34 and 67; the store ends behind chunk 69.
+    // Areas at 1, 34 and 67; the store ends after chunk 69.
     let store = b512(70);
     for (first, last) in [(2, 33), (35, 66), (68, 69)] {
         for chunk in [first, first + 1, last] {

@@ -1,6 +1,7 @@
-//! What finds no room in a store, and waits for it.
+//! Waiting for room in a full store.
 //!
-//! Owns the way from Valid to Full and back. Never knows who waits, nor how room is made.
+//! Owns the transitions from Valid to Full and back. Never knows which requests wait, nor how room
+//! is made.
 
 use std::time::Duration;
 
@@ -8,23 +9,24 @@ use super::{Store, StoreEvent, StoreState};
 use crate::sync::atomic::Ordering;
 
 impl Store {
-    /// What needs room in it waits for that, if it is full, for as long as `patience`; for no time
-    /// at all it fails at once, as it does from the start.
+    /// Requests that need room in a full store wait for at most `patience`; with zero, the initial
+    /// value, they fail at once.
     pub fn set_patience(&self, patience: Duration) {
         self.room.set_patience(patience);
     }
 
-    /// How long what needs room waits for it.
+    /// How long requests wait for room.
     pub fn patience(&self) -> Duration {
         self.room.patience()
     }
 
-    /// Something found no room: true where it is to wait. Who ends the wait wakes the workers.
+    /// A request found no room: true if it must wait. The thread that ends the wait wakes the
+    /// workers.
     pub fn wait_for_room(&self) -> bool {
         self.waits(self.log.has_room())
     }
 
-    /// The same of what has its place, and found none for it in the file system below.
+    /// The same for a mapped chunk that found no room in the file system below.
     pub fn wait_for_room_below(&self) -> bool {
         self.waits(true)
     }
@@ -44,19 +46,19 @@ impl Store {
         }
     }
 
-    /// Whether it was the file system below it that had none.
+    /// Whether the file system below had no room.
     pub fn is_full_below(&self) -> bool {
         self.room.is_below()
     }
 
-    /// There is said to be room again: what waits goes on. The caller wakes the workers.
+    /// There should be room again: waiting requests continue. The caller wakes the workers.
     pub fn go_on(&self) {
         self.room.set_promised(true);
         self.room.set_given_up(false);
         self.no_longer_full();
     }
 
-    /// Something found room, and was written.
+    /// A request found room, and was written.
     #[inline]
     pub fn wrote(&self) {
         if self.room.is_promised() {
@@ -64,12 +66,12 @@ impl Store {
         }
     }
 
-    /// Whether nothing was written since there was said to be room again.
+    /// Whether nothing was written since there should be room again.
     pub fn is_promised_room(&self) -> bool {
         self.room.is_promised()
     }
 
-    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
+    /// Requests wait no longer: those that find no room fail, until there is some. The caller wakes
     /// the workers.
     pub fn give_up(&self) {
         self.room.set_given_up(true);
@@ -78,7 +80,7 @@ impl Store {
 
     fn no_longer_full(&self) {
         let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
-        // Otherwise it is worse than full by now, or was not full.
+        // Otherwise its state is now worse than Full, or it was not full.
         let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
     }
 }
