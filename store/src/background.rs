@@ -48,7 +48,7 @@ pub trait Executor: Send {
     /// The waker that ends [`Executor::wait`], or the next one if it is not waiting.
     fn waker(&self) -> Arc<dyn Wake>;
 
-    /// The bytes of a [`Seg::Scratch`] that nothing in flight uses; none, where it is none.
+    /// The bytes of a [`Seg::Scratch`] that nothing in flight uses; none for other segments.
     fn scratch(&self, seg: &Seg) -> Vec<u8>;
 }
 
@@ -78,10 +78,10 @@ impl<E: Executor> Executor for &mut E {
     }
 }
 
-/// An executor with bytes of its own, that requests write: those of the request `copy` lie in
-/// memory of [`SLICE`](crate::io::SLICE) bytes that nothing else touches until it has ended.
+/// An executor with its own bytes, which requests write: those of the request `copy` are in memory
+/// of [`SLICE`](crate::io::SLICE) bytes that nothing else uses until it has ended.
 pub trait CopyExecutor: Executor {
-    /// Such requests there can be: their tokens are the numbers below.
+    /// The number of such requests; their tokens are the numbers below it.
     fn copies(&self) -> usize;
 
     /// Reads `len` bytes from `offset` of a file into the bytes of `copy`, from the byte `at` on,
@@ -169,7 +169,8 @@ impl<E: Executor> Host<E> {
             self.go_on();
             if let Some((_, ended)) = self.engine.pop_finished() {
                 status = Some(ended);
-                // What it leads for others ends, too, before the table goes, and no more begins.
+                // Rounds that it leads for others also end before the table is released, and no
+                // more begin.
                 self.engine.set_stopping(true);
             }
             if status.is_some() && self.engine.is_quiet() {
@@ -195,9 +196,9 @@ pub enum FlushError {
     Wait(io::Error),
 }
 
-/// Makes durable what `table` owes, on the calling thread: commits its stores, and syncs its
-/// files. Its device may be suspended or serve. `config.scratch` is the executor's, which has no
-/// file and nothing in flight afterwards unless it could not be waited for.
+/// Makes the owed chunks and writes of `table` durable, on the calling thread: commits its stores,
+/// and syncs its files. Its device may be suspended or serve. `config.scratch` is the executor's,
+/// which has no file and nothing in flight afterwards unless its I/O could not be waited for.
 ///
 /// # Errors
 /// [`FlushError`].

@@ -16,26 +16,26 @@ pub use command::Command;
 pub use event::Event;
 
 crate::choice! {
-    /// What kind of error it is; everything else is told by the sentence beside it.
+    /// The kind of an error; the sentence beside it has all details.
     pub enum ErrorClass {
-        /// There is no such command, or not now.
+        /// The command does not exist, or is not allowed now.
         CommandNotFound = "CommandNotFound",
         /// No device has that name.
         DeviceNotFound = "DeviceNotFound",
-        /// The device is there, but has no table, or is suspended where it must not be.
+        /// The device exists, but has no table, or must not be suspended.
         DeviceNotActive = "DeviceNotActive",
-        /// Anything else.
+        /// Any other error.
         GenericError = "GenericError",
     }
 }
 
-/// Why a command was not carried out. Nothing has been changed by it.
+/// Why a command was not carried out. It changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{desc}")]
 pub struct CommandError {
     /// The kind, for programs.
     pub class: ErrorClass,
-    /// One sentence for a person: what was wrong, and what to do.
+    /// One sentence for users: what was wrong, and what to do.
     pub desc: String,
 }
 

@@ -50,7 +50,7 @@ impl CallerFlusher {
                 .map_err(FlushError::Wait)?,
         };
         let result = flush(self.workers.clone(), &mut executor, CONFIG, table.clone());
-        // One that could not be waited for may have something in flight.
+        // If its I/O could not be waited for, something may be in flight.
         if !ring && !matches!(result, Err(FlushError::Wait(_))) {
             *self.plain() = Some(executor);
         }
@@ -58,7 +58,7 @@ impl CallerFlusher {
     }
 
     fn plain(&self) -> std::sync::MutexGuard<'_, Option<FileExecutor>> {
-        // It is there or not: a panic elsewhere spoils nothing.
+        // The value is present or not: a panic elsewhere cannot damage it.
         self.plain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,7 +67,7 @@ impl Flusher for CallerFlusher {
     fn flush(&self, table: &Arc<Table>) -> bool {
         let result = self.run(table);
         match &result {
-            // What that comes to is for the device to say, which knows what is still owed.
+            // The device decides about this error, because it knows what is still owed.
             Err(FlushError::Failed) if table.flush_set().has_invalid() => {}
             Err(error) => tracing::error!("cannot flush: {error}"),
             Ok(()) => {}

@@ -56,9 +56,9 @@ pub struct ChunkSize {
 impl ChunkSize {
     /// The largest chunk, in sectors: 1 GiB.
     pub const MAX_SECTORS: u32 = 1 << 21;
-    /// What device-mapper takes where a table says 0: 32 sectors, 16 KiB.
+    /// device-mapper's default for a table with 0: 32 sectors, 16 KiB.
     pub const DEFAULT: ChunkSize = ChunkSize { shift: 14 };
-    /// What the tools make where nothing is asked for: 4 KiB.
+    /// The default of the tools: 4 KiB.
     pub const TOOLS: ChunkSize = ChunkSize { shift: 12 };
 
     /// A chunk of `sectors` sectors, or none if that is not a power of two from 1 to 2^21.
@@ -88,7 +88,7 @@ impl ChunkSize {
         Chunk(offset >> self.shift)
     }
 
-    /// Where in its chunk byte `offset` of the device lies.
+    /// The offset of byte `offset` of the device in its chunk.
     #[inline]
     pub const fn offset_in(self, offset: u64) -> u64 {
         offset & (self.bytes() - 1)
@@ -106,13 +106,13 @@ impl ChunkSize {
         chunk.0 << self.shift
     }
 
-    /// How many chunks cover `bytes` bytes, the last one perhaps in part.
+    /// The number of chunks that cover `bytes` bytes, including a partial last one.
     #[inline]
     pub const fn count_for(self, bytes: u64) -> u64 {
         bytes.div_ceil(self.bytes())
     }
 
-    /// How many whole chunks fit in `bytes` bytes.
+    /// The number of whole chunks in `bytes` bytes.
     #[inline]
     pub const fn whole_in(self, bytes: u64) -> u64 {
         bytes >> self.shift

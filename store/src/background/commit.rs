@@ -1,10 +1,10 @@
 //! A commit of layers as a job: their content is written to the layers below, as a guest would
 //! write it.
 //!
-//! Owns the thread, its pace, what is copied next, and the requests made to the thread. Never
-//! knows what it writes to (a table, whose engine keeps the order of data and entries), nor what
-//! becomes of the layers. Reads only layers that are no longer written. When it reports that it
-//! has finished, everything that it wrote is durable.
+//! Owns the thread, its pace, the choice of what to copy next, and the requests to the thread.
+//! Never knows the target (a table, whose engine keeps the order of data and entries), nor the fate
+//! of the layers. Reads only layers that are no longer written. When it reports that it has
+//! finished, all its writes are durable.
 
 use std::fmt;
 use std::io;
@@ -24,13 +24,13 @@ use crate::target::Exceptions;
 use crate::units::{Chunk, SECTOR_SHIFT, Sector};
 use crate::workers::{NoRoom, Workers};
 
-/// The chunks to be copied: those that the layers above a layer of a chain hold, as the highest
-/// shows them.
+/// The chunks to be copied: those of the layers above a layer of a chain, with the content of the
+/// highest.
 #[derive(Debug)]
 pub struct CommitSource {
     /// The highest layer's table, which does not change.
     pub exceptions: Exceptions,
-    /// Chunks of this layer, and of those below it, stay where they are; 0 if all are copied.
+    /// Chunks of this layer, and of those below it, are not copied; 0 if all are copied.
     pub above: Layer,
 }
 
@@ -92,7 +92,7 @@ impl CommitSource {
 struct Piece {
     /// First byte of the device.
     start: u64,
-    /// The chunk it begins in, and where that lies.
+    /// The chunk it begins in, and its place.
     chunk: Chunk,
     place: Place,
     len: u64,
@@ -128,7 +128,7 @@ pub enum CommitEnd {
 }
 
 impl CommitEnd {
-    /// What failed, where that was I/O.
+    /// The failed operation, if it was I/O.
     pub fn io(&self) -> Option<IoOp> {
         match self {
             CommitEnd::Read(_) => Some(IoOp::Read),
@@ -183,12 +183,12 @@ impl fmt::Debug for CommitHandle {
 }
 
 impl CommitHandle {
-    /// Starts to write what `source` holds to `table`, as `pacing` says from the first on, until
-    /// it ends, which `on_end` is told in the commit's own thread, when it has let go of both.
-    /// `config.scratch` is the executor's.
+    /// Starts to write the content of `source` to `table`, initially with `pacing`, until its end,
+    /// which `on_end` gets in the commit's own thread, after both were released. `config.scratch`
+    /// is the executor's.
     ///
     /// # Errors
-    /// No more threads, or no room for another worker.
+    /// Too many threads, or too many workers.
     pub fn start<E: CopyExecutor + 'static>(
         workers: Arc<Workers>,
         executor: E,
@@ -252,7 +252,7 @@ impl AttachedWorker for CommitHandle {
         self.0.stopped(deadline)
     }
 
-    /// No commits are asked of jobs: the writes of this one are durable at its end.
+    /// Jobs do not commit on request: the writes of this one are durable at its end.
     fn commit(&self) {}
 
     /// Keeps its table: it does not work on the device's own table.
@@ -270,7 +270,7 @@ struct Job<E> {
     /// Copies that are not in flight.
     free: Vec<Token>,
     flying: usize,
-    /// Bytes that may be begun, where the speed is limited.
+    /// Bytes that may be begun, if the speed is limited.
     allowed: Option<u64>,
     pace: Pace,
     pieces: Vec<Piece>,
@@ -337,7 +337,7 @@ impl<E: CopyExecutor> Job<E> {
                 self.control.lock().said.paused = asked.paused;
             }
             if !hold && !all_begun && !self.free.is_empty() && self.allowed != Some(0) {
-                // Copies ended after the last choice of what comes next.
+                // Copies ended after the last choice of the next.
                 continue;
             }
             let limited = self.allowed.is_some();
@@ -373,16 +373,14 @@ impl<E: CopyExecutor> Job<E> {
         Ok(false)
     }
 
-    /// Bytes that the next copy may have: whole chunks where they fit, so that none is written
-    /// twice.
+    /// Bytes for the next copy: whole chunks if they fit, so that none is written twice.
     fn room(&self) -> u64 {
         let chunk = self.source.exceptions.chunk().bytes();
         let allowed = self.allowed.map(|bytes| bytes.next_multiple_of(chunk));
         allowed.map_or(SLICE as u64, |bytes| bytes.min(SLICE as u64))
     }
 
-    /// Reads `pieces`, which follow each other, and begins to write them; false where there are
-    /// none.
+    /// Reads `pieces`, which are adjacent, and begins to write them; false if there are none.
     fn copy(&mut self, pieces: &[Piece]) -> Result<bool, Errno> {
         let Some(first) = pieces.first() else { return Ok(false) };
         let Some(&token) = self.free.last() else { return Ok(true) };
@@ -417,8 +415,8 @@ impl<E: CopyExecutor> Job<E> {
         ok
     }
 
-    /// Makes durable what was written, also where that was not all: what is owed must not outlive
-    /// this engine.
+    /// Makes all writes durable, even of an incomplete commit: owed chunks must not outlive this
+    /// engine.
     fn settle(&mut self, end: CommitEnd) -> CommitEnd {
         match (self.host.flush(), end) {
             (Err(FlushError::Wait(error)), _) => CommitEnd::Wait(error),

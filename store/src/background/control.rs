@@ -23,9 +23,9 @@ pub(super) enum At {
 /// The initial settings of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
-    /// Bytes a second at most; none for no limit.
+    /// The limit in bytes per second; none for no limit.
     pub speed: Option<u64>,
-    /// It is paused, and copies nothing.
+    /// Whether it is paused, and copies nothing.
     pub paused: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Asked<S> {
     pub(super) stop: bool,
     pub(super) cancel: bool,
     pub(super) paused: bool,
-    /// Bytes a second.
+    /// Bytes per second.
     pub(super) speed: Option<u64>,
     pub(super) at: At,
     pub(super) said: S,

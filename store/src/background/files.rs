@@ -18,10 +18,10 @@ use crate::io::{
 use crate::request::Token;
 use crate::workers::Wake;
 
-/// What direct I/O asks of memory, everywhere.
+/// The greatest alignment that direct I/O requires.
 const ALIGN: usize = 4096;
 
-/// Key of the waker among what is watched.
+/// The key of the waker among the watched descriptors.
 const WAKE: u64 = 0;
 
 /// See the module's description.
@@ -38,7 +38,7 @@ impl FileExecutor {
     /// [`SLICE`](crate::io::SLICE) bytes each.
     ///
     /// # Errors
-    /// No memory, or no more descriptors.
+    /// There is no memory, or there are too many descriptors.
     pub fn copying(
         files: Arc<Files>,
         scratch: u32,
@@ -52,7 +52,7 @@ impl FileExecutor {
     /// An executor over `files` with `scratch` bytes of memory for the engine.
     ///
     /// # Errors
-    /// No memory, or no more descriptors.
+    /// There is no memory, or there are too many descriptors.
     pub fn new(files: Arc<Files>, scratch: u32, options: IoOptions) -> io::Result<FileExecutor> {
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let scratch = ScratchConfig { buffers: 1, size: scratch };
@@ -96,7 +96,7 @@ struct EventWake(Arc<OwnedFd>);
 
 impl Wake for EventWake {
     fn wake(&self) {
-        // The only failure is a counter that is full, and then it wakes all the same.
+        // The only failure is a full counter, which also wakes the thread.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 }
@@ -122,7 +122,7 @@ impl CopyExecutor for FileExecutor {
     }
 }
 
-/// What requests that copy write, by their tokens; of other work there are no bytes.
+/// The bytes that copying requests write, by their tokens; other work has none.
 #[derive(Debug)]
 struct Copies(Vec<Aligned>);
 

@@ -1,7 +1,7 @@
 //! A merge as a job: a separate thread that can be watched, paused, slowed, stopped and ended.
 //!
 //! Owns the thread and the order of its work. Never knows how a merge is done (its engine does),
-//! nor what becomes of the table afterwards. Releases the table before it reports that it stopped.
+//! nor the fate of the table afterwards. Releases the table before it reports that it stopped.
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ pub enum MergeEnd {
 }
 
 impl MergeEnd {
-    /// What failed, where that was I/O.
+    /// The failed operation, if it was I/O.
     pub fn io(&self) -> Option<IoOp> {
         match self {
             MergeEnd::Failed(failure) => failure.io(),
@@ -73,12 +73,12 @@ impl fmt::Debug for MergeHandle {
 }
 
 impl MergeHandle {
-    /// Starts to merge the store of `table`'s `snapshot-merge` line: flushes, then copies, until
-    /// it ends, which `on_end` is told in the merge's own thread, as `pacing` says from the first
-    /// on. `config.scratch` is the executor's.
+    /// Starts to merge the store of `table`'s `snapshot-merge` line: flushes, then copies,
+    /// initially with `pacing`, until its end, which `on_end` gets in the merge's own thread.
+    /// `config.scratch` is the executor's.
     ///
     /// # Errors
-    /// No more threads, or no room for another worker.
+    /// Too many threads, or too many workers.
     pub fn start<E: Executor + 'static>(
         workers: Arc<Workers>,
         executor: E,
@@ -118,7 +118,7 @@ impl MergeHandle {
         self.0.ask(|asked| asked.paused = false);
     }
 
-    /// Limits it to about this many bytes a second, or not at all.
+    /// Limits it to about this many bytes per second, or not at all.
     pub fn set_speed(&self, bytes: Option<u64>) {
         self.0.ask(|asked| asked.speed = bytes);
     }
@@ -138,7 +138,7 @@ impl AttachedWorker for MergeHandle {
         self.0.stopped(deadline)
     }
 
-    /// No commits are asked of jobs: they write for no guest.
+    /// Jobs do not commit on request: they write for no guest.
     fn commit(&self) {}
 
     fn go(&self, table: Arc<Table>) {
@@ -149,7 +149,7 @@ impl AttachedWorker for MergeHandle {
 struct Job<E> {
     host: Host<E>,
     control: Arc<Control<Said>>,
-    /// Chunks there were when it was first started.
+    /// Chunks in the store when it was first started.
     total: Option<u64>,
     pace: Pace,
     share: Share,
@@ -220,7 +220,7 @@ impl<E: Executor> Job<E> {
         }
         let used = engine.merge_is_in_use();
         if asked.speed.is_some() {
-            // Who says how fast it shall be knows what that leaves.
+            // With a limited speed, the user decides how much is left to the guest.
             engine.merge_batches(None);
             return Some(TICK);
         }
@@ -255,8 +255,8 @@ impl<E: Executor> Job<E> {
         }
     }
 
-    /// When a batch has ended, reports whether it took long: a write to one of its chunks waits as
-    /// long, and so does a suspend.
+    /// When a batch has ended, reports whether it took long: a write to one of its chunks waits for
+    /// that time, and so does a suspend.
     fn judge(&mut self, done: u64) {
         let (before, since) = self.since;
         if done != before {

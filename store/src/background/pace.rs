@@ -1,10 +1,10 @@
-//! How much a job with a limited speed may copy, and when.
+//! The amount that a job with a limited speed may copy, and when.
 //!
 //! Owns the share of each [`TICK`]. Never knows what is copied.
 
 use std::time::{Duration, Instant};
 
-/// How often a job whose speed is limited gets its share.
+/// How often a job with a limited speed gets its share.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// See the module's description.
@@ -18,7 +18,7 @@ impl Pace {
         Pace { speed: None, granted: Instant::now() }
     }
 
-    /// The bytes that are due now, if there is something new to say.
+    /// The bytes that may be copied now, if that has changed.
     pub(super) fn due(&mut self, speed: Option<u64>, now: Instant) -> Option<Option<u64>> {
         let changed = speed != self.speed;
         self.speed = speed;

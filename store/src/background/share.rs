@@ -6,22 +6,22 @@
 
 use std::time::{Duration, Instant};
 
-/// After this time without a request of the guest the job gets the whole disk.
+/// After this time without a request of the guest, the job gets the whole disk.
 const QUIET: Duration = Duration::from_millis(50);
-/// How many times as long as it worked the job rests, and how long at most.
+/// The ratio of a rest to the work before it, and the longest rest.
 const REST: u32 = 3;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
-/// What the job may do.
+/// The permission for the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// All that it can.
+    /// Work without a limit.
     Free,
-    /// End what it has begun.
+    /// Complete the work that was begun.
     End,
     /// Begin one batch.
     One,
-    /// Nothing for this time; then it asks again.
+    /// Rest for this time, then ask again.
     Rest(Duration),
 }
 
@@ -44,8 +44,8 @@ impl Share {
         Share { used: None, state: State::Free }
     }
 
-    /// What comes next; `used` says whether the guest used the disk since the last call, `idle`
-    /// whether the job has finished what it was allowed.
+    /// The next permission; `used` says whether the guest used the disk since the last call, `idle`
+    /// whether the job has completed its permitted work.
     pub(super) fn next(&mut self, used: bool, idle: bool, now: Instant) -> Turn {
         if used {
             self.used = Some(now);

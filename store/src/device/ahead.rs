@@ -59,7 +59,7 @@ impl Devices {
             }
         }
         drop(ended);
-        // Nothing is ever sent: all have ended when nobody could any more.
+        // Nothing is ever sent: the channel is closed when all have ended.
         let left = deadline.saturating_duration_since(Instant::now());
         end.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
     }

@@ -81,8 +81,8 @@ impl Active {
         }
     }
 
-    /// Whether its exception table is that of a layer above, which says more than this device
-    /// is: it must not serve so.
+    /// Whether it uses the exception table of a layer above, which also has entries that this
+    /// device must not show: it must not serve so.
     pub(super) fn shares_table(&self) -> bool {
         self.snaps.values().any(|snap| snap.shared)
     }
@@ -118,14 +118,14 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Between two steps of it.
+    /// Yields between two of its steps.
     pub(super) fn give_way(&self) {
         if self.gives_way {
             give_way(self.inner);
         }
     }
 
-    /// The device's table as it will be.
+    /// The device's table after the plan.
     pub(super) fn active(&self, name: &str) -> Option<&Active> {
         match self.next.get(name) {
             Some(next) => next.as_ref(),
@@ -141,7 +141,7 @@ impl<'a> Plan<'a> {
         self.active(name).ok_or_else(|| DeviceError::NoTable(name.into()))
     }
 
-    /// Whether there is a device of this name, or will be.
+    /// Whether a device of this name exists, or will exist.
     pub(super) fn is_taken(&self, name: &str) -> bool {
         self.inner.devices.contains_key(name) || self.next.contains_key(name)
     }
@@ -158,7 +158,7 @@ impl<'a> Plan<'a> {
         names
     }
 
-    /// Gives a device a table; `reuse` are live snapshots that may move into it.
+    /// Gives a device a table; `reuse` are live snapshots that may move to it.
     pub(super) fn set(
         &mut self,
         name: &str,
@@ -170,7 +170,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Builds a device's table once more, with the devices that joined the plan since.
+    /// Builds a device's table again, with the devices that joined the plan since.
     pub(super) fn renew(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(active) = self.active(name) else { return Ok(()) };
         let loaded = active.loaded();
@@ -178,8 +178,8 @@ impl<'a> Plan<'a> {
         self.set(name, &loaded, &snaps)
     }
 
-    /// Gives a layer that others lie on a table of its own, read from its stores, so that it can
-    /// serve.
+    /// Gives a layer that others are stacked on its own exception table, read from its stores, so
+    /// that it can serve.
     pub(super) fn thaw(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(active) = self.active(name) else { return Ok(()) };
         let loaded = active.loaded();
@@ -190,7 +190,7 @@ impl<'a> Plan<'a> {
         self.set(name, &loaded, &snaps)
     }
 
-    /// The snapshot `snap` of the device `name` with an exception table of its own.
+    /// The snapshot `snap` of the device `name` with its own exception table.
     pub(super) fn own_table(&self, name: &str, snap: &Snap) -> Result<Snap, DeviceError> {
         if !snap.shared {
             return Ok(snap.clone());
@@ -206,8 +206,8 @@ impl<'a> Plan<'a> {
         Ok(Snap { table, shared: false, ..snap.clone() })
     }
 
-    /// Gives a device a table that is one overlay over the layers of `below`, whose exception
-    /// table it shares: nothing is read again, and the entries say which layer they are of.
+    /// Gives a device a table that is one overlay over the layers of `below`, whose exception table
+    /// it shares: nothing is read again, and the entries name their layers.
     pub(super) fn set_on_top(
         &mut self,
         name: &str,

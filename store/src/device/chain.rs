@@ -1,7 +1,7 @@
 //! Chains of overlays: their devices, and which part of a chain a commit removes.
 //!
-//! Owns the walk down a chain, the names in it, and which stores rest as layers. Changes no table
-//! by itself. After a restart the layers below the top rest: nothing is owed to them, and the
+//! Owns the walk down a chain, the names in it, and which stores are at rest as layers. Changes no
+//! table by itself. After a restart the layers below the top are at rest: they owe nothing, and the
 //! top's exception table covers all of them, so that neither flushes nor memory grow with the
 //! depth.
 
@@ -24,7 +24,7 @@ enum Bottom {
     Device(String),
 }
 
-/// A chain, from the device that is served down.
+/// A chain, from the served device down.
 #[derive(Clone, Debug)]
 struct Chain {
     /// The devices that have a store, the highest first.
@@ -44,7 +44,7 @@ pub(super) enum CommitBase {
 }
 
 impl CommitBase {
-    /// As a table line names it.
+    /// Its parameter in a table line.
     pub(super) fn param(&self) -> Param {
         match self {
             CommitBase::File(param) => param.clone(),
@@ -169,8 +169,8 @@ impl Inner {
 }
 
 impl Devices {
-    /// The layers below the tops of all chains owe nothing any more: they rest, and flushes skip
-    /// them. If this cannot be ensured, flushes continue to cover them.
+    /// The layers below the tops of all chains owe nothing any more: they are at rest, and flushes
+    /// skip them. If this cannot be ensured, flushes continue to cover them.
     pub(super) fn seal_layers(&self) {
         let inner = &*self.lock();
         let actives = || inner.devices.values().filter_map(|device| device.active.as_ref());
@@ -224,7 +224,7 @@ fn all_below(inner: &Inner) -> HashSet<Identity> {
     below
 }
 
-/// The devices of `tables` that lie below another of them as layers of a chain.
+/// The devices of `tables` that are layers of a chain below another of them.
 pub(super) fn lower_layers(tables: &BTreeMap<String, Vec<TableLine>>) -> BTreeSet<String> {
     let snapshot = |line: &TableLine| match &line.target {
         TargetSpec::Snapshot(spec) => Some(spec.origin.clone()),

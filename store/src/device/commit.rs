@@ -38,8 +38,8 @@ pub struct CommitWork {
     /// The content to copy, and the table that it is written to; none if only the served device's
     /// own store is committed.
     pub copy: Option<(CommitSource, Arc<Table>)>,
-    /// The served device's own store is committed, too: [`Devices::pivot`] is due when the user
-    /// says so.
+    /// The served device's own store is committed, too: call [`Devices::pivot`] when the user
+    /// requests it.
     pub activates: bool,
 }
 
@@ -47,22 +47,22 @@ pub struct CommitWork {
 #[derive(Debug)]
 pub(super) struct Commit {
     device: String,
-    /// Devices whose tables stay as they are until it has ended.
+    /// Devices whose tables do not change until it has ended.
     chain: Vec<String>,
     /// Those of them that no other table may use.
     held: Vec<String>,
     /// The files that it writes below all stores: no other table may use them.
     files: Vec<FileOf>,
-    /// The base as it is written; keeps its files open, and locked.
+    /// The base as a writable table; keeps its files open and locked.
     writer: Option<Active>,
     /// How often the served device's own store was put below an overlay to be copied.
     steps: u32,
-    /// Flushes did not cover the base before it began.
+    /// Whether flushes did not cover the base before it began.
     rested: bool,
 }
 
 impl Commit {
-    /// Of the chain of `device`, which holds nothing else.
+    /// An empty commit of the chain of `device`.
     fn of(device: &str) -> Commit {
         Commit {
             device: device.into(),
@@ -136,13 +136,13 @@ impl Devices {
         Some(path.unwrap_or_else(|| commit.device.clone()))
     }
 
-    /// Begins the commit `job` under `id`, and writes this to the state: from now on no other
+    /// Begins the commit `job` under `id`, and records this in the state: from now on no other
     /// table uses its part of the chain, and its base is open for writing and locked. Returns the
-    /// content to copy; when that was done, [`Devices::drop_layers`] is due, or
+    /// content to copy; after the copy, call [`Devices::drop_layers`] or
     /// [`Devices::forget_commit`].
     ///
     /// # Errors
-    /// Everything is as it was then.
+    /// Nothing has changed then.
     pub fn begin_commit(&self, id: &str, job: &CommitJob) -> Result<CommitWork, DeviceError> {
         let inner = &mut *self.lock();
         let cut = inner.cut(job)?;
@@ -203,7 +203,7 @@ impl Devices {
         Ok(Some(CommitSource { exceptions: source.exceptions(), above: cut.layers.0 }))
     }
 
-    /// The base as it is written.
+    /// The base as a writable table.
     fn writer(&self, inner: &mut Inner, device: &str, cut: &Cut) -> Result<Active, DeviceError> {
         let len = inner.active(device)?.table.size();
         let (name, lines) = match &cut.base {
@@ -258,7 +258,7 @@ impl Devices {
         Ok(())
     }
 
-    /// A base that was opened only for reading must not be written.
+    /// Refuses to write a base that was opened only for reading.
     fn refuse_unasked(&self, inner: &Inner, snap: &Snap) -> Result<(), DeviceError> {
         let asked = |path: &Path, writable: bool| {
             self.config.force || writable || inner.state.gave_to_write(path)
@@ -318,7 +318,7 @@ impl Devices {
     /// [`Devices::pivot`].
     ///
     /// # Errors
-    /// Everything is as it was then.
+    /// Nothing has changed then.
     pub fn drop_layers(&self, id: &str) -> Result<bool, DeviceError> {
         let inner = &mut *self.lock();
         let (job, mut commit) = taken(inner, id)?;
@@ -345,7 +345,7 @@ impl Devices {
             inner.state.commits.insert(id.into(), job);
             inner.commits.insert(id.into(), commit);
         } else if let Err(error) = self.keep(inner) {
-            // The base has its final content from now on; only its record in the state is missing.
+            // The base has its final content; only its record in the state is missing.
             tracing::error!("{error}; a change of the base would not be noticed");
         }
         dropped.map(|()| !cut.activates)
@@ -409,7 +409,7 @@ impl Devices {
     /// end. The content of the chain is unchanged.
     ///
     /// # Errors
-    /// Where that cannot be kept.
+    /// The state cannot be written.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         // All chunks that it left in the store of its base are in the layers above, too: the
@@ -428,7 +428,7 @@ impl Devices {
     }
 }
 
-/// The job `id` and its reservations, which are free until it is put back.
+/// Takes the job `id` and its reservations, which are free until it is put back.
 fn taken(inner: &mut Inner, id: &str) -> Result<(CommitJob, Commit), DeviceError> {
     let job = inner.state.commits.get(id).cloned();
     let (Some(job), Some(commit)) = (job, inner.commits.remove(id)) else {
@@ -443,7 +443,7 @@ fn whole(inner: &Inner, name: &str) -> Result<Snap, DeviceError> {
     snap.ok_or_else(|| DeviceError::refused(format!("'{name}' is not an overlay")))
 }
 
-/// Writes to `zero` or `error` would be lost.
+/// Refuses to commit into `zero` or `error`, whose writes would be lost.
 fn refuse_holes(snap: &Snap, device: &str) -> Result<(), DeviceError> {
     let file = |extent: &Extent| matches!(extent.place, ExtentPlace::File { .. });
     if snap.origin.slice(0, snap.len).extents().iter().all(file) {

@@ -34,9 +34,9 @@ pub enum DeviceEvent {
     Store {
         /// The device that it was opened for.
         device: String,
-        /// Its name, as the table has it.
+        /// Its name in the table.
         store: String,
-        /// How.
+        /// The change.
         event: StoreEvent,
     },
     /// The file system below a file that is no store is full, and what guests write waits:
@@ -64,7 +64,7 @@ pub type EventSink = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
 /// Makes a table's owed chunks and unsynced writes durable, and copies from one table to another;
 /// implemented by the owner of an executor.
 pub trait Flusher: Send + Sync {
-    /// Flushes everything that `table` maps to. False where something could not be made durable.
+    /// Flushes everything that `table` maps to. False if something could not be made durable.
     fn flush(&self, table: &Arc<Table>) -> bool;
 
     /// Writes the content of `source` to `table`, and makes it durable.
@@ -73,7 +73,7 @@ pub trait Flusher: Send + Sync {
 
 /// The options of the device layer.
 pub struct DevicesConfig {
-    /// Whether files are opened with O_DIRECT where they can be.
+    /// Whether files are opened with O_DIRECT if possible.
     pub direct: bool,
     /// How long a verb waits for requests in flight to end before it fails.
     pub deadline: Duration,
@@ -81,11 +81,11 @@ pub struct DevicesConfig {
     pub state: Option<PathBuf>,
     /// Whether an origin that changed is accepted, and a base may be written.
     pub force: bool,
-    /// Where the exceptions of tables lie.
+    /// The memory for the exceptions of tables.
     pub memory: Memory,
-    /// Who is told of events.
+    /// The receiver of events.
     pub events: EventSink,
-    /// Who flushes.
+    /// Makes tables durable.
     pub flusher: Arc<dyn Flusher>,
 }
 
@@ -112,8 +112,8 @@ pub(super) struct Device {
     pub(super) active: Option<Active>,
     pub(super) inactive: Option<Loaded>,
     pub(super) suspended: bool,
-    /// It was removed while another device was to take its stores over: it is hidden and
-    /// suspended, and goes when that has happened.
+    /// It was removed before another device took its stores over: it is hidden and suspended until
+    /// that has happened.
     pub(super) removed: bool,
     /// By export, or other user.
     pub(super) users: BTreeMap<String, User>,
@@ -158,8 +158,8 @@ pub(super) struct Inner {
     /// Devices that threads without the lock are suspending: these and the devices above them do
     /// not change until that is over.
     pub(super) suspending: BTreeSet<String>,
-    /// While the state is restored: the devices that are layers below others, whose tables
-    /// nobody needs.
+    /// While the state is restored: the devices that are layers below others, and need no tables of
+    /// their own.
     pub(super) lower_layers: BTreeSet<String>,
 }
 
@@ -190,7 +190,7 @@ pub struct Devices {
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        // The thread that waits for something to be owed must end.
+        // The thread that waits for owed chunks must end.
         self.overdue.wake();
     }
 }
@@ -198,7 +198,7 @@ impl Drop for Devices {
 const POISONED: &str = "devices lock poisoned";
 
 impl Devices {
-    /// No devices yet.
+    /// An empty set of devices.
     pub fn new(files: Arc<Files>, workers: Arc<Workers>, config: DevicesConfig) -> Self {
         let inner = Inner {
             disks: Disks::new(files.clone(), config.direct, config.events.clone()),

@@ -35,7 +35,7 @@ impl Disk {
         self.medium.file
     }
 
-    /// Bytes it has now.
+    /// Its present length in bytes.
     pub(super) fn len(&self) -> Result<u64, DeviceError> {
         let what = || format!("cannot tell the length of {}", self.info.path.display());
         self.info.current_len().map_err(DeviceError::io(what()))

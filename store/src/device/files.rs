@@ -51,7 +51,7 @@ pub(super) enum Existing {
     Required,
 }
 
-/// Bytes of a store with room for every chunk of a device of `len` bytes.
+/// The size of a store with room for every chunk of a device of `len` bytes.
 pub(super) fn full_size(chunk: ChunkSize, len: u64) -> u64 {
     let geometry = Geometry::of_len(chunk, u64::MAX);
     // One chunk more than the data needs: the last one that would end an area is refused.
@@ -61,11 +61,11 @@ pub(super) fn full_size(chunk: ChunkSize, len: u64) -> u64 {
 /// The change to a file, so that it can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Made {
-    /// Nothing: it is used as it was.
+    /// Nothing: an existing file is used as it was.
     Nothing,
     /// The file.
     File,
-    /// What is in it: the file was there, and empty.
+    /// Its content: the file existed, and was empty.
     Content,
 }
 
@@ -75,14 +75,14 @@ impl Made {
         // A leftover that cannot be removed prevents the next attempt, which reports it.
         let _ = match self {
             Made::Nothing => Ok(()),
-            // Not a link that leads to it: that was there before.
+            // Not a link to it: the link existed before.
             Made::File => std::fs::remove_file(real_path(path)),
             Made::Content => OpenOptions::new().write(true).truncate(true).open(path).map(drop),
         };
     }
 }
 
-/// Makes a store of `size` bytes at `path`, sparse.
+/// Makes a sparse store of `size` bytes at `path`.
 pub(super) fn make_store(
     path: &Path,
     chunk: ChunkSize,
@@ -121,7 +121,7 @@ pub(super) fn make_store(
     made.map(|()| makes)
 }
 
-/// Refuses to make a store where no file can be.
+/// Refuses to make a store at an impossible path.
 fn refuse_unfit(path: &Path) -> Result<(), DeviceError> {
     if path.as_os_str().is_empty() {
         return Err(DeviceError::refused("the name of the store's file is empty; give it one"));
@@ -134,7 +134,7 @@ fn refuse_unfit(path: &Path) -> Result<(), DeviceError> {
     }
 }
 
-/// A length that no file can have is the system's error, too.
+/// A length that no file can have is a system error, too.
 fn set_len(file: &File, size: u64) -> io::Result<()> {
     i64::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
     file.set_len(size)
@@ -146,7 +146,7 @@ fn set_len(file: &File, size: u64) -> io::Result<()> {
 fn refuse_data(path: &Path, chunk: ChunkSize) -> Result<(), DeviceError> {
     let what = || format!("cannot look at {}", path.display());
     let info = FileInfo::open(path, OpenMode::ReadOnly, false)?;
-    // A new store does not read anything behind its first two chunks.
+    // A new store does not read anything after its first two chunks.
     let looked_at = if info.block_device { CLEARED } else { (2 * chunk.bytes()).max(2 * CLEARED) };
     let end = looked_at.min(info.len);
     match data_within(&info, end).map_err(DeviceError::io(what()))? {
@@ -175,7 +175,7 @@ fn data_within(info: &FileInfo, end: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// Nothing exists at `path`, although it was said to.
+/// The error if nothing exists at `path`, although it was said to.
 pub(super) fn no_such_store(path: &Path) -> DeviceError {
     DeviceError::refused(format!(
         "there is no store {}, and 'mode' is 'existing'; leave that out to make one",
@@ -183,8 +183,8 @@ pub(super) fn no_such_store(path: &Path) -> DeviceError {
     ))
 }
 
-/// Makes a file of `size` bytes for a transient store, of which only the size matters: that it has
-/// for good, since a start looks for the file that its device names.
+/// Makes a file of `size` bytes for a transient store. Only its size matters, which is made
+/// durable, since a start looks for the device's file.
 pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError> {
     refuse_unfit(path)?;
     let makes = match std::fs::metadata(path) {
@@ -205,21 +205,21 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
     made.inspect_err(|_| makes.undo(path)).map(|()| makes)
 }
 
-/// Makes the store of an overlay over `len` bytes where there is none yet, as large as could be
-/// needed; a store that is there is left alone.
+/// Makes the store of an overlay over `len` bytes if there is none, with the greatest size that can
+/// be needed; an existing store is left unchanged.
 ///
 /// # Errors
-/// A file that holds something else, and what the system says.
+/// A file that contains other data, or the system's error.
 pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     let chunk = ChunkSize::TOOLS;
     make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
 }
 
-/// Makes `file`, which is as long as it is to be, an empty store, to which nothing is owed: it, its
-/// length and its name are durable then.
+/// Makes `file`, which has its final length, an empty store that owes nothing; the file, its length
+/// and its name are durable then.
 ///
 /// # Errors
-/// A store of fewer than two chunks, and what the system says.
+/// A store of fewer than two chunks, or the system's error.
 pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError> {
     Owed::forget(file)?;
     create(file, geometry)?;
@@ -228,6 +228,6 @@ pub fn make_empty(file: &FileInfo, geometry: Geometry) -> Result<(), DeviceError
 
 fn name_it(path: &Path) -> Result<(), DeviceError> {
     let what = format!("cannot make {} durable in its directory", path.display());
-    // Through a dangling link a file is made at the link's target.
+    // Through a dangling link, a file is made at the link's target.
     sync_name(&real_path(path)).map_err(DeviceError::io(what))
 }

@@ -122,7 +122,7 @@ impl Watched {
 struct Wait {
     /// Since when it is full, not counting the time of retries.
     since: Instant,
-    /// When it was retried.
+    /// The time of the retry.
     went_on: Option<Instant>,
     given_up: bool,
     /// The time of the next retry.
@@ -194,10 +194,10 @@ impl Devices {
         spread_patience(inner);
     }
 
-    /// Says once when more than `bytes` of the device's store are in use; never for 0.
+    /// Sends an event once when more than `bytes` of the device's store are in use; never for 0.
     ///
     /// # Errors
-    /// Where it has no store, or several.
+    /// The device has no store, or several.
     pub fn set_write_threshold(&self, name: &str, bytes: u64) -> Result<(), DeviceError> {
         let inner = self.lock();
         let mut snaps = inner.active(name)?.snaps.values();
@@ -216,7 +216,7 @@ impl Devices {
     /// [`DeviceEvent::FileFull`](super::DeviceEvent::FileFull)), and again when this says so; none
     /// where nothing waits.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
-        // Guests wait for it, and no table changes.
+        // Guests wait for this, and no table changes.
         let inner = &mut *self.look();
         let mut waits = std::mem::take(&mut inner.full.waits);
         let (mut next, mut changed) = (None, false);

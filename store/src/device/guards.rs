@@ -105,7 +105,7 @@ impl Devices {
     }
 
     /// Whether a write to `writer` can reach bytes of `owner`'s origins, or below its overlays,
-    /// that `owner` does not hear of.
+    /// without the knowledge of `owner`.
     fn passes_by<'a>(
         &self,
         writer: &Active,
@@ -163,7 +163,7 @@ impl Devices {
     }
 }
 
-/// What a table names is there.
+/// Requires that the files and devices of a table exist.
 pub(super) fn refuse_missing(inner: &Inner, loaded: &Loaded) -> Result<(), DeviceError> {
     let lines = loaded.lines.iter().enumerate();
     let used = lines.filter(|(number, _)| !loaded.lost.contains_key(number));
@@ -182,8 +182,8 @@ pub(super) fn refuse_missing(inner: &Inner, loaded: &Loaded) -> Result<(), Devic
     Ok(())
 }
 
-/// Refuses, when it is loaded, a table that no resume could swap in, whatever else changes before:
-/// a resume that fails leaves its device suspended, with a guest that waits.
+/// Refuses to load a table that no resume could swap in, whatever else changes before: a failed
+/// resume leaves its device suspended, with a waiting guest.
 pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
     if devices_of(lines).iter().any(|below| below == name) {
         return Err(onto_itself(name));
@@ -210,7 +210,7 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
     Ok(())
 }
 
-/// The device or file below a line is long enough for it.
+/// Requires that the device or file below a line is long enough for it.
 pub(super) fn long_enough(
     line: &TableLine,
     what: &Param,
@@ -240,7 +240,7 @@ fn own_origin(spec: &SnapshotSpec) -> DeviceError {
 }
 
 impl Plan<'_> {
-    /// A device cannot lie on itself, directly or through others.
+    /// Refuses a device on top of itself, directly or through others.
     pub(super) fn refuse_loop(&self, name: &str, lines: &[TableLine]) -> Result<(), DeviceError> {
         let mut below: Vec<String> = devices_of(lines);
         let mut seen = Vec::new();
@@ -258,7 +258,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// A guest's disk must keep its size.
+    /// Requires that a guest's disk keeps its size.
     pub(super) fn refuse_shrink(&self, name: &str) -> Result<(), DeviceError> {
         let device = self.inner.devices.get(name).filter(|device| !device.users.is_empty());
         let before = device.and_then(|device| device.active.as_ref()).map(|a| a.table.size());
@@ -324,7 +324,7 @@ impl Plan<'_> {
         }
     }
 
-    /// C = O: a store cannot keep what is overwritten in itself.
+    /// C = O: a store cannot keep the data that is overwritten in itself.
     pub(super) fn refuse_own_origin(
         &self,
         spec: &SnapshotSpec,
@@ -338,7 +338,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// A chunk is a multiple of the logical blocks of what it lies on.
+    /// Requires that a chunk is a multiple of the logical blocks of the store and the origin.
     pub(super) fn refuse_unaligned(
         &self,
         line: &TableLine,

@@ -27,12 +27,12 @@ use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 pub(super) enum Lost {
     /// Another table took it over: every request fails.
     HandedOver,
-    /// It was to take the store over, and the owner was gone before. Every request fails; a merge
-    /// is its plain origin.
+    /// It was to take the store over, but the source was removed before. Every request fails; a
+    /// merge becomes its plain origin.
     SourceGone,
 }
 
-/// A device that is to give stores away: which of its lines.
+/// Devices that give stores away, and from which of their lines.
 type Sources = BTreeMap<String, Vec<usize>>;
 
 fn identity_of(spec: &SnapshotSpec) -> Option<Identity> {
@@ -44,7 +44,7 @@ fn identity(snap: &Snap) -> Identity {
 }
 
 impl Loaded {
-    /// The lines that want a store, and which.
+    /// The lines that name a store, and the stores.
     fn wants(&self) -> impl Iterator<Item = (usize, Identity)> {
         let lines = self.lines.iter().enumerate();
         let wanted = lines.filter(|(number, _)| !self.lost.contains_key(number));
@@ -53,7 +53,7 @@ impl Loaded {
 }
 
 impl Active {
-    /// The line whose store that is.
+    /// The line with that store.
     fn has(&self, store: Identity) -> Option<usize> {
         self.snaps.iter().find(|(_, snap)| identity(snap) == store).map(|(number, _)| *number)
     }
@@ -64,12 +64,12 @@ impl Active {
 }
 
 impl Inner {
-    /// Whether the store of `spec` lives in some table.
+    /// Whether the store of `spec` is live in some table.
     pub(super) fn lives(&self, spec: &SnapshotSpec) -> bool {
         identity_of(spec).is_some_and(|store| self.source(store, "").is_some())
     }
 
-    /// The device other than `but` whose active table has the store, and which line of it.
+    /// The device other than `but` whose active table has the store, and the line.
     fn source(&self, store: Identity, but: &str) -> Option<(&str, usize)> {
         let others = self.devices.iter().filter(|(name, _)| *name != but);
         others
@@ -91,7 +91,7 @@ impl Inner {
         active.stores().find_map(|store| self.destination(store, name))
     }
 
-    /// A store has one destination.
+    /// Requires that a store has one destination.
     pub(super) fn refuse_third(&self, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         for (number, store) in loaded.wants() {
             if let Some(other) = self.destination(store, name) {
@@ -105,7 +105,7 @@ impl Inner {
         Ok(())
     }
 
-    /// A source does not go on while a destination is loaded.
+    /// Refuses to resume a source while a destination is loaded.
     pub(super) fn refuse_source(&self, name: &str) -> Result<(), DeviceError> {
         let Some(other) = self.destination_of(name) else { return Ok(()) };
         Err(DeviceError::refused(format!(
@@ -134,8 +134,8 @@ impl Inner {
         Ok(sources)
     }
 
-    /// Refuses to move the store of `line` of `source` to a line that says `to`, where that is not
-    /// a snapshot of the same.
+    /// Refuses to move the store of `line` of `source` to a line with `to` that is not a snapshot
+    /// of the same origin.
     fn refuse_move(
         &self,
         source: &str,
@@ -171,8 +171,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The stores that must be opened again for `loaded`, the new table of `name`, with the device
-    /// that has each. Those of a device that serves are not its to take.
+    /// The stores that must be reopened for `loaded`, the new table of `name`, with their present
+    /// devices. Stores of a serving device are not included.
     pub(super) fn reopened(&self, name: &str, loaded: &Loaded) -> Vec<(String, Snap)> {
         let reopened = |(number, store): (usize, Identity)| {
             let (owner, line) = self.source(store, "")?;
@@ -276,7 +276,7 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Takes the stores of `lines` away from `source`, which answers with errors in their place.
+    /// Takes the stores of `lines` away from `source`, whose requests to them then fail.
     fn part_with(&mut self, source: &str, lines: &[usize]) -> Result<Vec<Snap>, DeviceError> {
         let device = &self.inner.devices[source];
         let Some(active) = &device.active else { return Ok(Vec::new()) };
@@ -287,8 +287,7 @@ impl Plan<'_> {
             let part = if lines.contains(line) { &mut given } else { &mut rest };
             part.push(snap.clone());
         }
-        // It continues with a table that is loaded into it; until then waiting requests see no
-        // error.
+        // It continues with the table loaded into it; until then, waiting requests see no error.
         let releases = rest.is_empty() && device.inactive.is_none();
         if device.removed && rest.is_empty() {
             self.next.insert(source.into(), None);
@@ -302,10 +301,10 @@ impl Plan<'_> {
     }
 }
 
-/// Whether a store goes on as it is when a table with `line` is loaded for it. One that only reads
-/// since a commit failed is opened again: that is what reactivation means. So is one whose merge is
-/// left: a snapshot allocates behind the newest exception that is left, and nothing else knows it.
-/// A transient one is never opened again, which would lose it: another length is refused.
+/// Whether a store stays live when a table with `line` is loaded for it. A store that only reads
+/// since a commit failed is reopened: that is the meaning of reactivation. So is one that leaves a
+/// merge: a snapshot allocates after the newest remaining exception, which is only known from the
+/// disk. A transient store is never reopened, which would lose it: another length is refused.
 pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
     let store = &snap.live.store;
     let is_transient = store.persistence() == Persistence::Transient;
@@ -333,8 +332,8 @@ pub(super) fn settle(name: &str, active: &Active) {
     written(active).filter(|disk| disk.has_room_below(0)).for_each(|disk| disk.medium.go_on());
 }
 
-/// It is not known whether its newest entries are still on disk: entries that are read now may be
-/// gone later.
+/// Refuses a store whose newest entries may not be on disk any more: entries that are read now may
+/// be gone later.
 fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
     let merges = loaded.lines.iter().any(|line| matches!(line.target, TargetSpec::Merge(_)));
     if merges || snap.live.store.merge_mark() != MergeMark::InDoubt {
@@ -348,8 +347,8 @@ fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
 }
 
 impl Devices {
-    /// A device with a new table is active again: what has room is not full, and what is Invalid
-    /// says so.
+    /// A device with a new table is active again: a store with room is no longer Full, and an
+    /// Invalid one is reported.
     pub(super) fn reactivate(&self, inner: &Inner, name: &str) {
         let Some(active) = inner.devices.get(name).and_then(|d| d.active.as_ref()) else { return };
         for snap in active.snaps.values() {
@@ -371,12 +370,12 @@ impl Devices {
         self.event(DeviceEvent::Store { device, store, event: StoreEvent::Invalidated });
     }
 
-    /// Removes a suspended source by name alone, where a destination is to have its stores.
+    /// Removes only the name of a suspended source whose stores a destination will take.
     pub(super) fn remove_source(&self, inner: &mut Inner, name: &str) -> Result<(), DeviceError> {
         let Some(mut device) = inner.devices.remove(name) else { return Ok(()) };
         let inactive = device.inactive.take();
         device.removed = true;
-        // No device that is made can be called so.
+        // No device can be created with this name.
         let hidden = (1..).map(|n| format!("{name} (removed {n})"));
         let hidden = hidden.into_iter().find(|hidden| !inner.devices.contains_key(hidden));
         let hidden = hidden.unwrap_or_default();
@@ -390,7 +389,7 @@ impl Devices {
         })
     }
 
-    /// Releases removed sources from which no device is to take over any more.
+    /// Releases removed sources that no longer have a destination.
     pub(super) fn forget_removed(&self, inner: &mut Inner) {
         let unwanted = |inner: &Inner| {
             let mut removed = inner.devices.iter().filter(|(_, device)| device.removed);

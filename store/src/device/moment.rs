@@ -1,10 +1,10 @@
 //! One moment of one device or of several: snapshots and overlays, planned together.
 //!
-//! Owns what `snapshot-create`, `blockdev-snapshot-sync` and `transaction` do to tables: every
-//! action adds to one plan, which is applied once, so that all devices stop together, the state is
-//! written once, and all go on. If anything fails, nothing has changed, and new files are removed.
-//! Never knows how guests are frozen; the caller confirms, as the last step before the swap, that
-//! they still are.
+//! Owns the effects of `snapshot-create`, `blockdev-snapshot-sync` and `transaction` on tables:
+//! every action adds to one plan, which is applied once, so that all devices stop together, the
+//! state is written once, and all continue. If anything fails, nothing has changed, and new files
+//! are removed. Never knows how guests are frozen; the caller confirms, as the last step before the
+//! swap, that they still are.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,40 +30,40 @@ pub enum MomentAction {
     Create(CreateSnapshot),
     /// `blockdev-snapshot-sync`.
     Overlay(OverlaySnapshot),
-    /// `abort`: it fails, so that what stands before it is undone.
+    /// `abort`: it fails, so that the actions before it are undone.
     Abort,
 }
 
-/// `snapshot-create`: a point in time of a live device, which goes on as an origin.
+/// `snapshot-create`: a snapshot of a live device, which continues as an origin.
 #[derive(Clone, Debug)]
 pub struct CreateSnapshot {
     /// The device to take a snapshot of.
     pub device: String,
     /// The snapshot's name.
     pub name: String,
-    /// Where its store is to be made.
+    /// The path of its store.
     pub cow: PathBuf,
-    /// The store's chunk; 4 KiB where none is asked for.
+    /// The store's chunk size; 4 KiB if none is given.
     pub chunk: Option<ChunkSize>,
-    /// The store's size in bytes; as much as could be needed where none is asked for.
+    /// The store's size in bytes; the greatest that can be needed if none is given.
     pub size: Option<u64>,
     /// How the store keeps exceptions.
     pub persistence: Persistence,
-    /// Whether a store that is there is used.
+    /// Whether an existing store is used.
     pub existing: bool,
 }
 
-/// `blockdev-snapshot-sync`: a fresh overlay on top of a live device, whose old table lives on
+/// `blockdev-snapshot-sync`: a new overlay on top of a live device, whose old table continues
 /// below, read-only.
 #[derive(Clone, Debug)]
 pub struct OverlaySnapshot {
     /// The device to put an overlay on.
     pub device: String,
-    /// Where the overlay's store is to be made.
+    /// The path of the overlay's store.
     pub cow: PathBuf,
-    /// The name under which the old table lives on; `<device>.N` where none is asked for.
+    /// The name of the device with the old table; `<device>.N` if none is given.
     pub below: Option<String>,
-    /// Whether a store that is there is used.
+    /// Whether an existing store is used.
     pub existing: bool,
 }
 
@@ -80,10 +80,11 @@ impl MomentAction {
 
 impl Devices {
     /// Carries out `actions`, in their order, at one point in time of all their devices. `still` is
-    /// asked while they stand still, right before tables change: an error there undoes everything.
+    /// called while the devices are stopped, right before tables change: an error there undoes
+    /// everything.
     ///
     /// # Errors
-    /// Everything is as it was then; stores that were made are removed.
+    /// Nothing has changed then; new stores are removed.
     pub fn take_moment(
         &self,
         actions: &[MomentAction],
@@ -139,7 +140,7 @@ impl Devices {
         still: &dyn Fn() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut made = MadeStores::default();
-        // The plan, and with it the stores that were opened, is gone when the files go.
+        // The plan, with its open stores, is dropped before the files are removed.
         let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
         self.seal(inner, &overlaid);
         Ok(())
@@ -177,8 +178,8 @@ impl Devices {
         if overlaid.iter().any(|one| one.sealed.is_none())
             && let Err(error) = self.keep(inner)
         {
-            // A file that was written until now is a base from now on: what it is like is kept,
-            // to be told from what it may be made to be. It has happened, kept or not.
+            // A file that was written until now becomes a base: its size and time are recorded, so
+            // that later changes are noticed. The moment has passed, recorded or not.
             tracing::error!("{error}; a change of the base would not be noticed");
         }
         for Overlaid { device, sealed } in overlaid {
@@ -192,15 +193,14 @@ impl Devices {
         }
     }
 
-    /// Which of `name` and the devices that lie on it serve now: those whose guests stand still
-    /// while `name` does.
+    /// The serving devices among `name` and those above it: their guests are stopped while `name`
+    /// is suspended.
     ///
     /// # Errors
-    /// No such device.
+    /// There is no such device.
     pub fn serving_over(&self, name: &str) -> Result<Vec<String>, DeviceError> {
         let mut inner = self.look();
-        // A guest whose disk is on its way to rest could not hold still. Those of others do not
-        // matter here.
+        // A guest whose disk is being suspended could not freeze. Other guests do not matter here.
         let all = loop {
             inner.device(name)?;
             let all = with_uppers(&inner, name);
@@ -216,7 +216,7 @@ impl Devices {
 /// A device that gets an overlay.
 struct Overlaid {
     device: String,
-    /// What was on top until then; none where it was a plain disk.
+    /// The former top; none if it was a plain disk.
     sealed: Option<Snap>,
 }
 
@@ -402,7 +402,7 @@ impl Moment<'_, '_> {
 
 /// The role of a device for its snapshots.
 pub(super) enum OriginOf {
-    /// It is an origin, over this.
+    /// It is an origin over this device or file.
     Served(Param),
     /// It is linear over its `-real` device, as a finished merge leaves it.
     Covered(String),
@@ -411,7 +411,7 @@ pub(super) enum OriginOf {
 }
 
 impl OriginOf {
-    /// What `device` will be once `plan` is applied.
+    /// The role of `device` once `plan` is applied.
     pub(super) fn device(plan: &Plan<'_>, device: &str) -> Result<OriginOf, DeviceError> {
         let active = plan.served(device)?;
         match &active.lines[..] {

@@ -13,16 +13,16 @@ use std::time::Duration;
 use super::core::{Device, Devices};
 use super::serving::blocked;
 
-/// Whether something is owed, for a thread that sleeps until then.
+/// Whether anything is owed, for a thread that sleeps until then.
 #[derive(Debug, Default)]
 pub(super) struct Overdue {
-    /// The thread will look at what is owed, or is to be woken for that.
+    /// The thread will check for owed chunks, or is to be woken for that.
     begun: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
 impl Overdue {
-    /// Something is owed from now on. One load if that is known.
+    /// Chunks are owed from now on. Only a load if that is known.
     #[inline]
     pub(super) fn begins(&self) {
         if !self.has_begun() && !self.begun.swap(true, Ordering::SeqCst) {
@@ -46,7 +46,7 @@ impl Devices {
     /// thread waits for that; it outlives the devices by at most `interval`. To be called once.
     ///
     /// # Errors
-    /// There can be no thread.
+    /// The thread cannot be started.
     pub fn commit_after(self: &Arc<Self>, interval: Duration) -> io::Result<()> {
         let (devices, overdue) = (Arc::downgrade(self), self.overdue.clone());
         let spawned = std::thread::Builder::new()
@@ -66,8 +66,9 @@ impl Devices {
         let owing = |(_, device): &(&String, &Device)| owes(device);
         for (name, device) in inner.devices.iter().filter(owing) {
             self.overdue.begun.store(true, Ordering::SeqCst);
-            // One is enough: all of a device serve the same stores. It may be that of an origin, and
-            // then commits a snapshot's store though that is suspended, as for an origin's write.
+            // One is enough: all workers of a device serve the same stores. The device may be an
+            // origin, whose worker then commits a snapshot's store although that is suspended, as
+            // for an origin's write.
             let mut writers = device.users.values().filter(|user| user.writable);
             if let Some(worker) = writers.find_map(|user| user.workers.first())
                 && !blocked(inner, name)

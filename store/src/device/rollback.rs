@@ -1,9 +1,8 @@
 //! Unfinished rollbacks, and merges that no command started.
 //!
-//! Owns the record of a rollback from its start to its end, also while no job works on it: from
-//! the start on a device reads as its snapshot, so a rollback that was cancelled or failed is not
-//! over and can be continued. Never knows how the jobs are run, nor what happens to tables
-//! (`snapshots`).
+//! Owns the record of a rollback from its start to its end, also while no job runs it: from the
+//! start, a device reads as its snapshot, so a cancelled or failed rollback is not over and can be
+//! continued. Never knows how the jobs are run, nor the changes of tables (`snapshots`).
 
 use std::collections::BTreeMap;
 
@@ -22,16 +21,16 @@ use crate::lines::TargetSpec;
 pub struct Merging {
     /// The device that merges.
     pub device: String,
-    /// The device that had the store before; the same one where none is left that names it.
+    /// The device that had the store before; the same device if no other names it any more.
     pub snapshot: String,
     /// Path of the store.
     pub cow: String,
-    /// Whether a job works at it.
+    /// Whether a job runs it.
     pub has_job: bool,
 }
 
 impl Active {
-    /// Whether the table is one that merges as a whole.
+    /// Whether the table merges as a whole.
     pub(super) fn is_merging(&self) -> bool {
         self.merged().is_some()
     }
@@ -51,8 +50,8 @@ impl Active {
 }
 
 impl Devices {
-    /// The serving devices that have something to merge by a table that a user loaded, among
-    /// `name` and those above it, or among all.
+    /// The serving devices that have something to merge by a table that a user loaded, among `name`
+    /// and those above it, or among all.
     pub fn merging(&self, name: Option<&str>) -> Vec<Merging> {
         let inner = self.lock();
         // The merge of a commit belongs to its job, even before that job runs again.
@@ -84,8 +83,7 @@ impl Devices {
         on_or_all(&inner, name).iter().filter_map(merging).collect()
     }
 
-    /// The jobs of rollbacks that failed, whose devices serve: of those that lie on `name` and
-    /// itself.
+    /// The jobs of failed rollbacks whose devices serve, among `name` and those above it.
     pub fn failed_merges(&self, name: &str) -> BTreeMap<String, MergeJob> {
         let inner = self.lock();
         let names = on_or_all(&inner, Some(name));
@@ -98,7 +96,7 @@ impl Devices {
     /// The stopped rollback `id` continues as the job `new`, with that job's settings.
     ///
     /// # Errors
-    /// It goes on already, it has ended, or that cannot be kept.
+    /// It is running already, it has ended, or the state cannot be written.
     pub fn merge_goes_on(&self, id: &str, new: &str) -> Result<MergeJob, DeviceError> {
         let inner = &mut *self.lock();
         let known = inner.state.jobs.get(id).cloned();
@@ -110,8 +108,8 @@ impl Devices {
         Ok(job)
     }
 
-    /// Goes on with a rollback that stopped, where `job` asks for that: it is the job `id` from now
-    /// on. False where there is none.
+    /// Continues a stopped rollback, if `job` requests that: it is the job `id` from now on. False
+    /// if there is none.
     pub(super) fn begin_again(
         &self,
         inner: &mut Inner,
@@ -154,12 +152,12 @@ impl Devices {
         kept
     }
 
-    /// The rollback of the job `id` stops, or has stopped, before its end. The device goes on
-    /// reading as the snapshot.
+    /// The rollback of the job `id` stops, or has stopped, before its end. The device continues to
+    /// read as the snapshot.
     ///
     /// # Errors
-    /// That cannot be kept. It was not cancelled then; that it failed is known until the end of the
-    /// process.
+    /// The state cannot be written. A cancellation has no effect then; a failure is known until the
+    /// end of the process.
     pub fn halt_merge(&self, id: &str, halt: Halt) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let Some(job) = inner.state.jobs.get_mut(id) else { return Ok(()) };
@@ -175,17 +173,18 @@ impl Devices {
     /// The rollback of the job `id` is over: a user loaded another table.
     ///
     /// # Errors
-    /// Where that cannot be kept.
+    /// The state cannot be written.
     pub fn forget_merge(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.state.jobs.remove(id);
         self.keep(inner)
     }
 
-    /// The user paused the job `id`, a rollback or a commit, or resumed it: so it is after a restart.
+    /// The user paused the job `id`, a rollback or a commit, or resumed it: this is restored at a
+    /// restart.
     ///
     /// # Errors
-    /// Where that cannot be kept.
+    /// The state cannot be written.
     pub fn keep_pause(&self, id: &str, paused: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let state = &mut inner.state;
@@ -199,7 +198,7 @@ impl Devices {
     }
 }
 
-/// The devices that serve, of those that lie on `name` and itself, or of all.
+/// The serving devices among `name` and those above it, or among all.
 fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
     let mut names = match name {
         Some(name) => with_uppers(inner, name),
@@ -223,13 +222,13 @@ pub(super) fn enter(jobs: &mut BTreeMap<String, MergeJob>, id: &str, job: MergeJ
     }
 }
 
-/// The rollback that `device` is in, and its job's name.
+/// The rollback of `device`, and its job's name.
 fn rollback_of<'i>(inner: &'i Inner, device: &str) -> Option<(&'i String, &'i MergeJob)> {
     let cow = inner.devices.get(device)?.active.as_ref()?.merged()?;
     inner.state.jobs.iter().find(|(_, job)| job.device == device && job.cow == cow)
 }
 
-/// Why nothing else can be done with `device`, whose table merges, and what to do about it.
+/// The refusal of other operations on `device`, whose table merges, and what to do about it.
 pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
     let invalid = inner.active(device).is_ok_and(Active::is_invalid);
     let mut commits = inner.state.commits.iter();

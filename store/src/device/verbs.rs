@@ -1,8 +1,8 @@
 //! The verbs of device-mapper: create, load, clear, suspend, resume; remove is in
 //! [`removal`](super::removal).
 //!
-//! Owns the order in which workers are stopped, tables swapped, the state written and workers let
-//! go. A verb that fails leaves everything as it was.
+//! Owns the order in which workers are stopped, tables swapped, the state written and workers
+//! released. A failed verb changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl Devices {
     /// Makes an empty device.
     ///
     /// # Errors
-    /// A name or a UUID that is taken, or a name that cannot be one.
+    /// The name or the UUID is taken, or the name is not valid.
     pub fn create(&self, name: &str, uuid: Option<&str>) -> Result<(), DeviceError> {
         DeviceError::check_name(name)?;
         let inner = &mut *self.lock();
@@ -68,7 +68,7 @@ impl Devices {
     /// Loads a table into the inactive slot; the active one continues to serve.
     ///
     /// # Errors
-    /// What can be seen to be wrong without opening a store.
+    /// An error that can be found without opening a store.
     pub fn load(
         &self,
         name: &str,
@@ -105,7 +105,7 @@ impl Devices {
     /// Drops the inactive table.
     ///
     /// # Errors
-    /// No such device.
+    /// There is no such device.
     pub fn clear(&self, name: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let before = inner.device_mut(name)?.inactive.take();
@@ -121,8 +121,8 @@ impl Devices {
     /// Stops serving: new requests wait with the front-end, those in flight end or are held.
     ///
     /// # Errors
-    /// Where requests do not end in time, or what was written cannot be made durable; the device
-    /// serves on then.
+    /// Requests do not end in time, or writes cannot be made durable; the device continues to serve
+    /// then.
     pub fn suspend(&self, name: &str, how: Suspend) -> Result<(), DeviceError> {
         let mut inner = self.look();
         let names = loop {
@@ -161,13 +161,13 @@ impl Devices {
         Ok(())
     }
 
-    /// Serves again: with the inactive table, if there is one. Where that names a store of a
-    /// suspended device, the store moves.
+    /// Serves again: with the inactive table, if there is one. If that names a store of a suspended
+    /// device, the store moves.
     ///
     /// # Errors
-    /// Where that table cannot serve: the old one is bound again, the new one is back in the
-    /// inactive slot, and the device is suspended. Where its own store is to be handed over to a
-    /// table that another device has loaded: nothing has changed.
+    /// The inactive table cannot serve: then the old one is bound again, the new one is back in the
+    /// inactive slot, and the device is suspended. Or its own store is to be handed over to a table
+    /// that another device has loaded: then nothing has changed.
     pub fn resume(&self, name: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let device = inner.device(name)?;
@@ -227,8 +227,7 @@ impl Devices {
         Ok(())
     }
 
-    /// The old table is bound still; the new one goes back to its slot, and the device is
-    /// suspended.
+    /// The old table is still bound; the new one returns to its slot, and the device is suspended.
     fn failed_resume(
         &self,
         inner: &mut Inner,
@@ -252,9 +251,9 @@ impl Devices {
         error
     }
 
-    /// Stops a serving device, and the other users of a store that is to be opened again for
-    /// `loaded`: an origin's writes would make exceptions that its new table does not know.
-    /// Commits what they owe. Returns the stopped devices.
+    /// Stops a serving device, and the other users of a store that is to be reopened for `loaded`:
+    /// an origin's writes would make exceptions that its new table does not know. Commits their
+    /// owed chunks. Returns the stopped devices.
     pub(super) fn pause(
         &self,
         inner: &mut Inner,
@@ -276,8 +275,8 @@ impl Devices {
             if let Ok(active) = inner.active(owner)
                 && !self.flush(active)
             {
-                // A store that is full or failed says so to whoever opens it again; what a file
-                // owes is known to whoever lies on it.
+                // A full or failed store reports that when it is reopened; devices on top of a file
+                // know what it owes.
                 owe(active);
             }
         }
@@ -300,8 +299,8 @@ impl Devices {
         })
     }
 
-    /// Applies a plan: writes the state, stops workers, swaps tables, lets workers continue.
-    /// `also` changes the parts without workers. On an error everything is as it was.
+    /// Applies a plan: writes the state, stops workers, swaps tables, lets workers continue. `also`
+    /// changes the parts without workers. An error changes nothing.
     pub(super) fn apply(
         &self,
         plan: Plan<'_>,
@@ -351,7 +350,7 @@ impl Devices {
         inner.forget_caches();
         spread_patience(inner);
         go(inner, &names);
-        // A store that grew on the way may be waited for by others.
+        // Other workers may wait for room in a store that grew meanwhile.
         self.workers.wake(u64::MAX);
         drop(old);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
@@ -363,8 +362,8 @@ impl Devices {
     /// to [`attach`](Self::attach); if there will be none, call [`detach`](Self::detach).
     ///
     /// # Errors
-    /// Where it cannot be: there is no such device, it has no table, or another is the one way to
-    /// write what it maps to.
+    /// The device does not exist or has no table, or another device is the only path by which its
+    /// bytes may be written.
     pub fn prepare(&self, name: &str, user: &str, writable: bool) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         inner.active(name)?;
@@ -386,12 +385,12 @@ impl Devices {
     /// The table that serves.
     ///
     /// # Errors
-    /// No such device, or no table.
+    /// There is no such device, or it has no table.
     pub fn table(&self, name: &str) -> Result<Arc<Table>, DeviceError> {
         Ok(self.lock().active(name)?.table.clone())
     }
 
-    /// Makes everything that a table owes durable. An invalid store owes nothing any more, but its
+    /// Makes everything that a table owes durable. An Invalid store owes nothing any more, but its
     /// neighbours do.
     pub(super) fn flush(&self, active: &Active) -> bool {
         if self.config.flusher.flush(&active.table) {
@@ -399,7 +398,7 @@ impl Devices {
         }
         let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
         let flushed = active.snaps.values().any(invalid) && owes_no_more(active);
-        // The flusher leaves the decision to us if it cannot tell.
+        // The flusher leaves the decision to this function if it cannot tell.
         if !flushed && active.table.flush_set().has_invalid() {
             tracing::error!("cannot flush a table with an invalid store: {}", FlushError::Failed);
         }
@@ -408,8 +407,7 @@ impl Devices {
 
     /// An orderly end: stops all users of devices, makes everything owed durable, and releases all
     /// files. The state for the next start is unchanged. False if something could not be made
-    /// durable. Devices in `but` are left as they are: a user that cannot be stopped works on
-    /// them.
+    /// durable. Devices in `but` are left unchanged: a user that cannot be stopped still uses them.
     pub fn close(&self, but: &[String]) -> bool {
         let inner = &mut *self.lock();
         let names = inner.devices.keys().filter(|name| !but.contains(name));
@@ -439,7 +437,7 @@ impl Devices {
     }
 }
 
-/// Whether all of a table but its invalid stores was flushed, as far as it says itself.
+/// Whether all of a table but its Invalid stores was flushed, according to the table itself.
 fn owes_no_more(active: &Active) -> bool {
     let set = active.table.flush_set();
     let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
@@ -450,12 +448,12 @@ fn owes_no_more(active: &Active) -> bool {
     }) && !media.any(|medium| medium.sync_failed())
 }
 
-/// What `active` wrote to files was perhaps not synced, and whoever only reads them must know.
+/// The writes of `active` to files may be unsynced, and tables that only read the files must know.
 fn owe(active: &Active) {
     active.table.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
 }
 
-/// The device and those that lie on it, directly or through others.
+/// The device and those above it, directly or through others.
 pub(super) fn with_uppers(inner: &Inner, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     let mut at = 0;
