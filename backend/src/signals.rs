@@ -40,8 +40,8 @@ pub fn block_file_size() -> io::Result<()> {
     Ok(set.thread_block()?)
 }
 
-/// Whether whoever started this process had it ignore the signal, as `nohup` does: one that is blocked
-/// would arrive all the same.
+/// Whether the signal was ignored when this process started, as under `nohup`: a blocked signal
+/// would arrive nevertheless.
 fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -50,7 +50,7 @@ fn is_ignored(signal: Signal) -> bool {
 }
 
 impl Blocked {
-    /// Waits for the next signal; its number, or none where it cannot be told.
+    /// Waits for the next signal; its number, or none if that cannot be determined.
     pub fn wait(&self) -> Option<i32> {
         self.0.read_signal().ok().flatten().and_then(|info| info.ssi_signo.try_into().ok())
     }

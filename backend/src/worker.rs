@@ -160,7 +160,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     /// The driver turned its cache off while there was no table to flush.
     owes_flush: bool,
     stopping: bool,
-    /// Is told of requests that failed.
+    /// The receiver of failed requests.
     failed: Box<dyn Fn(Failure)>,
 }
 
@@ -218,7 +218,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.io.unwatch(WAKE_KEY);
     }
 
-    /// One turn; false where there was nothing to do.
+    /// One turn; false if there was nothing to do.
     fn turn(&mut self) -> bool {
         let mut busy = self.read_mail();
         self.unsubmitted.begin_turn();

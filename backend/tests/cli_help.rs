@@ -1,4 +1,4 @@
-//! What the program says of itself.
+//! The program's documentation of itself.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn capabilities_are_what_management_software_expects() {
     assert_eq!(said, "{\"type\":\"block\",\"features\":[\"read-only\",\"blk-file\"]}\n");
 }
 
-/// QEMU, docs/interop/vhost-user.rst "Backend program conventions": what else is given is ignored.
+/// QEMU, docs/interop/vhost-user.rst "Backend program conventions": other arguments are ignored.
 #[test]
 fn capabilities_are_said_whatever_else_is_given() {
     let place = Place::new();
@@ -22,7 +22,8 @@ fn capabilities_are_said_whatever_else_is_given() {
     assert!(!place.path("s").exists());
 }
 
-/// The same: the program is started without a command, and its descriptor is a connection.
+/// The same conventions: the program is started without a command, and its descriptor is a
+/// connection.
 #[test]
 fn options_alone_serve_and_an_inherited_connection_is_a_front_end() {
     use std::io::{Read, Write};
@@ -37,7 +38,7 @@ fn options_alone_serve_and_an_inherited_connection_is_a_front_end() {
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(back)))
         .spawn()
         .unwrap();
-    // GET_FEATURES: request, flags (the version), bytes behind.
+    // GET_FEATURES: request, flags (the version), payload size.
     let question = [1u32, 1, 0].map(u32::to_ne_bytes);
     front.write_all(question.as_flattened()).unwrap();
     let mut answer = [0; 20];
@@ -67,12 +68,12 @@ fn every_command_has_help_and_a_manual_page() {
     for page in ["snapblk.1", "snapblk-merge.1", "snapblk-serve.1"] {
         assert!(place.path("pages/man1").join(page).exists(), "{page}");
     }
-    // What has to be typed is all there.
+    // The page has the complete command line.
     let page = String::from_utf8(place.read("pages/man1/snapblk-ctl-merge.1")).unwrap();
     assert!(page.contains("snapblk ctl <MONITOR> merge [OPTIONS] <DEVICE> <SNAPSHOT>"), "{page}");
 }
 
-/// What is written where a command's arguments are defined is shown, too.
+/// The long documentation of a command is shown, too.
 #[test]
 fn long_help_says_more_than_the_list_of_commands() {
     let place = Place::new();

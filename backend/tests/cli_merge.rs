@@ -35,7 +35,7 @@ fn scenario_17_and_39_every_golden_store_merges_to_the_snapshot_s_content() {
     }
 }
 
-/// A disk has whole sectors; what its file has behind the last is not the disk's.
+/// A disk has whole sectors; bytes of its file after the last one do not belong to it.
 #[test]
 fn what_is_behind_the_last_sector_stays() {
     let place = Place::new();
@@ -43,7 +43,7 @@ fn what_is_behind_the_last_sector_stays() {
     let mut origin = OpenOptions::new().append(true).open(place.path("origin")).unwrap();
     let len = origin.metadata().unwrap().len();
     std::io::Write::write_all(&mut origin, &[0x5a; 300]).unwrap();
-    // The store's last chunk, as if it had been of that disk.
+    // The store's last chunk, as if it belonged to that disk.
     let mut store = place.read("cow");
     let chunk = 4096u64;
     let last = len / chunk;
@@ -92,7 +92,7 @@ fn a_disk_that_is_marked_read_only_needs_force() {
     std::fs::set_permissions(place.path("origin"), read_only).unwrap();
     let said = place.fails(1, "merge --into origin cow");
     assert!(said.contains("destroy every other overlay"), "{said}");
-    // Only who may write such a file nevertheless gets further.
+    // Only a user who may write such a file nevertheless gets further.
     if OpenOptions::new().write(true).open(place.path("origin")).is_ok() {
         place.ok("merge --force --into origin cow");
         assert_eq!(sha256(&place.read("origin")), meta["sha256"]["snap"]);
@@ -116,7 +116,7 @@ fn scenario_11_a_last_chunk_that_the_disk_ends_in_is_clipped() {
     place.golden("p8-basic");
     let mut expected = place.read("origin");
     let cow = place.read("cow");
-    // The last chunk of the disk, 1023, lies in chunk 8 of the store.
+    // The last chunk of the disk, 1023, is in chunk 8 of the store.
     expected.truncate(1023 * 4096 + 512);
     place.file("origin", &expected);
     place.ok("merge --into origin cow");

@@ -1,4 +1,4 @@
-//! `create`, `info`, `dump` and `check`, as a person runs them.
+//! `create`, `info`, `dump` and `check`, as a user runs them.
 
 mod common;
 
@@ -36,7 +36,7 @@ fn sizes_and_chunks_are_what_was_asked_for() {
     assert_eq!(place.read("a").len(), 1 << 20);
     let said = place.ok("create b --origin disk --size full");
     assert_eq!(said, "b: a store of 1.0 MiB in chunks of 4 KiB, for disk of 1 MiB\n");
-    // An empty file that is there is taken.
+    // An existing empty file is accepted.
     place.sparse("c", 0);
     place.ok("create c --origin disk");
 }
@@ -212,7 +212,7 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(child.wait().unwrap().success());
 }
 
-/// What scripts read has the names that the page says.
+/// The JSON output for scripts has the names in the documentation.
 #[test]
 fn what_is_answered_in_json_is_in_the_page() {
     let place = Place::new();
@@ -235,7 +235,7 @@ fn what_is_answered_in_json_is_in_the_page() {
     }
 }
 
-/// JSON is UTF-8, names of files need not be; nor does one stop what has been done already.
+/// JSON is UTF-8, names of files need not be; no name stops a command whose work is done.
 #[test]
 fn json_is_whole_whatever_a_file_is_called() {
     use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! `snapblk ctl` as a person runs it, against a monitor of this process.
+//! `snapblk ctl` as a user runs it, against a monitor in this process.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -135,7 +135,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// Standard output of a verb that succeeds and says nothing on standard error.
+    /// Standard output of a verb that succeeds without standard error.
     fn said(&self, line: &str) -> String {
         let output = self.ctl(line);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
@@ -227,7 +227,7 @@ fn a_merge_can_be_followed_later() {
     let job = bench.mock.begun.lock().unwrap().pop().unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| bench.ctl("wait j"));
-        // Before or after the other process looks: the job stays until it is dismissed.
+        // Before or after the other process checks: the job stays until it is dismissed.
         job.finish(Outcome::Cancelled);
         let output = waiting.join().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -254,7 +254,7 @@ fn watch_prints_events_until_the_server_is_gone() {
         std::io::BufRead::lines(std::io::BufReader::new(watching.stdout.take().unwrap()));
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        // Until the watcher has negotiated it hears nothing: events are repeated.
+        // The watcher gets no events until it has negotiated: events are repeated.
         let events = mock.jobs.events().clone();
         scope.spawn(move || {
             let event = snapblk_store::control::Event::DeviceResumed(

@@ -1,9 +1,10 @@
 //! Flushes, and copies of a moment, on the calling thread: for suspends, seals, orderly ends and
 //! the last step of a commit.
 //!
-//! Owns an engine for the duration of one operation, and the executor: made anew where io_uring
-//! serves the files, kept for the next flush where plain system calls do. Never knows the purpose
-//! of an operation. Keeps: an idle executor has no file, and there is at most one.
+//! Owns an engine for the duration of one operation, and the executor: a new one each time if
+//! io_uring serves the files, one that is kept for the next flush if plain system calls do. Never
+//! knows the purpose of an operation. Keeps: an idle executor has no file, and there is at most
+//! one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

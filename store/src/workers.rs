@@ -27,7 +27,7 @@ const SLEEPING: u64 = 1 << 63;
 
 /// How a sleeping worker is woken: its host writes an eventfd, or notes it in a test.
 pub trait Wake: Send + Sync {
-    /// Ends the worker's sleep, or the next one where it does not sleep.
+    /// Ends the worker's sleep, or the next one if it does not sleep.
     fn wake(&self);
 }
 

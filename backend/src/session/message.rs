@@ -24,7 +24,7 @@ const VERSION_MASK: u32 = 0x3;
 const REPLY: u32 = 0x4;
 const NEED_REPLY: u32 = 0x8;
 
-/// Set in the payload of a kick, call or error descriptor where there is none.
+/// Set in the payload of a kick, call or error descriptor if there is none.
 const NO_FD: u64 = 0x100;
 
 /// A header that was parsed.

@@ -218,7 +218,7 @@ impl<T> Setup<T> {
         self.status | if is_broken { NEEDS_RESET } else { 0 }
     }
 
-    /// The back-end channel, where there is one.
+    /// The back-end channel, if there is one.
     pub(super) fn channel(&self) -> Option<&Channel> {
         self.channel.as_ref()
     }

@@ -29,7 +29,7 @@ fn get(memory: &GuestMemory, at: u64) -> u16 {
     u16::from_le_bytes(bytes)
 }
 
-/// Known bug 22, I17: who arms looks again.
+/// Known bug 22, I17: after arming, the device checks again.
 #[test]
 fn arming_sees_what_came_before_it() {
     for event_idx in [false, true] {
@@ -179,7 +179,7 @@ fn a_ring_outside_of_memory_or_not_aligned_is_refused() {
 }
 
 mod beside_virtio_queue {
-    //! Whatever a guest writes into its tables, the walk is that of the `virtio-queue` crate.
+    //! For any content of a guest's tables, the walk is that of the `virtio-queue` crate.
 
     use proptest::prelude::*;
     use virtio_queue::{Queue, QueueT};
@@ -188,12 +188,12 @@ mod beside_virtio_queue {
     use super::*;
 
     const TABLE: u64 = 0x1000;
-    /// Where descriptors point: mostly into this page, which holds indirect tables too.
+    /// The targets of descriptors: mostly this page, which also contains indirect tables.
     const PAGE: u64 = 0x4000;
 
     fn descriptor() -> impl Strategy<Value = [u8; 16]> {
         let address = prop_oneof![4 => (0u64..64).prop_map(|n| PAGE + 16 * n), 1 => any::<u64>()];
-        // The crate ends a walk at 4 GiB; here the parser minds that.
+        // The crate ends a walk at 4 GiB; here the parser checks that.
         let len = prop_oneof![4 => (0u32..9).prop_map(|n| 16 * n), 1 => 0u32..1 << 24];
         let next = prop_oneof![6 => 0u16..9, 1 => any::<u16>()];
         (address, len, 0u16..8, next).prop_map(|(address, len, flags, next)| {

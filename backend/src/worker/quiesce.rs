@@ -103,8 +103,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.begin_quiesce(Quiesce::write_through(Some(reply)));
             return;
         }
-        // A suspend has flushed, unless it was told not to: then the next table does, before it serves.
-        // A front-end that waited for that would have all of its guest stand still.
+        // A suspend has flushed, unless it was told not to: then the next table does, before it
+        // serves. If a front-end waited for that, its whole guest would be stopped.
         self.owes_flush = on && self.ring.is_some();
         self.change_ring(|ring| ring.write_through = on);
         reply.send(Ok(()));

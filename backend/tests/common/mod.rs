@@ -1,11 +1,11 @@
-//! Runs the program as a person would.
+//! Runs the program as a user would.
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A folder that is gone afterwards, and the program run in it.
+/// A folder that is removed afterwards, and the program run in it.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
@@ -87,7 +87,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// What it printed and what it complained of.
+    /// Its standard output and standard error.
     pub(crate) fn expect(self, status: i32) -> (String, String) {
         let out = String::from_utf8(self.output.stdout).unwrap();
         let err = String::from_utf8(self.output.stderr).unwrap();

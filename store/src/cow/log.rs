@@ -165,8 +165,8 @@ impl Log {
         end - start
     }
 
-    /// Records in a dead process's `words` that the data of `old` is at `to` from now on, where it
-    /// has been copied, and that `from`, which comes later, is free. A kill may cut this off.
+    /// Records in a dead process's `words` that the data of `old`, which was copied, is at `to`
+    /// from now on, and that `from`, which is later, is free. A kill may interrupt this.
     pub fn move_owed(words: &Words, old: Chunk, from: DataIndex, to: DataIndex) {
         let set = |at: DataIndex, slot: Slot| {
             words[position(words, at.0)].store(slot.to_word(), Ordering::Release);
@@ -283,8 +283,8 @@ impl Log {
         }
     }
 
-    /// [`Log::finish`] of `count` data chunks from `index` on. Where they hold data, it is that of `old`
-    /// and the chunks that follow it.
+    /// [`Log::finish`] of `count` data chunks from `index` on. If they hold data, it is that of
+    /// `old` and the chunks after it.
     #[must_use = "a leader that waits for one of these slots must be woken"]
     pub fn finish_run(&self, index: DataIndex, old: Option<Chunk>, count: u64) -> u64 {
         (0..count).fold(0, |wake, n| {

@@ -257,8 +257,8 @@ impl Owed {
         }
     }
 
-    /// Removes the file that was made here from where it was set aside: the process that did that
-    /// entered its chunks. False if it was not set aside.
+    /// Removes the file that was made here from the path where it was set aside: the process that
+    /// did that entered its chunks. False if it was not set aside.
     pub fn discard_if_replaced(&self) -> bool {
         let before = self.before();
         let replaced = self.made.is_some() && Identity::of_path(&before).ok() == self.made;
@@ -450,7 +450,7 @@ mod tests {
         remove_store(&link).expect("there is nothing to be removed");
     }
 
-    /// In memory, where a file that is too large is refused at once.
+    /// In memory, a file that is too large is refused at once.
     fn in_memory() -> tempfile::TempDir {
         tempfile::tempdir_in("/dev/shm").expect("a directory in memory")
     }
@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(owed.create(false).expect("it is made").len(), LOG_WORDS);
     }
 
-    /// The process that serves the store goes on, and may be killed.
+    /// The process that serves the store continues, and may be killed.
     #[test]
     fn a_file_that_was_set_aside_in_vain_is_where_it_was() {
         let dir = in_memory();

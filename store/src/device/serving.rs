@@ -1,5 +1,4 @@
-//! The workers of exports that serve a device: stopping them, letting them go on, and yielding to
-//! them.
+//! The workers of exports that serve a device: stopping and releasing them, and yielding to them.
 //!
 //! Owns which of a device's workers serve when. Never knows how a table is built, nor when it
 //! changes.

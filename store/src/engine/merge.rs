@@ -110,7 +110,7 @@ pub enum MergeFailure {
     Entry {
         /// Its place in the list.
         position: u64,
-        /// Where it lies in the store.
+        /// Its offset in the store.
         offset: u64,
     },
     /// A chunk could not be read.

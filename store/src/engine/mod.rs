@@ -148,8 +148,8 @@ impl Engine {
         &self.core.segs[first as usize..][..count as usize]
     }
 
-    /// The bytes of the [`Seg::Meta`] part of an action that was just popped, to be copied when
-    /// the action is carried out; none where it has no such part.
+    /// The bytes of the [`Seg::Meta`] part of an action that was just popped, to be copied when the
+    /// action is carried out; none if it has no such part.
     pub fn meta_of(&self, action: &Action) -> &[u8] {
         let slot = self.segs(action).iter().find_map(|seg| match seg {
             Seg::Meta { slot, .. } => Some(*slot),

@@ -265,7 +265,7 @@ mod tests {
         assert!(ahead.allows(part(7).end) && !ahead.allows(part(7).end + 1));
         ahead.begin(part(6).end + 40960, Some(Late { full: 3, ..LATE }));
         (3..8).for_each(|n| ahead.has(&part(n)));
-        // What cannot be reserved, or is lost, says nothing; nor does what lies behind it.
+        // A failed or lost reservation proves nothing, nor about the parts after it.
         let room = ahead.next(part(7).end, part(7).end + 4096).expect("it is time");
         ahead.ended(room, false);
         let at = part(7).end + (8 << 20);

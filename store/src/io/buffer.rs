@@ -2,10 +2,10 @@
 //!
 //! Owns a worker's scratch buffers, the bounce buffers that direct I/O needs for unaligned memory,
 //! a region of zeroes, and `IoVecs`: the list of pieces of one transfer, the only place where an
-//! address becomes something that the kernel writes to. Never knows which file or request the
-//! bytes belong to. Keeps: every piece of a list is memory that stays mapped until the transfer is
-//! over; guest memory does by [`GuestData`]'s contract, and the memory here lives as long as the
-//! executor.
+//! address becomes something that the kernel writes to. Never knows which file or request the bytes
+//! belong to. Keeps: every piece of a list is memory that stays mapped until the transfer has
+//! ended: guest memory by [`GuestData`]'s contract, and the memory here because it lives as long as
+//! the executor.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -20,33 +20,33 @@ use crate::request::Token;
 #[cfg(test)]
 mod tests;
 
-/// What all memory here is aligned to; no device asks for more.
+/// The alignment of all memory here; no device needs more.
 const PAGE: usize = 4096;
 /// Bytes of a bounce buffer; longer transfers go through it piece by piece.
 pub(crate) const BOUNCE: usize = 256 << 10;
 /// Bytes of the region of zeroes; longer runs of zero name it more than once.
 pub(crate) const ZEROES: usize = 1 << 20;
-/// Bounce buffers that are kept for the next transfer that needs one.
+/// Bounce buffers that are kept for later transfers.
 const BOUNCES_KEPT: usize = 32;
 /// The most pieces that one system call takes (IOV_MAX).
 pub(crate) const IOV_MAX: usize = 1024;
 
-/// Where a request's bytes lie.
+/// The places of requests' bytes.
 ///
-/// What is pushed must stay mapped, and writable where the request is a read, until the
-/// action that names it is handed back by [`Io::completed`](super::Io::completed) or the
-/// executor is gone: the kernel reads and writes there in the meantime. Another process may
-/// change the bytes at any time; nothing here forms a reference to them.
+/// The pushed pieces must stay mapped, and writable if the request is a read, until
+/// [`Io::completed`](super::Io::completed) returns their action or the executor is dropped: the
+/// kernel accesses them meanwhile. Another process may change the bytes at any time; no code here
+/// forms a reference to them.
 pub trait GuestData {
-    /// Appends the pieces of memory that hold bytes `offset..offset + len` of the data of the
-    /// request called `token`, in order.
+    /// Appends the pieces of memory with bytes `offset..offset + len` of the data of the request
+    /// `token`, in order.
     fn push_iovecs(&self, token: Token, offset: u32, len: u32, out: &mut Vec<libc::iovec>);
 }
 
-/// How much scratch memory a worker has.
+/// The amount of a worker's scratch memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScratchConfig {
-    /// How many buffers.
+    /// The number of buffers.
     pub buffers: u32,
     /// Bytes of each; rounded up to whole pages.
     pub size: u32,
@@ -93,8 +93,8 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: mapped by `new` with this length, and nobody holds a reference into it:
-            // none is ever handed out beyond a borrow of `self`.
+            // SAFETY: mapped by `new` with this length, and there is no reference into it: none is
+            // ever handed out beyond a borrow of `self`.
             let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         }
     }
@@ -110,7 +110,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps it. It takes memory as it is used: most disks never need most of it, and a host has
+    /// Maps it. Pages are allocated on first use: most disks never use most of it, and a host has
     /// many.
     pub(crate) fn new(config: ScratchConfig) -> io::Result<Memory> {
         let size = (config.size as usize).next_multiple_of(PAGE);
@@ -118,7 +118,7 @@ impl Memory {
         Ok(Memory {
             scratch: Mapping::writable(len)?,
             size,
-            // Never written, so it is the kernel's one page of zeroes all over.
+            // Never written, so all of it is the kernel's one page of zeroes.
             zeroes: Mapping::new(ZEROES, ProtFlags::READ, MapFlags::empty())?,
             bounces: Vec::with_capacity(BOUNCES_KEPT),
         })
@@ -131,16 +131,16 @@ impl Memory {
         self.scratch.piece((buf.0 as usize).checked_mul(self.size)?.checked_add(offset)?, len)
     }
 
-    /// Copies `bytes` into a scratch buffer; false where they do not fit.
+    /// Copies `bytes` into a scratch buffer; false if they do not fit.
     pub(crate) fn put(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.scratch(buf, offset, bytes.len()) else { return false };
-        // SAFETY: `to` lies within the mapping, which no slice of ours can overlap; I/O that is
-        // in flight there is only ever the kernel's, through addresses.
+        // SAFETY: `to` lies within the mapping, which no slice of this process can overlap; only
+        // the kernel does I/O there, through addresses.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.iov_base.cast(), bytes.len()) };
         true
     }
 
-    /// Copies a part of a scratch buffer out; false where it does not reach so far.
+    /// Copies a part of a scratch buffer out; false if the buffer is shorter.
     pub(crate) fn get(&self, buf: BufId, offset: usize, bytes: &mut [u8]) -> bool {
         let Some(from) = self.scratch(buf, offset, bytes.len()) else { return false };
         // SAFETY: as in `put`, the other way round.
@@ -154,7 +154,7 @@ impl Memory {
         true
     }
 
-    /// Keeps the mappings for good: something may still write to them.
+    /// Never unmaps the memory: something may still write to it.
     pub(crate) fn leak(&mut self) {
         for mapping in [&mut self.scratch, &mut self.zeroes] {
             std::mem::forget(std::mem::replace(
@@ -164,7 +164,7 @@ impl Memory {
         }
     }
 
-    /// A bounce buffer; allocates only where none was given back before.
+    /// A bounce buffer; allocates only if no free one is left.
     pub(crate) fn bounce(&mut self) -> io::Result<Bounce> {
         match self.bounces.pop() {
             Some(mapping) => Ok(Bounce(mapping)),
@@ -172,7 +172,7 @@ impl Memory {
         }
     }
 
-    /// Bounce buffers at hand: none where none was ever needed.
+    /// The number of free bounce buffers.
     #[cfg(test)]
     pub(crate) fn bounces(&self) -> usize {
         self.bounces.len()
@@ -186,7 +186,7 @@ impl Memory {
     }
 }
 
-/// Aligned memory that stands in for memory that is not.
+/// Aligned memory that replaces unaligned memory.
 #[derive(Debug)]
 pub(crate) struct Bounce(Mapping);
 
@@ -194,12 +194,12 @@ pub(crate) struct Bounce(Mapping);
 #[derive(Debug, Default)]
 pub(crate) struct IoVecs {
     list: Vec<libc::iovec>,
-    /// The first piece that is not done; done parts of it are cut off.
+    /// The first piece that is not done; finished parts of it are cut off.
     at: usize,
 }
 
-// SAFETY: it holds addresses, not references; whether the memory behind them is still there
-// does not depend on the thread.
+// SAFETY: it holds addresses, not references; whether the memory behind them still exists does not
+// depend on the thread.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
@@ -207,7 +207,7 @@ impl IoVecs {
         IoVecs { list: Vec::with_capacity(pieces), at: 0 }
     }
 
-    /// Pieces that there is room for.
+    /// The number of pieces that there is room for.
     pub(crate) fn room(&self) -> usize {
         self.list.capacity()
     }
@@ -229,7 +229,7 @@ impl IoVecs {
         guest.push_iovecs(token, at, len, &mut self.list);
     }
 
-    /// Appends bytes of a scratch buffer; false where it does not reach so far.
+    /// Appends bytes of a scratch buffer; false if the buffer is shorter.
     pub(crate) fn push_scratch(&mut self, memory: &Memory, buf: BufId, at: u32, len: u32) -> bool {
         let piece = memory.scratch(buf, at as usize, len as usize);
         self.list.extend(piece);
@@ -250,11 +250,11 @@ impl IoVecs {
         self.list.extend(bounce.0.piece(0, len));
     }
 
-    /// Appends a copy of `bytes`, which `bounce` holds; false where they do not fit.
+    /// Appends a copy of `bytes` in `bounce`; false if they do not fit.
     pub(crate) fn push_copy(&mut self, bounce: &Bounce, bytes: &[u8]) -> bool {
         let Some(piece) = bounce.0.piece(0, bytes.len()) else { return false };
-        // SAFETY: `piece` lies within the bounce buffer, which is handed to nobody else and which
-        // no slice of ours can overlap.
+        // SAFETY: `piece` lies within the bounce buffer, which has no other user and which no slice
+        // of this process can overlap.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), piece.iov_base.cast(), bytes.len())
         };
@@ -303,13 +303,13 @@ impl IoVecs {
     /// Copies the first `len` bytes that are not done into `bounce`.
     pub(crate) fn gather(&self, bounce: &Bounce, len: usize) {
         self.each_part(bounce, len, |mine, theirs, count| {
-            // SAFETY: `each_part` gives `count` bytes within the bounce buffer and within a piece
-            // of this list; the two never overlap, as bounce buffers are handed to nobody.
+            // SAFETY: `each_part` passes `count` bytes within the bounce buffer and within a piece
+            // of this list; the two never overlap, because only this executor uses bounce buffers.
             unsafe { std::ptr::copy_nonoverlapping(mine, theirs, count) }
         });
     }
 
-    /// Copies `len` bytes of `bounce` to where the first bytes that are not done belong.
+    /// Copies `len` bytes of `bounce` to the place of the first bytes that are not done.
     pub(crate) fn scatter(&self, bounce: &Bounce, len: usize) {
         self.each_part(bounce, len, |mine, theirs, count| {
             // SAFETY: as in `gather`.
@@ -327,7 +327,8 @@ impl IoVecs {
         }
     }
 
-    /// `preadv` into the next pieces. One piece alone is a `pread`, which spares the kernel a list.
+    /// `preadv` into the next pieces. A single piece uses `pread`, which needs no list in the
+    /// kernel.
     pub(crate) fn read_from(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let (fd, offset) = (fd.as_raw_fd(), offset as i64);
         result(match self.window() {
@@ -350,7 +351,8 @@ impl IoVecs {
     }
 }
 
-/// The C library's does the same, and twice as much again to be where a thread can be cancelled.
+/// The C library's function does the same, and takes three times as long because a thread can be
+/// cancelled there.
 ///
 /// # Safety
 /// As of `pread`: the piece is writable memory.

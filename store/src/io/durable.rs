@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Makes durable what was written to `file`, and its length.
+/// Makes the writes to `file`, and its length, durable.
 ///
 /// # Errors
 /// The system's error: anything written since the last success may be lost.
@@ -55,7 +55,7 @@ pub(crate) mod seen {
         FAILS.set(Some(name));
     }
 
-    /// What was synced since this was last asked, in order.
+    /// The files that were synced since the last call, in order.
     pub(crate) fn take() -> Vec<PathBuf> {
         SYNCED.take()
     }

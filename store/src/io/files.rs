@@ -127,7 +127,7 @@ impl FileInfo {
     /// support it.
     ///
     /// # Errors
-    /// The system's error, and [`FileError::Kind`] for what holds no bytes at offsets.
+    /// The system's error, or [`FileError::Kind`] for a file without bytes at offsets.
     pub fn open(path: &Path, mode: OpenMode, direct: bool) -> Result<FileInfo, FileError> {
         let fail = |source| FileError::Open { path: path.to_owned(), mode, source };
         // Opening a pipe would block, so the kind comes first.
@@ -270,7 +270,7 @@ impl Files {
     /// The length in bytes that the file called `id` has now.
     ///
     /// # Errors
-    /// The system's error; `NotFound` where no such file is open.
+    /// The system's error; `NotFound` if no such file is open.
     pub fn current_len(&self, id: FileId) -> io::Result<u64> {
         self.get(id).ok_or(io::ErrorKind::NotFound)?.current_len()
     }

@@ -75,22 +75,22 @@ fn whoever(others: &[String]) -> String {
 /// Why a lock conflicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Another process uses what we would not share.
+    /// Another process uses the file in a way that this one does not share.
     Used,
-    /// Another process does not share what we would use.
+    /// Another process does not share a use that this one needs.
     NotShared,
 }
 
 /// A lock on a file, held until it is dropped and the file's last descriptor is closed or unlocked.
 #[derive(Debug)]
 pub struct Lock {
-    // Of the same open file description as the file's I/O: where the process dies, the lock
-    // outlives it for as long as its last I/O does.
+    // With the open file description of the file's I/O: if the process dies, the lock lasts until
+    // its last I/O has ended.
     file: File,
 }
 
 impl Lock {
-    /// We read, and nobody may write or resize: for an origin that is only read.
+    /// Reads, and lets no other process write or resize: for an origin that is only read.
     ///
     /// # Errors
     /// [`LockError::Held`] if another process writes to it or does not let it be read.
@@ -98,8 +98,8 @@ impl Lock {
         Lock::take(&info.file, &info.path, READ, WRITE | RESIZE, wait)
     }
 
-    /// We read and write, and no other process does either: for a store, a writable origin and the
-    /// target of a merge. With `wait`, tries for that long.
+    /// Reads and writes, and lets no other process do either: for a store, a writable origin and
+    /// the target of a merge. With `wait`, tries for that long.
     ///
     /// # Errors
     /// [`LockError::Held`] if another process has it open.
@@ -147,7 +147,8 @@ impl Lock {
             [(NOT_SHARED, used, Reason::NotShared), (USED, not_shared, Reason::Used)]
         {
             for (start, len) in runs(base, bits) {
-                // A write lock would meet anybody's read lock; our own description is left out.
+                // A write lock would conflict with any read lock; the present open file description
+                // is ignored.
                 let mut probe = range(libc::F_WRLCK, start, len);
                 fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut probe))?;
                 if probe.l_type != libc::F_UNLCK as libc::c_short {
@@ -168,8 +169,8 @@ impl Drop for Lock {
     }
 }
 
-/// The bytes that stand for `bits`, as runs of neighbours: where each starts, and how long it is.
-/// A guest waits for a store to be opened, and each run takes two system calls.
+/// The bytes for `bits`, as runs of neighbours: the start and length of each. A guest waits while a
+/// store is opened, and each run takes two system calls.
 fn runs(base: i64, bits: u8) -> impl Iterator<Item = (i64, i64)> {
     let mut left = bits;
     let mut at = base;

@@ -40,19 +40,19 @@ impl SharedWords {
     /// Makes the file `path` with `words` words of 0.
     ///
     /// # Errors
-    /// The system's error; a file that is there already is left alone, `AlreadyExists`.
+    /// The system's error; for an existing file, which is not changed, `AlreadyExists`.
     pub fn create(path: &Path, words: usize) -> io::Result<SharedWords> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let len = byte_len(words)?;
         let made = reserve(&file, len as u64).and_then(|()| SharedWords::map(&file, words));
         if made.is_err() {
-            // Not a file that a later start could take for a whole one.
+            // A later start must not find an incomplete file.
             let _ = std::fs::remove_file(path);
         }
         made
     }
 
-    /// Maps the words of the file `path`; a last part of a word is left out.
+    /// Maps the words of the file `path`; a partial last word is ignored.
     ///
     /// # Errors
     /// The system's error; `InvalidData` for a file without a word.
@@ -60,18 +60,18 @@ impl SharedWords {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let words = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX) / WORD;
         if words == 0 {
-            // As one is that was being made when its process was killed.
+            // Such as a file whose process was killed while it made it.
             return Err(io::ErrorKind::InvalidData.into());
         }
-        // A file that somebody made sparse would fail at a store, not here.
+        // In a sparse file, a store would fail later instead of this call.
         reserve(&file, (words * WORD) as u64)?;
         SharedWords::map(&file, words)
     }
 
-    /// Words that nobody will find again: for stores that end with the process, and for tests.
+    /// Words without a name: for stores that end with the process, and for tests.
     ///
     /// # Errors
-    /// No memory.
+    /// There is no memory.
     pub fn anonymous(words: usize) -> io::Result<SharedWords> {
         let (len, prot) = (byte_len(words)?, ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing else.
@@ -82,8 +82,8 @@ impl SharedWords {
     /// The words.
     pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: `base` is page-aligned memory of `words` words that stays mapped as long as
-        // `self`; every bit pattern is an AtomicU64, and whoever else maps the file changes it
-        // through atomics too.
+        // `self`; every bit pattern is an AtomicU64, and other processes that map the file also
+        // change it through atomics.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
     }
 
@@ -132,7 +132,7 @@ fn reserve(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Where the file system cannot reserve: writes what is there once more, page by page.
+/// If the file system cannot reserve: rewrites the present content, page by page.
 fn write_out(file: &File, len: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     if file.metadata()?.len() < len {

@@ -1,10 +1,9 @@
 //! Simulated disks and an executor that carries actions out in a seeded random order.
 //!
-//! Owns two copies of the bytes of some disks: as a reader sees them now, and as a power cut would
-//! leave them.
-//! Owns the actions that several engines ("hosts") have in flight, and the memory they name. Never
-//! knows an engine, a store or a guest's intentions: whoever drives it submits actions and hands
-//! the completions on. Everything that happens follows from the seed and the order of calls.
+//! Owns two copies of the bytes of some disks: the visible content, and the content after a power
+//! cut. Owns the actions that several engines ("hosts") have in flight, and their memory. Never
+//! knows an engine, a store or a guest's intentions: its driver submits actions and passes the
+//! completions on. All events follow from the seed and the order of calls.
 //!
 //! It is as hostile as a system is allowed to be. An action takes effect at some moment between
 //! its submission and its completion. A sync makes durable only what had completed before it was
@@ -53,13 +52,13 @@ impl Rng {
         self.below(in_all) < of
     }
 
-    /// One of `items`, which are not none.
+    /// One of `items`, which must not be empty.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }
 }
 
-/// The memory of one host that its actions name.
+/// The memory of one host, which its actions refer to.
 #[derive(Debug, Default)]
 pub struct HostMemory {
     /// The scratch arena, [`super::BufId`] 0.
@@ -68,20 +67,20 @@ pub struct HostMemory {
     pub guest: HashMap<Token, Vec<u8>>,
 }
 
-/// Which actions fail.
+/// The actions that fail.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    /// On this file; on any where none.
+    /// On this file; on any if none.
     pub file: Option<FileId>,
-    /// Of this kind; of any where none.
+    /// Of this kind; of any if none.
     pub op: Option<IoOp>,
-    /// Only those that touch these bytes; anywhere where none.
+    /// Only those that overlap these bytes; all if none.
     pub range: Option<(u64, u64)>,
-    /// After this many that it matches have been spared.
+    /// After this many matching actions have succeeded.
     pub after: u32,
-    /// How many fail then.
+    /// The number of failures.
     pub count: u32,
-    /// How.
+    /// The error.
     pub errno: Errno,
 }
 
@@ -101,24 +100,24 @@ struct InFlight {
     action: Action,
     segs: Vec<Seg>,
     meta: Vec<u8>,
-    /// When it was submitted, in ticks.
+    /// The tick of its submission.
     at: u64,
-    /// It does nothing before this turn.
+    /// It has no effect before this turn.
     asleep_until: u64,
     /// It makes no progress at all.
     held: bool,
-    /// Once it took effect: how, and the sequence number of the write.
+    /// Once it took effect: the result, and the sequence number of the write.
     performed: Option<(Result<(), Errno>, Option<u64>)>,
 }
 
-/// An action as an engine asked for it.
+/// An action as an engine submitted it.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Whose.
+    /// The host.
     pub host: usize,
-    /// What is to be done.
+    /// The action.
     pub action: Action,
-    /// Where its bytes lie.
+    /// Its segments.
     pub segs: Vec<Seg>,
 }
 
@@ -137,7 +136,7 @@ pub struct Sim {
     /// How often each operation was carried out on each file.
     performed: HashMap<(FileId, IoOp), u64>,
     failed: u64,
-    /// What was asked for since the last look, where somebody looks.
+    /// The actions since the last query, if they are recorded.
     asked: Option<Vec<Asked>>,
 }
 
@@ -175,7 +174,7 @@ impl Sim {
         &self.disks[file.0 as usize]
     }
 
-    /// The control plane's way to a disk.
+    /// The control plane's access to a disk.
     pub fn storage(&mut self, file: FileId) -> SimStorage<'_> {
         let tick = self.tick;
         SimStorage(RefCell::new((&mut self.disks[file.0 as usize], tick)))
@@ -197,7 +196,7 @@ impl Sim {
         self.faults.push(fault);
     }
 
-    /// No more failures.
+    /// Ends all failures.
     pub fn clear_faults(&mut self) {
         self.faults.clear();
     }
@@ -207,7 +206,7 @@ impl Sim {
         self.holds.push((file, op));
     }
 
-    /// Lets the actions that are in flight now make no progress.
+    /// Stops the progress of the actions that are in flight now.
     pub fn hold_submitted(&mut self) {
         self.in_flight.iter_mut().for_each(|io| io.held = true);
     }
@@ -218,7 +217,7 @@ impl Sim {
         self.in_flight.iter_mut().for_each(|io| io.held = false);
     }
 
-    /// How many actions failed because they were meant to.
+    /// The number of injected failures.
     pub fn failed(&self) -> u64 {
         self.failed
     }
@@ -228,12 +227,12 @@ impl Sim {
         self.performed.get(&(file, op)).copied().unwrap_or(0)
     }
 
-    /// What was asked for since the last call; from the first call on it is noted.
+    /// The actions since the last call; the first call starts the recording.
     pub fn take_asked(&mut self) -> Vec<Asked> {
         self.asked.replace(Vec::new()).unwrap_or_default()
     }
 
-    /// Takes an action of `host` with its parts; `meta` are the bytes of a metadata part.
+    /// Accepts an action of `host` with its segments; `meta` has the bytes of a metadata segment.
     pub fn submit(&mut self, host: usize, action: Action, segs: &[Seg], meta: &[u8]) {
         if matches!(action.op, IoOp::Read | IoOp::Write | IoOp::Clear) {
             let len: u64 = segs.iter().map(|seg| u64::from(seg.len())).sum();
@@ -274,8 +273,8 @@ impl Sim {
         self.in_flight.iter().filter(move |io| io.host == host).map(|io| &io.action)
     }
 
-    /// The writes to a file that a power cut would tear, as (offset, length): in flight, or done
-    /// and not durable.
+    /// The writes to a file that a power cut would tear, as (offset, length): in flight, or
+    /// complete and not durable.
     pub fn at_risk(&self, file: FileId) -> impl Iterator<Item = (u64, u64)> {
         let writes = self.in_flight.iter().filter(move |io| {
             io.action.file == file && io.action.op == IoOp::Write && io.performed.is_none()
@@ -293,7 +292,7 @@ impl Sim {
         io.held || self.holds.contains(&(io.action.file, io.action.op))
     }
 
-    /// Lets one action take effect, or complete, or both. Returns whose completed.
+    /// Lets one action take effect, or complete, or both. Returns a completion and its host.
     pub fn advance(&mut self) -> Option<(usize, Completion)> {
         self.turn += 1;
         let free: Vec<usize> =
@@ -308,8 +307,8 @@ impl Sim {
         if self.in_flight[at].performed.is_none() {
             let done = self.perform(at);
             self.in_flight[at].performed = Some(done);
-            // That a sync failed is known before a later one of the file can end well: the engine
-            // does not wait for earlier syncs of others.
+            // A failed sync is reported before a later sync of the file can succeed: the engine
+            // does not wait for other workers' earlier syncs.
             let failed_sync = self.in_flight[at].action.op == IoOp::Sync && done.0.is_err();
             if self.rng.chance(1, 2) && !failed_sync {
                 return None;
@@ -324,7 +323,7 @@ impl Sim {
         Some((io.host, Completion { tag: io.action.tag, result }))
     }
 
-    /// Carries an action out: how it ended, and the number of its write.
+    /// Carries an action out: returns its result, and the number of its write.
     fn perform(&mut self, at: usize) -> (Result<(), Errno>, Option<u64>) {
         let action = self.in_flight[at].action;
         *self.performed.entry((action.file, action.op)).or_default() += 1;
@@ -376,7 +375,7 @@ impl Sim {
         None
     }
 
-    /// What an action writes.
+    /// The bytes that an action writes.
     fn gather(&self, at: usize) -> Vec<u8> {
         let io = &self.in_flight[at];
         match io.action.op {
@@ -401,7 +400,7 @@ impl Sim {
         bytes
     }
 
-    /// Puts `bytes` where an action reads to.
+    /// Stores `bytes` in the memory that an action reads to.
     fn fill(&mut self, at: usize, bytes: &[u8]) {
         let io = &self.in_flight[at];
         let memory = &mut self.hosts[io.host];
@@ -420,7 +419,7 @@ impl Sim {
         }
     }
 
-    /// The hosts die: what took effect stays, of what was in flight any subset.
+    /// The hosts die: effects stay, and any subset of the actions in flight takes effect.
     pub fn kill(&mut self) {
         self.land_some();
         self.tick += 1;
@@ -430,8 +429,8 @@ impl Sim {
         self.hosts.clear();
     }
 
-    /// The power fails: what was made durable stays, of everything else any subset of sectors.
-    /// Returns what became of the writes that were not durable.
+    /// The power fails: durable data stays, and any subset of all other sectors. Returns the result
+    /// of the writes that were not durable.
     pub fn power_cut(&mut self) -> Vec<Cut> {
         self.land_some();
         self.hosts.clear();
@@ -455,7 +454,7 @@ impl Sim {
     }
 }
 
-/// The control plane's way to a simulated disk; writes count as completed at once.
+/// The control plane's access to a simulated disk; writes count as completed at once.
 #[derive(Debug)]
 pub struct SimStorage<'a>(RefCell<(&'a mut Disk, u64)>);
 

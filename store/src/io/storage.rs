@@ -39,7 +39,7 @@ pub trait Storage {
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// The system's error; `UnexpectedEof` where it ends before.
+    /// The system's error; `UnexpectedEof` if the file ends before.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Writes all of `bytes` to `offset`.
@@ -48,13 +48,13 @@ pub trait Storage {
     /// The system's error.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes what was written durable.
+    /// Makes earlier writes durable.
     ///
     /// # Errors
-    /// The system's error. What was written before may then be lost, whatever a later call says.
+    /// The system's error. Earlier writes may then be lost, whatever a later call returns.
     fn sync(&self) -> io::Result<()>;
 
-    /// Lets `len` bytes from `offset` read as zeroes; not durable before [`Storage::sync`].
+    /// Makes `len` bytes from `offset` read as zeroes; not durable before [`Storage::sync`].
     ///
     /// # Errors
     /// The system's error.
@@ -62,8 +62,8 @@ pub trait Storage {
         write_in_pieces(self, offset, len)
     }
 
-    /// The first byte from `offset` on that may be other than zero, or the length where there
-    /// is none; only a hint that lets a reader skip holes.
+    /// The first byte from `offset` on that may be other than zero, or the length if there is none;
+    /// only a hint that lets a reader skip holes.
     ///
     /// # Errors
     /// The system's error.
@@ -174,7 +174,7 @@ impl Storage for FileInfo {
             let flags = flags | FallocateFlags::KEEP_SIZE;
             may_allocate && fallocate(&self.file, flags, offset, len).is_ok()
         };
-        // What has room keeps it where that can be had: others may fill the file system meanwhile.
+        // Allocated space is kept if possible: others may fill the file system meanwhile.
         if allocate(FallocateFlags::ZERO_RANGE)
             || (len > SLICE as u64 && allocate(FallocateFlags::PUNCH_HOLE))
         {
@@ -223,7 +223,7 @@ fn read_exact(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<()>
     }
 }
 
-/// Fills `buffer` as far as the file goes.
+/// Fills `buffer` up to the end of the file.
 fn read_up_to(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     use std::os::unix::fs::FileExt;
     let mut got = 0;
@@ -234,7 +234,7 @@ fn read_up_to(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<usi
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        // What comes after the end of a file is not aligned: there is nothing more to read.
+        // An unaligned count is the end of the file: there is nothing more to read.
         if info.direct && !got.is_multiple_of(info.align as usize) {
             break;
         }

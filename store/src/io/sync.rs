@@ -35,7 +35,7 @@ pub(crate) fn carry_out(step: Step<'_>, fd: BorrowedFd<'_>) -> i32 {
     }
 }
 
-/// Waits for eventfds where there is no ring.
+/// Waits for eventfds if there is no ring.
 pub(crate) struct Poller {
     epoll: OwnedFd,
     watches: Vec<Option<(u64, Watched)>>,
@@ -49,7 +49,7 @@ impl Poller {
     pub(crate) fn watch(&mut self, fd: OwnedFd, key: u64) -> io::Result<()> {
         let free = self.watches.iter().position(Option::is_none);
         let at = free.unwrap_or(self.watches.len());
-        // Each signal is told of once, and may be another's as well.
+        // Each signal is reported once, and other pollers may see it as well.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(at as u64), flags)?;
         let watch = Some((key, Watched::new(fd)));

@@ -201,7 +201,7 @@ impl Transfer {
         self.stand_in.clear();
     }
 
-    /// Appends a copy of `bytes` to the pieces; false where there is no memory for it.
+    /// Appends a copy of `bytes` to the pieces; false if there is no memory for it.
     pub(crate) fn push_meta(&mut self, memory: &mut Memory, bytes: &[u8]) -> bool {
         let Ok(bounce) = memory.bounce() else { return false };
         let fits = self.pieces.push_copy(&bounce, bytes);
@@ -359,7 +359,7 @@ impl Transfer {
         if let Some(Way::Allocate(_)) = self.way() {
             return Outcome::Done(Ok(()));
         }
-        // Direct I/O goes on at a whole block; what it did of a last part is done again.
+        // Direct I/O continues at a whole block; the part of a block that it did is repeated.
         let count = match self.through {
             Through::Main => count & !(u64::from(target.info.align) - 1),
             Through::Cache => count,
@@ -376,7 +376,7 @@ impl Transfer {
         Outcome::Again
     }
 
-    /// Goes on to the next way if this one is not supported.
+    /// Continues with the next way if this one is not supported.
     fn failed(&mut self, error: i32, target: &mut Target, memory: &Memory) -> Outcome {
         let way = self.way();
         let (Shape::Ways(at), Some(Way::Allocate(_))) = (&mut self.shape, way) else {

@@ -13,14 +13,14 @@ use super::transfer::Transfer;
 #[derive(Debug, Default)]
 pub(crate) struct Transfers {
     all: Vec<Transfer>,
-    /// Places in `all` that are not in flight.
+    /// Places in `all` that are free.
     free: Vec<u32>,
-    /// Pieces that each free one has room for: as many as any of them has had.
+    /// Pieces that each free transfer has room for: as many as any has had.
     room: usize,
 }
 
 impl Transfers {
-    /// One for `action`, and its place: where none is free there are twice as many then.
+    /// A transfer for `action`, and its place; if none is free, the number of transfers is doubled.
     pub(crate) fn take(&mut self, action: Action) -> u32 {
         if self.free.is_empty() {
             let first = self.all.len();
@@ -34,10 +34,10 @@ impl Transfers {
         slot
     }
 
-    /// Takes back the one in this place, of which nothing is in flight any more.
+    /// Takes back the transfer in this place, of which nothing is in flight any more.
     ///
-    /// Where it has grown all that are free grow with it, and others when they come back: else each
-    /// of them would, in the midst of some later batch.
+    /// If it has grown, all free ones grow with it, and the others when they come back; otherwise
+    /// each would grow during some later batch.
     pub(crate) fn give_back(&mut self, slot: u32) {
         let room = self.all[slot as usize].room();
         self.free.push(slot);

@@ -82,7 +82,7 @@ impl Watch {
 pub(crate) struct Ring {
     ring: IoUring,
     enabled: bool,
-    /// Places in the table of files that are free; empty where the kernel has no such table.
+    /// Free places in the table of files; empty if the kernel has no such table.
     places: Vec<u32>,
     watches: Vec<Option<Watch>>,
     /// Answers that are still to come for transfers.
@@ -91,11 +91,11 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring for `entries` steps at a time; answers are posted as `posting` says where the kernel
-    /// knows both ways, else at once.
+    /// A ring for `entries` steps at a time; completions are posted as `posting` requests if the
+    /// kernel supports that, otherwise at once.
     ///
     /// # Errors
-    /// The system's error; `Unsupported` where its io_uring is too old (before Linux 5.17).
+    /// The system's error; `Unsupported` if its io_uring is too old (before Linux 5.17).
     pub(crate) fn new(entries: u32, posting: Posting) -> io::Result<Ring> {
         let (ring, posting) = build(entries, posting)?;
         let has = ring.params();
@@ -109,12 +109,12 @@ impl Ring {
         Ok(Ring { ring, enabled: false, places, watches, in_flight: 0, posting })
     }
 
-    /// Becomes another ring, with the same watches and no registered file; stays this one where the
-    /// kernel knows no other way. Nothing may be in flight; what reservations came to meanwhile goes
-    /// to `reserved`, and this ring, once it is gone, says no more of any.
+    /// Becomes another ring, with the same watches and no registered file; stays this one if the
+    /// kernel supports no other way. Nothing may be in flight; reservations that have ended
+    /// meanwhile go to `reserved`, and a dropped ring reports no others.
     ///
     /// # Errors
-    /// The system's error; this is the ring that it was then, and has its watches.
+    /// The system's error; the ring is unchanged then, with its watches.
     pub(crate) fn replace(
         &mut self,
         posting: Posting,
@@ -162,7 +162,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Registers a file; none where the table is full or there is no such table.
+    /// Registers a file; none if the table is full or does not exist.
     pub(crate) fn register(&mut self, fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         self.enable()?;
         let Some(place) = self.places.pop() else { return Ok(None) };
@@ -182,7 +182,7 @@ impl Ring {
         }
     }
 
-    /// Queues a step for the transfer in `slot`; false where the queue is full.
+    /// Queues a step for the transfer in `slot`; false if the queue is full.
     ///
     /// The pieces that `step` names, and the list of them, stay as they are until the answer.
     pub(crate) fn push(&mut self, slot: u32, step: Step<'_>, file: Handle<'_>) -> bool {
@@ -206,9 +206,9 @@ impl Ring {
     }
 
     fn push_entries(&mut self, entries: &[squeue::Entry]) -> bool {
-        // SAFETY: what the entries point to (pieces of transfers) stays mapped and in its place
-        // until the answer: transfers are only used again after it, and `Drop` of the executor
-        // waits for it.
+        // SAFETY: the memory that the entries refer to (pieces of transfers) stays mapped and in
+        // its place until the completion: transfers are reused only after it, and `Drop` of the
+        // executor waits for it.
         unsafe { self.ring.submission().push_multiple(entries).is_ok() }
     }
 
@@ -229,7 +229,7 @@ impl Ring {
         self.enable()?;
         let submitter = self.ring.submitter();
         let result = match wait {
-            // Fetches deferred answers too, where the ring's flags say that there are any.
+            // Fetches deferred completions too, if the ring's flags show any.
             Wait::No => submitter.submit(),
             Wait::Forever => submitter.submit_and_wait(1),
             Wait::For(limit) => {

@@ -219,7 +219,6 @@ fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
 /// I5, I17, I18: three workers move chunks of one region, whose leaf is almost full and is replaced
 /// meanwhile: three times, or once by the final array. All three want two of the chunks. Each is
 /// moved once, an observed state is kept, and all waiters are woken, whichever leaf they used.
-/// looked at.
 #[test]
 fn a_region_that_grows_loses_nothing() {
     check(|| grow(&[0, 1, 2], 2 + 11));

@@ -136,7 +136,6 @@ struct Watch {
 impl Watch {
     /// Begins now. At depth 1 the time between two completions is the latency; the client's part of
     /// it is a fraction of a microsecond.
-    /// client's part of it a fraction of a microsecond.
     fn begin(depth: usize) -> Self {
         let start = Instant::now();
         let latencies = (depth == 1).then(Histogram::default);

@@ -1,5 +1,5 @@
-//! Scenario 37, offline: power cut after every step of a merge, with any subset of what was not
-//! flushed on the disk; run again, the content is the merged one.
+//! Scenario 37, offline: power cut after every step of a merge, with any subset of the unflushed
+//! writes on the disk; after another run, the content is the merged one.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -42,7 +42,7 @@ impl Power {
     }
 }
 
-/// A disk that keeps what was not flushed apart, sector by sector.
+/// A disk that keeps unflushed writes separate, sector by sector.
 struct Disk {
     power: Rc<Power>,
     durable: RefCell<Vec<u8>>,
@@ -63,7 +63,7 @@ impl Disk {
         bytes
     }
 
-    /// What is there after a power cut: any subset of the sectors that were not flushed.
+    /// The content after a power cut: any subset of the unflushed sectors.
     fn after_cut(self) -> Vec<u8> {
         let mut bytes = self.durable.into_inner();
         for (at, sector) in self.unflushed.into_inner() {
@@ -119,8 +119,8 @@ fn machine() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     store[..16].copy_from_slice(&Header { valid: true, chunk }.encode());
     let mut merged = origin.clone();
     for n in 0..36 {
-        // Scattered over all of the origin, its last half sector among them, which is no disk's and
-        // stays; chunk 10 is a hole.
+        // Scattered over all of the origin, including its last half sector, which belongs to no
+        // disk and stays; chunk 10 is a hole.
         let old = (n * 7 + 4) % 40;
         let new = n + 2 + usize::from(n >= 8) + usize::from(n >= 31);
         let area = if n < 32 { SECTOR + n * 16 } else { 34 * SECTOR + (n - 32) * 16 };
@@ -138,7 +138,7 @@ fn run(origin: &Disk, file: &Disk) -> Result<(), CliError> {
     merge(origin, file, &mut store, |_| {})
 }
 
-/// An origin that ends in mid-sector, on a disk of whole ones.
+/// An origin that ends in mid-sector, on a disk of whole sectors.
 struct Clipped<'a>(&'a Disk, u64);
 
 impl Storage for Clipped<'_> {

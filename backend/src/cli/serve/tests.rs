@@ -116,7 +116,7 @@ fn times_to_wait() {
     assert!(on_full("wait=").is_err() && on_full("wait=xs").is_err() && on_full("").is_err());
 }
 
-/// The command line `line` joined with a file of `text`.
+/// The command line `line` combined with a file of `text`.
 fn joined(line: &str, text: &str) -> Result<Serve, String> {
     parse(line).joined("c.toml".as_ref(), text).map_err(|error| {
         assert_eq!(error.status(), 2);

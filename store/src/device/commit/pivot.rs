@@ -83,10 +83,11 @@ impl Devices {
         self.apply(plan, |_| ())
     }
 
-    /// After a restart, takes again what the job `id`, which the user has completed, holds.
+    /// After a restart, takes the reservations of the job `id`, which the user has completed,
+    /// again.
     ///
     /// # Errors
-    /// Something of it is used by others.
+    /// Others use one of its reservations.
     pub fn resume_pivot(&self, id: &str) -> Result<Pivot, DeviceError> {
         let inner = &mut *self.lock();
         let Some(job) = inner.state.commits.get(id).cloned() else {

@@ -13,7 +13,7 @@ use crate::lines::{MOST_SAID, shown};
 /// The most bytes of a state: thousands of layers take one or two million.
 const LONGEST: u64 = 64 << 20;
 
-/// The text of the state file `path`; none where there is no file.
+/// The text of the state file `path`; none if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     let failed = |source| StateError::Io { what: "read", path: path.to_owned(), source };
     let bad = |why: String| Err(StateError::Bad { path: path.to_owned(), why });

@@ -1,5 +1,5 @@
-//! The same tests for every way of doing I/O: tmpfs, the disk through the page cache and around
-//! it, with io_uring and without.
+//! The same tests for every way of doing I/O: tmpfs, the disk through the page cache and with
+//! O_DIRECT, with io_uring and without.
 
 mod ahead;
 mod block_devices;
@@ -33,7 +33,7 @@ impl Guest {
         Guest { data: RefCell::new(vec![vec![0; len + skew + 4096]; requests]), piece, skew }
     }
 
-    /// Where the bytes of a request start in its vector.
+    /// The start of a request's bytes in its vector.
     fn start(&self, token: Token) -> usize {
         self.data.borrow()[token.0 as usize].as_ptr().align_offset(4096) + self.skew
     }
@@ -92,7 +92,7 @@ fn rig_with(root: &str, direct: bool, mode: OpenMode, options: IoOptions, bytes:
     Rig { io, file, path, _dir: dir, what }
 }
 
-/// Every way of doing I/O, on a fresh file of `content`.
+/// Every way of doing I/O, on a new file of `content`.
 fn everywhere(content: &[u8], test: impl Fn(&mut Rig)) {
     for (root, direct) in [("/dev/shm", false), (DISK, false), (DISK, true)] {
         for uring in [true, false] {
@@ -143,7 +143,7 @@ fn guest_seg(token: u32, len: usize) -> Seg {
 
 #[test]
 fn io_uring_is_in_use_where_it_can_be() {
-    // Says so loudly if the tests below silently ran without.
+    // Fails if the tests below would silently run without io_uring.
     let allowed = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
         .is_ok_and(|text| text.trim() == "0");
     let rig = rig("/dev/shm", false, true, &[0; 512]);
@@ -266,7 +266,7 @@ fn long_runs_of_misaligned_memory_bounce_piece_by_piece() {
     });
 }
 
-/// A worker that polls enters where [`Io::is_ready`] says so, and nowhere else.
+/// A polling worker enters the kernel where [`Io::is_ready`] says so, and nowhere else.
 #[test]
 fn who_polls_hands_every_step_over() {
     let file = content(1 << 20);
@@ -319,11 +319,11 @@ fn beyond_the_end_is_an_error_and_the_file_does_not_grow() {
         assert_eq!(rig.run(IoOp::Zero, end, 8192, &[], &guest), Err(Errno::ENOSPC));
         assert_eq!(rig.run(IoOp::Write, u64::MAX, 8192, &segs, &guest), Err(Errno::ENOSPC));
         assert_eq!(rig.on_disk().len(), 1 << 20, "{}", rig.what);
-        // A file that somebody made longer is as long as it is.
+        // A file that another program extended has its new length.
         let longer = std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap();
         longer.set_len((1 << 20) + 4096).unwrap();
         assert_eq!(rig.run(IoOp::Write, end, 8192, &segs, &guest), Ok(()), "{}", rig.what);
-        // And one that was cut short behind our back ends early: EIO, not zeroes, not success.
+        // And a file that was truncated ends early: EIO, not zeroes, not success.
         longer.set_len(1 << 19).unwrap();
         assert_eq!(rig.run(IoOp::Read, end - 4096, 8192, &segs, &guest), Err(Errno::EIO));
     });
@@ -338,7 +338,7 @@ fn errors_are_positive_numbers() {
         let segs = [guest_seg(0, 4096)];
         assert_eq!(rig.run(IoOp::Write, 0, 4096, &segs, &guest), Err(Errno(9)), "{}", rig.what);
         assert_eq!(rig.run(IoOp::Read, 0, 4096, &segs, &guest), Ok(()));
-        // An unknown file, a wrong sum of the parts, a scratch buffer that is not there.
+        // An unknown file, a wrong sum of the segments, a missing scratch buffer.
         rig.file = FileId(99);
         assert_eq!(rig.run(IoOp::Read, 0, 4096, &segs, &guest), Err(Errno(9)));
         rig.file = FileId(0);
@@ -352,7 +352,7 @@ fn errors_are_positive_numbers() {
 
 #[test]
 fn a_range_that_direct_io_cannot_serve_goes_through_the_page_cache() {
-    // The last sector is not whole blocks of 4096; on a disk of 512-byte blocks this is plain.
+    // The last sector is not a whole block of 4096; on a disk of 512-byte blocks it is.
     let file = content((64 << 10) + 512);
     everywhere(&file, |rig| {
         let guest = Guest::new(4096, 0, 1024, 1);
@@ -485,7 +485,8 @@ fn a_flush_follows_the_writes_that_completed() {
     });
 }
 
-/// What a sync does shows only when the power goes; that the system is asked shows where it refuses.
+/// The effect of a sync is visible only after a power cut; a refusal shows that the system is
+/// called.
 #[test]
 fn a_sync_is_the_system_s() {
     for uring in [true, false] {

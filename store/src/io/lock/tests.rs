@@ -1,4 +1,4 @@
-//! Against ourselves and, where QEMU's tools are installed, against the real ones.
+//! Against this process itself and, if QEMU's tools are installed, against those.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
@@ -45,7 +45,7 @@ fn who_has_a_file_is_named() {
     let child = |input| Command::new("sleep").arg("600").stdin(input).spawn().unwrap();
     let mut one = child(input);
     let said = Lock::exclusive(&b, None).unwrap_err().to_string();
-    // Another test's child may have it, too, until it runs its program.
+    // Another test's child may have it, too, until it executes its program.
     let named = format!("{} (sleep)", one.id());
     let renamed = path.with_file_name("other");
     std::fs::rename(&path, &renamed).unwrap();
@@ -94,8 +94,8 @@ fn qemu(program: &str, args: &[&str]) -> Option<Output> {
     }
 }
 
-// `qemu-img info` of a raw image reads no data and takes no permission, whoever holds the image,
-// another QEMU included: what reads is what counts.
+// `qemu-img info` of a raw image reads no data and takes no permission, whatever has the image
+// open, even another QEMU: only a command that reads data proves anything.
 #[test]
 fn qemu_img_sees_our_exclusive_lock() {
     let (dir, path) = image();

@@ -1,4 +1,4 @@
-//! Which other processes have a file open: open file description locks do not say.
+//! The other processes that have a file open: open file description locks do not name them.
 //!
 //! Owns the search of `/proc`, for an error message only. Processes that this one may not inspect
 //! are not found.
@@ -8,10 +8,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// How many are named; more are no help.
+/// The most processes that are named; more would not help.
 const NAMED: usize = 4;
 
-/// The others that have the file `identity`, a device and inode, open: `4711 (qemu-img)`.
+/// The other processes that have the file `identity` (device and inode) open: `4711 (qemu-img)`.
 pub(super) fn others_with(identity: (u64, u64)) -> Vec<String> {
     let ours = std::process::id().to_string();
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
@@ -23,8 +23,9 @@ pub(super) fn others_with(identity: (u64, u64)) -> Vec<String> {
 
 fn has_open(process: &Path, identity: (u64, u64)) -> bool {
     let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
-    // What a descriptor means, not what its link is called: the file may have been renamed. Only those
-    // with the inode are looked at, as to look at one asks its file system, which may not answer.
+    // The target of a descriptor, not the name in its link: the file may have been renamed. Only
+    // descriptors with that inode are checked, because a check uses their file systems, which may
+    // not respond.
     let inode = format!("ino:\t{}\n", identity.1);
     let info = |name: &OsStr| fs::read_to_string(process.join("fdinfo").join(name));
     let mut likely = descriptors

@@ -1,8 +1,8 @@
-//! One simulated disk: what is read from it, and what of that would survive a power cut.
+//! One simulated disk: its visible content, and the part that would survive a power cut.
 //!
 //! Owns the platter, the writes that are not durable yet in the order in which they took effect,
-//! and which write each durable sector came from, so that an older write never lands over a newer
-//! one. Never knows who wrote, or why.
+//! and the write that each durable sector comes from, so that an older write never replaces a newer
+//! one. Never knows the writer, or the reason.
 
 use super::Rng;
 use crate::io::FileId;
@@ -14,7 +14,7 @@ const SECTOR: usize = SECTOR_SIZE as usize;
 #[derive(Debug)]
 struct Unflushed {
     seq: u64,
-    /// When its completion was handed out, in ticks.
+    /// The tick at which its completion was returned.
     completed: Option<u64>,
     offset: u64,
     bytes: Vec<u8>,
@@ -22,10 +22,10 @@ struct Unflushed {
     lost: bool,
 }
 
-/// What a power cut left of one write that was not durable.
+/// The result of a power cut for one write that was not durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// To which file.
+    /// The file.
     pub file: FileId,
     /// First byte.
     pub offset: u64,
@@ -41,7 +41,7 @@ pub struct Disk {
     name: String,
     content: Vec<u8>,
     platter: Vec<u8>,
-    /// For each sector of the platter, the write it came from.
+    /// For each sector of the platter, its write.
     from: Vec<u64>,
     unflushed: Vec<Unflushed>,
     seq: u64,
@@ -60,7 +60,7 @@ impl Disk {
         }
     }
 
-    /// As it was called when it was added.
+    /// The name with which it was added.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -70,7 +70,7 @@ impl Disk {
         self.content.len() as u64
     }
 
-    /// Makes it longer, durably, by zeroes.
+    /// Extends it, durably, with zeroes.
     pub(super) fn grow(&mut self, bytes: u64) {
         self.content.resize(self.content.len().max(bytes as usize), 0);
         self.platter.resize(self.content.len(), 0);
@@ -82,7 +82,7 @@ impl Disk {
         self.content.is_empty()
     }
 
-    /// What a reader sees now.
+    /// The visible content.
     pub fn read(&self, offset: u64, len: u64) -> &[u8] {
         &self.content[offset as usize..][..len as usize]
     }
@@ -100,7 +100,7 @@ impl Disk {
         seq
     }
 
-    /// A write that fails, and lands in part.
+    /// A write that fails, and takes effect in part.
     pub(super) fn write_some(&mut self, offset: u64, bytes: &[u8], rng: &mut Rng) {
         for (n, sector) in bytes.chunks(SECTOR).enumerate() {
             if rng.chance(1, 2) {
@@ -121,7 +121,8 @@ impl Disk {
         }
     }
 
-    /// A sync submitted at `at`: makes what completed before durable, or loses it for good.
+    /// A sync submitted at `at`: makes writes durable that completed before, or loses them
+    /// permanently.
     pub(super) fn sync(&mut self, at: u64, fails: bool) {
         for write in std::mem::take(&mut self.unflushed) {
             let covered = write.completed.is_some_and(|completed| completed < at);
@@ -150,7 +151,7 @@ impl Disk {
     }
 
     pub(super) fn power_cut(&mut self, file: FileId, rng: &mut Rng, cuts: &mut Vec<Cut>) {
-        // Now and then everything, or nothing, so that the rare order is not the rare case.
+        // Sometimes everything, or nothing, so that rare orders become frequent.
         let mood = rng.below(4);
         for write in std::mem::take(&mut self.unflushed) {
             let each = rng.below(4);

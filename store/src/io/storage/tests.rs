@@ -50,7 +50,7 @@ fn zeroes_are_written_and_holes_skipped() {
     }
 }
 
-/// Who zeroes a range to write to it next must not find that others took its room.
+/// A range zeroed before it is written must keep its space.
 #[test]
 fn what_has_room_keeps_it_when_it_is_zeroed() {
     use std::os::unix::fs::MetadataExt;
@@ -66,7 +66,7 @@ fn what_has_room_keeps_it_when_it_is_zeroed() {
     }
 }
 
-/// Holes are skipped by who asks where data is.
+/// Readers that use `next_data` skip holes.
 #[test]
 fn what_is_far_too_much_to_be_written_is_given_back_in_memory() {
     let (_dir, path, mut content) = filled("/dev/shm", 3 << 20);

@@ -1,8 +1,8 @@
-//! How long a live snapshot keeps a loaded disk waiting.
+//! How long a live snapshot delays a loaded disk.
 //!
-//! Owns the procedure: a queue kept full of random writes, a snapshot every now and then, and the
-//! longest time without a completion around each. The thread that drives the disk sends the
-//! commands too, so that no third thread takes a processor away.
+//! Owns the procedure: a queue kept full of random writes, a snapshot at regular intervals, and the
+//! longest time without a completion around each. The thread that drives the disk also sends the
+//! commands, so that no third thread uses a processor.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,15 +19,15 @@ use super::Probe;
 use super::monitor::Monitor;
 use crate::server::ServerCommand;
 
-/// From one snapshot to the next.
+/// The interval between two snapshots.
 const BETWEEN: Duration = Duration::from_millis(10);
-/// How long after the answer a gap still counts.
+/// How long after the reply a gap still counts.
 const AFTER: Duration = Duration::from_millis(5);
 /// Snapshots in each repetition.
 const SNAPSHOTS: usize = 10;
 
-/// The longest gaps of all snapshots, in milliseconds, of snapblk and of each daemon, without an I/O
-/// thread and with one.
+/// The longest gaps of all snapshots, in milliseconds, for snapblk and for each daemon, without an
+/// I/O thread and with one.
 pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     let mut found = Found::default();
     let own = Contender::own();
@@ -48,7 +48,7 @@ pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
         let command = command.arg("--chardev").arg(chardev).arg("--monitor").arg("monitor");
         let contender = Contender { name: qemu.name(), kind: Kind::Qemu(qemu) };
         let mut gaps = Vec::new();
-        // Now and then one hangs: what it did before counts.
+        // Sometimes one hangs: its earlier results count.
         if let Err(error) = measure_gaps(run, ground, &command, &qemu_command, &mut gaps) {
             (run.say)(&format!("{} in {}: {error}", contender.name, probe.name));
             found.notes.push(match gaps.len() {
@@ -81,14 +81,14 @@ fn qemu_command(n: usize, file: &Path) -> Value {
                          "snapshot-node-name": name}})
 }
 
-/// Where the taking of a snapshot stands.
+/// The progress of a snapshot.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// The next is sent then.
+    /// The next command is sent at that time.
     Quiet(Instant),
     /// It was sent.
     Sent,
-    /// It was answered; the gap counts until then.
+    /// It was answered; gaps count until that time.
     Answered(Instant),
 }
 

@@ -1,7 +1,7 @@
-//! How fast a rollback copies, and what it leaves to the guest.
+//! The speed of a rollback, and the share of the disk that it leaves to the guest.
 //!
-//! Owns the procedure: a disk with one snapshot is written, then merged back, and the same amount is
-//! copied or written straight to a file.
+//! Owns the procedure: a disk with one snapshot is written, then merged, and the same amount is
+//! copied or written directly to a file.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,11 +25,11 @@ use crate::server::Server;
 
 /// How long a merge may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Bytes copied at once.
+/// Bytes per copy.
 const STEP: usize = 1 << 20;
 const MIB: f64 = (1 << 20) as f64;
 
-/// Half the disk in long runs, against a sequential copy of as much.
+/// Half the disk in long runs, compared with a sequential copy of the same size.
 pub(super) fn runs(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     let bytes = ground.disk() / 2;
     let (from, to) = (ground.image("limit")?, ground.image("copy")?);
@@ -48,8 +48,8 @@ pub(super) fn runs(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Foun
     found(ground, probe, own, ("copy", plain), copy)
 }
 
-/// One chunk of every 64 KiB, against random writes by `fio`: at their rate, and of as many with a
-/// sync at the end, as the merge's are.
+/// One chunk of every 64 KiB, compared with random writes by `fio`: with their rate, and with the
+/// same number of writes and a sync at the end, as in the merge.
 pub(super) fn scattered(
     run: &Run<'_>,
     ground: &Ground,
@@ -88,8 +88,8 @@ pub(super) fn reads(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Fou
     load(run, ground, probe, &Job::RANDOM_READS, ground.disk())
 }
 
-/// The same of random writes, to the half that is merged: elsewhere they would be first writes before
-/// the merge, and copied.
+/// The same for random writes, to the half that is merged: elsewhere they would be first writes
+/// before the merge, and copied.
 pub(super) fn writes(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     load(run, ground, probe, &Job::RANDOM_WRITES, ground.disk() / 2)
 }
@@ -113,7 +113,7 @@ fn load(
         let mut monitor = Monitor::connect(server.monitor()).map_err(failed())?;
         let merge = json!({"execute": "snapshot-merge", "arguments": arguments()});
         monitor.send(&merge).map_err(failed())?;
-        // Looking costs a system call: not for every batch.
+        // A check costs a system call, so it is not made for every batch.
         let mut look = Instant::now();
         let during = driver.drive(2, |now| {
             if now < look {
@@ -143,7 +143,7 @@ fn found(
     Ok(Found::of(own.into_iter().chain(plain), vec![Contender::own().version()?, version]))
 }
 
-/// How long the merge takes after `job` has written.
+/// The duration of the merge after `job` has written.
 fn merged(run: &Run<'_>, ground: &Ground, job: &str) -> Result<Duration, BenchError> {
     let server = written(run, ground, job)?;
     let mut qmp = Qmp::connect(server.monitor()).map_err(refused)?;
@@ -168,7 +168,7 @@ fn arguments() -> serde_json::Value {
     json!({"device": "disk0", "snapshot": "snap1", "job-id": "merge"})
 }
 
-/// A served disk with a snapshot, `job`'s places of which were written since.
+/// A served disk with a snapshot, after writes to all places of `job`.
 fn written(run: &Run<'_>, ground: &Ground, job: &str) -> Result<Server, BenchError> {
     let missing = || BenchError::at("find a job")(io::ErrorKind::NotFound.into());
     let job = Job { layout: Layout::Origin, ..Job::named(job).ok_or_else(missing)? };

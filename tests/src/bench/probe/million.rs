@@ -1,7 +1,7 @@
-//! A store with a million exceptions: how long it takes to open, and how much memory it takes; and
-//! what of ten millions is in memory where there is a bound.
+//! A store with a million exceptions: the time to open it, and its memory; and the memory of ten
+//! millions with a limit.
 //!
-//! Owns the spread of the exceptions, and what is compared.
+//! Owns the distribution of the exceptions, and the comparisons.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,10 +22,10 @@ use crate::handmade::{self, CHUNK, PER_AREA};
 use crate::rng::Rng;
 use crate::server::{Memory, Server, ServerCommand};
 
-/// Chunks of the disk for each exception, where they are scattered.
+/// Chunks of the disk per exception, if they are scattered.
 const SPARSE: u64 = 64;
 
-/// Where the exceptions are.
+/// The distribution of the exceptions.
 #[derive(Clone, Copy)]
 enum Spread {
     /// One chunk after the other.
@@ -34,7 +34,7 @@ enum Spread {
     Scattered,
 }
 
-/// The time to open the store, in milliseconds, against that to read its areas twice.
+/// The time to open the store, in milliseconds, compared with the time to read its areas twice.
 pub(super) fn open(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     let count = exceptions(run);
     let (origin, store) = make(ground, Spread::Scattered, count)?;
@@ -57,7 +57,7 @@ pub(super) fn open(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Foun
     Ok(Found::of(rows, versions))
 }
 
-/// Resident bytes for each exception, scattered ones.
+/// Resident bytes per scattered exception.
 pub(super) fn scattered(
     run: &Run<'_>,
     ground: &Ground,
@@ -66,7 +66,7 @@ pub(super) fn scattered(
     memory(run, ground, probe, Spread::Scattered)
 }
 
-/// Resident bytes for each exception, dense ones.
+/// Resident bytes per dense exception.
 pub(super) fn dense(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     memory(run, ground, probe, Spread::Dense)
 }
@@ -85,8 +85,8 @@ fn memory(
     Ok(Found::of(row, vec![Contender::own().version()?]))
 }
 
-/// What the process grows to, at most, for each of ten times as many exceptions under a bound of 32
-/// MiB: opened, and looked up at random.
+/// The greatest growth of the process per exception, for ten times as many exceptions and a limit
+/// of 32 MiB: while opening, and during random reads.
 pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     const LOOKS: u64 = 200_000;
     let count = 10 * exceptions(run);
@@ -123,7 +123,7 @@ pub(super) fn bounded(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     Ok(Found::of(row, vec![Contender::own().set_up_as("snapblk", &setup)?]))
 }
 
-/// A million; fewer where the disks are small too, since the run is then a trial.
+/// A million; fewer if the disks are small too, because the run is then a trial.
 fn exceptions(run: &Run<'_>) -> u64 {
     if run.settings.scale.disk >= 1 << 30 { 1_000_000 } else { 50_000 }
 }
@@ -150,7 +150,7 @@ fn make(ground: &Ground, spread: Spread, count: u64) -> Result<(PathBuf, PathBuf
     Ok((origin, store))
 }
 
-/// How long it takes until the store is in use, and by how many bytes the process grows.
+/// The time until the store is in use, and the growth of the process in bytes.
 fn loaded(
     run: &Run<'_>,
     ground: &Ground,
@@ -165,7 +165,7 @@ fn loaded(
     load(&mut qmp, origin, store)?;
     let taken = start.elapsed();
     let grown = memory_of(&server, Memory::Own)?.saturating_sub(before);
-    // A device that is there at the end is there at the next start, too.
+    // A device that exists at the end also exists at the next start.
     qmp.call("device-remove", json!({"name": "disk"})).map_err(refused)?;
     drop(qmp);
     server.terminate()?;
@@ -184,7 +184,7 @@ fn load(qmp: &mut Qmp, origin: &Path, store: &Path) -> Result<u64, BenchError> {
     Ok(len)
 }
 
-/// Bytes of memory that a server has.
+/// A server's memory in bytes.
 fn memory_of(server: &Server, memory: Memory) -> Result<u64, BenchError> {
     server.memory(memory).map_err(BenchError::at("read a server's memory"))
 }

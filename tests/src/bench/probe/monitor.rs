@@ -1,6 +1,6 @@
-//! A monitor that is asked in the midst of driving a disk: nothing here waits.
+//! A monitor that is used while a disk is driven: nothing here waits.
 //!
-//! Owns the connection and what has come of a message so far.
+//! Owns the connection and the received part of a message.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// A QMP connection, negotiated, of which nobody waits for an answer.
+/// A negotiated QMP connection that never waits for a reply.
 pub(super) struct Monitor {
     stream: UnixStream,
     pending: Vec<u8>,
@@ -31,7 +31,7 @@ impl Monitor {
         self.stream.write_all(line.as_bytes())
     }
 
-    /// The next message that is there in full, be it an answer or an event.
+    /// The next complete message, either a reply or an event.
     pub(super) fn take(&mut self) -> io::Result<Option<Value>> {
         loop {
             if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
@@ -48,7 +48,7 @@ impl Monitor {
         }
     }
 
-    /// As [`Monitor::take`], where a refusal is an error.
+    /// Like [`Monitor::take`], but a refusal is an error.
     pub(super) fn answer(&mut self) -> io::Result<Option<Value>> {
         let message = self.take()?;
         match message.as_ref().and_then(|message| message.get("error")) {

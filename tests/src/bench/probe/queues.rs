@@ -1,7 +1,7 @@
-//! What a second queue brings where both processors are the server's.
+//! The gain of a second queue if the server has both processors.
 //!
-//! Owns the procedure: the rings are filled while nobody looks, both are announced, and the client
-//! sleeps until they are about to be worked off. Only that is timed, so the client takes next to
+//! Owns the procedure: the rings are filled without a notification, both are announced, and the
+//! client sleeps until they are almost empty. Only that time is measured, so the client uses almost
 //! nothing of the processors, both of which two workers need.
 
 use std::io;
@@ -19,7 +19,7 @@ use crate::server::ServerCommand;
 const RING: u16 = 1024;
 /// Requests that are announced at once on each queue.
 const FILL: usize = RING as usize / 3;
-/// How long the client sleeps between two looks.
+/// How long the client sleeps between two checks.
 const NAP: Duration = Duration::from_micros(20);
 /// How long a filled ring may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ fn rate(run: &Run<'_>, ground: &Ground, queues: usize, seed: u64) -> Result<f64,
         rings.push(Ring { queue, idle, offsets });
     }
     let (mut ios, mut time, mut usual) = (0, Duration::ZERO, Duration::ZERO);
-    // The workers find their processors in the first tenth, which does not count.
+    // The workers move to their processors in the first tenth, which does not count.
     let wanted = Duration::from_secs_f64(run.settings.scale.seconds);
     let warm = Instant::now() + wanted / 10;
     while time < wanted {
@@ -79,7 +79,7 @@ fn rate(run: &Run<'_>, ground: &Ground, queues: usize, seed: u64) -> Result<f64,
     Ok(ios as f64 / time.as_secs_f64())
 }
 
-/// A queue, and what it is filled with.
+/// A queue, and its requests.
 struct Ring {
     queue: Queue,
     idle: Vec<Buffer>,
@@ -87,7 +87,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// Puts every request on the ring, and tells nobody.
+    /// Puts every request on the ring, without a notification.
     fn fill(&mut self) -> Result<(), BenchError> {
         while let Some(buffer) = self.idle.pop() {
             let offset = self.offsets.next().unwrap_or(0);
@@ -96,7 +96,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes what is done.
+    /// Takes all completions.
     fn reap(&mut self) -> Result<(), BenchError> {
         while let Some(done) = self.queue.reap() {
             done.result.map_err(|error| BenchError::Request { doing: "read", error })?;
@@ -106,8 +106,8 @@ impl Ring {
     }
 }
 
-/// Announces the rings and sleeps until they are empty, for `quiet` without a look; gives the number
-/// of requests.
+/// Announces the rings and sleeps until they are empty, for `quiet` without a check; returns the
+/// number of requests.
 fn work_off(rings: &mut [Ring], quiet: Duration) -> Result<usize, BenchError> {
     let count = rings.iter().map(|ring| ring.queue.in_flight()).sum();
     for ring in rings.iter_mut() {
@@ -119,7 +119,7 @@ fn work_off(rings: &mut [Ring], quiet: Duration) -> Result<usize, BenchError> {
         if Instant::now() > deadline {
             return Err(io::Error::from(io::ErrorKind::TimedOut).into());
         }
-        // The server was not asked to call: to sleep is all there is to do.
+        // The server was told not to interrupt, so the client can only sleep.
         std::thread::sleep(NAP);
         for ring in rings.iter_mut() {
             ring.reap()?;

@@ -1,7 +1,8 @@
-//! What it costs that two threads wake each other.
+//! The cost of two threads waking each other.
 //!
-//! Owns the procedure: a thread on each of the two processors, each blocked in a read of its eventfd
-//! until the other writes to it. At depth 1 no server whose two ends sleep is faster than that.
+//! Owns the procedure: a thread on each of the two processors, each blocked in a read of its
+//! eventfd until the other writes to it. At depth 1 no server is faster than that if both ends
+//! sleep.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,10 +16,10 @@ use super::super::{Ground, Row, Run, Unit, Version};
 use super::Probe;
 use crate::server::pin_thread;
 
-/// What the other thread is told when it is to end.
+/// The value that ends the other thread.
 const END: u64 = 1 << 32;
 
-/// The median time there and back of each repetition, in microseconds.
+/// The median round-trip time of each repetition, in microseconds.
 pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<Found, BenchError> {
     let time = Duration::from_secs_f64(run.settings.scale.seconds);
     let mut medians = Vec::new();
@@ -36,7 +37,7 @@ pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     Ok(Found::of(row, vec![version]))
 }
 
-/// The times that a thread on `cpu` takes to be woken and to wake the caller, for `time`.
+/// The times in which a thread on `cpu` is woken and wakes the caller, for `time`.
 fn round_trips(cpu: usize, time: Duration) -> io::Result<Histogram> {
     let (there, back) = (EventFd::new(0)?, EventFd::new(0)?);
     let (heard, answer) = (there.try_clone()?, back.try_clone()?);

@@ -1,4 +1,4 @@
-//! Room that is reserved ahead of what is written.
+//! Space that is reserved before it is written.
 
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
@@ -8,11 +8,11 @@ use crate::io::Late;
 
 const LEN: u64 = 64 << 20;
 const WRITTEN: usize = 4096;
-/// What one write takes, with what a file system keeps beside it.
+/// The space of one write, with the file system's metadata.
 const LITTLE: u64 = 256 << 10;
 
 /// A hole of [`LEN`] bytes, of which the first 4 KiB are written; `fills` says whether the file is
-/// said to fill up.
+/// declared to fill up.
 fn written(uring: bool, fills: bool) -> Rig {
     let mut rig = rig(DISK, true, uring, &[]);
     std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(LEN).unwrap();
@@ -80,14 +80,14 @@ fn what_needs_a_later_part_is_refused_where_that_has_no_room() {
     assert_eq!(write(2 * late.len), Err(Errno::ENOSPC));
     assert_eq!(write(0), Ok(()), "and after that");
     assert_eq!(room(&rig), 2 * len, "{}: of the second nothing was written", rig.what);
-    // Where the file ends before the next part there is none to have room for.
+    // If the file ends before the next part, no part needs room.
     file.set_len(2 * late.len + late.every - 1).unwrap();
     rig.io.adopt_files(&[]);
     rig.io.adopt_files(&[rig.file]);
     assert_eq!(rig.run(IoOp::Write, 2 * late.len, len, &segs, &guest), Ok(()));
 }
 
-/// What was reserved ahead of time needs no second call, and what was not is reserved on the way.
+/// Space reserved in advance needs no second call, and other space is reserved by the write.
 #[test]
 fn later_parts_have_room_before_what_lies_between_is_written() {
     const EVERY: u64 = 1 << 20;
@@ -105,7 +105,7 @@ fn later_parts_have_room_before_what_lies_between_is_written() {
             let next = at / EVERY * EVERY + EVERY + 4096;
             assert!(info.ahead.allows(next) && info.ahead.allows(next + 4096), "{} {at}", rig.what);
             if place == "/dev/shm" {
-                // What was written, and a part behind each stretch up to it.
+                // The written bytes, and a part after each stretch up to there.
                 assert_eq!(room(&rig), pages * 4096, "{at}");
             }
             let begin = Instant::now();

@@ -1,8 +1,8 @@
-//! Block devices: loop devices, where this machine lets us make some.
+//! Block devices: loop devices, if this machine permits them.
 
 use super::*;
 
-/// A loop device over a file, where this machine lets us make one.
+/// A loop device over a file, if this machine permits it.
 struct Loop(PathBuf);
 
 impl Loop {

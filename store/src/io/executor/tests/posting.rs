@@ -1,4 +1,4 @@
-//! When completions are posted.
+//! The time at which completions are posted.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn completions_are_posted_as_they_come_where_that_is_asked_for() {
     let file = content(1 << 20);
     let mut rig = rig(DISK, true, true, &file);
-    // The kernel may know no ring, or one way alone.
+    // The kernel may support no ring, or only one way.
     if !rig.io.uses_uring() || rig.io.posts_at_once() {
         return;
     }
@@ -19,7 +19,7 @@ fn completions_are_posted_as_they_come_where_that_is_asked_for() {
         assert_eq!(rig.io.posts_at_once(), on);
         let fixed: Vec<_> = rig.io.targets.iter().flatten().map(|target| target.fixed).collect();
         assert!(fixed.iter().all(Option::is_some), "files are registered with either ring");
-        // What is watched goes on being watched.
+        // Watched descriptors are still watched.
         signal(&kick);
         rig.io.wait(None).unwrap();
         assert_eq!((rig.io.fired(), rig.io.fired()), (Some(5), None));

@@ -40,7 +40,7 @@ fn an_unwatched_descriptor_never_fires() {
         rig.io.watch(kick.as_fd(), 1).unwrap();
         rig.io.watch(other.as_fd(), 2).unwrap();
         rig.io.enter().unwrap();
-        // Consumed, but not handed out yet: gone with the watch.
+        // Consumed, but not returned yet: dropped with the watch.
         signal(&kick);
         rig.io.wait(None).unwrap();
         rig.io.unwatch(1);
@@ -48,7 +48,7 @@ fn an_unwatched_descriptor_never_fires() {
         signal(&kick);
         rig.io.wait(Some(Duration::from_millis(5))).unwrap();
         assert_eq!(rig.io.fired(), None, "{}", rig.what);
-        // The key can be used again, for another descriptor.
+        // The key can be used again for another descriptor.
         let second = event(EventfdFlags::NONBLOCK);
         rig.io.watch(second.as_fd(), 1).unwrap();
         signal(&second);
@@ -65,7 +65,7 @@ fn an_unwatched_descriptor_never_fires() {
 #[test]
 fn what_was_signalled_is_consumed_with_the_watch() {
     for uring in [true, false] {
-        // A blocking one, too, is not waited for, whether it counts anything or not.
+        // A blocking descriptor is not waited for either, whether it has a count or not.
         for (flags, signals) in [(EventfdFlags::NONBLOCK, 3), (EventfdFlags::empty(), 0)] {
             let mut rig = rig("/dev/shm", false, uring, &[0; 512]);
             let kick = event(flags);
@@ -100,7 +100,7 @@ fn what_can_only_fail_is_watched_no_more() {
             rig.io.wait(Some(Duration::from_millis(1))).unwrap();
             assert_eq!(rig.io.fired(), None, "{}", rig.what);
         }
-        // A ring of this thread that is taken down may interrupt a wait, once.
+        // The teardown of a ring of this thread may interrupt a wait, once.
         let waits = (0..3).map(|_| {
             let before = std::time::Instant::now();
             rig.io.wait(Some(Duration::from_millis(20))).unwrap();
@@ -111,7 +111,7 @@ fn what_can_only_fail_is_watched_no_more() {
     }
 }
 
-/// Front-ends give eventfds; nothing says that they must.
+/// Front-ends send eventfds, but are not required to.
 #[test]
 fn what_fills_up_is_emptied() {
     for uring in [true, false] {
@@ -127,7 +127,7 @@ fn what_fills_up_is_emptied() {
     }
 }
 
-/// Two executors that watch one descriptor are both told of its signals.
+/// Both of two executors that watch one descriptor see its signals.
 #[test]
 fn a_signal_is_not_taken_from_others() {
     for uring in [true, false] {
