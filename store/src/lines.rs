@@ -108,18 +108,18 @@ pub struct TableLine {
     pub target: TargetSpec,
 }
 
-/// Characters that are shown of a line, or of a word of it.
+/// The most characters shown of a line or of one of its words.
 pub const MOST_SHOWN: usize = 60;
-/// And of what a parser says of a file, which may name the keys that it knows.
+/// The most characters shown of a parser's message about a file, which may name the keys that it knows.
 pub const MOST_SAID: usize = 500;
 
-/// What a sentence says of `text`, which may be all of a file, and any file: its first characters,
-/// at most `most`, and in their places what a terminal would not print.
+/// `text` as shown in a message: its first characters, at most `most`, with escapes for those that a
+/// terminal would not print. The text may be a whole file of any kind.
 pub fn shown(text: &str, most: usize) -> String {
     let mut shown = String::new();
     let mut left = most;
     for c in text.chars() {
-        // What lines have to be taken as it is, and what sentences put around them.
+        // Characters that lines contain, and that messages put around them.
         let is_plain = matches!(c, '\\' | '\'' | '"');
         let len = if is_plain { 1 } else { c.escape_debug().len() };
         let Some(rest) = left.checked_sub(len) else {
@@ -495,7 +495,7 @@ mod tests {
         assert!(message("0 8 snapshot /o /c P 8 1 discard_passdown_origin").contains("without"));
     }
 
-    /// Any file may be given for one with lines.
+    /// A user may name any file.
     #[test]
     fn of_what_is_no_line_little_is_shown() {
         let long = format!("GIF89a\0\u{1b}[2J{}", "\u{7}x".repeat(100_000));

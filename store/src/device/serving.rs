@@ -53,8 +53,7 @@ impl Devices {
         }
     }
 
-    /// Stops the workers of `names`; on an error they all go on. Who asks how devices are does not
-    /// wait for that.
+    /// Stops the workers of `names`; on an error, all continue. Queries do not wait for this.
     pub(super) fn stop(&self, inner: &mut Inner, names: &[String]) -> Result<(), DeviceError> {
         let serving = serving(inner, names);
         let stopped = self.held.lend(inner, || self.stop_workers(&serving));

@@ -31,7 +31,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
     std::fs::read_to_string(path).map(Some).map_err(failed)
 }
 
-/// What is wrong with `text`, and in which line, without the line: it may be all there is, and so may
+/// The error in `text` and its line number, with little of the line: it may be the whole file, and so may
 /// a word of it.
 pub(super) fn wrong(text: &str, at: Option<Range<usize>>, what: &str) -> String {
     let start = at.map_or(0, |at| at.start);
