@@ -1,11 +1,11 @@
 //! The devices of a process, and their parts.
 //!
-//! Owns what is under the one lock (`held`) with which verbs change them. Workers never take it: they
-//! hold tables, which do not change.
+//! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
+//! do not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::build::Active;
@@ -14,7 +14,6 @@ use super::disks::Disks;
 use super::error::DeviceError;
 use super::full::FullStores;
 use super::handover::Lost;
-use super::held::{Held, Holding};
 use super::origins::Origins;
 use super::overdue::Overdue;
 use super::state::StateFile;
@@ -184,7 +183,9 @@ pub struct Devices {
     pub(super) files: Arc<Files>,
     pub(super) workers: Arc<Workers>,
     pub(super) config: DevicesConfig,
-    pub(super) held: Held,
+    inner: Mutex<Inner>,
+    /// A suspend has ended.
+    settled: Condvar,
     pub(super) overdue: Arc<Overdue>,
 }
 
@@ -210,7 +211,8 @@ impl Devices {
             suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
         };
-        Devices { files, workers, config, held: Held::new(inner), overdue: Arc::default() }
+        let (inner, settled) = (Mutex::new(inner), Condvar::new());
+        Devices { files, workers, config, inner, settled, overdue: Arc::default() }
     }
 
     /// The process's files.
@@ -224,28 +226,25 @@ impl Devices {
     }
 
     /// For a verb that changes tables: no device is between two states.
-    pub(super) fn lock(&self) -> Holding<'_> {
-        let mut inner = self.look();
-        while !inner.suspending.is_empty() {
-            inner = self.wait_for_rest(inner);
-        }
-        inner
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        let unsettled = |inner: &mut Inner| !inner.suspending.is_empty();
+        self.settled.wait_while(self.look(), unsettled).expect(POISONED)
     }
 
     /// For callers that only read, change no table, or handle suspends under way themselves.
-    pub(super) fn look(&self) -> Holding<'_> {
-        self.held.take()
+    pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect(POISONED)
     }
 
     /// Waits until a suspend has ended.
-    pub(super) fn wait_for_rest<'i>(&'i self, inner: Holding<'i>) -> Holding<'i> {
-        self.held.take_when_settled(inner)
+    pub(super) fn wait_for_rest<'i>(&self, inner: MutexGuard<'i, Inner>) -> MutexGuard<'i, Inner> {
+        self.settled.wait(inner).expect(POISONED)
     }
 
     /// The devices `names` are suspended, or continue to serve.
     pub(super) fn came_to_rest(&self, inner: &mut Inner, names: &[String]) {
         inner.suspending.retain(|name| !names.contains(name));
-        self.held.settled();
+        self.settled.notify_all();
     }
 
     pub(super) fn event(&self, event: DeviceEvent) {

@@ -15,7 +15,6 @@ mod files;
 mod full;
 mod guards;
 mod handover;
-mod held;
 mod live;
 mod moment;
 mod origins;

@@ -7,13 +7,12 @@
 //! swap, that they still are.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
-use super::held::Holding;
 use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
@@ -103,7 +102,7 @@ impl Devices {
     /// otherwise take from them what a guest had not flushed at their moment. No guest is stopped
     /// for this, and no other command waits if there are only files to sync; a store with
     /// exceptions to commit stays where it is meanwhile.
-    fn flush_origins(&self, inner: Holding<'_>, actions: &[MomentAction]) {
+    fn flush_origins(&self, inner: MutexGuard<'_, Inner>, actions: &[MomentAction]) {
         let taken = actions.iter().filter_map(|action| match action {
             MomentAction::Create(request) => Some(&request.device),
             _ => None,

@@ -1,9 +1,8 @@
 //! The state of devices, as plain data and in the format of `dmsetup`.
 
 use super::build::Active;
-use super::core::{Device, Devices};
+use super::core::Devices;
 use super::error::DeviceError;
-use super::held::ByName;
 use super::verbs::TableKind;
 use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
@@ -57,36 +56,36 @@ impl Devices {
         name: Option<&str>,
         kind: TableKind,
     ) -> Result<Vec<DeviceStatus>, DeviceError> {
-        self.held.ask(|all| {
-            let known = all.iter().filter(|(_, device)| !device.removed);
-            let mut wanted = known.filter(|(known, _)| name.is_none_or(|n| n == *known)).peekable();
-            match name {
-                Some(name) if wanted.peek().is_none() => Err(DeviceError::NotFound(name.into())),
-                _ => Ok(wanted.map(|(name, device)| status_of(all, name, device, kind)).collect()),
+        let inner = self.look();
+        if let Some(name) = name {
+            inner.device(name)?;
+        }
+        let known = inner.devices.iter().filter(|(_, device)| !device.removed);
+        let wanted = known.filter(|(known, _)| name.is_none_or(|n| n == *known));
+        let status = wanted.map(|(name, device)| {
+            let uppers = inner
+                .devices
+                .values()
+                .filter(|other| other.active.as_ref().is_some_and(|active| active.names(name)));
+            let targets = match (kind, &device.active, &device.inactive) {
+                (TableKind::Active, Some(active), _) => live_targets(active),
+                (TableKind::Inactive, _, Some(loaded)) => {
+                    loaded.lines.iter().map(idle_target).collect()
+                }
+                _ => Vec::new(),
+            };
+            DeviceStatus {
+                name: name.clone(),
+                uuid: device.uuid.clone(),
+                suspended: device.suspended,
+                size: device.active.as_ref().map_or(0, |active| active.table.size().bytes()),
+                read_only: device.active.as_ref().is_some_and(|active| active.read_only),
+                has_inactive_table: device.inactive.is_some(),
+                open_count: device.users.len() as u64 + uppers.count() as u64,
+                targets,
             }
-        })
-    }
-}
-
-fn status_of(all: &ByName, name: &str, device: &Device, kind: TableKind) -> DeviceStatus {
-    let lies_on_it = |other: &&Device| {
-        let active = other.active.as_ref();
-        active.is_some_and(|active| active.names(name))
-    };
-    let targets = match (kind, &device.active, &device.inactive) {
-        (TableKind::Active, Some(active), _) => live_targets(active),
-        (TableKind::Inactive, _, Some(loaded)) => loaded.lines.iter().map(idle_target).collect(),
-        _ => Vec::new(),
-    };
-    DeviceStatus {
-        name: name.into(),
-        uuid: device.uuid.clone(),
-        suspended: device.suspended,
-        size: device.active.as_ref().map_or(0, |active| active.table.size().bytes()),
-        read_only: device.active.as_ref().is_some_and(|active| active.read_only),
-        has_inactive_table: device.inactive.is_some(),
-        open_count: device.users.len() as u64 + all.values().filter(lies_on_it).count() as u64,
-        targets,
+        });
+        Ok(status.collect())
     }
 }
 

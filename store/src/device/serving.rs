@@ -53,11 +53,9 @@ impl Devices {
         }
     }
 
-    /// Stops the workers of `names`; on an error, all continue. Queries do not wait for this.
-    pub(super) fn stop(&self, inner: &mut Inner, names: &[String]) -> Result<(), DeviceError> {
-        let serving = serving(inner, names);
-        let stopped = self.held.lend(inner, || self.stop_workers(&serving));
-        stopped.inspect_err(|_| go(inner, names))
+    /// Stops the workers of `names`; on an error, all continue.
+    pub(super) fn stop(&self, inner: &Inner, names: &[String]) -> Result<(), DeviceError> {
+        self.stop_workers(&serving(inner, names)).inspect_err(|_| go(inner, names))
     }
 
     /// Stops workers; on an error some of them have stopped.

@@ -256,7 +256,7 @@ impl Devices {
     /// owed chunks. Returns the stopped devices.
     pub(super) fn pause(
         &self,
-        inner: &mut Inner,
+        inner: &Inner,
         name: &str,
         loaded: &Loaded,
     ) -> Result<Vec<String>, DeviceError> {
@@ -280,7 +280,7 @@ impl Devices {
                 owe(active);
             }
         }
-        if let (false, Some(active)) = (serves, &inner.device(name)?.active) {
+        if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
             owe(active);
         }

@@ -8,7 +8,7 @@ use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Store;
 use crate::cow::log::RING;
 use crate::device::serving::TIMES;
-use crate::device::{DeviceStatus, Suspend, TableKind, User};
+use crate::device::{Suspend, TableKind, User};
 
 /// A worker whose disk hangs until it is released.
 struct Hanging {
@@ -89,49 +89,6 @@ fn what_changes_no_table_does_not_wait_for_a_suspend() {
         release.send(()).unwrap();
         slow.join().unwrap().unwrap();
         assert_eq!(its_own.join().unwrap().unwrap(), [""; 0], "it is suspended by now");
-    });
-}
-
-/// Nor does who asks how devices are wait for a verb that has all of them change together, and waits
-/// for a disk that hangs: before it changes anything, and where that comes to nothing.
-#[test]
-fn who_asks_does_not_wait_for_a_verb_that_waits_for_a_disk() {
-    let (world, is_asked, release) = hanging();
-    let devices = &world.devices;
-    // Half as long as the disk hangs.
-    let patience = Duration::from_secs(5);
-    let is_told = |bytes: u64| {
-        let (told, hears) = channel();
-        let asks = devices.clone();
-        std::thread::spawn(move || {
-            let all = asks.query(None, TableKind::Active).unwrap();
-            let nobody = asks.query(Some("nobody"), TableKind::Active);
-            assert!(matches!(nobody, Err(DeviceError::NotFound(_))));
-            let of = |one: DeviceStatus| (one.name, one.size, one.open_count);
-            told.send(all.into_iter().map(of).collect::<Vec<_>>())
-        });
-        let all = hears.recv_timeout(patience).expect("it is told at once");
-        assert_eq!(all, [("a".into(), bytes, 1), ("b".into(), LEN * 512, 0)]);
-    };
-    let longer = (LEN + 8) * 512;
-    std::thread::scope(|scope| {
-        let slow = scope.spawn(|| devices.resize("a", longer));
-        // To look at what the old table owes, and to have the new one served.
-        for _ in 0..2 {
-            is_asked.recv_timeout(patience).unwrap();
-            is_told(LEN * 512);
-            assert!(!slow.is_finished());
-            release.send(()).unwrap();
-        }
-        slow.join().unwrap().unwrap();
-        is_told(longer);
-        let fails = scope.spawn(|| devices.resize("a", longer + 4096));
-        is_asked.recv_timeout(patience).unwrap();
-        is_told(longer);
-        assert!(!fails.is_finished());
-        drop(release);
-        assert!(matches!(fails.join().unwrap(), Err(DeviceError::Busy(_))));
-        is_told(longer);
     });
 }
 
