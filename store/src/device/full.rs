@@ -6,7 +6,7 @@
 //! A file system may report space that no write gets (quotas, reserved blocks): until a write gets some,
 //! the time runs on, and waiting requests are retried at long intervals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -227,8 +227,9 @@ impl Devices {
                 (true, wait) => wait.unwrap_or_else(|| Wait::new(now)),
                 (false, Some(wait)) if wait.given_up => {
                     if wait.not_before <= now && watched.has_found_room() {
-                        // Who finds none from now on waits.
+                        // From now on, writes that find no room wait.
                         watched.go_on();
+                        changed = true;
                         continue;
                     }
                     wait
@@ -270,11 +271,13 @@ impl Devices {
 
 /// The files other than stores that a device's guest writes.
 pub(super) fn written(active: &Active) -> impl Iterator<Item = &Arc<Disk>> {
-    let is_written = |disk: &&Arc<Disk>| {
-        let mut keepers = active.table.all_keepers();
-        keepers.any(|keeper| matches!(keeper, Keeper::Medium(medium) if medium.file == disk.file()))
-    };
-    active.disks.iter().filter(is_written)
+    let files: BTreeSet<FileId> = active
+        .table
+        .all_keepers()
+        .filter(|keeper| matches!(keeper, Keeper::Medium(_)))
+        .map(|keeper| keeper.file())
+        .collect();
+    active.disks.iter().filter(move |disk| files.contains(&disk.file()))
 }
 
 /// All that may be full, each once.

@@ -329,7 +329,7 @@ pub(super) fn settle(name: &str, active: &Active) {
             store.set_persistence(spec.persistence);
         }
     }
-    written(active).filter(|disk| disk.has_room_below(0)).for_each(|disk| disk.medium.go_on());
+    written(active).for_each(|disk| disk.medium.forget_room());
 }
 
 /// Refuses a store whose newest entries may not be on disk any more: entries that are read now may

@@ -100,6 +100,14 @@ impl Medium {
         self.full.store(false, Ordering::Release);
     }
 
+    /// A new table writes the file: what an earlier one found is forgotten, and the next write without room
+    /// reports it again. The caller wakes the workers.
+    pub fn forget_room(&self) {
+        self.room.set_promised(false);
+        self.room.set_given_up(false);
+        self.full.store(false, Ordering::Release);
+    }
+
     /// Something that had waited found room, and was written.
     pub fn wrote(&self) {
         self.room.set_promised(false);

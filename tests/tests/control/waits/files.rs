@@ -109,3 +109,26 @@ fn scenario_78_only_the_store_that_has_no_room_is_full() {
     assert_same("both", &held.read(both, 8192).unwrap(), &stamped(0, 16, 3));
     world.stop();
 }
+
+/// A file that is full leaves the table, and comes back while there is still no room: writes wait again.
+#[test]
+fn scenario_78_a_plain_disk_that_comes_back_without_room_waits_again() {
+    let scratch = scratch();
+    let (small, mut world) = on_a_full_one(&scratch, LONG);
+    let mut held = world.disk();
+    held.begin_write(4096, &stamped(8, 8, 2)).unwrap();
+    world.event("BLOCK_IO_ERROR");
+    let top = scratch.path("top.cow");
+    world.call("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": top}));
+    held.end(Duration::from_secs(20)).unwrap();
+    chunk_is(&mut held, 1, 2);
+    let plain = format!("0 {SECTORS} linear {} 0", word(&small.at.join("disk.raw")));
+    world.swap("disk0", &[plain]);
+    held.begin_write(2 * 4096, &stamped(16, 8, 3)).unwrap();
+    is_the_event(&world.event("BLOCK_IO_ERROR"), "disk0", &small.at.join("disk.raw"));
+    assert!(held.end(MOMENT).is_err(), "it is held");
+    small.make_room();
+    held.end(Duration::from_secs(20)).unwrap();
+    chunk_is(&mut held, 2, 3);
+    world.stop();
+}
