@@ -35,7 +35,7 @@ pub trait DeviceEngine: 'static {
     /// Takes a table; only while [`is_quiet`](Self::is_quiet). Held requests are dispatched again
     /// at the next [`step`](Self::step).
     fn bind(&mut self, table: Option<Arc<Self::Table>>);
-    /// A request for the data at `offset`, in bytes, will be submitted soon.
+    /// A request for the data at `offset`, in bytes, may be submitted soon.
     fn prefetch(&self, offset: u64);
     /// The place of the range, if a read or write of it needs no engine at all. `offset` and `len`
     /// are bytes.

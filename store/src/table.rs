@@ -232,7 +232,7 @@ impl Table {
         self.keepers(0, self.size().bytes())
     }
 
-    /// A request that begins at `offset` is about to be decided.
+    /// A request that begins at `offset` may be decided soon.
     #[inline]
     pub fn prefetch(&self, offset: u64) {
         let near = |index: usize, offset| {

@@ -54,7 +54,8 @@ impl Core {
         seen: Entry,
         len: u64,
     ) -> Flow {
-        if self.claims.len() >= self.config.claims {
+        let room = self.room_for_claims();
+        if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
             self.park(index);
@@ -62,7 +63,8 @@ impl Core {
         }
         let ex = &table.exceptions()[exceptions];
         let bytes = ex.chunk().bytes();
-        let most = if self.is_large(ex) { 1 } else { (len / bytes).clamp(1, most_in_run(ex)) };
+        let most = if self.is_large(ex) { 1 } else { most_in_run(ex).min(room) };
+        let most = (len / bytes).clamp(1, most);
         let Ok(claim) = ex.table.claim_run(chunk, most, seen) else { return Flow::On };
         let count = claim.count();
         let len = len.min(count * bytes);
@@ -77,7 +79,7 @@ impl Core {
         pending.cursor += len;
         let claimed = Claimed::new(claim, exceptions, index, at, fill);
         let is_covered = fill.covers(0, claimed.valid_len(ex));
-        let claimed = self.claims.insert(claimed);
+        let claimed = self.insert_claim(claimed);
         if is_covered || self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed, count);
         } else {
@@ -95,7 +97,7 @@ impl Core {
         exceptions: usize,
         chunk: Chunk,
     ) -> bool {
-        if self.claims.len() >= self.config.claims {
+        if self.room_for_claims() == 0 {
             return true;
         }
         let ex = &table.exceptions()[exceptions];
@@ -103,13 +105,29 @@ impl Core {
         self.requests[index].outstanding += 1;
         let from = self.requests[index].cursor;
         let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
-        let claimed = self.claims.insert(claimed);
+        let claimed = self.insert_claim(claimed);
         if self.is_large(ex) {
             self.gathered[exceptions].push_back(claimed, 1);
         } else {
             self.fresh.push(claimed);
         }
         true
+    }
+
+    /// How many more chunks may be claimed.
+    fn room_for_claims(&self) -> u64 {
+        (self.config.claims as u64).saturating_sub(self.chunks_claimed)
+    }
+
+    fn insert_claim(&mut self, claimed: Claimed) -> usize {
+        self.chunks_claimed += claimed.claim.count();
+        self.claims.insert(claimed)
+    }
+
+    fn remove_claim(&mut self, claimed: usize) -> Claimed {
+        let removed = self.claims.remove(claimed);
+        self.chunks_claimed -= removed.claim.count();
+        removed
     }
 
     fn is_large(&self, ex: &Exceptions) -> bool {
@@ -436,7 +454,7 @@ impl Core {
             self.worker.all().wake(log.finish_run(data, None, count));
             return self.claim_failed(table, claimed, result);
         }
-        let Claimed { claim, request, buf, .. } = self.claims.remove(claimed);
+        let Claimed { claim, request, buf, .. } = self.remove_claim(claimed);
         ex.store().wrote();
         let (chunk, _) = ex.store().place_of(data, 1);
         let place = Place { layer: ex.top(), chunk };
@@ -451,7 +469,7 @@ impl Core {
     /// (`spec: targets`, the table of failures).
     fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
         let Claimed { claim, exceptions, request, from, fill, buf, .. } =
-            self.claims.remove(claimed);
+            self.remove_claim(claimed);
         let ex = &table.exceptions()[exceptions];
         let waiting = ex.table.put_back(claim);
         self.worker.all().wake(waiting);

@@ -28,7 +28,7 @@ pub struct EngineConfig {
     pub scratch: u32,
     /// Requests at a time; the host must not exceed this.
     pub requests: usize,
-    /// Claims at a time: copies in flight.
+    /// Chunks claimed at a time.
     pub claims: usize,
 }
 
@@ -129,6 +129,8 @@ pub(super) struct Core {
     pub(super) config: EngineConfig,
     pub(super) requests: Slab<Pending>,
     pub(super) claims: Slab<Claimed>,
+    /// Chunks of all claims.
+    pub(super) chunks_claimed: u64,
     pub(super) copies: Slab<Copy>,
     pub(super) runs: Slab<Run>,
     pub(super) barriers: Slab<Barrier>,
@@ -181,6 +183,7 @@ impl Core {
             config,
             requests: Slab::with_capacity(config.requests),
             claims: Slab::with_capacity(config.claims),
+            chunks_claimed: 0,
             copies: Slab::with_capacity(config.claims),
             runs: Slab::with_capacity(64),
             barriers: Slab::with_capacity(16),

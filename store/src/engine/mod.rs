@@ -101,7 +101,7 @@ impl Engine {
         }
     }
 
-    /// A request that begins at `offset` will be submitted soon.
+    /// A request that begins at `offset` may be submitted soon.
     #[inline]
     pub fn prefetch(&self, offset: u64) {
         if let Some(table) = &self.table {
