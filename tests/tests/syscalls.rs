@@ -31,9 +31,11 @@ const IN_MEMORY: f64 = 1.1;
 /// time to time.
 const TWO_QUEUES: [(Place, f64); 2] = [(Place::Memory, 1.3), (Place::Disk, 0.6)];
 
-/// Waits for a lock. One first write in a hundred finds its leaf of the table full, and allocates a
-/// larger one; other writes allocate nothing.
-const WAITS_OF_TWO: [f64; 2] = [0.01, 0.001];
+/// Waits for a lock per request, of first writes and of other writes, in one of [`TRIES`] at least: a first write in a
+/// hundred finds its leaf of the table full and takes memory, and a list may still grow.
+const WAITS_OF_TWO: [f64; 2] = [0.001, 0.0];
+/// In each try.
+const WAITS_AT_MOST: f64 = 0.01;
 
 const fn kind(name: &'static str) -> SyscallKind {
     SyscallKind { name, filter: None }
@@ -253,9 +255,18 @@ fn two_queues_of_a_disk_wait_for_no_lock() {
             [("first writes", first), ("writes", written)].into_iter().zip(WAITS_OF_TWO)
         {
             let what = format!("{what} of two queues, {place:?}");
-            let Some(Counted { all, futex }) = count_two(&what, place, true, asks) else { return };
-            assert!(all <= most, "{what}: {all:.3} system calls a request");
-            assert!(futex <= waits, "{what}: {futex:.4} waits for a lock a request");
+            let mut is_enough = false;
+            for _ in 0..TRIES {
+                let counted = count_two(&what, place, true, asks.clone());
+                let Some(Counted { all, futex }) = counted else { return };
+                assert!(all <= most, "{what}: {all:.3} system calls a request");
+                assert!(futex <= WAITS_AT_MOST, "{what}: {futex:.4} waits for a lock a request");
+                is_enough = futex <= waits;
+                if is_enough {
+                    break;
+                }
+            }
+            assert!(is_enough, "{what}: more than {waits} waits for a lock a request each time");
         }
     }
 }

@@ -96,16 +96,20 @@ impl Medium {
     /// wakes the workers.
     pub fn go_on(&self) {
         self.room.set_promised(true);
-        self.room.set_given_up(false);
-        self.full.store(false, Ordering::Release);
+        self.wait_anew();
     }
 
     /// A new table writes the file: what an earlier one found is forgotten, and the next write without room
     /// reports it again. The caller wakes the workers.
     pub fn forget_room(&self) {
         self.room.set_promised(false);
-        self.room.set_given_up(false);
+        self.wait_anew();
+    }
+
+    /// In this order: a write that may wait again sets the mark after it was cleared, and is reported.
+    fn wait_anew(&self) {
         self.full.store(false, Ordering::Release);
+        self.room.set_given_up(false);
     }
 
     /// Something that had waited found room, and was written.
