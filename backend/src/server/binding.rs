@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use snapblk_store::attached::{AttachedWorker, StopError};
 use snapblk_store::device::{Devices, TableKind, User};
 use snapblk_store::engine::{Direct, Engine, EngineConfig};
-use snapblk_store::io::{Action, Completion, FileId, GuestData, Io, IoOptions, ScratchConfig, Seg};
+use snapblk_store::io::{
+    Action, Completion, FileId, GuestData, Io, IoOptions, Pages, ScratchConfig, Seg,
+};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::Table;
 use snapblk_store::units::Sector;
@@ -56,7 +58,11 @@ impl Binding for Served {
     }
 
     fn io(&self) -> io::Result<Io> {
-        let scratch = ScratchConfig { buffers: 1, size: EngineConfig::default().scratch };
+        let scratch = ScratchConfig {
+            buffers: 1,
+            size: EngineConfig::default().scratch,
+            pages: Pages::Small,
+        };
         Io::new(self.devices.files().clone(), scratch, self.options)
     }
 

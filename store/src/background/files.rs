@@ -12,14 +12,11 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{CopyExecutor, Executor};
 use crate::io::{
-    Action, Aligned, Completion, Errno, FileId, Files, GuestData, Io, IoOptions, ScratchConfig,
-    Seg, Storage,
+    Action, Completion, Errno, FileId, Files, GuestData, Io, IoOptions, Pages, ScratchConfig, Seg,
+    Slices, Storage,
 };
 use crate::request::Token;
 use crate::workers::Wake;
-
-/// The greatest alignment that direct I/O requires.
-const ALIGN: usize = 4096;
 
 /// The key of the waker among the watched descriptors.
 const WAKE: u64 = 0;
@@ -46,7 +43,7 @@ impl FileExecutor {
         copies: usize,
     ) -> io::Result<FileExecutor> {
         let executor = FileExecutor::new(files, scratch, options)?;
-        Ok(FileExecutor { copies: Copies::new(copies), ..executor })
+        Ok(FileExecutor { copies: Copies(Slices::new(copies)?), ..executor })
     }
 
     /// An executor over `files` with `scratch` bytes of memory for the engine.
@@ -55,10 +52,10 @@ impl FileExecutor {
     /// There is no memory, or there are too many descriptors.
     pub fn new(files: Arc<Files>, scratch: u32, options: IoOptions) -> io::Result<FileExecutor> {
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let scratch = ScratchConfig { buffers: 1, size: scratch };
+        let scratch = ScratchConfig { buffers: 1, size: scratch, pages: Pages::Huge };
         let mut io = Io::new(files.clone(), scratch, options)?;
         io.watch(event.as_fd(), WAKE)?;
-        Ok(FileExecutor { files, io, event, copies: Copies::new(0) })
+        Ok(FileExecutor { files, io, event, copies: Copies(Slices::new(0)?) })
     }
 }
 
@@ -103,7 +100,7 @@ impl Wake for EventWake {
 
 impl CopyExecutor for FileExecutor {
     fn copies(&self) -> usize {
-        self.copies.0.len()
+        self.copies.0.count()
     }
 
     fn fetch(
@@ -116,7 +113,7 @@ impl CopyExecutor for FileExecutor {
     ) -> Result<(), Errno> {
         let FileExecutor { files, copies, .. } = self;
         let info = files.get(file).ok_or(Errno(libc::EBADF))?;
-        let bytes = copies.0[copy.0 as usize].bytes_mut();
+        let bytes = copies.0.bytes_mut(copy.0 as usize);
         let read = info.read_at(&mut bytes[at..at + len], offset);
         read.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno))
     }
@@ -124,19 +121,10 @@ impl CopyExecutor for FileExecutor {
 
 /// The bytes that copying requests write, by their tokens; other work has none.
 #[derive(Debug)]
-struct Copies(Vec<Aligned>);
-
-impl Copies {
-    fn new(count: usize) -> Copies {
-        Copies((0..count).map(|_| Aligned::new(ALIGN)).collect())
-    }
-}
+struct Copies(Slices);
 
 impl GuestData for Copies {
     fn push_iovecs(&self, copy: Token, offset: u32, len: u32, out: &mut Vec<libc::iovec>) {
-        if let Some(bytes) = self.0.get(copy.0 as usize) {
-            let base = bytes.bytes()[offset as usize..].as_ptr().cast_mut().cast();
-            out.push(libc::iovec { iov_base: base, iov_len: len as usize });
-        }
+        out.extend(self.0.piece(copy.0 as usize, offset as usize, len as usize));
     }
 }

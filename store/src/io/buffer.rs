@@ -10,13 +10,12 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-
-use super::BufId;
+use self::mapping::Mapping;
+use super::{BufId, SLICE};
 use crate::request::Token;
 
+mod mapping;
 #[cfg(test)]
 mod tests;
 
@@ -50,54 +49,18 @@ pub struct ScratchConfig {
     pub buffers: u32,
     /// Bytes of each; rounded up to whole pages.
     pub size: u32,
+    /// What pages it is made of.
+    pub pages: Pages,
 }
 
-/// Memory from the system, given back on drop.
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to this value alone, whichever thread holds it.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    fn new(len: usize, prot: ProtFlags, flags: MapFlags) -> io::Result<Mapping> {
-        if len == 0 {
-            return Ok(Mapping { base: NonNull::dangling(), len: 0 });
-        }
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing else.
-        let base =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE | flags)? };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Mapping { base, len })
-    }
-
-    fn writable(len: usize) -> io::Result<Mapping> {
-        Mapping::new(len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
-    }
-
-    /// `len` bytes from `offset`, if they are within it.
-    fn piece(&self, offset: usize, len: usize) -> Option<libc::iovec> {
-        if offset.checked_add(len)? > self.len {
-            return None;
-        }
-        // SAFETY: `offset` is at most `self.len`, so the address is within the mapping or one
-        // past it.
-        let base = unsafe { self.base.as_ptr().add(offset) };
-        Some(libc::iovec { iov_base: base.cast(), iov_len: len })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: mapped by `new` with this length, and there is no reference into it: none is
-            // ever handed out beyond a borrow of `self`.
-            let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
-        }
-    }
+/// The pages that memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// As few as are touched.
+    Small,
+    /// Huge ones where the system has them, for large transfers: a device gets each as one segment, and
+    /// many take only as many segments at a time as would hold one transfer of a MiB of small pages.
+    Huge,
 }
 
 /// The memory of one executor.
@@ -116,10 +79,10 @@ impl Memory {
         let size = (config.size as usize).next_multiple_of(PAGE);
         let len = size.checked_mul(config.buffers as usize).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Memory {
-            scratch: Mapping::writable(len)?,
+            scratch: Mapping::writable(len, config.pages)?,
             size,
             // Never written, so all of it is the kernel's one page of zeroes.
-            zeroes: Mapping::new(ZEROES, ProtFlags::READ, MapFlags::empty())?,
+            zeroes: Mapping::read_only(ZEROES)?,
             bounces: Vec::with_capacity(BOUNCES_KEPT),
         })
     }
@@ -157,10 +120,7 @@ impl Memory {
     /// Never unmaps the memory: something may still write to it.
     pub(crate) fn leak(&mut self) {
         for mapping in [&mut self.scratch, &mut self.zeroes] {
-            std::mem::forget(std::mem::replace(
-                mapping,
-                Mapping { base: NonNull::dangling(), len: 0 },
-            ));
+            mapping.leak();
         }
     }
 
@@ -168,7 +128,7 @@ impl Memory {
     pub(crate) fn bounce(&mut self) -> io::Result<Bounce> {
         match self.bounces.pop() {
             Some(mapping) => Ok(Bounce(mapping)),
-            None => Mapping::writable(BOUNCE).map(Bounce),
+            None => Mapping::writable(BOUNCE, Pages::Small).map(Bounce),
         }
     }
 
@@ -183,6 +143,41 @@ impl Memory {
         if self.bounces.len() < BOUNCES_KEPT {
             self.bounces.push(bounce.0);
         }
+    }
+}
+
+/// Slices of [`SLICE`] bytes, in huge pages: what a copy reads and writes.
+#[derive(Debug)]
+pub(crate) struct Slices(Mapping);
+
+impl Slices {
+    pub(crate) fn new(count: usize) -> io::Result<Slices> {
+        let len = count.checked_mul(SLICE).ok_or(io::ErrorKind::OutOfMemory)?;
+        Mapping::writable(len, Pages::Huge).map(Slices)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len() / SLICE
+    }
+
+    /// `len` bytes of slice `index` from `offset`, to be written to a file; none if it is shorter.
+    pub(crate) fn piece(&self, index: usize, offset: usize, len: usize) -> Option<libc::iovec> {
+        if offset.checked_add(len)? > SLICE {
+            return None;
+        }
+        self.0.piece(index.checked_mul(SLICE)?.checked_add(offset)?, len)
+    }
+
+    /// Slice `index`, to be filled.
+    ///
+    /// # Panics
+    /// There are fewer.
+    pub(crate) fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
+        let piece = self.piece(index, 0, SLICE).expect("a slice that there is");
+        // SAFETY: the piece lies within the mapping, which `&mut self` keeps from everyone else in this
+        // process for as long as the reference lives; the pages were zero at first, and are any bytes now.
+        unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast(), piece.iov_len) }
     }
 }
 

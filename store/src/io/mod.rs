@@ -21,12 +21,12 @@ mod uring;
 mod watch;
 
 pub use ahead::{Ahead, Late};
-pub use buffer::{GuestData, ScratchConfig};
+pub(crate) use buffer::Slices;
+pub use buffer::{GuestData, Pages, ScratchConfig};
 pub use executor::{Io, IoOptions};
 pub use files::{FileError, FileId, FileInfo, Files, Identity, OpenMode, real_path};
 pub use lock::{Lock, LockError};
 pub use shared::SharedWords;
-pub(crate) use storage::Aligned;
 pub use storage::{SLICE, Storage};
 
 use crate::request::Token;

@@ -106,7 +106,7 @@ impl Storage for FileInfo {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        if !self.direct {
+        if !self.direct || self.takes(buffer, offset) {
             return read_exact(self, buffer, offset);
         }
         let align = u64::from(self.align);
@@ -130,7 +130,7 @@ impl Storage for FileInfo {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
-        if !self.direct {
+        if !self.direct || self.takes(bytes, offset) {
             return self.file.write_all_at(bytes, offset);
         }
         let align = u64::from(self.align);
@@ -200,6 +200,15 @@ impl Storage for FileInfo {
     }
 }
 
+impl FileInfo {
+    /// Whether direct I/O takes these bytes as they lie.
+    fn takes(&self, bytes: &[u8], offset: u64) -> bool {
+        let align = self.align as usize;
+        (bytes.as_ptr().addr() | bytes.len()).is_multiple_of(align)
+            && offset.is_multiple_of(align as u64)
+    }
+}
+
 /// Writes `len` zeroes from `offset` on.
 fn write_in_pieces(storage: &(impl Storage + ?Sized), offset: u64, len: u64) -> io::Result<()> {
     let zeroes = vec![0; SLICE.min(len as usize)];
@@ -244,13 +253,13 @@ fn read_up_to(info: &FileInfo, buffer: &mut [u8], offset: u64) -> io::Result<usi
 
 /// A buffer of one slice whose first byte is aligned.
 #[derive(Debug)]
-pub(crate) struct Aligned {
+struct Aligned {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Aligned {
-    pub(crate) fn new(align: usize) -> Aligned {
+    fn new(align: usize) -> Aligned {
         let bytes = vec![0; SLICE + align];
         let start = bytes.as_ptr().align_offset(align.max(1));
         Aligned { bytes, start }
@@ -258,15 +267,5 @@ impl Aligned {
 
     fn slice(&mut self, len: usize) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + len]
-    }
-
-    /// All of it.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + SLICE]
-    }
-
-    /// All of it, to be filled.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.slice(SLICE)
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn memory() -> Memory {
-    Memory::new(ScratchConfig { buffers: 2, size: 5000 }).unwrap()
+    Memory::new(ScratchConfig { buffers: 2, size: 5000, pages: Pages::Small }).unwrap()
 }
 
 #[test]
@@ -74,4 +74,47 @@ fn a_bounce_buffer_carries_bytes_both_ways() {
     assert_eq!(got, [1, 2, 9, 9, 5, 6]);
     memory.give_back(bounce);
     assert_eq!(memory.bounces.len(), 1);
+}
+
+/// The flags of the mapping that begins at `address`, as the kernel lists them.
+fn flags_at(address: usize) -> Option<String> {
+    let listed = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    let start = format!("{address:x}-");
+    let mut lines = listed.lines().skip_while(|line| !line.starts_with(&start));
+    lines.find_map(|line| line.strip_prefix("VmFlags:")).map(str::to_owned)
+}
+
+#[test]
+fn large_memory_is_huge_pages_if_asked_for() {
+    const HUGE: usize = 2 << 20;
+    let config = |pages| ScratchConfig { buffers: 2, size: HUGE as u32 + 5000, pages };
+    for pages in [Pages::Small, Pages::Huge] {
+        let memory = Memory::new(config(pages)).unwrap();
+        let base = memory.scratch(BufId(0), 0, 1).unwrap().iov_base as usize;
+        if pages == Pages::Huge {
+            assert_eq!(base % HUGE, 0);
+        }
+        if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            let flags = flags_at(base).expect("the mapping is listed");
+            assert_eq!(flags.contains(" hg"), pages == Pages::Huge, "{pages:?}:{flags}");
+        }
+        let last = memory.scratch(BufId(1), HUGE + 8191, 1).unwrap();
+        assert_eq!(last.iov_base as usize, base + 2 * (HUGE + 8192) - 1);
+    }
+}
+
+#[test]
+fn slices_lie_behind_each_other() {
+    let mut slices = Slices::new(3).unwrap();
+    assert_eq!(slices.count(), 3);
+    for index in 0..3 {
+        assert!(slices.bytes_mut(index).iter().all(|&byte| byte == 0));
+        slices.bytes_mut(index).fill(index as u8 + 1);
+    }
+    assert!((0..3).all(|index| slices.bytes_mut(index).iter().all(|&b| b == index as u8 + 1)));
+    let base = slices.piece(0, 0, 1).unwrap().iov_base as usize;
+    let last = slices.piece(2, SLICE - 7, 7).unwrap();
+    assert_eq!((last.iov_base as usize, last.iov_len), (base + 3 * SLICE - 7, 7));
+    assert!(slices.piece(0, 1, SLICE).is_none() && slices.piece(3, 0, 1).is_none());
+    assert_eq!(Slices::new(0).unwrap().count(), 0);
 }

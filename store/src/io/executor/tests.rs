@@ -14,11 +14,11 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::io::files::OpenMode;
-use crate::io::{FileInfo, IoOp, Storage, Tag};
+use crate::io::{FileInfo, IoOp, Pages, Storage, Tag};
 use crate::request::Token;
 
 const DISK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target");
-const SCRATCH: ScratchConfig = ScratchConfig { buffers: 4, size: 64 << 10 };
+const SCRATCH: ScratchConfig = ScratchConfig { buffers: 4, size: 64 << 10, pages: Pages::Small };
 
 /// The data of requests: each token has its own bytes, handed out in pieces of `piece` bytes.
 struct Guest {

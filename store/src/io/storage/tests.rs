@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::io::Slices;
 use crate::io::files::OpenMode;
 
 fn filled(root: &str, len: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
@@ -34,6 +35,32 @@ fn any_range_can_be_read_and_written_however_the_file_was_opened() {
         let mut beyond = [0; 8];
         let error = info.read_at(&mut beyond, (3 << 20) + 508).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[test]
+fn direct_transfers_of_aligned_memory_take_no_other() {
+    let (_dir, path, mut content) = filled(DISK, 64 << 10);
+    let info = FileInfo::open(&path, OpenMode::ReadWrite, true).unwrap();
+    let mut slices = Slices::new(1).unwrap();
+    let memory = slices.bytes_mut(0);
+    let align = info.align as usize;
+    for (from, len, offset, takes) in [
+        (0, 8192, 4096, true),
+        (0, 4096, 0, true),
+        (1, 4096, 4096, false),
+        (0, 8191, 4096, false),
+        (0, 4096, 100, false),
+    ] {
+        let piece = &mut memory[from..from + len];
+        assert_eq!(info.takes(piece, offset as u64), takes || align == 1, "{from} {len} {offset}");
+        info.read_at(piece, offset as u64).unwrap();
+        assert!(*piece == content[offset..offset + len]);
+        piece.iter_mut().for_each(|byte| *byte = !*byte);
+        info.write_at(piece, offset as u64).unwrap();
+        content[offset..offset + len].copy_from_slice(piece);
+        info.sync().unwrap();
+        assert!(std::fs::read(&path).unwrap() == content, "{from} {len} {offset}");
     }
 }
 

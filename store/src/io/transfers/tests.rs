@@ -1,13 +1,13 @@
 use super::*;
 use crate::io::buffer::Memory;
-use crate::io::{FileId, IoOp, ScratchConfig, Tag};
+use crate::io::{FileId, IoOp, Pages, ScratchConfig, Tag};
 
 fn read() -> Action {
     Action { op: IoOp::Read, file: FileId(0), offset: 0, len: 0, segs: (0, 0), tag: Tag(0) }
 }
 
 fn memory() -> Memory {
-    Memory::new(ScratchConfig { buffers: 1, size: 4096 }).expect("memory")
+    Memory::new(ScratchConfig { buffers: 1, size: 4096, pages: Pages::Small }).expect("memory")
 }
 
 /// Gives one this many pieces.
