@@ -7,6 +7,7 @@
 //! A [`ServerCommand`] can be started any number of times, so that tests can restart a server with
 //! the same arguments; dropping a [`Server`] kills and reaps it.
 
+mod child;
 mod scratch;
 
 use std::ffi::OsString;
@@ -14,14 +15,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+pub(crate) use child::settle;
+pub use child::{output, spawn};
 pub use scratch::{Place, Scratch, disk_dir};
 
 /// How long a server may take to listen, or to end after a request.
@@ -250,27 +252,6 @@ impl ServerCommand {
         }
         line
     }
-}
-
-/// Held while a child is spawned: until the child executes its program, it has this process's
-/// descriptors, and a connection closed here is still open there.
-static SPAWNING: Mutex<()> = Mutex::new(());
-
-/// Spawns `command`. Tests that spawn children while others have connections must use this.
-pub fn spawn(command: &mut Command) -> io::Result<Child> {
-    let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
-    command.spawn()
-}
-
-/// Runs `command` to its end; see [`spawn`].
-pub fn output(command: &mut Command) -> io::Result<Output> {
-    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    spawn(piped)?.wait_with_output()
-}
-
-/// Waits until no new child holds descriptors that were closed here.
-pub(crate) fn settle() {
-    drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Spawns `command` on this thread's processors, or only on `cpus` if there are any: a child

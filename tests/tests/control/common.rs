@@ -40,9 +40,10 @@ impl World {
         World { server, qmp }
     }
 
-    /// The first disk's front end.
+    /// The first disk's front end. The server says why it refused one.
     pub(crate) fn disk(&self) -> Disk {
-        disk(self.server.socket())
+        Disk::connect(self.server.socket())
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.server.stderr()))
     }
 
     /// Carries a command out; it is not refused.
