@@ -10,9 +10,9 @@ pub mod log;
 pub mod open;
 #[cfg(not(feature = "shuttle"))]
 pub mod owed;
-pub(crate) mod room;
 pub mod store;
 pub mod tail;
+mod threshold;
 pub mod words;
 
 pub use error::{Problem, ProblemKind, StoreError, StoreErrorKind};

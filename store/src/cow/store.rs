@@ -8,9 +8,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::layout::{Entry, Geometry};
 use super::log::{Allocation, Log};
-use super::room::Room;
 use super::tail::Tail;
+use super::threshold::Threshold;
 use crate::io::FileId;
+use crate::io::room::Room;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{ChunkSize, DataIndex, StoreChunk};
 
@@ -177,6 +178,9 @@ pub struct Store {
     sealed: AtomicBool,
     state: AtomicU8,
     room: Room,
+    /// The file system below had no room.
+    full_below: AtomicBool,
+    threshold: Threshold,
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
@@ -205,6 +209,8 @@ impl Store {
             sealed: AtomicBool::new(false),
             state: AtomicU8::new(state as u8),
             room: Room::default(),
+            full_below: AtomicBool::new(false),
+            threshold: Threshold::default(),
             log: parts.log,
             tail: Mutex::new(TailSlot {
                 entries: parts.tail.position(),
@@ -452,7 +458,7 @@ impl Store {
     /// Reports once when more than `bytes` are in use, possibly at once; none clears the
     /// threshold.
     pub fn set_write_threshold(&self, bytes: Option<u64>) {
-        self.room.set_threshold(bytes);
+        self.threshold.set(bytes);
         self.look_at_threshold();
     }
 
@@ -460,7 +466,7 @@ impl Store {
     /// the latest.
     #[inline]
     pub fn look_at_threshold(&self) {
-        if let Some(threshold) = self.room.threshold() {
+        if let Some(threshold) = self.threshold.get() {
             self.compare_with(threshold);
         }
     }
@@ -472,7 +478,7 @@ impl Store {
             _ => self.geometry.next_free(self.log.next()),
         };
         let exceeded = self.geometry.chunk.store_offset(next).saturating_sub(threshold);
-        if exceeded > 0 && self.room.take_threshold(threshold) {
+        if exceeded > 0 && self.threshold.take(threshold) {
             let event = StoreEvent::ThresholdPassed { threshold, exceeded };
             self.observer.store_event(&self.name, event);
         }

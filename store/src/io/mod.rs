@@ -10,6 +10,7 @@ pub mod durable;
 pub mod executor;
 pub mod files;
 pub mod lock;
+pub(crate) mod room;
 pub mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

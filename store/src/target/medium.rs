@@ -7,8 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cow::room::Room;
 use crate::io::FileId;
+use crate::io::room::Room;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Called when a file is full and writes wait for room. Workers call it, rarely: it must not block.

@@ -38,7 +38,7 @@ impl Store {
         let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
         match self.state.compare_exchange(valid, full, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
-                self.room.set_below(below);
+                self.full_below.store(below, Ordering::Release);
                 self.observer.store_event(&self.name, StoreEvent::Full);
                 true
             }
@@ -48,7 +48,7 @@ impl Store {
 
     /// Whether the file system below had no room.
     pub fn is_full_below(&self) -> bool {
-        self.room.is_below()
+        self.full_below.load(Ordering::Acquire)
     }
 
     /// There should be room again: waiting requests continue. The caller wakes the workers.
