@@ -195,12 +195,16 @@ impl Table {
         Piece { target: &line.target, offset: within, len: len.min(line.len - within) }
     }
 
+    /// The lines that map a part of `[offset, offset + len)`.
+    fn lines_in(&self, offset: u64, len: u64) -> impl Iterator<Item = &Line> {
+        let end = offset + len;
+        self.lines.iter().filter(move |line| line.start < end && offset < line.start + line.len)
+    }
+
     /// The stores that guests' writes to `[offset, offset + len)` go to, if the range is a
     /// snapshot's.
     pub fn stores_of(&self, offset: u64, len: u64) -> impl Iterator<Item = &Arc<Store>> {
-        let within =
-            move |line: &&Line| line.start < offset + len && offset < line.start + line.len;
-        self.lines.iter().filter(within).filter_map(|line| match &line.target {
+        self.lines_in(offset, len).filter_map(|line| match &line.target {
             Target::Snapshot(snapshot) => Some(self.exceptions[snapshot.exceptions].store()),
             Target::Plain(_) | Target::Origin(_) | Target::Merge(_) => None,
         })
@@ -208,9 +212,7 @@ impl Table {
 
     /// Who keeps the files that writes in `[offset, offset + len)` go to.
     pub fn keepers(&self, offset: u64, len: u64) -> impl Iterator<Item = Keeper<'_>> {
-        let within =
-            move |line: &&Line| line.start < offset + len && offset < line.start + line.len;
-        let lines = self.lines.iter().filter(move |line| !self.read_only && within(line));
+        let lines = self.lines_in(offset, len).filter(|_| !self.read_only);
         lines.flat_map(|line| {
             let (store, backing) = match &line.target {
                 Target::Plain(backing) => (None, Some(backing)),
