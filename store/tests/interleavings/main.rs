@@ -4,6 +4,7 @@
 //! `cargo test -p snapblk-store --features shuttle --test interleavings`; `SNAPBLK_SEEDS` sets the
 //! number of schedules.
 
+mod full;
 mod log;
 
 use std::sync::Arc;
