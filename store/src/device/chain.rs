@@ -6,6 +6,7 @@
 //! depth.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::build::Active;
@@ -16,6 +17,9 @@ use super::state::CommitJob;
 use crate::exception::Layer;
 use crate::io::Identity;
 use crate::lines::{Param, TableLine, TargetSpec};
+
+/// The most layers that a message names.
+const MOST_NAMED: usize = 8;
 
 /// The base below the lowest store of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,14 +130,37 @@ impl Inner {
         Ok(Chain { overlays, bottom: Bottom::Device(at) })
     }
 
+    /// `name` is no layer: which ones there are, or which one it is the file of.
+    fn no_layer(&self, name: &str, overlays: &[String], bottom: &Bottom) -> DeviceError {
+        let file = Param::from_path(Path::new(name));
+        let device = &overlays[0];
+        if *bottom == Bottom::File(file.clone()) {
+            return DeviceError::refused(format!(
+                "'{name}' is the file below all layers of '{device}'; leave out the base to commit \
+                 into it"
+            ));
+        }
+        let keeps = |layer: &&String| {
+            let line = self.active(layer).ok().and_then(|active| active.lines.first());
+            let target = line.map(|line| &line.target);
+            matches!(target, Some(TargetSpec::Snapshot(spec)) if spec.cow == file)
+        };
+        let hint = match overlays.iter().find(keeps) {
+            Some(layer) => format!("; '{name}' is the store of '{layer}': give that name"),
+            None => String::new(),
+        };
+        DeviceError::refused(format!(
+            "'{name}' is not a layer of the chain of '{device}': {}{hint}",
+            listed(overlays, bottom)
+        ))
+    }
+
     /// The part that `job` removes from the present chain.
     pub(super) fn cut(&self, job: &CommitJob) -> Result<Cut, DeviceError> {
         let device = &job.device;
         let Chain { overlays, bottom } = self.chain(device)?;
         let position = |name: &str| overlays.iter().position(|overlay| overlay == name);
-        let not_there = |name: &str| {
-            DeviceError::refused(format!("'{name}' is not a layer of the chain of '{device}'"))
-        };
+        let not_there = |name: &str| self.no_layer(name, &overlays, &bottom);
         let top = match &job.top {
             Some(name) => position(name).ok_or_else(|| not_there(name))?,
             None => 0,
@@ -166,6 +193,21 @@ impl Inner {
             layers: (layer(end), layer(first)),
         })
     }
+}
+
+/// A chain for a message, from the top down; of a long one the two ends.
+fn listed(overlays: &[String], bottom: &Bottom) -> String {
+    let mut names: Vec<String> = overlays.iter().map(|name| format!("'{name}'")).collect();
+    if names.len() > MOST_NAMED {
+        let more = names.len() - MOST_NAMED;
+        let end = MOST_NAMED / 2 + more;
+        names.splice(MOST_NAMED / 2..end, [format!("({more} more)")]);
+    }
+    let below = match bottom {
+        Bottom::File(file) => format!("the file {file}"),
+        Bottom::Device(name) => format!("the device '{name}'"),
+    };
+    format!("from the top down, it has {} on {below}", names.join(", "))
 }
 
 impl Devices {
@@ -237,4 +279,26 @@ pub(super) fn lower_layers(tables: &BTreeMap<String, Vec<TableLine>>) -> BTreeSe
         _ => false,
     };
     below.filter(is_layer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bottom, MOST_NAMED, listed};
+    use crate::lines::Param;
+
+    #[test]
+    fn a_message_names_the_ends_of_a_long_chain() {
+        let names = |count: usize| (0..count).map(|at| format!("l{at}")).collect::<Vec<_>>();
+        let base = Bottom::File(Param::from_path("base.raw".as_ref()));
+        assert_eq!(
+            listed(&names(2), &base),
+            "from the top down, it has 'l0', 'l1' on the file ./base.raw"
+        );
+        assert_eq!(
+            listed(&names(60), &Bottom::Device("golden".into())),
+            "from the top down, it has 'l0', 'l1', 'l2', 'l3', (52 more), 'l56', 'l57', 'l58', \
+             'l59' on the device 'golden'"
+        );
+        assert!(!listed(&names(MOST_NAMED), &base).contains("more"));
+    }
 }

@@ -268,7 +268,8 @@ impl Devices {
             if !asked(&info.path, info.writable) {
                 return Err(DeviceError::refused(format!(
                     "the base {} was opened for reading only: overlays on it that are not known \
-                     here would be destroyed; start with --force to commit into it all the same",
+                     here would be destroyed; if there are none, stop the server and start it again \
+                     as 'snapblk serve --force' with its other options",
                     info.path.display()
                 )));
             }

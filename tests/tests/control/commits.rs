@@ -422,10 +422,16 @@ fn what_cannot_be_committed_is_refused_and_nothing_has_changed() {
         all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         all
     };
+    let cow = scratch.path("3.cow");
     for (arguments, why) in [
         (json!({"top-node": "other"}), "'other' is not a layer of the chain of 'disk0'"),
         (json!({"base-node": "other"}), "'other' is not a layer"),
         (json!({"top-node": "disk0.1"}), "'disk0.1' is not a layer"),
+        (
+            json!({"top-node": "other"}),
+            "it has 'disk0', 'disk0.3', 'disk0.2' on the device 'disk0.1'",
+        ),
+        (json!({"base-node": cow}), "is the store of 'disk0': give that name"),
         (json!({"top-node": "disk0.2", "base-node": "disk0.3"}), "'disk0.3' is not below"),
         (json!({"top-node": "disk0.2", "base-node": "disk0.2"}), "'disk0.2' is not below"),
         (json!({"job-id": "1"}), "Invalid job ID"),
@@ -488,8 +494,10 @@ fn scenario_77_a_base_that_another_process_has_open_is_refused_by_name() {
 
     // No other process has it now, but it was not given as writable.
     let mut first = World::start(&overlay(&one, &base));
+    let said = first.refused("block-commit", json!({"device": "disk0", "base-node": base}));
+    assert!(said.contains("is the file below all layers of 'disk0'"), "{said}");
     let said = first.refused("block-commit", json!({"device": "disk0"}));
-    assert!(said.contains("golden.raw") && said.contains("--force"), "{said}");
+    assert!(said.contains("golden.raw") && said.contains("snapblk serve --force"), "{said}");
     first.stop();
     let mut first = World::start(&forced(&one));
     commit(&mut first, json!({}));
