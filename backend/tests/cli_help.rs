@@ -82,6 +82,9 @@ fn long_help_says_more_than_the_list_of_commands() {
         ("check", "Exit status 0 only for a store that can be used"),
         ("merge", "The store is empty and valid afterwards."),
         ("ctl", "Files are named as the server finds them"),
+        ("ctl m overlay", "snapblk ctl monitor.sock overlay disk0 monday.cow"),
+        ("ctl m commit", "snapblk ctl monitor.sock commit disk0 --top disk0.2 --base disk0.1"),
+        ("ctl m commit", "serve --force"),
     ] {
         let said = place.ok(&format!("{command} --help"));
         assert!(said.contains(more), "{said}");

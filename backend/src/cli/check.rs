@@ -20,7 +20,7 @@ const LISTED: usize = 1000;
 pub struct Check {
     /// The store
     store: PathBuf,
-    /// The disk that it was made for: entries beyond its end are damage too
+    /// Its origin: the disk that it was made for. Entries beyond its end are damage, too
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
     /// Remove what a torn write left behind the end of the list; changes no content

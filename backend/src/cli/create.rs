@@ -37,12 +37,14 @@ fn chunk_size(text: &str) -> Result<ChunkSize, String> {
 
 /// Make an empty store for the changes to a disk
 ///
+/// For example: snapblk create changes.cow --origin disk.raw
+///
 /// The file takes space only as it fills. A file that is there and not empty is left alone.
 #[derive(Debug, Args)]
 pub struct Create {
     /// The store to make: a new or empty file, or a block device that starts with zeroes
     store: PathBuf,
-    /// The disk whose changes it will hold
+    /// The origin: the disk whose changes it will hold
     #[arg(long, value_name = "FILE")]
     origin: PathBuf,
     /// Bytes of a chunk, the unit in which changes are kept (K, M, G)

@@ -11,7 +11,7 @@ use snapblk_store::units::{Chunk, StoreChunk};
 use super::store_file::StoreFile;
 use super::{CliError, output};
 
-/// List what a store holds, as runs of bytes, in the order of the disk.
+/// List which bytes of the disk a store holds, and where, in the order of the disk.
 #[derive(Debug, Args)]
 pub struct Dump {
     /// The store

@@ -11,7 +11,7 @@ use snapblk_store::units::SECTOR_SIZE;
 use super::store_file::StoreFile;
 use super::{CliError, output, size};
 
-/// Say what a store is and how full it is.
+/// Show the parameters of a store, and how full it is.
 #[derive(Debug, Args)]
 pub struct Info {
     /// The store

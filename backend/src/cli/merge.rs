@@ -28,13 +28,15 @@ const BATCH: u64 = 64 << 20;
 /// Bytes that are copied at once.
 const SLICE: u64 = 1 << 20;
 
-/// Write what a store holds into the disk it was made for
+/// Merge a store into its origin: the disk that it was made for
+///
+/// For example: snapblk merge --into disk.raw changes.cow
 ///
 /// Neither may be in use. The store is empty and valid afterwards. A merge that was stopped, by
 /// whatever, is finished by running it again.
 #[derive(Debug, Args)]
 pub struct Merge {
-    /// The disk to write to
+    /// The origin to write to
     #[arg(long, value_name = "ORIGIN")]
     into: PathBuf,
     /// The store to empty
@@ -97,7 +99,7 @@ impl Merge {
         let of = |path: &Path| Identity::of_path(path).map_err(CliError::io("look at", path));
         if of(&self.into)? == of(&self.store)? {
             return Err(CliError::Usage(format!(
-                "{} and {} are one file",
+                "{} and {} are one file; name the disk with --into, and the store",
                 self.into.display(),
                 self.store.display()
             )));

@@ -24,6 +24,11 @@ mod tests;
 /// The default name of a disk.
 const DEFAULT_NAME: &str = "disk0";
 
+/// What the help says of `--force`.
+const FORCE: &str = "For all disks: use an overlay although its base has changed since; allow commits \
+                     into a base that was opened read-only (which destroys other overlays on it), \
+                     and tables that make an exported disk shorter";
+
 /// The arguments of `snapblk serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serve {
@@ -167,7 +172,7 @@ impl Args for Serve {
                 )
                 .value_parser(path()),
             )
-            .arg(one("monitor", "PATH", "Listen here for the monitor (QMP)").value_parser(path()))
+            .arg(one("monitor", "PATH", "Create the monitor's socket (QMP) here, for 'snapblk ctl PATH'").value_parser(path()))
             .arg(
                 one(
                     "table-memory",
@@ -192,7 +197,8 @@ impl Args for Serve {
             )
             .next_help_heading("Disks (each --name opens a group of the options behind it)")
             .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
-            .arg(each("table", "LINE|@FILE", "A line of its table, or a file of lines"))
+            .arg(each("table", "LINE|@FILE", "A line of its device-mapper table, as in '0 131072 linear /dev/sdb 0', or a file of \
+                     lines"))
             .arg(each("blk-file", "FILE", "A plain disk in this file").value_parser(path()))
             .arg(flag("read-only", "With --blk-file: the guest may only read"))
             .arg(
@@ -204,7 +210,7 @@ impl Args for Serve {
                 )
                 .value_parser(path()),
             )
-            .arg(each("socket-path", "PATH", "Listen here for the front-end").value_parser(path()))
+            .arg(each("socket-path", "PATH", "Create the socket here that the front-end (QEMU, say) connects to").value_parser(path()))
             .arg(
                 each(
                     "fd",
@@ -218,19 +224,21 @@ impl Args for Serve {
                     .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
             )
             .arg(
-                each("state", "FILE", "Keep the state here [default: beside the store]")
+                each("state", "FILE", "Keep devices and snapshots across restarts in this file [default: beside the store]")
                     .value_parser(path()),
             )
             .arg(
                 each(
                     "on-full",
                     "fail|wait=30s",
-                    "What writes do that find no room [default: fail]",
+                    "When a store or its file system is full, let writes fail, or wait this long for \
+                     room (ms, s or m) [default: fail]",
                 )
                 .value_parser(on_full),
             )
             .arg(
-                each("guest-agent", "SOCKET", "Freeze file systems through this agent")
+                each("guest-agent", "SOCKET", "Before a snapshot, let the guest freeze its file systems, through this socket of its \
+                     agent (QEMU's for qemu-guest-agent)")
                     .value_parser(path()),
             )
             .arg(flag(
@@ -238,11 +246,7 @@ impl Args for Serve {
                 "Never sleep while a front-end is connected: a core for each queue, and the \
                  shortest way for each request",
             ))
-            .arg(flag(
-                "force",
-                "Go on although a base has changed; let commits write a base that was only read, \
-                 and tables make an exported disk shorter (for all disks)",
-            ))
+            .arg(flag("force", FORCE))
             .next_help_heading(None::<&str>)
     }
 

@@ -54,8 +54,10 @@ impl TransactionArgs {
 fn parts<const N: usize>(text: &str) -> Result<[String; N], String> {
     let all: Vec<String> = text.splitn(N, '=').map(str::to_owned).collect();
     let whole = all.iter().all(|part| !part.is_empty());
-    all.try_into()
-        .ok()
-        .filter(|_| whole)
-        .ok_or_else(|| format!("{N} parts with '=' between them are needed"))
+    all.try_into().ok().filter(|_| whole).ok_or_else(|| {
+        format!(
+            "it has {N} parts with '=' between them, as in {}",
+            if N == 2 { "disk0=monday.cow" } else { "disk0=monday=monday.cow" }
+        )
+    })
 }

@@ -49,7 +49,8 @@ pub enum Verb {
     Remove {
         /// The device
         device: String,
-        /// Also where what it owes cannot be made durable; what uses it is never taken its device
+        /// Remove it even if chunks that it still owes to its store cannot be made durable, because the
+        /// disk failed. A device in use is refused all the same
         #[arg(long)]
         force: bool,
     },
@@ -65,13 +66,13 @@ pub enum Verb {
         #[arg(long)]
         read_only: bool,
     },
-    /// Drop the table that is loaded
+    /// Drop the table that was loaded and not yet resumed
     #[command(visible_alias = "table-clear")]
     Clear {
         /// The device
         device: String,
     },
-    /// Hold a device's requests
+    /// Suspend a device: hold its requests until `resume`
     #[command(visible_alias = "device-suspend")]
     Suspend {
         /// The device
@@ -83,21 +84,25 @@ pub enum Verb {
         #[arg(long)]
         skip_lockfs: bool,
     },
-    /// Swap the loaded table in, if there is one, and serve
+    /// Resume a device, with the loaded table if there is one
     #[command(visible_alias = "device-resume")]
     Resume {
         /// The device
         device: String,
     },
-    /// Tell a target something
+    /// Send a message to a device's target
+    ///
+    /// For example, writes to a full store of disk0 are to wait for room:
+    ///
+    ///   snapblk ctl monitor.sock message disk0 on-full wait=1m
     #[command(visible_alias = "device-message")]
     Message {
         /// The device
         device: String,
-        /// What to say
+        /// The words of the message, as in `on-full wait=30s`
         #[arg(required = true)]
         message: Vec<String>,
-        /// A sector of the target that is meant
+        /// A sector of the device; the target there gets the message
         #[arg(long, default_value_t = 0)]
         sector: u64,
     },
@@ -108,28 +113,33 @@ pub enum Verb {
     /// Roll a disk back to a snapshot, while its guest runs
     #[command(visible_alias = "snapshot-merge")]
     Merge(MergeArgs),
-    /// Drop a snapshot
+    /// Delete a snapshot
     #[command(visible_alias = "snapshot-delete")]
     Delete {
         /// The disk
         device: String,
         /// The snapshot
         snapshot: String,
-        /// Its file goes too
+        /// Delete its store file, too
         #[arg(long)]
         delete_store: bool,
     },
     /// Put a new overlay on top of a live disk
+    ///
+    /// The guest's writes go to the overlay from now on. What the disk was becomes a layer below, with
+    /// a name of its own. `commit` removes layers again. For example:
+    ///
+    ///   snapblk ctl monitor.sock overlay disk0 monday.cow
     #[command(visible_alias = "blockdev-snapshot-sync")]
     Overlay {
         /// The disk
         device: String,
         /// The overlay's file
         file: String,
-        /// The name under which what was there lives on [default: DEVICE.N]
+        /// The name of the layer that the disk becomes below the overlay [default: DEVICE.N]
         #[arg(long, value_name = "NAME")]
         node_name: Option<String>,
-        /// Take a store that is there instead of making one
+        /// Use the store that the file holds instead of making one
         #[arg(long)]
         existing: bool,
         /// Do not ask the guest to freeze its file systems
@@ -141,26 +151,39 @@ pub enum Verb {
 
     /// Make a disk longer, which its guest sees at once
     ///
-    /// With the size that it has, the stores below it are looked at again.
+    /// Given its present size, it only looks at the stores below it again: after one of their files
+    /// was extended, for example.
     #[command(visible_alias = "block_resize")]
     Resize {
         /// The disk
         device: String,
-        /// How large it is to be
+        /// Its new size in bytes, as in 20G
         #[arg(value_parser = size::parse)]
         size: u64,
     },
 
-    /// Let layers of a chain of overlays go down into what lies below, while the guest runs
+    /// Commit overlays into the layer or base below them, while the guest runs
+    ///
+    /// Everything of the chain from --top down to above --base is written into --base; these layers
+    /// are removed then. `snapblk ctl MONITOR table` shows the names of the layers. The disk's own
+    /// overlay is the default of --top: when its job is ready, `job-complete` ends it, and the disk
+    /// is on --base. For example, all of disk0 into its base, and one layer into the one below it:
+    ///
+    ///   snapblk ctl monitor.sock commit disk0 --wait
+    ///
+    ///   snapblk ctl monitor.sock commit disk0 --top disk0.2 --base disk0.1 --wait
+    ///
+    /// A base that was opened read-only, as it is with `serve --overlay`, is written only by a server
+    /// that was started with `serve --force`.
     #[command(visible_alias = "block-commit")]
     Commit(CommitArgs),
 
-    /// Say once when a store has filled up so far
+    /// Report once, as an event, when a store has filled up to a size
     #[command(visible_alias = "block-set-write-threshold")]
     Threshold {
         /// The overlay or snapshot
         device: String,
-        /// Bytes in use; 0 says nothing
+        /// Bytes of the store in use, as in 8G; 0 for no event
         #[arg(value_parser = size::parse)]
         size: u64,
     },
@@ -176,7 +199,7 @@ pub enum Verb {
     Unexport {
         /// The export's name
         id: String,
-        /// Also where a front-end is connected
+        /// Even if a front-end is connected: it is disconnected
         #[arg(long)]
         hard: bool,
     },
@@ -189,12 +212,12 @@ pub enum Verb {
         /// The job
         job: String,
     },
-    /// Hold a job
+    /// Pause a job
     JobPause {
         /// The job
         job: String,
     },
-    /// Let a held job go on
+    /// Resume a paused job
     JobResume {
         /// The job
         job: String,
@@ -204,17 +227,17 @@ pub enum Verb {
         /// The job
         job: String,
     },
-    /// End a job that is ready
+    /// Complete a job that is ready: the disk is then on its base
     JobComplete {
         /// The job
         job: String,
     },
-    /// Make a pending job's work visible
+    /// Finalize a pending job, which was started without auto-finalize
     JobFinalize {
         /// The job
         job: String,
     },
-    /// Forget a job that is over
+    /// Remove a job that is over from the list
     JobDismiss {
         /// The job
         job: String,
@@ -229,7 +252,7 @@ pub enum Verb {
     /// Print the monitor's description of itself
     #[command(visible_alias = "query-qmp-schema")]
     Schema,
-    /// Drain, commit and stop the server
+    /// Finish all requests, make them durable and stop the server
     Quit,
 }
 
@@ -243,16 +266,16 @@ pub struct SnapshotArgs {
     /// The file that keeps what the disk overwrites
     #[arg(long, value_name = "FILE")]
     pub cow: String,
-    /// Bytes that are kept at a time
+    /// Size of a chunk, the unit that is kept: a power of two from 512 to 1G, as in 64K
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub chunk_size: Option<u64>,
-    /// Length of the file; as much as can be needed where missing
+    /// Size of the file [default: room for every chunk of the disk]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub size: Option<u64>,
-    /// What a full file means, and whether anything is kept across a restart
+    /// What happens when the file is full, and whether the snapshot outlives a restart
     #[arg(long, value_enum)]
     pub persistent: Option<Persistent>,
-    /// Take a store that is there instead of making one
+    /// Use the store that the file holds instead of making one
     #[arg(long)]
     pub existing: bool,
     /// Do not ask the guest to freeze its file systems
@@ -270,10 +293,10 @@ pub struct MergeArgs {
     /// Name of the job [default: merge-DEVICE]
     #[arg(long)]
     pub job_id: Option<String>,
-    /// Bytes per second at most
+    /// Most bytes per second, as in 100M
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub speed: Option<u64>,
-    /// Wait for the end, with a progress bar
+    /// Wait until the job is over, with a progress bar
     #[arg(long)]
     pub wait: bool,
 }
@@ -283,19 +306,19 @@ pub struct MergeArgs {
 pub struct CommitArgs {
     /// The disk
     pub device: String,
-    /// The highest layer that goes [default: the disk's own store; `job-complete` ends it then]
+    /// The highest layer to commit [default: the disk's own overlay]
     #[arg(long, value_name = "NAME")]
     pub top: Option<String>,
-    /// The layer that takes the data [default: what lies below all layers]
+    /// The layer to commit into, which stays [default: the base below all layers]
     #[arg(long, value_name = "NAME")]
     pub base: Option<String>,
     /// Name of the job [default: commit-DEVICE]
     #[arg(long)]
     pub job_id: Option<String>,
-    /// Bytes per second at most
+    /// Most bytes per second, as in 100M
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub speed: Option<u64>,
-    /// Wait for the end, with a progress bar
+    /// Wait until the job is over, with a progress bar
     #[arg(long)]
     pub wait: bool,
 }
@@ -307,15 +330,15 @@ pub struct ExportArgs {
     pub id: String,
     /// The device
     pub device: String,
-    /// The socket to make
+    /// The socket to create, for the front-end
     pub socket: String,
     /// Let the guest write
     #[arg(long)]
     pub writable: bool,
-    /// Virtqueues
+    /// Number of virtqueues offered
     #[arg(long, value_name = "N")]
     pub num_queues: Option<u16>,
-    /// Logical block of the disk, 512 or 4096
+    /// Logical block size of the disk, 512 or 4096
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub logical_block_size: Option<u64>,
 }
@@ -323,10 +346,10 @@ pub struct ExportArgs {
 /// How a store keeps what it keeps, as in a table line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Persistent {
-    /// The snapshot is lost
+    /// When the file is full, the snapshot is lost
     #[value(name = "P")]
     P,
-    /// The snapshot can be read, not written, until the store grows
+    /// When the file is full, the snapshot can be read, not written, until the file grows
     #[value(name = "PO")]
     Po,
     /// Nothing is kept across a restart
