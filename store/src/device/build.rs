@@ -218,6 +218,7 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::refused(format!("'{name}' is to be an overlay")));
         };
         self.refuse_owned(name, spec)?;
+        self.refuse_own_origin(spec, &below.origin)?;
         let list = Wanted::Newest;
         let how = LiveFor { len: below.len, guest_disk: true, replaces: false, list };
         let (live, Listed { store: opened, .. }) = self.open_store(name, spec, how)?;

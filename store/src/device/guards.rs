@@ -136,6 +136,15 @@ impl Devices {
         if owner.snaps.values().map(below).any(|layers| tops().any(|top| layers.contains(&top))) {
             return true;
         }
+        // Nor are stores written as if they were disks.
+        let is_store = |file: FileOf| {
+            let mut layers = owner.snaps.values().flat_map(|snap| &snap.layers);
+            layers.any(|live| (identity(live).dev, identity(live).ino) == file)
+        };
+        let writes = writer.table.lines().iter().filter_map(written);
+        if writes.flat_map(|of| self.ranges(of)).any(|range| is_store(range.file)) {
+            return true;
+        }
         // The base of a guest's own disk must not be written.
         let is_own = |(line, snap): &(&usize, &Snap)| {
             let spec = owner.lines[**line].target.snapshot();
@@ -274,15 +283,24 @@ impl Plan<'_> {
         }
     }
 
-    /// I8: a store has one owner.
+    /// I8: a store has one owner, and no other device is made of its bytes: a new store would
+    /// overwrite them.
     pub(super) fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
         let Some(path) = spec.cow.path() else { return Ok(()) };
         let Ok(identity) = Identity::of_path(path) else { return Ok(()) };
-        for other in self.names() {
+        let is_cow = |file: FileId| self.identity(file) == (identity.dev, identity.ino);
+        for other in self.names().into_iter().filter(|other| other != name) {
             let Some(active) = self.active(&other) else { continue };
             let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
-            if other != name && active.snaps.values().any(owns) {
+            if active.snaps.values().any(owns) {
                 return Err(DeviceError::Owned { store: path.into(), owner: other });
+            }
+            if backings(active).any(|of| of.media().any(|medium| is_cow(medium.file))) {
+                return Err(DeviceError::refused(format!(
+                    "the file {} is part of '{other}', whose data a store in it would overwrite; \
+                     give the store a file of its own",
+                    spec.cow
+                )));
             }
         }
         Ok(())
@@ -357,6 +375,22 @@ impl Plan<'_> {
              of {most} bytes below them"
         )))
     }
+}
+
+/// The disk that writes to a line go to, if it is not a store.
+fn written(line: &crate::table::Line) -> Option<&Backing> {
+    match &line.target {
+        Target::Plain(backing) => Some(backing),
+        Target::Origin(origin) => Some(&origin.backing),
+        Target::Merge(merge) => Some(&merge.origin.backing),
+        Target::Snapshot(_) => None,
+    }
+}
+
+/// The disks that a device is made of, without its stores.
+fn backings(active: &Active) -> impl Iterator<Item = &Backing> {
+    let lines = active.table.lines().iter().filter_map(written);
+    lines.chain(active.snaps.values().map(|snap| &snap.origin))
 }
 
 fn devices_of(lines: &[TableLine]) -> Vec<String> {

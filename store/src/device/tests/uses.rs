@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cow::Persistence;
-use crate::device::moment::CreateSnapshot;
+use crate::device::moment::{CreateSnapshot, OverlaySnapshot};
 use crate::device::{MergeJob, TableKind, User};
 
 /// The plain disk `disk` with its snapshot `snap`, and optionally another writable path to the
@@ -154,4 +154,63 @@ fn who_writes_below_a_store_keeps_that_from_becoming_a_guest_s_own_disk() {
     world.load("over", &[&over("P")]).unwrap();
     assert_eq!((store().persistence(), store().is_guest_disk()), (Persistence::Persistent, false));
     world.devices.prepare("below", "export", true).unwrap();
+}
+
+/// A file of zeroes can become a store, but not where it is somebody's disk.
+#[test]
+fn a_disk_never_becomes_a_store() {
+    let world = World::new();
+    for name in ["base", "store", "other", "free"] {
+        world.file(name, LEN);
+    }
+    world.device("disk", &[&format!("0 {LEN} snapshot {{}}/base {{}}/store PO 8")]).unwrap();
+    world.device("other", &[&format!("0 {LEN} linear {{}}/other 0")]).unwrap();
+    world.overlay("disk", "top");
+    let overlay = |file: &str| {
+        let (device, cow) = ("disk".into(), world.path(file));
+        let action = OverlaySnapshot { device, cow, below: None, existing: true };
+        world.devices.take_moment(&[MomentAction::Overlay(action)], &|| Ok(()))
+    };
+    let snapshot = |file: &str| {
+        let action = CreateSnapshot {
+            device: "other".into(),
+            name: "snap".into(),
+            cow: world.path(file),
+            chunk: None,
+            size: None,
+            persistence: Persistence::Persistent,
+            existing: true,
+        };
+        world.devices.take_moment(&[MomentAction::Create(action)], &|| Ok(()))
+    };
+    let line = |file: &str| {
+        let line = format!("0 {LEN} snapshot {{}}/free {{}}/{file} P 8");
+        world.device(&format!("new-{file}"), &[&line])
+    };
+    for (said, file) in [
+        (refused(overlay("base")), "base"),
+        (refused(overlay("other")), "other"),
+        (refused(snapshot("base")), "base"),
+        (refused(snapshot("other")), "other"),
+        (refused(line("base")), "base"),
+        (refused(line("other")), "other"),
+    ] {
+        assert!(said.contains("of its own"), "{said}");
+        let bytes = std::fs::read(world.path(file)).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0), "{file} was written to");
+    }
+    overlay("free").unwrap();
+}
+
+/// Its guest would overwrite what another's consists of.
+#[test]
+fn a_store_in_use_is_nobody_s_writable_disk() {
+    let world = world();
+    world.device("raw", &[&format!("0 8 linear {{}}/store 0")]).unwrap();
+    let said = refused(world.devices.prepare("raw", "export", true));
+    assert!(said.contains("'raw' would be a second way to write"), "{said}");
+    world.devices.prepare("raw", "export", false).unwrap();
+    world.devices.detach("raw", "export");
+    world.devices.delete_snapshot("disk", "snap", false).unwrap();
+    world.devices.prepare("raw", "export", true).unwrap();
 }
