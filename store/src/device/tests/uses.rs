@@ -206,7 +206,7 @@ fn a_disk_never_becomes_a_store() {
 #[test]
 fn a_store_in_use_is_nobody_s_writable_disk() {
     let world = world();
-    world.device("raw", &[&format!("0 8 linear {{}}/store 0")]).unwrap();
+    world.device("raw", &["0 8 linear {}/store 0"]).unwrap();
     let said = refused(world.devices.prepare("raw", "export", true));
     assert!(said.contains("'raw' would be a second way to write"), "{said}");
     world.devices.prepare("raw", "export", false).unwrap();
