@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::background::{CommitEnd, CommitSource, FileExecutor, FlushError, commit, flush};
 use crate::device::Flusher;
 use crate::engine::EngineConfig;
-use crate::io::{Files, IoOptions};
+use crate::io::{Files, IoOptions, Pages, ScratchConfig};
 use crate::table::Table;
 use crate::workers::Workers;
 
@@ -47,8 +47,10 @@ impl CallerFlusher {
         let kept = if ring { None } else { self.plain().take() };
         let mut executor = match kept {
             Some(executor) => executor,
-            None => FileExecutor::new(self.files.clone(), CONFIG.scratch, options)
-                .map_err(FlushError::Wait)?,
+            None => {
+                let scratch = ScratchConfig::one(CONFIG.scratch, Pages::Small);
+                FileExecutor::new(self.files.clone(), scratch, options).map_err(FlushError::Wait)?
+            }
         };
         let result = flush(self.workers.clone(), &mut executor, CONFIG, table.clone());
         // If its I/O could not be waited for, something may be in flight.
@@ -78,7 +80,9 @@ impl Flusher for CallerFlusher {
 
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd {
         let files = self.files.clone();
-        match FileExecutor::copying(files, COPY.scratch, self.options, COPIES) {
+        // A guest waits for this: small pages, which need no clearing at large.
+        let scratch = ScratchConfig::one(COPY.scratch, Pages::Small);
+        match FileExecutor::copying(files, scratch, self.options, COPIES) {
             Ok(executor) => commit(self.workers.clone(), executor, COPY, (source, table.clone())),
             Err(error) => CommitEnd::Wait(error),
         }

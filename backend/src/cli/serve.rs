@@ -172,7 +172,14 @@ impl Args for Serve {
                 )
                 .value_parser(path()),
             )
-            .arg(one("monitor", "PATH", "Create the monitor's socket (QMP) here, for 'snapblk ctl PATH'").value_parser(path()))
+            .arg(
+                one(
+                    "monitor",
+                    "PATH",
+                    "Create the monitor's socket (QMP) here, for 'snapblk ctl PATH'",
+                )
+                .value_parser(path()),
+            )
             .arg(
                 one(
                     "table-memory",
@@ -197,8 +204,12 @@ impl Args for Serve {
             )
             .next_help_heading("Disks (each --name opens a group of the options behind it)")
             .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
-            .arg(each("table", "LINE|@FILE", "A line of its device-mapper table, as in '0 131072 linear /dev/sdb 0', or a file of \
-                     lines"))
+            .arg(each(
+                "table",
+                "LINE|@FILE",
+                "A line of its device-mapper table, as in '0 131072 linear /dev/sdb 0', or a file \
+                 of lines",
+            ))
             .arg(each("blk-file", "FILE", "A plain disk in this file").value_parser(path()))
             .arg(flag("read-only", "With --blk-file: the guest may only read"))
             .arg(
@@ -210,7 +221,14 @@ impl Args for Serve {
                 )
                 .value_parser(path()),
             )
-            .arg(each("socket-path", "PATH", "Create the socket here that the front-end (QEMU, say) connects to").value_parser(path()))
+            .arg(
+                each(
+                    "socket-path",
+                    "PATH",
+                    "Create the socket here that the front-end (QEMU, say) connects to",
+                )
+                .value_parser(path()),
+            )
             .arg(
                 each(
                     "fd",
@@ -224,22 +242,31 @@ impl Args for Serve {
                     .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
             )
             .arg(
-                each("state", "FILE", "Keep devices and snapshots across restarts in this file [default: beside the store]")
-                    .value_parser(path()),
+                each(
+                    "state",
+                    "FILE",
+                    "Keep devices and snapshots across restarts in this file [default: beside the \
+                     store]",
+                )
+                .value_parser(path()),
             )
             .arg(
                 each(
                     "on-full",
                     "fail|wait=30s",
-                    "When a store or its file system is full, let writes fail, or wait this long for \
-                     room (ms, s or m) [default: fail]",
+                    "Where a write finds no room, in a store or below a plain disk, let it fail, or \
+                     wait this long for room (ms, s or m) [default: fail]",
                 )
                 .value_parser(on_full),
             )
             .arg(
-                each("guest-agent", "SOCKET", "Before a snapshot, let the guest freeze its file systems, through this socket of its \
-                     agent (QEMU's for qemu-guest-agent)")
-                    .value_parser(path()),
+                each(
+                    "guest-agent",
+                    "SOCKET",
+                    "Before a snapshot, let the guest freeze its file systems, through this socket \
+                     of its agent (QEMU's for qemu-guest-agent)",
+                )
+                .value_parser(path()),
             )
             .arg(flag(
                 "poll",

@@ -58,11 +58,7 @@ impl Binding for Served {
     }
 
     fn io(&self) -> io::Result<Io> {
-        let scratch = ScratchConfig {
-            buffers: 1,
-            size: EngineConfig::default().scratch,
-            pages: Pages::Small,
-        };
+        let scratch = ScratchConfig::one(EngineConfig::default().scratch, Pages::Small);
         Io::new(self.devices.files().clone(), scratch, self.options)
     }
 

@@ -21,6 +21,7 @@ use snapblk_store::control::command::BlockCommit;
 use snapblk_store::control::job::JobType;
 use snapblk_store::device::{CommitJob, CommitWork, Pivot, PivotStep, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeState};
+use snapblk_store::io::{Pages, ScratchConfig};
 use snapblk_store::table::Table;
 
 use super::Server;
@@ -32,6 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Memory of a commit: fewer requests than a guest has, larger copies.
 const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
+/// Its memory.
+const SCRATCH: ScratchConfig = ScratchConfig::one(CONFIG.scratch, Pages::Huge);
 
 /// Copies in flight.
 const COPIES: usize = 8;
@@ -242,7 +245,7 @@ impl Commit {
         stage: impl FnOnce(CommitHandle) -> Stage,
     ) -> Result<(), String> {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
-        let executor = FileExecutor::copying(files, CONFIG.scratch, server.options, COPIES)
+        let executor = FileExecutor::copying(files, SCRATCH, server.options, COPIES)
             .map_err(|error| cannot_start(&error))?;
         let say = self.say.clone();
         let on_end = move |end| {
@@ -263,7 +266,7 @@ impl Commit {
     fn merge(&self, server: &Server) -> Result<(), String> {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
         let table = server.devices.table(&self.job.device).map_err(|error| error.to_string())?;
-        let executor = FileExecutor::new(files, CONFIG.scratch, server.options)
+        let executor = FileExecutor::new(files, SCRATCH, server.options)
             .map_err(|error| cannot_start(&error))?;
         let say = self.say.clone();
         let on_end = move |end| {

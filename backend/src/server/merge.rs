@@ -15,7 +15,7 @@ use snapblk_store::control::event::{ErrorAction, Event, IoOperation, MergeComple
 use snapblk_store::control::job::JobType;
 use snapblk_store::device::{DeviceError, Halt, MergeJob, Merging, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
-use snapblk_store::io::IoOp;
+use snapblk_store::io::{IoOp, Pages, ScratchConfig};
 
 use super::Server;
 use super::commands::told;
@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Memory of a merge: fewer requests than a guest has, larger copies.
 const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
+/// Its memory.
+const SCRATCH: ScratchConfig = ScratchConfig::one(CONFIG.scratch, Pages::Huge);
 
 impl Server {
     pub(super) fn start_merge(self: &Arc<Self>, c: SnapshotMerge) -> Result<Answer, CommandError> {
@@ -175,8 +177,7 @@ impl Rollback {
         let say = |error: std::io::Error| format!("the merge cannot start: {error}");
         let table =
             server.devices.table(&self.job.device).map_err(|e: DeviceError| e.to_string())?;
-        let executor =
-            FileExecutor::new(files.clone(), CONFIG.scratch, server.options).map_err(say)?;
+        let executor = FileExecutor::new(files.clone(), SCRATCH, server.options).map_err(say)?;
         let (ended, rest) = std::sync::mpsc::channel();
         let on_end = move |end| {
             // The watcher has gone only where the process ends.

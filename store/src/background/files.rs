@@ -38,24 +38,27 @@ impl FileExecutor {
     /// There is no memory, or there are too many descriptors.
     pub fn copying(
         files: Arc<Files>,
-        scratch: u32,
+        scratch: ScratchConfig,
         options: IoOptions,
         copies: usize,
     ) -> io::Result<FileExecutor> {
         let executor = FileExecutor::new(files, scratch, options)?;
-        Ok(FileExecutor { copies: Copies(Slices::new(copies)?), ..executor })
+        Ok(FileExecutor { copies: Copies(Slices::new(copies, scratch.pages)?), ..executor })
     }
 
-    /// An executor over `files` with `scratch` bytes of memory for the engine.
+    /// An executor over `files` with this memory for the engine.
     ///
     /// # Errors
     /// There is no memory, or there are too many descriptors.
-    pub fn new(files: Arc<Files>, scratch: u32, options: IoOptions) -> io::Result<FileExecutor> {
+    pub fn new(
+        files: Arc<Files>,
+        scratch: ScratchConfig,
+        options: IoOptions,
+    ) -> io::Result<FileExecutor> {
         let event = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let scratch = ScratchConfig { buffers: 1, size: scratch, pages: Pages::Huge };
         let mut io = Io::new(files.clone(), scratch, options)?;
         io.watch(event.as_fd(), WAKE)?;
-        Ok(FileExecutor { files, io, event, copies: Copies(Slices::new(0)?) })
+        Ok(FileExecutor { files, io, event, copies: Copies(Slices::new(0, Pages::Small)?) })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::cow::words::Words;
 use crate::cow::{self, Entry, Persistence, Store};
 use crate::engine::{MergeFailure, MergeState};
 use crate::exception::{ExceptionTable, Layer, Place};
-use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Storage};
+use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Pages, ScratchConfig, Storage};
 use crate::table::Line;
 use crate::target::{
     Backing, Exceptions, ExtentPlace, Features, Medium, Merge, Origin, Snapshot, Target,
@@ -316,7 +316,8 @@ fn a_merge_of_files_runs_to_its_end() {
         };
         assert_eq!((open("origin"), open("store")), (ORIGIN, STORE));
         let options = IoOptions { uring, ..Default::default() };
-        let executor = || FileExecutor::new(files.clone(), SCRATCH, options).unwrap();
+        let scratch = ScratchConfig::one(SCRATCH, Pages::Huge);
+        let executor = || FileExecutor::new(files.clone(), scratch, options).unwrap();
         case.owe(705 * 7 % CHUNKS);
         let (end, ended) = channel();
         let on_end = move |how| end.send(how).unwrap();

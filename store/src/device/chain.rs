@@ -136,8 +136,8 @@ impl Inner {
         let device = &overlays[0];
         if *bottom == Bottom::File(file.clone()) {
             return DeviceError::refused(format!(
-                "'{name}' is the file below all layers of '{device}'; leave out the base to commit \
-                 into it"
+                "'{name}' is the file below all layers of '{device}', and no layer; a commit without \
+                 a base goes into it"
             ));
         }
         let keeps = |layer: &&String| {

@@ -10,6 +10,7 @@ use super::error::DeviceError;
 use super::live::Live;
 use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::verbs::guest_writes;
+use crate::cow::{Persistence, open};
 use crate::io::{FileId, FileInfo, Identity, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::target::{Backing, ExtentPlace, Target};
@@ -63,9 +64,21 @@ impl Devices {
         let names =
             || inner.devices.keys().chain(next.keys().filter(|n| !inner.devices.contains_key(*n)));
         for writer in inner.devices.keys() {
-            let Some(active) = now(writer).filter(|a| !a.read_only && writes(writer)) else {
+            let Some(active) = now(writer).filter(|a| !a.read_only) else { continue };
+            let writes = writes(writer);
+            if writes || active.table.lines().iter().any(merges) {
+                let mut others = names().filter(|other| *other != writer);
+                let hit = others.find(|o| now(o).is_some_and(|o| self.writes_store(active, o)));
+                if let Some(owner) = hit {
+                    return Err(DeviceError::refused(format!(
+                        "'{writer}' would write into a store of '{owner}', whose data that would \
+                         destroy; give '{writer}' a file of its own, or export it read-only"
+                    )));
+                }
+            }
+            if !writes {
                 continue;
-            };
+            }
             for owner in names().filter(|owner| *owner != writer) {
                 let Some(origin) = now(owner) else { continue };
                 if guest_writes(inner, owner) && !origin.read_only && self.share(active, origin) {
@@ -85,6 +98,22 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Whether writes to `writer`, or its merge, go to the file of one of `owner`'s stores.
+    fn writes_store(&self, writer: &Active, owner: &Active) -> bool {
+        let stores = || owner.snaps.values().flat_map(|snap| &snap.layers);
+        let is_store = |file: FileId| {
+            let written = self.identity(file);
+            stores().any(|live| {
+                let store = live.disk.info.identity;
+                (store.dev, store.ino) == written
+            })
+        };
+        let lines = writer.table.lines().iter().filter_map(written);
+        let passed_down = writer.snaps.values().filter(|snap| snap.passes_down);
+        let mut all = lines.chain(passed_down.map(|snap| &snap.origin));
+        all.any(|of| of.media().any(|medium| is_store(medium.file)))
     }
 
     /// Whether two tables name the same part of a file. Of two stacked devices the upper one names
@@ -134,15 +163,6 @@ impl Devices {
                 .collect()
         };
         if owner.snaps.values().map(below).any(|layers| tops().any(|top| layers.contains(&top))) {
-            return true;
-        }
-        // Nor are stores written as if they were disks.
-        let is_store = |file: FileOf| {
-            let mut layers = owner.snaps.values().flat_map(|snap| &snap.layers);
-            layers.any(|live| (identity(live).dev, identity(live).ino) == file)
-        };
-        let writes = writer.table.lines().iter().filter_map(written);
-        if writes.flat_map(|of| self.ranges(of)).any(|range| is_store(range.file)) {
             return true;
         }
         // The base of a guest's own disk must not be written.
@@ -198,25 +218,47 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
         return Err(onto_itself(name));
     }
     for line in lines {
-        if let Some(spec) = line.target.snapshot()
-            && let (Some(origin), Some(cow)) = (spec.origin.path(), spec.cow.path())
-            && let (Ok(origin), Ok(cow)) = (Identity::of_path(origin), Identity::of_path(cow))
-            && origin == cow
-        {
-            return Err(own_origin(spec));
+        if let Some(spec) = line.target.snapshot() {
+            refuse_as_disk(spec, line, lines)?;
         }
-        let (below, first) = match &line.target {
-            TargetSpec::Linear { dev, offset } => (dev, offset.bytes()),
-            TargetSpec::Origin { origin } => (origin, 0),
-            TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => (&spec.origin, 0),
-            TargetSpec::Zero | TargetSpec::Error => continue,
-        };
+        let Some((below, first)) = disk_of(line) else { continue };
         if let Some(path) = below.path() {
             let has = FileInfo::open(path, OpenMode::ReadOnly, false)?.len & !511;
             long_enough(line, below, has, first.saturating_add(line.len.bytes()))?;
         }
     }
     Ok(())
+}
+
+/// What lies below a line, and from which of its bytes on.
+fn disk_of(line: &TableLine) -> Option<(&Param, u64)> {
+    match &line.target {
+        TargetSpec::Linear { dev, offset } => Some((dev, offset.bytes())),
+        TargetSpec::Origin { origin } => Some((origin, 0)),
+        TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => Some((&spec.origin, 0)),
+        TargetSpec::Zero | TargetSpec::Error => None,
+    }
+}
+
+/// Refuses a table in which the store of `line` is also the disk of a line.
+fn refuse_as_disk(
+    spec: &SnapshotSpec,
+    line: &TableLine,
+    lines: &[TableLine],
+) -> Result<(), DeviceError> {
+    let identity = |param: &Param| param.path().and_then(|path| Identity::of_path(path).ok());
+    let Some(cow) = identity(&spec.cow) else { return Ok(()) };
+    let is_cow = |other: &&TableLine| {
+        disk_of(other).is_some_and(|(disk, _)| identity(disk).is_some_and(|disk| disk == cow))
+    };
+    match lines.iter().find(is_cow) {
+        None => Ok(()),
+        Some(other) if std::ptr::eq(other, line) => Err(own_origin(spec)),
+        Some(other) => Err(DeviceError::refused(format!(
+            "the store {} is also the disk of the line '{other}'; give the store a file of its own",
+            spec.cow
+        ))),
+    }
 }
 
 /// Requires that the device or file below a line is long enough for it.
@@ -283,19 +325,20 @@ impl Plan<'_> {
         }
     }
 
-    /// I8: a store has one owner, and no other device is made of its bytes: a new store would
-    /// overwrite them.
+    /// I8: a store has one owner. A new one is not made of another device's bytes.
     pub(super) fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
         let Some(path) = spec.cow.path() else { return Ok(()) };
         let Ok(identity) = Identity::of_path(path) else { return Ok(()) };
         let is_cow = |file: FileId| self.identity(file) == (identity.dev, identity.ino);
+        let is_new = spec.persistence == Persistence::Transient
+            || open::is_none(&FileInfo::open(path, OpenMode::ReadOnly, false)?);
         for other in self.names().into_iter().filter(|other| other != name) {
             let Some(active) = self.active(&other) else { continue };
             let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
             if active.snaps.values().any(owns) {
                 return Err(DeviceError::Owned { store: path.into(), owner: other });
             }
-            if backings(active).any(|of| of.media().any(|medium| is_cow(medium.file))) {
+            if is_new && backings(active).any(|of| of.media().any(|medium| is_cow(medium.file))) {
                 return Err(DeviceError::refused(format!(
                     "the file {} is part of '{other}', whose data a store in it would overwrite; \
                      give the store a file of its own",
@@ -385,6 +428,10 @@ fn written(line: &crate::table::Line) -> Option<&Backing> {
         Target::Merge(merge) => Some(&merge.origin.backing),
         Target::Snapshot(_) => None,
     }
+}
+
+fn merges(line: &crate::table::Line) -> bool {
+    matches!(line.target, Target::Merge(_))
 }
 
 /// The disks that a device is made of, without its stores.

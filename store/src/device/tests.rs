@@ -28,7 +28,9 @@ use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
 use crate::exception::{Arena, Entry, Memory};
 use crate::flusher::CallerFlusher;
-use crate::io::{Action, Completion, FileId, Files, Identity, IoOp, IoOptions};
+use crate::io::{
+    Action, Completion, FileId, Files, Identity, IoOp, IoOptions, Pages, ScratchConfig,
+};
 use crate::lines::parse_table;
 use crate::request::{Op, Request, Token};
 use crate::table::Table;
@@ -329,7 +331,8 @@ fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
     let (files, workers) = (world.devices.files().clone(), world.devices.workers().clone());
     let options = IoOptions { uring: false, ..IoOptions::default() };
     let config = EngineConfig::default();
-    let executor = FileExecutor::copying(files, config.scratch, options, 2).unwrap();
+    let scratch = ScratchConfig::one(config.scratch, Pages::Huge);
+    let executor = FileExecutor::copying(files, scratch, options, 2).unwrap();
     let (say, said) = std::sync::mpsc::channel();
     let on_end = move |end| say.send(end).unwrap();
     CommitHandle::start(workers, executor, config, copy, Pacing::default(), on_end).unwrap();

@@ -49,17 +49,25 @@ pub struct ScratchConfig {
     pub buffers: u32,
     /// Bytes of each; rounded up to whole pages.
     pub size: u32,
-    /// What pages it is made of.
+    /// The pages that it is made of.
     pub pages: Pages,
+}
+
+impl ScratchConfig {
+    /// One buffer of `size` bytes, which an engine divides.
+    pub const fn one(size: u32, pages: Pages) -> ScratchConfig {
+        ScratchConfig { buffers: 1, size, pages }
+    }
 }
 
 /// The pages that memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pages {
-    /// As few as are touched.
+    /// Pages of 4 KiB, allocated as they are touched.
     Small,
-    /// Huge ones where the system has them, for large transfers: a device gets each as one segment, and
-    /// many take only as many segments at a time as would hold one transfer of a MiB of small pages.
+    /// Pages of 2 MiB where the system has them, for large transfers in the background. A device gets a
+    /// page as one segment, and many devices take only about as many segments at a time as 1 MiB of small
+    /// pages needs. The first touch of a page takes long: it is cleared, and memory may be moved for it.
     Huge,
 }
 
@@ -146,14 +154,14 @@ impl Memory {
     }
 }
 
-/// Slices of [`SLICE`] bytes, in huge pages: what a copy reads and writes.
+/// Slices of [`SLICE`] bytes: what a copy reads and writes.
 #[derive(Debug)]
 pub(crate) struct Slices(Mapping);
 
 impl Slices {
-    pub(crate) fn new(count: usize) -> io::Result<Slices> {
+    pub(crate) fn new(count: usize, pages: Pages) -> io::Result<Slices> {
         let len = count.checked_mul(SLICE).ok_or(io::ErrorKind::OutOfMemory)?;
-        Mapping::writable(len, Pages::Huge).map(Slices)
+        Mapping::writable(len, pages).map(Slices)
     }
 
     /// How many there are.

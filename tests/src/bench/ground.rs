@@ -4,9 +4,9 @@
 //! overlay. Images are written completely before any measurement, and no page of them is left in
 //! the page cache: a server with O_DIRECT must not meet buffered pages.
 //!
-//! They are written as a guest would write them, in clusters and directly. On a virtual disk the size of
-//! the requests that wrote a file first decides how quickly it takes small random writes afterwards,
-//! by more than a factor of two; buffered writes reach the disk as very large ones.
+//! They are written as a guest would write them, in clusters and directly. On a virtual disk, the size
+//! of the requests that first wrote a file decides how fast it takes small random writes afterwards, by
+//! more than a factor of two; buffered writes reach the disk as very large ones.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -56,7 +56,7 @@ fn parts<const N: usize>(text: &str) -> Result<[String; N], String> {
     let whole = all.iter().all(|part| !part.is_empty());
     all.try_into().ok().filter(|_| whole).ok_or_else(|| {
         format!(
-            "it has {N} parts with '=' between them, as in {}",
+            "it must have {N} parts with '=' between them, as in {}",
             if N == 2 { "disk0=monday.cow" } else { "disk0=monday=monday.cow" }
         )
     })

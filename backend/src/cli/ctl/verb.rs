@@ -102,7 +102,7 @@ pub enum Verb {
         /// The words of the message, as in `on-full wait=30s`
         #[arg(required = true)]
         message: Vec<String>,
-        /// A sector of the device; the target there gets the message
+        /// A sector of the device, as dmsetup has it
         #[arg(long, default_value_t = 0)]
         sector: u64,
     },
@@ -165,9 +165,9 @@ pub enum Verb {
     /// Commit overlays into the layer or base below them, while the guest runs
     ///
     /// Everything of the chain from --top down to above --base is written into --base; these layers
-    /// are removed then. `snapblk ctl MONITOR table` shows the names of the layers. The disk's own
-    /// overlay is the default of --top: when its job is ready, `job-complete` ends it, and the disk
-    /// is on --base. For example, all of disk0 into its base, and one layer into the one below it:
+    /// are removed then. `snapblk ctl MONITOR table` shows the names of the layers. By default --top is
+    /// the disk's own overlay. Such a commit becomes ready first; `job-complete` then completes it, and
+    /// the disk is on --base. For example, all of disk0 into its base, and one layer into the one below:
     ///
     ///   snapblk ctl monitor.sock commit disk0 --wait
     ///
@@ -318,7 +318,7 @@ pub struct CommitArgs {
     /// Most bytes per second, as in 100M
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub speed: Option<u64>,
-    /// Wait until the job is over, with a progress bar
+    /// Wait until the job is over, with a progress bar; complete it when it is ready
     #[arg(long)]
     pub wait: bool,
 }

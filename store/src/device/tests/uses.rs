@@ -185,7 +185,10 @@ fn a_disk_never_becomes_a_store() {
     };
     let line = |file: &str| {
         let line = format!("0 {LEN} snapshot {{}}/free {{}}/{file} P 8");
-        world.device(&format!("new-{file}"), &[&line])
+        let name = format!("new-{file}");
+        let result = world.device(&name, &[&line]);
+        world.devices.clear(&name).unwrap();
+        result
     };
     for (said, file) in [
         (refused(overlay("base")), "base"),
@@ -200,6 +203,13 @@ fn a_disk_never_becomes_a_store() {
         assert!(bytes.iter().all(|&byte| byte == 0), "{file} was written to");
     }
     overlay("free").unwrap();
+    for lines in [
+        ["0 8 linear {}/other 0", "8 8 snapshot {}/base {}/other P 8"],
+        ["0 8 snapshot {}/base {}/other P 8", "8 8 snapshot {}/other {}/free P 8"],
+    ] {
+        let said = refused(world.load("other", &lines));
+        assert!(said.contains("is also the disk of the line"), "{said}");
+    }
 }
 
 /// Its guest would overwrite what another's consists of.
@@ -208,9 +218,21 @@ fn a_store_in_use_is_nobody_s_writable_disk() {
     let world = world();
     world.device("raw", &["0 8 linear {}/store 0"]).unwrap();
     let said = refused(world.devices.prepare("raw", "export", true));
-    assert!(said.contains("'raw' would be a second way to write"), "{said}");
+    assert!(said.contains("'raw' would write into a store of 'snap'"), "{said}");
     world.devices.prepare("raw", "export", false).unwrap();
     world.devices.detach("raw", "export");
+    // Nor does a merge write there, with or without a guest.
+    world.file("from", LEN);
+    let merge = "0 8 snapshot-merge {}/store {}/from P 8";
+    let said = refused(world.device("merge", &[merge]));
+    assert!(said.contains("'merge' would write into a store of 'snap'"), "{said}");
+    // What was accepted comes back, in whatever order.
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let world = World::at(dir);
+    world.devices.start(&[], |_| Ok(())).unwrap();
+    let said = refused(world.devices.prepare("raw", "export", true));
+    assert!(said.contains("'raw' would write into a store of 'snap'"), "{said}");
     world.devices.delete_snapshot("disk", "snap", false).unwrap();
     world.devices.prepare("raw", "export", true).unwrap();
 }

@@ -105,7 +105,7 @@ fn large_memory_is_huge_pages_if_asked_for() {
 
 #[test]
 fn slices_lie_behind_each_other() {
-    let mut slices = Slices::new(3).unwrap();
+    let mut slices = Slices::new(3, Pages::Huge).unwrap();
     assert_eq!(slices.count(), 3);
     for index in 0..3 {
         assert!(slices.bytes_mut(index).iter().all(|&byte| byte == 0));
@@ -116,5 +116,5 @@ fn slices_lie_behind_each_other() {
     let last = slices.piece(2, SLICE - 7, 7).unwrap();
     assert_eq!((last.iov_base as usize, last.iov_len), (base + 3 * SLICE - 7, 7));
     assert!(slices.piece(0, 1, SLICE).is_none() && slices.piece(3, 0, 1).is_none());
-    assert_eq!(Slices::new(0).unwrap().count(), 0);
+    assert_eq!(Slices::new(0, Pages::Small).unwrap().count(), 0);
 }

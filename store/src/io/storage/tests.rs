@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::io::Slices;
 use crate::io::files::OpenMode;
+use crate::io::{Pages, Slices};
 
 fn filled(root: &str, len: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     std::fs::create_dir_all(root).unwrap();
@@ -42,7 +42,7 @@ fn any_range_can_be_read_and_written_however_the_file_was_opened() {
 fn direct_transfers_of_aligned_memory_take_no_other() {
     let (_dir, path, mut content) = filled(DISK, 64 << 10);
     let info = FileInfo::open(&path, OpenMode::ReadWrite, true).unwrap();
-    let mut slices = Slices::new(1).unwrap();
+    let mut slices = Slices::new(1, Pages::Small).unwrap();
     let memory = slices.bytes_mut(0);
     let align = info.align as usize;
     for (from, len, offset, takes) in [
