@@ -219,6 +219,7 @@ impl<'a> Plan<'a> {
         };
         self.refuse_owned(name, spec)?;
         self.refuse_own_origin(spec, &below.origin)?;
+        self.refuse_disk(name, spec)?;
         let list = Wanted::Newest;
         let how = LiveFor { len: below.len, guest_disk: true, replaces: false, list };
         let (live, Listed { store: opened, .. }) = self.open_store(name, spec, how)?;

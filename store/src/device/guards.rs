@@ -325,20 +325,30 @@ impl Plan<'_> {
         }
     }
 
-    /// I8: a store has one owner. A new one is not made of another device's bytes.
+    /// I8: a store has one owner.
     pub(super) fn refuse_owned(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
         let Some(path) = spec.cow.path() else { return Ok(()) };
         let Ok(identity) = Identity::of_path(path) else { return Ok(()) };
-        let is_cow = |file: FileId| self.identity(file) == (identity.dev, identity.ino);
-        let is_new = spec.persistence == Persistence::Transient
-            || open::is_none(&FileInfo::open(path, OpenMode::ReadOnly, false)?);
-        for other in self.names().into_iter().filter(|other| other != name) {
+        for other in self.names() {
             let Some(active) = self.active(&other) else { continue };
             let owns = |snap: &Snap| snap.live.disk.info.identity == identity;
-            if active.snaps.values().any(owns) {
+            if other != name && active.snaps.values().any(owns) {
                 return Err(DeviceError::Owned { store: path.into(), owner: other });
             }
-            if is_new && backings(active).any(|of| of.media().any(|medium| is_cow(medium.file))) {
+        }
+        Ok(())
+    }
+
+    /// I8: a new store is not made of another device's bytes.
+    pub(super) fn refuse_disk(&self, name: &str, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+        let Some(path) = spec.cow.path() else { return Ok(()) };
+        let Ok(identity) = Identity::of_path(path) else { return Ok(()) };
+        let is_new = spec.persistence == Persistence::Transient
+            || open::is_none(&FileInfo::open(path, OpenMode::ReadOnly, false)?);
+        let is_cow = |file: FileId| self.identity(file) == (identity.dev, identity.ino);
+        for other in self.names().into_iter().filter(|other| is_new && other != name) {
+            let Some(active) = self.active(&other) else { continue };
+            if backings(active).any(|of| of.media().any(|medium| is_cow(medium.file))) {
                 return Err(DeviceError::refused(format!(
                     "the file {} is part of '{other}', whose data a store in it would overwrite; \
                      give the store a file of its own",

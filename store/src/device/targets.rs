@@ -319,6 +319,7 @@ impl Plan<'_> {
             }
         };
         self.refuse_own_origin(spec, &origin)?;
+        self.refuse_disk(name, spec)?;
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
         // Another layer is about to be stacked on this one: nothing would read a table of its own.
