@@ -149,132 +149,145 @@ fn on_full(text: &str) -> Result<OnFull, String> {
     text.parse()
 }
 
+fn one(id: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(id).long(id).value_name(value).help(help)
+}
+
+/// An option that is allowed once per disk may be repeated; the groups are separated later.
+fn each(id: &'static str, value: &'static str, help: &'static str) -> Arg {
+    one(id, value, help).action(ArgAction::Append)
+}
+
+fn flag(id: &'static str, help: &'static str) -> Arg {
+    let arg = Arg::new(id).long(id).help(help).action(ArgAction::Append);
+    arg.num_args(0).default_missing_value("true").value_parser(value_parser!(bool))
+}
+
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(text_path)
+}
+
+/// The options that are the process's.
+fn settings(command: Command) -> Command {
+    command
+        .next_line_help(true)
+        .arg(
+            one(
+                "config",
+                "FILE.toml",
+                "Disks and settings from a file, under the names of the options; what is given \
+                     here wins",
+            )
+            .value_parser(path()),
+        )
+        .arg(
+            one(
+                "monitor",
+                "PATH",
+                "Create the monitor's socket (QMP) here, for 'snapblk ctl PATH'",
+            )
+            .value_parser(path()),
+        )
+        .arg(
+            one(
+                "table-memory",
+                "SIZE",
+                "Keep no more of the exception tables in memory (64M, for instance); the rest \
+                     is in a file [default: all of them]",
+            )
+            .value_parser(table_memory),
+        )
+        .arg(
+            one("table-dir", "DIR", "Where that file lies [default: beside the state file]")
+                .value_parser(path()),
+        )
+        .arg(
+            one(
+                "flush-interval",
+                "30s|never",
+                "Make first writes to stores durable after this time, where no guest flushes \
+                     them [default: 30s]",
+            )
+            .value_parser(flush_interval),
+        )
+}
+
+/// The options that each disk has.
+fn disks(command: Command) -> Command {
+    command
+        .next_help_heading("Disks (each --name opens a group of the options behind it)")
+        .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
+        .arg(each(
+            "table",
+            "LINE|@FILE",
+            "A line of its device-mapper table, as in '0 131072 linear /dev/sdb 0', or a file \
+                 of lines",
+        ))
+        .arg(each("blk-file", "FILE", "A plain disk in this file").value_parser(path()))
+        .arg(flag("read-only", "With --blk-file: the guest may only read"))
+        .arg(
+            each(
+                "overlay",
+                "STORE",
+                "With --blk-file: the guest writes this store, which is made where missing, \
+                     and the file stays as it is",
+            )
+            .value_parser(path()),
+        )
+        .arg(
+            each(
+                "socket-path",
+                "PATH",
+                "Create the socket here that the front-end (QEMU, say) connects to",
+            )
+            .value_parser(path()),
+        )
+        .arg(
+            each("fd", "N", "Use this inherited socket: listening, or a front-end's connection")
+                .value_parser(value_parser!(i32).range(0..)),
+        )
+        .arg(
+            each("num-queues", "N", "Virtqueues [default: one a processor, 16 at most]")
+                .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
+        )
+        .arg(
+            each(
+                "state",
+                "FILE",
+                "Keep devices and snapshots across restarts in this file [default: beside the \
+                     store]",
+            )
+            .value_parser(path()),
+        )
+        .arg(
+            each(
+                "on-full",
+                "fail|wait=30s",
+                "Where a write finds no room, in a store or below a plain disk, let it fail, or \
+                     wait this long for room (ms, s or m) [default: fail]",
+            )
+            .value_parser(on_full),
+        )
+        .arg(
+            each(
+                "guest-agent",
+                "SOCKET",
+                "Before a snapshot, let the guest freeze its file systems, through this socket \
+                     of its agent (QEMU's for qemu-guest-agent)",
+            )
+            .value_parser(path()),
+        )
+        .arg(flag(
+            "poll",
+            "Never sleep while a front-end is connected: a core for each queue, and the \
+                 shortest way for each request",
+        ))
+        .arg(flag("force", FORCE))
+}
+
 impl Args for Serve {
     fn augment_args(command: Command) -> Command {
-        let one = |id: &'static str, value: &'static str, help: &'static str| {
-            Arg::new(id).long(id).value_name(value).help(help)
-        };
-        // An option that is allowed once per disk may be repeated; the groups are separated later.
-        let each = |id, value, help| one(id, value, help).action(ArgAction::Append);
-        let flag = |id, help| {
-            let arg = Arg::new(id).long(id).help(help).action(ArgAction::Append);
-            arg.num_args(0).default_missing_value("true").value_parser(value_parser!(bool))
-        };
-        let path = || PathBufValueParser::new().try_map(text_path);
-        command
-            .next_line_help(true)
-            .arg(
-                one(
-                    "config",
-                    "FILE.toml",
-                    "Disks and settings from a file, under the names of the options; what is given \
-                     here wins",
-                )
-                .value_parser(path()),
-            )
-            .arg(
-                one(
-                    "monitor",
-                    "PATH",
-                    "Create the monitor's socket (QMP) here, for 'snapblk ctl PATH'",
-                )
-                .value_parser(path()),
-            )
-            .arg(
-                one(
-                    "table-memory",
-                    "SIZE",
-                    "Keep no more of the exception tables in memory (64M, for instance); the rest \
-                     is in a file [default: all of them]",
-                )
-                .value_parser(table_memory),
-            )
-            .arg(
-                one("table-dir", "DIR", "Where that file lies [default: beside the state file]")
-                    .value_parser(path()),
-            )
-            .arg(
-                one(
-                    "flush-interval",
-                    "30s|never",
-                    "Make first writes to stores durable after this time, where no guest flushes \
-                     them [default: 30s]",
-                )
-                .value_parser(flush_interval),
-            )
-            .next_help_heading("Disks (each --name opens a group of the options behind it)")
-            .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
-            .arg(each(
-                "table",
-                "LINE|@FILE",
-                "A line of its device-mapper table, as in '0 131072 linear /dev/sdb 0', or a file \
-                 of lines",
-            ))
-            .arg(each("blk-file", "FILE", "A plain disk in this file").value_parser(path()))
-            .arg(flag("read-only", "With --blk-file: the guest may only read"))
-            .arg(
-                each(
-                    "overlay",
-                    "STORE",
-                    "With --blk-file: the guest writes this store, which is made where missing, \
-                     and the file stays as it is",
-                )
-                .value_parser(path()),
-            )
-            .arg(
-                each(
-                    "socket-path",
-                    "PATH",
-                    "Create the socket here that the front-end (QEMU, say) connects to",
-                )
-                .value_parser(path()),
-            )
-            .arg(
-                each(
-                    "fd",
-                    "N",
-                    "Use this inherited socket: listening, or a front-end's connection",
-                )
-                .value_parser(value_parser!(i32).range(0..)),
-            )
-            .arg(
-                each("num-queues", "N", "Virtqueues [default: one a processor, 16 at most]")
-                    .value_parser(value_parser!(u16).range(1..=i64::from(MAX_QUEUES))),
-            )
-            .arg(
-                each(
-                    "state",
-                    "FILE",
-                    "Keep devices and snapshots across restarts in this file [default: beside the \
-                     store]",
-                )
-                .value_parser(path()),
-            )
-            .arg(
-                each(
-                    "on-full",
-                    "fail|wait=30s",
-                    "Where a write finds no room, in a store or below a plain disk, let it fail, or \
-                     wait this long for room (ms, s or m) [default: fail]",
-                )
-                .value_parser(on_full),
-            )
-            .arg(
-                each(
-                    "guest-agent",
-                    "SOCKET",
-                    "Before a snapshot, let the guest freeze its file systems, through this socket \
-                     of its agent (QEMU's for qemu-guest-agent)",
-                )
-                .value_parser(path()),
-            )
-            .arg(flag(
-                "poll",
-                "Never sleep while a front-end is connected: a core for each queue, and the \
-                 shortest way for each request",
-            ))
-            .arg(flag("force", FORCE))
-            .next_help_heading(None::<&str>)
+        disks(settings(command)).next_help_heading(None::<&str>)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
