@@ -72,7 +72,7 @@ impl Devices {
                 if let Some(owner) = hit {
                     return Err(DeviceError::refused(format!(
                         "'{writer}' would write into a store of '{owner}', whose data that would \
-                         destroy; give '{writer}' a file of its own, or export it read-only"
+                         destroy; give '{writer}' a file of its own, or let it only be read"
                     )));
                 }
             }

@@ -226,6 +226,13 @@ fn a_store_in_use_is_nobody_s_writable_disk() {
     let merge = "0 8 snapshot-merge {}/store {}/from P 8";
     let said = refused(world.device("merge", &[merge]));
     assert!(said.contains("'merge' would write into a store of 'snap'"), "{said}");
+    // Nor do discards that a snapshot passes down.
+    world.file("above", LEN);
+    let passes = "0 8 snapshot {}/store {}/above P 8 2 discard_zeroes_cow discard_passdown_origin";
+    world.device("passes", &[passes]).unwrap();
+    let said = refused(world.devices.prepare("passes", "export", true));
+    assert!(said.contains("'passes' would write into a store of 'snap'"), "{said}");
+    world.devices.remove("passes", false).unwrap();
     // What was accepted comes back, in whatever order.
     let World { dir, devices, .. } = world;
     drop(devices);
