@@ -42,8 +42,9 @@ impl FileExecutor {
         options: IoOptions,
         copies: usize,
     ) -> io::Result<FileExecutor> {
-        let executor = FileExecutor::new(files, scratch, options)?;
-        Ok(FileExecutor { copies: Copies(Slices::new(copies, scratch.pages)?), ..executor })
+        let mut executor = FileExecutor::new(files, scratch, options)?;
+        executor.copies = Copies(Slices::new(copies, scratch.pages)?);
+        Ok(executor)
     }
 
     /// An executor over `files` with this memory for the engine.
@@ -59,6 +60,16 @@ impl FileExecutor {
         let mut io = Io::new(files.clone(), scratch, options)?;
         io.watch(event.as_fd(), WAKE)?;
         Ok(FileExecutor { files, io, event, copies: Copies(Slices::new(0, Pages::Small)?) })
+    }
+}
+
+impl Drop for FileExecutor {
+    fn drop(&mut self) {
+        if !self.io.settle() {
+            // The kernel may still read there: what is mapped next at this address must not be written
+            // to a disk.
+            self.copies.0.leak();
+        }
     }
 }
 

@@ -164,6 +164,11 @@ impl Slices {
         Mapping::writable(len, pages).map(Slices)
     }
 
+    /// Never unmaps the memory: something may still read from it.
+    pub(crate) fn leak(&mut self) {
+        self.0.leak();
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.0.len() / SLICE

@@ -450,6 +450,15 @@ impl Io {
         }
     }
 
+    /// Stops all watches, and waits until the kernel no longer uses the memory of any transfer;
+    /// false if that fails.
+    pub(crate) fn settle(&mut self) -> bool {
+        match &mut self.driver {
+            Driver::Ring(ring) => ring.settle(|_| {}),
+            Driver::Poll(_) => true,
+        }
+    }
+
     /// Takes the kernel's answers.
     fn reap(&mut self) {
         loop {
@@ -482,8 +491,7 @@ impl Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        let Driver::Ring(ring) = &mut self.driver else { return };
-        if !ring.settle(|_| {}) {
+        if !self.settle() {
             // The kernel may still write there: better leak the memory than reuse it.
             tracing::warn!("I/O is still in flight at the end of a worker; its memory is kept");
             std::mem::forget(std::mem::take(&mut self.transfers));
