@@ -37,7 +37,7 @@ impl Handler for Hands {
 /// What went wrong, in the monitor's words.
 pub(super) fn told(error: DeviceError) -> CommandError {
     let class = match &error {
-        DeviceError::NotFound(_) => ErrorClass::DeviceNotFound,
+        DeviceError::NotFound(_) | DeviceError::NoSuchParam(_) => ErrorClass::DeviceNotFound,
         DeviceError::NoTable(_) | DeviceError::Suspended(_) => ErrorClass::DeviceNotActive,
         _ => ErrorClass::GenericError,
     };

@@ -15,6 +15,9 @@ pub enum DeviceError {
     /// There is no such device.
     #[error("there is no device '{0}'")]
     NotFound(String),
+    /// A line of a table names a device that does not exist.
+    #[error("there is no device '{0}'; if that is a file, name it with a '/', as in './{0}'")]
+    NoSuchParam(String),
     /// A device of this name exists.
     #[error("there is a device '{0}' already; choose another name, or remove it first")]
     Exists(String),

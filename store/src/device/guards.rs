@@ -199,7 +199,7 @@ pub(super) fn refuse_missing(inner: &Inner, loaded: &Loaded) -> Result<(), Devic
     for param in used.flat_map(|(_, line)| line.target.params()) {
         match (param.device(), param.path()) {
             (Some(device), _) if !inner.devices.contains_key(device) => {
-                return Err(DeviceError::NotFound(device.into()));
+                return Err(DeviceError::NoSuchParam(device.into()));
             }
             (_, Some(path)) => {
                 let what = format!("cannot use {}", path.display());

@@ -419,8 +419,8 @@ impl Plan<'_> {
                 Ok(Base::Plain(backing))
             }
             Param::Device(name) => {
-                if !self.inner.devices.contains_key(name) && !self.next.contains_key(name) {
-                    return Err(DeviceError::NotFound(name.clone()));
+                if !self.is_taken(name) {
+                    return Err(DeviceError::NoSuchParam(name.clone()));
                 }
                 let active = self.active(name).ok_or_else(|| DeviceError::NoTable(name.clone()))?;
                 if let Some(snap) = active.whole_snapshot() {

@@ -243,3 +243,15 @@ fn a_store_in_use_is_nobody_s_writable_disk() {
     world.devices.delete_snapshot("disk", "snap", false).unwrap();
     world.devices.prepare("raw", "export", true).unwrap();
 }
+
+/// A file's name without a '/' is taken for a device's: whoever meant the file is told.
+#[test]
+fn a_line_that_names_no_device_may_mean_a_file() {
+    let world = World::new();
+    world.file("disk.img", LEN);
+    let said = refused(world.device("d", &[&format!("0 {LEN} linear disk.img 0")]));
+    assert_eq!(
+        said,
+        "there is no device 'disk.img'; if that is a file, name it with a '/', as in './disk.img'"
+    );
+}
