@@ -42,6 +42,7 @@ const COPIES: usize = 8;
 impl Server {
     pub(super) fn start_commit(self: &Arc<Self>, c: BlockCommit) -> Result<Answer, CommandError> {
         let id = c.job_id.unwrap_or_else(|| c.device.clone());
+        let _alone = self.begins_job();
         self.jobs.check_id(&id)?;
         let job = CommitJob {
             device: c.device,
@@ -59,6 +60,7 @@ impl Server {
     /// Starts again the commits that ran when the process ended. One that cannot be is given up:
     /// its chain serves what it served.
     pub(super) fn resume_commits(self: &Arc<Self>) {
+        let _alone = self.begins_job();
         for (id, job) in self.devices.commit_jobs() {
             let work = if job.pivoted {
                 self.devices.resume_pivot(&id).map(Begin::Pivoted)
@@ -117,7 +119,7 @@ impl Server {
             }),
         });
         let driver = commit.clone();
-        let handle = self.jobs.create(spec, |_| driver)?;
+        let handle = self.jobs.create(spec, |_| driver).inspect_err(|_| self.forget_commit(id))?;
         handle.start();
         let begun = match begin {
             Begin::Work(CommitWork { copy: Some((source, table)), .. }) => {
@@ -259,13 +261,12 @@ impl Commit {
             copy.cancel();
         }
         drop(now);
-        self.attach(server, Arc::new(copy))
+        self.attach(server, Arc::new(copy.clone())).inspect_err(|_| copy.cancel())
     }
 
     /// Begins to merge the device's own store, for which it has its table.
     fn merge(&self, server: &Server) -> Result<(), String> {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
-        let table = server.devices.table(&self.job.device).map_err(|error| error.to_string())?;
         let executor = FileExecutor::new(files, SCRATCH, server.options)
             .map_err(|error| cannot_start(&error))?;
         let say = self.say.clone();
@@ -274,11 +275,11 @@ impl Commit {
         };
         let mut now = self.now();
         let pacing = Pacing { speed: self.speed(), paused: now.paused };
-        let merge = MergeHandle::start(workers, executor, CONFIG, table, pacing, on_end)
+        let merge = MergeHandle::start(workers, executor, CONFIG, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
         now.stage = Stage::Merging(Some(merge.clone()));
         drop(now);
-        self.attach(server, Arc::new(merge))
+        self.attach(server, Arc::new(merge.clone())).inspect_err(|_| merge.cancel())
     }
 
     /// Goes on with a job whose device's own store goes into a layer: how it did, if it is over.

@@ -144,7 +144,7 @@ impl Server {
         self.devices.flush_ahead([c.name.as_str()]);
         done(self.devices.resume(&c.name))?;
         self.lockfs.thaw(&c.name);
-        self.merge_what_resumed(Some(&c.name));
+        self.merge_what_resumed(&c.name);
         Ok(Answer::DONE)
     }
 }

@@ -13,7 +13,7 @@ use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::SnapshotMerge;
 use snapblk_store::control::event::{ErrorAction, Event, IoOperation, MergeCompleted};
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{DeviceError, Halt, MergeJob, Merging, User, job_user};
+use snapblk_store::device::{Halt, MergeJob, Merging, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
 use snapblk_store::io::{IoOp, Pages, ScratchConfig};
 
@@ -30,6 +30,7 @@ const SCRATCH: ScratchConfig = ScratchConfig::one(CONFIG.scratch, Pages::Huge);
 
 impl Server {
     pub(super) fn start_merge(self: &Arc<Self>, c: SnapshotMerge) -> Result<Answer, CommandError> {
+        let _alone = self.begins_job();
         self.jobs.check_id(&c.job_id)?;
         let job = MergeJob {
             device: c.device,
@@ -49,6 +50,7 @@ impl Server {
     /// Starts again the merges that ran, or had failed, when the process ended. Their devices
     /// serve, whether that can be or not.
     pub(super) fn resume_merges(self: &Arc<Self>) {
+        let _alone = self.begins_job();
         for (id, job) in self.devices.merge_jobs() {
             match job.halted {
                 Some(Halt::Cancelled) => {}
@@ -56,16 +58,22 @@ impl Server {
                 None => not_started(&id, self.run(&id, job, Began::ByCommand)),
             }
         }
-        self.merge_what_resumed(None);
+        self.merge_by_table(None);
     }
 
     /// Starts what a table with a `snapshot-merge` line does from its resume on, where no job does
     /// it yet: a rollback that failed goes on as what it was. Its device serves, whether that can
     /// be started or not.
-    pub(super) fn merge_what_resumed(self: &Arc<Self>, resumed: Option<&str>) {
-        for (id, job) in resumed.map(|name| self.devices.failed_merges(name)).unwrap_or_default() {
+    pub(super) fn merge_what_resumed(self: &Arc<Self>, resumed: &str) {
+        let _alone = self.begins_job();
+        for (id, job) in self.devices.failed_merges(resumed) {
             self.go_on(&id, &job.device);
         }
+        self.merge_by_table(Some(resumed));
+    }
+
+    /// The merges of tables that a user loaded, of `resumed` and those above it, or of all.
+    fn merge_by_table(self: &Arc<Self>, resumed: Option<&str>) {
         for Merging { device, snapshot, cow, has_job } in self.devices.merging(resumed) {
             if has_job {
                 continue;
@@ -132,9 +140,12 @@ impl Server {
         handle.start();
         let merge = rollback.start(self, handle.clone()).map_err(failed)?;
         // It writes the origin by its own rules, not as a guest does.
-        let work = User { writable: false, workers: vec![Arc::new(merge)] };
+        let work = User { writable: false, workers: vec![Arc::new(merge.clone())] };
         let attached = self.devices.attach(&rollback.job.device, &job_user(id), work);
-        attached.map_err(|error| failed(error.to_string()))
+        attached.map_err(|error| {
+            merge.cancel();
+            failed(error.to_string())
+        })
     }
 
     fn halt(&self, id: &str, halt: Halt) {
@@ -172,11 +183,10 @@ struct Rollback {
 }
 
 impl Rollback {
+    /// Starts its threads, which wait until its device lets them work.
     fn start(self: &Arc<Self>, server: &Server, handle: JobHandle) -> Result<MergeHandle, String> {
         let (files, workers) = (server.devices.files(), server.devices.workers());
         let say = |error: std::io::Error| format!("the merge cannot start: {error}");
-        let table =
-            server.devices.table(&self.job.device).map_err(|e: DeviceError| e.to_string())?;
         let executor = FileExecutor::new(files.clone(), SCRATCH, server.options).map_err(say)?;
         let (ended, rest) = std::sync::mpsc::channel();
         let on_end = move |end| {
@@ -185,8 +195,8 @@ impl Rollback {
         };
         let speed = Some(self.job.speed).filter(|speed| *speed != 0);
         let pacing = Pacing { speed, paused: self.job.paused };
-        let merge = MergeHandle::start(workers.clone(), executor, CONFIG, table, pacing, on_end)
-            .map_err(say)?;
+        let merge =
+            MergeHandle::start(workers.clone(), executor, CONFIG, pacing, on_end).map_err(say)?;
         // The only setter; the merge that is returned is the same one.
         let _ = self.merge.set(merge.clone());
         let (watched, rollback) = (merge.clone(), self.clone());
@@ -203,7 +213,10 @@ impl Rollback {
                 tell(&watched, &handle);
                 rollback.ended(&end, &handle);
             })
-            .map_err(say)?;
+            .map_err(|error| {
+                merge.cancel();
+                say(error)
+            })?;
         Ok(merge)
     }
 

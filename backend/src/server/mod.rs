@@ -81,6 +81,9 @@ pub struct Server {
     resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,
     jobs: Arc<Jobs>,
+    /// Held from the choice of a job's name until its work is attached to its device: two commands
+    /// at once neither use one name, nor begin two jobs on one device.
+    beginning: Mutex<()>,
     ends: Mutex<Sender<End>>,
     failures: Failures,
     options: IoOptions,
@@ -127,6 +130,7 @@ impl Server {
             stopped: Condvar::new(),
             resizes,
             jobs: Jobs::new(events.clone()),
+            beginning: Mutex::default(),
             lockfs: Lockfs::new(agents, &events),
             failures: Failures::new(move |device, failure| tells.emit(&failed(device, failure))),
             events,
@@ -142,6 +146,11 @@ impl Server {
 
     fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Exported>> {
         self.exports.lock().expect("exports lock poisoned")
+    }
+
+    /// See [`Server::beginning`].
+    fn begins_job(&self) -> MutexGuard<'_, ()> {
+        self.beginning.lock().expect("jobs' beginning lock poisoned")
     }
 
     /// Refuses a path at which this process listens already: that another one does is all that the

@@ -183,9 +183,9 @@ impl fmt::Debug for CommitHandle {
 }
 
 impl CommitHandle {
-    /// Starts to write the content of `source` to `table`, initially with `pacing`, until its end,
-    /// which `on_end` gets in the commit's own thread, after both were released. `config.scratch`
-    /// is the executor's.
+    /// A thread that writes the content of `source` to `table` from the first
+    /// [`go`](AttachedWorker::go) on, initially with `pacing`, until its end, which `on_end` gets
+    /// in that thread, after both were released. `config.scratch` is the executor's.
     ///
     /// # Errors
     /// Too many threads, or too many workers.
@@ -197,7 +197,8 @@ impl CommitHandle {
         pacing: Pacing,
         on_end: impl FnOnce(CommitEnd) + Send + 'static,
     ) -> io::Result<CommitHandle> {
-        let control = Control::new(executor.waker(), pacing, CommitProgress::default());
+        let said = CommitProgress::default();
+        let control = Control::new(executor.waker(), pacing, At::Stopped, said);
         let handle = CommitHandle(control.clone());
         let host = Host::new(&workers, executor, config)?;
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
@@ -210,7 +211,9 @@ impl CommitHandle {
 
     /// Its progress.
     pub fn progress(&self) -> CommitProgress {
-        self.0.lock().said
+        let asked = self.0.lock();
+        let stopped = asked.paused && asked.at == At::Stopped;
+        CommitProgress { paused: asked.said.paused || stopped, ..asked.said }
     }
 
     /// Pauses it after its copies in flight.
@@ -236,7 +239,8 @@ pub fn commit<E: CopyExecutor>(
     config: EngineConfig,
     (source, table): (CommitSource, Arc<Table>),
 ) -> CommitEnd {
-    let control = Control::new(executor.waker(), Pacing::default(), CommitProgress::default());
+    let (pacing, said) = (Pacing::default(), CommitProgress::default());
+    let control = Control::new(executor.waker(), pacing, At::Running, said);
     match Host::new(&workers, executor, config) {
         Ok(host) => Job::of(host, control, source).write_to(table),
         Err(error) => CommitEnd::NoRoom(error),
@@ -303,6 +307,7 @@ impl<E: CopyExecutor> Job<E> {
 
     fn run(&mut self) -> CommitEnd {
         self.control.lock().said.total = self.source.total();
+        self.control.wait_to_run();
         let mut failed = None;
         loop {
             let asked = self.obey();
@@ -439,12 +444,7 @@ impl<E: CopyExecutor> Job<E> {
                 asked.at = At::Stopped;
             }
         });
-        let mut asked = self.control.lock();
-        while asked.at == At::Stopped && !asked.cancel {
-            asked = self.control.wait(asked);
-        }
-        asked.at = At::Running;
-        drop(asked);
+        self.control.wait_to_run();
         self.host.engine.set_stopping(false);
         Ok(())
     }

@@ -48,11 +48,12 @@ pub(super) struct Control<S> {
 }
 
 impl<S> Control<S> {
-    /// For a thread that runs; `wake` ends its waiting for I/O.
-    pub(super) fn new(wake: Arc<dyn Wake>, pacing: Pacing, said: S) -> Arc<Control<S>> {
+    /// For a thread that is `at` running, or stopped: a job of a device waits for its first
+    /// [`go`](Control::go). `wake` ends the thread's waiting for I/O.
+    pub(super) fn new(wake: Arc<dyn Wake>, pacing: Pacing, at: At, said: S) -> Arc<Control<S>> {
         let Pacing { speed, paused } = pacing;
         let (stop, cancel) = (false, false);
-        let asked = Asked { stop, cancel, paused, speed, at: At::Running, said };
+        let asked = Asked { stop, cancel, paused, speed, at, said };
         Arc::new(Control { asked: Mutex::new(asked), changed: Condvar::new(), wake })
     }
 
@@ -75,6 +76,15 @@ impl<S> Control<S> {
     /// Waits for a request or a report.
     pub(super) fn wait<'a>(&self, asked: MutexGuard<'a, Asked<S>>) -> MutexGuard<'a, Asked<S>> {
         self.changed.wait(asked).expect(POISONED)
+    }
+
+    /// Waits, as the thread, until it may run, or is cancelled.
+    pub(super) fn wait_to_run(&self) {
+        let mut asked = self.lock();
+        while asked.at == At::Stopped && !asked.cancel {
+            asked = self.wait(asked);
+        }
+        asked.at = At::Running;
     }
 
     /// Waits until the thread has stopped or ended, at most until `deadline`; if it has not, the

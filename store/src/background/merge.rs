@@ -73,9 +73,10 @@ impl fmt::Debug for MergeHandle {
 }
 
 impl MergeHandle {
-    /// Starts to merge the store of `table`'s `snapshot-merge` line: flushes, then copies,
-    /// initially with `pacing`, until its end, which `on_end` gets in the merge's own thread.
-    /// `config.scratch` is the executor's.
+    /// A thread that merges the store of its table's `snapshot-merge` line from the first
+    /// [`go`](AttachedWorker::go) on, which brings the table: it flushes, then copies, initially
+    /// with `pacing`, until its end, which `on_end` gets in that thread. `config.scratch` is the
+    /// executor's.
     ///
     /// # Errors
     /// Too many threads, or too many workers.
@@ -83,13 +84,12 @@ impl MergeHandle {
         workers: Arc<Workers>,
         executor: E,
         config: EngineConfig,
-        table: Arc<Table>,
         pacing: Pacing,
         on_end: impl FnOnce(MergeEnd) + Send + 'static,
     ) -> io::Result<MergeHandle> {
         let progress = MergeProgress { state: MergeState::Running, done: 0, total: 0, chunk: 0 };
-        let said = Said { table: Some(table), progress };
-        let control = Control::new(executor.waker(), pacing, said);
+        let said = Said { table: None, progress };
+        let control = Control::new(executor.waker(), pacing, At::Stopped, said);
         let host = Host::new(&workers, executor, config)?;
         let handle = MergeHandle(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
@@ -105,7 +105,12 @@ impl MergeHandle {
 
     /// Its progress.
     pub fn progress(&self) -> MergeProgress {
-        self.0.lock().said.progress
+        let asked = self.0.lock();
+        let mut progress = asked.said.progress;
+        if asked.paused && asked.at == At::Stopped && progress.state == MergeState::Running {
+            progress.state = MergeState::Paused;
+        }
+        progress
     }
 
     /// Pauses it after the current batch.

@@ -245,19 +245,17 @@ impl Case {
     }
 
     fn merge(&self) -> (MergeHandle, Receiver<MergeEnd>) {
+        let (handle, ended) = self.merge_at_rest();
+        handle.go(self.table(true));
+        (handle, ended)
+    }
+
+    fn merge_at_rest(&self) -> (MergeHandle, Receiver<MergeEnd>) {
         let (end, ended) = channel();
         let on_end = move |how| end.send(how).unwrap();
-        let table = self.table(true);
-        let workers = self.workers.clone();
-        let handle = MergeHandle::start(
-            workers,
-            self.executor(),
-            self.config(),
-            table,
-            Pacing::default(),
-            on_end,
-        )
-        .unwrap();
+        let (workers, pacing) = (self.workers.clone(), Pacing::default());
+        let handle =
+            MergeHandle::start(workers, self.executor(), self.config(), pacing, on_end).unwrap();
         (handle, ended)
     }
 
@@ -321,16 +319,10 @@ fn a_merge_of_files_runs_to_its_end() {
         case.owe(705 * 7 % CHUNKS);
         let (end, ended) = channel();
         let on_end = move |how| end.send(how).unwrap();
-        let (workers, table) = (case.workers.clone(), case.table(true));
-        let handle = MergeHandle::start(
-            workers,
-            executor(),
-            case.config(),
-            table,
-            Pacing::default(),
-            on_end,
-        )
-        .unwrap();
+        let (workers, pacing) = (case.workers.clone(), Pacing::default());
+        let handle =
+            MergeHandle::start(workers, executor(), case.config(), pacing, on_end).unwrap();
+        handle.go(case.table(true));
         handle.stop();
         handle.stopped(soon()).unwrap();
         handle.go(case.table(true));
@@ -357,6 +349,22 @@ fn a_merge_runs_to_its_end() {
     // A merge that ended counts as stopped.
     handle.stop();
     handle.stopped(Instant::now()).unwrap();
+}
+
+/// A merge begins when its device lets it, which may be suspended.
+#[test]
+fn a_merge_waits_for_its_table() {
+    let case = case(700);
+    let (handle, ended) = case.merge_at_rest();
+    handle.stop();
+    handle.stopped(Instant::now()).unwrap();
+    assert_eq!(handle.progress().state, MergeState::Running);
+    handle.pause();
+    assert_eq!(handle.progress().state, MergeState::Paused);
+    handle.resume();
+    handle.cancel();
+    assert!(matches!(ended.recv().unwrap(), MergeEnd::Cancelled));
+    assert_eq!((case.store.entries(), case.home()), (700, 0));
 }
 
 /// 44: stopped between batches, without its table; continued from where it was.

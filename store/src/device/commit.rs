@@ -145,6 +145,9 @@ impl Devices {
     /// Nothing has changed then.
     pub fn begin_commit(&self, id: &str, job: &CommitJob) -> Result<CommitWork, DeviceError> {
         let inner = &mut *self.lock();
+        if inner.commits.contains_key(id) {
+            return Err(DeviceError::refused(format!("the job '{id}' commits already")));
+        }
         let cut = inner.cut(job)?;
         let (mut commit, snap) = self.hold(inner, id, job, &cut)?;
         let writer = self.writer(inner, &job.device, &cut)?;
@@ -178,7 +181,8 @@ impl Devices {
         job: &CommitJob,
         cut: &Cut,
     ) -> Result<(Commit, Snap), DeviceError> {
-        let accepted = inner.state.commits.contains_key(id);
+        // It ran before a restart.
+        let accepted = inner.state.commits.get(id).is_some_and(|known| known.device == job.device);
         let (chain, held) = (cut.chain(), cut.held());
         let mut commit = Commit { chain, held, ..Commit::of(&job.device) };
         self.refuse_cut(inner, cut)?;

@@ -54,8 +54,8 @@ impl Devices {
 
     /// Turns `job.device` into its snapshot `job.snapshot`, to be merged back: the snapshot's
     /// device is removed, its store moves, and the job is kept under `id`. The caller runs the
-    /// merge with its own executor, on the table returned by [`Devices::table`]. If the same
-    /// rollback stopped before its end, it continues.
+    /// merge with its own executor; [`Devices::attach`] gives it the table. If the same rollback
+    /// stopped before its end, it continues.
     ///
     /// # Errors
     /// Nothing has changed then.

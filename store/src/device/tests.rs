@@ -23,6 +23,7 @@ use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
 use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
 use super::state::CommitJob;
+use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor, Pacing};
 use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
@@ -139,7 +140,7 @@ impl World {
     }
 
     fn table(&self, name: &str) -> Arc<Table> {
-        self.devices.table(name).unwrap()
+        self.devices.lock().active(name).unwrap().table.clone()
     }
 
     fn overlay(&self, device: &str, store: &str) {
@@ -335,7 +336,12 @@ fn a_layer_is_in_its_base_for_good_before_it_leaves_the_chain() {
     let executor = FileExecutor::copying(files, scratch, options, 2).unwrap();
     let (say, said) = std::sync::mpsc::channel();
     let on_end = move |end| say.send(end).unwrap();
-    CommitHandle::start(workers, executor, config, copy, Pacing::default(), on_end).unwrap();
+    let table = copy.1.clone();
+    let pacing = Pacing::default();
+    let commit = CommitHandle::start(workers, executor, config, copy, pacing, on_end).unwrap();
+    commit.stop();
+    commit.stopped(std::time::Instant::now()).expect("it has not begun");
+    commit.go(table);
     assert!(matches!(said.recv().unwrap(), CommitEnd::Finished));
     let low = std::fs::read(world.path("low")).unwrap();
     let word = |at: usize| u64::from_le_bytes(low[at..at + 8].try_into().unwrap());

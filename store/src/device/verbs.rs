@@ -5,7 +5,6 @@
 //! released. A failed verb changes nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::build::{Active, Plan, Snap};
 use super::chain::unseal_tops;
@@ -20,7 +19,6 @@ use super::state::State;
 use crate::background::FlushError;
 use crate::cow::StoreState;
 use crate::lines::TableLine;
-use crate::table::Table;
 
 /// How to suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -380,14 +378,6 @@ impl Devices {
         let user_of_it = User { writable, workers: Vec::new() };
         inner.device_mut(name)?.users.insert(user.into(), user_of_it);
         Ok(())
-    }
-
-    /// The table that serves.
-    ///
-    /// # Errors
-    /// There is no such device, or it has no table.
-    pub fn table(&self, name: &str) -> Result<Arc<Table>, DeviceError> {
-        Ok(self.lock().active(name)?.table.clone())
     }
 
     /// Makes everything that a table owes durable. An Invalid store owes nothing any more, but its

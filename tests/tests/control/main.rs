@@ -11,6 +11,7 @@ mod golden;
 mod handovers;
 mod history;
 mod hostile;
+mod jobs;
 mod lockfs;
 mod locks;
 mod merges;

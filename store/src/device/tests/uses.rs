@@ -107,7 +107,8 @@ fn what_cannot_be_flushed_is_removed_by_force_alone() {
     let said = refused(world.devices.remove("snap", false));
     assert!(said.contains("durable"), "{said}");
     world.devices.remove("snap", true).unwrap();
-    assert!(matches!(world.devices.table("snap"), Err(DeviceError::NotFound(_))));
+    let gone = world.devices.query(Some("snap"), TableKind::Active);
+    assert!(matches!(gone, Err(DeviceError::NotFound(_))));
 }
 
 #[test]

@@ -1,0 +1,195 @@
+//! The begin of jobs: under the control of their devices, and one at a time.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use snapblk_qmp::client::{Client as Qmp, ClientError};
+use snapblk_tests::server::Scratch;
+
+use crate::common::*;
+
+const SECTORS: u64 = 8192;
+/// Long enough for a job on these disks, which must not happen.
+const LONG: Duration = Duration::from_millis(300);
+
+fn suspend(world: &mut World, name: &str) {
+    world.call("device-suspend", json!({"name": name}));
+}
+
+fn resume(world: &mut World, name: &str) {
+    world.call("device-resume", json!({"name": name}));
+}
+
+/// Nothing called `name` happens for a while.
+fn nothing_happens(world: &mut World, name: &str) {
+    while let Some(event) = world.qmp.event(Some(LONG)).expect("the monitor lives") {
+        assert_ne!(event["event"], name, "{event}");
+    }
+}
+
+/// A snapshot that is taken while a rollback of its suspended origin waits gets its copies: the
+/// merge begins with the table that the resume brings.
+#[test]
+fn a_rollback_of_a_suspended_disk_begins_with_its_resume() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let first = json!({"device": "disk0", "name": "first", "cow": scratch.path("first.cow")});
+    world.call("snapshot-create", first);
+    let later = stamped(0, SECTORS, 2);
+    world.disk().write(0, &later).unwrap();
+    let cow = scratch.sparse("second.cow", SECTORS * 512 + (1 << 20)).unwrap();
+    world.call("device-create", json!({"name": "second"}));
+    let table = [format!("0 {SECTORS} snapshot disk0 {} PO 8", word(&cow))];
+    world.call("table-load", json!({"name": "second", "table": table}));
+
+    suspend(&mut world, "disk0");
+    let merge = json!({"device": "disk0", "snapshot": "first", "job-id": "j"});
+    world.call("snapshot-merge", merge);
+    nothing_happens(&mut world, "MERGE_COMPLETED");
+    assert_same("the file", &std::fs::read(&file).unwrap(), &later);
+    resume(&mut world, "second");
+    resume(&mut world, "disk0");
+    world.event("MERGE_COMPLETED");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 1));
+    assert_same("second", &world.content(&scratch, "second"), &later);
+    world.stop();
+}
+
+/// A chain of two stores over a file: the content of the upper one's base, and of the disk.
+fn chain(scratch: &Scratch, world: &mut World, device: &str) {
+    for layer in 1..=2 {
+        let cow = scratch.path(&format!("{device}-{layer}.cow"));
+        world.call("blockdev-snapshot-sync", json!({"device": device, "snapshot-file": cow}));
+        let socket = scratch.socket(&format!("{device}-{layer}.sock"));
+        world.call("block-export-add", export_args("w", device, &socket, true));
+        disk(&socket).write(0, &stamped(0, SECTORS, layer + 1)).unwrap();
+        world.call("block-export-del", json!({"id": "w", "mode": "hard"}));
+    }
+}
+
+#[test]
+fn a_commit_of_a_suspended_disk_begins_with_its_resume() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    chain(&scratch, &mut world, "d");
+    suspend(&mut world, "d");
+    world.call("block-commit", json!({"device": "d", "top-node": "d.2", "job-id": "c"}));
+    nothing_happens(&mut world, "BLOCK_JOB_COMPLETED");
+    assert_same("the file", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 1));
+    world.call("job-pause", json!({"id": "c"}));
+    while world.call("query-jobs", json!({}))[0]["status"] != "paused" {}
+    world.call("job-resume", json!({"id": "c"}));
+    resume(&mut world, "d");
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_same("the file", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 2));
+    assert_same("d", &world.content(&scratch, "d"), &stamped(0, SECTORS, 3));
+    world.stop();
+}
+
+/// Two clients begin a commit each, at the same time and under one name: one of them is refused,
+/// and its chain keeps its layers.
+#[test]
+fn one_name_is_the_name_of_one_job() {
+    let scratch = scratch();
+    let mut world = World::start(&monitor_only(&scratch));
+    let devices = ["a", "b"];
+    for device in devices {
+        let file = scratch.file(device, &stamped(0, SECTORS, 1)).unwrap();
+        world.make(device, &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    }
+    for round in 0..8 {
+        for device in devices {
+            let cow = scratch.path(&format!("{device}-{round}.cow"));
+            world.call("blockdev-snapshot-sync", json!({"device": device, "snapshot-file": cow}));
+            let top = scratch.path(&format!("{device}-{round}-top.cow"));
+            world.call("blockdev-snapshot-sync", json!({"device": device, "snapshot-file": top}));
+        }
+        let before = world.tables();
+        let tops: Vec<String> = devices
+            .iter()
+            .map(|device| {
+                let below = |name: &&String| name.starts_with(&format!("{device}."));
+                let names = before.iter().map(|(name, _)| name).filter(below);
+                names.last().expect("a layer below").clone()
+            })
+            .collect();
+        let monitor = world.server.monitor().to_owned();
+        let begun: Vec<bool> = std::thread::scope(|scope| {
+            let begin = |(device, top): (&&str, &String)| {
+                let commit = json!({"device": device, "top-node": top, "job-id": "x"});
+                let mut qmp = Qmp::connect(&monitor).expect("the monitor answers");
+                scope.spawn(move || match qmp.call("block-commit", commit) {
+                    Ok(_) => true,
+                    Err(ClientError::Command(error)) => {
+                        assert!(error.desc.contains("already"), "{}", error.desc);
+                        false
+                    }
+                    Err(error) => panic!("{error}"),
+                })
+            };
+            let threads: Vec<_> = devices.iter().zip(&tops).map(begin).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a client")).collect()
+        });
+        for _ in begun.iter().filter(|begun| **begun) {
+            let event = world.event("BLOCK_JOB_COMPLETED");
+            assert_eq!(event["data"]["error"], Value::Null, "{event}");
+        }
+        while world.call("query-jobs", json!({})) != json!([]) {}
+        let after = world.tables();
+        for (begun, top) in begun.iter().zip(&tops) {
+            let kept = after.iter().any(|(name, _)| name == top);
+            assert_eq!(kept, !begun, "round {round}: '{top}' of {before:?} in {after:?}");
+        }
+    }
+    world.stop();
+}
+
+/// Two clients resume a disk at the same time, whose loaded table merges: one job does that.
+#[test]
+fn what_two_clients_resume_merges_once() {
+    let scratch = scratch();
+    let mut world = World::start(&monitor_only(&scratch));
+    for round in 0..6 {
+        let [base, name, snap] = ["base", "d", "s"].map(|name| format!("{name}{round}"));
+        let file = scratch.file(&base, &stamped(0, SECTORS, 1)).unwrap();
+        let cow = scratch.sparse(&snap, SECTORS * 512 + (1 << 20)).unwrap();
+        world.make(&base, &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+        world.make(&name, &[format!("0 {SECTORS} snapshot-origin {base}")]);
+        world.make(&snap, &[format!("0 {SECTORS} snapshot {base} {} PO 8", word(&cow))]);
+        let socket = scratch.socket("d.sock");
+        world.call("block-export-add", export_args("w", &name, &socket, true));
+        disk(&socket).write(0, &stamped(0, SECTORS, 2)).unwrap();
+        world.call("block-export-del", json!({"id": "w", "mode": "hard"}));
+        suspend(&mut world, &snap);
+        let merge = [format!("0 {SECTORS} snapshot-merge {base} {} PO 8", word(&cow))];
+        world.call("table-load", json!({"name": name, "table": merge}));
+        let monitor = world.server.monitor().to_owned();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let mut qmp = Qmp::connect(&monitor).expect("the monitor answers");
+                let resume = json!({"name": name});
+                scope.spawn(move || qmp.call("device-resume", resume).expect("it resumes"));
+            }
+        });
+        let mut created = 0;
+        loop {
+            let event = world.qmp.event(Some(Duration::from_secs(20))).expect("the monitor lives");
+            let event = event.expect("the merge completes");
+            created += u32::from(event["data"]["status"] == "created");
+            if event["event"] == "MERGE_COMPLETED" {
+                break;
+            }
+        }
+        while world.call("query-jobs", json!({})) != json!([]) {}
+        while let Some(event) = world.qmp.event(Some(Duration::ZERO)).expect("the monitor lives") {
+            created += u32::from(event["data"]["status"] == "created");
+        }
+        assert_eq!(created, 1, "round {round}");
+        assert_same("merged", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 1));
+    }
+    world.stop();
+}
