@@ -450,7 +450,7 @@ fn backings(active: &Active) -> impl Iterator<Item = &Backing> {
     lines.chain(active.snaps.values().map(|snap| &snap.origin))
 }
 
-fn devices_of(lines: &[TableLine]) -> Vec<String> {
+pub(super) fn devices_of(lines: &[TableLine]) -> Vec<String> {
     let params = lines.iter().flat_map(|line| line.target.params());
     params.filter_map(|param| param.device().map(str::to_owned)).collect()
 }

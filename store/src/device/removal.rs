@@ -60,7 +60,7 @@ impl Devices {
 }
 
 /// Refuses to remove a device that exports, jobs or other tables use, and says what to do first.
-fn refuse_used(inner: &Inner, name: &str) -> Result<(), DeviceError> {
+pub(super) fn refuse_used(inner: &Inner, name: &str) -> Result<(), DeviceError> {
     let users = || inner.devices[name].users.keys();
     inner.device(name)?;
     let jobs = users().filter_map(|user| user.strip_prefix(JOB));

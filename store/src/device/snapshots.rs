@@ -7,6 +7,7 @@ use super::build::{Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::moment::{OriginOf, line};
+use super::removal::refuse_used;
 use super::rollback::enter;
 use super::state::MergeJob;
 use crate::cow::StoreState;
@@ -66,10 +67,7 @@ impl Devices {
             return Ok(());
         }
         let snap = self.snapshot_of(inner, device, snapshot)?;
-        if let Some(user) = inner.device(snapshot)?.users.keys().next() {
-            let by = format!("the export '{user}'");
-            return Err(DeviceError::InUse { name: snapshot.into(), by });
-        }
+        refuse_used(inner, snapshot)?;
         if !matches!(snap.live.store.state(), StoreState::Valid | StoreState::Full) {
             return Err(DeviceError::refused(format!(
                 "the snapshot '{snapshot}' is not valid, so there is nothing to roll back to"

@@ -5,6 +5,7 @@ mod full;
 mod given;
 mod handover;
 mod layers;
+mod loaded;
 mod origins;
 mod overdue;
 mod owed;

@@ -11,7 +11,7 @@ use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
-use super::guards::{refuse_hopeless, refuse_missing};
+use super::guards::{devices_of, refuse_hopeless, refuse_missing};
 use super::handover::settle;
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
@@ -66,7 +66,8 @@ impl Devices {
     /// Loads a table into the inactive slot; the active one continues to serve.
     ///
     /// # Errors
-    /// An error that can be found without opening a store.
+    /// An error that can be found without opening a store; or a job is about to remove a device that
+    /// the table names.
     pub fn load(
         &self,
         name: &str,
@@ -79,6 +80,7 @@ impl Devices {
         inner.refuse_third(name, &loaded)?;
         refuse_missing(inner, &loaded)?;
         refuse_hopeless(name, &loaded.lines)?;
+        devices_of(&loaded.lines).iter().try_for_each(|below| inner.refuse_held(below))?;
         self.put(inner, name, loaded)?;
         self.forget_removed(inner);
         Ok(())
@@ -91,7 +93,6 @@ impl Devices {
         name: &str,
         loaded: Loaded,
     ) -> Result<(), DeviceError> {
-        refuse_missing(inner, &loaded)?;
         let before = inner.device_mut(name)?.inactive.replace(loaded);
         self.keep(inner).inspect_err(|_| {
             if let Ok(device) = inner.device_mut(name) {

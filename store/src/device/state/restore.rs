@@ -13,6 +13,7 @@ use crate::device::build::lines_name;
 use crate::device::chain::lower_layers;
 use crate::device::core::{Device, Devices, Loaded};
 use crate::device::error::DeviceError;
+use crate::device::guards::refuse_missing;
 use crate::device::verbs::Suspend;
 use crate::io::real_path;
 use crate::lines::parse_table;
@@ -174,7 +175,12 @@ impl Devices {
         }
         for (name, device) in &state.devices {
             if let Some(loaded) = device.inactive()? {
-                self.put(&mut self.lock(), name, loaded)?;
+                let inner = &mut *self.lock();
+                // Its resume says so again, if that is still the case then.
+                if let Err(error) = refuse_missing(inner, &loaded) {
+                    tracing::warn!("the table that is loaded into '{name}' cannot serve: {error}");
+                }
+                self.put(inner, name, loaded)?;
             }
             if device.suspended && !device.table.is_empty() {
                 self.suspend(name, Suspend { noflush: true })?;

@@ -1,0 +1,94 @@
+//! Loaded tables that no resume has swapped in yet, and what they name.
+
+use super::*;
+use crate::cow::Persistence;
+use crate::device::MergeJob;
+use crate::device::moment::CreateSnapshot;
+
+/// The plain disk `disk` with its snapshot `snap` in the file `store`.
+fn world() -> World {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    let snap = CreateSnapshot {
+        device: "disk".into(),
+        name: "snap".into(),
+        cow: world.path("store"),
+        chunk: None,
+        size: None,
+        persistence: Persistence::Persistent,
+        existing: false,
+    };
+    world.devices.take_moment(&[MomentAction::Create(snap)], &|| Ok(())).unwrap();
+    world
+}
+
+/// Loads a line into the new device `name`.
+fn loads(world: &World, name: &str, line: &str) -> Result<(), DeviceError> {
+    let line = line.replace("{}", world.dir.path().to_str().unwrap());
+    let _ = world.devices.create(name, None);
+    world.devices.load(name, parse_table([line.as_str()]).unwrap(), false)
+}
+
+/// A new process with the same directory, started without arguments.
+fn started_again(World { dir, devices, .. }: World) -> World {
+    drop(devices);
+    let world = World::at(dir);
+    world.devices.start(&[], |_| Ok(())).unwrap();
+    world
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, DeviceError>, why: &str) {
+    let said = result.unwrap_err().to_string();
+    assert!(said.contains(why), "{said}");
+}
+
+/// A merge removes the snapshot's device.
+#[test]
+fn a_snapshot_that_a_loaded_table_names_is_not_merged() {
+    let world = world();
+    loads(&world, "x", &format!("0 {LEN} linear snap 0")).unwrap();
+    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
+    refused(world.devices.begin_merge("job", &job), "in use by the device 'x'");
+    world.devices.clear("x").unwrap();
+    world.devices.begin_merge("job", &job).unwrap();
+}
+
+/// A commit removes layers when it ends.
+#[test]
+fn no_table_that_names_a_layer_is_loaded_while_that_is_committed() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    ["store", "store2", "store3"].iter().for_each(|store| world.overlay("disk", store));
+    let named = |name: &str| Some(String::from(name));
+    let (top, base) = (named("disk.3"), named("disk.2"));
+    let job = CommitJob { device: "disk".into(), top, base, ..CommitJob::default() };
+    world.devices.begin_commit("job", &job).unwrap();
+    for layer in ["disk.3", "disk.2"] {
+        refused(loads(&world, "x", &format!("0 {LEN} linear {layer} 0")), "the job 'job'");
+    }
+    world.devices.forget_commit("job").unwrap();
+    loads(&world, "x", &format!("0 {LEN} linear disk.3 0")).unwrap();
+}
+
+/// Nothing serves a loaded table yet, and what it lacks may be back when it is resumed.
+#[test]
+fn a_loaded_table_that_lacks_something_does_not_keep_others_from_starting() {
+    let world = world();
+    world.file("other", LEN);
+    loads(&world, "x", &format!("0 {LEN} linear {{}}/other 0")).unwrap();
+    loads(&world, "y", &format!("0 {LEN} linear x 0")).unwrap();
+    // As an earlier version allowed it.
+    let state = std::fs::read_to_string(world.path("state")).unwrap();
+    let state = state.replace(&format!("0 {LEN} linear x 0"), &format!("0 {LEN} linear gone 0"));
+    std::fs::write(world.path("state"), state).unwrap();
+    std::fs::remove_file(world.path("other")).unwrap();
+    let world = started_again(world);
+    world.table("disk");
+    refused(world.devices.resume("x"), "other");
+    refused(world.devices.resume("y"), "there is no device 'gone'");
+    world.file("other", LEN);
+    world.devices.resume("x").unwrap();
+    assert_eq!(world.table("x").size(), Sector(LEN));
+}
