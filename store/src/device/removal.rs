@@ -19,7 +19,16 @@ impl Devices {
     /// # Errors
     /// It is used, with `force` too; or its owed chunks cannot be made durable.
     pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
+        self.remove_from(&mut self.lock(), name, force)
+    }
+
+    /// The same, in the middle of another verb.
+    pub(super) fn remove_from(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        force: bool,
+    ) -> Result<(), DeviceError> {
         refuse_used(inner, name)?;
         match self.flush_device(inner, name) {
             Err(error) if force => tracing::warn!("'{name}' is removed all the same: {error}"),

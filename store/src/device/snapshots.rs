@@ -3,8 +3,10 @@
 //! Owns what these commands do to tables. Each changes several devices in one plan, so that it
 //! happens wholly or not at all, with one pause for the guest.
 
+use std::path::Path;
+
 use super::build::{Plan, Snap};
-use super::core::{Devices, Inner, Loaded};
+use super::core::{Device, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::moment::{OriginOf, line};
 use super::removal::refuse_used;
@@ -12,6 +14,7 @@ use super::rollback::enter;
 use super::state::MergeJob;
 use crate::cow::StoreState;
 use crate::cow::owed::remove_store;
+use crate::io::Identity;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
 
@@ -19,18 +22,21 @@ impl Devices {
     /// Deletes a snapshot: its device, and its store file if `delete_store` is set.
     ///
     /// # Errors
-    /// It is not a snapshot of `device`, or is used.
+    /// It is not a snapshot of `device`, or is used; or its store is to be deleted, and a table of
+    /// another device names that. If the file cannot be deleted, the device is gone all the same.
     pub fn delete_snapshot(
         &self,
         device: &str,
         snapshot: &str,
         delete_store: bool,
     ) -> Result<(), DeviceError> {
-        let cow = {
-            let inner = self.lock();
-            self.snapshot_of(&inner, device, snapshot)?.live.disk.info.path.clone()
-        };
-        self.remove(snapshot, false)?;
+        // Until the end: another client may load a table for the store, and take it over.
+        let inner = &mut *self.lock();
+        let cow = self.snapshot_of(inner, device, snapshot)?.live.disk.info.path.clone();
+        if delete_store {
+            refuse_named(inner, snapshot, &cow)?;
+        }
+        self.remove_from(inner, snapshot, false)?;
         if delete_store {
             let what = format!("the snapshot is gone, but its store {} is not", cow.display());
             remove_store(&cow).map_err(DeviceError::io(what))?;
@@ -150,5 +156,29 @@ impl Devices {
             inner.state.jobs = jobs;
         }
         applied
+    }
+}
+
+/// Refuses to delete the store `cow` of `snapshot` if a table of another device names the file: one
+/// that is to take the store over, or that reads it as a disk.
+fn refuse_named(inner: &Inner, snapshot: &str, cow: &Path) -> Result<(), DeviceError> {
+    let Ok(store) = Identity::of_path(cow) else { return Ok(()) };
+    let is_it = |path: &Path| Identity::of_path(path).is_ok_and(|of| of == store);
+    let names_it = |lines: &[TableLine]| {
+        let params = lines.iter().flat_map(|line| line.target.params());
+        params.filter_map(|param| param.path()).any(is_it)
+    };
+    let uses = |(other, device): &(&String, &Device)| {
+        *other != snapshot
+            && (device.active.as_ref().is_some_and(|active| names_it(&active.lines))
+                || device.inactive.as_ref().is_some_and(|loaded| names_it(&loaded.lines)))
+    };
+    match inner.devices.iter().find(uses) {
+        None => Ok(()),
+        Some((other, _)) => Err(DeviceError::refused(format!(
+            "a table of '{other}' names the store {}, and would lose it; clear or replace that table \
+             first, or leave 'delete-store' out",
+            cow.display()
+        ))),
     }
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::cow::Persistence;
-use crate::device::MergeJob;
 use crate::device::moment::CreateSnapshot;
+use crate::device::{MergeJob, Suspend, TableKind};
 
 /// The plain disk `disk` with its snapshot `snap` in the file `store`.
 fn world() -> World {
@@ -28,6 +28,12 @@ fn loads(world: &World, name: &str, line: &str) -> Result<(), DeviceError> {
     let line = line.replace("{}", world.dir.path().to_str().unwrap());
     let _ = world.devices.create(name, None);
     world.devices.load(name, parse_table([line.as_str()]).unwrap(), false)
+}
+
+/// The line of a device.
+fn line_of(world: &World, name: &str) -> String {
+    let status = world.devices.query(Some(name), TableKind::Active).unwrap();
+    status[0].targets[0].line.to_string()
 }
 
 /// A new process with the same directory, started without arguments.
@@ -91,4 +97,42 @@ fn a_loaded_table_that_lacks_something_does_not_keep_others_from_starting() {
     world.file("other", LEN);
     world.devices.resume("x").unwrap();
     assert_eq!(world.table("x").size(), Sector(LEN));
+}
+
+#[test]
+fn a_store_that_other_tables_name_is_not_deleted() {
+    let world = world();
+    let snap = line_of(&world, "snap");
+    let delete = |with_store| world.devices.delete_snapshot("disk", "snap", with_store);
+    for (other, line) in
+        [("new", snap.as_str()), ("reader", "0 8 linear {}/store 0"), ("serves", "0 8 zero")]
+    {
+        loads(&world, other, line).unwrap();
+        if other == "serves" {
+            world.devices.resume("serves").unwrap();
+            world.load("serves", &["0 8 linear {}/store 0"]).unwrap();
+        }
+        for suspended in [false, true] {
+            if suspended {
+                world.devices.suspend("snap", Suspend::default()).unwrap();
+            }
+            refused(delete(true), &format!("a table of '{other}'"));
+            world.table("snap");
+            if suspended && other == "new" {
+                refused(world.devices.resume("snap"), "loaded into 'new'");
+                world.devices.clear(other).unwrap();
+            }
+            if suspended {
+                world.devices.resume("snap").unwrap();
+            }
+        }
+        world.devices.remove(other, false).unwrap();
+    }
+    // Without its store it is removed, and handed over.
+    loads(&world, "new", &snap).unwrap();
+    world.devices.suspend("snap", Suspend::default()).unwrap();
+    delete(false).unwrap();
+    world.devices.resume("new").unwrap();
+    world.devices.delete_snapshot("disk", "new", true).unwrap();
+    assert!(!world.path("store").exists());
 }
