@@ -21,12 +21,14 @@ use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::units::Sector;
 
 mod bases;
+mod beside;
 mod given;
 mod older;
 mod restore;
 mod text;
 
 use bases::{BaseState, bases};
+use beside::put_back;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -434,8 +436,7 @@ impl StateFile {
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
-        let new = new_beside(path);
-        let mut file = std::fs::File::create(&new).map_err(fail("write"))?;
+        let (new, mut file) = beside::create(path).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
         sync_file(&file).map_err(fail("flush"))?;
         if self.kept.is_none() {
@@ -514,23 +515,6 @@ impl StateFile {
             self.invalid.remove(name);
         });
     }
-}
-
-/// The path of the file that will replace the one at `path`.
-fn new_beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    name.into()
-}
-
-/// Restores `text` as the content of the file at `path`: all of it or the present content, also
-/// after a power cut.
-fn put_back(path: &Path, text: &str) -> std::io::Result<()> {
-    let new = new_beside(path);
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    sync_file(&file)?;
-    std::fs::rename(&new, path)
 }
 
 /// A device as the program's arguments define it.

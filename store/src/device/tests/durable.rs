@@ -6,7 +6,7 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::{Halt, MergeJob, Suspend, User};
+use crate::device::{Halt, MergeJob, Suspend, TableKind, User};
 use crate::exception::Entry;
 use crate::io::durable::seen;
 use crate::units::Chunk;
@@ -546,4 +546,30 @@ fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
     world.devices.resume("disk").unwrap();
     table.flush_set().media.iter().for_each(|medium| medium.set_sync_failed());
     cannot_flush(world.devices.suspend("disk", Suspend::default()));
+}
+
+/// A new state is written beside the old one: under a name that a user's file may have, or what a
+/// killed process left.
+#[test]
+fn a_file_of_a_user_beside_the_state_stays() {
+    let world = World::new();
+    let (new, old) = (world.path("state.new"), world.path("state"));
+    for theirs in ["precious", "version 2 of the plan", "\0\0\0\0"] {
+        std::fs::write(&new, theirs).unwrap();
+        let said = world.devices.create("a", None).unwrap_err().to_string();
+        assert!(said.contains("state.new") && said.contains("move it away"), "{said}");
+        assert_eq!(std::fs::read_to_string(&new).unwrap(), theirs);
+        assert!(!old.exists() && world.devices.query(Some("a"), TableKind::Active).is_err());
+    }
+    std::fs::remove_file(&new).unwrap();
+    std::os::unix::fs::symlink(world.path("elsewhere"), &new).unwrap();
+    world.devices.create("a", None).unwrap_err();
+    assert!(!world.path("elsewhere").exists());
+    std::fs::remove_file(&new).unwrap();
+    let ours = "version = 1\ngeneration = 7\n";
+    for (n, len) in [0, 4, ours.len()].into_iter().enumerate() {
+        std::fs::write(&new, &ours[..len]).unwrap();
+        world.devices.create(&format!("a{n}"), None).unwrap();
+        assert!(!new.exists());
+    }
 }
