@@ -262,6 +262,11 @@ fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError>
         }
         Some(DiskSocket::Fd(fd)) => SocketAddress::Fd(FdSocketAddress { str: fd.to_string() }),
     };
+    if let Err(error) = server.devices.table(&disk.name) {
+        // The start made its device, unless a client removed that: then it stays removed.
+        tracing::warn!("disk '{}' is not exported: {error}", disk.name);
+        return Ok(());
+    }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
     let command = add_command(&disk.name, &disk.name, addr, queues);

@@ -319,9 +319,11 @@ impl DeviceState {
 
 impl State {
     /// Whether the device's present table fits into `table`: arguments that use a file's whole
-    /// length give another table once the disk, or only the file, has grown.
+    /// length give another table once the disk, or only the file, has grown. A device that was
+    /// removed, or made anew, has none.
     fn is_within(&self, table: &FirstTable) -> bool {
-        let Some(device) = self.devices.get(&table.name) else { return false };
+        let device = self.devices.get(&table.name);
+        let Some(device) = device.filter(|device| !device.table.is_empty()) else { return true };
         let lines = parse_table(device.table.iter().map(String::as_str));
         let (now, given) = (lines.map(|lines| size_of(&lines)), size_of(&table.lines));
         if now.as_ref().is_ok_and(|now| *now < given) {

@@ -549,3 +549,29 @@ fn a_command_that_cannot_be_kept_changes_nothing() {
     assert_same("kept", &world.content(&scratch, "kept"), &stamped(0, SECTORS, 1));
     world.stop();
 }
+
+/// A disk of the arguments that a client removed stays removed, and others are served.
+#[test]
+fn a_disk_that_was_removed_is_not_exported_by_the_next_start() {
+    let scratch = scratch();
+    let (file, other) = (golden(&scratch), scratch.sparse("other.raw", 1 << 20).unwrap());
+    let command = plain(&scratch, &file).arg("--name").arg("other").arg("--blk-file").arg(other);
+    let mut world = World::start(&command);
+    world.call("block_resize", json!({"device": "disk0", "size": 2 * SECTORS * 512}));
+    world.call("block-export-del", json!({"id": "disk0", "mode": "hard"}));
+    world.call("device-remove", json!({"name": "disk0"}));
+    world.stop();
+    let mut world = World::start(&command.clone().awaiting_monitor_alone());
+    assert_eq!(world.call("query-block-exports", json!({})), json!([]));
+    let said = world.server.stderr();
+    assert!(said.contains("disk 'disk0' is not exported: there is no device 'disk0'"), "{said}");
+    let names = world.tables().into_iter().map(|(name, _)| name);
+    assert_eq!(names.collect::<Vec<_>>(), ["other"]);
+    // Made again by a client, it is one of the arguments again.
+    world.make("disk0", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    world.stop();
+    let world = World::start(&command);
+    let found = world.disk().read(0, SECTORS as usize * 512).unwrap();
+    assert_same("made again", &found, &stamped(0, SECTORS, 1));
+    world.stop();
+}

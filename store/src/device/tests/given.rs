@@ -129,3 +129,32 @@ fn a_file_that_cannot_go_durably_stays() {
     world.devices.set_write_through("disk", "guest", false).unwrap();
     assert!(!world.path("state").exists());
 }
+
+/// A disk that a client extended and removed has no size that the file could contradict.
+#[test]
+fn a_disk_that_was_removed_is_known_whatever_its_file_s_length() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.file("other", LEN);
+    let first = |world: &World, sectors| {
+        [given(world, "disk", sectors, false), given(world, "other", LEN, false)]
+    };
+    start(&world, &first(&world, LEN)).unwrap();
+    world.devices.resize("disk", 2 * LEN * 512).unwrap();
+    world.devices.remove("disk", false).unwrap();
+    let mut world = world;
+    for sectors in [2 * LEN, LEN / 2] {
+        world = again(world);
+        start(&world, &first(&world, sectors)).unwrap();
+        assert!(world.devices.table("disk").is_err(), "it stays removed");
+        world.table("other");
+    }
+    let world = again(world);
+    let read_only = [given(&world, "disk", LEN, true), given(&world, "other", LEN, false)];
+    assert!(start(&world, &read_only).is_err(), "these are other arguments");
+    // So it is where it was made again, without a table.
+    start(&world, &first(&world, LEN)).unwrap();
+    world.devices.create("disk", None).unwrap();
+    let world = again(world);
+    start(&world, &first(&world, 2 * LEN)).unwrap();
+}
