@@ -30,7 +30,9 @@ pub(super) struct Hands(pub(super) Arc<Server>);
 
 impl Handler for Hands {
     fn execute(&self, command: Command) -> Result<Answer, CommandError> {
-        self.0.execute(command)
+        let done = self.0.execute(command);
+        self.0.thaw_served();
+        done
     }
 }
 
@@ -59,11 +61,7 @@ impl Server {
         let devices = &self.devices;
         match command {
             Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
-            Command::DeviceRemove(c) => {
-                done(devices.remove(&c.name, c.force.unwrap_or(false)))?;
-                self.lockfs.thaw(&c.name);
-                Ok(Answer::DONE)
-            }
+            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
             Command::TableLoad(c) => {
                 let lines = parse_table(c.table.iter().map(String::as_str))
                     .map_err(|error| CommandError::generic(error.to_string()))?;

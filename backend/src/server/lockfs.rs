@@ -13,7 +13,7 @@ use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::{DeviceName, DeviceSuspend};
 use snapblk_store::control::event::{Event, GuestThaw};
-use snapblk_store::device::{DeviceError, Suspend};
+use snapblk_store::device::{DeviceError, Suspend, TableKind};
 
 use super::commands::{done, told};
 use super::{Exported, Server};
@@ -25,8 +25,8 @@ use crate::export::Export;
 pub(super) struct Lockfs {
     /// By disk; disks of one guest share one.
     agents: BTreeMap<String, Arc<Agent>>,
-    /// By device that is suspended.
-    held: Mutex<BTreeMap<String, Still>>,
+    /// By device that is suspended, or about to be.
+    held: Mutex<BTreeMap<String, Held>>,
 }
 
 impl Lockfs {
@@ -45,7 +45,7 @@ impl Lockfs {
         Lockfs { agents: sockets.iter().map(agent).collect(), held: Mutex::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Still>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,6 +60,14 @@ impl Lockfs {
         let held = self.held().remove(device);
         drop(held);
     }
+}
+
+/// What holds still for a device.
+struct Held {
+    /// Dropped to let it go.
+    _still: Still,
+    /// False until the device stands still, too.
+    suspended: bool,
 }
 
 /// Guests that hold still, until it is dropped.
@@ -128,22 +136,44 @@ impl Server {
         if !noflush && !c.skip_lockfs.unwrap_or(false) {
             let still = self.freeze([c.name.as_str()])?;
             if !still.0.is_empty() {
-                let before = self.lockfs.held().insert(c.name.clone(), still);
+                let held = Held { _still: still, suspended: false };
+                let before = self.lockfs.held().insert(c.name.clone(), held);
                 drop(before);
             }
         }
         let suspended = self.devices.suspend(&c.name, Suspend { noflush });
         if suspended.is_err() {
             self.lockfs.thaw(&c.name);
+        } else if let Some(held) = self.lockfs.held().get_mut(&c.name) {
+            held.suspended = true;
         }
         done(suspended)
+    }
+
+    /// Lets the guests go whose devices serve again, or are gone: a command may resume or remove
+    /// other devices than the one that it names.
+    pub(super) fn thaw_served(&self) {
+        let mut held = self.lockfs.held();
+        if held.is_empty() {
+            return;
+        }
+        let devices = self.devices.query(None, TableKind::Active).unwrap_or_default();
+        let stands =
+            |name: &str| devices.iter().any(|device| device.name == name && device.suspended);
+        let all = std::mem::take(&mut *held).into_iter();
+        let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.partition(|(name, held)| held.suspended && !stands(name));
+        *held = others;
+        drop(held);
+        // It takes as long as the agents do.
+        drop(served);
     }
 
     /// `device-resume`: the guest is let go where the device serves again.
     pub(super) fn resume(self: &Arc<Self>, c: &DeviceName) -> Result<Answer, CommandError> {
         self.devices.flush_ahead([c.name.as_str()]);
         done(self.devices.resume(&c.name))?;
-        self.lockfs.thaw(&c.name);
+        self.thaw_served();
         self.merge_what_resumed(&c.name);
         Ok(Answer::DONE)
     }

@@ -266,3 +266,47 @@ fn a_guest_that_was_left_frozen_is_thawed_by_the_next_process() {
     world.call("device-resume", json!({"name": "disk0"}));
     world.stop();
 }
+
+/// A verb for another device may end a suspend, or the suspended device: its guest is thawed then,
+/// and not by its limit.
+#[test]
+fn a_guest_is_thawed_when_its_device_serves_again_or_goes_by_another_verb() {
+    for verb in ["device-resume", "snapshot-delete", "snapshot-merge"] {
+        let scratch = scratch();
+        let origin = scratch.file("disk.raw", &stamped(0, 1024, 1)).unwrap();
+        let cow = scratch.sparse("old.cow", 1 << 20).unwrap();
+        let (agents, socket) = (scratch.socket("agent.sock"), scratch.socket("old.sock"));
+        let agent = Agent::start(&agents, Box::new(|_| None));
+        let (origin, cow) = (word(&origin), word(&cow));
+        let line = format!("0 1024 snapshot base {cow} PO 8");
+        let command = monitor_only(&scratch)
+            .arg("--name=base")
+            .arg(format!("--table=0 1024 snapshot-origin {origin}"))
+            .arg("--name=old")
+            .arg("--num-queues=1")
+            .arg(format!("--table={line}"))
+            .arg(format!("--socket-path={}", word(&socket)))
+            .arg(format!("--guest-agent={}", word(&agents)));
+        let mut world = World::start(&command);
+        assert_eq!(agent.heard(), STATUS);
+        let front = disk(&socket);
+        if verb == "device-resume" {
+            world.call("device-create", json!({"name": "new"}));
+            world.call("table-load", json!({"name": "new", "table": [line]}));
+        }
+        world.call("device-suspend", json!({"name": "old"}));
+        assert_eq!(agent.heard(), FREEZE);
+        if verb != "device-resume" {
+            drop(front);
+            world.call("block-export-del", json!({"id": "old", "mode": "hard"}));
+        }
+        match verb {
+            "device-resume" => world.call(verb, json!({"name": "new"})),
+            "snapshot-delete" => world.call(verb, json!({"device": "base", "snapshot": "old"})),
+            _ => world.call(verb, json!({"device": "base", "snapshot": "old", "job-id": "job"})),
+        };
+        assert_eq!(agent.heard.try_recv().as_deref(), Ok(THAW), "{verb}");
+        agent.heard_no_more();
+        world.stop();
+    }
+}
