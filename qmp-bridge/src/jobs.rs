@@ -3,10 +3,11 @@
 //! Owns each job's state, with QEMU's transitions, verbs and events (qapi/job.json), and its record
 //! after its end. Never knows what a job does: its [`JobDriver`] gets the user's commands, and its
 //! [`JobHandle`] gets the progress of the work. Drivers are called without any lock held, so that
-//! they may call the handle.
+//! they may call the handle. A driver is told to pause and to resume by one thread at a time, and
+//! last what clients said last.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use snapblk_store::control::event::{
     BlockJobCompleted, BlockJobError, BlockJobPending, BlockJobProgress, ErrorAction, IoOperation,
@@ -68,10 +69,14 @@ pub struct JobSpec {
     pub paused: bool,
 }
 
+const POISONED: &str = "jobs lock poisoned";
+
 /// All jobs of the process.
 pub struct Jobs {
     events: Arc<Events>,
     list: Mutex<List>,
+    /// A driver has been told whether to pause.
+    told: Condvar,
     /// The number of jobs made so far.
     made: AtomicU64,
 }
@@ -93,6 +98,10 @@ struct Job {
     error: Option<String>,
     /// The user wants it paused.
     pause_wanted: bool,
+    /// The driver was told so.
+    pause_told: bool,
+    /// Whether a thread is in `JobDriver::pause` or `JobDriver::resume`.
+    telling: bool,
     /// Whether a thread is in `JobDriver::finalize`.
     finalizing: bool,
 }
@@ -107,7 +116,12 @@ pub struct JobHandle {
 impl Jobs {
     /// An empty list; its events are sent to `events`.
     pub fn new(events: Arc<Events>) -> Arc<Self> {
-        Arc::new(Jobs { events, list: Mutex::default(), made: AtomicU64::new(0) })
+        Arc::new(Jobs {
+            events,
+            list: Mutex::default(),
+            told: Condvar::new(),
+            made: AtomicU64::new(0),
+        })
     }
 
     /// The receiver of the jobs' events.
@@ -150,6 +164,8 @@ impl Jobs {
         let mut job = Job {
             serial,
             pause_wanted: spec.paused,
+            pause_told: spec.paused,
+            telling: false,
             spec,
             driver,
             status: JobStatus::Created,
@@ -213,12 +229,12 @@ impl Jobs {
             JobVerb::Pause => {
                 job.pause_wanted = true;
                 drop(list);
-                driver.pause();
+                self.tell_pause(handle.serial);
             }
             JobVerb::Resume => {
                 self.unpause(job);
                 drop(list);
-                driver.resume();
+                self.tell_pause(handle.serial);
             }
             JobVerb::Cancel => {
                 drop(list);
@@ -243,7 +259,33 @@ impl Jobs {
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
-        self.list.lock().expect("jobs lock poisoned")
+        self.list.lock().expect(POISONED)
+    }
+
+    /// Tells the driver whether its job is to pause, until it knows what is wanted by then: another
+    /// client may say otherwise between a change of the list and the call.
+    fn tell_pause(&self, serial: u64) {
+        let is_telling = |list: &mut List| list.get(serial).is_some_and(|job| job.telling);
+        loop {
+            let mut list = self.told.wait_while(self.lock(), is_telling).expect(POISONED);
+            let Some(job) = list.get(serial) else { return };
+            let pause = job.pause_wanted;
+            if job.pause_told == pause {
+                return;
+            }
+            (job.pause_told, job.telling) = (pause, true);
+            let driver = job.driver.clone();
+            drop(list);
+            if pause {
+                driver.pause();
+            } else {
+                driver.resume();
+            }
+            if let Some(job) = self.lock().get(serial) {
+                job.telling = false;
+            }
+            self.told.notify_all();
+        }
     }
 
     /// Changes a job's state and sends an event.
@@ -426,9 +468,8 @@ impl JobHandle {
             }
             _ if job.pause_wanted && job.is_unfinished() => {
                 self.jobs.unpause(job);
-                let driver = job.driver.clone();
                 drop(list);
-                driver.resume();
+                self.jobs.tell_pause(self.serial);
             }
             _ => {}
         }

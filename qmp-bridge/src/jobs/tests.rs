@@ -1,7 +1,9 @@
 //! The sequences of states and events are those of qemu-storage-daemon 10.0.2 for a
 //! `blockdev-mirror` and a `blockdev-backup` with the same commands.
 
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 use snapblk_store::control::event::{ErrorAction, IoOperation};
@@ -250,6 +252,65 @@ fn a_paused_job_whose_driver_takes_its_time_is_resumed_to_be_cancelled() {
     assert_eq!(bench.heard(), ["paused", "running"]);
     job.finish(Outcome::Cancelled);
     assert_eq!(bench.heard(), ["aborting", "BLOCK_JOB_CANCELLED", "concluded", "null"]);
+}
+
+/// A driver whose pause takes its time, in which another client's resume may come.
+struct Racing {
+    began: Mutex<Sender<()>>,
+    resumes: (Mutex<Sender<()>>, Mutex<Receiver<()>>),
+    told: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl JobDriver for Racing {
+    fn pause(&self) {
+        self.began.lock().unwrap().send(()).unwrap();
+        // Not for long: it comes only if it overtakes this.
+        let _ = self.resumes.1.lock().unwrap().recv_timeout(Duration::from_millis(200));
+        self.told.lock().unwrap().push("pause");
+    }
+
+    fn resume(&self) {
+        self.told.lock().unwrap().push("resume");
+        self.resumes.0.lock().unwrap().send(()).unwrap();
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn complete(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_driver_is_told_last_is_what_clients_said_last() {
+    let bench = Bench::new();
+    let (begin, began) = channel();
+    let (resume, resumes) = channel();
+    let told = Arc::<Mutex<Vec<_>>>::default();
+    let driver = Racing {
+        began: Mutex::new(begin),
+        resumes: (Mutex::new(resume), Mutex::new(resumes)),
+        told: told.clone(),
+    };
+    let spec = JobSpec {
+        id: "m1".to_owned(),
+        kind: JobType::Commit,
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: true,
+        paused: false,
+    };
+    let job = bench.jobs.create(spec, |_| Arc::new(driver)).unwrap();
+    assert!(job.start());
+    std::thread::scope(|scope| {
+        let pause = scope.spawn(|| bench.tell(JobVerb::Pause).unwrap());
+        began.recv().unwrap();
+        bench.tell(JobVerb::Resume).unwrap();
+        pause.join().unwrap();
+    });
+    assert_eq!(*told.lock().unwrap(), ["pause", "resume"]);
 }
 
 #[test]
