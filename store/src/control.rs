@@ -29,7 +29,7 @@ crate::choice! {
     }
 }
 
-/// Why a command was not carried out. It changed nothing.
+/// Why a command was not carried out. It changed nothing, but for the cases in `docs/monitor.md`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{desc}")]
 pub struct CommandError {

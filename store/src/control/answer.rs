@@ -50,7 +50,7 @@ record! {
         size: u64,
         /// Whether a loaded table waits for a resume.
         has_inactive_table: bool,
-        /// The number of exports and tables that use it.
+        /// The number of exports, jobs and live tables that use it.
         open_count: u32,
         /// One line per target, as `dmsetup table` prints them.
         table: Vec<String>,

@@ -9,7 +9,7 @@ use crate::lines::LineError;
 
 use super::state::StateError;
 
-/// Why a verb was not carried out. It changed nothing.
+/// Why a verb was not carried out. It changed nothing, unless the verb says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// There is no such device.

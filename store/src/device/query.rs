@@ -40,7 +40,7 @@ pub struct DeviceStatus {
     pub read_only: bool,
     /// Whether a table was loaded into the inactive slot.
     pub has_inactive_table: bool,
-    /// The number of exports and devices that use it.
+    /// The number of exports, jobs and live tables that use it.
     pub open_count: u64,
     /// Its lines.
     pub targets: Vec<TargetStatus>,

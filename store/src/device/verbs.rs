@@ -2,7 +2,8 @@
 //! [`removal`](super::removal).
 //!
 //! Owns the order in which workers are stopped, tables swapped, the state written and workers
-//! released. A failed verb changes nothing.
+//! released. A failed verb changes nothing, except that a resume suspends a device whose loaded table
+//! cannot serve.
 
 use std::collections::BTreeMap;
 
