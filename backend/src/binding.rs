@@ -42,6 +42,8 @@ pub trait DeviceEngine: 'static {
     fn direct(&self, op: Op, offset: u64, len: u64) -> Option<Direct>;
     /// Takes a request; its range is within the table.
     fn submit(&mut self, request: Request);
+    /// Every request that it has, except for reads, ends only when it is durable.
+    fn make_durable(&mut self);
     /// One of its actions ended.
     fn complete(&mut self, completion: Completion);
     /// Advances woken requests and issues gathered actions. Once per batch.

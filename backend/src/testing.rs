@@ -279,6 +279,12 @@ impl DeviceEngine for TestEngine {
         self.held.push_back(request);
     }
 
+    fn make_durable(&mut self) {
+        let in_flight = self.in_flight.values_mut().map(|pending| &mut pending.request);
+        let changes = |request: &&mut Request| request.op != Op::Read;
+        in_flight.chain(&mut self.held).filter(changes).for_each(|it| it.durable = true);
+    }
+
     fn complete(&mut self, Completion { tag, result }: Completion) {
         let Pending { request, written } = self.in_flight.remove(&tag.0).unwrap();
         match result {
@@ -320,7 +326,7 @@ impl DeviceEngine for TestEngine {
     fn is_quiet(&self) -> bool {
         let may_merge = self.table.is_some() && !self.stopping;
         let merging = may_merge && self.disk.merges.load(Ordering::SeqCst);
-        self.in_flight.is_empty() && !merging
+        self.in_flight.is_empty() && self.finished.is_empty() && !merging
     }
 
     fn fail_held(&mut self, _all: bool) {

@@ -527,7 +527,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.io.adopt_files(self.engine.files());
         self.gate = Gate::Open;
         if table.is_some() && std::mem::take(&mut self.owes_flush) {
-            self.begin_quiesce(Quiesce::write_through(None));
+            self.begin_quiesce(Quiesce::write_through(None, true));
         }
         self.table = table;
     }

@@ -175,6 +175,10 @@ impl DeviceEngine for Engine {
         Engine::submit(self, request);
     }
 
+    fn make_durable(&mut self) {
+        Engine::make_durable(self);
+    }
+
     fn complete(&mut self, completion: Completion) {
         Engine::complete(self, completion);
     }

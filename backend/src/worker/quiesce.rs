@@ -21,9 +21,11 @@ enum Purpose {
     StopRing {
         reply: Reply<Option<u16>>,
     },
-    /// No message asks for it any more if it was postponed.
     WriteThrough {
+        /// None if it was postponed: then nobody waits for it.
         reply: Option<Reply<Outcome>>,
+        /// Whether the ring was write-through before.
+        was: bool,
     },
 }
 
@@ -54,8 +56,8 @@ impl Quiesce {
         Quiesce { purpose: Purpose::StopRing { reply }, stage: Stage::Draining }
     }
 
-    pub(super) fn write_through(reply: Option<Reply<Outcome>>) -> Quiesce {
-        Quiesce { purpose: Purpose::WriteThrough { reply }, stage: Stage::Draining }
+    pub(super) fn write_through(reply: Option<Reply<Outcome>>, was: bool) -> Quiesce {
+        Quiesce { purpose: Purpose::WriteThrough { reply, was }, stage: Stage::Draining }
     }
 
     pub(super) fn is_suspend(&self) -> bool {
@@ -98,15 +100,21 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.stopping && self.is_drained()
     }
 
+    /// The reply waits neither for requests that are held nor for ranges that come after the
+    /// present one: these are later writes, and durable when they end.
     pub(super) fn set_write_through(&mut self, on: bool, reply: Reply<Outcome>) {
+        let was = self.is_write_through();
+        self.change_ring(|ring| ring.write_through = on);
+        if on {
+            self.engine.make_durable();
+        }
         if on && self.can_flush() && self.ring.is_some() {
-            self.begin_quiesce(Quiesce::write_through(Some(reply)));
+            self.begin_quiesce(Quiesce::write_through(Some(reply), was));
             return;
         }
         // A suspend has flushed, unless it was told not to: then the next table does, before it
         // serves. If a front-end waited for that, its whole guest would be stopped.
         self.owes_flush = on && self.ring.is_some();
-        self.change_ring(|ring| ring.write_through = on);
         reply.send(Ok(()));
     }
 
@@ -209,13 +217,13 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.io.unwatch(KICK_KEY);
                 reply.send(self.ring.take().map(|ring| ring.vring.base()));
             }
-            Purpose::WriteThrough { reply: Some(reply) } => {
-                if outcome.is_ok() {
-                    self.change_ring(|ring| ring.write_through = true);
+            Purpose::WriteThrough { reply: Some(reply), was } => {
+                if outcome.is_err() {
+                    self.change_ring(|ring| ring.write_through = was);
                 }
                 reply.send(outcome);
             }
-            Purpose::WriteThrough { reply: None } => {
+            Purpose::WriteThrough { reply: None, .. } => {
                 if outcome.is_err() {
                     tracing::error!(
                         "what was written before the cache was turned off cannot be made durable"

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 mod answers;
 mod drivers;
 mod rest;
+mod through;
 
 struct Bench {
     disk: Arc<TestDisk>,

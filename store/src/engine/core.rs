@@ -248,6 +248,14 @@ impl Core {
         self.ready.push_back(index);
     }
 
+    /// The host's requests that were taken so far, and change something, end durable, including
+    /// those that are held.
+    pub(super) fn make_durable(&mut self) {
+        for (_, pending) in &mut self.requests {
+            pending.durable |= pending.asker != Asker::Merge && pending.op != Op::Read;
+        }
+    }
+
     /// All parked requests may proceed, from their beginning: any part that was done was done
     /// under another table.
     pub(super) fn replay(&mut self) {

@@ -114,6 +114,12 @@ impl Engine {
         self.core.admit(request);
     }
 
+    /// Every request that it has, except for reads, ends only when it is durable, as if it had been
+    /// submitted so.
+    pub fn make_durable(&mut self) {
+        self.core.make_durable();
+    }
+
     /// Its process is gone, with all its I/O in flight: for simulations of that.
     #[cfg(any(test, feature = "sim"))]
     pub fn killed(self) {

@@ -9,6 +9,7 @@ use crate::device::moment::CreateSnapshot;
 use crate::device::{Halt, MergeJob, Suspend, TableKind, User};
 use crate::exception::Entry;
 use crate::io::durable::seen;
+use crate::request::Status;
 use crate::units::Chunk;
 
 impl World {
@@ -70,6 +71,35 @@ fn a_write_that_is_to_be_durable_ends_behind_a_sync() {
         asked.extend(actions.iter().map(|action| (action.op, action.file)));
     }
     assert_eq!(asked, [(IoOp::Write, file), (IoOp::Sync, file)]);
+}
+
+/// As when a guest turns its write cache off.
+#[test]
+fn a_write_that_is_made_durable_on_its_way_ends_behind_a_sync() {
+    let world = World::new();
+    let file = world.linear("disk");
+    let mut engine = world.engine("disk");
+    write(&mut engine, 1, false);
+    let read =
+        Request { token: Token(2), op: Op::Read, sector: Sector(0), len: 4096, durable: false };
+    engine.submit(read);
+    engine.step();
+    let actions: Vec<Action> = std::iter::from_fn(|| engine.pop_action()).collect();
+    write(&mut engine, 3, false);
+    engine.make_durable();
+    for Action { tag, .. } in actions {
+        engine.complete(Completion { tag, result: Ok(()) });
+    }
+    assert_eq!(engine.pop_finished(), Some((Token(2), Status::Ok)), "the read");
+    assert_eq!(engine.pop_finished(), None);
+    // The second write begins together with the sync of the first.
+    let asked: Vec<_> = answer(&mut engine).iter().map(|it| (it.op, it.file)).collect();
+    assert_eq!(asked, [(IoOp::Write, file), (IoOp::Sync, file)]);
+    assert_eq!(engine.pop_finished(), Some((Token(1), Status::Ok)));
+    assert_eq!(engine.pop_finished(), None);
+    let asked: Vec<_> = answer(&mut engine).iter().map(|it| (it.op, it.file)).collect();
+    assert_eq!(asked, [(IoOp::Sync, file)]);
+    assert_eq!(engine.pop_finished(), Some((Token(3), Status::Ok)));
 }
 
 /// Known bug 10: chunks are moved a few at a time, and waiting requests continue by themselves.
