@@ -8,9 +8,9 @@
 //! plus the number of marks gives the position in the available ring of the first chain that was
 //! not taken.
 //!
-//! Values that the front-end wrote into the region are compared, never used as offsets: with a
-//! nonsensical region, requests of its own guest are carried out again or not at all. The same is
-//! true for a guest that makes a head available that is in flight.
+//! Values that the front-end wrote into the region are compared, never used as offsets, and it may
+//! change them at any time: with a nonsensical region, requests of its own guest are carried out
+//! again or not at all. The same is true for a guest that makes a head available that is in flight.
 
 use std::sync::atomic::Ordering;
 
@@ -136,8 +136,10 @@ impl Inflight {
     /// one of them.
     fn recall(&mut self, waits_for: u16) -> bool {
         let marked = |head: &u16| self.window.load_u8(entry(*head) + MARK) != 0;
-        let counter = |head: &u16| self.window.load_u64(entry(*head) + COUNTER);
-        let mut owed: Vec<u16> = (0..self.size).filter(marked).collect();
+        let counter = |head: u16| self.window.load_u64(entry(head) + COUNTER);
+        // Each counter is read once: the front-end may change it meanwhile.
+        let noted = |head| (counter(head), head);
+        let mut owed: Vec<(u64, u16)> = (0..self.size).filter(marked).map(noted).collect();
         if owed.len() > usize::from(waits_for) {
             tracing::warn!(
                 "the inflight region of a virtqueue is another ring's ({} requests in flight, and \
@@ -146,15 +148,15 @@ impl Inflight {
             );
             return false;
         }
-        owed.sort_by_key(|head| std::cmp::Reverse(counter(head)));
-        self.counter = owed.first().map_or(0, |last| counter(last).wrapping_add(1));
+        owed.sort_by_key(|&(counter, _)| std::cmp::Reverse(counter));
+        self.counter = owed.first().map_or(0, |&(last, _)| last.wrapping_add(1));
         if !owed.is_empty() {
             tracing::warn!(
                 "a virtqueue goes on with {} requests that were in flight when it ended",
                 owed.len()
             );
         }
-        self.owed = owed;
+        self.owed = owed.into_iter().map(|(_, head)| head).collect();
         true
     }
 

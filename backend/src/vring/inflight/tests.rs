@@ -1,6 +1,8 @@
 use super::*;
 use crate::memory::fuse;
-use crate::vring::{Vring, VringSetup};
+use crate::vring::{MAX_QUEUE_SIZE, Vring, VringSetup};
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
 use vm_memory::GuestAddress;
 
 const AVAILABLE: u64 = 0x2000;
@@ -328,4 +330,38 @@ fn heads_that_cannot_be_disturb_no_others() {
     assert_eq!(guest.used(), 1);
     let marks: Vec<usize> = (0..8).filter(|head| guest.noted(16 + 16 * head) == 1).collect();
     assert_eq!(marks, [2, 4]);
+}
+
+/// The front-end may write it at any time: a value that is needed again is not read again.
+#[test]
+fn counters_that_change_while_they_are_read_harm_nobody() {
+    const MANY: u16 = MAX_QUEUE_SIZE;
+    let memory = GuestMemory::anonymous(0x1_0000, 0);
+    let shared = GuestMemory::anonymous(0x8000, 0);
+    let (available, used) = (0x4000, 0x8000);
+    memory.write(GuestAddress(available + 2), &MANY.to_le_bytes()).unwrap();
+    let setup = VringSetup { size: MANY, descriptor: 0, available, used, base: 0, event_idx: true };
+    let start = || Vring::start(setup, &memory, Region::of(&shared, 0, MANY)).unwrap();
+    assert_eq!(start().owes(), 0, "a new region");
+    let region = || shared.window(0, Region::bytes(MANY), 8).unwrap();
+    (0..MANY).for_each(|head| region().store_u8(entry(head) + MARK, 1, Ordering::Relaxed));
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (region, mut seed) = (region(), 1u64);
+            while !ends.load(Ordering::Relaxed) {
+                for head in 0..MANY {
+                    seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                    region.store_u64(entry(head) + COUNTER, seed >> 32);
+                }
+            }
+        });
+        let starts = std::panic::catch_unwind(|| (0..1000).for_each(|_| drop(start())));
+        ends.store(true, Ordering::Relaxed);
+        assert!(starts.is_ok());
+    });
+    let mut ring = start();
+    let heads: BTreeSet<u16> =
+        std::iter::from_fn(|| Some(ring.take(&memory)?.head())).take(usize::from(MANY)).collect();
+    assert_eq!(heads.len(), usize::from(MANY), "each once");
 }
