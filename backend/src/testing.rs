@@ -82,6 +82,8 @@ pub(crate) struct TestDisk {
     pub merges: AtomicBool,
     /// How often the engine was told to commit.
     pub commits: AtomicUsize,
+    /// Held by who wants a worker to wait before it watches another descriptor.
+    pub watching: Mutex<()>,
     events: Mutex<Vec<OwnedFd>>,
 }
 
@@ -108,6 +110,7 @@ impl TestDisk {
             indirect: AtomicBool::default(),
             merges: AtomicBool::default(),
             commits: AtomicUsize::default(),
+            watching: Mutex::default(),
             events: Mutex::default(),
         })
     }
@@ -425,6 +428,7 @@ impl DeviceIo for TestIo {
     }
 
     fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
+        drop(self.disk.watching.lock());
         self.watches.push((key, fd.try_clone_to_owned().unwrap()));
     }
 

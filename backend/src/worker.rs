@@ -15,6 +15,7 @@ mod batch;
 mod driver;
 mod flights;
 mod mailbox;
+mod notifier;
 mod poll;
 mod queued;
 mod quiesce;
@@ -41,6 +42,7 @@ use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
 pub(crate) use mailbox::{new_eventfd, signal};
+use notifier::Notifier;
 use poll::AdaptivePoll;
 pub use poll::Polling;
 use queued::Queued;
@@ -110,8 +112,8 @@ enum Gate {
 struct Ring {
     vring: Vring,
     kick: Kick,
-    call: Option<std::os::fd::OwnedFd>,
-    err: Option<std::os::fd::OwnedFd>,
+    call: Option<Notifier>,
+    err: Option<Notifier>,
     enabled: bool,
     /// It is in the front-end's present memory.
     has_memory: bool,
@@ -479,10 +481,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             }
             Mail::Enable(on) => self.change_ring(|ring| ring.enabled = on),
             Mail::Call(call) => self.change_ring(|ring| {
-                ring.call = call;
+                ring.call = call.map(Notifier::new);
                 // The driver may have been interrupted through the eventfd that is gone now.
                 if let Some(call) = &ring.call {
-                    signal(call);
+                    call.notify();
                 }
             }),
             Mail::Err(err) => self.change_err(err),
@@ -553,14 +555,15 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         // This includes the time until the driver is known.
         self.io.post_at_once(false);
         // An earlier process may have been killed between a completion and its interrupt.
-        if let Some(call) = start.call.as_ref().filter(|_| vring.is_tracked()) {
-            signal(call);
+        let call = start.call.map(Notifier::new);
+        if let Some(call) = call.as_ref().filter(|_| vring.is_tracked()) {
+            call.notify();
         }
         self.ring = Some(Ring {
             vring,
             kick: start.kick,
-            call: start.call,
-            err: start.err,
+            call,
+            err: start.err.map(Notifier::new),
             enabled: start.enabled,
             has_memory: true,
             write_through: start.write_through,

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use snapblk_store::io::{Action, IoOp};
 
-use super::{Worker, signal};
+use super::{Notifier, Worker};
 use crate::binding::{DeviceEngine, DeviceIo, Failure};
 use crate::request::BlkStatus;
 
@@ -86,7 +86,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if ring.vring.publish() {
             ring.driver.waits();
             if let Some(call) = &ring.call {
-                signal(call);
+                call.notify();
             }
         }
     }
@@ -134,7 +134,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.mailbox.set_broken(true);
             tracing::warn!("a guest broke its virtqueue; it is not served until it is set up anew");
             if let Some(err) = &ring.err {
-                signal(err);
+                err.notify();
             }
         }
     }
@@ -143,9 +143,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// already.
     pub(super) fn change_err(&mut self, err: Option<OwnedFd>) {
         let Some(ring) = &mut self.ring else { return };
-        ring.err = err;
+        ring.err = err.map(Notifier::new);
         if let Some(err) = ring.err.as_ref().filter(|_| ring.told_broken) {
-            signal(err);
+            err.notify();
         }
     }
 }

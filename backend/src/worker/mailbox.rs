@@ -19,7 +19,7 @@ use crate::binding::Wake;
 use crate::memory::GuestMemory;
 use crate::vring::{Region, VringSetup};
 
-/// An eventfd to signal: ends a sleep, kicks, calls.
+/// Signals an eventfd of this process's own: ends a sleep. Of others, only one that cannot block.
 pub(crate) fn signal(fd: impl AsFd) {
     // The only failure of an existing eventfd is a full counter, which means that it is signalled.
     let _ = rustix::io::write(fd, &1u64.to_ne_bytes());

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 mod answers;
 mod drivers;
+mod notifier;
 mod rest;
 mod through;
 

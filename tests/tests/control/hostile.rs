@@ -7,14 +7,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use snapblk_qmp::client::Client as Qmp;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::common::*;
 
@@ -121,7 +124,7 @@ fn what_is_logged_of_a_session_names_its_export() {
 }
 
 /// Makes the worker of the ring wait forever: for room in the counter with which it interrupts its
-/// driver. Reading the counter lets it continue.
+/// driver, and which did not block when it was passed. Reading the counter lets it continue.
 fn block_worker(socket: &Path) -> (Frontend, EventFd) {
     const LEN: u64 = 1 << 20;
     let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
@@ -151,10 +154,25 @@ fn block_worker(socket: &Path) -> (Frontend, EventFd) {
         log_addr: None,
     };
     front.set_vring_addr(0, &config).unwrap();
-    front.set_vring_kick(0, &EventFd::new(0).unwrap()).unwrap();
-    let call = EventFd::new(0).unwrap();
-    call.write(u64::MAX - 1).unwrap();
+    let kick = EventFd::new(0).unwrap();
+    front.set_vring_kick(0, &kick).unwrap();
+    front.set_vring_enable(0, true).unwrap();
+    let call = EventFd::new(EFD_NONBLOCK).unwrap();
     front.set_vring_call(0, &call).unwrap();
+    // Sending it to oneself changes its type without `unsafe`.
+    let (here, there) = UnixStream::pair().unwrap();
+    here.send_with_fd(&[0u8][..], call.as_raw_fd()).unwrap();
+    let (_, same) = there.recv_with_fd(&mut [0u8]).unwrap();
+    let same = same.unwrap();
+    // The worker has it when it signals it for the first time.
+    poll(&mut [PollFd::new(&same, PollFlags::IN)], None).unwrap();
+    call.read().unwrap();
+    fcntl_setfl(&same, OFlags::empty()).unwrap();
+    call.write(u64::MAX - 1).unwrap();
+    // A chain of one byte for the status: descriptor 0, which the device writes, and the index.
+    pwrite(&memory, &[1, 0, 0, 0, 2], 8).unwrap();
+    pwrite(&memory, &[1], 0x1002).unwrap();
+    kick.write(1).unwrap();
     (front, call)
 }
 

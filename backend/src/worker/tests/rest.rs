@@ -47,20 +47,16 @@ fn a_ring_that_stops_ends_first_what_a_killed_process_left() {
     let shared = GuestMemory::anonymous(0x1000, 0);
     kill_one_with(100, &mut bench, &shared);
     // Its worker reads none of the later messages before all of them are there.
-    let call = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    let start = RingStart {
-        inflight: Region::of(&shared, 0, SIZE),
-        call: Some(call.try_clone().unwrap()),
-        enabled: false,
-        ..bench.ring_start()
-    };
+    let disk = bench.disk.clone();
+    let starting = disk.watching.lock().unwrap();
+    let inflight = Region::of(&shared, 0, SIZE);
+    let start = RingStart { inflight, enabled: false, ..bench.ring_start() };
     let started = bench.worker.start_ring(start);
     bench.worker.enable(true);
     let stopped = bench.worker.stop_ring();
     // Like a session whose front-end has disconnected.
     drop(bench.worker.set_memory(Arc::default()));
-    rustix::io::read(&call, &mut [0; 8]).unwrap();
+    drop(starting);
     started.wait(PATIENCE).unwrap().unwrap();
     assert_eq!(stopped.wait(PATIENCE), Ok(Some(100)));
     let heads: Vec<_> = std::iter::from_fn(|| bench.driver.next_used()).map(|it| it.0).collect();

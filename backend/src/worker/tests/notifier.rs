@@ -1,0 +1,65 @@
+//! Descriptors that block, and that the front-end does not read.
+
+use std::os::fd::OwnedFd;
+
+use super::*;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+
+/// One without room for another signal, and what empties it.
+fn full_eventfd() -> (OwnedFd, OwnedFd) {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    (fd.try_clone().unwrap(), fd)
+}
+
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (reads, writes) = rustix::pipe::pipe().unwrap();
+    fcntl_setfl(&writes, OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&writes, &[0; 4096]).is_ok() {}
+    fcntl_setfl(&writes, OFlags::empty()).unwrap();
+    (writes, reads)
+}
+
+fn is_readable(fd: &OwnedFd) -> bool {
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}
+
+/// Empties `fd`, so that a worker that waits for that goes on.
+fn empty(fd: &OwnedFd) {
+    rustix::io::read(fd, &mut [0; 1 << 17]).unwrap();
+}
+
+#[test]
+fn a_call_descriptor_that_blocks_holds_up_no_worker() {
+    for full in [full_eventfd, full_pipe] {
+        let (mut bench, (call, reads)) = (Bench::new(false), full());
+        bench.driver.ask(0, 1, 0, &[1; 512]);
+        bench.start_with(|start| start.call = Some(call.try_clone().unwrap()));
+        let served = bench.worker.suspend(true).wait(PATIENCE);
+        bench.worker.set_call(Some(call));
+        let resumed = bench.worker.resume(ResumeWith::Table(Some(bench.binding.table())));
+        let resumed = resumed.wait(PATIENCE);
+        empty(&reads);
+        assert_eq!((served, resumed), (Ok(Ok(())), Ok(Ok(()))));
+        // When there is room again, the driver is interrupted as ever.
+        bench.driver.ask(1, 1, 8, &[1; 512]);
+        bench.driver.kick();
+        assert!(is_readable(&reads));
+        assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(2)));
+    }
+}
+
+#[test]
+fn a_descriptor_for_errors_that_blocks_holds_up_no_worker() {
+    let (bench, (err, reads)) = (Bench::new(true), full_eventfd());
+    bench.start_with(|start| start.err = Some(err.try_clone().unwrap()));
+    bench.driver.claim_too_many();
+    bench.driver.kick();
+    eventually("the ring is broken", || bench.worker.is_broken());
+    bench.worker.set_err(Some(err));
+    let stopped = bench.worker.stop_ring().wait(PATIENCE);
+    empty(&reads);
+    assert_eq!(stopped, Ok(Some(0)));
+}
