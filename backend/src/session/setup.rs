@@ -183,7 +183,7 @@ impl<T> Setup<T> {
             Message::SetConfig { offset, data } => self.set_config(offset, &data)?,
             Message::ResetDevice => {
                 self.reset()?;
-                self.forget_inflight();
+                self.forget_rings();
             }
             // QEMU sends it whenever rings stop, and may start them again where they were.
             Message::SetStatus(0) => self.reset()?,
@@ -339,9 +339,13 @@ impl<T> Setup<T> {
         Ok(())
     }
 
-    /// The driver sets its rings up again: requests that a stopped ring left for the next start
-    /// are no longer wanted.
-    fn forget_inflight(&self) {
+    /// The driver sets its rings up again, maybe elsewhere, and requests that a stopped ring left
+    /// for the next start are no longer wanted. (A ring that only stops keeps its place, as with
+    /// other back-ends: a front-end may kick it again.)
+    fn forget_rings(&mut self) {
+        for vring in &mut self.vrings {
+            (vring.addresses, vring.base) = (None, 0);
+        }
         let Some(inflight) = &self.inflight else { return };
         for index in 0..self.vrings.len() {
             if let Ok(region) = inflight.region(index as u32) {

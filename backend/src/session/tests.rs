@@ -27,6 +27,7 @@ mod inflight;
 mod inherited;
 mod reconnect;
 mod refused;
+mod reset;
 mod resize;
 mod stopping;
 
@@ -147,8 +148,8 @@ impl FrontEnd {
         self.vhost.set_mem_table(&[self.region()]).unwrap();
     }
 
-    fn describe(&self, queue: usize, base: u16) {
-        let setup = self.drivers[queue].setup(base);
+    fn place(&self, queue: usize) {
+        let setup = self.drivers[queue].setup(0);
         self.vhost.set_vring_num(queue, setup.size).unwrap();
         let addresses = VringConfigData {
             queue_max_size: setup.size,
@@ -160,6 +161,10 @@ impl FrontEnd {
             log_addr: None,
         };
         self.vhost.set_vring_addr(queue, &addresses).unwrap();
+    }
+
+    fn describe(&self, queue: usize, base: u16) {
+        self.place(queue);
         self.vhost.set_vring_base(queue, base).unwrap();
         self.vhost.set_vring_call(queue, &self.calls[queue]).unwrap();
     }
@@ -403,7 +408,7 @@ fn status_is_kept_and_zero_resets() {
     front.start(1);
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
     front.vhost.reset_device().unwrap();
-    assert_eq!(front.vhost.get_vring_base(0).unwrap(), 1, "a reset stops the ring");
+    assert_eq!(front.vhost.get_vring_base(0).unwrap(), 0, "a reset stops the ring");
     drop(front);
     let mut raw = server.raw();
     let all = setup::PROTOCOL_FEATURES.bits();
