@@ -383,6 +383,7 @@ impl Commit {
         if let Err(error) = server.devices.drop_layers(&self.id) {
             return Some(Outcome::Failed(error.to_string()));
         }
+        server.thaw_served();
         if follows {
             return self.follow(server);
         }
@@ -512,7 +513,10 @@ impl JobDriver for Commit {
         ended.map_err(|error| {
             server.forget_commit(&self.id);
             error.to_string()
-        })
+        })?;
+        // A layer that is gone may have been suspended.
+        server.thaw_served();
+        Ok(())
     }
 }
 
