@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::io::{Errno, IoOp, SLICE};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Exceptions;
-use crate::units::{Chunk, SECTOR_SHIFT, Sector};
+use crate::units::{Chunk, ChunkSize, SECTOR_SHIFT, Sector};
 use crate::workers::{NoRoom, Workers};
 
 /// The chunks to be copied: those of the layers above a layer of a chain, with the content of the
@@ -59,18 +60,20 @@ impl CommitSource {
     }
 
     /// The next range to be copied from byte `at` of the device on: up to the next gap, at most
-    /// `room` bytes. Each of its parts is contiguous in a store.
-    fn pieces(&self, at: u64, mut room: u64, pieces: &mut Vec<Piece>) {
+    /// `room` bytes. Each of its parts is contiguous in a store. There are none only if nothing is
+    /// left.
+    fn pieces(&self, at: u64, room: NonZeroU64, pieces: &mut Vec<Piece>) -> Left {
         pieces.clear();
+        let mut room = room.get();
         let size = self.exceptions.chunk();
         if at >= self.exceptions.len {
-            return;
+            return Left::Nothing;
         }
-        let Some((first, _)) = self.next(size.chunk_of(at)) else { return };
+        let Some((first, _)) = self.next(size.chunk_of(at)) else { return Left::Nothing };
         let mut at = at.max(size.start_of(first));
         while let Some((chunk, place)) = self.next(size.chunk_of(at)) {
             if room == 0 || size.start_of(chunk) > at {
-                return;
+                break;
             }
             let within = size.offset_in(at);
             let len = room.min(self.exceptions.own_len(chunk) - within);
@@ -81,10 +84,20 @@ impl CommitSource {
             at += len;
             room -= len;
             if size.offset_in(at) != 0 || at >= self.exceptions.len {
-                return;
+                break;
             }
         }
+        Left::More
     }
+}
+
+/// Whether a source has more to be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// It has: perhaps more than may be copied now.
+    More,
+    /// Everything was begun.
+    Nothing,
 }
 
 /// Bytes that are contiguous in a store.
@@ -265,6 +278,15 @@ impl AttachedWorker for CommitHandle {
     }
 }
 
+/// Bytes for the next copy: whole chunks if they fit, so that none is written twice; none while the
+/// speed allows none.
+fn room(allowed: Option<u64>, size: ChunkSize) -> Option<NonZeroU64> {
+    let slice = SLICE as u64;
+    let bytes = allowed.map_or(slice, |bytes| bytes.min(slice));
+    // Rounded after it was limited, since a speed can be any number; a chunk may be larger.
+    NonZeroU64::new(bytes.next_multiple_of(size.bytes()).min(slice))
+}
+
 struct Job<E> {
     host: Host<E>,
     control: Arc<Control<CommitProgress>>,
@@ -315,7 +337,7 @@ impl<E: CopyExecutor> Job<E> {
             let mut all_begun = false;
             if !hold {
                 match self.begin() {
-                    Ok(all) => all_begun = all,
+                    Ok(left) => all_begun = left == Left::Nothing,
                     Err(errno) => failed = Some(CommitEnd::Read(errno)),
                 }
             }
@@ -364,31 +386,28 @@ impl<E: CopyExecutor> Job<E> {
         Orders { stop: asked.stop, cancel: asked.cancel, paused: asked.paused }
     }
 
-    /// Begins as many copies as room and speed allow; true if nothing is left.
-    fn begin(&mut self) -> Result<bool, Errno> {
-        while !self.free.is_empty() && self.allowed != Some(0) {
+    /// Begins as many copies as room and speed allow.
+    fn begin(&mut self) -> Result<Left, Errno> {
+        let size = self.source.exceptions.chunk();
+        while let (Some(&token), Some(room)) = (self.free.last(), room(self.allowed, size)) {
             let mut pieces = std::mem::take(&mut self.pieces);
-            self.source.pieces(self.at, self.room(), &mut pieces);
-            let begun = self.copy(&pieces);
+            let left = self.source.pieces(self.at, room, &mut pieces);
+            let copied = match left {
+                Left::More => self.copy(token, &pieces),
+                Left::Nothing => Ok(()),
+            };
             self.pieces = pieces;
-            if !begun? {
-                return Ok(true);
+            copied?;
+            if left == Left::Nothing {
+                return Ok(Left::Nothing);
             }
         }
-        Ok(false)
+        Ok(Left::More)
     }
 
-    /// Bytes for the next copy: whole chunks if they fit, so that none is written twice.
-    fn room(&self) -> u64 {
-        let chunk = self.source.exceptions.chunk().bytes();
-        let allowed = self.allowed.map(|bytes| bytes.next_multiple_of(chunk));
-        allowed.map_or(SLICE as u64, |bytes| bytes.min(SLICE as u64))
-    }
-
-    /// Reads `pieces`, which are adjacent, and begins to write them; false if there are none.
-    fn copy(&mut self, pieces: &[Piece]) -> Result<bool, Errno> {
-        let Some(first) = pieces.first() else { return Ok(false) };
-        let Some(&token) = self.free.last() else { return Ok(true) };
+    /// Reads `pieces`, of which there are some, and which are adjacent, and begins to write them as
+    /// the copy `token`.
+    fn copy(&mut self, token: Token, pieces: &[Piece]) -> Result<(), Errno> {
         let size = self.source.exceptions.chunk();
         let mut len = 0;
         for piece in pieces {
@@ -399,14 +418,14 @@ impl<E: CopyExecutor> Job<E> {
         }
         self.free.pop();
         self.flying += 1;
-        self.at = first.start + len;
+        self.at = pieces[0].start + len;
         if let Some(allowed) = &mut self.allowed {
             *allowed = allowed.saturating_sub(len);
         }
-        let sector = Sector(first.start >> SECTOR_SHIFT);
+        let sector = Sector(pieces[0].start >> SECTOR_SHIFT);
         self.host.engine.submit(Request { token, op: Op::Write, sector, len, durable: false });
         self.control.lock().said.done += len;
-        Ok(true)
+        Ok(())
     }
 
     /// Takes back the copies that ended; false if one failed.
@@ -449,3 +468,6 @@ impl<E: CopyExecutor> Job<E> {
         Ok(())
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

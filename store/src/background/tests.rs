@@ -26,10 +26,11 @@ use crate::target::{
 use crate::units::{Chunk, ChunkSize, StoreChunk};
 use crate::workers::TrackedId;
 
-const ORIGIN: FileId = FileId(0);
-const STORE: FileId = FileId(1);
+pub(super) const ORIGIN: FileId = FileId(0);
+pub(super) const STORE: FileId = FileId(1);
 const CHUNK: ChunkSize = ChunkSize::TOOLS;
 const CHUNKS: u64 = 900;
+pub(super) const LEN: u64 = CHUNKS * CHUNK.bytes();
 const SCRATCH: u32 = 1 << 20;
 
 /// Ends a wait; latched.
@@ -152,22 +153,18 @@ impl StoreObserver for Nobody {
     fn owes(&self) {}
 }
 
-struct Case {
-    dir: tempfile::TempDir,
+pub(super) struct Case {
+    pub(super) dir: tempfile::TempDir,
     gate: Gate,
-    workers: Arc<Workers>,
+    pub(super) workers: Arc<Workers>,
     store: Arc<Store>,
     exceptions: Arc<ExceptionTable>,
 }
 
-fn len() -> u64 {
-    CHUNKS * CHUNK.bytes()
-}
-
 /// An origin of ones and a store with `entries` chunks of twos, scattered.
-fn case(entries: u64) -> Case {
+pub(super) fn case(entries: u64) -> Case {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("origin"), vec![1; len() as usize]).unwrap();
+    std::fs::write(dir.path().join("origin"), vec![1; LEN as usize]).unwrap();
     let path = dir.path().join("store");
     File::create(&path).unwrap().set_len(1100 * CHUNK.bytes()).unwrap();
     let info = FileInfo::open(&path, OpenMode::ReadWrite, false).unwrap();
@@ -179,7 +176,7 @@ fn case(entries: u64) -> Case {
         info.write_at(&entry.encode(), geometry.entry_offset(position)).unwrap();
         info.write_at(&vec![2; CHUNK.bytes() as usize], CHUNK.store_offset(new)).unwrap();
     }
-    let options = cow::OpenOptions { origin_len: Some(len()), ..Default::default() };
+    let options = cow::OpenOptions { origin_len: Some(LEN), ..Default::default() };
     let opened = cow::open::open(&info, &options).unwrap();
     let exceptions = ExceptionTable::new(CHUNKS);
     for &(old, chunk) in &opened.entries {
@@ -207,17 +204,28 @@ fn case(entries: u64) -> Case {
     }
 }
 
+/// The origin's file.
+pub(super) fn origin() -> Backing {
+    let mut backing = Backing::default();
+    let medium = Arc::new(Medium::new(ORIGIN));
+    backing.push(LEN, ExtentPlace::File { medium, offset: 0 });
+    backing
+}
+
 impl Case {
-    fn table(&self, merging: bool) -> Arc<Table> {
-        let mut backing = Backing::default();
-        let medium = Arc::new(Medium::new(ORIGIN));
-        backing.push(len(), ExtentPlace::File { medium, offset: 0 });
-        let ex = Exceptions {
+    /// The store's chunks over the origin.
+    pub(super) fn mapped(&self) -> Exceptions {
+        Exceptions {
             table: self.exceptions.clone(),
             layers: vec![self.store.clone()],
-            origin: backing.clone(),
-            len: len(),
-        };
+            origin: origin(),
+            len: LEN,
+        }
+    }
+
+    fn table(&self, merging: bool) -> Arc<Table> {
+        let ex = self.mapped();
+        let backing = origin();
         let target = if merging {
             let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots: vec![] };
             Target::Merge(Merge {
@@ -233,7 +241,7 @@ impl Case {
                 features: Features::default(),
             })
         };
-        Arc::new(Table::new(vec![Line { start: 0, len: len(), target }], vec![ex]))
+        Arc::new(Table::new(vec![Line { start: 0, len: LEN, target }], vec![ex]))
     }
 
     fn config(&self) -> EngineConfig {
@@ -260,7 +268,7 @@ impl Case {
     }
 
     /// Chunks that are on the origin.
-    fn home(&self) -> u64 {
+    pub(super) fn home(&self) -> u64 {
         let origin = std::fs::read(self.dir.path().join("origin")).unwrap();
         let chunks = origin.chunks(CHUNK.bytes() as usize);
         let whole = chunks.filter(|chunk| chunk.iter().all(|&byte| byte == 2));
