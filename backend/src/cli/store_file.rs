@@ -77,18 +77,18 @@ impl StoreFile {
         let options = OpenOptions { origin_len, ..OpenOptions::default() };
         let mut store = open(&self.file, &options)?;
         if store.valid {
-            self.settle(&mut store)?;
+            self.settle(&mut store, origin_len)?;
         }
         Ok(store)
     }
 
-    fn settle(&self, store: &mut OpenStore) -> Result<(), CliError> {
+    fn settle(&self, store: &mut OpenStore, origin_len: Option<u64>) -> Result<(), CliError> {
         let owed = Owed::of(&self.file, store.geometry.chunk.sectors());
         if self.file.writable {
-            owed.enter(&self.file, store, Gaps::Close)?;
+            owed.enter(&self.file, store, (origin_len, Gaps::Close))?;
             owed.settle();
         } else {
-            owed.show(self.file.path.display().to_string(), store)?;
+            owed.show(self.file.path.display().to_string(), store, origin_len)?;
         }
         Ok(())
     }

@@ -15,10 +15,10 @@
 
 use std::collections::HashMap;
 
-use super::error::{StoreError, StoreErrorKind};
+use super::error::{ProblemKind, StoreError, StoreErrorKind};
 use super::layout::{Entry, Geometry};
 use super::log::Log;
-use super::open::{OpenStore, zero_garbage};
+use super::open::{OpenStore, misplaced, zero_garbage};
 use super::tail::Tail;
 use super::words::Words;
 use crate::io::storage::{SLICE, Storage};
@@ -37,6 +37,12 @@ pub enum AdoptError {
         /// The chunk's owed entry.
         owed: Chunk,
     },
+    /// An owed entry is impossible, as one in the store's list would be.
+    #[error("an owed entry {kind}")]
+    Misplaced {
+        /// The error.
+        kind: ProblemKind,
+    },
     /// The store could not be written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -51,19 +57,20 @@ pub enum Gaps {
     Leave,
 }
 
-/// Enters the owed chunks of `words` into `store`, which is in `storage`; then everything in the
-/// store is durable. True if there was anything that the store did not have. With [`Gaps::Close`]
+/// Enters the owed chunks of `words` into `store`, which is in `storage` and, if `origin_len` is
+/// given in bytes, for a device of that length; then everything in the store is durable. True if there was anything that the store did not have. With [`Gaps::Close`]
 /// owed chunks may move, and `words` record their new places.
 ///
 /// # Errors
-/// See [`AdoptError`]; the store loses nothing then.
+/// See [`AdoptError`]; the store loses nothing then. An entry that is impossible is found before
+/// anything is written.
 pub fn adopt<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
     words: &Words,
-    gaps: Gaps,
+    (origin_len, gaps): (Option<u64>, Gaps),
 ) -> Result<bool, AdoptError> {
-    let mut rest = missing(store, words)?;
+    let mut rest = missing(store, words, origin_len)?;
     if !rest.is_empty() {
         if gaps == Gaps::Close {
             close_gaps(storage, store, words, &mut rest);
@@ -77,17 +84,26 @@ pub fn adopt<S: Storage>(
 /// it.
 ///
 /// # Errors
-/// [`AdoptError::Changed`].
-pub fn view(store: &mut OpenStore, words: &Words) -> Result<(), AdoptError> {
-    for (index, old) in missing(store, words)? {
+/// [`AdoptError::Changed`] and [`AdoptError::Misplaced`].
+pub fn view(
+    store: &mut OpenStore,
+    words: &Words,
+    origin_len: Option<u64>,
+) -> Result<(), AdoptError> {
+    for (index, old) in missing(store, words, origin_len)? {
         store.entries.push((old, store.geometry.chunk_of_index(index)));
         store.next = DataIndex(index.0 + 1);
     }
     Ok(())
 }
 
-/// The owed chunks that are not in `store` yet, in allocation order.
-fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
+/// The owed chunks that are not in `store` yet, in allocation order, checked as the store's list
+/// was when it was opened.
+fn missing(
+    store: &OpenStore,
+    words: &Words,
+    origin_len: Option<u64>,
+) -> Result<Vec<(DataIndex, Chunk)>, AdoptError> {
     let (owed, first) = Log::owed(words);
     if owed.is_empty() {
         return Ok(Vec::new());
@@ -100,9 +116,14 @@ fn missing(store: &OpenStore, words: &Words) -> Result<Vec<(DataIndex, Chunk)>, 
         .filter(|(_, new)| *new >= first)
         .map(|&(old, new)| (new, old))
         .collect();
+    let origin_chunks = origin_len.map(|len| store.geometry.chunk.count_for(len));
     let mut rest = Vec::new();
     for (index, old) in owed {
         if index >= store.next {
+            let entry = (old, store.geometry.chunk_of_index(index));
+            if let Some(kind) = misplaced(&store.geometry, origin_chunks, entry) {
+                return Err(AdoptError::Misplaced { kind });
+            }
             rest.push((index, old));
             continue;
         }

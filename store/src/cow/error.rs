@@ -133,8 +133,14 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "entry {} at byte {} ", self.position, self.offset)?;
-        match self.kind {
+        write!(f, "entry {} at byte {} {}", self.position, self.offset, self.kind)
+    }
+}
+
+/// The rest of a sentence about the entry.
+impl fmt::Display for ProblemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
             ProblemKind::OutsideStore { new, chunks } => {
                 write!(f, "points at chunk {} of a store of {chunks} chunks", new.0)
             }

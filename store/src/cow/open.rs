@@ -260,7 +260,7 @@ pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec
 }
 
 /// What is wrong with an entry by itself.
-fn misplaced(
+pub(super) fn misplaced(
     geometry: &Geometry,
     origin_chunks: Option<u64>,
     (old, new): (Chunk, StoreChunk),

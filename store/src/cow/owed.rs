@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::adopt::{AdoptError, adopt, view};
 pub use super::adopt::{Gaps, tail_of};
-use super::error::StoreError;
+use super::error::{ProblemKind, StoreError};
 use super::log::{LOG_WORDS, Log, RING, words_for};
 use super::open::OpenStore;
 use super::words::{Words, WordsHeader};
@@ -58,6 +58,21 @@ pub enum OwedError {
         found: Chunk,
         /// The chunk's owed entry.
         owed: Chunk,
+    },
+    /// An owed entry is impossible, as one in the store's list would be.
+    #[error(
+        "{}, which keeps what the process that served {} owed to it when it was killed, has an \
+         entry that {kind}; acknowledged writes would be lost. Restore that length, or remove that \
+         file to go on without them",
+        path.display(), store.display()
+    )]
+    Misplaced {
+        /// The store.
+        store: PathBuf,
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        kind: ProblemKind,
     },
     /// The store could not be written.
     #[error(transparent)]
@@ -141,8 +156,8 @@ impl Owed {
         most(&path).max(beside_link.as_ref().map_or(0, most))
     }
 
-    /// Enters the chunks that the file owes into `store`, which is in `storage`. True if there
-    /// were any.
+    /// Enters the chunks that the file owes into `store`, which is in `storage` and, if
+    /// `origin_len` is given in bytes, for a device of that length. True if there were any.
     ///
     /// # Errors
     /// See [`OwedError`]; the file is unchanged then.
@@ -150,24 +165,34 @@ impl Owed {
         &self,
         storage: &S,
         store: &mut OpenStore,
-        gaps: Gaps,
+        (origin_len, gaps): (Option<u64>, Gaps),
     ) -> Result<bool, OwedError> {
         let Some(words) = self.find()? else { return Ok(false) };
-        adopt(storage, store, &words, gaps).map_err(|error| self.named(storage.name(), error))
+        let entered = adopt(storage, store, &words, (origin_len, gaps));
+        entered.map_err(|error| self.named(storage.name(), error))
     }
 
-    /// Adds the chunks that the file owes to `store`, called `name`, without writing anything.
+    /// Adds the chunks that the file owes to `store`, called `name` and for a device of
+    /// `origin_len` bytes if that is given, without writing anything.
     ///
     /// # Errors
     /// See [`OwedError`].
-    pub fn show(&self, name: String, store: &mut OpenStore) -> Result<(), OwedError> {
+    pub fn show(
+        &self,
+        name: String,
+        store: &mut OpenStore,
+        origin_len: Option<u64>,
+    ) -> Result<(), OwedError> {
         let Some(words) = self.find()? else { return Ok(()) };
-        view(store, &words).map_err(|error| self.named(name, error))
+        view(store, &words, origin_len).map_err(|error| self.named(name, error))
     }
 
     fn named(&self, store: String, error: AdoptError) -> OwedError {
         match error {
             AdoptError::Store(error) => OwedError::Store(error),
+            AdoptError::Misplaced { kind } => {
+                OwedError::Misplaced { store: store.into(), path: self.path.clone(), kind }
+            }
             AdoptError::Changed { index, found, owed } => OwedError::Changed {
                 store: store.into(),
                 path: self.path.clone(),

@@ -191,7 +191,7 @@ impl Live {
             if opened.valid {
                 // One that this replaces goes on where this comes to nothing.
                 let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
-                if file.enter(&*disk.info, opened, gaps)? {
+                if file.enter(&*disk.info, opened, (Some(len), gaps))? {
                     tracing::info!("entered what a killed process owed to {}", path.display());
                 }
                 open::zero_garbage(&*disk.info, opened)?;

@@ -43,10 +43,10 @@ impl World {
         let storage = self.sim.storage(spec.file);
         let transient = spec.persistence == Persistence::Transient;
         let geometry = Geometry::of_len(chunk, snapblk_store::io::Storage::len(&storage).unwrap());
+        let origin_len = Some(self.config.sectors * 512);
         let mut opened = if transient {
             OpenStore::empty(geometry)
         } else {
-            let origin_len = Some(self.config.sectors * 512);
             // Both give the same result here: all entries are among the newest.
             let keep = [Keep::All, Keep::Newest][number % 2];
             let options =
@@ -64,7 +64,7 @@ impl World {
         } else {
             if let Some(words) = words
                 && opened.valid
-                && adopt(&storage, &mut opened, words, Gaps::Close)
+                && adopt(&storage, &mut opened, words, (origin_len, Gaps::Close))
                     .map_err(|error| error.to_string())?
             {
                 self.coverage.met("adopted what was owed");

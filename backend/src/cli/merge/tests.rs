@@ -5,8 +5,9 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use snapblk_store::cow::open::open;
-use snapblk_store::cow::{Entry, Header, OpenOptions};
+use snapblk_store::cow::open::{create, open};
+use snapblk_store::cow::owed::Owed;
+use snapblk_store::cow::{Allocation, Entry, Geometry, Header, Log, OpenOptions};
 use snapblk_store::units::{Chunk, ChunkSize, StoreChunk};
 
 use super::*;
@@ -220,4 +221,28 @@ fn leftovers_are_removed_before_they_can_come_to_life() {
     run(&origin, &file).unwrap();
     assert!(file.now()[34 * SECTOR..35 * SECTOR].iter().all(|&byte| byte == 0));
     assert!(file.now()[SECTOR..2 * SECTOR].iter().all(|&byte| byte == 0));
+}
+
+/// A killed process owes the store a chunk that the given disk does not have.
+#[test]
+fn what_was_owed_past_the_end_of_the_disk_is_not_merged_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for (name, len) in [("short", 10 << 12), ("store", 64 << 12)] {
+        std::fs::File::create(path(name)).unwrap().set_len(len).unwrap();
+    }
+    let file = FileInfo::open(&path("store"), OpenMode::ReadWrite, false).unwrap();
+    let store = create(&file, Geometry::of_len(ChunkSize::TOOLS, 64 << 12)).unwrap();
+    let words = Owed::of(&file, ChunkSize::TOOLS.sectors()).create(false).unwrap();
+    let log = Log::new(words, store.next, store.geometry.capacity());
+    let Allocation::Run { first, count: 1 } = log.allocate(1) else { panic!("no room") };
+    let place = store.geometry.chunk_of_index(first);
+    let _ = log.finish(first, Some(Chunk(10)));
+    drop((log, file));
+    let merge = Merge { into: path("short"), store: path("store"), force: false, json: false };
+    let said = merge.run().unwrap_err().to_string();
+    assert!(said.contains("chunk 10 of an origin of 10 chunks"), "{said}");
+    let again = StoreFile::to_write(&path("store")).unwrap().load(Some(11 << 12)).unwrap();
+    assert_eq!(again.entries, [(Chunk(10), place)]);
+    assert!(!path("store.owed").exists());
 }

@@ -112,9 +112,9 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
         }
         let words = log.copy_words();
         let killed = Failing { storage: &storage, fails: Fails::After(Cell::new(kills)) };
-        let entered = adopt(&killed, &mut store, &words, Gaps::Close);
+        let entered = adopt(&killed, &mut store, &words, (None, Gaps::Close));
         let mut store = open(&storage, &OpenOptions::default()).unwrap();
-        adopt(&storage, &mut store, &words, Gaps::Close).unwrap();
+        adopt(&storage, &mut store, &words, (None, Gaps::Close)).unwrap();
         assert_eq!(store.next, DataIndex(32), "after {kills}");
         let mut new: Vec<(Chunk, StoreChunk)> = store.entries[28..].to_vec();
         new.sort_unstable();
@@ -143,7 +143,7 @@ fn a_gap_that_cannot_be_written_costs_room_only() {
     let _ = log.finish(DataIndex(29), Some(Chunk(129)));
     let bad = store.geometry.chunk_of_index(DataIndex(28));
     let failing = Failing { storage: &storage, fails: Fails::WriteAt(bad.0 * 512) };
-    let entered = adopt(&failing, &mut store, &log.copy_words(), Gaps::Close);
+    let entered = adopt(&failing, &mut store, &log.copy_words(), (None, Gaps::Close));
     assert!(entered.unwrap());
     let store = open(&storage, &OpenOptions::default()).unwrap();
     let last = store.geometry.chunk_of_index(DataIndex(29));
@@ -160,7 +160,7 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     let _ = log.allocate(1);
     let _ = log.finish(DataIndex(31), Some(Chunk(77)));
     storage.0.borrow_mut().1.clear();
-    assert!(adopt(&storage, &mut store, &log.copy_words(), Gaps::Close).unwrap());
+    assert!(adopt(&storage, &mut store, &log.copy_words(), (None, Gaps::Close)).unwrap());
     let steps = storage.0.borrow().1.clone();
     // The rest of the list's block; the next area, at chunk 34; the entry, with its block.
     let wanted = ["write 1008+16", "sync", "write 17408+512", "sync", "write 512+512", "sync"];
@@ -168,4 +168,35 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     let again = open(&storage, &OpenOptions::default()).unwrap();
     assert_eq!(again.entries.last(), Some(&(Chunk(77), StoreChunk(33))));
     assert_eq!(again, store);
+}
+
+/// Neither is written then: with what was there, they still make up what was acknowledged.
+#[test]
+fn what_no_store_could_list_is_not_entered() {
+    let storage = store_with(28, 40);
+    let mut store = open(&storage, &OpenOptions::default()).unwrap();
+    let opened = store.clone();
+    let log = Log::new(Words::private(LOG_WORDS), store.next, store.geometry.capacity());
+    let _ = log.allocate(3);
+    // The first write was cut off: what is behind it would move.
+    let _ = log.finish(DataIndex(29), Some(Chunk(98)));
+    let _ = log.finish(DataIndex(30), Some(Chunk(100)));
+    let (words, len) = (log.copy_words(), Some(100 * 512));
+    storage.0.borrow_mut().1.clear();
+    let said = adopt(&storage, &mut store, &words, (len, Gaps::Close)).unwrap_err();
+    let kind = ProblemKind::OutsideOrigin { old: Chunk(100), chunks: 100 };
+    assert!(matches!(said, AdoptError::Misplaced { kind: found } if found == kind), "{said}");
+    view(&mut store, &words, len).unwrap_err();
+    // A store that somebody made shorter.
+    store.geometry.device_chunks = 32;
+    let said = adopt(&storage, &mut store, &words, (None, Gaps::Close)).unwrap_err();
+    let kind = ProblemKind::OutsideStore { new: StoreChunk(32), chunks: 32 };
+    assert!(matches!(said, AdoptError::Misplaced { kind: found } if found == kind), "{said}");
+    store.geometry = opened.geometry;
+    assert_eq!(store, opened);
+    assert!(storage.0.borrow().1.is_empty(), "nothing was written");
+    let owed = vec![(DataIndex(29), Chunk(98)), (DataIndex(30), Chunk(100))];
+    assert_eq!(Log::owed(&words), (owed, DataIndex(28)));
+    // The last, partial chunk is one.
+    assert!(adopt(&storage, &mut store, &words, (Some(100 * 512 + 1), Gaps::Close)).unwrap());
 }

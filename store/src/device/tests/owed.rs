@@ -76,3 +76,23 @@ fn a_store_that_is_made_over_another_is_owed_nothing() {
     let table = again.table("other").exceptions()[0].table.clone();
     assert!((0..table.chunks()).all(|chunk| table.get(Chunk(chunk)) == Entry::Unmapped));
 }
+
+/// What lies past the end of a disk that is shorter now is refused as a listed chunk there is:
+/// before anything is entered, so that nothing is lost.
+#[test]
+fn what_was_owed_past_the_end_of_a_shorter_disk_is_refused() {
+    let again = killed();
+    let files = || ["store", "store.owed"].map(|name| std::fs::read(again.path(name)).unwrap());
+    let before = files();
+    again.devices.create("other", None).unwrap();
+    for sectors in [80, 1600] {
+        let short = line().replacen(&LEN.to_string(), &sectors.to_string(), 1);
+        let said = again.load("other", &[&short]).unwrap_err().to_string();
+        let wanted = format!("chunk 200 of an origin of {} chunks", sectors / 8);
+        assert!(said.contains(&wanted) && said.contains("store.owed"), "{said}");
+        assert!(files() == before, "nothing was entered");
+    }
+    again.load("other", &[&line()]).unwrap();
+    let table = again.table("other").exceptions()[0].table.clone();
+    assert!(matches!(table.get(Chunk(200)), Entry::Mapped(_)));
+}
