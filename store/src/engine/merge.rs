@@ -15,7 +15,7 @@
 //!    waits; a write that read it before is tracked by then, and is found. In the other order, a
 //!    write could start between the two and land in the store behind the copy.
 //! 3. *sync origin* before *erase*: an entry is erased only when its chunk's content is on the
-//!    origin. *Sync store* before *release*: no write goes to the origin's chunk while its entry
+//!    origin, and no sync of the store, whoever asked for it, has failed by then. *Sync store* before *release*: no write goes to the origin's chunk while its entry
 //!    could come back and be merged over it (I7).
 //!
 //! Never knows time. Relies on a merged store taking no new exceptions: the list only shrinks.
@@ -247,6 +247,18 @@ impl<'a> Site<'a> {
         self.ex.store()
     }
 
+    /// Whether the store's content can be trusted. A failed sync of a guest's is known to the store,
+    /// and to no sync after it: chunks may be stale.
+    fn is_mergeable(&self) -> Result<(), MergeFailure> {
+        match self.store().state() {
+            StoreState::Valid | StoreState::Full | StoreState::Overflow => Ok(()),
+            StoreState::ReadOnly => Err(MergeFailure::NotSynced),
+            StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
+                Err(MergeFailure::Invalid)
+            }
+        }
+    }
+
     /// The first byte of a run in its line, and how many of its bytes the origin has.
     fn span(&self, run: &Neighbours) -> (u64, u64) {
         let start = self.ex.chunk().start_of(run.first);
@@ -336,13 +348,7 @@ impl Core {
         if store.persistence() == Persistence::Transient || site.ex.layers.len() != 1 {
             return Err(MergeFailure::Store);
         }
-        match store.state() {
-            StoreState::Valid | StoreState::Full | StoreState::Overflow => {}
-            StoreState::ReadOnly => return Err(MergeFailure::NotSynced),
-            StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
-                return Err(MergeFailure::Invalid);
-            }
-        }
+        site.is_mergeable()?;
         if store.log().next() != store.log().committed() {
             return Err(MergeFailure::Owed);
         }
@@ -395,8 +401,8 @@ impl Core {
 
     /// Between batches: chooses what comes next.
     fn next_batch(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
-        if site.store().state() >= StoreState::Invalidating {
-            self.end_merge(job, site, MergeFailure::Invalid);
+        if let Err(failure) = site.is_mergeable() {
+            self.end_merge(job, site, failure);
             return false;
         }
         let block = Tail::block_entries(&site.store().geometry());

@@ -119,8 +119,9 @@ impl Core {
     ) {
         let piece = &mut job.copies.pieces[index];
         job.copies.coming -= std::mem::take(&mut piece.left);
-        if let Err(errno) = result {
-            return self.piece_ended(job, site, index, Some(MergeFailure::ReadStore(errno)));
+        let read = result.map_err(MergeFailure::ReadStore);
+        if let Err(failure) = read.and_then(|()| site.is_mergeable()) {
+            return self.piece_ended(job, site, index, Some(failure));
         }
         let (chunks, from, len) = (piece.chunks.clone(), piece.from, piece.len);
         let batch = std::mem::take(&mut job.batch);
@@ -251,6 +252,9 @@ impl Core {
     }
 
     fn erase_batch(&mut self, job: &mut MergeJob, site: Site<'_>) {
+        if let Err(failure) = site.is_mergeable() {
+            return self.end_merge(job, site, failure);
+        }
         let from = job.position - job.batch.entries.len() as u64;
         self.erase(job, site, (from, job.position), Erased::Batch);
     }

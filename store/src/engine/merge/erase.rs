@@ -9,7 +9,7 @@ use super::batch::MOST_ENTRIES;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
-use crate::cow::{Entry, MergeMark};
+use crate::cow::{Entry, MergeMark, StoreState};
 use crate::exception::Entry as Word;
 use crate::io::{Errno, IoOp};
 
@@ -95,6 +95,10 @@ impl Core {
             // A guest's flush must not succeed after data was lost here.
             site.store().commit_failed();
             return self.not_erased(job, site, MergeFailure::SyncStore(errno));
+        }
+        // The system tells of an error once: the sync that was told of it may be a guest's.
+        if site.store().state() == StoreState::ReadOnly {
+            return self.not_erased(job, site, MergeFailure::NotSynced);
         }
         let Stage::Erase { what, .. } = job.stage else {
             unreachable!("nothing else syncs the store for the merge")

@@ -2,6 +2,7 @@
 
 mod case;
 mod list;
+mod synced;
 
 use std::sync::Arc;
 

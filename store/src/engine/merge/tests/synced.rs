@@ -1,0 +1,122 @@
+//! A store of which a guest's flush could not be synced: it is merged no further, whatever the
+//! merge's own syncs say.
+
+use super::*;
+
+/// A flush whose sync of the store fails, while `hold` is in force.
+fn flush_fails(case: &mut Case) {
+    case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 0, lands: false });
+    let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+    case.world.settle();
+    assert!(case.world.hosts[GUEST].finished.contains(&(flush, Status::Error)));
+    assert_eq!(case.store.state(), StoreState::ReadOnly);
+}
+
+/// The merge ends as one that a new start does not continue, its entries stay, and nothing makes
+/// the failure forgotten.
+fn is_not_merged(case: &mut Case, entries: u64) {
+    case.world.settle();
+    assert_eq!(case.state(), MergeState::Failed(MergeFailure::NotSynced));
+    assert_eq!(case.store.entries(), entries);
+    let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+    case.guest_reads_model();
+    assert!(case.world.hosts[GUEST].finished.contains(&(flush, Status::Error)));
+    assert_eq!(case.start_merge(), Err(MergeFailure::NotSynced));
+    let mut second = case.crash();
+    second.finish();
+    second.check_finished();
+}
+
+/// A merge of which some entries are gone.
+fn begun() -> (Case, u64) {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    while case.store.entries() == PLAIN.entries {
+        assert!(case.world.turn());
+    }
+    let entries = case.store.entries();
+    assert!(entries > 0);
+    (case, entries)
+}
+
+#[test]
+fn s45_a_flush_that_fails_between_batches_ends_the_merge() {
+    let (mut case, _) = begun();
+    case.world.hosts[MERGE].engine.merge_pause(true);
+    case.world.settle();
+    let entries = case.store.entries();
+    assert!(entries > 0);
+    flush_fails(&mut case);
+    let origin = case.origin();
+    case.world.hosts[MERGE].engine.merge_pause(false);
+    case.world.settle();
+    assert!(case.origin() == origin, "nothing more was copied");
+    is_not_merged(&mut case, entries);
+}
+
+/// At the last moment, when the store has become empty.
+#[test]
+fn s45_a_flush_that_fails_after_the_last_batch_ends_the_merge() {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    while case.store.entries() > 0 {
+        assert!(case.world.turn());
+        // Its end is not noticed while it is paused.
+        case.world.hosts[MERGE].engine.merge_pause(case.store.entries() == 0);
+    }
+    flush_fails(&mut case);
+    case.world.hosts[MERGE].engine.merge_pause(false);
+    is_not_merged(&mut case, 0);
+}
+
+#[test]
+fn s45_a_flush_that_fails_while_chunks_are_copied_ends_the_merge() {
+    let holds: [fn(&crate::io::Action) -> bool; 3] = [
+        |action| action.op != IoOp::Read || action.tag.0 >> 48 == REQUEST,
+        |action| action.op != IoOp::Write || action.file == STORE,
+        |action| action.op != IoOp::Sync || action.tag.0 >> 48 != MERGED || action.file == STORE,
+    ];
+    for (hold, step) in holds.into_iter().zip(["copy", "copy", "sync origin"]) {
+        let (mut case, entries) = begun();
+        while case.world.hosts[MERGE].engine.merge_step() != Some("copy") {
+            assert!(case.world.turn());
+        }
+        case.world.hold = Some(hold);
+        case.world.settle();
+        assert_eq!(case.world.hosts[MERGE].engine.merge_step(), Some(step));
+        flush_fails(&mut case);
+        case.world.hold = None;
+        case.world.done.clear();
+        case.world.settle();
+        let wrote =
+            |file| case.world.done.iter().any(|done| (done.0, done.1) == (IoOp::Write, file));
+        assert!(!wrote(STORE), "nothing was erased");
+        is_not_merged(&mut case, entries);
+    }
+}
+
+/// The merge's own sync succeeds, since the system tells of an error once.
+#[test]
+fn s45_entries_are_in_doubt_after_a_flush_that_failed_meanwhile() {
+    for behind in [true, false] {
+        let (mut case, entries) = if behind {
+            let mut case = build(PLAIN);
+            case.start_merge().unwrap();
+            (case, PLAIN.entries)
+        } else {
+            begun()
+        };
+        let hold = |action: &crate::io::Action| {
+            action.op != IoOp::Sync || action.tag.0 >> 48 != MERGED || action.file != STORE
+        };
+        case.world.hold = Some(hold);
+        case.world.settle();
+        assert_eq!(case.world.hosts[MERGE].engine.merge_step(), Some("erase entries"));
+        flush_fails(&mut case);
+        case.world.hold = None;
+        case.world.settle();
+        let mark = if behind { MergeMark::Failed } else { MergeMark::InDoubt };
+        assert_eq!(case.store.merge_mark(), mark);
+        is_not_merged(&mut case, entries);
+    }
+}
