@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use crate::cow::Persistence;
 use crate::target::Features;
-use crate::units::{ChunkSize, Sector};
+use crate::units::{ChunkSize, MOST_SECTORS, SECTOR_SHIFT, Sector};
 
 /// What a parameter of a line refers to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,6 +107,9 @@ pub struct TableLine {
     /// The target of its range.
     pub target: TargetSpec,
 }
+
+/// Sectors that a file can have: its length in bytes is a signed number.
+const LONGEST_FILE: u64 = i64::MAX as u64 >> SECTOR_SHIFT;
 
 /// The most characters shown of a line or of one of its words.
 pub const MOST_SHOWN: usize = 60;
@@ -287,6 +290,16 @@ impl<'a> Words<'a> {
         word.parse().map_err(|_| self.bad(&word, what))
     }
 
+    /// Where `len` sectors of a file or a device begin.
+    fn offset(&mut self, len: Sector) -> Result<Sector, LineError> {
+        let offset = self.number("an offset in sectors")?;
+        if offset.checked_add(len.0).is_none_or(|end| end > LONGEST_FILE) {
+            const OFFSET: &str = "an offset in sectors: no file has as many";
+            return Err(self.bad(&offset.to_string(), OFFSET));
+        }
+        Ok(Sector(offset))
+    }
+
     fn param(&mut self, what: &'static str) -> Result<Param, LineError> {
         let word = self.next(what)?;
         let word = word.into_owned();
@@ -341,16 +354,15 @@ impl FromStr for TableLine {
         let mut words = Words { line, words: Split(line) };
         let start = Sector(words.number("a start sector")?);
         let len = Sector(words.number("a length in sectors")?);
-        const LENGTH: &str = "a length: at least one sector, and no more than fit a device";
-        if len.0 == 0 || start.0.checked_add(len.0).is_none_or(|end| end > u64::MAX >> 12) {
+        const LENGTH: &str = "a length: at least one sector, and a device has at most 8 PiB";
+        if len.0 == 0 || start.0.checked_add(len.0).is_none_or(|end| end > MOST_SECTORS) {
             return Err(words.bad(&len.to_string(), LENGTH));
         }
         let name = words.next("a target")?;
         let target = match &*name {
-            "linear" => TargetSpec::Linear {
-                dev: words.param("a device")?,
-                offset: Sector(words.number("an offset in sectors")?),
-            },
+            "linear" => {
+                TargetSpec::Linear { dev: words.param("a device")?, offset: words.offset(len)? }
+            }
             "zero" => TargetSpec::Zero,
             "error" => TargetSpec::Error,
             "snapshot-origin" => TargetSpec::Origin { origin: words.param("an origin")? },
@@ -492,6 +504,14 @@ mod tests {
         assert!(message("0 0 zero").contains("'0' is not a length"));
         assert!(message("0 18446744073709551615 zero").contains("is not a length"));
         assert!(message("0 8 mirror").contains("'mirror' is not a target"));
+        // In bytes, 2^55 sectors wrap to none.
+        for offset in ["18014398509481983", "36028797018963968", "18446744073709551615"] {
+            let line = format!("0 8 linear /x {offset}");
+            assert!(message(&line).contains(&format!("'{offset}' is not an offset")), "{line}");
+        }
+        assert!("0 8 linear /x 18014398509481975".parse::<TableLine>().is_ok());
+        assert!("8 17592186044408 zero".parse::<TableLine>().is_ok());
+        assert!(message("8 17592186044409 zero").contains("at most 8 PiB"));
         assert!(message("0 8 snapshot /o /c P 8 1 discard_passdown_origin").contains("without"));
     }
 

@@ -10,6 +10,9 @@ pub const SECTOR_SHIFT: u32 = 9;
 /// Bytes in a sector: 512.
 pub const SECTOR_SIZE: u64 = 1 << SECTOR_SHIFT;
 
+/// Sectors that a device can have: 8 PiB, the range in which workers can track what is in flight.
+pub const MOST_SECTORS: u64 = 1 << 44;
+
 /// A position or a length in sectors of 512 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sector(pub u64);

@@ -221,6 +221,8 @@ impl TrackId {
 impl Worker {
     /// The longest range that can be tracked, in sectors.
     pub const MAX_TRACKED_LEN: u64 = 0xf_ffff;
+    /// The end of the highest range that can be tracked, in sectors.
+    pub const MAX_TRACKED_END: u64 = 1 << 44;
 
     /// All of them.
     pub fn all(&self) -> &Workers {
@@ -253,7 +255,7 @@ impl Worker {
     /// Tracks `[start, start + len)` (sectors) of `of`; none if all places are taken. After this
     /// the caller must check *again* the condition that allowed the range to start.
     pub fn track(&self, of: TrackedId, start: u64, len: u64) -> Option<TrackId> {
-        debug_assert!(len != 0 && len <= Self::MAX_TRACKED_LEN && start < 1 << 44);
+        debug_assert!(len != 0 && len <= Self::MAX_TRACKED_LEN && start < Self::MAX_TRACKED_END);
         let slot = self.slot();
         if slot.in_flight.load(Ordering::Relaxed) as usize == TRACKED {
             return None;

@@ -17,7 +17,7 @@ use super::verbs::with_uppers;
 use crate::io::OpenMode;
 use crate::io::durable::sync_file;
 use crate::lines::{Param, TargetSpec};
-use crate::units::{SECTOR_SIZE, Sector};
+use crate::units::{MOST_SECTORS, SECTOR_SIZE, Sector};
 
 /// The changes for a resize, from the lowest device up.
 #[derive(Default)]
@@ -105,6 +105,11 @@ impl Devices {
 impl Growth {
     /// Collects the changes for the device `name` to have `size`.
     fn of(&mut self, inner: &Inner, name: &str, size: Sector) -> Result<(), DeviceError> {
+        if size.0 > MOST_SECTORS {
+            return Err(DeviceError::refused(format!(
+                "'{name}' would have {size} sectors, and a device has at most 8 PiB"
+            )));
+        }
         let active = inner.active(name)?;
         let mut loaded = active.loaded();
         let before = active.table.size();

@@ -21,8 +21,10 @@ use std::sync::Arc;
 use crate::cow::Store;
 use crate::exception::{Entry, ExceptionTable, Layer, Place};
 use crate::io::FileId;
-use crate::units::{Chunk, ChunkSize};
-use crate::workers::TrackedId;
+use crate::units::{Chunk, ChunkSize, MOST_SECTORS};
+use crate::workers::{TrackedId, Worker};
+
+const _: () = assert!(MOST_SECTORS <= Worker::MAX_TRACKED_END);
 
 /// Pieces longer than this many chunks are decided in several turns, so that one request does not
 /// hold up those behind it.

@@ -256,3 +256,13 @@ fn a_line_that_names_no_device_may_mean_a_file() {
         "there is no device 'disk.img'; if that is a file, name it with a '/', as in './disk.img'"
     );
 }
+
+/// What is in flight behind that could not be told from what is elsewhere.
+#[test]
+fn a_device_has_8_pib_at_most() {
+    let world = World::new();
+    world.device("zero", &["0 8 zero"]).unwrap();
+    let said = world.devices.resize("zero", (8 << 50) + 512).unwrap_err().to_string();
+    assert!(said.contains("8 PiB"), "{said}");
+    world.devices.resize("zero", 8 << 50).unwrap();
+}
