@@ -262,7 +262,7 @@ fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError>
         }
         Some(DiskSocket::Fd(fd)) => SocketAddress::Fd(FdSocketAddress { str: fd.to_string() }),
     };
-    if let Err(error) = server.devices.table(&disk.name) {
+    if let Err(error) = server.devices.require_table(&disk.name) {
         // The start made its device, unless a client removed that: then it stays removed.
         tracing::warn!("disk '{}' is not exported: {error}", disk.name);
         return Ok(());

@@ -47,6 +47,14 @@ pub struct DeviceStatus {
 }
 
 impl Devices {
+    /// Requires that the device `name` has a table.
+    ///
+    /// # Errors
+    /// There is no such device, or it has none.
+    pub fn require_table(&self, name: &str) -> Result<(), DeviceError> {
+        self.look().active(name).map(|_| ())
+    }
+
     /// The device `name`, or all devices, in the order of their names.
     ///
     /// # Errors

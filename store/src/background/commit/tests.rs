@@ -20,7 +20,8 @@ fn job(case: &Case) -> (Job<FileExecutor>, Arc<Table>) {
     let config = EngineConfig::default();
     let scratch = ScratchConfig::one(config.scratch, Pages::Small);
     let executor = FileExecutor::copying(files, scratch, options, 2).unwrap();
-    let control = Control::new(executor.waker(), Pacing::default(), CommitProgress::default());
+    let (pacing, said) = (Pacing::default(), CommitProgress::default());
+    let control = Control::new(executor.waker(), pacing, At::Running, said);
     let host = Host::new(&case.workers, executor, config).unwrap();
     let exceptions = case.mapped();
     let job = Job::of(host, control, CommitSource { exceptions, above: Layer(0) });

@@ -146,7 +146,7 @@ fn a_disk_that_was_removed_is_known_whatever_its_file_s_length() {
     for sectors in [2 * LEN, LEN / 2] {
         world = again(world);
         start(&world, &first(&world, sectors)).unwrap();
-        assert!(world.devices.table("disk").is_err(), "it stays removed");
+        assert!(world.devices.require_table("disk").is_err(), "it stays removed");
         world.table("other");
     }
     let world = again(world);
