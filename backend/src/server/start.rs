@@ -11,7 +11,7 @@ use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
-use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
+use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store, state_knows};
 use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::{FileInfo, real_path};
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
@@ -117,19 +117,19 @@ pub enum ServeError {
     /// The monitor cannot be served.
     #[error(transparent)]
     Monitor(#[from] StartError),
-    /// A store has a state file by two of its names.
+    /// A state file is where this version keeps it, and one where an earlier version did.
     #[error(
-        "the store {} has two state files: {}, which an earlier version made, and {}; each may know \
+        "{of} has two state files: {}, which an earlier version made, and {}; each may know \
          what the other does not: move one of them away, or name the right one by '--state'",
-        store.display(), named.display(), real.display()
+        former.display(), present.display()
     )]
     TwoStates {
-        /// Which, as it was named.
-        store: PathBuf,
-        /// Beside the symbolic link.
-        named: PathBuf,
+        /// The store or the disk.
+        of: String,
+        /// Beside the symbolic link, or the first disk.
+        former: PathBuf,
         /// Beside the file.
-        real: PathBuf,
+        present: PathBuf,
     },
     /// The monitor's socket is to be another of this process.
     #[error("cannot serve a monitor: {0}")]
@@ -353,34 +353,53 @@ fn memory(args: &ServeArgs, state: Option<&Path>) -> Result<Memory, ServeError> 
     Arena::new(dir, bound).map(Memory::Arena).map_err(io(&what))
 }
 
-/// Beside the store of the first disk, or the file it is made of.
+/// Beside the first store, or the first disk that is written, or the first at all.
 ///
 /// # Errors
 /// There are two, of which nobody can tell which one has what commands were told is kept.
 fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Option<PathBuf>, ServeError> {
-    let lines = first.iter().flat_map(|table| &table.lines);
-    let mut stores = lines.clone().filter_map(|line| line.target.snapshot()?.cow.path());
-    let mut files = lines.flat_map(|line| line.target.params()).filter_map(|param| param.path());
     let lies_there = |path: &&Path| std::fs::metadata(path).map_or(true, |meta| meta.is_file());
-    let store = stores.find(lies_there);
-    let beside = store.or_else(|| files.find(lies_there));
-    let Some(beside) = beside.or(args.monitor.as_deref()) else { return Ok(None) };
-    let path = |beside: &Path| {
-        let mut name = beside.as_os_str().to_owned();
-        name.push(".state");
-        PathBuf::from(name)
+    let lines = first.iter().flat_map(|table| &table.lines);
+    let mut stores = lines.filter_map(|line| line.target.snapshot()?.cow.path());
+    if let Some(store) = stores.find(lies_there) {
+        // A store is one, whichever link leads to it. A version before left it beside the link.
+        let (named, real) = (state_beside(store), state_beside(&real_path(store)));
+        return match (real.exists(), named.exists()) {
+            (true, true) if real_path(&real) != real_path(&named) => {
+                let of = format!("the store {}", store.display());
+                Err(ServeError::TwoStates { of, former: named, present: real })
+            }
+            (false, true) => Ok(Some(named)),
+            _ => Ok(Some(real)),
+        };
+    }
+    // A disk may be shared by such as have a link each.
+    let file = |table: &FirstTable| {
+        let params = table.lines.iter().flat_map(|line| line.target.params());
+        params.filter_map(|param| param.path()).find(lies_there).map(state_beside)
     };
-    let (named, real) = (path(beside), path(&real_path(beside)));
-    // A store is one, whichever link leads to it; a disk may be shared by such as have a link each.
-    if store.is_none() {
-        return Ok(Some(named));
+    let Some(former) = first.iter().find_map(file) else {
+        return Ok(args.monitor.as_deref().map(state_beside));
+    };
+    // One that is only read may be shared by processes that have a state each.
+    let mut writable = first.iter().filter(|table| !table.read_only);
+    let Some((disk, present)) = writable.find_map(|disk| Some((disk, file(disk)?))) else {
+        return Ok(Some(former));
+    };
+    // A version before left it beside the first disk.
+    if present == former || !state_knows(&former, disk) {
+        return Ok(Some(present));
     }
-    // A version before left it beside the link.
-    match (real.exists(), named.exists()) {
-        (true, true) if real_path(&real) != real_path(&named) => {
-            Err(ServeError::TwoStates { store: beside.to_owned(), named, real })
+    match present.exists() {
+        true => {
+            Err(ServeError::TwoStates { of: format!("the disk '{}'", disk.name), former, present })
         }
-        (false, true) => Ok(Some(named)),
-        _ => Ok(Some(real)),
+        false => Ok(Some(former)),
     }
+}
+
+fn state_beside(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".state");
+    name.into()
 }

@@ -16,6 +16,7 @@ use super::core::{Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
+use crate::io::lock::whoever;
 use crate::io::{FileInfo, Files, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
 use crate::units::Sector;
@@ -25,10 +26,13 @@ mod beside;
 mod given;
 mod older;
 mod restore;
+mod sole;
 mod text;
 
 use bases::{BaseState, bases};
 use beside::put_back;
+pub use restore::state_knows;
+use sole::Sole;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -53,6 +57,27 @@ pub enum StateError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// Another process keeps its state there.
+    #[error(
+        "the state file {} is in use by {}: two servers cannot share one; give each its own by --state",
+        path.display(), whoever(others)
+    )]
+    Shared {
+        /// The file.
+        path: PathBuf,
+        /// Which processes, as far as that can be seen.
+        others: Vec<String>,
+    },
+    /// It changed, and not by this process.
+    #[error(
+        "the state file {} holds what this process did not write: another server kept its state there, \
+         or the file was edited; start this one again, with its own --state if another uses that",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
     },
     /// The state belongs to other arguments.
     #[error(
@@ -418,8 +443,10 @@ pub(super) struct StateFile {
     generation: u64,
     /// The bases when this process last kept them.
     bases: Vec<BaseState>,
-    /// The file's text, once it was written; none if there is no file.
+    /// The file's text, as this process read or wrote it; none if there is no file of its own.
     kept: Option<String>,
+    /// The lock on it, from when there is one.
+    sole: Option<Sole>,
 }
 
 impl StateFile {
@@ -433,6 +460,7 @@ impl StateFile {
         if state.is_nothing() {
             return self.remove();
         }
+        self.claim()?;
         let Some(path) = &self.path else { return Ok(()) };
         let (generation, bases) = (self.generation + 1, state.bases.clone());
         let text = toml::to_string_pretty(&State { generation, ..state })
@@ -441,17 +469,18 @@ impl StateFile {
         let (new, mut file) = beside::create(path).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;
         sync_file(&file).map_err(fail("flush"))?;
-        if self.kept.is_none() {
-            self.kept = std::fs::read_to_string(path).ok();
-        }
         std::fs::rename(&new, path).map_err(fail("replace"))?;
         if let Err(error) = sync_name(path) {
             // The caller continues with the former state, and so must the next start, as far as a
             // directory that cannot be synced allows it.
-            let _ = match &self.kept {
+            let undone = match &self.kept {
                 Some(text) => put_back(path, text),
                 None => std::fs::remove_file(path),
             };
+            if undone.is_err() {
+                // It is there still, and this process wrote it.
+                self.kept = Some(text);
+            }
             return Err(fail("flush")(error));
         }
         self.generation = generation;
@@ -461,7 +490,7 @@ impl StateFile {
         Ok(())
     }
 
-    fn read(&self) -> Result<Option<State>, StateError> {
+    fn read(&mut self) -> Result<Option<State>, StateError> {
         let Some(path) = &self.path else { return Ok(None) };
         let Some(text) = text::read(path)? else { return Ok(None) };
         let bad = |why: String| StateError::Bad { path: path.clone(), why };
@@ -470,28 +499,8 @@ impl StateFile {
         if state.version != VERSION {
             return Err(bad(format!("it is of version {}", state.version)));
         }
+        self.kept = Some(text);
         Ok(Some(state.with_escapes().without_given()))
-    }
-
-    fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
-        let given = First::of(table);
-        match state.first.get(&table.name) {
-            Some(knows) if *knows == given => Ok(true),
-            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
-            Some(knows) => {
-                let device = table.name.clone();
-                // The arguments use a file's whole length: its length is not their fault.
-                let short = Some(knows).filter(|knows| knows.differs_in_length(&given));
-                Err(match short.and_then(too_short) {
-                    Some((path, needs, has)) => StateError::Shorter { path, device, needs, has },
-                    None => {
-                        let (knows, given) = (knows.to_string(), given.to_string());
-                        StateError::Other { device, knows, given }
-                    }
-                })
-            }
-            None => Ok(false),
-        }
     }
 
     /// Whether the store at `path` is known to be invalid.

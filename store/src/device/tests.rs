@@ -574,7 +574,7 @@ fn a_moment_that_is_called_off_leaves_everything_as_it_was() {
     assert_eq!(asked.get(), 1, "one moment");
     assert_eq!(without_count(state()), before);
     let left = std::fs::read_dir(world.dir.path()).unwrap().count();
-    assert_eq!(left, 3, "two disks and the state");
+    assert_eq!(left, 4, "two disks, the state and its lock");
     world.devices.take_moment(&actions, &|| Ok(())).unwrap();
     assert!(world.path("a.cow").exists() && world.path("b.cow").exists());
 }

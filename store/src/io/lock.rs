@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::files::FileInfo;
@@ -64,7 +65,16 @@ pub enum LockError {
     },
 }
 
-fn whoever(others: &[String]) -> String {
+impl LockError {
+    fn held(file: &File, path: &Path, reason: Reason) -> io::Result<LockError> {
+        let meta = file.metadata()?;
+        let others = who::others_with((meta.dev(), meta.ino()));
+        Ok(LockError::Held { path: path.to_owned(), others, reason })
+    }
+}
+
+/// The processes `others` in a sentence.
+pub(crate) fn whoever(others: &[String]) -> String {
     match others {
         [] => "another process (or another device of this one)".to_owned(),
         [one] => format!("process {one}"),
@@ -107,6 +117,28 @@ impl Lock {
         Lock::take(&info.file, &info.path, ALL, ALL, wait)
     }
 
+    /// For a file that only carries this lock: of several processes that try at a time, one gets it.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] if another process has it.
+    pub fn alone(file: &File, path: &Path, wait: Option<Duration>) -> Result<Lock, LockError> {
+        let deadline = Instant::now() + wait.unwrap_or_default();
+        let fail = |source| LockError::Io { path: path.to_owned(), source };
+        loop {
+            let lock = Lock { file: file.try_clone().map_err(fail)? };
+            match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, USED, 8))) {
+                Ok(_) => return Ok(lock),
+                Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < deadline => {
+                    std::thread::sleep(RETRY);
+                }
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    return Err(LockError::held(file, path, Reason::NotShared).map_err(fail)?);
+                }
+                Err(error) => return Err(fail(error.into())),
+            }
+        }
+    }
+
     fn take(
         file: &File,
         path: &Path,
@@ -124,9 +156,7 @@ impl Lock {
             };
             drop(lock);
             if Instant::now() >= deadline {
-                let meta = file.metadata().map_err(fail)?;
-                let others = who::others_with((meta.dev(), meta.ino()));
-                return Err(LockError::Held { path: path.to_owned(), others, reason });
+                return Err(LockError::held(file, path, reason).map_err(fail)?);
             }
             std::thread::sleep(RETRY);
         }

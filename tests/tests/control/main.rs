@@ -21,6 +21,7 @@ mod overlays;
 mod owed;
 mod passdown;
 mod resize;
+mod sharing;
 mod snapshots;
 mod state;
 mod waits;

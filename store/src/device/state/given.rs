@@ -52,24 +52,31 @@ impl StateFile {
     /// The file is not changed any more: the process ends.
     pub(in crate::device) fn close(&mut self) {
         self.path = None;
+        self.sole = None;
     }
 
     /// Removes the file, durably: there is nothing to keep.
     pub(super) fn remove(&mut self) -> Result<(), StateError> {
         let Some(path) = &self.path else { return Ok(()) };
-        // Checked first: a read-only file system refuses to remove even a missing file.
-        if !path.try_exists().unwrap_or(true) {
+        // A file that is not this process's stays. One that is gone is not removed: a read-only file
+        // system refuses that, too.
+        if self.kept.is_none() || !path.try_exists().unwrap_or(true) {
+            self.kept = None;
+            self.sole = None;
             return Ok(());
         }
+        self.claim()?;
+        let Some(path) = &self.path else { return Ok(()) };
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
-        let kept = self.kept.take().or_else(|| std::fs::read_to_string(path).ok());
         std::fs::remove_file(path).map_err(fail("remove"))?;
+        let kept = self.kept.take();
         if let Err(error) = sync_name(path) {
             // As for a replacement: the caller continues with the former state.
             let _ = kept.as_ref().map(|text| put_back(path, text));
             self.kept = kept;
             return Err(fail("remove")(error));
         }
+        self.sole = None;
         Ok(())
     }
 }

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::{
     CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute, is_empty,
+    too_short,
 };
 use crate::device::build::lines_name;
 use crate::device::chain::lower_layers;
@@ -17,6 +19,43 @@ use crate::device::guards::refuse_missing;
 use crate::device::verbs::Suspend;
 use crate::io::real_path;
 use crate::lines::parse_table;
+
+/// Whether the state file `path` is one of a process that had the disk of `table`; assumed of one
+/// that cannot be read.
+pub fn state_knows(path: &Path, table: &FirstTable) -> bool {
+    match StateFile::new(Some(path.to_owned())).read() {
+        Ok(None) => false,
+        Ok(Some(state)) if state.first.contains_key(&table.name) => {
+            StateFile::same_first(&state, table).unwrap_or(false)
+        }
+        // Where no device is kept, it may be a guest's write cache.
+        Ok(Some(state)) => state.write_through.contains_key(&table.name),
+        Err(_) => true,
+    }
+}
+
+impl StateFile {
+    fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
+        let given = First::of(table);
+        match state.first.get(&table.name) {
+            Some(knows) if *knows == given => Ok(true),
+            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
+            Some(knows) => {
+                let device = table.name.clone();
+                // The arguments use a file's whole length: its length is not their fault.
+                let short = Some(knows).filter(|knows| knows.differs_in_length(&given));
+                Err(match short.and_then(too_short) {
+                    Some((path, needs, has)) => StateError::Shorter { path, device, needs, has },
+                    None => {
+                        let (knows, given) = (knows.to_string(), given.to_string());
+                        StateError::Other { device, knows, given }
+                    }
+                })
+            }
+            None => Ok(false),
+        }
+    }
+}
 
 impl Devices {
     /// Starts with the devices of the program's arguments: in their recorded state, or as given if
@@ -30,12 +69,18 @@ impl Devices {
         first: &[FirstTable],
         mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        let kept = self.lock().state.read()?;
+        let kept = {
+            let state = &mut self.lock().state;
+            state.wait_for_others()?;
+            state.read()?
+        };
         let path = self.lock().state.path.take();
         let started = self.start_from(kept, first, &mut make_stores);
         let inner = &mut *self.lock();
         inner.state.path = path;
         let known = started?;
+        // Another process may have kept its state while this one waited for its disks.
+        inner.state.refuse_foreign()?;
         // A plain disk leaves no state file until a command changes something.
         let has_stores =
             |device: &Device| device.active.as_ref().is_some_and(|active| !active.snaps.is_empty());

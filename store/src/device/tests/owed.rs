@@ -70,6 +70,7 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
 #[test]
 fn a_store_that_is_made_over_another_is_owed_nothing() {
     let again = killed();
+    std::fs::remove_file(again.path("state")).unwrap();
     let cow = File::options().write(true).open(again.path("store")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&cow, &[0; 4096], 0).unwrap();
     again.device("other", &[&line()]).unwrap();

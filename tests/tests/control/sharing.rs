@@ -1,0 +1,150 @@
+//! Two processes and one state file: none replaces or removes what the other one kept.
+
+use serde_json::{Value, json};
+use snapblk_tests::server::{Scratch, ServerCommand};
+
+use crate::common::*;
+
+const SECTORS: u64 = 2048;
+
+/// A directory with a disk that is only read, and one disk for each of two servers.
+fn disks() -> Scratch {
+    let scratch = scratch();
+    for name in ["iso.raw", "d1.raw", "d2.raw"] {
+        scratch.file(name, &stamped(0, SECTORS, 1)).unwrap();
+    }
+    scratch
+}
+
+/// A server of the disk `dN.raw` with the state that is named.
+fn with_state(own: &Scratch, disks: &Scratch, number: u8, state: &str) -> ServerCommand {
+    plain(own, &disks.path(&format!("d{number}.raw"))).arg("--state").arg(disks.path(state))
+}
+
+/// A server of the disk that is only read, and then of the disk `dN.raw`, as `dataN`.
+fn with_iso(own: &Scratch, disks: &Scratch, number: u8) -> ServerCommand {
+    let data = format!("d{number}.raw");
+    plain(own, &disks.path("iso.raw"))
+        .arg("--read-only")
+        .arg("--name")
+        .arg(format!("data{number}"))
+        .arg("--blk-file")
+        .arg(disks.path(&data))
+        .arg("--socket-path")
+        .arg(own.socket("data.sock"))
+}
+
+fn states(disks: &Scratch) -> Vec<String> {
+    let entries = std::fs::read_dir(disks.dir()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut states: Vec<_> = names.filter(|name| name.contains(".state")).collect();
+    states.sort();
+    states
+}
+
+fn overlay_of(disks: &Scratch, device: &str, file: &str) -> Value {
+    json!({"device": device, "snapshot-file": disks.path(file)})
+}
+
+fn snapshot_of(disks: &Scratch, device: &str, file: &str) -> Value {
+    json!({"device": device, "name": "snap", "cow": disks.path(file)})
+}
+
+/// The names beside the disks that have to do with states.
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_state_that_another_process_keeps_is_left_alone() {
+    let (disks, own) = (disks(), [scratch(), scratch(), scratch()]);
+    let first = with_state(&own[0], &disks, 1, "common.state");
+    let mut one = World::start(&first);
+    let mut two = World::start(&with_state(&own[1], &disks, 2, "common.state"));
+    one.call("blockdev-snapshot-sync", overlay_of(&disks, "disk0", "o1.cow"));
+    one.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    let said = two.refused("snapshot-create", snapshot_of(&disks, "disk0", "s2.cow"));
+    for part in ["common.state", "in use", "snapblk", "--state"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!disks.path("s2.cow").exists());
+    // Nor does a third one start with it, until it is free.
+    let third = with_state(&own[2], &disks, 2, "common.state");
+    two.stop();
+    let said = does_not_start(&third);
+    assert!(said.contains("common.state is in use"), "{said}");
+    one.stop();
+    assert_eq!(states(&disks), ["common.state"]);
+    let world = World::start(&first);
+    assert_same("disk0", &world.disk().read(0, 4096).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+}
+
+#[test]
+fn a_state_that_another_process_has_left_is_not_replaced() {
+    let (disks, own) = (disks(), [scratch(), scratch()]);
+    let first = with_state(&own[0], &disks, 1, "common.state");
+    let mut one = World::start(&first);
+    let mut two = World::start(&with_state(&own[1], &disks, 2, "common.state"));
+    one.call("blockdev-snapshot-sync", overlay_of(&disks, "disk0", "o1.cow"));
+    one.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    one.stop();
+    for _ in 0..2 {
+        let said = two.refused("snapshot-create", snapshot_of(&disks, "disk0", "s2.cow"));
+        assert!(said.contains("common.state") && said.contains("--state"), "{said}");
+        // The refused one does not keep the first from coming back.
+        let world = World::start(&first);
+        assert_same("disk0", &world.disk().read(0, 4096).unwrap(), &stamped(0, 8, 2));
+        world.stop();
+    }
+    two.stop();
+    assert_eq!(states(&disks), ["common.state"]);
+}
+
+/// The state is beside the disk that only one process can write.
+#[test]
+fn servers_of_one_image_that_is_only_read_have_a_state_each() {
+    let (disks, own) = (disks(), [scratch(), scratch()]);
+    let commands = [with_iso(&own[0], &disks, 1), with_iso(&own[1], &disks, 2)];
+    let [mut one, mut two] = commands.each_ref().map(World::start);
+    assert_eq!(states(&disks), NOTHING);
+    one.call("blockdev-snapshot-sync", overlay_of(&disks, "data1", "o1.cow"));
+    let mut data = disk(&own[0].socket("data.sock"));
+    data.write(0, &stamped(0, 8, 2)).unwrap();
+    data.flush().unwrap();
+    two.call("snapshot-create", snapshot_of(&disks, "data2", "s2.cow"));
+    disk(&own[1].socket("data.sock")).write(0, &stamped(0, 8, 3)).unwrap();
+    one.stop();
+    two.stop();
+    assert_eq!(states(&disks), ["d1.raw.state", "d2.raw.state"]);
+    let [one, mut two] = commands.each_ref().map(World::start);
+    let data = |number: usize| disk(&own[number].socket("data.sock")).read(0, 4096).unwrap();
+    assert_same("data1", &data(0), &stamped(0, 8, 2));
+    assert_same("data2", &data(1), &stamped(0, 8, 3));
+    assert_same("snap", &two.content(&own[1], "snap"), &stamped(0, SECTORS, 1));
+    one.stop();
+    two.stop();
+}
+
+/// An earlier version kept it beside the first disk, also where that is only read.
+#[test]
+fn a_state_beside_the_first_disk_is_found_by_its_server_alone() {
+    let (disks, own) = (disks(), [scratch(), scratch()]);
+    let [first, second] = [with_iso(&own[0], &disks, 1), with_iso(&own[1], &disks, 2)];
+    let mut one = World::start(&first.clone().arg("--state").arg(disks.path("iso.raw.state")));
+    one.call("blockdev-snapshot-sync", overlay_of(&disks, "data1", "o1.cow"));
+    disk(&own[0].socket("data.sock")).write(0, &stamped(0, 8, 2)).unwrap();
+    one.stop();
+    let one = World::start(&first);
+    let mut data = disk(&own[0].socket("data.sock"));
+    assert_same("data1", &data.read(0, 4096).unwrap(), &stamped(0, 8, 2));
+    let mut two = World::start(&second);
+    two.call("device-create", json!({"name": "extra"}));
+    two.stop();
+    one.stop();
+    assert_eq!(states(&disks), ["d2.raw.state", "iso.raw.state"]);
+    // With one beside each, nobody can tell.
+    std::fs::copy(disks.path("iso.raw.state"), disks.path("d1.raw.state")).unwrap();
+    let said = does_not_start(&first);
+    for part in ["two state files", "iso.raw.state", "d1.raw.state", "'--state'"] {
+        assert!(said.contains(part), "{said}");
+    }
+}
