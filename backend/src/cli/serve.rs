@@ -42,6 +42,10 @@ pub struct Serve {
     pub table_dir: Option<PathBuf>,
     /// When first writes to stores that no guest flushes are made durable; none if not given.
     pub flush_interval: Option<FlushInterval>,
+    /// The state file; none for one beside a store.
+    pub state: Option<PathBuf>,
+    /// Whether some checks are overridden.
+    pub force: bool,
     /// The disks of the command line, in order; none is allowed only with a configuration file, or
     /// with a monitor to create them.
     pub disks: Vec<Disk>,
@@ -58,16 +62,12 @@ pub struct Disk {
     pub socket: Option<Socket>,
     /// Virtqueues offered; none for one per core.
     pub num_queues: Option<u16>,
-    /// Its state file; none for one beside its store.
-    pub state: Option<PathBuf>,
     /// What happens when a store is full; none if not given.
     pub on_full: Option<OnFull>,
     /// The socket of the guest's agent.
     pub guest_agent: Option<PathBuf>,
     /// Whether its workers never sleep.
     pub poll: bool,
-    /// Whether some checks are overridden.
-    pub force: bool,
 }
 
 /// The source of a disk.
@@ -210,6 +210,16 @@ fn settings(command: Command) -> Command {
             )
             .value_parser(flush_interval),
         )
+        .arg(
+            each(
+                "state",
+                "FILE",
+                "Keep devices and snapshots across restarts in this file [default: beside the \
+                     store]",
+            )
+            .value_parser(path()),
+        )
+        .arg(flag("force", FORCE))
 }
 
 /// The options that each disk has.
@@ -252,15 +262,6 @@ fn disks(command: Command) -> Command {
         )
         .arg(
             each(
-                "state",
-                "FILE",
-                "Keep devices and snapshots across restarts in this file [default: beside the \
-                     store]",
-            )
-            .value_parser(path()),
-        )
-        .arg(
-            each(
                 "on-full",
                 "fail|wait=30s",
                 "Where a write finds no room, in a store or below a plain disk, let it fail, or \
@@ -282,7 +283,6 @@ fn disks(command: Command) -> Command {
             "Never sleep while a front-end is connected: a core for each queue, and the \
                  shortest way for each request",
         ))
-        .arg(flag("force", FORCE))
 }
 
 impl Args for Serve {
@@ -332,7 +332,14 @@ impl FromArgMatches for Serve {
         if table_dir.is_some() && table_memory.is_none() && config.is_none() {
             return Err(conflict("--table-dir is given without --table-memory".into()));
         }
-        Ok(Serve { config, monitor, table_memory, table_dir, flush_interval, disks })
+        // Whichever disk it is given behind, it is the process's.
+        let mut states = matches.get_many("state").unwrap_or_default();
+        let state: Option<PathBuf> = states.next().cloned();
+        if states.any(|other| Some(other) != state.as_ref()) {
+            return Err(conflict("a process has one state file; give --state once".into()));
+        }
+        let force = matches.get_many::<bool>("force").is_some_and(|given| given.len() > 0);
+        Ok(Serve { config, monitor, table_memory, table_dir, flush_interval, state, force, disks })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
@@ -351,7 +358,7 @@ struct Group {
 
 /// The groups in order. Options before the first `--name` form a group if there are any.
 fn groups(matches: &ArgMatches) -> Vec<Group> {
-    const OF_A_DISK: [&str; 12] = [
+    const OF_A_DISK: [&str; 10] = [
         "table",
         "blk-file",
         "read-only",
@@ -359,11 +366,9 @@ fn groups(matches: &ArgMatches) -> Vec<Group> {
         "socket-path",
         "fd",
         "num-queues",
-        "state",
         "on-full",
         "guest-agent",
         "poll",
-        "force",
     ];
     let names: Vec<&String> = matches.get_many("name").unwrap_or_default().collect();
     let starts: Vec<usize> = matches.indices_of("name").unwrap_or_default().collect();
@@ -414,11 +419,9 @@ impl Group {
             source: self.source(matches, config)?,
             socket,
             num_queues: self.one(matches, "num-queues")?,
-            state: self.one(matches, "state")?,
             on_full: self.one(matches, "on-full")?,
             guest_agent: self.one(matches, "guest-agent")?,
             poll: self.one::<bool>(matches, "poll")?.is_some(),
-            force: self.one::<bool>(matches, "force")?.is_some(),
         })
     }
 

@@ -69,7 +69,7 @@ impl Serve {
         })?;
         let mut disks = Vec::new();
         for disk in file.disk {
-            let disk = disk.read(&file.state, file.force).map_err(wrong)?;
+            let disk = disk.read().map_err(wrong)?;
             if disks.iter().any(|other: &Disk| other.name == disk.name) {
                 return Err(wrong(format!(
                     "two disks are called '{}'; give them names",
@@ -83,6 +83,8 @@ impl Serve {
         let known = file.table_memory.as_deref().map(table_memory).transpose().map_err(wrong)?;
         serve.table_memory = serve.table_memory.or(known);
         serve.table_dir = serve.table_dir.or(file.table_dir);
+        serve.state = serve.state.or(file.state);
+        serve.force |= file.force;
         let known = file.flush_interval.as_deref().map(flush_interval).transpose();
         serve.flush_interval = serve.flush_interval.or(known.map_err(wrong)?);
         if serve.table_dir.is_some() && serve.table_memory.is_none() {
@@ -99,12 +101,6 @@ impl Serve {
             }
         }
         serve.disks.append(&mut disks);
-        // There is one state file and one `force` for the process, whichever disk has them.
-        let given = self.disks.iter().find_map(|disk| disk.state.clone());
-        if let Some(state) = given {
-            let others = serve.disks.iter_mut().filter(|disk| disk.state == file.state);
-            others.for_each(|disk| disk.state = Some(state.clone()));
-        }
         if serve.disks.is_empty() && serve.monitor.is_none() {
             return Err(wrong("there is nothing to serve: give a [[disk]] or a monitor".into()));
         }
@@ -113,7 +109,7 @@ impl Serve {
 }
 
 impl FileDisk {
-    fn read(self, state: &Option<PathBuf>, force: bool) -> Result<Disk, String> {
+    fn read(self) -> Result<Disk, String> {
         let name = self.name.unwrap_or_else(|| super::DEFAULT_NAME.to_owned());
         // The keys are the options without their dashes.
         let of = |what: &str| format!("disk '{name}' {}", what.replace("--", ""));
@@ -137,10 +133,8 @@ impl FileDisk {
             socket: Socket::new(self.socket_path, self.fd).map_err(of)?,
             num_queues,
             poll: self.poll,
-            state: state.clone(),
             on_full,
             guest_agent: self.guest_agent,
-            force,
             name,
         })
     }
@@ -155,9 +149,7 @@ impl Disk {
         self.socket = self.socket.take().or(known.socket);
         self.num_queues = self.num_queues.or(known.num_queues);
         self.poll |= known.poll;
-        self.state = self.state.take().or(known.state);
         self.on_full = self.on_full.or(known.on_full);
         self.guest_agent = self.guest_agent.take().or(known.guest_agent);
-        self.force |= known.force;
     }
 }

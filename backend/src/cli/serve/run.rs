@@ -12,25 +12,15 @@ impl Serve {
     /// The reason why they cannot be served.
     pub fn run(&self) -> Result<(), CliError> {
         let serve = self.with_file()?;
-        let mut args = ServeArgs {
+        let args = ServeArgs {
             monitor: serve.monitor.clone(),
             table_memory: serve.table_memory,
             table_dir: serve.table_dir.clone(),
             flush_interval: serve.flush_interval.unwrap_or_default(),
-            ..ServeArgs::default()
+            state: serve.state.clone(),
+            force: serve.force,
+            disks: serve.disks.iter().map(disk_args).collect::<Result<_, _>>()?,
         };
-        for disk in &serve.disks {
-            args.disks.push(disk_args(disk)?);
-            args.force |= disk.force;
-            if let Some(state) = &disk.state {
-                if args.state.as_ref().is_some_and(|other| other != state) {
-                    return Err(CliError::Usage(
-                        "the disks of one process keep one state file; give --state once".into(),
-                    ));
-                }
-                args.state = Some(state.clone());
-            }
-        }
         server::serve(&args).map_err(|error| CliError::Refused(error.to_string()))
     }
 }

@@ -43,7 +43,7 @@ fn each_name_opens_a_group() {
     let names: Vec<&str> = serve.disks.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["disk0", "two", "three"]);
     assert_eq!(serve.disks[0].source, Source::Table(vec!["A".into(), "B".into()]));
-    assert!(!serve.disks[0].force && serve.disks[1].force && !serve.disks[2].force);
+    assert!(serve.force && serve.state.is_none());
     let overlay = Some(PathBuf::from("o"));
     let file = Source::File { path: "f".into(), read_only: false, overlay };
     assert_eq!(serve.disks[1].source, file);
@@ -149,7 +149,7 @@ fn a_file_says_what_the_options_say() {
     let serve = joined("--config c.toml", FILE).unwrap();
     let line = "--config c.toml --monitor m --table-memory 64M --table-dir d --name root \
                 --blk-file golden.raw --overlay root.cow --socket-path root.sock --num-queues 4 \
-                --state s --force --name disk0 --fd 3 --state s --force --on-full fail";
+                --state s --force --name disk0 --fd 3 --on-full fail";
     let mut wanted = parse(line);
     wanted.disks[1].source = Source::Table(vec!["0 8 zero".into(), "8 8 error".into()]);
     assert_eq!(serve, wanted);
@@ -172,9 +172,27 @@ fn the_command_line_wins_over_the_file() {
     let plain = Source::File { path: "plain".into(), read_only: false, overlay: None };
     assert_eq!(serve.disks[2].source, plain);
     assert_eq!(serve.disks[2].socket, Some(Socket::Path("p".into())));
-    let states: Vec<_> = serve.disks.iter().map(|disk| disk.state.clone()).collect();
-    assert_eq!(states[0], Some("t".into()));
-    assert_eq!(states[2], Some("t".into()), "the file's state is that of nobody any more");
+    assert_eq!(serve.state, Some("t".into()), "the file's is nobody's any more");
+}
+
+/// They are the process's, whoever names the disks.
+#[test]
+fn the_file_s_settings_hold_for_disks_that_it_does_not_name() {
+    let settings = "state = \"s\"\nforce = true\n";
+    for (line, file) in [
+        ("--config c.toml --name root --blk-file f", settings.to_owned()),
+        ("--config c.toml --name root --blk-file f", FILE.to_owned()),
+        ("--config c.toml", format!("monitor = \"m\"\n{settings}")),
+    ] {
+        let serve = joined(line, &file).unwrap();
+        assert_eq!((serve.state, serve.force), (Some("s".into()), true), "{line}, {file}");
+    }
+    // Nor does the command line need a disk for them.
+    let serve = parse("--state s --force --name a --table A");
+    assert_eq!((serve.state, serve.force, serve.disks.len()), (Some("s".into()), true, 1));
+    assert!(parse("--monitor m --state s").disks.is_empty());
+    assert!(!parse("--table A --state s --name b --table B --state s").force);
+    assert!(refused("--table A --state s --name b --table B --state t").contains("--state once"));
 }
 
 #[test]
