@@ -81,6 +81,11 @@ fn nothing_is_overwritten() {
     let said = place.fails(1, "create cow --origin disk --size 8K");
     assert!(said.contains("needs at least 12288"), "{said}");
     assert!(!place.path("cow").exists(), "and nothing is left of the attempt");
+    // An empty file stays empty, and can be used for the next attempt.
+    place.sparse("empty", 0);
+    place.fails(1, "create empty --origin disk --size 4K");
+    assert_eq!(place.read("empty").len(), 0);
+    place.ok("create empty --origin disk");
     let said = place.fails(1, "create no/such/folder/cow --origin disk");
     assert!(said.contains("cannot create no/such/folder/cow"), "{said}");
 }

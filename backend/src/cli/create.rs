@@ -153,14 +153,22 @@ impl Create {
             store.len
         } else {
             self.check_empty(&store)?;
-            let bytes = self.bytes_for(origin);
-            store.file.set_len(bytes).map_err(CliError::io("give its length to", &self.store))?;
-            bytes
+            self.bytes_for(origin)
         };
         let geometry = Geometry::of_len(self.chunk_size, bytes);
         refuse_useless(&self.store, geometry, bytes)?;
-        make_empty(&store, geometry)?;
-        Ok(geometry)
+        if store.block_device {
+            make_empty(&store, geometry)?;
+            return Ok(geometry);
+        }
+        let sized =
+            store.file.set_len(bytes).map_err(CliError::io("give its length to", &self.store));
+        let made = sized.and_then(|()| Ok(make_empty(&store, geometry)?));
+        if made.is_err() {
+            // As it was: the next attempt would refuse it otherwise.
+            let _ = store.file.set_len(0);
+        }
+        made.map(|()| geometry)
     }
 
     fn bytes_for(&self, origin: &FileInfo) -> u64 {

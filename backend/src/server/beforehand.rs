@@ -1,9 +1,10 @@
 //! What a start looks at before it makes a store: whether what comes later can be had.
 //!
 //! Owns the mistakes that can be seen without changing anything. Never knows what is right, which the
-//! start itself finds out. Keeps: a start that makes no store is not looked at, as it leaves nothing
-//! behind; nor are sockets that a process may have which ends meanwhile: those of disks whose stores are
-//! there, which it has locked, and the monitor's beside such a disk. Its locks are waited for.
+//! start itself finds out. Keeps: of a start that makes no store, and leaves nothing behind, only the
+//! directory of the state is looked at, which no one but a command would miss. Not looked at are sockets
+//! that a process may have which ends meanwhile: those of disks whose stores are there, which it has
+//! locked, and the monitor's beside such a disk. Its locks are waited for.
 
 use std::path::Path;
 
@@ -15,7 +16,8 @@ use snapblk_store::io::{FileInfo, OpenMode};
 use super::start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError};
 use crate::session::{check_inherited, check_socket};
 
-/// Refuses to go on where that would end without serving, and leave a store behind. A `state` may know
+/// Refuses to go on where that would end without serving, and leave a store behind, or where no command
+/// could be kept. A `state` may know
 /// other files than the tables name.
 ///
 /// # Errors
@@ -25,6 +27,10 @@ pub(super) fn look(
     first: &[FirstTable],
     state: Option<&Path>,
 ) -> Result<(), ServeError> {
+    if let Some(state) = state {
+        let what = || format!("cannot keep the state in {}; name another --state", state.display());
+        has_directory(state).map_err(|source| ServeError::Io { what: what(), source })?;
+    }
     if !args.disks.iter().any(makes_its_store) {
         return Ok(());
     }
@@ -89,12 +95,17 @@ fn overlay(disk: &DiskArgs) -> Option<&Path> {
 }
 
 fn look_at_directory(disk: &str, store: &Path) -> Result<(), ServeError> {
-    let dir = store.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let there = std::fs::metadata(dir.unwrap_or(Path::new("."))).map(|_| ());
-    there.map_err(|source| {
+    has_directory(store).map_err(|source| {
         let what = format!("disk '{disk}': cannot make the store {}", store.display());
         ServeError::Io { what, source }
     })
+}
+
+/// Whether a file can be at `path`.
+fn has_directory(path: &Path) -> std::io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let meta = std::fs::metadata(dir.unwrap_or(Path::new(".")))?;
+    if meta.is_dir() { Ok(()) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
 }
 
 fn look_at_files(table: &FirstTable) -> Result<(), ServeError> {

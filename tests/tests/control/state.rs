@@ -466,6 +466,8 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
         ([&second(&["--table"])[..], &[nowhere]].concat(), "none.raw"),
         (second(&["--blk-file", "none.raw"]), "none.raw"),
         (second(&["--blk-file", "golden.raw", "--overlay", "no/where/b.cow"]), "no/where/b.cow"),
+        (vec!["--state", "no/where/state"], "no/where/state"),
+        (vec!["--state", "file/state"], "file/state"),
     ] {
         let mut command = Command::new(find_snapblk().unwrap());
         command.current_dir(scratch.dir()).arg("serve").arg("--blk-file").arg(&base);
@@ -476,6 +478,9 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
         assert!(said.contains(says), "{said}");
         assert_eq!(names(&scratch), ["file", "golden.raw"], "{said}");
     }
+    // Without a store, only a command would find it out.
+    let said = does_not_start(&plain(&scratch, &base).arg("--state").arg("no/where/state"));
+    assert!(said.contains("no/where/state") && said.contains("--state"), "{said}");
 }
 
 #[test]
