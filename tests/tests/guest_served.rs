@@ -134,9 +134,9 @@ fn scenario_57_and_68_a_running_guest_sees_its_disk_grow() {
     assert_eq!(found, said);
 }
 
-/// QEMU keeps the inflight memory and connects to the next process, and the guest's requests
-/// complete: a lost one never would, because a guest waits for its disk forever. The full store
-/// ensures that some are in flight.
+/// Scenario 65: QEMU keeps the inflight memory and connects to the next process, and the guest's
+/// requests complete: a lost one never would, because a guest waits for its disk forever. It reads
+/// everything back, and sees no error. The full store ensures that some are in flight.
 #[test]
 fn a_running_guest_goes_on_when_its_server_is_killed() {
     const MIB: u64 = 1 << 20;

@@ -107,7 +107,8 @@ pub(crate) fn all() -> BTreeMap<u32, bool> {
     rows.into_iter().map(|number| (number, proofs.contains_key(&number))).collect()
 }
 
-/// The page as it should be: the first two cells of its rows are kept, the third is generated.
+/// The page as it should be: the first two cells of its rows are kept, the third is generated. A row
+/// that is there twice is there once.
 fn page(old: &str) -> (String, BTreeSet<u32>) {
     let proofs = proofs();
     let mut rows = BTreeSet::new();
@@ -116,8 +117,8 @@ fn page(old: &str) -> (String, BTreeSet<u32>) {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").collect();
         let number: Option<u32> = cells[0].trim().parse().ok();
         match number.filter(|_| line.starts_with("| ")) {
+            Some(number) if !rows.insert(number) => {}
             Some(number) => {
-                rows.insert(number);
                 let tests = proofs.get(&number).map(cell).unwrap_or_default();
                 page += &format!("| {number} | {} | {tests} |\n", cells[1].trim());
             }
