@@ -34,6 +34,10 @@ const SLICE: u64 = 1 << 20;
 ///
 /// Neither may be in use. The store is empty and valid afterwards. A merge that was stopped, by
 /// whatever, is finished by running it again.
+///
+/// Other snapshots of the disk, and other overlays on it, are wrong afterwards, and nothing tells:
+/// they hold only what was changed while they were served. With several, merge with 'snapblk ctl
+/// MONITOR merge' while the disk is served, which keeps the others.
 #[derive(Debug, Args)]
 pub struct Merge {
     /// The origin to write to
