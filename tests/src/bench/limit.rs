@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::job::{Job, Walk};
 use super::peer::said_by;
 use super::{BenchError, Sample};
+use crate::client::Waiting;
 use crate::rng::Rng;
 use crate::server::pin_thread;
 
@@ -72,6 +73,8 @@ fn run_fio(
         (_, false) => "read",
         (_, true) => "write",
     };
+    // It looks for completions again and again, and never sleeps.
+    let polls = job.ends.client() == Waiting::Poll;
     let said = said_by(
         Command::new("fio")
             .args(["--name=limit", "--ioengine=io_uring", "--direct=1"])
@@ -82,6 +85,7 @@ fn run_fio(
             .arg(format!("--iodepth={}", job.depth))
             .arg(format!("--randseed={}", seed + 1))
             .arg(format!("--cpus_allowed={cpu}"))
+            .args(polls.then_some("--iodepth_batch_complete_min=0"))
             .args(more),
     )?;
     let mut said: Value = serde_json::from_str(&said)

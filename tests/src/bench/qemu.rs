@@ -15,6 +15,10 @@ use super::peer::said_by;
 use super::{BenchError, Daemon, Ground, Layout};
 use crate::server::{Place, ServerCommand, find_in_path};
 
+/// How long an I/O thread may poll before it sleeps, in jobs in which `snapblk` never sleeps: longer
+/// than any pause between requests, in nanoseconds. The default is 32768.
+const POLLS_FOR: u64 = 1_000_000_000;
+
 /// How qemu-storage-daemon does I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aio {
@@ -174,7 +178,10 @@ impl Qemu {
 
     /// Its set-up, for the report.
     pub(super) fn setup(&self) -> String {
-        let thread = if self.iothread { "iothread" } else { "no iothread" };
+        let thread = match self.iothread {
+            true => "iothread (in busy jobs with poll-max-ns=1 s)",
+            false => "no iothread",
+        };
         let disk = match self.format {
             Format::Raw => "raw".to_owned(),
             Format::Null => return format!("null-co, {thread}"),
@@ -202,15 +209,21 @@ impl Qemu {
         }
     }
 
-    /// The command that serves its disk on `ground`, with a new qcow2 overlay.
-    pub(super) fn command(&self, ground: &Ground) -> Result<ServerCommand, BenchError> {
+    /// The command that serves its disk on `ground`, with a new qcow2 overlay. With `polls` its I/O
+    /// thread is to poll rather than sleep.
+    pub(super) fn command(
+        &self,
+        ground: &Ground,
+        polls: bool,
+    ) -> Result<ServerCommand, BenchError> {
         let mut command = ServerCommand::new(self.daemon.program.clone(), ground.scratch());
         for node in self.nodes(ground)? {
             command = command.arg("--blockdev").arg(node);
         }
         let mut export = export(&command);
         if self.iothread {
-            command = command.arg("--object").arg("iothread,id=thread");
+            let polls = if polls { format!(",poll-max-ns={POLLS_FOR}") } else { String::new() };
+            command = command.arg("--object").arg(format!("iothread,id=thread{polls}"));
             export.push_str(",iothread=thread");
         }
         Ok(command.arg("--export").arg(export))

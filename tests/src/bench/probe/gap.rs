@@ -42,7 +42,7 @@ pub(super) fn measure(run: &Run<'_>, ground: &Ground, probe: &Probe) -> Result<F
     for (daemon, iothread) in daemons.iter().flat_map(|it| [(it, false), (it, true)]) {
         let format = Format::Qcow2(Qcow2::DEFAULT);
         let qemu = Qemu { daemon: daemon.clone(), aio: Aio::Native, iothread, format };
-        let command = qemu.command(ground)?;
+        let command = qemu.command(ground, false)?;
         let monitor = command.monitor().display();
         let chardev = format!("socket,id=monitor,path={monitor},server=on,wait=off");
         let command = command.arg("--chardev").arg(chardev).arg("--monitor").arg("monitor");
