@@ -9,6 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use snapblk_store::control::{CommandError, ErrorClass};
@@ -35,8 +38,9 @@ pub enum ClientError {
     Command(#[from] CommandError),
 }
 
-/// How long to wait for a greeting. A monitor greets every client, whatever it is doing.
-const GREETING: Duration = Duration::from_secs(10);
+/// How long to wait for a connection, and then for a greeting. A monitor greets every client, whatever
+/// it is doing. A disk's socket, taken for a monitor's, is kept from its front-end meanwhile.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// A connection to a monitor, negotiated.
 pub struct Client {
@@ -56,7 +60,7 @@ impl Client {
 
     fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let mut client = Client {
-            stream: UnixStream::connect(path)?,
+            stream: connect_within(path, patience)?,
             parser: Parser::default(),
             messages: VecDeque::new(),
             events: VecDeque::new(),
@@ -149,6 +153,22 @@ impl Client {
     }
 }
 
+/// Connects. Where nobody accepts, a socket has room for few connections, and the next one would wait
+/// for room for ever.
+fn connect_within(path: &Path, patience: Duration) -> Result<UnixStream, ClientError> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.map_err(io::Error::from)?;
+    let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
+    let limit = |limit| set_socket_timeout(&socket, Timeout::Send, limit).map_err(io::Error::from);
+    limit(Some(patience))?;
+    match retry_on_intr(|| connect(&socket, &address)) {
+        Err(Errno::AGAIN) => return Err(ClientError::Silent),
+        connected => connected.map_err(io::Error::from)?,
+    }
+    limit(None)?;
+    Ok(socket.into())
+}
+
 /// A disconnection is found by the next write, or read.
 fn broken(error: io::Error) -> ClientError {
     match error.kind() {
@@ -181,6 +201,11 @@ mod tests {
         assert!(matches!(error, ClientError::Silent), "{error:?}");
         let (mut left, _) = listener.accept().unwrap();
         assert_eq!(left.read(&mut [0]).unwrap(), 0, "it is free for others");
+        // As many wait to be accepted as may: the next one would wait to be one of them.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        let error = Client::connect_within(&path, Duration::from_millis(10)).err().unwrap();
+        assert!(matches!(error, ClientError::Silent), "{error:?}");
     }
 
     /// It is found by the command after the last reply.
