@@ -113,8 +113,8 @@ fn one_name_is_the_name_of_one_job() {
             .iter()
             .map(|device| {
                 let below = |name: &&String| name.starts_with(&format!("{device}."));
-                let names = before.iter().map(|(name, _)| name).filter(below);
-                names.last().expect("a layer below").clone()
+                let mut names = before.iter().map(|(name, _)| name).filter(below);
+                names.next_back().expect("a layer below").clone()
             })
             .collect();
         let monitor = world.server.monitor().to_owned();
