@@ -83,6 +83,7 @@ fn a_store_that_is_made_over_another_is_owed_nothing() {
 #[test]
 fn what_was_owed_past_the_end_of_a_shorter_disk_is_refused() {
     let again = killed();
+    std::fs::remove_file(again.path("state")).unwrap();
     let files = || ["store", "store.owed"].map(|name| std::fs::read(again.path(name)).unwrap());
     let before = files();
     again.devices.create("other", None).unwrap();
