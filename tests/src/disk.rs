@@ -129,6 +129,18 @@ impl Disk {
         self.end(PATIENCE)
     }
 
+    /// Writes zeroes to `len` bytes at `offset`; with `unmap`, space may be given back.
+    ///
+    /// # Errors
+    /// As [`Disk::read`].
+    pub fn write_zeroes(&mut self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+        self.requests += 1;
+        let sent = self.queue.write_zeroes(offset, len, unmap, self.requests);
+        sent.map_err(|error| error.source)?;
+        self.queue.kick()?;
+        self.end(PATIENCE)
+    }
+
     /// Sends a read and does not wait for it.
     ///
     /// # Errors
