@@ -58,6 +58,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("block_resize", 4, Case::resize),
     kind("transaction", 6, Case::transaction),
     kind("handover", 4, Case::hand_over),
+    kind("a device on top", 3, Case::put_on_top),
     kind("refused", 4, Case::refused),
     kind("SIGTERM", 3, Case::end_and_start),
     kind("SIGKILL", 4, Case::kill_and_start),
@@ -162,6 +163,7 @@ impl Case {
             origin: false,
             snaps: BTreeMap::new(),
             chain: Vec::new(),
+            over: None,
             job: None,
         });
         self.fronts.push(None);
@@ -183,6 +185,14 @@ impl Case {
             let chosen = chosen.expect("the weights are those of all");
             let of = self.rng.below(self.families.len() as u64) as usize;
             self.settle();
+            // A job does not last long.
+            let of_jobs = ["snapshot-merge, again", "job-complete", "job-pause", "job-cancel"];
+            if self.families[of].job.is_some()
+                && self.rng.chance(40)
+                && !of_jobs.contains(&chosen.name)
+            {
+                continue;
+            }
             if (chosen.act)(&mut self, of) {
                 *done.entry(chosen.name).or_default() += 1;
                 carried_out += 1;

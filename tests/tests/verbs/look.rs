@@ -206,7 +206,13 @@ impl Case {
     /// Runs one of the offline tools, which succeeds.
     pub(crate) fn offline(&mut self, arguments: &[OsString]) {
         let program = find_snapblk().unwrap_or_else(|error| panic!("{error}"));
-        let done = output(Command::new(program).args(arguments)).expect("it runs");
+        let run = || output(Command::new(&program).args(arguments)).expect("it runs");
+        let (mut done, begin) = (run(), Instant::now());
+        // The files of a process whose I/O was by io_uring may be locked for some time after it.
+        let in_use = |said: &[u8]| String::from_utf8_lossy(said).contains("is in use");
+        while in_use(&done.stderr) && begin.elapsed() < PATIENCE {
+            done = run();
+        }
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
         let more = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{arguments:?}: {said}{more}");

@@ -87,6 +87,8 @@ pub(crate) struct Family {
     pub(crate) snaps: BTreeMap<String, Snap>,
     /// The layers below the active one, the lowest first.
     pub(crate) chain: Vec<(String, Image)>,
+    /// A linear device on top of the disk.
+    pub(crate) over: Option<String>,
     pub(crate) job: Option<Job>,
 }
 
@@ -139,6 +141,9 @@ impl Family {
         for name in &self.under {
             let image = if self.job.is_none() { Some(base) } else { None };
             all.insert(name, Wanted { kind: "linear", image });
+        }
+        if let Some(name) = &self.over {
+            all.insert(name, Wanted { kind: "linear", image: Some(&self.top) });
         }
         for (name, snap) in &self.snaps {
             all.insert(name, Wanted { kind: "snapshot", image: Some(&snap.image) });

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use snapblk_tests::verify::stamp::SECTOR;
 
 use crate::case::Case;
+use crate::model::Job;
 
 /// The most sectors of a disk.
 const LARGEST: u64 = 4608;
@@ -31,6 +32,14 @@ impl Case {
         let mut arguments = json!({"name": name});
         arguments["noflush"] = json!(self.rng.chance(30));
         self.call("device-suspend", arguments);
+        if self.rng.chance(15) {
+            // It is suspended in the next process, too, whose guests wait.
+            self.kill_alone();
+            assert_eq!(self.device(&name)["state"], "suspended", "{name}");
+        }
+        if self.families[of].snaps.contains_key(&name) {
+            self.requests(of);
+        }
         // A request waits until the device is resumed.
         let waits = name == self.families[of].name;
         if waits {
@@ -97,6 +106,34 @@ impl Case {
         true
     }
 
+    /// Puts a linear device on top of the disk, through which it is written then, or removes it.
+    pub(crate) fn put_on_top(&mut self, of: usize) -> bool {
+        let (name, sectors) = (self.families[of].name.clone(), self.families[of].sectors());
+        if let Some(over) = self.families[of].over.clone() {
+            if self.rng.chance(30) {
+                self.call("device-remove", json!({"name": over}));
+                self.families[of].over = None;
+            } else {
+                let mut burst = self.burst();
+                let mut bytes = std::mem::take(&mut self.families[of].top.bytes);
+                let done = self.exported(&over, true, |disk| Ok(burst.send(disk, &mut bytes)));
+                self.note(&format!("to {over}: {}", burst.sent.join(", ")));
+                done.unwrap_or_else(|error| panic!("{over}: {error}"));
+                self.families[of].top.bytes = bytes;
+            }
+            return true;
+        }
+        if matches!(self.families[of].job, Some(Job::Merge { .. })) {
+            // Only snapshots may lie on it.
+            return false;
+        }
+        let over = format!("{name}-over{}", self.new_number());
+        self.call("device-create", json!({"name": over}));
+        self.load(&over, json!([format!("0 {sectors} linear {name} 0")]));
+        self.families[of].over = Some(over);
+        true
+    }
+
     /// Makes an origin without snapshots linear again.
     pub(crate) fn flatten(&mut self, of: usize) -> bool {
         let family = &self.families[of];
@@ -114,7 +151,8 @@ impl Case {
         let grows = family.is_flat() || family.is_quiet_origin() && family.snaps.is_empty();
         let (name, before) = (family.name.clone(), family.sectors());
         let more = 1 + self.rng.below(200);
-        if !grows || before + more > LARGEST {
+        // The device on top stays as long as it is.
+        if !grows || family.over.is_some() || before + more > LARGEST {
             return false;
         }
         let size = (before + more) as usize * SECTOR;
