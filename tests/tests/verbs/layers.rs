@@ -62,6 +62,7 @@ impl Case {
             return false;
         }
         let mut arguments = json!({"device": device, "job-id": id, "speed": speed});
+        arguments["auto-finalize"] = json!(self.rng.chance(80));
         let base = self.rng.below(layers as u64) as usize;
         let name = |at: usize| self.families[of].chain[at].0.clone();
         // The golden image is the base if none is given.

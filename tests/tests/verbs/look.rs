@@ -166,7 +166,7 @@ impl Case {
         }
     }
 
-    /// Waits until the disk's job has ended, or is ready if `ready` is set.
+    /// Waits until the disk's job has ended, or is ready if `ready` is set; finalizes it.
     pub(crate) fn until_job(&mut self, of: usize, ready: bool) {
         let id = job_of(&self.families[of]);
         let begin = Instant::now();
@@ -176,6 +176,13 @@ impl Case {
             let Some(job) = job else { return };
             if ready && job["status"] == "ready" {
                 return;
+            }
+            if job["status"] == "pending" {
+                // Refused if it is being finalized, which every job is for a moment.
+                let finalize = self.quietly("job-finalize", &json!({"id": id}));
+                if finalize.is_ok() {
+                    self.note(&format!("job-finalize {id}"));
+                }
             }
             assert!(begin.elapsed() < PATIENCE, "it does not end: {job}");
             // An event may have come to a client before this one.

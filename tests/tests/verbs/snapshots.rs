@@ -72,7 +72,11 @@ impl Case {
         }
         let Some(name) = self.snapshot(of, false) else { return false };
         let (device, id) = (self.families[of].name.clone(), job_of(&self.families[of]));
-        let arguments = json!({"device": device, "snapshot": name, "job-id": id, "speed": speed});
+        let finalize = self.rng.chance(80);
+        let arguments = json!({
+            "device": device, "snapshot": name, "job-id": id, "speed": speed,
+            "auto-finalize": finalize,
+        });
         if self.families[of].over.is_some() {
             let refused = self.ask("snapshot-merge", &arguments);
             assert!(refused.is_err_and(|error| error.contains("only snapshots can lie on it")));

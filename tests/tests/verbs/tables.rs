@@ -63,10 +63,11 @@ impl Case {
 
     /// Loads a device's own table again.
     pub(crate) fn reload(&mut self, of: usize) -> bool {
-        if self.families[of].job.is_some() {
+        let name = self.any_device(of);
+        // A job holds the tables of its disk, and of its layers.
+        if self.families[of].job.is_some() && !self.families[of].snaps.contains_key(&name) {
             return false;
         }
-        let name = self.any_device(of);
         let device = self.device(&name);
         // A layer below others was made read-only.
         let layer = self.families[of].chain.iter().any(|(layer, _)| *layer == name);
