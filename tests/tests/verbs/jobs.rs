@@ -14,7 +14,7 @@ const SOME_TIME: Duration = Duration::from_millis(500);
 impl Case {
     /// A speed at which a job of a small disk lasts for some commands.
     pub(crate) fn slow(&mut self) -> u64 {
-        (128 << 10) << self.rng.below(4)
+        (64 << 10) << self.rng.below(5)
     }
 
     pub(crate) fn pause(&mut self, of: usize) -> bool {

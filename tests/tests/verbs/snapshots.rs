@@ -62,7 +62,8 @@ impl Case {
     }
 
     pub(crate) fn merge_slowly(&mut self, of: usize) -> bool {
-        let speed = self.slow();
+        // Nothing waits for its end.
+        let speed = self.slow() / 4;
         self.begin_merge(of, speed)
     }
 
@@ -115,10 +116,24 @@ impl Case {
         self.call("device-create", json!({"name": new}));
         self.call("table-load", json!({"name": new, "table": table}));
         self.call("device-suspend", json!({"name": old}));
+        // Whether the origin is written meanwhile, and whether the old device is removed first.
+        let (writes, first) = (self.rng.chance(50), self.rng.chance(30));
+        if first {
+            self.call("device-remove", json!({"name": old}));
+        }
+        if writes {
+            self.requests(of);
+        }
         self.call("device-resume", json!({"name": new}));
-        self.call("device-remove", json!({"name": old}));
         let snap = self.families[of].snaps.remove(&old).expect("it is there");
+        let transient = snap.transient;
         self.families[of].snaps.insert(new, snap);
+        if !transient && self.rng.chance(20) {
+            self.kill_alone();
+        }
+        if !first {
+            self.call("device-remove", json!({"name": old}));
+        }
         true
     }
 }

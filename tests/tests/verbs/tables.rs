@@ -32,7 +32,8 @@ impl Case {
         let mut arguments = json!({"name": name});
         arguments["noflush"] = json!(self.rng.chance(30));
         self.call("device-suspend", arguments);
-        if self.rng.chance(15) {
+        let transient = self.families[of].snaps.get(&name).is_some_and(|snap| snap.transient);
+        if !transient && self.rng.chance(15) {
             // It is suspended in the next process, too, whose guests wait.
             self.kill_alone();
             assert_eq!(self.device(&name)["state"], "suspended", "{name}");
@@ -111,7 +112,7 @@ impl Case {
     pub(crate) fn put_on_top(&mut self, of: usize) -> bool {
         let (name, sectors) = (self.families[of].name.clone(), self.families[of].sectors());
         if let Some(over) = self.families[of].over.clone() {
-            if self.rng.chance(30) {
+            if self.rng.chance(60) {
                 self.call("device-remove", json!({"name": over}));
                 self.families[of].over = None;
             } else {
