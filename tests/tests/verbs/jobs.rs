@@ -17,6 +17,22 @@ impl Case {
         (64 << 10) << self.rng.below(5)
     }
 
+    /// Begins a job, sometimes while its disk is suspended: it rests until the disk is resumed, by
+    /// this process or the next.
+    pub(crate) fn maybe_suspended(&mut self, of: usize, begin: impl Fn(&mut Case) -> bool) -> bool {
+        if self.families[of].job.is_some() || !self.rng.chance(25) {
+            return begin(self);
+        }
+        let name = json!({"name": self.families[of].name});
+        self.call("device-suspend", name.clone());
+        let began = begin(self);
+        if began && self.rng.chance(30) {
+            self.kill_alone();
+        }
+        self.call("device-resume", name);
+        began
+    }
+
     pub(crate) fn pause(&mut self, of: usize) -> bool {
         if !self.families[of].job_runs() {
             return false;

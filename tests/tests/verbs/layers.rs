@@ -52,7 +52,7 @@ impl Case {
 
     pub(crate) fn commit_slowly(&mut self, of: usize) -> bool {
         let speed = self.slow();
-        self.begin_commit(of, speed)
+        self.maybe_suspended(of, |case| case.begin_commit(of, speed))
     }
 
     fn begin_commit(&mut self, of: usize, speed: u64) -> bool {

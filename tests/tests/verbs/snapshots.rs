@@ -64,7 +64,7 @@ impl Case {
     pub(crate) fn merge_slowly(&mut self, of: usize) -> bool {
         // Nothing waits for its end.
         let speed = self.slow() / 4;
-        self.begin_merge(of, speed)
+        self.maybe_suspended(of, |case| case.begin_merge(of, speed))
     }
 
     fn begin_merge(&mut self, of: usize, speed: u64) -> bool {
