@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::build::Active;
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
+use super::guards::devices_of;
 use super::live::Live;
 use super::state::CommitJob;
 use crate::exception::Layer;
@@ -99,6 +100,21 @@ impl Inner {
     pub(super) fn is_below(&self, job: &CommitJob, layer: &str) -> bool {
         let chain = self.chain(&job.device);
         chain.is_ok_and(|chain| chain.overlays[1..].iter().any(|overlay| overlay == layer))
+    }
+
+    /// The devices that `device` lies on, directly or through others.
+    pub(super) fn under(&self, device: Option<&str>) -> Vec<String> {
+        let lines = |name: &str| self.active(name).map_or(&[][..], |active| &active.lines);
+        let mut all: Vec<String> =
+            device.map(|device| devices_of(lines(device))).unwrap_or_default();
+        let mut known = 0;
+        while let Some(name) = all.get(known) {
+            let mut below = devices_of(lines(name));
+            below.retain(|name| !all.contains(name));
+            all.extend(below);
+            known += 1;
+        }
+        all
     }
 
     fn chain(&self, device: &str) -> Result<Chain, DeviceError> {

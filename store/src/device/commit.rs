@@ -188,6 +188,10 @@ impl Devices {
         self.refuse_cut(inner, cut)?;
         let snap = whole(inner, &job.device)?;
         if !matches!(cut.base, CommitBase::Layer(_)) {
+            // It is written through what it lies on.
+            let under = inner.under(cut.base.device());
+            commit.chain.extend(under.iter().cloned());
+            commit.held.extend(under);
             let media = snap.origin.media();
             commit.files = media.map(|medium| self.identity(medium.file)).collect();
             refuse_holes(&snap, &job.device)?;

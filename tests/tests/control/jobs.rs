@@ -193,3 +193,37 @@ fn what_two_clients_resume_merges_once() {
     }
     world.stop();
 }
+
+/// After a rollback the file lies below `disk0-real`, and a chain over that is committed into it.
+#[test]
+fn a_chain_is_committed_into_what_its_base_lies_on() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let snapshot = json!({"device": "disk0", "name": "s", "cow": scratch.path("s.cow")});
+    world.call("snapshot-create", snapshot);
+    let merge = json!({"device": "disk0", "snapshot": "s", "job-id": "m"});
+    world.call("snapshot-merge", merge);
+    world.event("BLOCK_JOB_COMPLETED");
+    let overlay = json!({"device": "disk0", "snapshot-file": scratch.path("top.cow")});
+    world.call("blockdev-snapshot-sync", overlay);
+    world.disk().write(0, &stamped(0, SECTORS, 2)).unwrap();
+    let commit = json!({"device": "disk0", "job-id": "c"});
+
+    // Who writes or reads what it lies on would meet the commit's writes.
+    world.export(&scratch, "disk0-real", false);
+    let said = world.refused("block-commit", commit.clone());
+    assert!(said.contains("'disk0-real' is in use by the export"), "{said}");
+    world.call("block-export-del", json!({"id": "disk0-real", "mode": "hard"}));
+    world.call("block-commit", commit);
+    world.event("BLOCK_JOB_READY");
+    let socket = scratch.socket("real.sock");
+    let export = export_args("real", "disk0-real", &socket, false);
+    let said = world.refused("block-export-add", export);
+    assert!(said.contains("the job 'c'"), "{said}");
+    world.call("job-complete", json!({"id": "c"}));
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_same("the file", &std::fs::read(&file).unwrap(), &stamped(0, SECTORS, 2));
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 2));
+    world.stop();
+}

@@ -69,12 +69,6 @@ impl Case {
         if base > 0 || golden {
             arguments["base-node"] = json!(name(base));
         }
-        if base == 0 && !self.families[of].under.is_empty() {
-            // It is refused: the base's file is used by the devices that the base lies on.
-            let refused = self.ask("block-commit", &arguments);
-            assert!(refused.is_err_and(|error| error.contains("in use")));
-            return true;
-        }
         let above = layers - 1 - base;
         let mut top = None;
         if above > 0 && self.rng.chance(60) {

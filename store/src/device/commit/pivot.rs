@@ -115,7 +115,8 @@ impl Devices {
         let active = inner.active(&job.device)?;
         let media = active.snaps.values().flat_map(|snap| snap.origin.media());
         let files = media.map(|medium| self.identity(medium.file)).collect();
-        let held: Vec<String> = base.device().map(str::to_owned).into_iter().collect();
+        let mut held: Vec<String> = base.device().map(str::to_owned).into_iter().collect();
+        held.extend(inner.under(base.device()));
         let chain = [job.device.clone()].into_iter().chain(held.clone()).collect();
         let commit = Commit { chain, held, files, ..Commit::of(&job.device) };
         inner.commits.insert(id.into(), commit);
