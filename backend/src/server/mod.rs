@@ -13,6 +13,7 @@ mod lockfs;
 mod merge;
 mod moment;
 mod on_full;
+mod place;
 mod start;
 mod stop;
 mod table_file;

@@ -11,14 +11,14 @@ use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
-use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store, state_knows};
+use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
-use snapblk_store::io::{FileInfo, real_path};
+use snapblk_store::io::FileInfo;
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
-use super::{End, FlushInterval, OnFull, Server, add_command, beforehand, table_lines};
+use super::{End, FlushInterval, OnFull, Server, add_command, beforehand, place, table_lines};
 use crate::export::Polling;
 
 /// How long clients of the monitor may take to read their last lines.
@@ -131,6 +131,18 @@ pub enum ServeError {
         /// Beside the file.
         present: PathBuf,
     },
+    /// Two processes, or one with other arguments, have kept the state of some of the disks each.
+    #[error(
+        "these disks have more than one state file, {} and {}; each knows what the other does not: \
+         serve the disks of each by a process of its own, or name the right one by '--state'",
+        one.display(), other.display()
+    )]
+    StateOfEach {
+        /// One of them.
+        one: PathBuf,
+        /// Another one.
+        other: PathBuf,
+    },
     /// The monitor's socket is to be another of this process.
     #[error("cannot serve a monitor: {0}")]
     OwnSocket(String),
@@ -157,7 +169,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let first = first_tables(&args.disks)?;
     let state = match &args.state {
         Some(state) => Some(state.clone()),
-        None => default_state(args, &first)?,
+        None => place::default_state(args, &first)?,
     };
     beforehand::look(args, &first, state.as_deref())?;
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
@@ -351,55 +363,4 @@ fn memory(args: &ServeArgs, state: Option<&Path>) -> Result<Memory, ServeError> 
     let dir = args.table_dir.as_deref().or(beside).unwrap_or(Path::new("/var/tmp"));
     let what = format!("cannot keep exception tables in a file in {}", dir.display());
     Arena::new(dir, bound).map(Memory::Arena).map_err(io(&what))
-}
-
-/// Beside the first store, or the first disk that is written, or the first at all.
-///
-/// # Errors
-/// There are two, of which nobody can tell which one has what commands were told is kept.
-fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Option<PathBuf>, ServeError> {
-    let lies_there = |path: &&Path| std::fs::metadata(path).map_or(true, |meta| meta.is_file());
-    let lines = first.iter().flat_map(|table| &table.lines);
-    let mut stores = lines.filter_map(|line| line.target.snapshot()?.cow.path());
-    if let Some(store) = stores.find(lies_there) {
-        // A store is one, whichever link leads to it. A version before left it beside the link.
-        let (named, real) = (state_beside(store), state_beside(&real_path(store)));
-        return match (real.exists(), named.exists()) {
-            (true, true) if real_path(&real) != real_path(&named) => {
-                let of = format!("the store {}", store.display());
-                Err(ServeError::TwoStates { of, former: named, present: real })
-            }
-            (false, true) => Ok(Some(named)),
-            _ => Ok(Some(real)),
-        };
-    }
-    // A disk may be shared by such as have a link each.
-    let file = |table: &FirstTable| {
-        let params = table.lines.iter().flat_map(|line| line.target.params());
-        params.filter_map(|param| param.path()).find(lies_there).map(state_beside)
-    };
-    let Some(former) = first.iter().find_map(file) else {
-        return Ok(args.monitor.as_deref().map(state_beside));
-    };
-    // One that is only read may be shared by processes that have a state each.
-    let mut writable = first.iter().filter(|table| !table.read_only);
-    let Some((disk, present)) = writable.find_map(|disk| Some((disk, file(disk)?))) else {
-        return Ok(Some(former));
-    };
-    // A version before left it beside the first disk.
-    if present == former || !state_knows(&former, disk) {
-        return Ok(Some(present));
-    }
-    match present.exists() {
-        true => {
-            Err(ServeError::TwoStates { of: format!("the disk '{}'", disk.name), former, present })
-        }
-        false => Ok(Some(former)),
-    }
-}
-
-fn state_beside(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".state");
-    name.into()
 }

@@ -40,5 +40,7 @@ pub use files::{make_empty, make_overlay_store, refuse_useless};
 pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
-pub use state::{CommitJob, FirstTable, Halt, MergeJob, State, StateError, state_knows};
+pub use state::{
+    CommitJob, FirstTable, Halt, MergeJob, State, StateError, state_adds, state_knows,
+};
 pub use verbs::{Suspend, TableKind};

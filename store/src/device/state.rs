@@ -31,6 +31,7 @@ mod text;
 
 use bases::{BaseState, bases};
 use beside::put_back;
+pub use given::state_adds;
 pub use restore::state_knows;
 use sole::Sole;
 

@@ -144,7 +144,124 @@ fn a_state_beside_the_first_disk_is_found_by_its_server_alone() {
     // With one beside each, nobody can tell.
     std::fs::copy(disks.path("iso.raw.state"), disks.path("d1.raw.state")).unwrap();
     let said = does_not_start(&first);
-    for part in ["two state files", "iso.raw.state", "d1.raw.state", "'--state'"] {
+    for part in ["more than one state file", "iso.raw.state", "d1.raw.state", "'--state'"] {
         assert!(said.contains(part), "{said}");
     }
+}
+
+/// `command` with one more disk, over a file of its own.
+fn and_disk(command: ServerCommand, own: &Scratch, name: &str, args: [&str; 4]) -> ServerCommand {
+    let command = command.arg("--name").arg(name);
+    let command = args.iter().fold(command, |command, arg| command.arg(arg));
+    command.arg("--socket-path").arg(own.socket(&format!("{name}.sock")))
+}
+
+/// A server of the disks `names`, in this order: each is an overlay over `iso.raw` with a store of its name.
+fn overlays(own: &Scratch, disks: &Scratch, names: &[&str]) -> ServerCommand {
+    let base = disks.path("iso.raw");
+    let command = monitor_only(own);
+    names.iter().fold(command, |command, name| {
+        let store = disks.path(&format!("{name}.cow"));
+        let args = ["--blk-file", word(&base), "--overlay", word(&store)];
+        and_disk(command, own, name, args)
+    })
+}
+
+/// What the disk `name` holds.
+fn content(own: &Scratch, name: &str) -> Vec<u8> {
+    disk(&own.socket(&format!("{name}.sock"))).read(0, 8 * 512).unwrap()
+}
+
+fn write(own: &Scratch, name: &str, generation: u32) {
+    let mut disk = disk(&own.socket(&format!("{name}.sock")));
+    disk.write(0, &stamped(0, 8, generation)).unwrap();
+    disk.flush().unwrap();
+}
+
+/// The new disk has a store, beside which a state is looked for first.
+#[test]
+fn a_disk_that_is_added_leaves_the_others_as_they_were() {
+    let (disks, own) = (disks(), scratch());
+    let plain = plain(&own, &disks.path("d1.raw"));
+    let mut world = World::start(&plain);
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "disk0", "new.cow"));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.stop();
+    let (base, store) = (disks.path("iso.raw"), disks.path("b.cow"));
+    let args = ["--blk-file", word(&base), "--overlay", word(&store)];
+    let added = and_disk(plain.clone(), &own, "b", args);
+    let world = World::start(&added);
+    assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.disk().write(0, &stamped(0, 8, 3)).unwrap();
+    write(&own, "b", 4);
+    world.stop();
+    assert_eq!(states(&disks), ["d1.raw.state"]);
+    let below = std::fs::read(disks.path("d1.raw")).unwrap();
+    assert_same("below the overlay", &below, &stamped(0, SECTORS, 1));
+    // Both ways.
+    for command in [added, plain] {
+        let world = World::start(&command);
+        assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 3));
+        world.stop();
+    }
+}
+
+#[test]
+fn disks_in_another_order_are_as_they_were() {
+    let (disks, own) = (disks(), scratch());
+    let mut world = World::start(&overlays(&own, &disks, &["a", "b"]));
+    write(&own, "a", 2);
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "a", "a2.cow"));
+    write(&own, "a", 3);
+    write(&own, "b", 4);
+    world.stop();
+    for (generation, order) in [["b", "a"], ["a", "b"]].iter().enumerate() {
+        let world = World::start(&overlays(&own, &disks, order));
+        assert_same("a", &content(&own, "a"), &stamped(0, 8, 3 + generation as u32));
+        assert_same("b", &content(&own, "b"), &stamped(0, 8, 4));
+        write(&own, "a", 4 + generation as u32);
+        world.stop();
+    }
+    assert_eq!(states(&disks), ["a.cow.state"]);
+}
+
+/// Disks of two processes are served by one: a state that says no more than the arguments counts less
+/// than one that does, and of two that do none is chosen.
+#[test]
+fn of_the_states_of_two_disks_none_is_lost_in_silence() {
+    let (disks, own) = (disks(), scratch());
+    for (name, generation) in [("a", 2), ("b", 3)] {
+        let world = World::start(&overlays(&own, &disks, &[name]));
+        write(&own, name, generation);
+        world.stop();
+    }
+    let both = overlays(&own, &disks, &["a", "b"]);
+    let world = World::start(&both);
+    assert_same("a", &content(&own, "a"), &stamped(0, 8, 2));
+    assert_same("b", &content(&own, "b"), &stamped(0, 8, 3));
+    world.stop();
+    let mut world = World::start(&overlays(&own, &disks, &["b"]));
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "b", "b2.cow"));
+    write(&own, "b", 4);
+    world.stop();
+    let mut world = World::start(&both);
+    assert_same("b", &content(&own, "b"), &stamped(0, 8, 4));
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "b", "b3.cow"));
+    world.stop();
+    let before = std::fs::read(disks.path("a.cow.state")).unwrap();
+    let mut world = World::start(&overlays(&own, &disks, &["a"]));
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "a", "a2.cow"));
+    world.stop();
+    assert_ne!(std::fs::read(disks.path("a.cow.state")).unwrap(), before);
+    for order in [["a", "b"], ["b", "a"]] {
+        let said = does_not_start(&overlays(&own, &disks, &order));
+        for part in ["a.cow.state", "b.cow.state", "more than one state file", "'--state'"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    // Whoever names one knows what that means.
+    let named = both.arg("--state").arg(disks.path("b.cow.state"));
+    let world = World::start(&named);
+    assert_same("b", &content(&own, "b"), &stamped(0, 8, 4));
+    world.stop();
 }
