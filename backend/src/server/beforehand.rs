@@ -10,7 +10,7 @@ use std::path::Path;
 
 use snapblk_qmp::Server as QmpServer;
 use snapblk_store::control::CommandError;
-use snapblk_store::device::FirstTable;
+use snapblk_store::device::{FirstTable, place_of_state};
 use snapblk_store::io::{FileInfo, OpenMode};
 
 use super::start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError};
@@ -29,7 +29,8 @@ pub(super) fn look(
 ) -> Result<(), ServeError> {
     if let Some(state) = state {
         let what = || format!("cannot keep the state in {}; name another --state", state.display());
-        has_directory(state).map_err(|source| ServeError::Io { what: what(), source })?;
+        has_directory(&place_of_state(state))
+            .map_err(|source| ServeError::Io { what: what(), source })?;
     }
     if !args.disks.iter().any(makes_its_store) {
         return Ok(());

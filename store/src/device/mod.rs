@@ -41,6 +41,7 @@ pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
-    CommitJob, FirstTable, Halt, MergeJob, State, StateError, state_adds, state_knows,
+    CommitJob, FirstTable, Halt, MergeJob, State, StateError, place_of_state, state_adds,
+    state_knows,
 };
 pub use verbs::{Suspend, TableKind};

@@ -24,6 +24,7 @@ use crate::units::Sector;
 mod bases;
 mod beside;
 mod given;
+mod names;
 mod older;
 mod restore;
 mod sole;
@@ -32,6 +33,7 @@ mod text;
 use bases::{BaseState, bases};
 use beside::put_back;
 pub use given::state_adds;
+pub use names::place_of_state;
 pub use restore::state_knows;
 use sole::Sole;
 
@@ -452,7 +454,7 @@ pub(super) struct StateFile {
 
 impl StateFile {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
-        StateFile { path, ..StateFile::default() }
+        StateFile { path: path.as_deref().map(place_of_state), ..StateFile::default() }
     }
 
     /// Replaces the file, durably; removes it if there is nothing to keep.

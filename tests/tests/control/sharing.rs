@@ -265,3 +265,27 @@ fn of_the_states_of_two_disks_none_is_lost_in_silence() {
     assert_same("b", &content(&own, "b"), &stamped(0, 8, 4));
     world.stop();
 }
+
+/// The link may lead nowhere yet.
+#[test]
+fn a_state_that_a_link_names_is_kept_where_it_leads() {
+    let (disks, own) = (disks(), scratch());
+    let (link, real) = (disks.path("link.state"), disks.path("real.state"));
+    std::os::unix::fs::symlink("real.state", &link).unwrap();
+    let command = with_state(&own, &disks, 1, "link.state");
+    for generation in 2..4 {
+        let mut world = World::start(&command);
+        world.call(
+            "blockdev-snapshot-sync",
+            overlay_of(&disks, "disk0", &format!("{generation}.cow")),
+        );
+        assert!(disks.path("real.state.lock").exists());
+        world.disk().write(0, &stamped(0, 8, generation)).unwrap();
+        world.stop();
+        assert!(link.is_symlink() && real.is_file());
+    }
+    let world = World::start(&command);
+    assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 3));
+    world.stop();
+    assert_eq!(states(&disks), ["link.state", "real.state"]);
+}

@@ -8,13 +8,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::VERSION;
+use super::names::new_of;
 use crate::io::durable::sync_file;
 
 /// Makes the file that will replace the one at `state`.
 pub(super) fn create(state: &Path) -> io::Result<(PathBuf, File)> {
-    let mut name = state.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = new_of(state);
     let mut options = File::options();
     // Not through a link, either.
     options.write(true).create_new(true);

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::names::lock_of;
 use super::{StateError, StateFile, text};
 use crate::io::lock::{Lock, LockError};
 
@@ -28,9 +29,7 @@ pub(super) struct Sole {
 
 impl Sole {
     fn of(state: &Path, wait: Duration) -> Result<Sole, StateError> {
-        let mut path = state.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        let path = lock_of(state);
         let fail = |source| StateError::Io { what: "lock", path: state.to_owned(), source };
         let deadline = Instant::now() + wait;
         loop {
