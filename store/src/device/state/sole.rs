@@ -3,8 +3,8 @@
 //! Owns the lock on a file beside the state, which is held as long as the state is this process's,
 //! and the comparison before each change of the state with what this process last read or wrote.
 //! The state itself cannot carry the lock: it is replaced by another file each time. Never knows
-//! what a state means. Keeps: the lock's file is removed by its holder alone, and a lock counts only
-//! on the file that has the name.
+//! what a state means. Keeps: the lock's file is removed by its holder alone, and only if it is empty; a
+//! lock counts only on the file that has the name.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -63,7 +63,9 @@ impl Sole {
 
 impl Drop for Sole {
     fn drop(&mut self) {
-        if self.has_the_name() {
+        // A user's file of that name has content.
+        let is_empty = self.file.metadata().is_ok_and(|meta| meta.len() == 0);
+        if is_empty && self.has_the_name() {
             // One that stays is taken by the next process.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -174,6 +176,17 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         some(&mut two).unwrap();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_of_a_user_with_the_name_of_the_lock_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, lock] = ["state", "state.lock"].map(|name| dir.path().join(name));
+        std::fs::write(&lock, "a user's").unwrap();
+        let (mut one, _) = read(&path);
+        some(&mut one).unwrap();
+        one.keep(Default::default()).unwrap();
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), "a user's");
     }
 
     /// A process that ends may remove the file of the lock between the other's opening and locking.
