@@ -10,7 +10,7 @@ use std::path::Path;
 
 use snapblk_qmp::Server as QmpServer;
 use snapblk_store::control::CommandError;
-use snapblk_store::device::{FirstTable, place_of_state};
+use snapblk_store::device::{FirstTable, place_of_state, refuse_state_name};
 use snapblk_store::io::{FileInfo, OpenMode};
 
 use super::start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError};
@@ -28,6 +28,7 @@ pub(super) fn look(
     state: Option<&Path>,
 ) -> Result<(), ServeError> {
     if let Some(state) = state {
+        refuse_state_names(args, first, state)?;
         let what = || format!("cannot keep the state in {}; name another --state", state.display());
         has_directory(&place_of_state(state))
             .map_err(|source| ServeError::Io { what: what(), source })?;
@@ -53,6 +54,26 @@ pub(super) fn look(
         Some(path) if args.disks.iter().all(makes_its_store) => Ok(QmpServer::check(path)?),
         _ => Ok(()),
     }
+}
+
+/// Refuses files and sockets where the state is to be.
+fn refuse_state_names(
+    args: &ServeArgs,
+    first: &[FirstTable],
+    state: &Path,
+) -> Result<(), ServeError> {
+    let look = |path: &Path| refuse_state_name(state, path);
+    for (disk, table) in args.disks.iter().zip(first) {
+        let params = table.lines.iter().flat_map(|line| line.target.params());
+        for path in params.filter_map(|param| param.path()) {
+            look(path).map_err(|error| ServeError::Device { disk: disk.name.clone(), error })?;
+        }
+        if let Some(DiskSocket::Path(socket)) = &disk.socket {
+            look(socket).map_err(|error| refused(disk, &error.to_string()))?;
+        }
+    }
+    let monitor = args.monitor.as_deref().map_or(Ok(()), look);
+    monitor.map_err(|error| ServeError::OwnSocket(error.to_string()))
 }
 
 fn refused(disk: &DiskArgs, why: &str) -> ServeError {

@@ -202,7 +202,7 @@ impl Devices {
     /// An empty set of devices.
     pub fn new(files: Arc<Files>, workers: Arc<Workers>, config: DevicesConfig) -> Self {
         let inner = Inner {
-            disks: Disks::new(files.clone(), config.direct, config.events.clone()),
+            disks: Disks::new(files.clone(), &config),
             origins: Origins::default(),
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),

@@ -3,12 +3,13 @@
 //! Owns the process's open files and their locks. Never knows their content.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use super::core::{DeviceEvent, EventSink};
+use super::core::{DeviceEvent, DevicesConfig, EventSink};
 use super::error::DeviceError;
+use super::state::refuse_state_name;
 use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
 use crate::target::Medium;
 
@@ -77,15 +78,24 @@ pub(super) struct Disks {
     direct: bool,
     events: EventSink,
     opened: HashMap<Identity, Opened>,
+    /// Where the process keeps its state, which replaces what is there.
+    state: Option<PathBuf>,
 }
 
 impl Disks {
-    pub(super) fn new(files: Arc<Files>, direct: bool, events: EventSink) -> Self {
-        Disks { files, direct, events, opened: HashMap::new() }
+    pub(super) fn new(files: Arc<Files>, config: &DevicesConfig) -> Self {
+        let (events, state) = (config.events.clone(), config.state.clone());
+        Disks { files, direct: config.direct, events, opened: HashMap::new(), state }
+    }
+
+    /// Refuses `path` for a file that is served, or made, if the state takes that name.
+    pub(super) fn refuse_state(&self, path: &Path) -> Result<(), DeviceError> {
+        self.state.as_ref().map_or(Ok(()), |state| refuse_state_name(state, path))
     }
 
     /// The file at `path`, open in a mode that allows at least `mode`.
     pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> Result<Arc<Disk>, DeviceError> {
+        self.refuse_state(path)?;
         self.opened.retain(|_, o| o.reading.strong_count() + o.writing.strong_count() > 0);
         let identity = Identity::of_path(path).ok();
         let known = identity.and_then(|identity| self.opened.get(&identity));

@@ -41,7 +41,7 @@ pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
-    CommitJob, FirstTable, Halt, MergeJob, State, StateError, place_of_state, state_adds,
-    state_knows,
+    CommitJob, FirstTable, Halt, MergeJob, State, StateError, place_of_state, refuse_state_name,
+    state_adds, state_knows,
 };
 pub use verbs::{Suspend, TableKind};

@@ -286,6 +286,7 @@ impl Moment<'_, '_> {
         };
         let chunk = request.chunk.unwrap_or(ChunkSize::TOOLS);
         let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
+        self.plan.inner.disks.refuse_state(&request.cow)?;
         self.plan.give_way();
         let made = match request.persistence {
             Persistence::Transient if request.existing && !request.cow.exists() => {
@@ -343,6 +344,7 @@ impl Moment<'_, '_> {
             )));
         }
         let size = full_size(chunk, len.bytes());
+        self.plan.inner.disks.refuse_state(&request.cow)?;
         self.plan.give_way();
         let made = make_store(&request.cow, chunk, size, existing(request.existing))?;
         self.was_made(made, &request.cow);

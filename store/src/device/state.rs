@@ -33,7 +33,7 @@ mod text;
 use bases::{BaseState, bases};
 use beside::put_back;
 pub use given::state_adds;
-pub use names::place_of_state;
+pub use names::{place_of_state, refuse_state_name};
 pub use restore::state_knows;
 use sole::Sole;
 

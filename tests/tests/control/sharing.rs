@@ -266,6 +266,24 @@ fn of_the_states_of_two_disks_none_is_lost_in_silence() {
     world.stop();
 }
 
+/// Else the first command that is kept would replace it, or be refused for it.
+#[test]
+fn nothing_is_put_where_the_state_is_kept() {
+    let (disks, own) = (disks(), scratch());
+    let mut world = World::start(&plain(&own, &disks.path("d1.raw")));
+    for name in ["d1.raw.state", "d1.raw.state.lock", "d1.raw.state.new"] {
+        for (command, arguments) in [
+            ("blockdev-snapshot-sync", overlay_of(&disks, "disk0", name)),
+            ("snapshot-create", snapshot_of(&disks, "disk0", name)),
+        ] {
+            let said = world.refused(command, arguments);
+            assert!(said.contains(name) && said.contains("keeps its state"), "{said}");
+        }
+    }
+    assert_eq!(states(&disks), NOTHING);
+    world.stop();
+}
+
 /// The link may lead nowhere yet.
 #[test]
 fn a_state_that_a_link_names_is_kept_where_it_leads() {

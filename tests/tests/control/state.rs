@@ -447,6 +447,9 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
     scratch.file("file", b"no socket").unwrap();
     let nowhere = &*format!("0 {SECTORS} linear ./none.raw 0");
     let taken = word(&taken);
+    // The same file by another path.
+    let again = scratch.dir().join("..").join(scratch.dir().file_name().unwrap()).join("new.cow");
+    let again = word(&again);
     let socket = |path| vec!["--socket-path", path];
     let second = |more: &[&'static str]| [&["--name", "b"][..], more].concat();
     for (arguments, says) in [
@@ -468,6 +471,14 @@ fn a_start_that_fails_for_another_reason_makes_no_store() {
         (second(&["--blk-file", "golden.raw", "--overlay", "no/where/b.cow"]), "no/where/b.cow"),
         (vec!["--state", "no/where/state"], "no/where/state"),
         (vec!["--state", "file/state"], "file/state"),
+        (vec!["--state", "new.cow"], "keeps its state"),
+        (vec!["--state", again], "keeps its state"),
+        (vec!["--monitor", "new.cow.state.lock"], "keeps its state"),
+        (
+            second(&["--blk-file", "golden.raw", "--overlay", "new.cow.state.new"]),
+            "keeps its state",
+        ),
+        (second(&["--table", "0 8 linear ./new.cow.state 0"]), "keeps its state"),
     ] {
         let mut command = Command::new(find_snapblk().unwrap());
         command.current_dir(scratch.dir()).arg("serve").arg("--blk-file").arg(&base);

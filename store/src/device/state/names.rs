@@ -4,6 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::absolute;
+use crate::device::error::DeviceError;
+
 /// As many links are followed as the kernel follows.
 const MOST_LINKS: usize = 40;
 
@@ -32,4 +35,31 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
+}
+
+/// Refuses to use `path` for anything else if it is the name of the file `state`, or of one beside it.
+///
+/// # Errors
+/// It is.
+pub fn refuse_state_name(state: &Path, path: &Path) -> Result<(), DeviceError> {
+    let state = place_of_state(state);
+    let asked = exact(path);
+    let taken = [lock_of(&state), new_of(&state), state];
+    if taken.iter().all(|name| exact(name) != asked) {
+        return Ok(());
+    }
+    Err(DeviceError::refused(format!(
+        "this process keeps its state in {}, and {} cannot be anything else; name another file",
+        taken[2].display(),
+        path.display()
+    )))
+}
+
+/// One path for all that lead to the same name.
+fn exact(path: &Path) -> PathBuf {
+    let place = absolute(&place_of_state(path));
+    match (place.parent().map(Path::canonicalize), place.file_name()) {
+        (Some(Ok(dir)), Some(name)) => dir.join(name),
+        _ => place,
+    }
 }
