@@ -101,12 +101,9 @@ impl Create {
                 .open(&self.store)
                 .map_err(CliError::io("create", &self.store))?;
         }
-        let result = self.fill(&origin);
-        if made && result.is_err() {
-            // It was created here and is empty.
-            let _ = std::fs::remove_file(&self.store);
-        }
-        let geometry = result?;
+        #[cfg(test)]
+        tests::made();
+        let geometry = self.fill(&origin, made)?;
         let created = Created {
             store: &self.store,
             origin: &self.origin,
@@ -141,29 +138,45 @@ impl Create {
         )))
     }
 
-    fn fill(&self, origin: &FileInfo) -> Result<Geometry, CliError> {
+    /// Makes the store in the file, or leaves no file where `made` says that there was none.
+    fn fill(&self, origin: &FileInfo, made: bool) -> Result<Geometry, CliError> {
         let mut store = FileInfo::open(&self.store, OpenMode::ReadWrite, false)?;
         self.check_block(&store)?;
         let _lock = Lock::exclusive(&store, LOCK_WAIT)?;
         let _claim = claim(&store)?;
+        if Identity::of_path(&self.store).ok() != Some(store.identity) {
+            return Err(CliError::Refused(format!(
+                "{} was replaced by another file just now; try again if that is what is to be used",
+                self.store.display()
+            )));
+        }
+        let filled = self.fill_locked(&mut store, origin);
+        // Until it was locked, a server may have taken it, or another process made a store in it.
+        if made && filled.is_err() && store.current_len().is_ok_and(|len| len == 0) {
+            let _ = std::fs::remove_file(&self.store);
+        }
+        filled
+    }
+
+    fn fill_locked(&self, store: &mut FileInfo, origin: &FileInfo) -> Result<Geometry, CliError> {
         // Read only now, under the lock.
         store.len = store.current_len().map_err(CliError::io("look at", &self.store))?;
         let bytes = if store.block_device {
-            self.check_device(&store)?;
+            self.check_device(store)?;
             store.len
         } else {
-            self.check_empty(&store)?;
+            self.check_empty(store)?;
             self.bytes_for(origin)
         };
         let geometry = Geometry::of_len(self.chunk_size, bytes);
         refuse_useless(&self.store, geometry, bytes)?;
         if store.block_device {
-            make_empty(&store, geometry)?;
+            make_empty(store, geometry)?;
             return Ok(geometry);
         }
         let sized =
             store.file.set_len(bytes).map_err(CliError::io("give its length to", &self.store));
-        let made = sized.and_then(|()| Ok(make_empty(&store, geometry)?));
+        let made = sized.and_then(|()| Ok(make_empty(store, geometry)?));
         if made.is_err() {
             // As it was: the next attempt would refuse it otherwise.
             let _ = store.file.set_len(0);
@@ -210,5 +223,81 @@ impl Create {
              overwrite its first 4096 bytes with zeroes if it is to be lost",
             self.store.display()
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    type Other = Box<dyn FnOnce()>;
+
+    thread_local! {
+        static OTHER: RefCell<Option<Other>> = const { RefCell::new(None) };
+    }
+
+    /// Called when the file is there, and nobody has locked it.
+    pub(super) fn made() {
+        if let Some(other) = OTHER.take() {
+            other();
+        }
+    }
+
+    fn create_in(dir: &Path) -> Create {
+        let origin = dir.join("disk.raw");
+        std::fs::write(&origin, [1; 1 << 16]).expect("a disk");
+        let (store, chunk_size) = (dir.join("new.cow"), ChunkSize::TOOLS);
+        Create { store, origin, chunk_size, size: None, json: true }
+    }
+
+    /// A server takes the empty file as its overlay.
+    #[test]
+    fn a_file_that_another_has_locked_by_now_is_not_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let create = create_in(dir.path());
+        let (path, (send, server)) = (create.store.clone(), std::sync::mpsc::channel());
+        OTHER.set(Some(Box::new(move || {
+            let info = FileInfo::open(&path, OpenMode::ReadWrite, false).expect("it opens");
+            let lock = Lock::exclusive(&info, None).expect("it is free");
+            send.send((info, lock)).expect("the test goes on");
+        })));
+        let error = create.run().expect_err("it is served").to_string();
+        assert!(error.contains("is in use"), "{error}");
+        assert!(create.store.exists());
+        drop(server);
+    }
+
+    #[test]
+    fn of_two_that_make_one_store_the_second_leaves_it_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (create, second) = (create_in(dir.path()), create_in(dir.path()));
+        OTHER.set(Some(Box::new(move || second.run().expect("it is made"))));
+        let error = create.run().expect_err("it is there").to_string();
+        assert!(error.contains("is there already"), "{error}");
+        assert!(std::fs::metadata(&create.store).expect("it is there").len() > 0);
+    }
+
+    /// What another took away is not made under its name.
+    #[test]
+    fn a_file_that_was_replaced_by_now_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let create = create_in(dir.path());
+        let (path, kept) = (create.store.clone(), dir.path().join("kept.cow"));
+        OTHER.set(Some(Box::new(move || {
+            std::fs::rename(&path, kept).expect("it is there");
+            std::fs::write(&path, b"another").expect("it is written");
+        })));
+        create.run().expect_err("it is another's");
+        assert_eq!(std::fs::read(&create.store).expect("it is there"), b"another");
+    }
+
+    #[test]
+    fn a_file_that_was_made_in_vain_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let create = Create { size: Some(Extent::Bytes(512)), ..create_in(dir.path()) };
+        create.run().expect_err("it is too small");
+        assert!(!create.store.exists());
     }
 }

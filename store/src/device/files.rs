@@ -1,21 +1,26 @@
 //! Making the files of stores.
 //!
 //! Owns the rules that nothing is overwritten unasked, which files count as empty, and that a new
-//! file and its name are durable before any code relies on them.
+//! file and its name are durable before any code relies on them. Keeps I8: a store is made, and
+//! unmade, under the lock of its owner, in what is found empty under that lock.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::DeviceError;
 use crate::cow::Geometry;
-use crate::cow::open::create;
+use crate::cow::open::{create, inspect, is_none};
 use crate::cow::owed::Owed;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::storage::{SLICE, Storage};
-use crate::io::{FileError, FileInfo, OpenMode, real_path};
+use crate::io::{FileError, FileInfo, Identity, Lock, OpenMode, real_path};
 use crate::units::ChunkSize;
+
+#[cfg(test)]
+mod tests;
 
 /// Bytes of a block device that must be zero for a new store: as many as LVM clears.
 const CLEARED: u64 = 4096;
@@ -23,6 +28,10 @@ const CLEARED: u64 = 4096;
 /// The smallest store that holds a change: header, area and one chunk. Smaller ones are used as they
 /// are, but not made.
 const USEFUL_CHUNKS: u64 = 3;
+
+/// How long to wait for a lock on an empty file: of two processes that make a store in it, one may
+/// let the other go first.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// Refuses to make a store of `bytes` bytes at `path` that has no room for any change.
 ///
@@ -64,21 +73,76 @@ pub(super) enum Made {
     /// Nothing: an existing file is used as it was.
     Nothing,
     /// The file.
-    File,
+    File(Identity),
     /// Its content: the file existed, and was empty.
-    Content,
+    Content(Identity),
 }
 
 impl Made {
-    /// Leaves `path` as it was before.
+    /// Leaves `path` as it was before, unless it is another file by now, somebody uses it, or
+    /// somebody has used it: what was made may have become another server's store.
     pub(super) fn undo(self, path: &Path) {
+        let (Made::File(identity) | Made::Content(identity)) = self else { return };
+        let Ok(info) = FileInfo::open(path, OpenMode::ReadWrite, false) else { return };
+        let Ok(_lock) = Lock::exclusive(&info, None) else { return };
+        if info.identity == identity && !is_used(&info) {
+            self.take_back(&info);
+        }
+    }
+
+    /// The same for a file that was locked all the time.
+    fn take_back(self, info: &FileInfo) {
         // A leftover that cannot be removed prevents the next attempt, which reports it.
         let _ = match self {
             Made::Nothing => Ok(()),
+            Made::File(_) if !is_at(info) => Ok(()),
             // Not a link to it: the link existed before.
-            Made::File => std::fs::remove_file(real_path(path)),
-            Made::Content => OpenOptions::new().write(true).truncate(true).open(path).map(drop),
+            Made::File(_) => std::fs::remove_file(real_path(&info.path)),
+            Made::Content(_) => info.file.set_len(0),
         };
+    }
+}
+
+/// Whether the store in `info` has any change, or is owed one.
+fn is_used(info: &FileInfo) -> bool {
+    let is_changed = match inspect(info) {
+        Ok(store) => !store.valid || store.count() > 0,
+        Err(_) => !is_none(info),
+    };
+    is_changed || Owed::most(info) > 0
+}
+
+/// Whether the path by which `info` was opened still leads to it.
+fn is_at(info: &FileInfo) -> bool {
+    Identity::of_path(&info.path).is_ok_and(|identity| identity == info.identity)
+}
+
+/// An empty file, locked: nobody else can make a store in it, or serve one.
+struct Empty {
+    info: FileInfo,
+    _lock: Lock,
+}
+
+impl Empty {
+    /// What is at `path`, or a new file; none if by now it is not empty.
+    fn at(path: &Path) -> Result<Option<Empty>, DeviceError> {
+        #[cfg(test)]
+        tests::looked();
+        let what = |verb: &str| format!("cannot {verb} the store {}", path.display());
+        let mut options = OpenOptions::new();
+        let made = options.read(true).write(true).create(true).truncate(false).open(path);
+        made.map_err(DeviceError::io(what("make")))?;
+        let info = FileInfo::open(path, OpenMode::ReadWrite, false)?;
+        let lock = Lock::exclusive(&info, Some(LOCK_WAIT))?;
+        // Looked at again: others may have used it until it was locked.
+        if !is_at(&info) {
+            return Err(DeviceError::refused(format!(
+                "{} was replaced by another file just now; try again if that is what is to be used",
+                path.display()
+            )));
+        }
+        let len = info.current_len().map_err(DeviceError::io(what("look at")))?;
+        Ok((len == 0).then_some(Empty { info, _lock: lock }))
     }
 }
 
@@ -89,36 +153,43 @@ pub(super) fn make_store(
     size: u64,
     existing: Existing,
 ) -> Result<Made, DeviceError> {
-    let what = |verb: &str| format!("cannot {verb} the store {}", path.display());
     refuse_unfit(path)?;
-    let mut makes = Made::File;
-    if let Ok(meta) = std::fs::metadata(path) {
-        makes = Made::Content;
-        if !meta.is_file() || meta.len() > 0 {
-            if existing == Existing::Refused {
-                return Err(DeviceError::refused(format!(
-                    "{} is there and not empty; choose another file, or 'mode': 'existing' to use \
-                     the store in it",
-                    path.display()
-                )));
-            }
-            return refuse_data(path, chunk).map(|()| Made::Nothing);
-        }
-    } else if existing == Existing::Required {
-        return Err(no_such_store(path));
-    }
+    let is_there = match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() || meta.len() > 0 => return use_store(path, chunk, existing),
+        Ok(_) => true,
+        Err(_) if existing == Existing::Required => return Err(no_such_store(path)),
+        Err(_) => false,
+    };
     refuse_useless(path, Geometry::of_len(chunk, size), size)?;
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(DeviceError::io(what("make")))?;
-    let made = set_len(&file, size).map_err(DeviceError::io(what("size"))).and_then(|()| {
-        let info = FileInfo::open(path, OpenMode::ReadWrite, false)?;
-        make_empty(&info, Geometry::of_len(chunk, size))
-    });
-    if made.is_err() {
-        makes.undo(path);
+    let Some(empty) = Empty::at(path)? else { return use_store(path, chunk, existing) };
+    let what = format!("cannot size the store {}", path.display());
+    make_in(&empty, is_there, |info| {
+        set_len(&info.file, size).map_err(DeviceError::io(what))?;
+        make_empty(info, Geometry::of_len(chunk, size))
+    })
+}
+
+/// Fills `empty` by `make`, or leaves it as it was: a file that was there, or none.
+fn make_in(
+    empty: &Empty,
+    is_there: bool,
+    make: impl FnOnce(&FileInfo) -> Result<(), DeviceError>,
+) -> Result<Made, DeviceError> {
+    let info = &empty.info;
+    let makes = if is_there { Made::Content } else { Made::File }(info.identity);
+    make(info).inspect_err(|_| makes.take_back(info)).map(|()| makes)
+}
+
+/// Uses what is at `path`, and is not empty.
+fn use_store(path: &Path, chunk: ChunkSize, existing: Existing) -> Result<Made, DeviceError> {
+    if existing == Existing::Refused {
+        return Err(DeviceError::refused(format!(
+            "{} is there and not empty; choose another file, or 'mode': 'existing' to use the \
+             store in it",
+            path.display()
+        )));
     }
-    made.map(|()| makes)
+    refuse_data(path, chunk).map(|()| Made::Nothing)
 }
 
 /// Refuses to make a store at an impossible path.
@@ -187,22 +258,19 @@ pub(super) fn no_such_store(path: &Path) -> DeviceError {
 /// durable, since a start looks for the device's file.
 pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError> {
     refuse_unfit(path)?;
-    let makes = match std::fs::metadata(path) {
-        Ok(meta) if !meta.is_file() || meta.len() > 0 => {
-            return Err(DeviceError::refused(format!(
-                "{} is there and not empty; choose another file",
-                path.display()
-            )));
-        }
-        Ok(_) => Made::Content,
-        Err(_) => Made::File,
-    };
+    let there = std::fs::metadata(path);
+    let is_empty = |meta: &Metadata| meta.is_file() && meta.len() == 0;
+    let empty = if there.as_ref().map_or(true, is_empty) { Empty::at(path)? } else { None };
+    let empty = empty.ok_or_else(|| {
+        let name = path.display();
+        DeviceError::refused(format!("{name} is there and not empty; choose another file"))
+    })?;
     let what = format!("cannot make the store {}", path.display());
-    let made = File::create(path)
-        .and_then(|file| set_len(&file, size).and_then(|()| sync_file(&file)))
-        .map_err(DeviceError::io(what))
-        .and_then(|()| name_it(path));
-    made.inspect_err(|_| makes.undo(path)).map(|()| makes)
+    make_in(&empty, there.is_ok(), |info| {
+        let sized = set_len(&info.file, size).and_then(|()| sync_file(&info.file));
+        sized.map_err(DeviceError::io(what))?;
+        name_it(path)
+    })
 }
 
 /// Makes the store of an overlay over `len` bytes if there is none, with the greatest size that can

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
-use super::build::{Plan, Snap};
+use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
@@ -314,6 +314,7 @@ impl Moment<'_, '_> {
         };
         let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
         self.plan.set(&request.name, &snapshot, &[])?;
+        self.refuse_changed(made, &request.name)?;
         self.plan.follow_changes(changed)
     }
 
@@ -350,6 +351,7 @@ impl Moment<'_, '_> {
         self.was_made(made, &request.cow);
         self.plan.give_way();
         self.stack(request, &below, chunk, snap.as_ref())?;
+        self.refuse_changed(made, device)?;
         self.overlaid.push(Overlaid { device: device.clone(), sealed: snap });
         self.plan.follow_changes(vec![device.clone(), below])
     }
@@ -392,6 +394,20 @@ impl Moment<'_, '_> {
             self.plan.inner.state.forget_invalid(cow);
         }
         self.made.0.push((made, cow.into()));
+    }
+
+    /// Refuses a new store of `device` that holds changes: another server has used it before its
+    /// lock was taken here.
+    fn refuse_changed(&self, made: Made, device: &str) -> Result<(), DeviceError> {
+        let snap = self.plan.active(device).and_then(Active::whole_snapshot);
+        let store = snap.map(|snap| &snap.live.store);
+        match store.filter(|store| made != Made::Nothing && store.log().next().0 > 0) {
+            None => Ok(()),
+            Some(store) => Err(DeviceError::refused(format!(
+                "another server has used the new store {} just now; choose another file",
+                store.name()
+            ))),
+        }
     }
 
     fn free_name(&self, device: &str) -> String {
