@@ -86,7 +86,7 @@ impl StoreFile {
         let owed = Owed::of(&self.file, store.geometry.chunk.sectors());
         if self.file.writable {
             owed.enter(&self.file, store, (origin_len, Gaps::Close))?;
-            owed.settle();
+            owed.settle()?;
         } else {
             owed.show(self.file.path.display().to_string(), store, origin_len)?;
         }

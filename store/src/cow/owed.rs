@@ -23,6 +23,9 @@ use crate::io::storage::Storage;
 use crate::io::{FileInfo, Identity, real_path};
 use crate::units::{Chunk, DataIndex, SECTOR_SHIFT};
 
+#[cfg(all(test, not(miri)))]
+mod tests;
+
 /// Bytes of owed data at which a store on a disk is committed without a request for it: the syncs
 /// of a commit take a disk longer than the writes before it (`docs/adr/0003-owed-file.md`).
 const OWED: u64 = 512 << 20;
@@ -74,13 +77,42 @@ pub enum OwedError {
         /// The error.
         kind: ProblemKind,
     },
+    /// The file system of the store has another device number than when it was served.
+    #[error(
+        "{} keeps acknowledged writes that a killed process owed to this store, whose file system \
+         has another device number now ({}, and {} before): it was attached again, or is a clone, \
+         which may lack the data of these writes. Attach and mount it under its former number to \
+         have them, or remove that file to go on without them",
+        path.display(), number(*now), number(*before)
+    )]
+    Moved {
+        /// The file.
+        path: PathBuf,
+        /// The number of the device.
+        now: u64,
+        /// Its number when the store was served.
+        before: u64,
+    },
+    /// The file is another store's, and a file was set aside for that reason before.
+    #[error(
+        "{} keeps acknowledged writes that a killed process owed to another store, of which this \
+         one may be a copy, and {} is there already; move both elsewhere, or remove what nobody \
+         needs",
+        path.display(), aside.display()
+    )]
+    Another {
+        /// The file.
+        path: PathBuf,
+        /// The file that was set aside before.
+        aside: PathBuf,
+    },
     /// The store could not be written.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 /// The file that keeps a store's log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Owed {
     path: PathBuf,
     /// Where an earlier version kept it: beside the symbolic link by which the store was opened,
@@ -209,17 +241,40 @@ impl Owed {
     }
 
     fn find_at(&self, path: &Path) -> Result<Option<Words>, OwedError> {
-        match SharedWords::open(path) {
-            Ok(words) => {
-                let words = Words::Shared(words);
-                let is_of = |found: WordsHeader| self.header.is_some_and(|own| found.is_of(&own));
-                let ours = Log::fits(&words) && words.header().is_some_and(is_of);
-                Ok(ours.then_some(words))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
-            Err(source) => Err(OwedError::Io { path: path.into(), source }),
+        let (Some(own), Some((words, found))) = (self.header, read(path)?) else {
+            return Ok(None);
+        };
+        if found.is_of_other_device(&own) && Log::most_owed(&words) > 0 {
+            let (now, before) = (own.store.dev, found.store.dev);
+            return Err(OwedError::Moved { path: path.into(), now, before });
         }
+        Ok(found.is_of(&own).then_some(words))
+    }
+
+    /// Sets the file aside if it keeps what is owed to another store: this one is a copy, or took
+    /// that one's place, and a new file is about to take its file's.
+    fn set_aside_another_s(&self) -> Result<(), OwedError> {
+        let (Some(own), Ok(Some((words, found)))) = (self.header, read(&self.path)) else {
+            return Ok(());
+        };
+        let (boot, most) = (found.boot, Log::most_owed(&words));
+        if found.is_of(&own) || boot != own.boot || most == 0 {
+            return Ok(());
+        }
+        let (path, aside) = (self.path.clone(), with_suffix(&self.path, ".old"));
+        if aside.symlink_metadata().is_ok() {
+            return Err(OwedError::Another { path, aside });
+        }
+        if let Err(source) = std::fs::rename(&path, &aside) {
+            return Err(OwedError::Io { path, source });
+        }
+        tracing::warn!(
+            "{} kept up to {most} chunks that a killed process owed to another store, of which \
+             this one may be a copy; what they hold is not in this one, and the file is {} now",
+            path.display(),
+            aside.display()
+        );
+        Ok(())
     }
 
     /// The file that an earlier version left beside the link belongs to this store, and was
@@ -236,10 +291,11 @@ impl Owed {
     /// `set_aside` the existing file is kept for its owner until one of the two is gone.
     ///
     /// # Errors
-    /// The system's error.
+    /// The system's error, and [`OwedError::Another`].
     pub fn create(&mut self, set_aside: bool) -> Result<Words, OwedError> {
         let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
         self.settle_beside_link();
+        self.set_aside_another_s()?;
         let before = self.before();
         let _ = std::fs::remove_file(&before);
         self.set_aside = set_aside && std::fs::rename(&self.path, &before).is_ok();
@@ -266,9 +322,14 @@ impl Owed {
     }
 
     /// Removes the file, whichever process made it: its chunks were entered.
-    pub fn settle(&self) {
+    ///
+    /// # Errors
+    /// It is another store's, and cannot be set aside.
+    pub fn settle(&self) -> Result<(), OwedError> {
         self.settle_beside_link();
+        self.set_aside_another_s()?;
         let _ = std::fs::remove_file(&self.path);
+        Ok(())
     }
 
     /// Removes the file that was made here: nothing is owed any more. If a file was set aside for
@@ -294,9 +355,7 @@ impl Owed {
     }
 
     fn before(&self) -> PathBuf {
-        let mut path = self.path.as_os_str().to_owned();
-        path.push(".before");
-        path.into()
+        with_suffix(&self.path, ".before")
     }
 
     /// Its path.
@@ -352,9 +411,29 @@ fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
 }
 
 fn beside(store: &Path) -> PathBuf {
-    let mut path = store.as_os_str().to_owned();
-    path.push(".owed");
+    with_suffix(store, ".owed")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
     path.into()
+}
+
+/// The words of the file at `path` and their header; none if there is no such file, or it is no log.
+fn read(path: &Path) -> Result<Option<(Words, WordsHeader)>, OwedError> {
+    match SharedWords::open(path).map(Words::Shared) {
+        Ok(words) if Log::fits(&words) => Ok(words.header().map(|header| (words, header))),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(source) => Err(OwedError::Io { path: path.into(), source }),
+    }
+}
+
+/// A device's number as `stat` and `lsblk` show it.
+fn number(dev: u64) -> String {
+    format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
 }
 
 /// The creation time of a file, in nanoseconds; 0 for a block device, and if it is not known.
@@ -380,127 +459,4 @@ fn boot_id() -> io::Result<u128> {
     uuid::Uuid::parse_str(text.trim())
         .map(|uuid| uuid.as_u128())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-#[cfg(all(test, not(miri)))]
-mod tests {
-    use super::*;
-    use crate::io::OpenMode;
-
-    /// A store's file, as if it were on a disk.
-    fn on_disk(dir: &Path) -> FileInfo {
-        let path = dir.join("store.cow");
-        std::fs::write(&path, [0; 4096]).expect("a file");
-        let info = FileInfo::open(&path, OpenMode::ReadWrite, false).expect("it opens");
-        FileInfo { uring: true, ..info }
-    }
-
-    #[test]
-    fn half_a_gib_may_be_owed_to_a_disk_and_less_where_a_sync_costs_nothing() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut info = on_disk(dir.path());
-        let slots_of = |info: &FileInfo| [1, 8, 32, 128, 2048].map(|chunk| slots(info, chunk));
-        let most = 2 * (512 << 20) / 4096;
-        assert_eq!(slots_of(&info), [most, most, most / 4, RING, RING]);
-        info.uring = false;
-        assert_eq!(slots_of(&info), [RING; 5]);
-        (info.uring, info.block_device) = (true, true);
-        assert_eq!(slots_of(&info), [RING; 5]);
-    }
-
-    #[test]
-    fn the_file_has_all_slots_and_says_how_many_may_be_owed() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let info = on_disk(dir.path());
-        assert_eq!(Owed::most(&info), 0);
-        let mut owed = Owed::of(&info, 8);
-        let words = owed.create(false).expect("it is made");
-        let len = std::fs::metadata(owed.path()).expect("it is there").len();
-        assert_eq!(len, 8 * words.len() as u64);
-        assert_eq!(words.len(), words_for(8 * RING));
-        let log = Log::new(words, DataIndex(0), 1 << 30);
-        for old in 0..3 {
-            assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-            assert_eq!(log.finish(DataIndex(old), Some(Chunk(9 - old))), 0);
-        }
-        assert_eq!(Owed::most(&info), 3);
-        log.set_committed(DataIndex(1));
-        assert_eq!(Owed::most(&info), 2);
-        let found = owed.find().expect("it can be read").expect("it is this store's");
-        let expected = (1..3).map(|old| (DataIndex(old), Chunk(9 - old))).collect();
-        assert_eq!(Log::owed(&found), (expected, DataIndex(1)));
-    }
-
-    #[test]
-    fn what_is_owed_is_found_whichever_way_leads_to_the_store() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let info = on_disk(dir.path());
-        let link = dir.path().join("link.cow");
-        std::os::unix::fs::symlink("store.cow", &link).expect("a link");
-        let linked = FileInfo::open(&link, OpenMode::ReadWrite, false).expect("it opens");
-        let owe = |words| {
-            let log = Log::new(words, DataIndex(0), 1 << 30);
-            assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-            assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
-        };
-        owe(Owed::of(&linked, 8).create(false).expect("it is made"));
-        let found = Owed::of(&info, 8).find().expect("it can be read").expect("it is found");
-        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
-        Owed::of(&info, 8).settle();
-        assert!(Owed::of(&linked, 8).find().expect("it can be read").is_none());
-        // One that a version before left beside the link.
-        let old = beside(&link);
-        owe(Owed { path: old.clone(), ..Owed::of(&info, 8) }.create(false).expect("it is made"));
-        assert_eq!(Owed::most(&linked), 1);
-        let mut owed = Owed::of(&linked, 8);
-        let found = owed.find().expect("it can be read").expect("it is found");
-        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
-        owed.create(false).expect("it is made");
-        assert!(!old.exists() && owed.path().exists());
-        // One of another store is left alone.
-        owe(Owed { path: old.clone(), ..Owed::of(&info, 16) }.create(false).expect("it is made"));
-        owed.settle();
-        assert!(old.exists() && !owed.path().exists());
-    }
-
-    #[test]
-    fn a_store_is_removed_with_the_link_to_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let info = on_disk(dir.path());
-        let link = dir.path().join("link.cow");
-        std::os::unix::fs::symlink("store.cow", &link).expect("a link");
-        Owed::of(&info, 8).create(false).expect("it is made");
-        remove_store(&link).expect("it is removed");
-        assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
-        remove_store(&link).expect("there is nothing to be removed");
-    }
-
-    /// In memory, a file that is too large is refused at once.
-    fn in_memory() -> tempfile::TempDir {
-        tempfile::tempdir_in("/dev/shm").expect("a directory in memory")
-    }
-
-    #[test]
-    fn where_there_is_no_room_for_a_long_log_a_short_one_does() {
-        let dir = in_memory();
-        let mut owed = Owed { words: 1 << 40, ..Owed::of(&on_disk(dir.path()), 8) };
-        assert_eq!(owed.create(false).expect("it is made").len(), LOG_WORDS);
-    }
-
-    /// The process that serves the store continues, and may be killed.
-    #[test]
-    fn a_file_that_was_set_aside_in_vain_is_where_it_was() {
-        let dir = in_memory();
-        let info = on_disk(dir.path());
-        let mut first = Owed::of(&info, 8);
-        let log = Log::new(first.create(false).expect("it is made"), DataIndex(0), 1 << 30);
-        assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-        assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
-        let mut second = Owed { words: usize::MAX, ..Owed::of(&info, 8) };
-        second.create(true).expect_err("it is too long");
-        second.remove();
-        assert!(!first.discard_if_replaced());
-        let found = first.find().expect("it can be read").expect("it is this store's");
-        assert_eq!(Log::owed(&found).0, [(DataIndex(0), Chunk(7))]);
-    }
 }

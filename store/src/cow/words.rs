@@ -61,6 +61,14 @@ impl WordsHeader {
         let born = if self.born == 0 || other.born == 0 { other.born } else { self.born };
         WordsHeader { born, ..*self } == *other
     }
+
+    /// Whether it describes the store of `other` except for the number of the device that the file
+    /// system is on: it was attached again, or it is a clone.
+    pub fn is_of_other_device(&self, other: &WordsHeader) -> bool {
+        let store = crate::io::files::Identity { dev: other.store.dev, ..self.store };
+        let is_elsewhere = self.store.dev != other.store.dev;
+        is_elsewhere && self.born != 0 && WordsHeader { store, ..*self } == *other
+    }
 }
 
 #[cfg(not(feature = "shuttle"))]
@@ -133,6 +141,18 @@ mod tests {
         );
         let other = WordsHeader { chunk_sectors: 8, ..HEADER };
         assert!(!other.is_of(&HEADER));
+    }
+
+    #[test]
+    fn a_store_on_another_device_is_known_by_its_inode_and_birth() {
+        let on =
+            |dev, ino| WordsHeader { store: crate::io::files::Identity { dev, ino }, ..HEADER };
+        assert!(on(6, 8).is_of_other_device(&HEADER) && !on(6, 8).is_of(&HEADER));
+        assert!(!HEADER.is_of_other_device(&HEADER) && !on(6, 9).is_of_other_device(&HEADER));
+        let unknown = |header| WordsHeader { born: 0, ..header };
+        assert!(!unknown(on(6, 8)).is_of_other_device(&unknown(HEADER)));
+        let another_boot = WordsHeader { boot: 1, ..on(6, 8) };
+        assert!(!another_boot.is_of_other_device(&HEADER));
     }
 
     #[test]
