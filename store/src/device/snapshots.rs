@@ -14,7 +14,7 @@ use super::rollback::enter;
 use super::state::MergeJob;
 use crate::cow::StoreState;
 use crate::cow::owed::remove_store;
-use crate::io::Identity;
+use crate::io::{FileInfo, Identity};
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
 
@@ -23,7 +23,7 @@ impl Devices {
     ///
     /// # Errors
     /// It is not a snapshot of `device`, or is used; or its store is to be deleted, and a table of
-    /// another device names that. If the file cannot be deleted, the device is gone all the same.
+    /// another device names that, or another file has its name by now. If the file cannot be deleted, the device is gone all the same.
     pub fn delete_snapshot(
         &self,
         device: &str,
@@ -32,14 +32,16 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         // Until the end: another client may load a table for the store, and take it over.
         let inner = &mut *self.lock();
-        let cow = self.snapshot_of(inner, device, snapshot)?.live.disk.info.path.clone();
+        let store = self.snapshot_of(inner, device, snapshot)?.live.disk.info.clone();
+        let cow = &store.path;
         if delete_store {
-            refuse_named(inner, snapshot, &cow)?;
+            refuse_replaced(&store)?;
+            refuse_named(inner, snapshot, cow)?;
         }
         self.remove_from(inner, snapshot, false)?;
         if delete_store {
             let what = format!("the snapshot is gone, but its store {} is not", cow.display());
-            remove_store(&cow).map_err(DeviceError::io(what))?;
+            remove_store(cow).map_err(DeviceError::io(what))?;
         }
         Ok(())
     }
@@ -156,6 +158,18 @@ impl Devices {
             inner.state.jobs = jobs;
         }
         applied
+    }
+}
+
+/// Refuses to delete what has the name of `store` if that is another file: the store was moved.
+fn refuse_replaced(store: &FileInfo) -> Result<(), DeviceError> {
+    match Identity::of_path(&store.path) {
+        Ok(identity) if identity != store.identity => Err(DeviceError::refused(format!(
+            "{} is another file than the snapshot's store, which was moved or removed; leave \
+             'delete-store' out, or move that file elsewhere",
+            store.path.display()
+        ))),
+        _ => Ok(()),
     }
 }
 

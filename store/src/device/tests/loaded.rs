@@ -99,6 +99,21 @@ fn a_loaded_table_that_lacks_something_does_not_keep_others_from_starting() {
     assert_eq!(world.table("x").size(), Sector(LEN));
 }
 
+/// Its store has been moved away, and the path is another file's.
+#[test]
+fn a_file_that_took_a_store_s_place_is_not_deleted() {
+    let world = world();
+    let (store, kept) = (world.path("store"), world.path("kept"));
+    std::fs::rename(&store, &kept).unwrap();
+    std::fs::write(&store, b"another").unwrap();
+    let delete = |with_store| world.devices.delete_snapshot("disk", "snap", with_store);
+    refused(delete(true), "another file");
+    assert_eq!(std::fs::read(&store).unwrap(), b"another");
+    world.table("snap");
+    delete(false).unwrap();
+    assert!(store.exists() && kept.exists());
+}
+
 #[test]
 fn a_store_that_other_tables_name_is_not_deleted() {
     let world = world();
