@@ -93,19 +93,6 @@ pub enum OwedError {
         /// Its number when the store was served.
         before: u64,
     },
-    /// The file is another store's, and a file was set aside for that reason before.
-    #[error(
-        "{} keeps acknowledged writes that a killed process owed to another store, of which this \
-         one may be a copy, and {} is there already; move both elsewhere, or remove what nobody \
-         needs",
-        path.display(), aside.display()
-    )]
-    Another {
-        /// The file.
-        path: PathBuf,
-        /// The file that was set aside before.
-        aside: PathBuf,
-    },
     /// The store could not be written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -261,10 +248,11 @@ impl Owed {
         if found.is_of(&own) || boot != own.boot || most == 0 {
             return Ok(());
         }
-        let (path, aside) = (self.path.clone(), with_suffix(&self.path, ".old"));
-        if aside.symlink_metadata().is_ok() {
-            return Err(OwedError::Another { path, aside });
-        }
+        let numbered = (2..).map(|n| with_suffix(&self.path, &format!(".old-{n}")));
+        let mut names = std::iter::once(with_suffix(&self.path, ".old")).chain(numbered);
+        let is_free = |name: &PathBuf| name.symlink_metadata().is_err();
+        let aside = names.find(is_free).expect("there are more names than files");
+        let path = self.path.clone();
         if let Err(source) = std::fs::rename(&path, &aside) {
             return Err(OwedError::Io { path, source });
         }
@@ -291,7 +279,7 @@ impl Owed {
     /// `set_aside` the existing file is kept for its owner until one of the two is gone.
     ///
     /// # Errors
-    /// The system's error, and [`OwedError::Another`].
+    /// The system's error.
     pub fn create(&mut self, set_aside: bool) -> Result<Words, OwedError> {
         let Some(header) = self.header else { return Ok(Words::private(LOG_WORDS)) };
         self.settle_beside_link();
