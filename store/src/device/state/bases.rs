@@ -10,11 +10,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cow::open::{self, OpenStore};
-use crate::cow::owed::Owed;
 use crate::device::build::Active;
 use crate::io::durable::sync_file;
-use crate::io::{FileId, FileInfo, Files, OpenMode};
+use crate::io::{FileId, FileInfo, Files};
 use crate::lines::TargetSpec;
 use crate::target::Medium;
 
@@ -30,18 +28,6 @@ pub(super) struct BaseState {
     pub(super) size: u64,
     /// Last change, in nanoseconds since 1970.
     pub(super) modified: i64,
-}
-
-impl BaseState {
-    /// Whether the store over it is valid, has no exceptions and is owed none, as a merge leaves it:
-    /// it fits any content of the file.
-    pub(super) fn holds_nothing(&self) -> bool {
-        let Ok(info) = FileInfo::open(Path::new(&self.store), OpenMode::ReadOnly, false) else {
-            return false;
-        };
-        let is_empty = |store: OpenStore| store.valid && store.count() == 0;
-        open::inspect(&info).is_ok_and(is_empty) && Owed::most(&info) == 0
-    }
 }
 
 /// A file's length in bytes, and its last change, in nanoseconds since 1970.

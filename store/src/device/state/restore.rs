@@ -155,9 +155,8 @@ impl Devices {
             let what = format!("cannot use {}", base.path.display());
             let meta = std::fs::metadata(&base.path).map_err(DeviceError::io(what))?;
             let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-            let (is_file, is_resized) = (meta.is_file(), meta.len() != base.size);
-            let is_changed = is_resized || modified != base.modified;
-            if is_file && is_changed && (is_resized || !base.holds_nothing()) {
+            let is_file = meta.is_file();
+            if is_file && (meta.len() != base.size || modified != base.modified) {
                 let say = |size: u64, at: i64| format!("{size} bytes, changed at {at} ns");
                 return Err(StateError::BaseChanged {
                     base: base.path.clone(),

@@ -112,23 +112,3 @@ fn scenario_11_a_commit_ends_where_the_device_does() {
     let is = |range: std::ops::Range<usize>, byte| disk[range].iter().all(|it| *it == byte);
     assert!(is(0..992 * 512, 7) && is(992 * 512..1000 * 512, 9) && is(1000 * 512..disk.len(), 7));
 }
-
-/// As after an offline merge into the disk, which leaves the store empty. Another store over the
-/// disk does not fit it.
-#[test]
-fn a_disk_that_was_changed_is_used_below_a_store_that_holds_nothing() {
-    for (chunks, is_used) in [(&[][..], true), (&[9, 3][..], false)] {
-        let world = World::new();
-        world.file("disk", LEN);
-        std::fs::write(world.path("store"), store_of(chunks)).unwrap();
-        world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 8")]).unwrap();
-        let World { dir, devices, .. } = world;
-        drop(devices);
-        let disk = File::options().write(true).open(dir.path().join("disk")).unwrap();
-        disk.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        let started = World::at(dir).devices.start(&[], |_| Ok(()));
-        assert_eq!(started.is_ok(), is_used, "{started:?}");
-        let said = started.err().map(|error| error.to_string()).unwrap_or("--force".into());
-        assert!(said.contains("--force"), "{said}");
-    }
-}
