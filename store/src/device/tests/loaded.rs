@@ -1,27 +1,8 @@
 //! Loaded tables that no resume has swapped in yet, and what they name.
 
+use super::uses::world;
 use super::*;
-use crate::cow::Persistence;
-use crate::device::moment::CreateSnapshot;
 use crate::device::{MergeJob, Suspend, TableKind};
-
-/// The plain disk `disk` with its snapshot `snap` in the file `store`.
-fn world() -> World {
-    let world = World::new();
-    world.file("disk", LEN);
-    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
-    let snap = CreateSnapshot {
-        device: "disk".into(),
-        name: "snap".into(),
-        cow: world.path("store"),
-        chunk: None,
-        size: None,
-        persistence: Persistence::Persistent,
-        existing: false,
-    };
-    world.devices.take_moment(&[MomentAction::Create(snap)], &|| Ok(())).unwrap();
-    world
-}
 
 /// Loads a line into the new device `name`.
 fn loads(world: &World, name: &str, line: &str) -> Result<(), DeviceError> {

@@ -7,7 +7,7 @@ use crate::device::{MergeJob, TableKind, User};
 
 /// The plain disk `disk` with its snapshot `snap`, and optionally another writable path to the
 /// file.
-fn world() -> World {
+pub(super) fn world() -> World {
     let world = World::new();
     world.file("disk", LEN);
     world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
