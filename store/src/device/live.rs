@@ -140,13 +140,14 @@ pub(super) struct Live {
 
 impl Live {
     /// Opens the store of `spec`, or makes it where its file is empty. One that `state` knows to
-    /// be invalid is, whatever its header says.
+    /// be invalid is, whatever its header says. Calls `between` between its longest steps.
     pub(super) fn open(
         disks: &mut Disks,
         spec: &SnapshotSpec,
         LiveFor { len, guest_disk, replaces, list }: LiveFor,
         state: &StateFile,
         (owner, observer): (Owner, Box<dyn StoreObserver>),
+        between: &dyn Fn(),
     ) -> Result<(Live, Listed), DeviceError> {
         let path = spec.cow.path().ok_or_else(|| {
             DeviceError::refused(format!(
@@ -155,6 +156,7 @@ impl Live {
             ))
         })?;
         let disk = disks.open(path, OpenMode::ReadWrite)?;
+        between();
         let transient = spec.persistence == Persistence::Transient;
         let mut listed = if transient {
             let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
@@ -196,6 +198,7 @@ impl Live {
                 }
                 open::zero_garbage(&*disk.info, opened)?;
             }
+            between();
             let words = file.create(replaces)?;
             owed = Some(file);
             Log::new(words, opened.next, opened.geometry.capacity())

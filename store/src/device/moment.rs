@@ -315,6 +315,7 @@ impl Moment<'_, '_> {
         let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
         self.plan.set(&request.name, &snapshot, &[])?;
         self.refuse_changed(made, &request.name)?;
+        self.plan.give_way();
         self.plan.follow_changes(changed)
     }
 
@@ -353,6 +354,7 @@ impl Moment<'_, '_> {
         self.stack(request, &below, chunk, snap.as_ref())?;
         self.refuse_changed(made, device)?;
         self.overlaid.push(Overlaid { device: device.clone(), sealed: snap });
+        self.plan.give_way();
         self.plan.follow_changes(vec![device.clone(), below])
     }
 

@@ -100,12 +100,22 @@ pub(super) fn go(inner: &Inner, names: &[String]) {
 
 /// Between two steps of a command: yields the processor to the workers, if there are any.
 pub(super) fn give_way(inner: &Inner) {
+    if serves(inner) {
+        sleep();
+    }
+}
+
+/// Whether there are workers to yield to.
+pub(super) fn serves(inner: &Inner) -> bool {
     let serves = |(name, device): (&String, &Device)| {
         device.workers().next().is_some() && !blocked(inner, name)
     };
-    if inner.devices.iter().any(serves) {
-        #[cfg(test)]
-        TIMES.set(TIMES.get() + 1);
-        std::thread::sleep(SLEEP);
-    }
+    inner.devices.iter().any(serves)
+}
+
+/// Yields the processor.
+pub(super) fn sleep() {
+    #[cfg(test)]
+    TIMES.set(TIMES.get() + 1);
+    std::thread::sleep(SLEEP);
 }

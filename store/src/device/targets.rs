@@ -16,6 +16,7 @@ use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::passdown;
+use super::serving::{serves, sleep};
 use crate::cow::Persistence;
 use crate::cow::open::OpenOptions;
 use crate::exception::{ExceptionTable, Layer, Memory};
@@ -362,9 +363,15 @@ impl Plan<'_> {
     ) -> Result<(Live, Listed), DeviceError> {
         let owner = Owner::new(name);
         let observer = self.devices.observer(&owner);
+        let yields = self.gives_way && serves(self.inner);
+        let between = || {
+            if yields {
+                sleep()
+            }
+        };
         let Inner { disks, state, .. } = &mut *self.inner;
-        let opened = Live::open(disks, spec, how, state, (owner, observer));
-        self.give_way();
+        let opened = Live::open(disks, spec, how, state, (owner, observer), &between);
+        between();
         opened
     }
 

@@ -315,6 +315,7 @@ impl Devices {
             let more = with_uppers(plan.inner, name);
             names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
         }
+        plan.give_way();
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
         let lost = plan.inner.lose_sources(&plan.next);
