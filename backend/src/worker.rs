@@ -19,6 +19,7 @@ mod notifier;
 mod poll;
 mod queued;
 mod quiesce;
+mod watchdog;
 
 use std::collections::VecDeque;
 use std::io;

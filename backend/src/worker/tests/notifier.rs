@@ -63,3 +63,37 @@ fn a_descriptor_for_errors_that_blocks_holds_up_no_worker() {
     empty(&reads);
     assert_eq!(stopped, Ok(Some(0)));
 }
+
+/// A front-end can make its descriptor block, and fill it, at any time: also between a look and a
+/// notification.
+#[test]
+fn a_call_descriptor_that_is_filled_while_it_is_used_holds_up_no_worker() {
+    let mut bench = Bench::new(false);
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let front_end = fd.try_clone().unwrap();
+    bench.start_with(|start| start.call = Some(fd));
+    fcntl_setfl(&front_end, OFlags::empty()).unwrap();
+    for request in 0..3 {
+        empty_if_any(&front_end);
+        rustix::io::write(&front_end, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        bench.driver.ask(request, 1, 0, &[1; 512]);
+        bench.driver.kick();
+        let served = bench.worker.suspend(true).wait(PATIENCE);
+        let is_told = is_readable(&front_end);
+        if served.is_err() {
+            empty(&front_end);
+        }
+        assert_eq!((served, is_told), (Ok(Ok(())), true));
+        let resumed = bench.worker.resume(ResumeWith::Table(Some(bench.binding.table())));
+        assert_eq!(resumed.wait(PATIENCE), Ok(Ok(())));
+    }
+    empty_if_any(&front_end);
+    assert_eq!(bench.worker.stop_ring().wait(PATIENCE), Ok(Some(3)));
+}
+
+fn empty_if_any(fd: &OwnedFd) {
+    let none = Timespec::default();
+    if poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&none)).unwrap() == 1 {
+        empty(fd);
+    }
+}

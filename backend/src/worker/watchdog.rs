@@ -1,0 +1,160 @@
+//! The watchdog over notifications: makes room in an eventfd whose counter is full.
+//!
+//! A write to an eventfd waits while the counter is full, if the descriptor blocks; a front-end can
+//! fill it, and change that flag, whenever it likes. A worker that waited for it would hold up
+//! whoever waits for the worker, also other disks. To look for room before each notification would
+//! cost a system call, and prevent nothing.
+//!
+//! Owns one thread of the process, and which descriptors it watches. Never knows what a notification
+//! means. Keeps: a notification is not taken away unless the counter is full, which no front-end
+//! that reads it ever sees; nobody waits much longer than [`TICK`]; the thread sleeps while nobody
+//! notifies.
+
+use std::io::IoSliceMut;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread::Thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use super::signal;
+
+/// A notification that lasts from one look to the next may be stuck.
+const TICK: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
+/// How often room is made at one look: a front-end may fill the counter again at once.
+const ATTEMPTS: u32 = 64;
+
+/// A descriptor that is watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    fd: OwnedFd,
+    /// Notifications that began and ended: odd while one is under way.
+    writes: AtomicU64,
+}
+
+impl Watched {
+    /// Watches `fd`, an eventfd, for as long as the result lives; none, and `fd` again, if there is
+    /// no thread for that.
+    pub(super) fn new(fd: OwnedFd) -> Result<Arc<Watched>, OwnedFd> {
+        let Some(watchdog) = watchdog() else { return Err(fd) };
+        let watched = Arc::new(Watched { fd, writes: AtomicU64::new(0) });
+        let mut all = watchdog.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Seen { watched: Arc::downgrade(&watched), writes: 0 });
+        Ok(watched)
+    }
+
+    /// Notifies. Only one thread does so at a time.
+    #[inline]
+    pub(super) fn notify(&self) {
+        // Either the watchdog sees that this began, or it is seen here that it sleeps.
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        wake();
+        signal(&self.fd);
+        self.writes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Makes room, if the notification that was under way at `writes` waits for it.
+    fn make_room(&self, writes: u64) {
+        for _ in 0..ATTEMPTS {
+            if self.writes.load(Ordering::SeqCst) != writes || has_room(&self.fd) {
+                return;
+            }
+            // The front-end may have emptied it in between: then this must not wait either.
+            let mut count = [0; 8];
+            let mut into = [IoSliceMut::new(&mut count)];
+            let _ = preadv2(&self.fd, &mut into, u64::MAX, ReadWriteFlags::NOWAIT);
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Whether a notification could be written without waiting.
+pub(super) fn has_room(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// A descriptor, and its [`Watched::writes`] at the last look.
+#[derive(Debug)]
+struct Seen {
+    watched: Weak<Watched>,
+    writes: u64,
+}
+
+struct Watchdog {
+    thread: OnceLock<Thread>,
+    asleep: AtomicBool,
+    all: Mutex<Vec<Seen>>,
+}
+
+static WATCHDOG: Watchdog = Watchdog {
+    thread: OnceLock::new(),
+    asleep: AtomicBool::new(false),
+    all: Mutex::new(Vec::new()),
+};
+
+/// The watchdog with its thread; none if that cannot be started.
+fn watchdog() -> Option<&'static Watchdog> {
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    let start = || {
+        let thread = std::thread::Builder::new().name("watchdog".into());
+        let thread = thread.spawn(|| WATCHDOG.run());
+        thread.is_ok_and(|thread| WATCHDOG.thread.set(thread.thread().clone()).is_ok())
+    };
+    STARTED.get_or_init(start).then_some(&WATCHDOG)
+}
+
+/// Wakes the watchdog, if it sleeps.
+#[inline]
+fn wake() {
+    if WATCHDOG.asleep.load(Ordering::SeqCst) {
+        WATCHDOG.rouse();
+    }
+}
+
+impl Watchdog {
+    #[cold]
+    fn rouse(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            std::thread::sleep(TICK);
+            if self.look(true) {
+                continue;
+            }
+            self.asleep.store(true, Ordering::SeqCst);
+            if self.look(false) {
+                self.asleep.store(false, Ordering::SeqCst);
+            }
+            while self.asleep.load(Ordering::SeqCst) {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Whether anyone has notified since the last look, or is about to; `helps` those who wait.
+    fn look(&self, helps: bool) -> bool {
+        let mut any = false;
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain_mut(|seen| {
+            let Some(watched) = seen.watched.upgrade() else { return false };
+            let writes = watched.writes.load(Ordering::SeqCst);
+            let is_under_way = writes % 2 == 1;
+            any |= is_under_way || writes != seen.writes;
+            if helps && is_under_way && writes == seen.writes {
+                watched.make_room(writes);
+            }
+            seen.writes = writes;
+            true
+        });
+        any
+    }
+}
