@@ -2,6 +2,7 @@
 //!
 //! Owns the list. The meaning and judging of a target are in [`target`](super::target).
 
+use super::peer::{MAPPED, SAME_FILE};
 use super::target::Against::{Best, BestIn, Limit, Nothing};
 use super::target::Bound::{AtLeast, AtMost};
 use super::target::Measure::{Cpu, Figure, Idle, P50, Syscalls};
@@ -9,7 +10,7 @@ use super::target::Who::{DefaultQcow2, Durable, Named, Only, Others, Qemu};
 use super::target::{Against, Bound, Measure, Target};
 use crate::server::Place::{Disk, Memory};
 
-const BOTH: [&str; 2] = ["snapblk", "snapblk-mapped"];
+const BOTH: [&str; 2] = ["snapblk", MAPPED];
 
 /// A target for snapblk's rate in memory, as a template for others.
 const RATE: Target = Target {
@@ -88,12 +89,8 @@ fn sequential_and_mapped(all: &mut Vec<Target>) {
             all.push(Target { job, place, ..RATE });
         }
     }
-    let mapped = Target {
-        subject: "snapblk-mapped",
-        against: Best(Only("snapblk")),
-        bound: AtLeast(0.97),
-        ..RATE
-    };
+    let mapped =
+        Target { subject: MAPPED, against: Best(Only(SAME_FILE)), bound: AtLeast(0.97), ..RATE };
     for job in ["randread-qd32", "randwrite-qd32", "seqread-qd8", "seqwrite-qd8"] {
         for place in [Memory, Disk] {
             all.push(Target { job, place, ..mapped });

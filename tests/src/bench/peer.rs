@@ -23,6 +23,10 @@ const MANY_LAYERS: u32 = 100;
 pub(super) const OWN: &str = "snapblk";
 /// The same contender as the first, on a copy of the image.
 pub(super) const AGAIN: &str = "snapblk-again";
+/// The mapped overlay.
+pub(super) const MAPPED: &str = "snapblk-mapped";
+/// The file of that overlay's store as a plain disk.
+pub(super) const SAME_FILE: &str = "snapblk-same-file";
 
 /// What snapblk serves in jobs on a plain disk, or as a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ pub enum Setup {
     Again,
     /// An overlay in which every chunk is mapped.
     Mapped,
+    /// The file of that overlay's store as a plain disk: shows what the mapping costs, without the
+    /// difference of two files.
+    SameFile,
     /// That many layers, the topmost empty.
     Layers(u32),
     /// The raw image with that many new snapshots.
@@ -81,7 +88,8 @@ impl Contender {
         let mut all = vec![
             Self::own(),
             Self::new(AGAIN, Kind::Snapblk(Setup::Again)),
-            Self::new("snapblk-mapped", Kind::Snapblk(Setup::Mapped)),
+            Self::new(MAPPED, Kind::Snapblk(Setup::Mapped)),
+            Self::new(SAME_FILE, Kind::Snapblk(Setup::SameFile)),
             Self::new("snapblk-100-layers", Kind::Snapblk(Setup::Layers(MANY_LAYERS))),
             Self::new("snapblk-1-layer", Kind::Snapblk(Setup::Layers(1))),
             Self::new("snapblk-1-snapshot", Kind::Snapblk(Setup::Origin(1))),
@@ -115,6 +123,15 @@ impl Contender {
         matches!(self.kind, Kind::Qemu(_))
     }
 
+    /// How many turns it has in each repetition of a job: those whose difference is smaller than the
+    /// spread of five figures have more.
+    pub(super) fn turns(&self) -> usize {
+        match self.kind {
+            Kind::Snapblk(Setup::Mapped | Setup::SameFile) => 3,
+            _ => 1,
+        }
+    }
+
     /// Whether it is a server.
     pub(super) fn is_server(&self) -> bool {
         !matches!(self.kind, Kind::Fio | Kind::Syscalls | Kind::Copies(_))
@@ -138,7 +155,9 @@ impl Contender {
                 matches!(job.layout, Layout::Plain | Layout::Overlay | Layout::Null)
             }
             Kind::Snapblk(Setup::Origin(_)) => job.layout == Layout::Origin,
-            Kind::Snapblk(Setup::Mapped | Setup::Again) => job.layout == Layout::Plain,
+            Kind::Snapblk(Setup::Mapped | Setup::SameFile | Setup::Again) => {
+                job.layout == Layout::Plain
+            }
             Kind::Snapblk(Setup::Layers(_)) => job.layout == Layout::Chain,
             // Its I/O thread is told to poll; among its ways to wait, `native` is the fastest.
             Kind::Qemu(qemu) if job.ends == Ends::BothPoll && qemu.aio != Aio::Native => false,
@@ -255,6 +274,12 @@ fn snapblk(ground: &Ground, layout: Layout, setup: Setup) -> Result<ServerComman
             return Ok(command.arg("--state").arg(state));
         }
         (_, Setup::Mapped) => template::mapped(ground)?,
+        (_, Setup::SameFile) => {
+            // With its own state: that beside the store is the overlay's.
+            let state = ground.fresh_overlay_dir()?.join("state");
+            let (_, store) = template::mapped(ground)?;
+            return Ok(command.arg("--blk-file").arg(store).arg("--state").arg(state));
+        }
         (_, Setup::Layers(layers)) => template::chain(ground, layers)?,
         (Layout::Overlay, _) => {
             (ground.image("snapblk")?, ground.fresh_overlay_dir()?.join("store.cow"))
@@ -270,6 +295,7 @@ fn describe(setup: Setup) -> String {
         Setup::Linear => "snapblk serve, defaults".to_owned(),
         Setup::Again => "the same on a copy of the image".to_owned(),
         Setup::Mapped => "an overlay in which every chunk was written before".to_owned(),
+        Setup::SameFile => "the file of that overlay's store as a plain disk".to_owned(),
         Setup::Origin(n) => format!("{n} snapshots of 4 KiB chunks, each copy durable at once"),
         Setup::Layers(1) => "an empty overlay over the image".to_owned(),
         Setup::Layers(n) => format!("an empty overlay over {} written ones", n - 1),

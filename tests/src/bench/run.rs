@@ -176,12 +176,21 @@ impl<'a> Run<'a> {
         let field = self.finalists(ground, job, field, &mut report.notes);
         let mut turns: Vec<(&Contender, Tally)> =
             field.into_iter().map(|contender| (contender, Tally::default())).collect();
-        let repetitions = self.settings.repetitions;
-        for repetition in 0..repetitions {
-            for (contender, tally) in turns.iter_mut().filter(|(_, tally)| !tally.failed) {
-                let idle = job.then_idle && repetition < IDLE_LOOKS;
+        let most = turns.iter().map(|(contender, _)| contender.turns()).max().unwrap_or(1);
+        // In each repetition, those that have more turns take them one after the other.
+        let rounds = (0..self.settings.repetitions * most).map(|n| (n / most, n % most));
+        for (n, (repetition, turn)) in rounds.enumerate() {
+            let taking = |(contender, tally): &&mut (&Contender, Tally)| {
+                !tally.failed && turn < contender.turns()
+            };
+            let mut taking: Vec<_> = turns.iter_mut().filter(taking).collect();
+            if n % 2 == 1 {
+                taking.reverse();
+            }
+            for (contender, tally) in taking {
+                let idle = job.then_idle && turn == 0 && repetition < IDLE_LOOKS;
                 let work = Work::Full { then_idle: idle };
-                match self.turn(ground, job, contender, work, repetition as u64) {
+                match self.turn(ground, job, contender, work, n as u64) {
                     Ok(turn) => tally.add(&turn),
                     Err(error) => {
                         tally.failed = true;
@@ -189,10 +198,6 @@ impl<'a> Run<'a> {
                     }
                 }
             }
-            turns.reverse();
-        }
-        if repetitions % 2 == 1 {
-            turns.reverse();
         }
         turns.retain(|(_, tally)| !tally.failed);
         if self.settings.count_syscalls {

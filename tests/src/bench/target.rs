@@ -4,7 +4,6 @@
 //! anything; a figure that the report lacks is reported as missing. The targets themselves are in
 //! [`goals`](super::goals).
 
-use super::peer::{AGAIN, OWN};
 use super::report::{Report, Row};
 use super::stats::Spread;
 use crate::server::Place;
@@ -136,14 +135,7 @@ impl Target {
         let own = self.measure.of(own)?;
         let (other, with) = match self.against {
             Against::Nothing => return Some(Found { value: own, with: "–".to_owned() }),
-            Against::Best(who) => {
-                let (best, name) = self.best(report, self.job, who)?;
-                let again = self.again(report, &name, best.median);
-                (
-                    best,
-                    again.map_or(name.clone(), |it| format!("{name} (a copy of it has {it:.2})")),
-                )
-            }
+            Against::Best(who) => self.best(report, self.job, who)?,
             Against::BestIn(job, who) => {
                 let (best, name) = self.best(report, job, who)?;
                 (best, format!("{name} in {job}"))
@@ -156,13 +148,6 @@ impl Target {
             max: own.max / other.min,
         };
         Some(Found { value, with })
-    }
-
-    /// The ratio of the same contender's figure on a copy of the image to its own: if it is far
-    /// from 1, any difference may be chance.
-    fn again(&self, report: &Report, name: &str, median: f64) -> Option<f64> {
-        let again = self.rows(report, self.job).find(|row| row.server == AGAIN)?;
-        (name == OWN).then_some(self.measure.of(again)?.median / median)
     }
 
     /// The rows of `job` on the target's kind of file system.
@@ -288,27 +273,6 @@ mod tests {
         let target = Target { measure: Measure::Cpu, bound: Bound::AtMost(0.6), ..TARGET };
         let Outcome::FallsShort(found) = target.judge(&measured(rows)) else { panic!("2 of 3") };
         assert_eq!((&*found.with, found.value.median), ("qsd-b", 2.0 / 3.0));
-    }
-
-    #[test]
-    fn beside_itself_stands_what_it_has_of_itself() {
-        let rows = vec![
-            row("read", "snapblk", &[100.0]),
-            row("read", "snapblk-again", &[95.0]),
-            row("read", "snapblk-mapped", &[96.0]),
-            row("read", "qsd-a", &[90.0]),
-        ];
-        let report = measured(rows);
-        let target = Target {
-            subject: "snapblk-mapped",
-            against: Against::Best(Who::Only("snapblk")),
-            bound: Bound::AtLeast(0.97),
-            ..TARGET
-        };
-        let Outcome::FallsShort(found) = target.judge(&report) else { panic!("96 of 100") };
-        assert_eq!((&*found.with, found.value.median), ("snapblk (a copy of it has 0.95)", 0.96));
-        let Outcome::FallsShort(found) = TARGET.judge(&report) else { panic!("100 of 90") };
-        assert_eq!(&*found.with, "qsd-a");
     }
 
     #[test]

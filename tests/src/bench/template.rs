@@ -18,14 +18,21 @@ use super::job::CLUSTER;
 use crate::client::{Client, Connect};
 use crate::server::ServerCommand;
 
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
+/// Bytes of an entry of an area.
+const ENTRY: u64 = 16;
 /// The most bytes at the head of an empty store that are not zero.
 const HEAD: u64 = 64 << 10;
 
-/// Image and store of an overlay in which every chunk was written, in order.
+/// Image and store of an overlay in which every chunk was written, in order. What a server may have
+/// written over the store's metadata, when its file was served as a plain disk, is restored.
 pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> {
     let dir = ground.scratch().path("mapped");
-    let (base, store) = (dir.join("base.img"), dir.join("store.cow"));
-    if !store.exists() {
+    let (base, store, kept) = (dir.join("base.img"), dir.join("store.cow"), dir.join("metadata"));
+    if store.exists() {
+        restore(&store, &kept).map_err(BenchError::at("restore the mapped overlay"))?;
+    } else {
         // The image is never read: it needs no data.
         let sparse =
             || fs::create_dir(&dir).and_then(|()| File::create(&base)?.set_len(ground.disk()));
@@ -35,8 +42,46 @@ pub(super) fn mapped(ground: &Ground) -> Result<(PathBuf, PathBuf), BenchError> 
         driver.fill(clusters(ground, 0, 1))?;
         drop(driver);
         server.terminate()?;
+        let kept = metadata(&store).and_then(|bytes| fs::write(&kept, bytes));
+        kept.map_err(BenchError::at("look at the mapped overlay"))?;
     }
     Ok((base, store))
+}
+
+/// The chunks of a store that are no data, in their order: the header and the areas.
+fn metadata(store: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(store)?;
+    let mut head = [0; 16];
+    file.read_exact_at(&mut head, 0)?;
+    let sectors = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let chunk = u64::from(sectors) * SECTOR;
+    let mut all = Vec::new();
+    let mut bytes = vec![0; chunk as usize];
+    for at in metadata_chunks(chunk, file.metadata()?.len()) {
+        file.read_exact_at(&mut bytes, at)?;
+        all.extend_from_slice(&bytes);
+    }
+    Ok(all)
+}
+
+/// Writes what [`metadata`] found.
+fn restore(store: &Path, kept: &Path) -> io::Result<()> {
+    let bytes = fs::read(kept)?;
+    let sectors = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
+    let chunk = u64::from(sectors) * SECTOR;
+    let file = OpenOptions::new().write(true).open(store)?;
+    let places = metadata_chunks(chunk, file.metadata()?.len());
+    for (at, bytes) in places.zip(bytes.chunks(chunk as usize)) {
+        file.write_all_at(bytes, at)?;
+    }
+    file.sync_all()
+}
+
+/// Offsets of the chunks of a store of `len` bytes that are no data.
+fn metadata_chunks(chunk: u64, len: u64) -> impl Iterator<Item = u64> {
+    let apart = (chunk / ENTRY + 1) * chunk;
+    let areas = (0..).map(move |n| chunk + n * apart);
+    std::iter::once(0).chain(areas.take_while(move |at| at + chunk <= len))
 }
 
 /// Image and first store of a chain of `layers`: all but the topmost have an equal share of the
