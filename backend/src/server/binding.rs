@@ -23,6 +23,8 @@ use super::failures::Failed;
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, Geometry};
 use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
 
+const POISONED: &str = "geometry lock poisoned";
+
 /// A device and what its workers are made with.
 pub(super) struct Served {
     devices: Arc<Devices>,
@@ -30,7 +32,8 @@ pub(super) struct Served {
     device: String,
     writable: bool,
     options: IoOptions,
-    last: Mutex<Geometry>,
+    /// Of the table that is served.
+    served: Arc<Mutex<Option<Geometry>>>,
 }
 
 impl Served {
@@ -42,9 +45,8 @@ impl Served {
         options: IoOptions,
         failed: Failed,
     ) -> Arc<Served> {
-        let last = Mutex::new(Geometry { size: Sector(0), read_only: false });
         let device = device.into();
-        Arc::new(Served { devices, failed, device, writable, options, last })
+        Arc::new(Served { devices, failed, device, writable, options, served: Arc::default() })
     }
 }
 
@@ -63,14 +65,17 @@ impl Binding for Served {
     }
 
     fn geometry(&self) -> Geometry {
-        let mut last = self.last.lock().expect("geometry lock poisoned");
-        let status = self.devices.query(Some(&self.device), TableKind::Active);
-        if let Some(status) = status.ok().and_then(|mut all| all.pop())
-            && status.size > 0
-        {
-            *last = Geometry { size: Sector::from_bytes(status.size), read_only: status.read_only };
+        // A front-end asks this, and a command may hold the devices while it waits for another
+        // disk.
+        if let Some(served) = *self.served.lock().expect(POISONED) {
+            return served;
         }
-        *last
+        let status = self.devices.query(Some(&self.device), TableKind::Active);
+        let status = status.ok().and_then(|mut all| all.pop());
+        status.map_or(Geometry { size: Sector(0), read_only: false }, |status| Geometry {
+            size: Sector::from_bytes(status.size),
+            read_only: status.read_only,
+        })
     }
 
     fn is_write_through(&self, export: &str) -> bool {
@@ -93,7 +98,8 @@ impl Binding for Served {
 
     fn attach(&self, export: &str, workers: Vec<WorkerHandle<Table>>) {
         let attached = |handle| -> Arc<dyn AttachedWorker> {
-            Arc::new(Attached { handle, stopping: Mutex::new(None) })
+            let served = self.served.clone();
+            Arc::new(Attached { handle, stopping: Mutex::new(None), served })
         };
         let workers = workers.into_iter().map(attached).collect();
         let user = User { writable: self.writable, workers };
@@ -110,6 +116,7 @@ impl Binding for Served {
 struct Attached {
     handle: WorkerHandle<Table>,
     stopping: Mutex<Option<Ticket<Result<(), WorkerError>>>>,
+    served: Arc<Mutex<Option<Geometry>>>,
 }
 
 impl Attached {
@@ -140,6 +147,11 @@ impl AttachedWorker for Attached {
     }
 
     fn go(&self, table: Arc<Table>) {
+        // The last one stays for a device without a table.
+        if table.size() > Sector(0) {
+            let (size, read_only) = (table.size(), table.read_only());
+            *self.served.lock().expect(POISONED) = Some(Geometry { size, read_only });
+        }
         drop(self.handle.resume(ResumeWith::Table(Some(table))));
     }
 }

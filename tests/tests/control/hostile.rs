@@ -2,26 +2,24 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
-use rustix::io::pwrite;
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use snapblk_qmp::client::Client as Qmp;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::common::*;
 
 const SECTORS: u64 = 2048;
+/// The interval at which it is looked whether a process has ended whose thread is held.
+const LOOK: Duration = Duration::from_millis(20);
 /// A limit for operations that take no time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -123,57 +121,47 @@ fn what_is_logged_of_a_session_names_its_export() {
     world.stop();
 }
 
-/// Makes the worker of the ring wait forever: for room in the counter with which it interrupts its
-/// driver, and which did not block when it was passed. Reading the counter lets it continue.
-fn block_worker(socket: &Path) -> (Frontend, EventFd) {
-    const LEN: u64 = 1 << 20;
-    let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
-    ftruncate(&memory, LEN).unwrap();
-    let mut front = Frontend::connect(socket, 1).unwrap();
-    front.set_owner().unwrap();
-    front.set_features(front.get_features().unwrap()).unwrap();
-    front.set_protocol_features(VhostUserProtocolFeatures::REPLY_ACK).unwrap();
-    front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-    let region = VhostUserMemoryRegionInfo {
-        guest_phys_addr: 0,
-        memory_size: LEN,
-        userspace_addr: 0x10_0000,
-        mmap_offset: 0,
-        mmap_handle: memory.as_raw_fd(),
-    };
-    front.set_mem_table(&[region]).unwrap();
-    front.set_vring_num(0, 16).unwrap();
-    front.set_vring_base(0, 0).unwrap();
-    let config = VringConfigData {
-        queue_max_size: 16,
-        queue_size: 16,
-        flags: 0,
-        desc_table_addr: 0x10_0000,
-        used_ring_addr: 0x10_2000,
-        avail_ring_addr: 0x10_1000,
-        log_addr: None,
-    };
-    front.set_vring_addr(0, &config).unwrap();
-    let kick = EventFd::new(0).unwrap();
-    front.set_vring_kick(0, &kick).unwrap();
-    front.set_vring_enable(0, true).unwrap();
-    let call = EventFd::new(EFD_NONBLOCK).unwrap();
-    front.set_vring_call(0, &call).unwrap();
-    // Sending it to oneself changes its type without `unsafe`.
-    let (here, there) = UnixStream::pair().unwrap();
-    here.send_with_fd(&[0u8][..], call.as_raw_fd()).unwrap();
-    let (_, same) = there.recv_with_fd(&mut [0u8]).unwrap();
-    let same = same.unwrap();
-    // The worker has it when it signals it for the first time.
-    poll(&mut [PollFd::new(&same, PollFlags::IN)], None).unwrap();
-    call.read().unwrap();
-    fcntl_setfl(&same, OFlags::empty()).unwrap();
-    call.write(u64::MAX - 1).unwrap();
-    // A chain of one byte for the status: descriptor 0, which the device writes, and the index.
-    pwrite(&memory, &[1, 0, 0, 0, 2], 8).unwrap();
-    pwrite(&memory, &[1], 0x1002).unwrap();
-    kick.write(1).unwrap();
-    (front, call)
+/// A thread of a server that stands still, as one does that waits for a disk.
+struct Held {
+    release: Option<Sender<()>>,
+    tracer: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Holds the worker `name` of the process `pid` until this is dropped, or that process ends.
+    fn worker(pid: u32, name: &str) -> Held {
+        let comm = |task: &Path| fs::read_to_string(task.join("comm")).unwrap_or_default();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let task = tasks.flatten().map(|task| task.path()).find(|task| comm(task).trim() == name);
+        let tid = task.and_then(|task| task.file_name()?.to_str()?.parse().ok()).expect("a worker");
+        let (ready, is_held) = channel();
+        let (release, released) = channel();
+        // Only the thread that holds one can let it go.
+        let tracer = std::thread::spawn(move || {
+            let tid = Pid::from_raw(tid);
+            ptrace::seize(tid, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(tid).unwrap();
+            waitpid(tid, Some(WaitPidFlag::__WALL)).unwrap();
+            ready.send(()).unwrap();
+            while let Err(RecvTimeoutError::Timeout) = released.recv_timeout(LOOK) {
+                // A process ends when its last thread was seen to.
+                let ended = waitpid(tid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+                if !matches!(ended, Ok(WaitStatus::StillAlive)) {
+                    return;
+                }
+            }
+            let _ = ptrace::detach(tid, None);
+        });
+        is_held.recv().expect("the worker is held");
+        Held { release: Some(release), tracer: Some(tracer) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release.take();
+        self.tracer.take().map(JoinHandle::join);
+    }
 }
 
 /// An export may be held up forever: the client that deletes it is told so, and of its end when
@@ -184,7 +172,9 @@ fn an_export_that_does_not_end_is_said_to_be_held_up() {
     let (mut world, add, socket) = world(&scratch);
     drop(socket);
     let path = scratch.socket("e.sock");
-    let (_front, call) = block_worker(&path);
+    let mut user = disk(&path);
+    user.read(0, 512).unwrap();
+    let held = Held::worker(world.server.pid(), "queue 0 of e");
     let delete = json!({"id": "e", "mode": "hard"});
     let said = world.refused("block-export-del", delete.clone());
     assert!(said.contains("'e' is shutting down and has not ended within 30 s"), "{said}");
@@ -193,7 +183,7 @@ fn an_export_that_does_not_end_is_said_to_be_held_up() {
     let said = world.refused("block-export-del", delete);
     assert!(said.contains("'e' is shutting down; wait"), "{said}");
     world.refused("device-remove", json!({"name": "d"}));
-    call.read().unwrap();
+    drop(held);
     assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"], json!({"id": "e"}));
     assert_eq!(world.call("query-block-exports", json!({})), json!([]));
     world.call("block-export-add", add);
@@ -220,7 +210,7 @@ fn a_disk_that_is_stuck_does_not_keep_the_process() {
     disk(&sockets[0]).write(0, &stamped(0, 8, 2)).unwrap();
     let mut other = disk(&sockets[1]);
     other.write(0, &stamped(0, 8, 3)).unwrap();
-    let _stuck = block_worker(&sockets[0]);
+    let _stuck = Held::worker(world.server.pid(), "queue 0 of a");
     world.server.signal(Signal::TERM).unwrap();
     let ends = "end in spite of a disk that is stuck";
     let status = world.server.wait(ends).or_else(|_| world.server.wait(ends)).unwrap();
@@ -242,5 +232,36 @@ fn a_disk_that_is_stuck_does_not_keep_the_process() {
         let found = disk(socket).read(0, 4096).unwrap();
         assert_same("what was written", &found, &stamped(0, 8, generation));
     }
+    world.stop();
+}
+
+/// A command waits for a disk that is stuck: front ends of other disks are answered meanwhile.
+#[test]
+fn a_disk_that_is_stuck_delays_no_front_end_of_another() {
+    let scratch = scratch();
+    let mut world = World::start(&monitor_only(&scratch));
+    let sockets = ["a", "b"].map(|name| {
+        let base = scratch.file(&format!("{name}.raw"), &stamped(0, SECTORS, 1)).unwrap();
+        world.make(name, &[format!("0 {SECTORS} linear {} 0", word(&base))]);
+        world.export(&scratch, name, true)
+    });
+    let mut first = disk(&sockets[0]);
+    first.read(0, 512).unwrap();
+    let held = Held::worker(world.server.pid(), "queue 0 of a");
+    let mut qmp = Qmp::connect(world.server.monitor()).unwrap();
+    let snapshot = json!({"device": "a", "snapshot-file": scratch.path("a.cow")});
+    let waits = std::thread::spawn(move || qmp.call("blockdev-snapshot-sync", snapshot).is_err());
+    let begin = Instant::now();
+    while !scratch.path("a.cow").exists() {
+        assert!(begin.elapsed() < PATIENCE, "the command has not begun");
+        std::thread::yield_now();
+    }
+    let begin = Instant::now();
+    let mut other = disk(&sockets[1]);
+    assert_same("the other disk", &other.read(0, 512).unwrap(), &stamped(0, 1, 1));
+    assert!(begin.elapsed() < PATIENCE, "{}", world.server.stderr());
+    assert!(!waits.is_finished(), "nothing was in its way");
+    drop(held);
+    assert!(!waits.join().unwrap());
     world.stop();
 }
