@@ -201,9 +201,18 @@ impl<'a> Plan<'a> {
             return Err(DeviceError::FlushFailed(name.into()));
         }
         let chunk = snap.live.store.geometry().chunk;
-        let table =
-            Arc::new(read_layers(&self.devices.config.memory, &snap.layers, chunk, snap.len)?);
+        let read = read_layers(&self.devices.config.memory, &snap.layers, chunk, snap.len);
+        let table = Arc::new(read.inspect_err(|_| self.note_failed_syncs())?);
         Ok(Snap { table, shared: false, ..snap.clone() })
+    }
+
+    /// After a store that may be served could not be opened: the cause may be a sync whose error is
+    /// not reported again.
+    pub(super) fn note_failed_syncs(&self) {
+        let active = self.inner.devices.values().filter_map(|device| device.active.as_ref());
+        let snaps = active.flat_map(|active| active.snaps.values());
+        snaps.flat_map(|snap| &snap.layers).for_each(|live| live.note_failed_sync());
+        self.devices.workers().wake(u64::MAX);
     }
 
     /// Gives a device a table that is one overlay over the layers of `below`, whose exception table

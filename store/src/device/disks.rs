@@ -3,6 +3,7 @@
 //! Owns the process's open files and their locks. Never knows their content.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -50,6 +51,38 @@ impl Disk {
         }
         let Ok(stat) = rustix::fs::fstatvfs(&self.info.file) else { return false };
         stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM_BELOW.max(least)
+    }
+}
+
+/// The bytes of a file that tables may share. The system reports an error of a sync only once to each
+/// open file, so whoever gets it here leaves it for a guest's next flush.
+impl Storage for Disk {
+    fn name(&self) -> String {
+        self.info.name()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Storage::len(&*self.info)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.info.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.info.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.info.sync().inspect_err(|_| self.medium.set_sync_failed())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.info.write_zeroes(offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        self.info.next_data(offset)
     }
 }
 

@@ -110,10 +110,10 @@ impl Listed {
     ) -> Result<Listed, DeviceError> {
         let options = OpenOptions { origin_len: Some(len), keep: Keep::Newest, ..options };
         let (store, taken) = match list {
-            Wanted::Newest => (open::open(&*disk.info, &options)?, None),
+            Wanted::Newest => (open::open(disk, &options)?, None),
             Wanted::All => {
                 let mut taken = Taken { len, intake: None, count: 0, beyond: false };
-                let store = open::open_gathering(&*disk.info, &options, &mut taken)?;
+                let store = open::open_gathering(disk, &options, &mut taken)?;
                 (store, Some(taken))
             }
         };
@@ -163,7 +163,7 @@ impl Live {
             let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
             Listed { store, taken: None }
         } else {
-            if open::is_none(&*disk.info) {
+            if open::is_none(&*disk) {
                 // Before it is made: else a kill in between would leave it what it is not owed.
                 Owed::forget(&disk.info)?;
             }
@@ -175,7 +175,7 @@ impl Live {
         let opened = &mut listed.store;
         if !transient && opened.valid && state.is_invalid(path) {
             opened.valid = false;
-            if let Err(error) = open::mark_invalid(&*disk.info, opened) {
+            if let Err(error) = open::mark_invalid(&*disk, opened) {
                 tracing::warn!("{error}; that the store is Invalid is in the state file alone");
             }
         }
@@ -193,10 +193,10 @@ impl Live {
             if opened.valid {
                 // One that this replaces goes on where this comes to nothing.
                 let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
-                if file.enter(&*disk.info, opened, (Some(len), gaps))? {
+                if file.enter(&*disk, opened, (Some(len), gaps))? {
                     tracing::info!("entered what a killed process owed to {}", path.display());
                 }
-                open::zero_garbage(&*disk.info, opened)?;
+                open::zero_garbage(&*disk, opened)?;
             }
             between();
             let words = file.create(replaces)?;
@@ -235,6 +235,14 @@ impl Live {
     pub(super) fn look_for_room(&self) {
         if self.has_found_room() {
             self.store.go_on();
+        }
+    }
+
+    /// If the control plane could not sync its file, what it owes may be lost: no flush succeeds until
+    /// it is opened again. The caller wakes the workers.
+    pub(super) fn note_failed_sync(&self) {
+        if self.disk.medium.sync_failed() {
+            self.store.commit_failed();
         }
     }
 
@@ -299,12 +307,12 @@ pub(super) fn load(
     let _aside = arena.set_aside(part_len * BYTES_ENTERED);
     let part_len = part_len as usize;
     let mut counts = table.counts();
-    open::each_entry(&*disk.info, opened, |_, (old, _)| {
+    open::each_entry(disk, opened, |_, (old, _)| {
         counts.add(old);
         ControlFlow::Continue(())
     })?;
     let mut part = Vec::with_capacity(part_len);
-    open::each_entry(&*disk.info, opened, |_, entry| {
+    open::each_entry(disk, opened, |_, entry| {
         if part.len() == part_len {
             table.enter(&counts, part.iter().map(|&entry| mapping(entry)));
             part.clear();

@@ -14,8 +14,7 @@ use super::error::DeviceError;
 use super::handover::can_move;
 use super::serving::go;
 use super::verbs::with_uppers;
-use crate::io::OpenMode;
-use crate::io::durable::sync_file;
+use crate::io::{OpenMode, Storage};
 use crate::lines::{Param, TargetSpec};
 use crate::units::{MOST_SECTORS, SECTOR_SIZE, Sector};
 
@@ -175,7 +174,7 @@ fn grow_files(inner: &mut Inner, files: &[(PathBuf, u64)]) -> Result<Vec<Grown>,
             }
             let what = format!("cannot make {} longer", path.display());
             let file = &disk.info.file;
-            let longer = file.set_len(*bytes).and_then(|()| sync_file(file));
+            let longer = file.set_len(*bytes).and_then(|()| disk.sync());
             let one = Grown { disk, before };
             if longer.is_err() {
                 one.undo();

@@ -342,7 +342,8 @@ impl Plan<'_> {
         }
         let mut table = match shared {
             true => ExceptionTable::new(0),
-            false => read_layers(memory, &layers, chunk, len)?,
+            false => read_layers(memory, &layers, chunk, len)
+                .inspect_err(|_| self.note_failed_syncs())?,
         };
         if !shared {
             let layer = Layer(layers.len() as u16 + 1);
@@ -372,7 +373,7 @@ impl Plan<'_> {
         let Inner { disks, state, .. } = &mut *self.inner;
         let opened = Live::open(disks, spec, how, state, (owner, observer), &between);
         between();
-        opened
+        opened.inspect_err(|_| self.note_failed_syncs())
     }
 
     /// The tables after the change.

@@ -578,6 +578,41 @@ fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
     cannot_flush(world.devices.suspend("disk", Suspend::default()));
 }
 
+/// The system reports it once to each open file: a guest's flush would succeed afterwards.
+#[test]
+fn a_sync_that_fails_in_a_command_fails_the_guest_s_flush() {
+    let fails = |world: &World, name: &str| seen::fail(world.path(name).canonicalize().unwrap());
+    // A file that is made longer.
+    let world = World::new();
+    world.linear("disk");
+    fails(&world, "disk");
+    world.devices.resize("disk", 2 * LEN * 512).unwrap_err();
+    cannot_flush(world.devices.suspend("disk", Suspend::default()));
+    // A store that its own device opens again.
+    world.file("disk2", 2 * LEN);
+    world.file("store", LEN);
+    let line = |len: u64| format!("0 {len} snapshot {{}}/disk2 {{}}/store PO 8");
+    world.device("two", &[&line(LEN)]).unwrap();
+    fails(&world, "store");
+    world.load("two", &[&line(2 * LEN)]).unwrap_err();
+    cannot_flush(world.devices.remove("two", false));
+}
+
+/// The same for a chain whose lists are read for a commit.
+#[test]
+fn a_sync_that_fails_when_a_commit_begins_fails_the_guest_s_flush() {
+    let world = World::new();
+    world.linear("disk");
+    (1..4).for_each(|layer| world.overlay("disk", &format!("store{layer}")));
+    let named = |name: &str| Some(String::from(name));
+    let (top, base) = (named("disk.3"), named("disk.2"));
+    let job = CommitJob { device: "disk".into(), top, base, ..CommitJob::default() };
+    let store = world.table("disk").exceptions()[0].layers[1].clone();
+    seen::fail(world.path("store2").canonicalize().unwrap());
+    world.devices.begin_commit("c", &job).unwrap_err();
+    assert_eq!(store.state(), StoreState::ReadOnly);
+}
+
 /// A new state is written beside the old one: under a name that a user's file may have, or what a
 /// killed process left.
 #[test]
