@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::background::{CommitEnd, CommitSource, FileExecutor, FlushError, commit, flush};
-use crate::device::Flusher;
+use crate::device::{Flushed, Flusher};
 use crate::engine::EngineConfig;
 use crate::io::{Files, IoOptions, Pages, ScratchConfig};
 use crate::table::Table;
@@ -67,7 +67,7 @@ impl CallerFlusher {
 }
 
 impl Flusher for CallerFlusher {
-    fn flush(&self, table: &Arc<Table>) -> bool {
+    fn try_flush(&self, table: &Arc<Table>) -> Flushed {
         let result = self.run(table);
         match &result {
             // The device decides about this error, because it knows what is still owed.
@@ -75,7 +75,11 @@ impl Flusher for CallerFlusher {
             Err(error) => tracing::error!("cannot flush: {error}"),
             Ok(()) => {}
         }
-        result.is_ok()
+        match result {
+            Ok(()) => Flushed::Done,
+            Err(FlushError::Failed) => Flushed::Failed,
+            Err(FlushError::NoRoom(_) | FlushError::Wait(_)) => Flushed::NotRun,
+        }
     }
 
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd {

@@ -60,11 +60,27 @@ pub enum DeviceEvent {
 /// The receiver of events. Must not block.
 pub type EventSink = Arc<dyn Fn(DeviceEvent) + Send + Sync>;
 
+/// The result of a flush of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is durable.
+    Done,
+    /// Every commit and sync was tried, and has ended: stores and files know which failed.
+    Failed,
+    /// It did not come to an end: what was not tried is not durable, and nobody knows of it.
+    NotRun,
+}
+
 /// Makes a table's owed chunks and unsynced writes durable, and copies from one table to another;
 /// implemented by the owner of an executor.
 pub trait Flusher: Send + Sync {
-    /// Flushes everything that `table` maps to. False if something could not be made durable.
-    fn flush(&self, table: &Arc<Table>) -> bool;
+    /// Flushes everything that `table` maps to.
+    fn try_flush(&self, table: &Arc<Table>) -> Flushed;
+
+    /// The same; false if something could not be made durable.
+    fn flush(&self, table: &Arc<Table>) -> bool {
+        self.try_flush(table) == Flushed::Done
+    }
 
     /// Writes the content of `source` to `table`, and makes it durable.
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd;

@@ -33,7 +33,9 @@ mod tests;
 mod verbs;
 mod write_cache;
 
-pub use self::core::{DeviceEvent, Devices, DevicesConfig, EventSink, Flusher, User, job_user};
+pub use self::core::{
+    DeviceEvent, Devices, DevicesConfig, EventSink, Flushed, Flusher, User, job_user,
+};
 pub use commit::{CommitWork, Pivot, PivotStep};
 pub use error::DeviceError;
 pub use files::{make_empty, make_overlay_store, refuse_useless};

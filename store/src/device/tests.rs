@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::core::{DeviceEvent, Devices, DevicesConfig, Flusher};
+use super::core::{DeviceEvent, Devices, DevicesConfig, Flushed, Flusher};
 use super::error::DeviceError;
 use super::moment::{MomentAction, OverlaySnapshot};
 use super::state::CommitJob;
@@ -54,13 +54,14 @@ struct Switch {
 }
 
 impl Flusher for Switch {
-    fn flush(&self, table: &Arc<Table>) -> bool {
+    fn try_flush(&self, table: &Arc<Table>) -> Flushed {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         let hangs = self.hangs.lock().unwrap().take();
         if let Some(released) = hangs {
             let _ = released.recv_timeout(Duration::from_secs(10));
         }
-        !self.fails.load(Ordering::SeqCst) && self.flusher.flush(table)
+        let fails = self.fails.load(Ordering::SeqCst);
+        if fails { Flushed::Failed } else { self.flusher.try_flush(table) }
     }
 
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::build::{Active, Plan, Snap};
 use super::chain::unseal_tops;
-use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
+use super::core::{Device, DeviceEvent, Devices, Flushed, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
@@ -386,8 +386,10 @@ impl Devices {
     /// Makes everything that a table owes durable. An Invalid store owes nothing any more, but its
     /// neighbours do.
     pub(super) fn flush(&self, active: &Active) -> bool {
-        if self.config.flusher.flush(&active.table) {
-            return true;
+        match self.config.flusher.try_flush(&active.table) {
+            Flushed::Done => return true,
+            Flushed::NotRun => return false,
+            Flushed::Failed => {}
         }
         let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
         let flushed = active.snaps.values().any(invalid) && owes_no_more(active);

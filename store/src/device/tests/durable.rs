@@ -578,6 +578,30 @@ fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
     cannot_flush(world.devices.suspend("disk", Suspend::default()));
 }
 
+/// Nor is a flush that was not even tried.
+#[test]
+fn a_flush_that_cannot_run_is_not_hidden_by_another_line_s_invalid_store() {
+    let world = World::new();
+    let half = LEN / 2;
+    ["disk", "disk2", "store"].iter().for_each(|name| world.file(name, LEN));
+    let lines = [
+        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
+        &*format!("{half} {half} linear {{}}/disk2 0"),
+    ];
+    world.device("disk", &lines).unwrap();
+    let store = world.table("disk").exceptions()[0].store().clone();
+    assert!(store.begin_invalidate());
+    store.invalidated(true);
+    let workers = world.devices.workers();
+    let engine = || Engine::new(workers, Box::new(NoWake), EngineConfig::default()).ok();
+    let all: Vec<Engine> = std::iter::from_fn(engine).collect();
+    cannot_flush(world.devices.suspend("disk", Suspend::default()));
+    cannot_flush(world.devices.remove("disk", false));
+    drop(all);
+    world.devices.suspend("disk", Suspend::default()).unwrap();
+    world.devices.remove("disk", false).unwrap();
+}
+
 /// The system reports it once to each open file: a guest's flush would succeed afterwards.
 #[test]
 fn a_sync_that_fails_in_a_command_fails_the_guest_s_flush() {
