@@ -30,6 +30,9 @@ pub const ENTRY_BYTES: usize = 16;
 /// The smallest store: a header and an area.
 pub const MIN_CHUNKS: u64 = 2;
 
+/// Chunks of a store that are used: tables can name no others (512 TiB of 4 KiB chunks).
+pub const MOST_CHUNKS: u64 = 1 << 37;
+
 /// The header of a store, chunk 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -187,17 +190,23 @@ impl Geometry {
     /// Data chunks that may be allocated: indices `0..capacity()`. A chunk that would fill an area
     /// is not among them if the next area does not fit in the store.
     pub const fn capacity(&self) -> u64 {
-        if self.device_chunks <= MIN_CHUNKS {
+        let chunks = self.usable_chunks();
+        if chunks <= MIN_CHUNKS {
             return 0;
         }
-        let mut last = StoreChunk(self.device_chunks - 1);
+        let mut last = StoreChunk(chunks - 1);
         if self.is_area(last) {
             last = StoreChunk(last.0 - 1);
         }
         let Some(DataIndex(index)) = self.index_of(last) else { return 0 };
         let count = index + 1;
         let fills_area = count.is_multiple_of(self.entries_per_area());
-        if fills_area && last.0 + 1 >= self.device_chunks { count - 1 } else { count }
+        if fills_area && last.0 + 1 >= chunks { count - 1 } else { count }
+    }
+
+    /// Chunks that may be used for anything: all but those that no table can name.
+    pub const fn usable_chunks(&self) -> u64 {
+        if self.device_chunks < MOST_CHUNKS { self.device_chunks } else { MOST_CHUNKS }
     }
 
     /// Chunks of the smallest store that can hold `data` data chunks.

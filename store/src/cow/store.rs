@@ -251,7 +251,7 @@ impl Store {
         self.device_chunks.fetch_max(device_chunks, Ordering::AcqRel);
         let geometry = self.geometry();
         self.log.set_capacity(match self.persistence() {
-            Persistence::Transient => geometry.device_chunks,
+            Persistence::Transient => geometry.usable_chunks(),
             _ => geometry.capacity(),
         });
     }

@@ -10,6 +10,7 @@ use super::core::Owner;
 use super::disks::{Disk, Disks};
 use super::error::DeviceError;
 use super::state::StateFile;
+use crate::cow::layout::MOST_CHUNKS;
 use crate::cow::log::Log;
 use crate::cow::open::{self, Gather, OpenOptions, OpenStore};
 use crate::cow::owed::{Gaps, Owed, tail_of};
@@ -24,6 +25,8 @@ use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
 const BYTES_ENTERED: u64 = 32;
 /// Exceptions that are entered at once: more make nothing quicker.
 const LARGEST_PART: u64 = 2 << 20;
+
+const _: () = assert!(MOST_CHUNKS - 1 == Place::MAX_CHUNK);
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +190,7 @@ impl Live {
         }
         let mut owed = None;
         let log = if transient {
-            Log::transient(opened.geometry.device_chunks)
+            Log::transient(opened.geometry.usable_chunks())
         } else {
             let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors());
             if opened.valid {

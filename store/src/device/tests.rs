@@ -28,7 +28,7 @@ use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor, Pacing};
 use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
-use crate::exception::{Arena, Entry, Memory};
+use crate::exception::{Arena, Entry, Memory, Place};
 use crate::flusher::CallerFlusher;
 use crate::io::{
     Action, Completion, FileId, Files, Identity, IoOp, IoOptions, Pages, ScratchConfig,
@@ -302,6 +302,28 @@ fn an_exception_beyond_what_a_table_can_say_is_refused() {
         let error = world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store PO 1")]);
         let error = error.unwrap_err().to_string();
         assert!(error.contains("an exception beyond its chunk 137438953471"), "{error}");
+    }
+}
+
+/// The same for chunks that are given out later, also after the store has grown.
+#[test]
+fn no_exception_is_made_beyond_what_a_table_can_say() {
+    for persistence in ["PO", "N"] {
+        // In memory, a file may have any length.
+        let world = World::at(tempfile::tempdir_in("/dev/shm").unwrap());
+        world.file("disk", LEN);
+        world.file("store", 1 << 37);
+        let line = format!("0 {LEN} snapshot {{}}/disk {{}}/store {persistence} 1");
+        world.device("snap", &[&line]).unwrap();
+        let store = world.table("snap").exceptions()[0].store().clone();
+        let last = || store.place_of(DataIndex(store.log().capacity() - 1), 1).0.0;
+        let most = Place::MAX_CHUNK;
+        assert!((most - 2..=most).contains(&last()), "{persistence}: {}", last());
+        let file = File::options().write(true).open(world.path("store")).unwrap();
+        file.set_len(512 * ((1 << 37) + 100)).unwrap();
+        world.devices.resize("snap", LEN * 512).unwrap();
+        assert_eq!(store.geometry().device_chunks, (1 << 37) + 100);
+        assert!((most - 2..=most).contains(&last()), "{persistence}: {}", last());
     }
 }
 
