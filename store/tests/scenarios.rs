@@ -6,7 +6,7 @@ mod world;
 use snapblk_store::cow::store::StoreEvent;
 use snapblk_store::cow::{Persistence, StoreState};
 use snapblk_store::io::sim::Fault;
-use snapblk_store::io::{Errno, FileId, IoOp};
+use snapblk_store::io::{Errno, FileId, IoOp, Storage};
 use snapblk_store::request::{Op, Status};
 use world::{Config, Req, Shape, Snap, World};
 
@@ -492,6 +492,26 @@ fn s73_a_chunk_written_in_slices_survives_errors() {
         world.judge_all().unwrap();
         assert_eq!(world.one(flush(0)), Ok(OK));
     });
+}
+
+/// A longer table would read them.
+#[test]
+fn bytes_of_a_chunk_beyond_the_device_are_zero() {
+    const CHUNK: usize = 512 * 512;
+    for scratch in [64 << 10, 1 << 20] {
+        let config = Config::new(Shape::Overlay { chunk: 512, store: 512 * 8 }, 1100);
+        each(Config { scratch, ..config }, |world| {
+            let file = world.store_file(0);
+            let stale = vec![0xee; 6 * CHUNK];
+            world.sim.storage(file).write_at(&stale, 2 * CHUNK as u64).unwrap();
+            assert_eq!(world.one(req(0, Op::Write, 1090, 4)), Ok(OK));
+            world.judge_all().unwrap();
+            let written = world.sim.disk(file).read(2 * CHUNK as u64, CHUNK as u64);
+            let (within, beyond) = written.split_at((1100 - 1024) * 512);
+            assert!(within.iter().any(|byte| *byte != 0xee));
+            assert!(beyond.iter().all(|byte| *byte == 0), "with buffers of {scratch} bytes");
+        });
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Chunks that are larger than a buffer, moved slice by slice.
 //!
-//! Owns the order of a slice (read if old bytes are missing, write, next slice) and the claims that
-//! wait for a buffer. Unlike a smaller chunk, this one has its place in the store before its bytes
+//! Owns the order of a slice (read if old bytes are missing, write, next slice), the zeroes behind the
+//! last one where the device ends within the chunk, and the claims that wait for a buffer. Unlike a smaller chunk, this one has its place in the store before its bytes
 //! are read; a failed read gives the place up. Never knows why a chunk is moved, nor what ends a
 //! claim.
 
 use super::core::{Core, Kind};
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
+use crate::units::DataIndex;
 
 impl Core {
     /// Moves the next slice of a chunk that is larger than a buffer, or ends it.
@@ -16,7 +17,7 @@ impl Core {
         let valid = ex.valid_len(self.claims[claimed].claim.chunk());
         let (data, from) = self.claims[claimed].slices.expect("a large chunk has slices");
         if from == valid {
-            return self.written(table, claimed, data, Ok(()));
+            return self.zero_rest(table, claimed, (data, valid));
         }
         let to = valid.min(from + u64::from(self.scratch.size()));
         if self.claims[claimed].fill.covers(from, to) {
@@ -49,7 +50,20 @@ impl Core {
         self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
     }
 
-    /// A slice was read (`detail` 0) or written (1).
+    /// Zeroes what of the chunk lies beyond the device: a longer table would read it.
+    fn zero_rest(&mut self, table: &Table, claimed: usize, (data, valid): (DataIndex, u64)) {
+        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let rest = ex.chunk().bytes() - valid;
+        if rest == 0 {
+            return self.written(table, claimed, data, Ok(()));
+        }
+        let (place, _) = ex.store().place_of(data, 1);
+        let offset = ex.chunk().store_offset(place) + valid;
+        let (first, tag) = (self.segs.len(), (Kind::Slice, 2, claimed));
+        self.act(IoOp::Zero, ex.store().file(), offset, rest, first, tag);
+    }
+
+    /// A slice was read (`detail` 0) or written (1), or what is behind the last was zeroed (2).
     pub(super) fn slice_done(
         &mut self,
         table: &Table,
@@ -74,7 +88,7 @@ impl Core {
                 self.written(table, claimed, data, Err(Errno::EIO))
             };
         }
-        if result.is_err() {
+        if result.is_err() || detail == 2 {
             return self.written(table, claimed, data, result);
         }
         let ex = &table.exceptions()[self.claims[claimed].exceptions];
