@@ -494,6 +494,24 @@ fn s73_a_chunk_written_in_slices_survives_errors() {
     });
 }
 
+/// The system shows what it could not write: the entries seem to be there when the store is opened
+/// again, and those behind them would be lost with them.
+#[test]
+fn s74_entries_whose_sync_failed_are_written_again() {
+    // These entries fill a block, so that no later commit writes it again.
+    let config = Config::new(Shape::Overlay { chunk: 1, store: 400 }, 64);
+    each(Config { failures: true, ..config }, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 32)), Ok(OK));
+        world.sim.add_fault(Fault { after: 1, ..fault(FileId(1), IoOp::Sync, 1) });
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        world.crash(false).unwrap();
+        assert_eq!(world.one(req(0, Op::Write, 40, 8)), Ok(OK));
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    });
+}
+
 /// A longer table would read them.
 #[test]
 fn bytes_of_a_chunk_beyond_the_device_are_zero() {

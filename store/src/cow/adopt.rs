@@ -10,8 +10,9 @@
 //! so no write can still arrive at a chunk whose write was cut off.
 //!
 //! Entering is idempotent: the process may be killed in the middle of it, and any part of the
-//! commit during which an earlier process was killed may have landed. (Entries that landed but
-//! were never synced were made durable when the store was opened.)
+//! commit during which an earlier process was killed may have landed. Entries that landed are
+//! written again with the others: if their sync failed, the system shows them and does not write
+//! them any more, whatever is synced later, and the list would end before them after a power cut.
 
 use std::collections::HashMap;
 
@@ -71,13 +72,26 @@ pub fn adopt<S: Storage>(
     (origin_len, gaps): (Option<u64>, Gaps),
 ) -> Result<bool, AdoptError> {
     let mut rest = missing(store, words, origin_len)?;
-    if !rest.is_empty() {
+    let landed = landed(store, words);
+    if landed > 0 || !rest.is_empty() {
         if gaps == Gaps::Close {
             close_gaps(storage, store, words, &mut rest);
         }
-        append(storage, store, &rest)?;
+        append(storage, store, (landed, &rest))?;
     }
     Ok(!rest.is_empty())
+}
+
+/// How many of the newest entries of `store` the process of `words` may not have synced.
+fn landed(store: &OpenStore, words: &Words) -> usize {
+    if Log::most_owed(words) == 0 {
+        return 0;
+    }
+    let first = store.geometry.chunk_of_index(Log::owed(words).1);
+    let landed = store.entries.iter().rev().take_while(|(_, new)| *new >= first).count();
+    // The block that they begin in is written whole.
+    let is_at_hand = store.before == 0 || in_block(store, landed) <= store.entries.len() - landed;
+    if is_at_hand { landed } else { 0 }
 }
 
 /// Adds the owed chunks of `words` to `store`, in memory only: for callers that must not write to
@@ -189,17 +203,17 @@ fn copy_chunk<S: Storage>(
     Ok(())
 }
 
-/// Enters `owed` durably, like the commit that did not happen.
+/// Enters `owed` durably, behind the newest `landed` entries, like the commit that did not happen.
 fn append<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
-    owed: &[(DataIndex, Chunk)],
+    (landed, owed): (usize, &[(DataIndex, Chunk)]),
 ) -> Result<(), StoreError> {
     zero_garbage(storage, store)?;
     let failed =
         |source| StoreErrorKind::Io { what: "write", offset: 0, source }.of(storage.name());
-    let mut tail = tail_of(store);
-    let count = owed.len() as u64;
+    let mut tail = tail_before(store, landed);
+    let count = (landed + owed.len()) as u64;
     while let Some(area) = tail.area_to_zero(count, store.geometry.device_chunks) {
         let chunk = store.geometry.chunk;
         storage.write_zeroes(chunk.store_offset(area), chunk.bytes()).map_err(failed)?;
@@ -208,7 +222,8 @@ fn append<S: Storage>(
     storage.sync().map_err(failed)?;
     let place = |&(index, old): &(DataIndex, Chunk)| (old, store.geometry.chunk_of_index(index));
     let entries: Vec<(Chunk, StoreChunk)> = owed.iter().map(place).collect();
-    let mut left = entries.iter().map(|&(old, new)| Entry { old, new });
+    let again = &store.entries[store.entries.len() - landed..];
+    let mut left = again.iter().chain(&entries).map(|&(old, new)| Entry { old, new });
     let mut bytes = Vec::new();
     while let Some(offset) = tail.write(&mut left, &mut bytes) {
         storage.write_at(&bytes, offset).map_err(failed)?;
@@ -221,13 +236,22 @@ fn append<S: Storage>(
 
 /// The tail behind a store's entries, which must be followed by zeroes.
 pub fn tail_of(store: &OpenStore) -> Tail {
-    let count = store.count();
-    let in_block = (count % Tail::block_entries(&store.geometry)) as usize;
-    let last: Vec<Entry> = store.entries[store.entries.len() - in_block..]
+    tail_before(store, 0)
+}
+
+/// The tail before the newest `count` entries of a store.
+fn tail_before(store: &OpenStore, count: usize) -> Tail {
+    let at = store.entries.len() - count;
+    let last: Vec<Entry> = store.entries[at - in_block(store, count)..at]
         .iter()
         .map(|&(old, new)| Entry { old, new })
         .collect();
-    Tail::new(store.geometry, count, &last)
+    Tail::new(store.geometry, store.count() - count as u64, &last)
+}
+
+/// How many entries before the newest `count` of a store are in the same block as the first of those.
+fn in_block(store: &OpenStore, count: usize) -> usize {
+    ((store.count() - count as u64) % Tail::block_entries(&store.geometry)) as usize
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

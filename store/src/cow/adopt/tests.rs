@@ -170,6 +170,32 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     assert_eq!(again, store);
 }
 
+/// They may be in the system's cache only, and stay there, if their sync failed. Chunks of 512 bytes:
+/// the second of two areas begins with the entry 32.
+#[test]
+fn entries_that_landed_are_written_again() {
+    for owed in [3, 6] {
+        let storage = store_with(32, 80);
+        storage.0.borrow_mut().0[34 * 512..35 * 512].fill(0);
+        let mut store = open(&storage, &OpenOptions::default()).unwrap();
+        let log = Log::new(Words::private(LOG_WORDS), DataIndex(29), store.geometry.capacity());
+        let _ = log.allocate(owed);
+        for index in 29..29 + owed {
+            let _ = log.finish(DataIndex(index), Some(Chunk(index)));
+        }
+        storage.0.borrow_mut().1.clear();
+        let words = log.copy_words();
+        assert_eq!(adopt(&storage, &mut store, &words, (None, Gaps::Close)).unwrap(), owed > 3);
+        let steps = storage.0.borrow().1.clone();
+        let zeroed = ["write 17408+512", "sync", "write 17408+512", "sync"];
+        let written: &[&str] =
+            if owed > 3 { &["write 512+512", "write 17408+512"] } else { &["write 512+512"] };
+        assert_eq!(steps, [&zeroed[..], written, &["sync"]].concat(), "{owed} are owed");
+        assert_eq!(open(&storage, &OpenOptions::default()).unwrap(), store);
+        assert_eq!(store.count(), 29 + owed);
+    }
+}
+
 /// Neither is written then: with what was there, they still make up what was acknowledged.
 #[test]
 fn what_no_store_could_list_is_not_entered() {
