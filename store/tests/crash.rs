@@ -89,5 +89,6 @@ fn a_kill_after_each_step_keeps_what_was_acknowledged() {
 fn each_io_that_fails_costs_no_more_than_it_must() {
     let name = "each_io_that_fails_costs_no_more_than_it_must";
     let coverage = everywhere(name, 2, Harm::Fail);
-    report(&coverage, &["cut after a merge failed"], Budget::from_env(2));
+    let must = ["cut after a merge failed", "opened again after a failed sync"];
+    report(&coverage, &must, Budget::from_env(2));
 }

@@ -8,6 +8,7 @@ use snapblk_store::cow::{Persistence, StoreState};
 use snapblk_store::io::sim::Fault;
 use snapblk_store::io::{Errno, FileId, IoOp, Storage};
 use snapblk_store::request::{Op, Status};
+use snapblk_store::units::DataIndex;
 use world::{Config, Req, Shape, Snap, World};
 
 const OK: Option<Status> = Some(Status::Ok);
@@ -491,6 +492,51 @@ fn s73_a_chunk_written_in_slices_survives_errors() {
         world.sim.clear_faults();
         world.judge_all().unwrap();
         assert_eq!(world.one(flush(0)), Ok(OK));
+    });
+}
+
+/// The system shows what it could not write: a chunk that the store has of it would later read as what
+/// was in the store before, also where the guest never wrote.
+#[test]
+fn s74_a_chunk_whose_data_s_sync_failed_is_not_entered() {
+    let config = Config::new(Shape::Overlay { chunk: 128, store: 128 * 8 }, 256);
+    each(Config { failures: true, ..config }, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        world.crash(false).unwrap();
+        assert_eq!(world.stores[0].next(), DataIndex(0));
+        assert_eq!(world.one(req(0, Op::Write, 136, 8)), Ok(OK));
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    });
+}
+
+/// What was written while the entries were synced: their data may have been lost by that.
+#[test]
+fn s74_a_chunk_written_while_entries_are_synced_in_vain_is_not_entered() {
+    let config = Config::new(Shape::Overlay { chunk: 8, store: 400 }, 64);
+    each(Config { failures: true, ..config }, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.hold(FileId(1), IoOp::Write);
+        world.ask([flush(0)]);
+        world.run().unwrap();
+        // The entries wait; a write comes and ends before their sync, or after it has begun.
+        world.ask([req(0, Op::Write, 16, 4)]);
+        world.run().unwrap();
+        world.sim.release();
+        world.sim.hold(FileId(1), IoOp::Sync);
+        world.run().unwrap();
+        assert_eq!(world.ended.pop().unwrap().1, Status::Ok);
+        world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
+        world.sim.release();
+        world.run().unwrap();
+        assert_eq!(world.state(0), StoreState::ReadOnly);
+        world.crash(false).unwrap();
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
     });
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use snapblk_store::cow::open::{inspect, open};
 use snapblk_store::cow::owed::{Gaps, Owed};
 use snapblk_store::cow::{OpenOptions, OpenStore};
-use snapblk_store::io::{FileInfo, Lock, OpenMode};
+use snapblk_store::io::{FileInfo, Lock, OpenMode, Storage};
 
 use super::CliError;
 
@@ -74,6 +74,11 @@ impl StoreFile {
     /// # Errors
     /// The file is not a store, or has an impossible entry.
     pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
+        if self.file.writable {
+            // Before anything is believed that a killed server wrote: an error is reported only once.
+            let synced = self.file.sync().inspect_err(|_| Owed::doubt(&self.file));
+            synced.map_err(CliError::io("sync", &self.file.path))?;
+        }
         let options = OpenOptions { origin_len, ..OpenOptions::default() };
         let mut store = open(&self.file, &options)?;
         if store.valid {

@@ -27,6 +27,9 @@ pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
+/// In its upper half: 0, or how far behind the committed chunks those begin whose data is in doubt,
+/// plus one.
+const DOUBT: usize = Words::HALF;
 
 /// Words of the smallest log. One that was made by an older version has fewer.
 pub const LOG_WORDS: usize = words_for(RING);
@@ -142,21 +145,33 @@ impl Log {
     }
 
     /// The owed chunks in a dead process's `words`: data chunks that hold acknowledged data, in
-    /// allocation order; and the first that may be owed at all. Its ring may have been shorter.
+    /// allocation order, except those in doubt; and the first that may be owed at all. Its ring may
+    /// have been shorter.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
         let Range { start: first, end: next } = may_be_owed(words);
-        let mut owed: Vec<(DataIndex, Chunk)> = (first..next)
-            .filter_map(|index| {
-                match Slot::from_word(words[position(words, index)].load(Ordering::Acquire)) {
-                    Slot::Done(old) => Some((DataIndex(index), old)),
-                    _ => None,
-                }
-            })
-            .collect();
+        let mut owed: Vec<_> = done(words, first..next.min(doubt_begins(words))).collect();
         // Twice if `move_owed` was cut off: both hold the same data.
         let mut seen = HashSet::new();
         owed.retain(|&(_, old)| seen.insert(old));
         (owed, DataIndex(first))
+    }
+
+    /// How many chunks in a dead process's `words` hold acknowledged data that is in doubt.
+    pub fn in_doubt(words: &Words) -> usize {
+        let Range { start: first, end: next } = may_be_owed(words);
+        done(words, first.max(doubt_begins(words))..next).count()
+    }
+
+    /// A sync failed that was to make the data of the chunks from `from` on durable. The system
+    /// goes on to show that data, but may not have written it, and does not say so again: no process
+    /// may take these chunks for what they seem to hold.
+    pub fn doubt(&self, from: DataIndex) {
+        doubt(&self.words, from.0);
+    }
+
+    /// The same for all that a dead process's `words` owe.
+    pub fn doubt_owed(words: &Words) {
+        doubt(words, 0);
     }
 
     /// The most chunks that a dead process's `words` can owe.
@@ -405,6 +420,37 @@ fn may_be_owed(words: &Words) -> Range<u64> {
     committed.max(next.saturating_sub(slots(words)))..next
 }
 
+/// The chunks among `range` that `words` say hold the data of an old chunk, and of which.
+fn done(words: &Words, range: Range<u64>) -> impl Iterator<Item = (DataIndex, Chunk)> {
+    range.filter_map(|index| {
+        match Slot::from_word(words[position(words, index)].load(Ordering::Acquire)) {
+            Slot::Done(old) => Some((DataIndex(index), old)),
+            _ => None,
+        }
+    })
+}
+
+/// The data chunks of `words` from `from` on are in doubt.
+fn doubt(words: &Words, from: u64) {
+    let committed = words[COMMITTED].load(Ordering::Acquire);
+    let new = from.saturating_sub(committed).min(u64::from(u32::MAX) - 1) + 1;
+    let mut now = words[DOUBT].load(Ordering::Acquire);
+    while now >> 32 == 0 || now >> 32 > new {
+        let word = new << 32 | u64::from(now as u32);
+        match words[DOUBT].compare_exchange(now, word, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return,
+            Err(other) => now = other,
+        }
+    }
+}
+
+/// The first data chunk of `words` that is in doubt; all behind it are.
+fn doubt_begins(words: &Words) -> u64 {
+    let behind = (words[DOUBT].load(Ordering::Acquire) >> 32).checked_sub(1);
+    behind
+        .map_or(u64::MAX, |behind| words[COMMITTED].load(Ordering::Acquire).saturating_add(behind))
+}
+
 /// The slots of the ring in `words`: all behind the positions.
 fn slots(words: &Words) -> u64 {
     words.len().saturating_sub(SLOTS) as u64
@@ -480,6 +526,27 @@ mod tests {
         let (owed, first) = Log::owed(&log.words);
         assert_eq!((owed.len() as u64, first), (ring, DataIndex(7)));
         assert!(owed.iter().all(|&(index, old)| index.0 == 7 + old.0));
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_not_owed() {
+        let log = log(20);
+        assert_eq!(log.allocate(6), run(0, 6));
+        for index in [0, 1, 2, 4, 5] {
+            assert_eq!(log.finish(DataIndex(index), Some(Chunk(10 + index))), 0);
+        }
+        log.set_committed(DataIndex(1));
+        let owed = || Log::owed(&log.words).0.iter().map(|entry| entry.0.0).collect::<Vec<_>>();
+        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2, 4, 5], 0));
+        log.doubt(DataIndex(4));
+        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2], 2));
+        // All behind them are, too, also later ones.
+        log.doubt(DataIndex(5));
+        assert_eq!(log.allocate(1), run(6, 1));
+        assert_eq!(log.finish(DataIndex(6), Some(Chunk(16))), 0);
+        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2], 3));
+        Log::doubt_owed(&log.words);
+        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![], 5));
     }
 
     #[test]

@@ -175,6 +175,19 @@ impl Owed {
         most(&path).max(beside_link.as_ref().map_or(0, most))
     }
 
+    /// The store `info` could not be synced: no process is to believe what was written to chunks that
+    /// a killed one owes it.
+    pub fn doubt(info: &FileInfo) {
+        let (path, beside_link) = paths_of(info);
+        for path in [Some(path), beside_link].into_iter().flatten() {
+            if let Ok(Some((words, header))) = read(&path)
+                && header.store == info.identity
+            {
+                Log::doubt_owed(&words);
+            }
+        }
+    }
+
     /// Enters the chunks that the file owes into `store`, which is in `storage` and, if
     /// `origin_len` is given in bytes, for a device of that length. True if there were any.
     ///
@@ -188,6 +201,15 @@ impl Owed {
     ) -> Result<bool, OwedError> {
         let Some(words) = self.find()? else { return Ok(false) };
         let entered = adopt(storage, store, &words, (origin_len, gaps));
+        let lost = Log::in_doubt(&words);
+        if lost > 0 && entered.is_ok() {
+            tracing::error!(
+                "{} was not flushed by the process that served it, because a sync failed; what was \
+                 first written to {lost} chunks since the flush before is left out, and they are as \
+                 they were then. Check the disk below it, and the guest's file system",
+                storage.name()
+            );
+        }
         entered.map_err(|error| self.named(storage.name(), error))
     }
 

@@ -22,6 +22,9 @@ pub enum Words {
 impl Words {
     /// Words at the front that identify the owner of the others.
     pub const HEADER: usize = 8;
+    /// The header's word of which the owner of the words has the upper half for itself; earlier
+    /// versions do not look at it.
+    pub const HALF: usize = 5;
     /// "snapowe", the first word of a header; its last byte is the version of the layout. The
     /// second word is the number of words.
     #[cfg(not(feature = "shuttle"))]
@@ -88,7 +91,7 @@ impl Words {
         is_whole.then(|| WordsHeader {
             boot: u128::from(word(1)) << 64 | u128::from(word(2)),
             store: crate::io::files::Identity { dev: word(3), ino: word(4) },
-            chunk_sectors: word(5) as u32,
+            chunk_sectors: word(Self::HALF) as u32,
             born: word(7),
         })
     }
@@ -100,7 +103,7 @@ impl Words {
         store(2, header.boot as u64);
         store(3, header.store.dev);
         store(4, header.store.ino);
-        store(5, u64::from(header.chunk_sectors));
+        store(Self::HALF, u64::from(header.chunk_sectors));
         store(6, self.len() as u64);
         store(7, header.born);
         store(0, Self::MAGIC);

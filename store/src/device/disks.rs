@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::core::{DeviceEvent, DevicesConfig, EventSink};
 use super::error::DeviceError;
 use super::state::refuse_state_name;
+use crate::cow::owed::Owed;
 use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
 use crate::target::Medium;
 
@@ -74,7 +75,10 @@ impl Storage for Disk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.info.sync().inspect_err(|_| self.medium.set_sync_failed())
+        self.info.sync().inspect_err(|_| {
+            self.medium.set_sync_failed();
+            Owed::doubt(&self.info);
+        })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -175,7 +179,9 @@ fn sync_left_over(info: &FileInfo) -> Result<(), DeviceError> {
     match info.sync() {
         // It cannot be written, so there is nothing to sync.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
-        synced => synced.map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
+        synced => synced
+            .inspect_err(|_| Owed::doubt(info))
+            .map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
     }
 }
 

@@ -245,6 +245,7 @@ impl Live {
     /// it is opened again. The caller wakes the workers.
     pub(super) fn note_failed_sync(&self) {
         if self.disk.medium.sync_failed() {
+            self.store.log().doubt(self.store.log().committed());
             self.store.commit_failed();
         }
     }

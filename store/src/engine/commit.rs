@@ -374,7 +374,14 @@ impl Core {
 
     pub(super) fn round_io_done(&mut self, table: &Table, index: usize, ok: bool) {
         if !ok {
-            let store = self.rounds[index].store.clone();
+            let Round { store, stage, upto, .. } = &self.rounds[index];
+            let store = store.clone();
+            match stage {
+                Stage::SyncData => store.log().doubt(store.log().committed()),
+                // The data of this round is durable, but perhaps not what was written meanwhile.
+                Stage::SyncEntries => store.log().doubt(*upto),
+                Stage::Collect | Stage::Zero | Stage::Write => {}
+            }
             self.commit_failed(table, &store);
             return self.end_round(index, false);
         }

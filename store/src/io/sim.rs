@@ -273,6 +273,11 @@ impl Sim {
         self.in_flight.iter().filter(move |io| io.host == host).map(|io| &io.action)
     }
 
+    /// How many writes to a file are seen, and will never be durable, because a sync failed.
+    pub fn lost(&self, file: FileId) -> usize {
+        self.disk(file).lost()
+    }
+
     /// The writes to a file that a power cut would tear, as (offset, length): in flight, or
     /// complete and not durable.
     pub fn at_risk(&self, file: FileId) -> impl Iterator<Item = (u64, u64)> {

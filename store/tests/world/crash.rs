@@ -25,6 +25,7 @@ impl World {
         } else {
             self.stores.iter().map(|store| Some(store.log().copy_words())).collect()
         };
+        let doubtful = self.doubtful(power);
         let was_invalid: Vec<bool> =
             self.stores.iter().map(|store| store.state() == StoreState::Invalid).collect();
         self.note_merge_cut();
@@ -53,7 +54,7 @@ impl World {
                 return Err(format!("store{number} was Invalid, and is valid again"));
             }
         }
-        self.settle(power)?;
+        self.settle(power, &doubtful)?;
         self.start_merge();
         Ok(())
     }
@@ -87,10 +88,37 @@ impl World {
         }
     }
 
-    fn settle(&mut self, power: bool) -> Outcome {
+    /// The devices below which a sync failed that did not before: a flush reported that what was
+    /// written since the one before may be lost, whatever a later process reads and flushes.
+    fn doubtful(&mut self, power: bool) -> Vec<bool> {
+        let files = self.specs.iter().map(|spec| spec.file).chain([self.base]);
+        let lost: BTreeMap<FileId, usize> = files.map(|file| (file, self.sim.lost(file))).collect();
+        let before = |file: &FileId| self.lost_before.get(file).copied().unwrap_or(0);
+        // The store cannot tell what of it an earlier sync made durable.
+        let left_out: Vec<FileId> = self
+            .stores
+            .iter()
+            .filter(|store| Log::in_doubt(&store.log().copy_words()) > 0)
+            .map(|store| store.file())
+            .collect();
+        let is_new =
+            |file: &FileId| !power && (lost[file] > before(file) || left_out.contains(file));
+        let any_is_new = lost.keys().any(is_new);
+        let of = |(number, device): (usize, &Device)| {
+            let mut stores = device.stores.iter().map(|&number| self.specs[number].file);
+            // The first device reads what is merged into it from the stores.
+            let merges = number == 0 && self.role != change::Role::Serve;
+            is_new(&self.base) || stores.any(|file| is_new(&file)) || (merges && any_is_new)
+        };
+        let doubtful = self.devices.iter().enumerate().map(of).collect();
+        self.lost_before = if power { BTreeMap::new() } else { lost };
+        doubtful
+    }
+
+    fn settle(&mut self, power: bool, doubtful: &[bool]) -> Outcome {
         // Nothing was written since the stores were opened.
         let base = self.base_model();
-        for device in 0..self.devices.len() {
+        for (device, &doubtful) in doubtful.iter().enumerate() {
             if self.devices[device].gone {
                 continue;
             }
@@ -119,10 +147,14 @@ impl World {
                 continue;
             }
             let data = data.ok_or_else(|| format!("device {device} cannot be read"))?;
+            if doubtful {
+                self.coverage.met("opened again after a failed sync");
+                self.devices[device].model.doubt_unflushed();
+            }
             for (sector, bytes) in data.chunks(SECTOR).enumerate() {
                 let model = &mut self.devices[device].model;
                 let expected = model.expected(sector as u64);
-                if !model.settle(sector as u64, bytes, power) {
+                if !model.settle(sector as u64, bytes, power, doubtful) {
                     return Err(format!(
                         "after a {} device {device} sector {sector} holds {}, expected one of \
                          {expected}",

@@ -147,11 +147,13 @@ impl Case {
         }
         let harmed = cut || matches!(harm, Harm::Fail(_)) && world.sim.failed() > 0;
         world.sim.clear_faults();
-        if !matches!(harm, Harm::Kill(_)) {
-            world.crash(true)?;
-        } else {
-            world.crash(false)?;
-        }
+        // What a failed sync lost is still seen after a kill.
+        let killed = match harm {
+            Harm::Power(_) => false,
+            Harm::Kill(_) => true,
+            Harm::Fail(step) => step % 2 == 1,
+        };
+        world.crash(!killed)?;
         if world.merge_failed() {
             world.crash(true)?;
         }

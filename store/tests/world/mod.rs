@@ -211,6 +211,8 @@ pub struct World {
     /// A merge has ended, but could not be flushed.
     refused_finish: bool,
     kept: Option<Vec<u8>>,
+    /// By file: the writes that failed syncs had lost when the process ended last.
+    lost_before: BTreeMap<FileId, usize>,
     /// How often an action took effect or completed.
     pub advanced: u64,
     now: u64,
@@ -275,6 +277,7 @@ impl World {
             changing: None,
             refused_finish: false,
             kept: None,
+            lost_before: BTreeMap::new(),
             advanced: 0,
             now: 1,
             stamp: BASE,

@@ -144,16 +144,26 @@ impl Model {
         format!("{:?}", self.sectors[sector as usize])
     }
 
-    /// After a crash the device has `bytes` in `sector`; false if that is not permitted.
-    pub fn settle(&mut self, sector: u64, bytes: &[u8], power: bool) -> bool {
+    /// After a crash the device has `bytes` in `sector`; false if that is not permitted. Where it is
+    /// `doubtful`, that is not certain.
+    pub fn settle(&mut self, sector: u64, bytes: &[u8], power: bool, doubtful: bool) -> bool {
         let Some(stamp) = self.matching(sector, bytes, power) else { return false };
         let history = &mut self.sectors[sector as usize];
         if power {
             history.clear();
         }
-        history.push(Write { stamp, state: State::Acked(0) });
+        if !doubtful {
+            history.push(Write { stamp, state: State::Acked(0) });
+        }
         self.flushes.clear();
         true
+    }
+
+    /// Nothing that was not flushed is certain any more, and no later flush makes it durable.
+    pub fn doubt_unflushed(&mut self) {
+        for write in self.sectors.iter_mut().flat_map(|history| &mut history[1..]) {
+            write.state = State::Failed;
+        }
     }
 
     /// All certain content is durable too (nothing is in flight).

@@ -301,14 +301,10 @@ impl Case {
         {
             world.coverage.met("two chunk sizes");
         }
-        // Data lost by a failed sync stays visible until the power fails: only then can it be
-        // judged.
-        let mut only_power = false;
         for event in &self.events {
             match *event {
                 Event::Ask(req) => world.ask([req]),
                 Event::Crash { turns, power, aim } => {
-                    let power = power || std::mem::take(&mut only_power);
                     let more = if aim { 500 } else { 0 };
                     if aim {
                         let flush = |device| Req {
@@ -337,7 +333,6 @@ impl Case {
                     world.change(change);
                 }
                 Event::Fault(fault) => {
-                    only_power |= fault.op.is_none_or(|op| op == IoOp::Sync);
                     world.sim.add_fault(fault);
                 }
             }

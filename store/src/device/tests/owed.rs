@@ -98,3 +98,19 @@ fn what_was_owed_past_the_end_of_a_shorter_disk_is_refused() {
     let table = again.table("other").exceptions()[0].table.clone();
     assert!(matches!(table.get(Chunk(200)), Entry::Mapped(_)));
 }
+
+/// What a killed process wrote may fail to reach the disk after its death. The first to sync the store is
+/// told so, and nobody after that.
+#[test]
+fn what_was_owed_is_left_out_after_the_store_could_not_be_synced() {
+    let again = killed();
+    crate::io::durable::seen::fail(again.path("store").canonicalize().unwrap());
+    again.devices.start(&[], |_| Ok(())).unwrap_err();
+    let World { dir, devices, .. } = again;
+    drop(devices);
+    let again = World::at(dir);
+    again.devices.start(&[], |_| Ok(())).unwrap();
+    let table = again.table("snap").exceptions()[0].table.clone();
+    assert!(matches!(table.get(Chunk(9)), Entry::Mapped(_)));
+    assert_eq!(table.get(Chunk(200)), Entry::Unmapped);
+}

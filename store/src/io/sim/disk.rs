@@ -87,6 +87,11 @@ impl Disk {
         &self.content[offset as usize..][..len as usize]
     }
 
+    /// How many writes a failed sync lost.
+    pub(super) fn lost(&self) -> usize {
+        self.unflushed.iter().filter(|write| write.lost).count()
+    }
+
     /// The writes that are not durable, as (offset, length).
     pub(super) fn unflushed(&self) -> impl Iterator<Item = (u64, u64)> {
         self.unflushed.iter().map(|write| (write.offset, write.bytes.len() as u64))
