@@ -19,6 +19,7 @@ pub mod flusher;
 pub mod io;
 pub mod lines;
 pub mod request;
+pub mod rounds;
 pub mod sync;
 pub mod table;
 pub mod target;

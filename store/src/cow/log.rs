@@ -10,14 +10,14 @@
 //! write; the committer waits only for slots) and I16 (a round covers everything that was
 //! allocated before it started, and waits for all of it).
 //!
-//! One worker at a time commits, for all that need it: [`Log::join`] elects it. A round that is
-//! already running may have missed the joiner's writes, so its ticket is for the next one.
+//! One worker at a time commits, for all that need it: [`Log::join`] elects it.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
 use super::words::Words;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::rounds::{Join, Rounds, Ticket};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::units::{Chunk, DataIndex};
 
 /// Slots in the ring of the smallest log. Few for the model checker.
@@ -86,23 +86,6 @@ pub enum Allocation {
     Full,
 }
 
-/// A promise: the commit round with this number covers what the holder wrote before it joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket(u64);
-
-/// What a worker that needs a commit must do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Join {
-    /// Commit, for itself and all workers that join meanwhile.
-    Lead(Ticket),
-    /// Wait: another worker commits.
-    Wait(Ticket),
-}
-
-const RUNNING: u64 = 1;
-const WANTED: u64 = 2;
-const ROUND: u64 = 4;
-
 /// See the module's description.
 #[derive(Debug)]
 pub struct Log {
@@ -112,9 +95,7 @@ pub struct Log {
     /// Whether chunks are ever committed; a transient store owes nothing.
     commits: bool,
     capacity: AtomicU64,
-    /// `rounds started << 2 | another is wanted | one is running`.
-    commit: AtomicU64,
-    joiners: AtomicU64,
+    rounds: Rounds,
     leader: AtomicU32,
 }
 
@@ -129,8 +110,7 @@ impl Log {
             ring,
             commits: true,
             capacity: AtomicU64::new(capacity),
-            commit: AtomicU64::new(0),
-            joiners: AtomicU64::new(0),
+            rounds: Rounds::default(),
             leader: AtomicU32::new(0),
         };
         log.words[COMMITTED].store(next.0, Ordering::Release);
@@ -350,61 +330,28 @@ impl Log {
         self.words[COMMITTED].store(upto.0, Ordering::Release);
     }
 
-    /// Asks for a commit of everything written before this call. `bit` is the worker's; it is
-    /// woken when the round ends. A worker told to wait must ask [`Log::poll`] once more before it
-    /// sleeps.
+    /// Asks for a commit of everything written before this call: see [`Rounds::join`].
     pub fn join(&self, bit: u32) -> Join {
-        let mut word = self.commit.load(Ordering::Acquire);
-        loop {
-            let running = word & RUNNING != 0;
-            let new = if running { word | WANTED } else { word + ROUND + RUNNING };
-            match self.commit.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if running => {
-                    self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
-                    return Join::Wait(Ticket((word >> 2) + 1));
-                }
-                Ok(_) => {
-                    self.leader.store(bit, Ordering::Release);
-                    return Join::Lead(Ticket((word >> 2) + 1));
-                }
-                Err(now) => word = now,
-            }
+        let joined = self.rounds.join(bit);
+        if let Join::Lead(_) = joined {
+            self.leader.store(bit, Ordering::Release);
         }
+        joined
     }
 
     /// Whether the round of `ticket` has ended; if not, `bit` is woken when the running one does.
     pub fn poll(&self, ticket: Ticket, bit: u32) -> bool {
-        self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.ended() >= ticket.0
+        self.rounds.poll(ticket, bit)
     }
 
-    /// Whether a round is running. A waiting worker whose ticket has not ended joins again if none
-    /// is running.
+    /// Whether a round is running.
     pub fn is_committing(&self) -> bool {
-        self.commit.load(Ordering::SeqCst) & RUNNING != 0
+        self.rounds.is_running()
     }
 
-    /// The leader's round has ended. With `again`, and if a worker wants another round, the caller
-    /// leads that too and gets its ticket. Returns the workers to wake.
+    /// The leader's round has ended: see [`Rounds::end`].
     pub fn end_round(&self, again: bool) -> (u64, Option<Ticket>) {
-        let mut word = self.commit.load(Ordering::Acquire);
-        let next = loop {
-            debug_assert!(word & RUNNING != 0);
-            let lead = again && word & WANTED != 0;
-            let new = (word & !(WANTED | RUNNING)) + if lead { ROUND + RUNNING } else { 0 };
-            match self.commit.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break lead.then_some(Ticket(new >> 2)),
-                Err(now) => word = now,
-            }
-        };
-        fence(Ordering::SeqCst);
-        (self.joiners.swap(0, Ordering::SeqCst), next)
-    }
-
-    fn ended(&self) -> u64 {
-        let word = self.commit.load(Ordering::SeqCst);
-        (word >> 2) - (word & RUNNING)
+        self.rounds.end(again)
     }
 
     #[inline]
@@ -552,7 +499,7 @@ mod tests {
     #[test]
     fn the_leader_is_woken_by_the_slot_it_waits_for() {
         let log = log(10);
-        assert_eq!(log.join(7), Join::Lead(Ticket(1)));
+        assert!(matches!(log.join(7), Join::Lead(_)));
         assert_eq!(log.allocate(2), run(0, 2));
         assert_eq!(log.finish(DataIndex(1), Some(Chunk(5))), 0);
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(0));
@@ -560,20 +507,6 @@ mod tests {
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(2));
         assert_eq!(log.entry(DataIndex(0)), None);
         assert_eq!(log.entry(DataIndex(1)), Some(Chunk(5)));
-    }
-
-    #[test]
-    fn who_joins_a_running_round_waits_for_the_next() {
-        let log = log(10);
-        assert_eq!(log.join(0), Join::Lead(Ticket(1)));
-        assert_eq!(log.join(1), Join::Wait(Ticket(2)));
-        assert!(!log.poll(Ticket(1), 2));
-        assert_eq!(log.end_round(true), (0b110, Some(Ticket(2))));
-        assert!(log.poll(Ticket(1), 2));
-        assert!(!log.poll(Ticket(2), 1));
-        assert_eq!(log.end_round(true), (0b110, None));
-        assert!(log.poll(Ticket(2), 1));
-        assert!(!log.is_committing());
     }
 
     /// As earlier versions made it.

@@ -17,6 +17,6 @@ pub mod words;
 
 pub use error::{Problem, ProblemKind, StoreError, StoreErrorKind};
 pub use layout::{Entry, Geometry, Header};
-pub use log::{Allocation, Join, Log, Ticket};
+pub use log::{Allocation, Log};
 pub use open::{Keep, OpenOptions, OpenStore};
 pub use store::{MergeMark, Persistence, Store, StoreState};

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Entry;
-use crate::cow::log::{Join, Ticket};
 use crate::cow::tail::Tail;
 use crate::cow::{MergeMark, Store, StoreState};
 use crate::io::{IoOp, Seg};
+use crate::rounds::{Join, Ticket};
 use crate::table::Table;
 use crate::target::Medium;
 use crate::units::{DataIndex, StoreChunk};

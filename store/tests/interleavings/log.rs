@@ -5,7 +5,8 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 
 use snapblk_store::cow::log::{LOG_WORDS, RING};
 use snapblk_store::cow::words::Words;
-use snapblk_store::cow::{Allocation, Join, Log};
+use snapblk_store::cow::{Allocation, Log};
+use snapblk_store::rounds::Join;
 use snapblk_store::units::{Chunk, DataIndex};
 
 use super::{Sleeper, check, check_more, with_workers};
