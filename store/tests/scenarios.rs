@@ -604,6 +604,40 @@ fn s74_after_a_failed_sync_flushes_fail_until_the_file_is_opened_again() {
     });
 }
 
+/// Only one of the syncs that overlap is told of an error, and the others may end first.
+#[test]
+fn s74_no_flush_succeeds_because_another_was_told_of_the_error() {
+    let config = Config { origin_failures: true, queues: 3, ..Config::new(Shape::Plain, 64) };
+    for seed in 0..200 {
+        let mut world = World::new(config.clone(), seed);
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.add_fault(fault(world.base, IoOp::Sync, 1));
+        world.ended.clear();
+        world.ask([flush(0); 4]);
+        world.run().unwrap();
+        assert_eq!(world.ended, [(flush(0), Status::Error); 4], "seed {seed}");
+        world.crash(true).unwrap();
+    }
+}
+
+/// Flushes that come together need few syncs: at most one that runs and one after it.
+#[test]
+fn s74_flushes_share_the_syncs_of_a_file() {
+    let config = Config { queues: 4, ..Config::new(Shape::Plain, 64) };
+    for seed in 0..30 {
+        let mut world = World::new(config.clone(), seed);
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        assert_eq!(world.sim.performed(world.base, IoOp::Sync), 1);
+        world.sim.hold(world.base, IoOp::Sync);
+        world.ask([flush(0); 8]);
+        world.run().unwrap();
+        world.sim.release();
+        world.run().unwrap();
+        assert_eq!(world.sim.performed(world.base, IoOp::Sync), 3, "seed {seed}");
+        world.check_quiet().unwrap();
+    }
+}
+
 #[test]
 fn s75_discard_and_write_zeroes_leave_snapshots_their_data() {
     each(origin(vec![snap(8, PERSISTENT, 400, 64), snap(2, OVERFLOW, 400, 64)], 64), |world| {

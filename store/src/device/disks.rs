@@ -158,7 +158,7 @@ impl Disks {
         let (events, path) = (self.events.clone(), info.path.clone());
         let on_full = Box::new(move || events(DeviceEvent::FileFull { file: path.clone() }));
         let disk = Arc::new(Disk {
-            medium: Arc::new(Medium::watched(file, on_full)),
+            medium: Arc::new(Medium::watched(file, info.uring, on_full)),
             info,
             lock: Mutex::new(Some(lock)),
             reader: reader.map_or_else(Weak::new, |reader| Arc::downgrade(&reader)),

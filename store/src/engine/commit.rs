@@ -1,7 +1,7 @@
 //! Durability: barriers that wait for it, and rounds that commit a store.
 //!
 //! Owns the barriers of this worker's requests and the rounds that this worker leads. A barrier
-//! takes a ticket from every store that it needs and syncs every other file; a round writes the
+//! takes a ticket from every store and every other file that it needs; a round writes the
 //! entries that its store owes, in allocation order, after a sync of the data (I1, I2, I3, I16).
 //! Never knows the content of requests.
 
@@ -23,8 +23,14 @@ const WRITTEN_ZEROES: u64 = 64 << 10;
 #[derive(Debug)]
 enum Part {
     Store { store: Arc<Store>, ticket: Option<Ticket> },
-    Medium(Arc<Medium>),
+    Medium { medium: Arc<Medium>, ticket: Option<Ticket> },
     Done,
+}
+
+impl Part {
+    fn of(medium: Arc<Medium>) -> Part {
+        Part::Medium { medium, ticket: None }
+    }
 }
 
 /// What happens to requests when their barrier has ended.
@@ -117,8 +123,8 @@ impl Core {
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
             let parts = stores
                 .map(|store| Part::Store { store, ticket: None })
-                .chain(set.media.iter().cloned().map(Part::Medium))
-                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::Medium));
+                .chain(set.media.iter().cloned().map(Part::of))
+                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::of));
             let mut barrier = self.new_barrier(Then::End);
             barrier.parts.extend(parts);
             barrier.requests.append(&mut self.to_end);
@@ -169,7 +175,9 @@ impl Core {
     fn start_barrier(&mut self, barrier: Barrier) {
         let index = self.barriers.insert(barrier);
         for part in 0..self.barriers[index].parts.len() {
-            if let Part::Medium(medium) = &self.barriers[index].parts[part] {
+            if let Part::Medium { medium, .. } = &self.barriers[index].parts[part]
+                && medium.syncs().is_none()
+            {
                 let file = medium.file;
                 let first = self.segs.len();
                 self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u16, index));
@@ -194,8 +202,15 @@ impl Core {
 
     fn look_at_barrier(&mut self, index: usize) {
         for part in 0..self.barriers[index].parts.len() {
-            let Part::Store { store, ticket } = &self.barriers[index].parts[part] else { continue };
-            let (store, ticket) = (store.clone(), *ticket);
+            let (store, ticket) = match &self.barriers[index].parts[part] {
+                Part::Store { store, ticket } => (store.clone(), *ticket),
+                Part::Medium { medium, ticket } => {
+                    let (medium, ticket) = (medium.clone(), *ticket);
+                    self.look_at_medium(index, part, medium, ticket);
+                    continue;
+                }
+                Part::Done => continue,
+            };
             if self.has_ticket_ended(index, part, &store, ticket) {
                 // Read after the ticket ended: a round that failed says so before it ends.
                 self.barriers[index].failed |= store.state() > StoreState::Overflow;
@@ -203,6 +218,24 @@ impl Core {
             }
         }
         self.maybe_end_barrier(index);
+    }
+
+    fn look_at_medium(
+        &mut self,
+        index: usize,
+        part: usize,
+        medium: Arc<Medium>,
+        mut ticket: Option<Ticket>,
+    ) {
+        let has_ended = self.has_synced(&medium, &mut ticket);
+        let barrier = &mut self.barriers[index];
+        barrier.parts[part] = if has_ended {
+            // Read after the ticket ended, as above.
+            barrier.failed |= medium.sync_failed();
+            Part::Done
+        } else {
+            Part::Medium { medium, ticket }
+        };
     }
 
     /// Takes a ticket if there is none, leads if no worker does; true when its round has ended.
@@ -261,9 +294,10 @@ impl Core {
         self.spare_commits.barriers.push(barrier);
     }
 
+    /// A file in memory was synced.
     pub(super) fn barrier_synced(&mut self, _table: &Table, index: usize, part: usize, ok: bool) {
         let barrier = &mut self.barriers[index];
-        if let Part::Medium(medium) = &barrier.parts[part] {
+        if let Part::Medium { medium, .. } = &barrier.parts[part] {
             if !ok {
                 medium.set_sync_failed();
             }

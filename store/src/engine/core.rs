@@ -1,9 +1,10 @@
 //! The requests that one worker has in flight, and the names by which completions find them.
 //!
-//! Owns the slabs of requests, claims, copies, runs, barriers and rounds, the outgoing queues and
+//! Owns the slabs of requests, claims, copies, runs, barriers, rounds and syncs, the outgoing queues and
 //! the list of parked requests. The files beside this one say how each of them proceeds.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use slab::Slab;
 
@@ -18,7 +19,7 @@ use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
-use crate::target::Target;
+use crate::target::{Medium, Target};
 use crate::workers::{TrackId, Worker};
 
 /// Bounds of an engine's memory.
@@ -50,9 +51,10 @@ pub(super) enum Kind {
     Round,
     Invalidation,
     Merge,
+    Sync,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Request,
     Kind::Copy,
     Kind::Run,
@@ -61,6 +63,7 @@ const KINDS: [Kind; 8] = [
     Kind::Round,
     Kind::Invalidation,
     Kind::Merge,
+    Kind::Sync,
 ];
 
 /// Whose metadata a [`Seg::Meta`] is: the two lowest bits of its slot, below the owner's index.
@@ -135,6 +138,8 @@ pub(super) struct Core {
     pub(super) runs: Slab<Run>,
     pub(super) barriers: Slab<Barrier>,
     pub(super) rounds: Slab<Round>,
+    /// Files that this worker syncs for all.
+    pub(super) syncs: Slab<Arc<Medium>>,
     pub(super) invalidations: Slab<Invalidation>,
     pub(super) merge: Option<Box<MergeJob>>,
     pub(super) scratch: Scratch,
@@ -188,6 +193,7 @@ impl Core {
             runs: Slab::with_capacity(64),
             barriers: Slab::with_capacity(16),
             rounds: Slab::with_capacity(4),
+            syncs: Slab::with_capacity(16),
             invalidations: Slab::new(),
             merge: None,
             scratch: Scratch::new(config.scratch),
@@ -293,6 +299,7 @@ impl Core {
             && self.actions.is_empty()
             && self.claims.is_empty()
             && self.rounds.is_empty()
+            && self.syncs.is_empty()
             && self.invalidations.is_empty()
             && self.barriers.is_empty()
             // Durable requests need a sync of the files of the table that wrote them.
@@ -389,6 +396,7 @@ impl Core {
             Kind::Run => self.run_written(table, index, completion.result),
             Kind::Slice => self.slice_done(table, index, detail, completion.result),
             Kind::Barrier => self.barrier_synced(table, index, detail as usize, ok),
+            Kind::Sync => self.synced(index, ok),
             Kind::Round => self.round_io_done(table, index, ok),
             Kind::Invalidation => self.invalidation_io_done(table, index, ok),
             Kind::Merge => self.merge_io_done(table, index, detail, completion.result),

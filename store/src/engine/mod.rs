@@ -25,6 +25,7 @@ mod origin;
 mod room;
 mod scratch;
 mod slices;
+mod syncs;
 
 use std::sync::Arc;
 

@@ -1,14 +1,15 @@
 //! A file that is not a store, in the form that tables use.
 //!
-//! Owns the state that all tables over the file share: whether its syncs can be relied on, and whether
-//! guests' writes to it wait for room on its file system. Never knows which requests wait, nor what makes
-//! room.
+//! Owns the state that all tables over the file share: whether its syncs can be relied on, who syncs it,
+//! and whether guests' writes to it wait for room on its file system. Never knows which requests wait, nor
+//! what makes room.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::io::FileId;
 use crate::io::room::Room;
+use crate::rounds::Rounds;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Called when a file is full and writes wait for room. Workers call it, rarely: it must not block.
@@ -18,6 +19,8 @@ pub type OnFull = Box<dyn Fn() + Send + Sync>;
 pub struct Medium {
     /// Its name in actions.
     pub file: FileId,
+    /// Its syncs, one at a time; none of a file in memory, whose syncs cannot fail.
+    syncs: Option<Rounds>,
     sync_failed: AtomicBool,
     owes: AtomicBool,
     full: AtomicBool,
@@ -34,13 +37,20 @@ impl fmt::Debug for Medium {
 impl Medium {
     /// A medium that was just opened, with nobody to tell when it is full.
     pub fn new(file: FileId) -> Self {
-        Medium::watched(file, Box::new(|| ()))
+        Medium::watched(file, true, Box::new(|| ()))
     }
 
-    /// The same; `on_full` is called when the file is full and writes wait for room.
-    pub fn watched(file: FileId, on_full: OnFull) -> Self {
+    /// The same; `on_disk` says whether it can lose what was written, and so a sync of it fail;
+    /// `on_full` is called when the file is full and writes wait for room.
+    pub fn watched(file: FileId, on_disk: bool, on_full: OnFull) -> Self {
         let [sync_failed, owes, full] = [(); 3].map(|()| AtomicBool::new(false));
-        Medium { file, sync_failed, owes, full, room: Room::default(), on_full }
+        let syncs = on_disk.then(Rounds::default);
+        Medium { file, syncs, sync_failed, owes, full, room: Room::default(), on_full }
+    }
+
+    /// Its syncs, one at a time; none if everybody syncs it at any time, because that cannot fail.
+    pub fn syncs(&self) -> Option<&Rounds> {
+        self.syncs.as_ref()
     }
 
     /// A sync failed: earlier writes may be lost, so later syncs must not succeed. Sticky until
@@ -143,7 +153,7 @@ mod tests {
         let on_full = move || {
             tells.fetch_add(1, Ordering::Relaxed);
         };
-        let medium = Medium::watched(FileId(1), Box::new(on_full));
+        let medium = Medium::watched(FileId(1), true, Box::new(on_full));
         assert!(!medium.wait_for_room() && !medium.is_full(), "nobody is patient");
         medium.set_patience(Duration::from_secs(1));
         assert!(medium.wait_for_room() && medium.wait_for_room() && medium.is_full());

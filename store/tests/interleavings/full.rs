@@ -19,7 +19,7 @@ fn is_marked_by_who_waits(again: fn(&Medium)) {
         let on_full = move || {
             tells.fetch_add(1, Ordering::SeqCst);
         };
-        let medium = Arc::new(Medium::watched(FileId(1), Box::new(on_full)));
+        let medium = Arc::new(Medium::watched(FileId(1), true, Box::new(on_full)));
         medium.set_patience(Duration::from_secs(1));
         medium.give_up();
         let writes = medium.clone();

@@ -6,6 +6,7 @@
 
 mod full;
 mod log;
+mod syncs;
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Geometry, Log, Persistence, Store};
 use snapblk_store::engine::{Engine, EngineConfig};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
-use snapblk_store::io::{Action, Completion, FileId, IoOp, Seg};
+use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;

@@ -1,0 +1,67 @@
+//! Syncs of files that are not stores, one at a time for each file.
+//!
+//! Owns the syncs that this worker carries out for all who need one. Never knows who does. The system
+//! tells of an error once, to one of the syncs that overlap; so a sync begins only when the one before
+//! it has ended, whoever carried it out, and its failure is known to all. Keeps I17.
+
+use std::sync::Arc;
+
+use super::core::{Core, Kind};
+use crate::io::IoOp;
+use crate::rounds::{Join, Ticket};
+use crate::target::Medium;
+
+impl Core {
+    /// Whether a sync of `medium` that began after this was asked first has ended, or one has failed.
+    /// Takes a ticket if there is none, leads if no worker does.
+    pub(super) fn has_synced(&mut self, medium: &Arc<Medium>, ticket: &mut Option<Ticket>) -> bool {
+        let Some(syncs) = medium.syncs() else { return false };
+        let bit = self.worker.bit();
+        loop {
+            if medium.sync_failed() {
+                return true;
+            }
+            if let Some(ticket) = *ticket {
+                if syncs.poll(ticket, bit) {
+                    return true;
+                }
+                // It is registered. If no round runs, a stopping leader ended its own before it
+                // could know of this one.
+                if syncs.is_running() {
+                    return false;
+                }
+            }
+            match syncs.join(bit) {
+                Join::Wait(joined) => *ticket = Some(joined),
+                Join::Lead(joined) => {
+                    *ticket = Some(joined);
+                    self.lead_sync(medium.clone());
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn lead_sync(&mut self, medium: Arc<Medium>) {
+        let file = medium.file;
+        let index = self.syncs.insert(medium);
+        let first = self.segs.len();
+        self.act(IoOp::Sync, file, 0, 0, first, (Kind::Sync, 0, index));
+    }
+
+    /// A sync that this worker led has ended.
+    pub(super) fn synced(&mut self, index: usize, ok: bool) {
+        let medium = self.syncs.remove(index);
+        // Before the round ends: whoever learns of its end must know how.
+        if !ok {
+            medium.set_sync_failed();
+        }
+        let rounds = medium.syncs().expect("it was led");
+        let (waiting, next) = rounds.end(ok && !self.stopping);
+        self.worker.all().wake(waiting);
+        self.freed = true;
+        if next.is_some() {
+            self.lead_sync(medium);
+        }
+    }
+}
