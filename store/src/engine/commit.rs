@@ -21,15 +21,19 @@ use crate::units::{DataIndex, StoreChunk};
 const WRITTEN_ZEROES: u64 = 64 << 10;
 
 #[derive(Debug)]
-enum Part {
+pub(super) enum Part {
     Store { store: Arc<Store>, ticket: Option<Ticket> },
     Medium { medium: Arc<Medium>, ticket: Option<Ticket> },
     Done,
 }
 
 impl Part {
-    fn of(medium: Arc<Medium>) -> Part {
+    pub(super) fn of(medium: Arc<Medium>) -> Part {
         Part::Medium { medium, ticket: None }
+    }
+
+    pub(super) fn of_store(store: Arc<Store>) -> Part {
+        Part::Store { store, ticket: None }
     }
 }
 
@@ -41,6 +45,8 @@ enum Then {
     End,
     /// They are dispatched again, and find any failure themselves.
     Again,
+    /// There are none: the merge that runs here goes on.
+    Merge,
 }
 
 /// Requests, and the stores and files that must be durable before they proceed.
@@ -122,7 +128,7 @@ impl Core {
             let merged = set.merged.iter().filter(usable);
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
             let parts = stores
-                .map(|store| Part::Store { store, ticket: None })
+                .map(Part::of_store)
                 .chain(set.media.iter().cloned().map(Part::of))
                 .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::of));
             let mut barrier = self.new_barrier(Then::End);
@@ -136,12 +142,19 @@ impl Core {
                 if std::mem::take(wanted) {
                     let layers = table.exceptions()[exceptions].layers.iter();
                     let owing = layers.filter(|store| !rests(store)).cloned();
-                    barrier.parts.extend(owing.map(|store| Part::Store { store, ticket: None }));
+                    barrier.parts.extend(owing.map(Part::of_store));
                 }
             }
             barrier.requests.append(&mut self.to_commit);
             self.start_barrier(barrier);
         }
+    }
+
+    /// The merge that runs here waits for syncs of these, which begin after this call.
+    pub(super) fn start_merge_barrier(&mut self, parts: impl Iterator<Item = Part>) {
+        let mut barrier = self.new_barrier(Then::Merge);
+        barrier.parts.extend(parts);
+        self.start_barrier(barrier);
     }
 
     fn new_barrier(&mut self, then: Then) -> Barrier {
@@ -282,9 +295,14 @@ impl Core {
         }
         let mut barrier = self.barriers.remove(index);
         barrier.parts.clear();
+        if barrier.then == Then::Merge {
+            self.merge_synced = Some(!barrier.failed);
+            self.freed = true;
+        }
         for index in barrier.requests.drain(..) {
             match barrier.then {
                 Then::Again => self.ready.push_back(index),
+                Then::Merge => unreachable!("no request waits for a merge's syncs"),
                 Then::End => {
                     self.requests[index].failed |= barrier.failed;
                     self.end_request(index);

@@ -142,6 +142,8 @@ pub(super) struct Core {
     pub(super) syncs: Slab<Arc<Medium>>,
     pub(super) invalidations: Slab<Invalidation>,
     pub(super) merge: Option<Box<MergeJob>>,
+    /// The syncs that the merge waits for have ended, well or not, and it has not seen this yet.
+    pub(super) merge_synced: Option<bool>,
     pub(super) scratch: Scratch,
     /// Requests that are ready to be dispatched.
     pub(super) ready: VecDeque<usize>,
@@ -196,6 +198,7 @@ impl Core {
             syncs: Slab::with_capacity(16),
             invalidations: Slab::new(),
             merge: None,
+            merge_synced: None,
             scratch: Scratch::new(config.scratch),
             ready: VecDeque::with_capacity(config.requests),
             parked: Vec::with_capacity(config.requests),
@@ -276,7 +279,7 @@ impl Core {
 
     /// The merge that ran here is gone; its requests hold nothing.
     fn drop_merge(&mut self) {
-        self.merge = None;
+        (self.merge, self.merge_synced) = (None, None);
         let Core { requests, parked, ready, .. } = self;
         let mut keep = |index: &usize| {
             let merges = requests[*index].asker == Asker::Merge;

@@ -15,8 +15,10 @@
 //!    waits; a write that read it before is tracked by then, and is found. In the other order, a
 //!    write could start between the two and land in the store behind the copy.
 //! 3. *sync origin* before *erase*: an entry is erased only when its chunk's content is on the
-//!    origin, and no sync of the store, whoever asked for it, has failed by then. *Sync store* before *release*: no write goes to the origin's chunk while its entry
-//!    could come back and be merged over it (I7).
+//!    origin, and no sync of the store, whoever asked for it, has failed by then. *Sync store* before
+//!    *release*: no write goes to the origin's chunk while its entry could come back and be merged over
+//!    it (I7). Both syncs are parts of barriers, as those of flushes: the system may tell a flush of what
+//!    the merge lost.
 //!
 //! Never knows time. Relies on a merged store taking no new exceptions: the list only shrinks.
 
@@ -151,19 +153,10 @@ enum Step {
     ReadList,
     ReadStore,
     WriteOrigin,
-    SyncOrigin,
     WriteList,
-    SyncStore,
 }
 
-const STEPS: [Step; 6] = [
-    Step::ReadList,
-    Step::ReadStore,
-    Step::WriteOrigin,
-    Step::SyncOrigin,
-    Step::WriteList,
-    Step::SyncStore,
-];
+const STEPS: [Step; 4] = [Step::ReadList, Step::ReadStore, Step::WriteOrigin, Step::WriteList];
 
 /// The present step of a merge. `left` counts operations in flight.
 #[derive(Debug)]
@@ -179,8 +172,8 @@ enum Stage {
     /// Chunks are copied to the origin.
     Copy { failed: Option<MergeFailure> },
     /// The origin's media are synced.
-    SyncOrigin { left: u32, failed: Option<MergeFailure> },
-    /// Entries are written over with zeroes, `left` areas of them, and the store is synced.
+    SyncOrigin,
+    /// Entries are written over with zeroes, `left` areas of them; then the store is synced.
     Erase { what: Erased, left: u32, failed: Option<Errno> },
     /// It ended, one way or the other.
     Ended(MergeState),
@@ -304,7 +297,7 @@ impl MergeJob {
             Stage::Protect { .. } => "protect",
             Stage::Drain { .. } => "drain",
             Stage::Copy { .. } => "copy",
-            Stage::SyncOrigin { .. } => "sync origin",
+            Stage::SyncOrigin => "sync origin",
             Stage::Erase { .. } => "erase entries",
             Stage::Ended(_) => "ended",
         }
@@ -392,10 +385,15 @@ impl Core {
             Stage::Protect { .. } => self.protect(job, site),
             Stage::Drain { .. } => self.drain(job, site),
             Stage::Copy { .. } => self.copy_home(job, site),
-            Stage::Reading { .. }
-            | Stage::SyncOrigin { .. }
-            | Stage::Erase { .. }
-            | Stage::Ended(_) => false,
+            Stage::SyncOrigin => self.merge_synced.take().is_some_and(|ok| {
+                self.origin_synced(job, site, ok);
+                true
+            }),
+            Stage::Erase { what, .. } => self.merge_synced.take().is_some_and(|ok| {
+                self.store_synced(job, site, what, ok);
+                true
+            }),
+            Stage::Reading { .. } | Stage::Ended(_) => false,
         }
     }
 
@@ -452,9 +450,7 @@ impl Core {
             Step::ReadList => self.list_read(&mut job, site, index, result),
             Step::ReadStore => self.store_read(&mut job, site, index, result),
             Step::WriteOrigin => self.origin_written(&mut job, site, index, result),
-            Step::SyncOrigin => self.origin_synced(&mut job, site, index, result),
             Step::WriteList => self.list_written(&mut job, site, result),
-            Step::SyncStore => self.store_synced(&mut job, site, result),
         }
         self.merge = Some(job);
     }

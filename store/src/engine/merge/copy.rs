@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use slab::Slab;
 
+use super::super::commit::Part;
 use super::super::core::{Core, Kind};
 use super::super::scratch::Buf;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
@@ -206,49 +207,20 @@ impl Core {
 
     /// Everything was written: it must be durable before an entry is erased.
     fn sync_origin(&mut self, job: &mut MergeJob, site: Site<'_>) {
-        let mut left = 0;
+        job.stage = Stage::SyncOrigin;
         let media: Vec<_> = site.merge.origin.backing.media().collect();
-        for (n, medium) in media.iter().enumerate() {
-            if media[..n].iter().any(|known| known.file == medium.file) {
-                continue;
-            }
-            let first = self.segs.len();
-            let tag = (Kind::Merge, Step::SyncOrigin as u16, n);
-            self.act(IoOp::Sync, medium.file, 0, 0, first, tag);
-            left += 1;
-        }
-        job.stage = Stage::SyncOrigin { left, failed: None };
-        if left == 0 {
-            self.erase_batch(job, site);
-        }
+        let is_first = |n: usize| !media[..n].iter().any(|known| known.file == media[n].file);
+        let parts = (0..media.len()).filter(|&n| is_first(n)).map(|n| Part::of(media[n].clone()));
+        self.start_merge_barrier(parts);
     }
 
-    /// One of the origin's media, the `index`th, was synced.
-    pub(super) fn origin_synced(
-        &mut self,
-        job: &mut MergeJob,
-        site: Site<'_>,
-        index: usize,
-        result: Result<(), Errno>,
-    ) {
-        let Stage::SyncOrigin { left, failed } = &mut job.stage else {
-            unreachable!("nothing else syncs the origin")
-        };
-        let medium = site.merge.origin.backing.media().nth(index).expect("it was one of them");
-        if result.is_err() {
-            medium.set_sync_failed();
+    /// The origin's media were synced; not `ok` also after a failed earlier sync, whichever device
+    /// asked for it: data of this batch may have been lost then.
+    pub(super) fn origin_synced(&mut self, job: &mut MergeJob, site: Site<'_>, ok: bool) {
+        if ok {
+            return self.erase_batch(job, site);
         }
-        // Also after a failed earlier sync, whichever device asked for it: data of this batch may
-        // have been lost then.
-        if medium.sync_failed() {
-            *failed = Some(MergeFailure::SyncOrigin(result.err().unwrap_or(Errno::EIO)));
-        }
-        *left -= 1;
-        match (*left, *failed) {
-            (0, Some(failure)) => self.end_merge(job, site, failure),
-            (0, None) => self.erase_batch(job, site),
-            _ => {}
-        }
+        self.end_merge(job, site, MergeFailure::SyncOrigin(Errno::EIO));
     }
 
     fn erase_batch(&mut self, job: &mut MergeJob, site: Site<'_>) {

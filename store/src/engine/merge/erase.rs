@@ -4,12 +4,13 @@
 //! are, or may be, durable. The list loses only its end, so whatever part of a write lands, the
 //! result is a shorter list without a gap.
 
+use super::super::commit::Part;
 use super::super::core::{Core, Kind, MetaOf};
 use super::batch::MOST_ENTRIES;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
-use crate::cow::{Entry, MergeMark, StoreState};
+use crate::cow::{Entry, MergeMark};
 use crate::exception::Entry as Word;
 use crate::io::{Errno, IoOp};
 
@@ -80,30 +81,25 @@ impl Core {
             (0, None) => {}
             _ => return,
         }
-        let first = self.segs.len();
-        let tag = (Kind::Merge, Step::SyncStore as u16, 0);
-        self.act(IoOp::Sync, site.store().file(), 0, 0, first, tag);
+        self.start_merge_barrier(std::iter::once(Part::of_store(site.store().clone())));
     }
 
+    /// The store was synced; not `ok` also if a guest's sync of it failed meanwhile: that one may have
+    /// been told that the removal was lost. The store knows, so that no later flush succeeds.
     pub(super) fn store_synced(
         &mut self,
         job: &mut MergeJob,
         site: Site<'_>,
-        result: Result<(), Errno>,
+        what: Erased,
+        ok: bool,
     ) {
-        if let Err(errno) = result {
-            // A guest's flush must not succeed after data was lost here.
-            site.store().commit_failed();
-            return self.not_erased(job, site, MergeFailure::SyncStore(errno));
+        match site.is_mergeable() {
+            Ok(()) if ok => self.erased(job, site, what),
+            Ok(()) | Err(MergeFailure::NotSynced) => {
+                self.not_erased(job, site, MergeFailure::SyncStore(Errno::EIO));
+            }
+            Err(failure) => self.not_erased(job, site, failure),
         }
-        // The system tells of an error once: the sync that was told of it may be a guest's.
-        if site.store().state() == StoreState::ReadOnly {
-            return self.not_erased(job, site, MergeFailure::NotSynced);
-        }
-        let Stage::Erase { what, .. } = job.stage else {
-            unreachable!("nothing else syncs the store for the merge")
-        };
-        self.erased(job, site, what);
     }
 
     /// The entries are gone for good: their chunks are on the origin, and waiting requests go

@@ -239,6 +239,8 @@ pub(super) struct World {
     pub(super) done: Vec<(IoOp, FileId, u64)>,
     /// If set, actions for which it returns false stay in flight.
     pub(super) hold: Option<fn(&Action) -> bool>,
+    /// An action was carried out, and no engine has gone on from there.
+    carried_out: bool,
 }
 
 impl World {
@@ -252,6 +254,7 @@ impl World {
             seq: 1,
             done: Vec::new(),
             hold: None,
+            carried_out: false,
         }
     }
 
@@ -270,7 +273,7 @@ impl World {
 
     /// Advances every engine, and carries out one action. False if all of them sleep.
     pub(super) fn turn(&mut self) -> bool {
-        let mut awake = false;
+        let mut awake = std::mem::take(&mut self.carried_out);
         for host in 0..self.hosts.len() {
             self.pump(host);
         }
@@ -336,6 +339,7 @@ impl World {
         if fails.is_none_or(|lands| lands) {
             self.effect(host, &flight);
         }
+        self.carried_out = true;
         self.done.push((action.op, action.file, action.offset));
         let result = if fails.is_some() { Err(Errno::EIO) } else { Ok(()) };
         self.hosts[host].engine.complete(Completion { tag: action.tag, result });

@@ -25,7 +25,6 @@ pub(super) const GUEST: usize = 1;
 /// The kinds of actions in their tags.
 pub(super) const REQUEST: u64 = 1;
 pub(super) const ROUND: u64 = 6;
-pub(super) const MERGED: u64 = 8;
 
 /// The parameters of a world.
 #[derive(Clone, Copy)]

@@ -6,15 +6,27 @@ use super::case::*;
 use crate::cow::MergeMark;
 use crate::io::IoOp;
 
+/// Runs a merge until it is paused after four batches.
+fn before_the_fifth_batch(mut case: Case) -> Case {
+    case.start_merge().unwrap();
+    while case.world.hosts[MERGE].engine.merge().unwrap().done < 16 + 32 + 64
+        || case.world.hosts[MERGE].engine.merge_step() != Some("copy")
+    {
+        assert!(case.world.turn());
+    }
+    case.world.hosts[MERGE].engine.merge_pause(true);
+    case.world.settle();
+    assert_eq!(case.world.hosts[MERGE].engine.merge().unwrap().done, 16 + 32 + 64 + 128);
+    case
+}
+
 /// The parts of the list that a batch needs are read concurrently, each as whole blocks.
 #[test]
 fn the_list_of_a_batch_is_read_at_once() {
-    let mut case = build(Shape { chunk: 2, sectors: 1501, entries: 700, holes: false, ..PLAIN });
-    case.start_merge().unwrap();
-    while case.world.hosts[MERGE].engine.merge().unwrap().done < 16 + 32 + 64 + 128 {
-        assert!(case.world.turn());
-    }
+    let case = build(Shape { chunk: 2, sectors: 1501, entries: 700, holes: false, ..PLAIN });
+    let mut case = before_the_fifth_batch(case);
     case.world.hold = Some(|action| action.op != IoOp::Read);
+    case.world.hosts[MERGE].engine.merge_pause(false);
     case.world.settle();
     // A batch of 256, in areas of 64.
     assert_eq!(case.world.hosts[MERGE].engine.merge_step(), Some("between batches"));
@@ -30,13 +42,9 @@ fn the_list_of_a_batch_is_read_at_once() {
 #[test]
 fn a_list_that_cannot_be_read_is_read_again() {
     for skip in 0..6 {
-        let mut case = build(Shape { chunk: 2, sectors: 1501, entries: 700, ..PLAIN });
-        case.start_merge().unwrap();
-        while case.world.hosts[MERGE].engine.merge().unwrap().done < 16 + 32 + 64 + 128
-            || case.world.hosts[MERGE].engine.merge_step() != Some("between batches")
-        {
-            assert!(case.world.turn());
-        }
+        let case = build(Shape { chunk: 2, sectors: 1501, entries: 700, ..PLAIN });
+        let mut case = before_the_fifth_batch(case);
+        case.world.hosts[MERGE].engine.merge_pause(false);
         case.world.faults.push(Fault { op: IoOp::Read, file: STORE, skip, lands: false });
         case.world.settle();
         let failed = matches!(case.state(), MergeState::Failed(MergeFailure::ReadList { .. }));
