@@ -392,6 +392,25 @@ fn s35_an_invalid_header_that_a_killed_process_wrote_and_did_not_sync_stays() {
     });
 }
 
+/// The commit's sync and the header's could overlap, and the first be told that the header was lost.
+#[test]
+fn s35_a_header_that_a_commit_s_sync_lost_is_not_taken_for_durable() {
+    let data = Some((16 * 512, u64::MAX));
+    for seed in 0..300 {
+        let mut world = World::new(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), seed);
+        assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
+        // Without a failure, the commit must end all the same.
+        world.sim.add_fault(fault(FileId(1), IoOp::Sync, (seed % 3 > 0).into()));
+        world.sim.add_fault(Fault { range: data, ..fault(FileId(1), IoOp::Write, 1) });
+        world.ask([flush(1), req(0, Op::Write, 16, 8)]);
+        world.run().unwrap();
+        world.check_quiet().unwrap();
+        assert!(world.state(0) >= StoreState::Invalid, "seed {seed}");
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid, "seed {seed}");
+    }
+}
+
 #[test]
 fn s21_a_transient_snapshot_is_empty_after_a_restart() {
     each(origin(vec![snap(8, Persistence::Transient, 400, 64)], 64), |world| {

@@ -201,6 +201,7 @@ impl Core {
 
     /// Checks everything that waits for commits, after a wake.
     pub(super) fn look_at_commits(&mut self, _table: &Table) {
+        self.look_at_invalidations();
         for index in 0..self.rounds.capacity() {
             if self.rounds.get(index).is_some_and(|round| round.stage == Stage::Collect) {
                 self.collect(index);
@@ -475,7 +476,10 @@ impl Core {
         if ok {
             store.log().set_committed(upto);
         }
-        let (waiting, ticket) = store.log().end_round(ok && !self.stopping);
+        // In a store that became unusable meanwhile nobody waits for another round, but for the end
+        // of this one, to mark it.
+        let again = ok && !self.stopping && store.state() <= StoreState::Overflow;
+        let (waiting, ticket) = store.log().end_round(again);
         self.worker.all().wake(waiting);
         self.freed = true;
         if ticket.is_some() {

@@ -1,6 +1,8 @@
 //! Marking a store invalid on disk, before any code acts on it (I14).
 //!
-//! Owns the header write and its sync. Never knows the cause.
+//! Owns the header write and its sync, which are a round of the store: while a commit's sync is in
+//! flight, the system may tell that one that the header was lost, and this one's would succeed. Never
+//! knows the cause.
 
 use std::sync::Arc;
 
@@ -8,6 +10,7 @@ use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Header;
 use crate::cow::{Persistence, Store};
 use crate::io::IoOp;
+use crate::rounds::Join;
 use crate::table::Table;
 
 /// A store that is being marked Invalid.
@@ -15,7 +18,17 @@ use crate::table::Table;
 pub(super) struct Invalidation {
     store: Arc<Store>,
     header: Vec<u8>,
-    written: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Waiting for the end of a round.
+    Wait,
+    /// Writing the header.
+    Write,
+    /// Syncing it.
+    Sync,
 }
 
 impl Invalidation {
@@ -39,9 +52,35 @@ impl Core {
         let mut header = vec![0; chunk.bytes().min(4096) as usize];
         let bytes = Header { valid: false, chunk }.encode();
         header[..bytes.len()].copy_from_slice(&bytes);
-        let (file, len) = (store.file(), header.len());
         let store = store.clone();
-        let index = self.invalidations.insert(Invalidation { store, header, written: false });
+        let index = self.invalidations.insert(Invalidation { store, header, stage: Stage::Wait });
+        self.begin_invalidation(index);
+    }
+
+    /// Checks the invalidations that wait, after a wake.
+    pub(super) fn look_at_invalidations(&mut self) {
+        for index in 0..self.invalidations.capacity() {
+            if self.invalidations.get(index).is_some_and(|of| of.stage == Stage::Wait) {
+                self.begin_invalidation(index);
+            }
+        }
+    }
+
+    /// Writes the header as soon as no round of the store runs. That of a round which was running is
+    /// the last: its leader leads no other when it finds the store's state changed.
+    fn begin_invalidation(&mut self, index: usize) {
+        let bit = self.worker.bit();
+        let store = self.invalidations[index].store.clone();
+        while let Join::Wait(ticket) = store.log().join(bit) {
+            // Registers: the end of the running round wakes this worker (I17).
+            let _ = store.log().poll(ticket, bit);
+            if store.log().is_committing() {
+                return;
+            }
+        }
+        let invalidation = &mut self.invalidations[index];
+        invalidation.stage = Stage::Write;
+        let (file, len) = (store.file(), invalidation.header.len());
         let first = self.segs.len();
         self.segs.push(MetaOf::Invalidation.seg(index, len));
         self.act(IoOp::Write, file, 0, len as u64, first, (Kind::Invalidation, 0, index));
@@ -49,14 +88,16 @@ impl Core {
 
     pub(super) fn invalidation_io_done(&mut self, _table: &Table, index: usize, ok: bool) {
         let invalidation = &mut self.invalidations[index];
-        if ok && !invalidation.written {
-            invalidation.written = true;
+        if ok && invalidation.stage == Stage::Write {
+            invalidation.stage = Stage::Sync;
             let file = invalidation.store.file();
             let first = self.segs.len();
             return self.act(IoOp::Sync, file, 0, 0, first, (Kind::Invalidation, 0, index));
         }
         let Invalidation { store, .. } = self.invalidations.remove(index);
         store.invalidated(ok);
+        // Nobody waits for another: the store's state is enough for all.
+        let _ = store.log().end_round(false);
         self.worker.all().wake(u64::MAX);
     }
 }

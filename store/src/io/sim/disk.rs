@@ -126,13 +126,13 @@ impl Disk {
         }
     }
 
-    /// A sync submitted at `at`: makes writes durable that completed before, or loses them
-    /// permanently.
+    /// A sync submitted at `at`: makes writes durable that completed before; or fails, and loses them
+    /// permanently, and later ones too, of which the system then tells no other sync.
     pub(super) fn sync(&mut self, at: u64, fails: bool) {
         for write in std::mem::take(&mut self.unflushed) {
             let covered = write.completed.is_some_and(|completed| completed < at);
             if !covered || write.lost || fails {
-                self.unflushed.push(Unflushed { lost: write.lost || (covered && fails), ..write });
+                self.unflushed.push(Unflushed { lost: write.lost || fails, ..write });
                 continue;
             }
             self.land(&write, |_| true);
