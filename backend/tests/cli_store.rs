@@ -200,7 +200,20 @@ fn scenario_35_an_invalid_store_says_so() {
     place.golden("p8-full-by-origin-write");
     assert_eq!(place.json("info cow --json")["valid"], false);
     assert!(place.ok("info cow").contains("Invalid"));
+    assert_eq!(place.json("info cow --json")["exceptions"], 30);
     assert!(place.fails(1, "check cow").contains("marked Invalid"));
+    // Its list names chunks that are not there any more.
+    let whole = place.read("cow");
+    for len in [64 << 10, 4096] {
+        place.file("cow", &whole[..len]);
+        let info = place.json("info cow --json");
+        assert_eq!((&info["valid"], &info["exceptions"]), (&false.into(), &0.into()), "{len}");
+        assert!(place.ok("info cow").contains("Invalid"));
+        assert_eq!(place.ok("dump cow --json"), "[]\n");
+        assert!(place.fails(1, "check cow").contains("marked Invalid"));
+        let said = place.fails(1, "merge --into origin cow");
+        assert!(said.contains("marked Invalid"), "{said}");
+    }
 }
 
 #[test]

@@ -111,17 +111,17 @@ impl Check {
 impl Report<'_> {
     fn verdict(&self) -> Result<(), CliError> {
         let name = self.store.display();
+        if !self.valid {
+            return Err(CliError::Refused(format!(
+                "{name} is marked Invalid: a snapshot lost its content; make a new store"
+            )));
+        }
         if !self.problems.is_empty() {
             let found = self.problems.len();
             return Err(CliError::Refused(format!(
                 "{name} has {found}{} entries that cannot be right and will not be opened; \
                  restore it from a copy",
                 if found == LISTED { " or more" } else { "" }
-            )));
-        }
-        if !self.valid {
-            return Err(CliError::Refused(format!(
-                "{name} is marked Invalid: a snapshot lost its content; make a new store"
             )));
         }
         if self.garbage {

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use snapblk_store::cow::open::{inspect, open};
+use snapblk_store::cow::open::{inspect, open, problems};
 use snapblk_store::cow::owed::{Gaps, Owed};
 use snapblk_store::cow::{OpenOptions, OpenStore};
 use snapblk_store::io::{FileInfo, Lock, OpenMode, Storage};
@@ -69,7 +69,8 @@ impl StoreFile {
     }
 
     /// The store, checked; if `origin_len` is given in bytes, against that too. Owed chunks of a
-    /// killed server are committed, or shown if the store may not be written.
+    /// killed server are committed, or shown if the store may not be written. An Invalid store has
+    /// its list where that can be read, and none otherwise.
     ///
     /// # Errors
     /// The file is not a store, or has an impossible entry.
@@ -83,6 +84,11 @@ impl StoreFile {
         let mut store = open(&self.file, &options)?;
         if store.valid {
             self.settle(&mut store, origin_len)?;
+        } else {
+            let listed = self.inspect()?;
+            if problems(&listed, origin_len, 1).is_empty() {
+                store = listed;
+            }
         }
         Ok(store)
     }

@@ -45,6 +45,8 @@ pub struct OpenOptions {
     pub keep: Keep,
     /// The most entries that may be owed (`cow::owed`): these stay in memory.
     pub owed: usize,
+    /// Whether it is known to be Invalid, whatever its header says.
+    pub invalid: bool,
 }
 
 /// Takes a store's whole list as it is read, for who needs all of it once and in an order of its
@@ -72,7 +74,8 @@ impl Gather for () {
 pub struct OpenStore {
     /// Its chunk size and size.
     pub geometry: Geometry,
-    /// Whether its header says so; otherwise it is Invalid and has no entries to be used.
+    /// Whether its header says so; otherwise it is Invalid and has no entries to be used: [`open`]
+    /// leaves them out.
     pub valid: bool,
     /// Its exceptions in the order in which they were committed: the n-th lies at place n, behind
     /// those that were left out.
@@ -125,7 +128,8 @@ pub struct Usage {
     pub metadata: u64,
 }
 
-/// Opens the store in `storage`, checked, and makes durable what it says.
+/// Opens the store in `storage`, checked, and makes durable what it says. Of one that is Invalid the
+/// header alone is read: what lost its content opens whatever its list has become.
 ///
 /// # Errors
 /// Whatever cannot be read, is no store, or holds an entry that cannot be right.
@@ -175,10 +179,16 @@ fn open_by<S: Storage>(
             header.chunk
         );
     }
-    let (store, problem) = read(header).map_err(named)?;
-    if let Some(problem) = problem {
-        return Err(named(StoreErrorKind::Entry(problem)));
-    }
+    let store = if header.valid && !options.invalid {
+        let (store, problem) = read(header).map_err(named)?;
+        if let Some(problem) = problem {
+            return Err(named(StoreErrorKind::Entry(problem)));
+        }
+        store
+    } else {
+        let len = length(storage).map_err(named)?;
+        OpenStore { valid: false, ..OpenStore::empty(Geometry::of_len(header.chunk, len)) }
+    };
     // What a process wrote before it was killed may lie in the system's cache only. Whoever acts on
     // an entry, or on an Invalid header, lets data be overwritten that a power cut would want back
     // if the entry or the header were lost.
@@ -187,7 +197,7 @@ fn open_by<S: Storage>(
 }
 
 /// Reads the store in `storage` without judging its entries: for tools that report. `next` is
-/// only meaningful where [`problems`] finds none.
+/// only meaningful where [`problems`] finds none. Of one that is Invalid it has what can be read.
 ///
 /// # Errors
 /// Whatever cannot be read or is no store.
@@ -372,7 +382,8 @@ fn read_header<S: Storage>(storage: &S) -> Result<Option<Header>, StoreErrorKind
     Header::decode(&bytes).map_err(StoreErrorKind::Header)
 }
 
-/// Reads the areas from the first to the one with the end entry. Calls `read` after each, which may
+/// Reads the areas from the first to the one with the end entry; of an Invalid store, to the first
+/// that cannot be read. Calls `read` after each, which may
 /// leave entries out by then.
 fn scan<S: Storage>(
     storage: &S,
@@ -381,7 +392,7 @@ fn scan<S: Storage>(
 ) -> Result<OpenStore, StoreErrorKind> {
     let len = length(storage)?;
     let geometry = Geometry::of_len(header.chunk, len);
-    if geometry.device_chunks < MIN_CHUNKS {
+    if header.valid && geometry.device_chunks < MIN_CHUNKS {
         return Err(StoreErrorKind::TooSmall { len, needed: MIN_CHUNKS * header.chunk.bytes() });
     }
     let mut store = OpenStore { valid: header.valid, ..OpenStore::empty(geometry) };
@@ -389,9 +400,15 @@ fn scan<S: Storage>(
     for area in 0.. {
         let start = geometry.chunk.store_offset(geometry.area_chunk(area));
         if geometry.area_chunk(area).0 >= geometry.device_chunks {
-            return Err(StoreErrorKind::CutShort { area, offset: start, len });
+            if header.valid {
+                return Err(StoreErrorKind::CutShort { area, offset: start, len });
+            }
+            break;
         }
-        let ended = scan_area(storage, &mut store, start, &mut slice)?;
+        let ended = match scan_area(storage, &mut store, start, &mut slice) {
+            Err(_) if !header.valid => true,
+            ended => ended?,
+        };
         read(&mut store);
         if ended {
             break;

@@ -161,6 +161,7 @@ impl Live {
         let disk = disks.open(path, OpenMode::ReadWrite)?;
         between();
         let transient = spec.persistence == Persistence::Transient;
+        let invalid = !transient && state.is_invalid(path);
         let mut listed = if transient {
             let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
             let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
@@ -172,15 +173,13 @@ impl Live {
             }
             let owed = Owed::most(&disk.info);
             let chunk = spec.chunk;
-            let options = OpenOptions { chunk, create: true, owed, ..OpenOptions::default() };
+            let options =
+                OpenOptions { chunk, create: true, owed, invalid, ..OpenOptions::default() };
             Listed::open(&disk, options, len, list)?
         };
         let opened = &mut listed.store;
-        if !transient && opened.valid && state.is_invalid(path) {
-            opened.valid = false;
-            if let Err(error) = open::mark_invalid(&*disk, opened) {
-                tracing::warn!("{error}; that the store is Invalid is in the state file alone");
-            }
+        if invalid && let Err(error) = open::mark_invalid(&*disk, opened) {
+            tracing::warn!("{error}; that the store is Invalid is in the state file alone");
         }
         if let Some(asked) = spec.chunk
             && asked != opened.geometry.chunk

@@ -49,8 +49,8 @@ impl World {
         } else {
             // Both give the same result here: all entries are among the newest.
             let keep = [Keep::All, Keep::Newest][number % 2];
-            let options =
-                OpenOptions { chunk: Some(chunk), create: true, origin_len, keep, owed: LOG_WORDS };
+            let (chunk, owed, invalid) = (Some(chunk), LOG_WORDS, spec.recorded_invalid);
+            let options = OpenOptions { chunk, create: true, origin_len, keep, owed, invalid };
             open::open(&storage, &options).map_err(|error| error.to_string())?
         };
         if opened.garbage {
@@ -80,7 +80,7 @@ impl World {
             geometry,
             persistence: spec.persistence,
             guest_disk: spec.guest_disk,
-            valid: opened.valid && !spec.recorded_invalid,
+            valid: opened.valid,
             log,
             tail: tail_of(&opened),
             observer: Box::new(self.events.clone()),

@@ -440,6 +440,19 @@ fn scenario_23_an_invalid_snapshot_stays_invalid() {
 
     let mut world = World::start(&plain(&scratch, &file));
     assert_eq!(world.status("p"), [format!("0 {SECTORS} snapshot Invalid")]);
+    world.stop();
+
+    // What became of its list costs nothing more: the disk is served, and its snapshot fails.
+    let mut store = fs::read(scratch.path("p.cow")).unwrap();
+    store[4096..4112].fill(0xff);
+    fs::write(scratch.path("p.cow"), &store[..3 * 4096]).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    assert_eq!(world.status("p"), [format!("0 {SECTORS} snapshot Invalid")]);
+    assert_same("disk0", &world.content(&scratch, "disk0")[..512 * 512], &stamped(0, 512, 3));
+    let mut snap = disk(&world.export(&scratch, "p", true));
+    assert!(snap.read(0, 512).is_err_and(|error| error.is_refused()));
+    drop(snap);
+    world.call("block-export-del", json!({"id": "p", "mode": "hard"}));
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "p"}));
     world.stop();
 }

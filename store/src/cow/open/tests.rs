@@ -253,7 +253,42 @@ fn invalid_is_for_good() {
     storage.bytes.borrow_mut()[4] = 0;
     let store = open(&storage, &OpenOptions::default()).unwrap();
     assert!(!store.valid);
-    assert_eq!(store.entries.len(), 1);
+    assert_eq!(store.count(), 0, "it has nothing to be used");
+    assert_eq!(inspect(&storage).unwrap().entries, [(Chunk(1), StoreChunk(2))]);
+}
+
+/// Its content is lost, whatever its list has become: a server goes on without it.
+#[test]
+fn an_invalid_store_opens_whatever_its_list_is() {
+    let full: Vec<_> = (0..32).map(|n| (n, n + 2)).collect();
+    let cut = Memory::with_entries(34, &full);
+    let header = Memory::with_entries(1, &[]);
+    let misplaced = Memory::with_entries(10, &[(0, 2), (1, 12)]);
+    let twice = Memory::with_entries(10, &[(0, 2), (0, 3)]);
+    let unreadable =
+        Memory { fail_reads_from: Some(512), ..Memory::with_entries(10, &[(0, 2), (1, 3)]) };
+    let known = OpenOptions { invalid: true, ..OpenOptions::default() };
+    for (name, storage) in [
+        ("cut", &cut),
+        ("header", &header),
+        ("misplaced", &misplaced),
+        ("twice", &twice),
+        ("unreadable", &unreadable),
+    ] {
+        for keep in [Keep::All, Keep::Newest] {
+            kind_of(open(storage, &OpenOptions { keep, ..OpenOptions::default() }));
+            let store = open(storage, &OpenOptions { keep, ..known }).unwrap();
+            assert_eq!((store.valid, store.count()), (false, 0), "{name}, as the state says");
+        }
+        storage.bytes.borrow_mut()[4] = 0;
+        let store = open(storage, &OpenOptions::default()).unwrap();
+        assert_eq!((store.valid, store.count()), (false, 0), "{name}");
+        assert!(!inspect(storage).unwrap().valid, "{name}");
+        // What is no store is none.
+        storage.bytes.borrow_mut()[8] = 2;
+        let kind = kind_of(open(storage, &known));
+        assert!(matches!(kind, StoreErrorKind::Header(_)), "{name}: {kind}");
+    }
 }
 
 #[test]
@@ -318,7 +353,10 @@ fn scenario_17_the_kernel_s_stores_read_identically() {
             .collect();
         let storage = Memory::new(cow.clone());
         let options = OpenOptions { origin_len: Some(origin.len() as u64), ..Default::default() };
-        let store = open(&storage, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut store = open(&storage, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+        if !store.valid {
+            store = inspect(&storage).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
         assert_eq!(store.entries, listed, "{name}");
         assert_eq!(u64::from(store.geometry.chunk.sectors()), meta["chunk_sectors"], "{name}");
         assert_eq!(u64::from(store.valid), meta["cow"]["valid"].as_u64().unwrap(), "{name}");
