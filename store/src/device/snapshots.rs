@@ -76,7 +76,9 @@ impl Devices {
         }
         let snap = self.snapshot_of(inner, device, snapshot)?;
         refuse_used(inner, snapshot)?;
-        if !matches!(snap.live.store.state(), StoreState::Valid | StoreState::Full) {
+        // One that overflowed has all that it had: only new writes to it failed.
+        let state = snap.live.store.state();
+        if !matches!(state, StoreState::Valid | StoreState::Full | StoreState::Overflow) {
             return Err(DeviceError::refused(format!(
                 "the snapshot '{snapshot}' is not valid, so there is nothing to roll back to"
             )));

@@ -158,6 +158,41 @@ fn scenario_24_an_origin_write_that_needs_room_makes_it_invalid() {
     world.stop();
 }
 
+/// What an overflowed snapshot has is whole: its reads are served, and so is a rollback to it.
+#[test]
+fn scenario_24_an_overflowed_snapshot_is_rolled_back_to() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call(
+        "snapshot-create",
+        json!({"device": "disk0", "name": "po", "cow": "po.cow", "size": STORE}),
+    );
+    let mut origin = world.disk();
+    origin.write(100 * 4096, &stamped(800, 16, 3)).unwrap();
+    let socket = world.export(&scratch, "po", true);
+    let mut snap = disk(&socket);
+    let written = (0..).find(|n| snap.write(n * 4096, &stamped(n * 8, 8, 2)).is_err()).unwrap();
+    assert_eq!(written, 12);
+    assert_eq!(world.status("po"), [format!("0 {SECTORS} snapshot Overflow")]);
+    drop(snap);
+    world.call("block-export-del", json!({"id": "po", "mode": "hard"}));
+    world.call("snapshot-merge", json!({"device": "disk0", "snapshot": "po", "job-id": "j"}));
+    let mut wanted = stamped(0, SECTORS, 1);
+    wanted[..12 * 4096].copy_from_slice(&stamped(0, 12 * 8, 2));
+    assert_same("from the reply on", &origin.read_all().unwrap(), &wanted);
+    world.event("MERGE_COMPLETED");
+    world.event("BLOCK_JOB_COMPLETED");
+    // What was full takes new writes: they go to the disk.
+    origin.write(120 * 4096, &stamped(960, 8, 4)).unwrap();
+    wanted[120 * 4096..121 * 4096].copy_from_slice(&stamped(960, 8, 4));
+    assert_same("rolled back", &origin.read_all().unwrap(), &wanted);
+    drop(origin);
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} linear disk0-real 0")]);
+    world.stop();
+    assert_same("the file", &std::fs::read(&file).unwrap(), &wanted);
+}
+
 /// As by a wrong `truncate`: later writes must not hide the loss.
 #[test]
 fn a_store_that_is_cut_short_takes_nothing_more() {
