@@ -331,7 +331,13 @@ impl Moment<'_, '_> {
         }
         let len = active.table.size();
         let chunk = snap.as_ref().map_or(ChunkSize::TOOLS, |s| s.live.store.geometry().chunk);
-        let is_origin = !active.origin_keys.is_empty();
+        let is_of = |snap: &Snap| active.origin_keys.values().any(|key| *key == snap.key);
+        let has_snapshots = self
+            .plan
+            .names()
+            .iter()
+            .filter_map(|name| self.plan.active(name))
+            .any(|other| other.snaps.values().any(is_of));
         let below = match &request.below {
             Some(name) => {
                 self.plan.refuse_taken(name)?;
@@ -340,9 +346,9 @@ impl Moment<'_, '_> {
             }
             None => self.free_name(device),
         };
-        if is_origin {
+        if has_snapshots {
             return Err(DeviceError::refused(format!(
-                "'{device}' is an origin; 'snapshot-create' takes a snapshot of it"
+                "'{device}' is an origin with snapshots; 'snapshot-create' takes another of it"
             )));
         }
         let size = full_size(chunk, len.bytes());
@@ -367,7 +373,13 @@ impl Moment<'_, '_> {
         snap: Option<&Snap>,
     ) -> Result<(), DeviceError> {
         let active = self.plan.served(&request.device)?;
-        let (before, len) = (active.loaded(), active.table.size());
+        let (mut before, len) = (active.loaded(), active.table.size());
+        // An origin without snapshots: as a layer it never has one.
+        for line in &mut before.lines {
+            if let TargetSpec::Origin { origin } = &line.target {
+                line.target = TargetSpec::Linear { dev: origin.clone(), offset: Sector(0) };
+            }
+        }
         let shared: Vec<Snap> = match snap {
             Some(snap) => vec![Snap { shared: true, ..snap.clone() }],
             None => active.snaps.values().cloned().collect(),

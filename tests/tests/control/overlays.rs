@@ -308,12 +308,66 @@ fn what_cannot_be_stacked_is_refused_and_nothing_has_changed() {
     assert!(said.contains("in use"), "{said}");
     world.stop();
 
-    // An origin has snapshots, not layers.
+    // An origin has snapshots or layers.
     let scratch = crate::common::scratch();
     let mut world = World::start(&plain(&scratch, &golden(&scratch)));
     world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
     let said = world.refused("blockdev-snapshot-sync", sync("new.cow"));
     assert!(said.contains("'snapshot-create'"), "{said}");
     assert!(!scratch.path("new.cow").exists());
+    world.stop();
+}
+
+#[test]
+fn a_disk_whose_last_snapshot_was_deleted_takes_an_overlay() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let mut world = World::start(&plain(&scratch, &base));
+    let create = |name: &str| json!({"device": "disk0", "name": name, "cow": format!("{name}.cow"), "size": 1 << 20});
+    for name in ["a", "b"] {
+        world.call("snapshot-create", create(name));
+    }
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    for name in ["a", "b"] {
+        world.refused("blockdev-snapshot-sync", sync("new.cow"));
+        world.call("snapshot-delete", json!({"device": "disk0", "snapshot": name}));
+    }
+    world.call("blockdev-snapshot-sync", sync("new.cow"));
+    let tables = |world: &mut World| {
+        let table = |name: &str, line: &str| (name.to_owned(), vec![format!("0 {SECTORS} {line}")]);
+        let real = format!("linear {} 0", word(&base));
+        assert_eq!(
+            world.tables(),
+            [
+                table("disk0", "snapshot disk0.1 ./new.cow PO 8"),
+                table("disk0-real", &real),
+                table("disk0.1", "linear disk0-real 0"),
+            ]
+        );
+    };
+    tables(&mut world);
+    let mut below = stamped(0, SECTORS, 1);
+    below[..4096].copy_from_slice(&stamped(0, 8, 2));
+    world.disk().write(4096, &stamped(8, 8, 3)).unwrap();
+    let mut top = below.clone();
+    top[4096..8192].copy_from_slice(&stamped(8, 8, 3));
+    for kill in [true, false] {
+        assert_same("disk0", &world.disk().read_all().unwrap(), &top);
+        assert_same("disk0.1", &world.content(&scratch, "disk0.1"), &below);
+        if kill {
+            world.kill();
+            world = World::start(&plain(&scratch, &base));
+            tables(&mut world);
+        }
+    }
+    // Back into the disk, which has a snapshot again.
+    world.call("block-commit", json!({"device": "disk0", "job-id": "j"}));
+    world.event("BLOCK_JOB_READY");
+    world.call("job-complete", json!({"id": "j"}));
+    world.event("BLOCK_JOB_COMPLETED");
+    assert_same("committed", &world.disk().read_all().unwrap(), &top);
+    world.call("snapshot-create", create("c"));
+    world.disk().write(0, &stamped(0, 8, 4)).unwrap();
+    assert_same("c", &world.content(&scratch, "c"), &top);
     world.stop();
 }

@@ -13,7 +13,7 @@ impl Case {
     /// Whether an overlay can be put on the disk.
     pub(crate) fn takes_an_overlay(&self, of: usize) -> bool {
         let family = &self.families[of];
-        !family.origin && family.job.is_none() && family.chain.len() < MOST
+        family.snaps.is_empty() && family.job.is_none() && family.chain.len() < MOST
     }
 
     /// Arguments of `blockdev-snapshot-sync`, and the name of the layer below.
@@ -112,6 +112,7 @@ impl Case {
 impl Family {
     /// An overlay was put on it.
     pub(crate) fn has_overlay(&mut self, below: String) {
+        self.origin = false;
         self.chain.push((below, self.top.clone()));
     }
 }
