@@ -221,6 +221,9 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
         if let Some(spec) = line.target.snapshot() {
             refuse_as_disk(spec, line, lines)?;
         }
+        if let TargetSpec::Merge(spec) = &line.target {
+            refuse_transient(line, spec)?;
+        }
         let Some((below, first)) = disk_of(line) else { continue };
         if let Some(path) = below.path() {
             let has = FileInfo::open(path, OpenMode::ReadOnly, false)?.len & !511;
@@ -259,6 +262,15 @@ fn refuse_as_disk(
             spec.cow
         ))),
     }
+}
+
+/// What is in memory alone is not merged.
+pub(super) fn refuse_transient(line: &TableLine, spec: &SnapshotSpec) -> Result<(), DeviceError> {
+    if spec.persistence != Persistence::Transient {
+        return Ok(());
+    }
+    let sentence = format!("the line '{line}' merges a transient store, which cannot be");
+    Err(DeviceError::refused(sentence))
 }
 
 /// Requires that the device or file below a line is long enough for it.

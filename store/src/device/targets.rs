@@ -11,7 +11,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::guards::long_enough;
+use super::guards::{long_enough, refuse_transient};
 use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
@@ -190,10 +190,7 @@ impl Plan<'_> {
         snap: Snap,
         made: &mut Made,
     ) -> Result<Target, DeviceError> {
-        if spec.persistence == Persistence::Transient {
-            let sentence = format!("the line '{line}' merges a transient store, which cannot be");
-            return Err(DeviceError::refused(sentence));
-        }
+        refuse_transient(line, spec)?;
         if let Some(other) = self.merging(&snap.key, name) {
             let sentence =
                 format!("'{other}' merges into this origin already; one merge at a time");

@@ -30,6 +30,18 @@ fn refused<T: std::fmt::Debug>(result: Result<T, DeviceError>, why: &str) {
     assert!(said.contains(why), "{said}");
 }
 
+/// What no resume can swap in is told at once: a resume that fails leaves its guest waiting.
+#[test]
+fn scenario_43_a_merge_of_a_store_in_memory_is_not_loaded() {
+    let world = world();
+    world.file("cow", LEN);
+    for origin in ["disk", "{}/disk"] {
+        let line = format!("0 {LEN} snapshot-merge {origin} {{}}/cow N 8");
+        refused(loads(&world, "x", &line), "merges a transient store");
+        assert!(!world.devices.query(Some("x"), TableKind::Active).unwrap()[0].has_inactive_table);
+    }
+}
+
 /// A merge removes the snapshot's device.
 #[test]
 fn a_snapshot_that_a_loaded_table_names_is_not_merged() {
