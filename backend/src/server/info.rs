@@ -47,13 +47,14 @@ fn target(status: &TargetStatus) -> TargetInfo {
 }
 
 fn snapshot(status: &TargetStatus, spec: &SnapshotSpec) -> SnapshotTarget {
+    // In the order in which the status line's words take precedence.
     let state = match status.state {
-        _ if status.merge_failed => SnapshotState::MergeFailed,
-        None | Some(StoreState::Valid | StoreState::Full) => SnapshotState::Valid,
-        Some(StoreState::Overflow | StoreState::ReadOnly) => SnapshotState::Overflow,
         Some(StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked) => {
             SnapshotState::Invalid
         }
+        _ if status.merge_failed => SnapshotState::MergeFailed,
+        Some(StoreState::Overflow | StoreState::ReadOnly) => SnapshotState::Overflow,
+        None | Some(StoreState::Valid | StoreState::Full) => SnapshotState::Valid,
     };
     let usage = status.usage.filter(|_| state != SnapshotState::Invalid);
     SnapshotTarget {
@@ -70,5 +71,31 @@ fn snapshot(status: &TargetStatus, spec: &SnapshotSpec) -> SnapshotTarget {
         total: usage.map(|(_, total, _)| total * 512),
         metadata: usage.map(|(.., metadata)| metadata * 512),
         metadata_snapshot: "-".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_that_failed_over_an_invalid_store_is_invalid() {
+        let of = |state, merge_failed| {
+            let status = TargetStatus {
+                line: "0 8 snapshot-merge /disk /store P 8".parse().expect("a line"),
+                params: String::new(),
+                status: String::new(),
+                usage: Some((16, 64, 16)),
+                state: Some(state),
+                merge_failed,
+            };
+            let Target::SnapshotMerge(target) = target(&status).target else { panic!("it merges") };
+            (target.state, target.allocated.is_some())
+        };
+        for state in [StoreState::Invalid, StoreState::Invalidating, StoreState::Unmarked] {
+            assert_eq!(of(state, true), (SnapshotState::Invalid, false));
+        }
+        assert_eq!(of(StoreState::ReadOnly, true), (SnapshotState::MergeFailed, true));
+        assert_eq!(of(StoreState::ReadOnly, false), (SnapshotState::Overflow, true));
     }
 }

@@ -137,8 +137,9 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
                     "Invalid".into()
                 }
                 _ if failed => "Merge failed".into(),
-                StoreState::Overflow => "Overflow".into(),
-                StoreState::Valid | StoreState::Full | StoreState::ReadOnly => {
+                // After a failed commit, too, reads serve and writes fail until it is opened again.
+                StoreState::Overflow | StoreState::ReadOnly => "Overflow".into(),
+                StoreState::Valid | StoreState::Full => {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
                 }
             };

@@ -221,6 +221,9 @@ fn a_store_that_is_cut_short_takes_nothing_more() {
         let event = world.event("SNAPSHOT_OVERFLOW");
         assert!(event["data"]["reason"].as_str().unwrap().contains("a commit failed"), "{event}");
         assert!(disk.write(0, &[0; 4096]).is_err_and(|error| error.is_refused()));
+        let shown = world.device("disk0");
+        assert_eq!(shown["status"], json!([format!("0 {SECTORS} snapshot Overflow")]));
+        assert_eq!(shown["targets"][0]["state"], "overflow");
         assert_same("what is left", &disk.read(0, 8192).unwrap(), &stamped(0, 16, 2));
         let said = world.server.stderr();
         assert!(said.contains("store.cow is shorter than it was"), "{said}");
