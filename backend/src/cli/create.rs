@@ -187,11 +187,7 @@ impl Create {
     fn bytes_for(&self, origin: &FileInfo) -> u64 {
         match self.size {
             Some(Extent::Bytes(bytes)) => bytes,
-            Some(Extent::Full) | None => {
-                let empty = Geometry { chunk: self.chunk_size, device_chunks: 0 };
-                let chunks = empty.chunks_needed(self.chunk_size.count_for(origin.len));
-                chunks * self.chunk_size.bytes()
-            }
+            Some(Extent::Full) | None => Geometry::full_len(self.chunk_size, origin.len),
         }
     }
 

@@ -214,6 +214,12 @@ impl Geometry {
         1 + data + data / self.entries_per_area() + 1
     }
 
+    /// Bytes of the smallest store that can hold every chunk of a device of `len` bytes.
+    pub const fn full_len(chunk: ChunkSize, len: u64) -> u64 {
+        let empty = Geometry { chunk, device_chunks: 0 };
+        empty.chunks_needed(chunk.count_for(len)) * chunk.bytes()
+    }
+
     /// The offset of the entry at place `position` of the list, in bytes.
     #[inline]
     pub const fn entry_offset(&self, position: u64) -> u64 {

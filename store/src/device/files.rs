@@ -60,13 +60,6 @@ pub(super) enum Existing {
     Required,
 }
 
-/// The size of a store with room for every chunk of a device of `len` bytes.
-pub(super) fn full_size(chunk: ChunkSize, len: u64) -> u64 {
-    let geometry = Geometry::of_len(chunk, u64::MAX);
-    // One chunk more than the data needs: the last one that would end an area is refused.
-    (geometry.chunks_needed(chunk.count_for(len)) + 1) * chunk.bytes()
-}
-
 /// The change to a file, so that it can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Made {
@@ -280,7 +273,7 @@ pub(super) fn make_transient(path: &Path, size: u64) -> Result<Made, DeviceError
 /// A file that contains other data, or the system's error.
 pub fn make_overlay_store(path: &Path, len: u64) -> Result<(), DeviceError> {
     let chunk = ChunkSize::TOOLS;
-    make_store(path, chunk, full_size(chunk, len), Existing::Used).map(|_| ())
+    make_store(path, chunk, Geometry::full_len(chunk, len), Existing::Used).map(|_| ())
 }
 
 /// Makes `file`, which has its final length, an empty store that owes nothing; the file, its length

@@ -12,11 +12,11 @@ use std::sync::{Arc, MutexGuard};
 use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
-use super::files::{Existing, Made, full_size, make_store, make_transient, no_such_store};
+use super::files::{Existing, Made, make_store, make_transient, no_such_store};
 use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
-use crate::cow::Persistence;
+use crate::cow::{Geometry, Persistence};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::table::Table;
 use crate::target::Features;
@@ -285,7 +285,7 @@ impl Moment<'_, '_> {
             }
         };
         let chunk = request.chunk.unwrap_or(ChunkSize::TOOLS);
-        let size = request.size.unwrap_or_else(|| full_size(chunk, len.bytes()));
+        let size = request.size.unwrap_or_else(|| Geometry::full_len(chunk, len.bytes()));
         self.plan.inner.disks.refuse_state(&request.cow)?;
         self.plan.give_way();
         let made = match request.persistence {
@@ -351,7 +351,7 @@ impl Moment<'_, '_> {
                 "'{device}' is an origin with snapshots; 'snapshot-create' takes another of it"
             )));
         }
-        let size = full_size(chunk, len.bytes());
+        let size = Geometry::full_len(chunk, len.bytes());
         self.plan.inner.disks.refuse_state(&request.cow)?;
         self.plan.give_way();
         let made = make_store(&request.cow, chunk, size, existing(request.existing))?;

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
-use snapblk_tests::server::{Place, Scratch};
+use snapblk_tests::server::{Place, Scratch, find_snapblk, output};
 
 use crate::common::*;
 use crate::history::{Clock, History};
@@ -72,8 +73,8 @@ fn an_overlay_on_an_overlay_takes_the_writes_and_the_old_store_rests() {
 
     /// Chunks of 8 sectors: header, area and that many exceptions, in a store for 1025 chunks.
     fn status(next: u64) -> String {
-        // 1025 chunks need 5 areas and the header; one to spare.
-        format!("0 {SECTORS} snapshot {}/{} 16", next * 8, (1025 + 5 + 1 + 1) * 8)
+        // 1025 chunks need 5 areas and the header.
+        format!("0 {SECTORS} snapshot {}/{} 16", next * 8, (1025 + 5 + 1) * 8)
     }
 }
 
@@ -369,5 +370,36 @@ fn a_disk_whose_last_snapshot_was_deleted_takes_an_overlay() {
     world.call("snapshot-create", create("c"));
     world.disk().write(0, &stamped(0, 8, 4)).unwrap();
     assert_same("c", &world.content(&scratch, "c"), &top);
+    world.stop();
+}
+
+/// `full` is one size, whoever makes the store: a header, the chunks, an area for each 256 of them, and
+/// the next area.
+#[test]
+fn a_store_for_every_chunk_has_one_size_whoever_makes_it() {
+    let scratch = scratch();
+    let base = golden(&scratch);
+    let chunks = SECTORS.div_ceil(8);
+    let full = (1 + chunks + chunks / 256 + 1) * 4096;
+    let size = |name: &str| std::fs::metadata(scratch.path(name)).unwrap().len();
+    let mut create = Command::new(find_snapblk().unwrap());
+    create.arg("create").arg(scratch.path("store.cow")).arg("--origin").arg(&base);
+    assert!(output(&mut create).unwrap().status.success());
+    assert_eq!(size("store.cow"), full, "snapblk create");
+    std::fs::remove_file(scratch.path("store.cow")).unwrap();
+    let mut world = World::start(&overlay(&scratch, &base));
+    assert_eq!(size("store.cow"), full, "serve --overlay");
+    world.call("blockdev-snapshot-sync", sync("layer.cow"));
+    assert_eq!(size("layer.cow"), full, "blockdev-snapshot-sync");
+    world.stop();
+
+    let other = crate::common::scratch();
+    let mut world = World::start(&plain(&other, &golden(&other)));
+    for kind in ["P", "N"] {
+        let cow = format!("{kind}.cow");
+        let args = json!({"device": "disk0", "name": kind, "cow": cow, "persistent": kind});
+        world.call("snapshot-create", args);
+        assert_eq!(std::fs::metadata(other.path(&cow)).unwrap().len(), full, "{kind}");
+    }
     world.stop();
 }
