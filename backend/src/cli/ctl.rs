@@ -5,6 +5,7 @@
 //! client, and its errors are the monitor's sentences. spec/interface.md "Command line".
 
 mod follow;
+mod jobs;
 mod render;
 pub mod size;
 mod transaction;
@@ -137,6 +138,10 @@ fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError
         Verb::Table { .. } => render::tables(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
         Verb::Exports => render::exports(&decode::<Vec<BlockExportInfo>>(answer)?, out)?,
         Verb::Jobs => render::jobs(&decode::<Vec<JobInfo>>(answer)?, out)?,
+        Verb::QueryStatus => {
+            let status = answer.get("status").and_then(Value::as_str).unwrap_or_default();
+            writeln!(out, "{status}")?;
+        }
         Verb::Version => {
             let package = answer.get("package").and_then(Value::as_str).unwrap_or_default();
             writeln!(out, "{package}")?;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use snapblk_store::control::command as control;
 
 use super::CtlError;
+use super::jobs::{CommitArgs, MergeArgs};
 use super::transaction::TransactionArgs;
 use crate::cli::size;
 use crate::server::table_lines;
@@ -243,6 +244,8 @@ pub enum Verb {
         job: String,
     },
 
+    /// Tell whether the server runs, or is about to stop
+    QueryStatus,
     /// Print the server's version
     #[command(visible_alias = "query-version")]
     Version,
@@ -283,46 +286,6 @@ pub struct SnapshotArgs {
     pub skip_lockfs: bool,
 }
 
-/// Arguments of `merge`.
-#[derive(clap::Args, Debug)]
-pub struct MergeArgs {
-    /// The disk
-    pub device: String,
-    /// The snapshot
-    pub snapshot: String,
-    /// Name of the job [default: merge-DEVICE]
-    #[arg(long)]
-    pub job_id: Option<String>,
-    /// Most bytes per second, as in 100M
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-    pub speed: Option<u64>,
-    /// Wait until the job is over, with a progress bar
-    #[arg(long)]
-    pub wait: bool,
-}
-
-/// Arguments of `commit`.
-#[derive(clap::Args, Debug)]
-pub struct CommitArgs {
-    /// The disk
-    pub device: String,
-    /// The highest layer to commit [default: the disk's own overlay]
-    #[arg(long, value_name = "NAME")]
-    pub top: Option<String>,
-    /// The layer to commit into, which stays [default: the base below all layers]
-    #[arg(long, value_name = "NAME")]
-    pub base: Option<String>,
-    /// Name of the job [default: commit-DEVICE]
-    #[arg(long)]
-    pub job_id: Option<String>,
-    /// Most bytes per second, as in 100M
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-    pub speed: Option<u64>,
-    /// Wait until the job is over, with a progress bar; complete it when it is ready
-    #[arg(long)]
-    pub wait: bool,
-}
-
 /// Arguments of `export`.
 #[derive(clap::Args, Debug)]
 pub struct ExportArgs {
@@ -331,7 +294,11 @@ pub struct ExportArgs {
     /// The device
     pub device: String,
     /// The socket to create, for the front-end
-    pub socket: String,
+    #[arg(required_unless_present = "fd")]
+    pub socket: Option<String>,
+    /// A listening socket that the server inherited, by its number, instead
+    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    pub fd: Option<u32>,
     /// Let the guest write
     #[arg(long)]
     pub writable: bool,
@@ -469,6 +436,7 @@ impl Verb {
             Verb::JobComplete { job } => Request::job("job-complete", job),
             Verb::JobFinalize { job } => Request::job("job-finalize", job),
             Verb::JobDismiss { job } => Request::job("job-dismiss", job),
+            Verb::QueryStatus => Request::bare("query-status"),
             Verb::Version => Request::bare("query-version"),
             Verb::Commands => Request::bare("query-commands"),
             Verb::Schema => Request::bare("query-qmp-schema"),
@@ -493,50 +461,19 @@ impl SnapshotArgs {
     }
 }
 
-impl MergeArgs {
-    /// The name of the job.
-    pub(super) fn job(&self) -> String {
-        self.job_id.clone().unwrap_or_else(|| format!("merge-{}", self.device))
-    }
-
-    fn request(&self) -> Request {
-        let arguments = control::SnapshotMerge {
-            device: self.device.clone(),
-            snapshot: self.snapshot.clone(),
-            job_id: self.job(),
-            speed: self.speed,
-            auto_finalize: None,
-            auto_dismiss: None,
-        };
-        Request::new("snapshot-merge", &arguments)
-    }
-}
-
-impl CommitArgs {
-    /// The name of the job.
-    pub(super) fn job(&self) -> String {
-        self.job_id.clone().unwrap_or_else(|| format!("commit-{}", self.device))
-    }
-
-    fn request(&self) -> Request {
-        let arguments = control::BlockCommit {
-            job_id: Some(self.job()),
-            device: self.device.clone(),
-            base_node: self.base.clone(),
-            top_node: self.top.clone(),
-            speed: self.speed,
-            auto_finalize: None,
-            auto_dismiss: None,
-        };
-        Request::new("block-commit", &arguments)
-    }
-}
-
 impl ExportArgs {
     fn request(&self) -> Request {
-        let socket = control::UnixSocketAddress { path: self.socket.clone() };
+        let addr = match self.fd {
+            Some(fd) => {
+                control::SocketAddress::Fd(control::FdSocketAddress { str: fd.to_string() })
+            }
+            // Without a descriptor there is one.
+            None => control::SocketAddress::Unix(control::UnixSocketAddress {
+                path: self.socket.clone().unwrap_or_default(),
+            }),
+        };
         let options = control::VhostUserBlkOptions {
-            addr: control::SocketAddress::Unix(socket),
+            addr,
             num_queues: self.num_queues,
             logical_block_size: self.logical_block_size,
         };
