@@ -92,6 +92,20 @@ fn long_help_says_more_than_the_list_of_commands() {
     }
 }
 
+/// What the server does without an option is in the help of the client.
+#[test]
+fn the_help_of_ctl_says_what_is_the_default() {
+    let place = Place::new();
+    for (verb, defaults) in [
+        ("snapshot", ["from 512 to 1G, as in 64K [default: 4K]", "a restart [default: PO]"]),
+        ("export", ["offered [default: 1]", "512 or 4096 [default: 512]"]),
+    ] {
+        let said = place.ok(&format!("ctl m {verb} -h"));
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(defaults.iter().all(|default| said.contains(default)), "{said}");
+    }
+}
+
 #[test]
 fn shells_complete() {
     let place = Place::new();

@@ -269,13 +269,13 @@ pub struct SnapshotArgs {
     /// The file that keeps what the disk overwrites
     #[arg(long, value_name = "FILE")]
     pub cow: String,
-    /// Size of a chunk, the unit that is kept: a power of two from 512 to 1G, as in 64K
+    /// Size of a chunk, the unit that is kept: a power of two from 512 to 1G, as in 64K [default: 4K]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub chunk_size: Option<u64>,
     /// Size of the file [default: room for every chunk of the disk]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub size: Option<u64>,
-    /// What happens when the file is full, and whether the snapshot outlives a restart
+    /// What happens when the file is full, and whether the snapshot outlives a restart [default: PO]
     #[arg(long, value_enum)]
     pub persistent: Option<Persistent>,
     /// Use the store that the file holds instead of making one
@@ -302,10 +302,10 @@ pub struct ExportArgs {
     /// Let the guest write
     #[arg(long)]
     pub writable: bool,
-    /// Number of virtqueues offered
+    /// Number of virtqueues offered [default: 1]
     #[arg(long, value_name = "N")]
     pub num_queues: Option<u16>,
-    /// Logical block size of the disk, 512 or 4096
+    /// Logical block size of the disk, 512 or 4096 [default: 512]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub logical_block_size: Option<u64>,
 }
