@@ -122,6 +122,10 @@ fn usage_errors_have_their_status() {
     place.fails(2, "create");
     place.fails(2, "merge cow");
     place.fails(2, "serve --table T --blk-file f");
+    for line in ["frobnicate", "create", "info cow --size 4K", "serve --name a --fd 3"] {
+        let said = place.fails(2, line);
+        assert!(said.starts_with("snapblk: ") && said.contains("Usage: snapblk"), "{said}");
+    }
     let said = place.fails(2, "");
     assert!(said.contains("no command was given"), "{said}");
     assert!(place.ok("--version").starts_with("snapblk 0."));

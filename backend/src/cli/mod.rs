@@ -83,7 +83,10 @@ impl Cli {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse_from(by_convention(std::env::args_os()));
+    let cli = match Cli::try_parse_from(by_convention(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     start_logging();
     if let Err(error) = crate::signals::block_file_size() {
         tracing::warn!("cannot block SIGXFSZ: {error}");
@@ -98,6 +101,17 @@ pub fn main() -> ExitCode {
             error.status().into()
         }
     }
+}
+
+/// Prints a usage error under the program's name, as all others; or the help that was asked for.
+fn misused(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    match text.strip_prefix("error: ") {
+        Some(what) if error.use_stderr() => eprint!("snapblk: {what}"),
+        // Also where the reader of the output has gone.
+        _ => drop(error.print()),
+    }
+    ExitCode::from(error.exit_code() as u8)
 }
 
 /// The arguments with the command that they imply. QEMU's conventions for back-end programs

@@ -73,7 +73,7 @@ pub enum OpenMode {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system refused.
-    #[error("cannot open {} for {}: {source}", path.display(), match mode { OpenMode::ReadOnly => "reading", OpenMode::ReadWrite => "reading and writing" })]
+    #[error("cannot open {} for {}: {source}{}", path.display(), match mode { OpenMode::ReadOnly => "reading", OpenMode::ReadWrite => "reading and writing" }, what_to_do(source, *mode))]
     Open {
         /// The file.
         path: PathBuf,
@@ -83,11 +83,22 @@ pub enum FileError {
         source: io::Error,
     },
     /// A directory, a socket, a pipe or the like.
-    #[error("{} is neither a regular file nor a block device", path.display())]
+    #[error("{} is neither a regular file nor a block device; name one of these", path.display())]
     Kind {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// What helps against the common reasons.
+fn what_to_do(source: &io::Error, mode: OpenMode) -> &'static str {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    match (source.kind(), mode) {
+        (NotFound | NotADirectory, _) => "; name a file that is there",
+        (PermissionDenied, OpenMode::ReadOnly) => "; let this user read it",
+        (PermissionDenied, OpenMode::ReadWrite) => "; let this user read and write it",
+        _ => "",
+    }
 }
 
 /// An open file and its known properties. Immutable, except for its length and its space on disk.

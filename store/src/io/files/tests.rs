@@ -65,6 +65,9 @@ fn what_is_no_disk_is_refused_by_name() {
     let error = FileInfo::open(&missing, OpenMode::ReadWrite, false).unwrap_err();
     let sentence = error.to_string();
     assert!(sentence.contains("missing for reading and writing: No such file"), "{sentence}");
+    assert!(sentence.ends_with("; name a file that is there"), "{sentence}");
+    let error = FileInfo::open(dir.path(), OpenMode::ReadWrite, false).unwrap_err();
+    assert!(error.to_string().ends_with("a block device; name one of these"), "{error}");
     let error = FileInfo::open(Path::new("/dev/null"), OpenMode::ReadOnly, false).unwrap_err();
     assert!(matches!(error, FileError::Kind { .. }), "a character device holds no bytes");
 }
