@@ -7,44 +7,99 @@
 
 use std::path::{Path, PathBuf};
 
-use snapblk_store::device::{FirstTable, state_adds, state_knows};
+use snapblk_store::device::{FirstTable, StateSays, state_says};
 use snapblk_store::io::real_path;
 use snapblk_store::lines::{Param, TargetSpec};
 
 use super::start::{ServeArgs, ServeError};
 
+/// The places of states of the arguments' disks.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Of the one that is used.
+    pub(super) used: Option<PathBuf>,
+    /// Of those that say no more than the arguments.
+    pub(super) others: Vec<PathBuf>,
+}
+
 /// The place of the state of a start with these arguments.
 ///
 /// # Errors
-/// There are two, of which nobody can tell which one has what commands were told is kept.
-pub(super) fn default_state(
-    args: &ServeArgs,
-    first: &[FirstTable],
-) -> Result<Option<PathBuf>, ServeError> {
+/// There are two, of which nobody can tell which one has what commands were told is kept; or one that
+/// knows the disks otherwise.
+pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Places, ServeError> {
     let (usual, former) = usual_place(args, first)?;
-    let Some(usual) = usual else { return Ok(None) };
-    let mut found: Vec<PathBuf> = Vec::new();
-    found.extend(usual.exists().then(|| usual.clone()));
+    let Some(usual) = usual else { return Ok(Places::default()) };
     // Others have the same disk that is only read.
-    let own = || first.iter().filter(|table| !table.read_only || stores(table).next().is_some());
-    for place in former.into_iter().chain(own().flat_map(places)) {
-        let is_found = |known: &PathBuf| real_path(known) == real_path(&place);
-        let is_new = place.exists() && !found.iter().any(is_found);
-        if is_new && own().any(|table| state_knows(&place, table)) {
-            found.push(place);
+    let own: Vec<&FirstTable> =
+        first.iter().filter(|table| !table.read_only || stores(table).next().is_some()).collect();
+    let mut found: Vec<(PathBuf, StateSays)> = Vec::new();
+    let sure = own.iter().flat_map(|table| places(table));
+    let all = [Some(usual.clone()), former].into_iter().flatten().chain(sure);
+    for (number, place) in all.enumerate() {
+        if found.iter().any(|(known, _)| is_same(known, &place)) {
+            continue;
+        }
+        let lies = |table: &&&FirstTable| places(table).iter().any(|of| is_same(of, &place));
+        let beside: Vec<_> = own.iter().filter(lies).copied().collect();
+        let says = state_says(&place, &own, &beside);
+        let is_known = matches!(
+            says,
+            StateSays::Given { known: true }
+                | StateSays::More { known: true }
+                | StateSays::KeptIn(_)
+        );
+        // Whose disk a file beside it is about is in no doubt, but one that is only read has many.
+        if number == 0 || is_known || (!beside.is_empty() && says != StateSays::Nothing) {
+            found.push((place, says));
         }
     }
-    if found.len() > 1 && found.iter().any(|place| state_adds(place)) {
-        // The arguments say what the others do.
-        found.retain(|place| state_adds(place));
-    }
-    match found.as_slice() {
-        [one, other, ..] if state_adds(one) => {
-            Err(ServeError::StateOfEach { one: one.clone(), other: other.clone() })
+    let used = choose(&usual, &found)?;
+    let others = found
+        .into_iter()
+        .filter(|(place, says)| matches!(says, StateSays::Given { .. }) && !is_same(place, &used));
+    let others = others.map(|(place, _)| place).collect();
+    Ok(Places { used: Some(used), others })
+}
+
+/// Which of the states that were `found` is used: the only one that says more than the arguments, or, if
+/// there is none, one that knows the disks.
+fn choose(usual: &Path, found: &[(PathBuf, StateSays)]) -> Result<PathBuf, ServeError> {
+    let all_that = |which: &dyn Fn(&PathBuf, &StateSays) -> bool| -> Vec<PathBuf> {
+        let found = found.iter().filter(|(place, says)| which(place, says));
+        found.map(|(place, _)| place.clone()).collect()
+    };
+    let is_strange = |says: &StateSays| *says == StateSays::More { known: false };
+    let more = all_that(&|place, says| {
+        matches!(says, StateSays::More { .. }) && (!is_strange(says) || place == usual)
+    });
+    let known = all_that(&|_, says| *says == StateSays::Given { known: true });
+    let used = match more.as_slice() {
+        [one, other, ..] => {
+            return Err(ServeError::StateOfEach { one: one.clone(), other: other.clone() });
         }
-        [one, ..] => Ok(Some(one.clone())),
-        [] => Ok(Some(usual)),
+        [one] => one.clone(),
+        [] => known.first().map_or(usual, PathBuf::as_path).to_owned(),
+    };
+    for (place, says) in found {
+        match says {
+            _ if is_same(place, &used) && !matches!(says, StateSays::KeptIn(_)) => {}
+            StateSays::More { .. } => {
+                return Err(ServeError::StrangeState { strange: place.clone(), used });
+            }
+            StateSays::KeptIn(state) if !is_same(state, &used) => {
+                let (says, state) = (place.clone(), state.clone());
+                return Err(ServeError::StateElsewhere { says, state });
+            }
+            _ => {}
+        }
     }
+    Ok(used)
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|o| o == one))
 }
 
 /// Where it is unless there is one already; and where an earlier version had it, though others share the

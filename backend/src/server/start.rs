@@ -143,6 +143,31 @@ pub enum ServeError {
         /// Another one.
         other: PathBuf,
     },
+    /// A state beside a file of the disks is about other disks, and commands changed them.
+    #[error(
+        "the state file {}, beside a file of these disks, knows it by another name or in another table, with \
+         what commands changed since: {} does not have that; start with the arguments that it was made with, \
+         or move it away if nobody needs what it holds, or name the right state by '--state'",
+        strange.display(), used.display()
+    )]
+    StrangeState {
+        /// It.
+        strange: PathBuf,
+        /// The one that would be used.
+        used: PathBuf,
+    },
+    /// The state of one of the disks is that of a process with other disks.
+    #[error(
+        "these disks were served together with others, so their state is in {}, as {} says, and it is gone or \
+         knows what the arguments do not say; start with all of those disks, or name the right state by '--state'",
+        state.display(), says.display()
+    )]
+    StateElsewhere {
+        /// The file that says so.
+        says: PathBuf,
+        /// The state.
+        state: PathBuf,
+    },
     /// The monitor's socket is to be another of this process.
     #[error("cannot serve a monitor: {0}")]
     OwnSocket(String),
@@ -167,8 +192,8 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     // Blocked before the first thread, which inherits it: signals are waited for, not handled.
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let first = first_tables(&args.disks)?;
-    let state = match &args.state {
-        Some(state) => Some(state.clone()),
+    let place::Places { used: state, others } = match &args.state {
+        Some(state) => place::Places { used: Some(state.clone()), others: Vec::new() },
         None => place::default_state(args, &first)?,
     };
     beforehand::look(args, &first, state.as_deref())?;
@@ -179,6 +204,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if let FlushInterval::After(interval) = args.flush_interval {
         server.devices.commit_after(interval).map_err(io("cannot commit in time"))?;
     }
+    server.devices.replaces_states(others);
     start_devices(&server, args, &first)?;
     server.resume_merges();
     server.resume_commits();

@@ -43,7 +43,7 @@ pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
-    CommitJob, FirstTable, Halt, MergeJob, State, StateError, place_of_state, refuse_state_name,
-    state_adds, state_knows,
+    CommitJob, FirstTable, Halt, MergeJob, State, StateError, StateSays, place_of_state,
+    refuse_state_name, state_says,
 };
 pub use verbs::{Suspend, TableKind};

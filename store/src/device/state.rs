@@ -26,15 +26,16 @@ mod beside;
 mod given;
 mod names;
 mod older;
+mod others;
 mod restore;
+mod says;
 mod sole;
 mod text;
 
 use bases::{BaseState, bases};
 use beside::put_back;
-pub use given::state_adds;
 pub use names::{place_of_state, refuse_state_name};
-pub use restore::state_knows;
+pub use says::{StateSays, state_says};
 use sole::Sole;
 
 /// The version of the format.
@@ -173,6 +174,9 @@ pub struct State {
     /// Paths are escaped in lines.
     #[serde(default)]
     escaped: bool,
+    /// The state of its disks is in this other file: as seen from this one's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kept_in: Option<PathBuf>,
     /// The tables that devices were first given, by the arguments of the program.
     #[serde(default)]
     first: BTreeMap<String, First>,
@@ -448,6 +452,8 @@ pub(super) struct StateFile {
     bases: Vec<BaseState>,
     /// The file's text, as this process read or wrote it; none if there is no file of its own.
     kept: Option<String>,
+    /// The states of these disks that are not used.
+    others: Vec<PathBuf>,
     /// The lock on it, from when there is one.
     sole: Option<Sole>,
 }

@@ -266,6 +266,101 @@ fn of_the_states_of_two_disks_none_is_lost_in_silence() {
     world.stop();
 }
 
+/// A state that knows a disk by another name is neither used nor passed over: the disk's store would be
+/// served without the layers above it.
+#[test]
+fn a_state_of_a_disk_that_has_another_name_now_is_not_passed_over() {
+    let (disks, own) = (disks(), scratch());
+    let [base, store] = [disks.path("d1.raw"), disks.path("vm.cow")];
+    let alone = plain(&own, &base).arg("--overlay").arg(&store);
+    let mut world = World::start(&alone);
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "disk0", "vm-2.cow"));
+    world.disk().write(0, &stamped(0, 8, 2)).unwrap();
+    world.stop();
+    let before = std::fs::read(&store).unwrap();
+    let args = ["--blk-file", word(&base), "--overlay", word(&store)];
+    // Another disk has its name, or none.
+    let other = disks.path("other.cow");
+    let first = plain(&own, &disks.path("d2.raw")).arg("--overlay").arg(&other);
+    for command in [first, overlays(&own, &disks, &["other"])] {
+        let said = does_not_start(&and_disk(command, &own, "y", args));
+        for part in ["vm.cow.state", "other.cow.state", "'--state'"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(
+            !other.exists() && std::fs::read(&store).unwrap() == before,
+            "it changed something"
+        );
+    }
+    assert_eq!(states(&disks), ["vm.cow.state"]);
+    let world = World::start(&alone);
+    assert_same("disk0", &world.disk().read(0, 8 * 512).unwrap(), &stamped(0, 8, 2));
+    world.stop();
+}
+
+/// A state that says only what its arguments say is as good under another name.
+#[test]
+fn an_overlay_for_which_no_command_was_given_may_have_another_name() {
+    let (disks, own) = (disks(), scratch());
+    let world = World::start(&overlays(&own, &disks, &["a"]));
+    write(&own, "a", 2);
+    world.stop();
+    let (base, store) = (disks.path("iso.raw"), disks.path("a.cow"));
+    let args = ["--blk-file", word(&base), "--overlay", word(&store)];
+    let renamed = and_disk(overlays(&own, &disks, &["b"]), &own, "new", args);
+    let mut world = World::start(&renamed);
+    assert_same("new", &content(&own, "new"), &stamped(0, 8, 2));
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "new", "new-2.cow"));
+    world.stop();
+    let said = does_not_start(&overlays(&own, &disks, &["a"]));
+    assert!(said.contains("a.cow.state") && said.contains("b.cow.state"), "{said}");
+}
+
+/// Disks that were served alone before they were served together are not what they were alone.
+#[test]
+fn a_disk_whose_state_is_kept_with_that_of_others_is_not_served_without_it() {
+    let (disks, own) = (disks(), scratch());
+    let alone = |name| overlays(&own, &disks, &[name]);
+    for (name, generation) in [("a", 2), ("b", 3)] {
+        let world = World::start(&alone(name));
+        write(&own, name, generation);
+        world.stop();
+    }
+    let both = overlays(&own, &disks, &["a", "b"]);
+    World::start(&both).stop();
+    // Nothing was changed by a command: each may be served alone as before, and together again.
+    let world = World::start(&alone("b"));
+    assert_same("b", &content(&own, "b"), &stamped(0, 8, 3));
+    world.stop();
+    let mut world = World::start(&both);
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "b", "b-2.cow"));
+    write(&own, "b", 4);
+    // Nothing of it depends on an orderly end.
+    world.kill();
+    let before = std::fs::read(disks.path("b.cow")).unwrap();
+    let said = does_not_start(&alone("b"));
+    for part in ["a.cow.state", "b.cow.state", "'--state'"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(std::fs::read(disks.path("b.cow")).unwrap(), before);
+    // Both are moved together.
+    let moved = scratch();
+    for entry in std::fs::read_dir(disks.dir()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), moved.path(entry.file_name().to_str().unwrap())).unwrap();
+    }
+    let said = does_not_start(&overlays(&own, &moved, &["b"]));
+    assert!(said.contains(word(&moved.path("a.cow.state"))), "{said}");
+    let world = World::start(&both);
+    assert_same("a", &content(&own, "a"), &stamped(0, 8, 2));
+    assert_same("b", &content(&own, "b"), &stamped(0, 8, 4));
+    world.stop();
+    // Without the state nobody knows what it said.
+    std::fs::rename(disks.path("a.cow.state"), disks.path("away")).unwrap();
+    let said = does_not_start(&alone("b"));
+    assert!(said.contains("a.cow.state") && said.contains("gone"), "{said}");
+}
+
 /// Else the first command that is kept would replace it, or be refused for it.
 #[test]
 fn nothing_is_put_where_the_state_is_kept() {

@@ -5,21 +5,9 @@
 //! next start to a size or to arguments. Never knows what else is kept, only whether there is
 //! anything.
 
-use std::path::Path;
-
 use super::{DeviceState, First, State, StateError, StateFile, put_back};
 use crate::io::durable::sync_name;
 use crate::lines::parse_table;
-
-/// Whether the state file `path` says more of its disks than the arguments that it was made with; assumed
-/// of one that cannot be read.
-pub fn state_adds(path: &Path) -> bool {
-    match StateFile::new(Some(path.to_owned())).read() {
-        Ok(None) => false,
-        Ok(Some(state)) => !state.is_as_given() || !state.write_through.is_empty(),
-        Err(_) => true,
-    }
-}
 
 impl First {
     /// Whether it has stores, with data of a guest, that would be created anew without the file;
@@ -41,13 +29,13 @@ impl State {
         self
     }
 
-    fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         let has_stores = self.first.values().any(First::has_stores);
         self.is_as_given() && !has_stores && self.bases.is_empty()
     }
 
     /// Whether each device has the table that it was first given, and nothing works on it.
-    fn is_as_given(&self) -> bool {
+    pub(super) fn is_as_given(&self) -> bool {
         let is_given = |(name, device): (&String, &DeviceState)| {
             self.first.get(name).is_some_and(|first| {
                 let (table, read_only) = (first.table.clone(), first.read_only);
@@ -61,7 +49,8 @@ impl State {
 
     /// Whether a start without the file has the same result.
     pub(super) fn is_nothing(&self) -> bool {
-        self.is_given() && self.devices.is_empty() && self.write_through.is_empty()
+        let is_empty = self.devices.is_empty() && self.write_through.is_empty();
+        self.is_given() && is_empty && self.kept_in.is_none()
     }
 }
 

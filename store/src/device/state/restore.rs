@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use super::{
     CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute, is_empty,
@@ -20,22 +19,8 @@ use crate::device::verbs::Suspend;
 use crate::io::real_path;
 use crate::lines::parse_table;
 
-/// Whether the state file `path` is one of a process that had the disk of `table`; assumed of one
-/// that cannot be read.
-pub fn state_knows(path: &Path, table: &FirstTable) -> bool {
-    match StateFile::new(Some(path.to_owned())).read() {
-        Ok(None) => false,
-        Ok(Some(state)) if state.first.contains_key(&table.name) => {
-            StateFile::same_first(&state, table).unwrap_or(false)
-        }
-        // Where no device is kept, it may be a guest's write cache.
-        Ok(Some(state)) => state.write_through.contains_key(&table.name),
-        Err(_) => true,
-    }
-}
-
 impl StateFile {
-    fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
+    pub(super) fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
         let given = First::of(table);
         match state.first.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
@@ -69,10 +54,10 @@ impl Devices {
         first: &[FirstTable],
         mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        let kept = {
+        let (kept, others) = {
             let state = &mut self.lock().state;
             state.wait_for_others()?;
-            state.read()?
+            (state.read()?, state.read_others()?)
         };
         let path = self.lock().state.path.take();
         let started = self.start_from(kept, first, &mut make_stores);
@@ -87,6 +72,7 @@ impl Devices {
         if known || inner.devices.values().any(has_stores) {
             self.keep(inner)?;
         }
+        inner.state.replace(others)?;
         Ok(())
     }
 
