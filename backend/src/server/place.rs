@@ -62,6 +62,20 @@ pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Pl
     Ok(Places { used: Some(used), others })
 }
 
+/// The place of the state that the arguments name.
+///
+/// # Errors
+/// What is there only says where the state of the disks is now.
+pub(super) fn named_state(state: &Path, first: &[FirstTable]) -> Result<Places, ServeError> {
+    let disks: Vec<&FirstTable> = first.iter().collect();
+    match state_says(state, &disks, &disks) {
+        StateSays::KeptIn(there) => {
+            Err(ServeError::StateElsewhere { says: state.to_owned(), state: there })
+        }
+        _ => Ok(Places { used: Some(state.to_owned()), others: Vec::new() }),
+    }
+}
+
 /// Which of the states that were `found` is used: the only one that says more than the arguments, or, if
 /// there is none, one that knows the disks.
 fn choose(usual: &Path, found: &[(PathBuf, StateSays)]) -> Result<PathBuf, ServeError> {

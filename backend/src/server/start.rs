@@ -193,7 +193,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let first = first_tables(&args.disks)?;
     let place::Places { used: state, others } = match &args.state {
-        Some(state) => place::Places { used: Some(state.clone()), others: Vec::new() },
+        Some(state) => place::named_state(state, &first)?,
         None => place::default_state(args, &first)?,
     };
     beforehand::look(args, &first, state.as_deref())?;

@@ -338,9 +338,12 @@ fn a_disk_whose_state_is_kept_with_that_of_others_is_not_served_without_it() {
     // Nothing of it depends on an orderly end.
     world.kill();
     let before = std::fs::read(disks.path("b.cow")).unwrap();
-    let said = does_not_start(&alone("b"));
-    for part in ["a.cow.state", "b.cow.state", "'--state'"] {
-        assert!(said.contains(part), "{said}");
+    let named = alone("b").arg("--state").arg(disks.path("b.cow.state"));
+    for command in [alone("b"), named] {
+        let said = does_not_start(&command);
+        for part in ["a.cow.state", "b.cow.state", "'--state'"] {
+            assert!(said.contains(part), "{said}");
+        }
     }
     assert_eq!(std::fs::read(disks.path("b.cow")).unwrap(), before);
     // Both are moved together.
