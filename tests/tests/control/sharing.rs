@@ -364,6 +364,32 @@ fn a_disk_whose_state_is_kept_with_that_of_others_is_not_served_without_it() {
     assert!(said.contains("a.cow.state") && said.contains("gone"), "{said}");
 }
 
+/// Each state knows the base of its own disk.
+#[test]
+fn a_base_that_changed_is_refused_whichever_state_knows_it() {
+    let (disks, own) = (disks(), scratch());
+    let [base, store] = [disks.path("d2.raw"), disks.path("b.cow")];
+    let args = ["--blk-file", word(&base), "--overlay", word(&store)];
+    let a = overlays(&own, &disks, &["a"]);
+    let b = and_disk(monitor_only(&own), &own, "b", args);
+    let both = and_disk(a.clone(), &own, "b", args);
+    let mut changes = 2;
+    let mut is_refused = |command: &ServerCommand| {
+        std::fs::write(&base, stamped(0, SECTORS, changes)).unwrap();
+        changes += 1;
+        let said = does_not_start(command);
+        assert!(said.contains("d2.raw changed since the store"), "{said}");
+        World::start(&command.clone().arg("--force")).stop();
+        World::start(command).stop();
+    };
+    for command in [&a, &b] {
+        World::start(command).stop();
+    }
+    is_refused(&both);
+    // Its own state only says where the other is.
+    is_refused(&b);
+}
+
 /// Else the first command that is kept would replace it, or be refused for it.
 #[test]
 fn nothing_is_put_where_the_state_is_kept() {

@@ -7,39 +7,86 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{State, StateError, StateFile, VERSION, absolute};
+use super::{BaseState, FirstTable, State, StateError, StateFile, VERSION, absolute};
 use crate::device::core::Devices;
+use crate::io::real_path;
 
-/// One that is not used; its lock is held.
-pub(super) struct Other {
-    file: StateFile,
+/// Those of a start.
+#[derive(Default)]
+pub(super) struct Others {
+    /// Those that are not used; their locks are held.
+    files: Vec<StateFile>,
+    /// What they say, and what the states say that files name which only do that.
+    states: Vec<State>,
 }
 
-impl Other {
-    /// None where it is gone.
-    fn read(path: &Path) -> Result<Option<Other>, StateError> {
+impl Others {
+    /// Nothing where it is gone.
+    fn read(&mut self, path: &Path) -> Result<(), StateError> {
         let mut file = StateFile::new(Some(path.to_owned()));
         file.wait_for_others()?;
         match file.read()? {
-            None => Ok(None),
+            None => {}
             // The process that had it was told more since it was looked at.
-            Some(state) if state.adds() => Err(StateError::Foreign { path: path.to_owned() }),
-            Some(_) => Ok(Some(Other { file })),
+            Some(state) if state.adds() => {
+                return Err(StateError::Foreign { path: path.to_owned() });
+            }
+            Some(state) => {
+                self.states.extend(state.followed(path)?);
+                self.files.push(file);
+            }
         }
+        Ok(())
     }
 
-    /// The state of its disks is at `used` from now on.
-    fn refer_to(mut self, used: &Path) -> Result<(), StateError> {
-        let Some(path) = &self.file.path else { return Ok(()) };
-        let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path));
-        let used = place(used);
-        // Both may be moved together.
-        let kept_in = match used.file_name() {
-            Some(name) if place(path).parent() == used.parent() => name.into(),
-            _ => used,
-        };
-        self.file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() })
+    /// The files below the stores of `disks`, which the state that is used does not know.
+    pub(super) fn bases(&self, disks: &[&FirstTable]) -> Result<Vec<&BaseState>, StateError> {
+        let mut bases = Vec::new();
+        for disk in disks {
+            let specs = disk.lines.iter().filter_map(|line| line.target.snapshot());
+            let place = |path: &Path| absolute(&real_path(path));
+            let stores = specs.filter_map(|spec| spec.cow.path()).map(place);
+            let stores: Vec<PathBuf> = stores.collect();
+            for state in &self.states {
+                // Another error means that it knows other disks, or these by other names.
+                if let Err(error @ StateError::Shorter { .. }) = StateFile::same_first(state, disk)
+                {
+                    return Err(error);
+                }
+                let is_of = |base: &&BaseState| stores.contains(&place(Path::new(&base.store)));
+                bases.extend(state.bases.iter().filter(is_of));
+            }
+        }
+        Ok(bases)
     }
+}
+
+/// The state of the disks of `file` is at `used` from now on.
+fn refer(mut file: StateFile, used: &Path) -> Result<(), StateError> {
+    let Some(path) = &file.path else { return Ok(()) };
+    let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path));
+    let used = place(used);
+    // Both may be moved together.
+    let kept_in = match used.file_name() {
+        Some(name) if place(path).parent() == used.parent() => name.into(),
+        _ => used,
+    };
+    file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() })
+}
+
+impl State {
+    /// The state that this one, at `path`, names; itself if it names none.
+    fn followed(self, path: &Path) -> Result<Option<State>, StateError> {
+        match &self.kept_in {
+            Some(kept_in) => StateFile::new(Some(seen_from(path, kept_in))).read(),
+            None => Ok(Some(self)),
+        }
+    }
+}
+
+/// The path that the state at `path` calls `kept_in`.
+pub(super) fn seen_from(path: &Path, kept_in: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).join(kept_in)
 }
 
 impl Devices {
@@ -51,14 +98,20 @@ impl Devices {
 }
 
 impl StateFile {
-    pub(super) fn read_others(&self) -> Result<Vec<Other>, StateError> {
-        let read = self.others.iter().map(|path| Other::read(path));
-        Ok(read.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    /// The others, where this one says `kept`.
+    pub(super) fn read_others(&self, kept: Option<&State>) -> Result<Others, StateError> {
+        let mut others = Others::default();
+        if let (Some(path), Some(state)) = (&self.path, kept.filter(|kept| kept.kept_in.is_some()))
+        {
+            others.states.extend(state.clone().followed(path)?);
+        }
+        self.others.iter().try_for_each(|path| others.read(path))?;
+        Ok(others)
     }
 
     /// Makes `others` name this one, if there is one.
-    pub(super) fn replace(&self, others: Vec<Other>) -> Result<(), StateError> {
+    pub(super) fn replace(&self, others: Others) -> Result<(), StateError> {
         let Some(path) = self.path.as_ref().filter(|_| self.kept.is_some()) else { return Ok(()) };
-        others.into_iter().try_for_each(|other| other.refer_to(path))
+        others.files.into_iter().try_for_each(|file| refer(file, path))
     }
 }

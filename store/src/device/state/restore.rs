@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
+use super::others::Others;
 use super::{
-    CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute, is_empty,
-    too_short,
+    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute,
+    is_empty, too_short,
 };
 use crate::device::build::lines_name;
 use crate::device::chain::lower_layers;
@@ -57,10 +58,12 @@ impl Devices {
         let (kept, others) = {
             let state = &mut self.lock().state;
             state.wait_for_others()?;
-            (state.read()?, state.read_others()?)
+            let kept = state.read()?;
+            let others = state.read_others(kept.as_ref())?;
+            (kept, others)
         };
         let path = self.lock().state.path.take();
-        let started = self.start_from(kept, first, &mut make_stores);
+        let started = self.start_from((kept, &others), first, &mut make_stores);
         let inner = &mut *self.lock();
         inner.state.path = path;
         let known = started?;
@@ -79,24 +82,26 @@ impl Devices {
     /// True if a state was found.
     fn start_from(
         &self,
-        kept: Option<State>,
+        (kept, others): (Option<State>, &Others),
         first: &[FirstTable],
         make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<bool, DeviceError> {
         let known = kept.is_some();
-        let mut resumed = Vec::new();
         let mut caches = BTreeMap::new();
+        let mut new = Vec::new();
+        for table in first {
+            let is_kept = |state| StateFile::same_first(state, table);
+            if !kept.as_ref().map_or(Ok(false), is_kept)? {
+                new.push(table);
+            }
+        }
+        self.check_bases(others.bases(&new)?)?;
         if let Some(mut state) = kept {
             caches = std::mem::take(&mut state.write_through);
-            for table in first {
-                if StateFile::same_first(&state, table)? {
-                    resumed.push(table.name.clone());
-                }
-            }
-            self.check_bases(&state)?;
+            self.check_bases(&state.bases)?;
             self.restore(&state)?;
         }
-        for table in first.iter().filter(|table| !resumed.contains(&table.name)) {
+        for table in new {
             make_stores(table)?;
             self.lock().state.first.insert(table.name.clone(), First::of(table));
             self.create(&table.name, None)?;
@@ -133,11 +138,14 @@ impl Devices {
         self.workers.wake(u64::MAX);
     }
 
-    fn check_bases(&self, state: &State) -> Result<(), DeviceError> {
+    fn check_bases<'a>(
+        &self,
+        bases: impl IntoIterator<Item = &'a BaseState>,
+    ) -> Result<(), DeviceError> {
         if self.config.force {
             return Ok(());
         }
-        for base in &state.bases {
+        for base in bases {
             let what = format!("cannot use {}", base.path.display());
             let meta = std::fs::metadata(&base.path).map_err(DeviceError::io(what))?;
             let modified = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::others::seen_from;
 use super::{DeviceState, FirstTable, State, StateFile};
 
 /// What a state file is to disks of the arguments.
@@ -36,7 +37,7 @@ pub fn state_says(path: &Path, disks: &[&FirstTable], beside: &[&FirstTable]) ->
         Err(_) => return StateSays::More { known: true },
     };
     if let Some(kept_in) = &state.kept_in {
-        let there = path.parent().unwrap_or(Path::new("")).join(kept_in);
+        let there = seen_from(path, kept_in);
         return match read(&there) {
             // Nothing is known of whom it was for.
             _ if beside.is_empty() => StateSays::Given { known: false },
