@@ -141,13 +141,19 @@ impl Owed {
     }
 
     /// Removes the file of a store that no longer exists: a new store, which owes nothing, is
-    /// about to be made in its place.
+    /// about to be made in its place. What is owed to a store in another file, which may only have been
+    /// moved away, is set aside.
     ///
     /// # Errors
     /// [`OwedError::Io`].
     pub fn forget(info: &FileInfo) -> Result<(), OwedError> {
         let (path, beside_link) = paths_of(info);
+        let boot = boot_id().ok();
+        let is_past = |found: &WordsHeader| {
+            found.store == info.identity || boot.is_some_and(|boot| boot != found.boot)
+        };
         for path in [Some(path), beside_link].into_iter().flatten() {
+            set_aside(&path, is_past)?;
             match std::fs::remove_file(&path) {
                 Ok(()) => tracing::warn!(
                     "removed {}, which kept what a killed process owed the store that was there \
@@ -263,28 +269,8 @@ impl Owed {
     /// Sets the file aside if it keeps what is owed to another store: this one is a copy, or took
     /// that one's place, and a new file is about to take its file's.
     fn set_aside_another_s(&self) -> Result<(), OwedError> {
-        let (Some(own), Ok(Some((words, found)))) = (self.header, read(&self.path)) else {
-            return Ok(());
-        };
-        let (boot, most) = (found.boot, Log::most_owed(&words));
-        if found.is_of(&own) || boot != own.boot || most == 0 {
-            return Ok(());
-        }
-        let numbered = (2..).map(|n| with_suffix(&self.path, &format!(".old-{n}")));
-        let mut names = std::iter::once(with_suffix(&self.path, ".old")).chain(numbered);
-        let is_free = |name: &PathBuf| name.symlink_metadata().is_err();
-        let aside = names.find(is_free).expect("there are more names than files");
-        let path = self.path.clone();
-        if let Err(source) = std::fs::rename(&path, &aside) {
-            return Err(OwedError::Io { path, source });
-        }
-        tracing::warn!(
-            "{} kept up to {most} chunks that a killed process owed to another store, of which \
-             this one may be a copy; what they hold is not in this one, and the file is {} now",
-            path.display(),
-            aside.display()
-        );
-        Ok(())
+        let Some(own) = self.header else { return Ok(()) };
+        set_aside(&self.path, |found| found.is_of(&own) || found.boot != own.boot)
     }
 
     /// The file that an earlier version left beside the link belongs to this store, and was
@@ -418,6 +404,29 @@ fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
     let real = real_path(&info.path);
     let beside_link = (real != info.path).then(|| beside(&info.path));
     (beside(&real), beside_link)
+}
+
+/// Renames the file at `path` if it keeps what is owed to a store, and is not `done` with.
+fn set_aside(path: &Path, done: impl Fn(&WordsHeader) -> bool) -> Result<(), OwedError> {
+    let Ok(Some((words, found))) = read(path) else { return Ok(()) };
+    let most = Log::most_owed(&words);
+    if done(&found) || most == 0 {
+        return Ok(());
+    }
+    let numbered = (2..).map(|n| with_suffix(path, &format!(".old-{n}")));
+    let mut names = std::iter::once(with_suffix(path, ".old")).chain(numbered);
+    let is_free = |name: &PathBuf| name.symlink_metadata().is_err();
+    let aside = names.find(is_free).expect("there are more names than files");
+    if let Err(source) = std::fs::rename(path, &aside) {
+        return Err(OwedError::Io { path: path.into(), source });
+    }
+    tracing::warn!(
+        "{} kept up to {most} chunks that a killed process owed to another store, of which \
+         this one may be a copy; what they hold is not in this one, and the file is {} now",
+        path.display(),
+        aside.display()
+    );
+    Ok(())
 }
 
 fn beside(store: &Path) -> PathBuf {

@@ -164,6 +164,28 @@ fn what_is_owed_to_another_store_is_set_aside() {
     owed.create(false).expect("it is made");
 }
 
+/// A store that is made where another was does not cost that one what it is owed: it may be moved back.
+#[test]
+fn what_is_owed_to_a_store_that_was_moved_away_is_kept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let info = on_disk(dir.path());
+    let aside = dir.path().join("store.cow.owed.old");
+    let owed = killed(&info, |header| header.store.ino += 1);
+    let before = std::fs::read(owed.path()).expect("it is there");
+    Owed::forget(&info).expect("it is set aside");
+    assert_eq!(std::fs::read(&aside).expect("it was set aside"), before);
+    assert!(!owed.path().exists());
+    // What was owed to this very file, which is empty now, and what another boot left, is gone.
+    std::fs::remove_file(&aside).expect("it is there");
+    for of in [(0, 0), (1, 1)] {
+        let owed = killed(&info, |header| {
+            (header.boot, header.store.ino) = (header.boot + of.0, header.store.ino + of.1)
+        });
+        Owed::forget(&info).expect("it is removed");
+        assert!(!owed.path().exists() && !aside.exists(), "{of:?}");
+    }
+}
+
 /// In memory, a file that is too large is refused at once.
 fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").expect("a directory in memory")
