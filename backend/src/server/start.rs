@@ -300,8 +300,10 @@ fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError>
         }
         Some(DiskSocket::Fd(fd)) => SocketAddress::Fd(FdSocketAddress { str: fd.to_string() }),
     };
-    if let Err(error) = server.devices.require_table(&disk.name) {
-        // The start made its device, unless a client removed that: then it stays removed.
+    let can_be = server.devices.require_table(&disk.name);
+    if let Err(error) = can_be.and_then(|()| server.devices.require_unheld(&disk.name)) {
+        // The start made its device, unless a client removed that: then it stays removed. A commit that
+        // goes on writes it: it began when a client had removed the export.
         tracing::warn!("disk '{}' is not exported: {error}", disk.name);
         return Ok(());
     }

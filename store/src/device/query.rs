@@ -55,6 +55,14 @@ impl Devices {
         self.look().active(name).map(|_| ())
     }
 
+    /// Refuses a device that a job removes or writes: it is served only after that.
+    ///
+    /// # Errors
+    /// Which job.
+    pub fn require_unheld(&self, name: &str) -> Result<(), DeviceError> {
+        self.look().refuse_held(name)
+    }
+
     /// The device `name`, or all devices, in the order of their names.
     ///
     /// # Errors

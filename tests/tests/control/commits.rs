@@ -377,6 +377,43 @@ fn scenario_37_killed_in_mid_commit_into_a_layer_it_goes_on() {
     world.stop();
 }
 
+/// The arguments export what the commit writes: a client removed that export before the commit began.
+#[test]
+fn a_commit_into_a_disk_of_the_arguments_does_not_keep_the_server_from_starting() {
+    let scratch = scratch();
+    let (file, socket) = (disk_file(&scratch), scratch.socket("raw.sock"));
+    let command = monitor_only(&scratch).arg("--force").arg("--name").arg("raw").arg("--blk-file");
+    let command = command.arg(&file).arg("--read-only").arg("--socket-path").arg(&socket);
+    let mut world = World::start(&command);
+    world.make("golden", &[format!("0 {SECTORS} linear raw 0")]);
+    let store = scratch.file("vm.cow", &vec![0; 8 << 20]).unwrap();
+    world.make("vm", &[format!("0 {SECTORS} snapshot golden {} PO 8", word(&store))]);
+    let vm = world.export(&scratch, "vm", true);
+    let written = stamped(0, 64, 2);
+    disk(&vm).write(0, &written).unwrap();
+    world.call("block-export-del", json!({"id": "raw", "mode": "hard"}));
+    let arguments = json!({"device": "vm", "job-id": "c"});
+    world.call("block-commit", arguments);
+    for _ in 0..2 {
+        is_ready(&mut world);
+        world.kill();
+        world = World::start(&command);
+        assert_eq!(world.call("query-block-exports", json!({})), json!([]));
+    }
+    let vm = world.export(&scratch, "vm", true);
+    assert_same("vm", &disk(&vm).read(0, written.len()).unwrap(), &written);
+    is_ready(&mut world);
+    world.call("job-cancel", json!({"id": "c"}));
+    while world.call("query-jobs", json!({})) != json!([]) {
+        world.event("JOB_STATUS_CHANGE");
+    }
+    world.stop();
+    let world = World::start(&command);
+    let below = Image::first().0[..written.len()].to_vec();
+    assert_same("raw", &disk(&socket).read(0, written.len()).unwrap(), &below);
+    world.stop();
+}
+
 #[test]
 fn a_commit_is_paused_and_goes_on() {
     let scratch = scratch();
