@@ -22,7 +22,7 @@ impl Devices {
         inner.state.write_through.get(name).is_some_and(|exports| exports.contains(export))
     }
 
-    /// Turns that on or off; it survives a kill.
+    /// Turns that on or off; it survives a kill, unless the device is read-only.
     ///
     /// # Errors
     /// There is no such device; or the state file cannot be written: then it holds until this
@@ -30,13 +30,16 @@ impl Devices {
     pub fn set_write_through(&self, name: &str, export: &str, on: bool) -> Result<(), DeviceError> {
         // A guest waits for this, and it changes no table.
         let inner = &mut *self.look();
-        inner.device(name)?;
+        let device = inner.device(name)?;
+        let read_only = device.active.as_ref().is_some_and(|active| active.read_only);
         let exports = inner.state.write_through.entry(name.to_owned()).or_default();
         let changed = match on {
             true => exports.insert(export.to_owned()),
             false => exports.remove(export),
         };
         inner.state.write_through.retain(|_, exports| !exports.is_empty());
-        if changed { self.keep(inner) } else { Ok(()) }
+        // What is only read has nothing to lose, and its file may be shared by servers which would then want
+        // one state.
+        if changed && !read_only { self.keep(inner) } else { Ok(()) }
     }
 }

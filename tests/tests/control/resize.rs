@@ -159,7 +159,7 @@ fn a_file_that_grew_alone_is_served_as_it_was() {
 }
 
 /// Like a front-end whose guest turns its write cache `on`, or off: `SET_CONFIG`, and its reply.
-fn set_write_cache(world: &World, on: bool) {
+pub(crate) fn set_write_cache(world: &World, on: bool) {
     const SET_PROTOCOL_FEATURES: u32 = 16;
     const SET_CONFIG: u32 = 25;
     const VERSION_AND_NEED_REPLY: u32 = 1 | 1 << 3;

@@ -124,6 +124,20 @@ fn servers_of_one_image_that_is_only_read_have_a_state_each() {
     two.stop();
 }
 
+/// A guest that turns its write cache off keeps no other server from starting.
+#[test]
+fn servers_of_one_disk_that_is_only_read_need_no_state() {
+    let (disks, own) = (disks(), [scratch(), scratch()]);
+    let command = |own| plain(own, &disks.path("iso.raw")).arg("--read-only");
+    let one = World::start(&command(&own[0]));
+    crate::resize::set_write_cache(&one, false);
+    let two = World::start(&command(&own[1]));
+    crate::resize::set_write_cache(&two, false);
+    assert_eq!(states(&disks), NOTHING);
+    one.stop();
+    two.stop();
+}
+
 /// An earlier version kept it beside the first disk, also where that is only read.
 #[test]
 fn a_state_beside_the_first_disk_is_found_by_its_server_alone() {
