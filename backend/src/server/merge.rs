@@ -282,6 +282,8 @@ fn tell(merge: &MergeHandle, handle: &JobHandle) {
 
 impl JobDriver for Rollback {
     fn pause(&self) {
+        // One that begins has its merge then.
+        let _begun = self.cancelled();
         if let Some(merge) = self.merge.get() {
             merge.pause();
         }
@@ -289,6 +291,8 @@ impl JobDriver for Rollback {
     }
 
     fn resume(&self) {
+        // One that begins has its merge then.
+        let _begun = self.cancelled();
         if let Some(merge) = self.merge.get() {
             merge.resume();
         }
@@ -327,5 +331,35 @@ impl JobDriver for Rollback {
         let cow = if cow.is_empty() { snapshot.clone() } else { cow };
         server.events.emit(&Event::MergeCompleted(MergeCompleted { device, snapshot, cow }));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_waits_until_there_is_something_to_pause() {
+        let rollback = Rollback {
+            server: Weak::new(),
+            id: "job".into(),
+            job: MergeJob::default(),
+            began: Began::ByTable,
+            merge: OnceLock::new(),
+            cancelled: Mutex::new(false),
+        };
+        std::thread::scope(|scope| {
+            let begun = rollback.cancelled();
+            let asks: [fn(&Rollback); 2] = [Rollback::pause, Rollback::resume];
+            let asked = asks.map(|ask| {
+                scope.spawn({
+                    let rollback = &rollback;
+                    move || ask(rollback)
+                })
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(asked.iter().all(|asked| !asked.is_finished()), "nobody was told");
+            drop(begun);
+        });
     }
 }
