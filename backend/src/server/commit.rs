@@ -121,25 +121,26 @@ impl Server {
         let driver = commit.clone();
         let handle = self.jobs.create(spec, |_| driver).inspect_err(|_| self.forget_commit(id))?;
         handle.start();
-        let begun = match begin {
-            Begin::Work(CommitWork { copy: Some((source, table)), .. }) => {
-                commit.copy(self, (source, table), commit.speed(), Stage::Copying)
-            }
-            Begin::Work(CommitWork { copy: None, .. }) => {
-                commit.send(Said::Copied(CommitEnd::Finished));
-                Ok(())
-            }
-            Begin::Pivoted(Pivot::Merges) => commit.merge(self),
-            Begin::Pivoted(Pivot::Steps) => {
-                commit.send(Said::Pivoted(Pivot::Steps));
-                Ok(())
-            }
-        };
-        let watched = handle.clone();
-        let begun = begun.and_then(|()| {
-            let thread = std::thread::Builder::new().name("job".into());
-            let spawned = thread.spawn(move || commit.watch(&said, &watched));
-            spawned.map(|_| ()).map_err(|error| cannot_start(&error))
+        // Before the work, which nothing would end without it.
+        let follows = commit.clone().follow_when_begun(said, handle.clone());
+        let begun = follows.and_then(|follows| {
+            match begin {
+                Begin::Work(CommitWork { copy: Some((source, table)), .. }) => {
+                    commit.copy(self, (source, table), commit.speed(), Stage::Copying)
+                }
+                Begin::Work(CommitWork { copy: None, .. }) => {
+                    commit.send(Said::Copied(CommitEnd::Finished));
+                    Ok(())
+                }
+                Begin::Pivoted(Pivot::Merges) => commit.merge(self),
+                Begin::Pivoted(Pivot::Steps) => {
+                    commit.send(Said::Pivoted(Pivot::Steps));
+                    Ok(())
+                }
+            }?;
+            // It waits for this.
+            let _ = follows.send(());
+            Ok(())
         });
         begun.map_err(|error| {
             self.forget_commit(id);
@@ -305,6 +306,24 @@ impl Commit {
         let user = User { writable: false, workers: vec![worker] };
         let attached = server.devices.attach(&self.job.device, &job_user(&self.id), user);
         attached.map_err(|error| error.to_string())
+    }
+
+    /// Starts the thread that follows the work once it is told that it has begun: it ends where nobody
+    /// says so.
+    fn follow_when_begun(
+        self: Arc<Self>,
+        said: Receiver<Said>,
+        handle: JobHandle,
+    ) -> Result<Sender<()>, String> {
+        let (begun, begins) = channel();
+        let thread = std::thread::Builder::new().name("job".into());
+        let watch = move || {
+            if begins.recv().is_ok() {
+                self.watch(&said, &handle);
+            }
+        };
+        thread.spawn(watch).map_err(|error| cannot_start(&error))?;
+        Ok(begun)
     }
 
     /// Follows the work from one stage to the next until the job is over.
