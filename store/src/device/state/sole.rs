@@ -18,6 +18,12 @@ use crate::io::lock::{Lock, LockError};
 /// How long a start waits for a process that ends: as long as for its disks.
 const WAIT: Duration = Duration::from_secs(3);
 
+/// How often the lock is taken of a file that does not have the name any more. Of holders that remove
+/// it, each costs a try; a file system may have other numbers for each opening.
+const MOST_TRIES: usize = 100;
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// The lock on the state file, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Sole {
@@ -32,11 +38,11 @@ impl Sole {
         let path = lock_of(state);
         let fail = |source| StateError::Io { what: "lock", path: state.to_owned(), source };
         let deadline = Instant::now() + wait;
-        loop {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            // Nothing is read or written, so a link is of no use; a pipe would block.
-            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // Nothing is read or written, so a link is of no use; a pipe would block.
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let take = || {
             let file = options.open(&path).map_err(fail)?;
             let left = deadline.saturating_duration_since(Instant::now());
             let lock = Lock::alone(&file, &path, Some(left)).map_err(|error| match error {
@@ -45,12 +51,30 @@ impl Sole {
                 }
                 LockError::Io { source, .. } => fail(source),
             })?;
-            let sole = Sole { path: path.clone(), file, _lock: lock };
+            Ok(Sole { path: path.clone(), file, _lock: lock })
+        };
+        Sole::named(take)?.ok_or_else(|| {
+            let name = path.display();
+            fail(std::io::Error::other(format!(
+                "{name} is another file each time that it is locked; name a state on another file \
+                 system by --state"
+            )))
+        })
+    }
+
+    /// One that `take` makes and that has the name; none if that never happens.
+    fn named(
+        mut take: impl FnMut() -> Result<Sole, StateError>,
+    ) -> Result<Option<Sole>, StateError> {
+        for _ in 0..MOST_TRIES {
+            let sole = take()?;
             // Its former holder may have removed it in between.
             if sole.has_the_name() {
-                return Ok(sole);
+                return Ok(Some(sole));
             }
+            std::thread::sleep(PAUSE);
         }
+        Ok(None)
     }
 
     /// Whether another process would find this file.
@@ -187,6 +211,22 @@ mod tests {
         some(&mut one).unwrap();
         one.keep(Default::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), "a user's");
+    }
+
+    #[test]
+    fn a_lock_on_files_that_never_have_the_name_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.lock");
+        let mut taken = 0;
+        let named = Sole::named(|| {
+            taken += 1;
+            assert!(taken < 10_000, "it is tried for ever");
+            let file = File::create(&path).unwrap();
+            let _lock = Lock::alone(&file, &path, None).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            Ok(Sole { path: path.clone(), file, _lock })
+        });
+        assert!(named.unwrap().is_none());
     }
 
     /// A process that ends may remove the file of the lock between the other's opening and locking.
