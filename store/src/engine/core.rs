@@ -399,7 +399,10 @@ impl Core {
             Kind::Run => self.run_written(table, index, completion.result),
             Kind::Slice => self.slice_done(table, index, detail, completion.result),
             Kind::Barrier => self.barrier_synced(table, index, detail as usize, ok),
-            Kind::Sync => self.synced(index, ok),
+            Kind::Sync => {
+                self.synced(index, ok);
+                self.look_at_commits(table);
+            }
             Kind::Round => self.round_io_done(table, index, ok),
             Kind::Invalidation => self.invalidation_io_done(table, index, ok),
             Kind::Merge => self.merge_io_done(table, index, detail, completion.result),
