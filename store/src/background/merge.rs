@@ -206,18 +206,27 @@ impl<E: Executor> Job<E> {
                 return end;
             }
             // A batch that ended just now no longer wakes a thread.
-            let ended = self.host.engine.merge_has_ended_batches().then_some(Duration::ZERO);
+            let ended = !self.is_over() && self.host.engine.merge_has_ended_batches();
+            let ended = ended.then_some(Duration::ZERO);
             if let Err(error) = self.host.wait(look_again.or(ended)) {
                 return Some(MergeEnd::Wait(error));
             }
         }
     }
 
+    /// Whether nothing is left to merge.
+    fn is_over(&self) -> bool {
+        let state = self.host.engine.merge().map(|progress| progress.state);
+        matches!(state, Some(MergeState::Finished | MergeState::Failed(_)))
+    }
+
     /// Passes requests on; returns when to check the time again, if necessary.
     fn obey(&mut self) -> Option<Duration> {
+        // Then it leads nothing more for others.
+        let is_over = self.is_over();
         let asked = self.control.lock();
         let engine = &mut self.host.engine;
-        engine.set_stopping(asked.stop || asked.cancel);
+        engine.set_stopping(asked.stop || asked.cancel || is_over);
         engine.merge_pause(asked.paused);
         let now = Instant::now();
         if let Some(bytes) = self.pace.due(asked.speed, now) {
@@ -252,6 +261,8 @@ impl<E: Executor> Job<E> {
         let mut asked = self.control.lock();
         asked.said.progress = progress;
         match progress.state {
+            // What it leads for others must end first: they wait for it.
+            MergeState::Finished | MergeState::Failed(_) if !quiet => None,
             MergeState::Finished => Some(Some(MergeEnd::Finished)),
             MergeState::Failed(failure) => Some(Some(MergeEnd::Failed(failure))),
             _ if quiet && asked.cancel => Some(Some(MergeEnd::Cancelled)),
@@ -286,7 +297,9 @@ impl<E: Executor> Job<E> {
     }
 
     fn ended(&mut self, end: &MergeEnd) {
-        if !matches!(end, MergeEnd::Wait(_)) && self.host.engine.is_quiet() {
+        let is_quiet = self.host.engine.is_quiet();
+        debug_assert!(is_quiet || matches!(end, MergeEnd::Wait(_)), "others wait for it");
+        if !matches!(end, MergeEnd::Wait(_)) && is_quiet {
             self.host.bind(None);
         }
         self.control.say(|asked| {

@@ -19,6 +19,7 @@ use crate::cow::{self, Entry, Persistence, Store};
 use crate::engine::{MergeFailure, MergeState};
 use crate::exception::{ExceptionTable, Layer, Place};
 use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Pages, ScratchConfig, Storage};
+use crate::rounds::Join;
 use crate::table::Line;
 use crate::target::{
     Backing, Exceptions, ExtentPlace, Features, Medium, Merge, Origin, Snapshot, Target,
@@ -32,6 +33,8 @@ const CHUNK: ChunkSize = ChunkSize::TOOLS;
 const CHUNKS: u64 = 900;
 pub(super) const LEN: u64 = CHUNKS * CHUNK.bytes();
 const SCRATCH: u32 = 1 << 20;
+/// The bit of a worker that is none.
+const OTHER: u32 = 40;
 
 /// Ends a wait; latched.
 #[derive(Default)]
@@ -64,6 +67,8 @@ struct Plain {
     gate: Gate,
     queue: VecDeque<(Action, Vec<Seg>, Vec<u8>)>,
     bell: Arc<Bell>,
+    /// Another worker that asks for a round of this store during each of its syncs.
+    asks: Option<Arc<Store>>,
 }
 
 impl Plain {
@@ -76,10 +81,14 @@ impl Plain {
             gate: gate.clone(),
             queue: VecDeque::new(),
             bell: Arc::default(),
+            asks: None,
         }
     }
 
     fn carry_out(&mut self, action: &Action, segs: &[Seg], meta: &[u8]) {
+        if let (Some(store), IoOp::Sync, STORE) = (&self.asks, action.op, action.file) {
+            assert!(matches!(store.log().join(OTHER), Join::Wait(_)), "the merge leads");
+        }
         let file = &self.files[action.file.0 as usize];
         let mut at = action.offset;
         for seg in segs {
@@ -395,6 +404,22 @@ fn a_merge_stops_and_goes_on() {
     assert!(matches!(ended.recv().unwrap(), MergeEnd::Finished));
     assert_eq!(case.home(), 700);
     assert_eq!((handle.progress().done, handle.progress().total), (700, 700));
+}
+
+/// Whoever flushes while a merge syncs waits for the merge's round, and for the next one, which the
+/// merge leads too: it does not leave before that has ended.
+#[test]
+fn a_merge_ends_what_it_leads_for_others() {
+    let case = case(700);
+    let executor = Plain { asks: Some(case.store.clone()), ..case.executor() };
+    let (end, ended) = channel();
+    let on_end = move |how| end.send(how).unwrap();
+    let (workers, pacing) = (case.workers.clone(), Pacing::default());
+    let handle = MergeHandle::start(workers, executor, case.config(), pacing, on_end).unwrap();
+    handle.go(case.table(true));
+    assert!(matches!(ended.recv().unwrap(), MergeEnd::Finished));
+    assert!(!case.store.log().is_committing(), "a flush would wait for ever");
+    assert_eq!(case.home(), 700);
 }
 
 #[test]
