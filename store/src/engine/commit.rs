@@ -327,6 +327,12 @@ impl Core {
     }
 
     fn lead(&mut self, store: Arc<Store>) {
+        // Since it was looked at last, another's round may have failed: then what it did not commit
+        // must not be committed now.
+        if store.state() > StoreState::Overflow {
+            let (waiting, _) = store.log().end_round(false);
+            return self.worker.all().wake(waiting);
+        }
         let tail = store.take_tail();
         let next = store.log().committed();
         let upto = store.log().next();
@@ -444,6 +450,10 @@ impl Core {
             Stage::Zero => {
                 round.tail.zeroed();
                 self.zero_ahead(index);
+            }
+            // It failed for another: this sync was not told.
+            Stage::SyncData if round.store.state() > StoreState::Overflow => {
+                self.end_round(index, false);
             }
             Stage::SyncData => {
                 round.stage = Stage::Write;
