@@ -240,6 +240,12 @@ impl Passing {
                 let of_it = resizes.values().filter(|(of, _)| of == device);
                 of_it.for_each(|(_, resized)| resized());
             }
+            // It may have got another size while it was suspended, and so may those above it. Each
+            // compares.
+            DeviceEvent::Resumed(_) => {
+                let resizes = self.resizes.lock().expect("resizes lock poisoned");
+                resizes.values().for_each(|(_, resized)| resized());
+            }
             DeviceEvent::FileFull { file } => {
                 let devices = self.devices.upgrade();
                 let waiting = devices.map(|devices| devices.waiting_for(file)).unwrap_or_default();

@@ -3,8 +3,16 @@
 use std::fs::metadata;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
+use vhost::VhostBackend;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::vhost_user::{
+    Frontend, FrontendReqHandler, HandlerResult, VhostUserFrontend, VhostUserFrontendReqHandlerMut,
+};
 
 use super::common::{
     World, assert_same, does_not_start, monitor_only, overlay, plain, scratch, serve, stamped, word,
@@ -12,6 +20,8 @@ use super::common::{
 
 const SECTORS: u64 = 1024;
 const MORE: u64 = 1536;
+/// A limit for what takes no time.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn scenario_57_a_plain_disk_grows_with_its_file() {
@@ -203,4 +213,43 @@ fn a_file_grows_between_two_starts_whatever_its_guest_s_write_cache() {
     assert!(!state.exists());
     world.stop();
     assert!(!state.exists());
+}
+
+/// Reports each notification of a change.
+struct Told(Sender<()>);
+
+impl VhostUserFrontendReqHandlerMut for Told {
+    fn handle_config_change(&mut self) -> HandlerResult<u64> {
+        let _ = self.0.send(());
+        Ok(0)
+    }
+}
+
+/// A front end is told of a size that its disk got while it was suspended, when it is served again.
+#[test]
+fn scenario_57_a_disk_that_grew_while_it_was_suspended_is_told_of() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let mut front = Frontend::connect(world.server.socket(), 1).unwrap();
+    front.set_owner().unwrap();
+    front.set_features(front.get_features().unwrap()).unwrap();
+    let offered = front.get_protocol_features().unwrap();
+    front.set_protocol_features(offered.difference(VhostUserProtocolFeatures::REPLY_ACK)).unwrap();
+    let (send, told) = channel();
+    let mut handler = FrontendReqHandler::new(Arc::new(Mutex::new(Told(send)))).unwrap();
+    front.set_backend_request_fd(&handler.get_tx_raw_fd()).unwrap();
+    std::thread::spawn(move || while handler.handle_request().is_ok() {});
+    let mut capacity = || {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let (_, bytes) = front.get_config(0, 8, flags, &[0; 8]).unwrap();
+        u64::from_le_bytes(bytes.try_into().unwrap())
+    };
+    assert_eq!(capacity(), SECTORS);
+    world.call("device-suspend", json!({"name": "disk0"}));
+    world.call("block_resize", json!({"device": "disk0", "size": MORE * 512}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    told.recv_timeout(PATIENCE).expect("it is told");
+    assert_eq!(capacity(), MORE);
+    world.stop();
 }
