@@ -74,7 +74,9 @@ impl Watched {
 /// Whether a notification could be written without waiting.
 pub(super) fn has_room(fd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::OUT)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    // A counter at its very end polls as an error.
+    polled.is_ok() && fds[0].revents().contains(PollFlags::OUT)
 }
 
 /// A descriptor, and its [`Watched::writes`] at the last look.
