@@ -346,6 +346,13 @@ impl Moment<'_, '_> {
             }
             None => self.free_name(device),
         };
+        let mut keys = active.origin_keys.values();
+        if let Some(other) = keys.find_map(|key| self.plan.origin_beside(key, device)) {
+            return Err(DeviceError::refused(format!(
+                "'{other}' is an origin of the same disk as '{device}' and would go on writing to it; \
+                 remove it first"
+            )));
+        }
         if has_snapshots {
             return Err(DeviceError::refused(format!(
                 "'{device}' is an origin with snapshots; 'snapshot-create' takes another of it"

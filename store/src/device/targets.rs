@@ -228,7 +228,7 @@ impl Plan<'_> {
     }
 
     /// A device other than `but` that serves the origin `key` to a guest.
-    fn origin_beside(&self, key: &OriginKey, but: &str) -> Option<String> {
+    pub(super) fn origin_beside(&self, key: &OriginKey, but: &str) -> Option<String> {
         self.names().into_iter().filter(|name| name != but).find(|name| {
             self.active(name).is_some_and(|active| {
                 active.origin_keys.iter().any(|(line, known)| {
