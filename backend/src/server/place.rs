@@ -101,7 +101,8 @@ fn choose(usual: &Path, found: &[(PathBuf, StateSays)]) -> Result<PathBuf, Serve
             StateSays::More { .. } => {
                 return Err(ServeError::StrangeState { strange: place.clone(), used });
             }
-            StateSays::KeptIn(state) if !is_same(state, &used) => {
+            // Without the state that it names nobody knows what there was.
+            StateSays::KeptIn(state) if !is_same(state, &used) || !used.exists() => {
                 let (says, state) = (place.clone(), state.clone());
                 return Err(ServeError::StateElsewhere { says, state });
             }

@@ -159,8 +159,9 @@ pub enum ServeError {
     /// The state of one of the disks is that of a process with other disks.
     #[error(
         "these disks were served together with others, so their state is in {}, as {} says, and it is gone or \
-         knows what the arguments do not say; start with all of those disks, or name the right state by '--state'",
-        state.display(), says.display()
+         knows what the arguments do not say; start with all of those disks, or name the right state by '--state', or \
+         move {} away if nobody needs what that state held",
+        state.display(), says.display(), says.display()
     )]
     StateElsewhere {
         /// The file that says so.

@@ -5,7 +5,7 @@
 //! knows how they were found. Keeps: the state that is named is durable before; until all name it, nobody
 //! serves the disks.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{BaseState, FirstTable, State, StateError, StateFile, VERSION, absolute};
 use crate::device::core::Devices;
@@ -47,13 +47,19 @@ impl Others {
             let place = |path: &Path| absolute(&real_path(path));
             let stores = specs.filter_map(|spec| spec.cow.path()).map(place);
             let stores: Vec<PathBuf> = stores.collect();
+            // A store may have got another base since: then nothing is known of that one.
+            let params = disk.lines.iter().flat_map(|line| line.target.params());
+            let files: Vec<PathBuf> = params.filter_map(|p| p.path()).map(place).collect();
             for state in &self.states {
                 // Another error means that it knows other disks, or these by other names.
                 if let Err(error @ StateError::Shorter { .. }) = StateFile::same_first(state, disk)
                 {
                     return Err(error);
                 }
-                let is_of = |base: &&BaseState| stores.contains(&place(Path::new(&base.store)));
+                let is_of = |base: &&BaseState| {
+                    stores.contains(&place(Path::new(&base.store)))
+                        && files.contains(&place(&base.path))
+                };
                 bases.extend(state.bases.iter().filter(is_of));
             }
         }
@@ -67,11 +73,15 @@ fn refer(mut file: StateFile, used: &Path) -> Result<(), StateError> {
     let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path));
     let used = place(used);
     // Both may be moved together.
-    let kept_in = match used.file_name() {
-        Some(name) if place(path).parent() == used.parent() => name.into(),
-        _ => used,
-    };
+    let kept_in = from(place(path).parent().unwrap_or(Path::new("/")), &used);
     file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() })
+}
+
+/// The path of `there`, as it is seen from the directory `here`; both are absolute.
+fn from(here: &Path, there: &Path) -> PathBuf {
+    let shared = here.components().zip(there.components()).take_while(|(a, b)| a == b).count();
+    let up = here.components().skip(shared).map(|_| Component::ParentDir);
+    up.chain(there.components().skip(shared)).collect()
 }
 
 impl State {
