@@ -31,30 +31,8 @@ fn a_failed_commit_is_not_hidden_by_another_line_s_invalid_store() {
     }
 }
 
-/// Nor is a file that could not be synced.
-#[test]
-fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
-    let world = World::new();
-    let half = LEN / 2;
-    ["disk", "disk2", "store"].iter().for_each(|name| world.file(name, LEN));
-    let lines = [
-        &*format!("0 {half} snapshot {{}}/disk {{}}/store P 8"),
-        &*format!("{half} {half} linear {{}}/disk2 0"),
-    ];
-    world.device("disk", &lines).unwrap();
-    let table = world.table("disk");
-    let store = table.exceptions()[0].store();
-    assert!(store.begin_invalidate());
-    store.invalidated(true);
-    world.devices.suspend("disk", Suspend::default()).unwrap();
-    world.devices.resume("disk").unwrap();
-    table.flush_set().media.iter().for_each(|medium| medium.set_sync_failed());
-    cannot_flush(world.devices.suspend("disk", Suspend::default()));
-}
-
-/// Nor is a flush that was not even tried.
-#[test]
-fn a_flush_that_cannot_run_is_not_hidden_by_another_line_s_invalid_store() {
+/// `disk`: a line with an Invalid store, and a plain one.
+fn beside_an_invalid_store() -> World {
     let world = World::new();
     let half = LEN / 2;
     ["disk", "disk2", "store"].iter().for_each(|name| world.file(name, LEN));
@@ -66,6 +44,24 @@ fn a_flush_that_cannot_run_is_not_hidden_by_another_line_s_invalid_store() {
     let store = world.table("disk").exceptions()[0].store().clone();
     assert!(store.begin_invalidate());
     store.invalidated(true);
+    world
+}
+
+/// Nor is a file that could not be synced.
+#[test]
+fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
+    let world = beside_an_invalid_store();
+    let table = world.table("disk");
+    world.devices.suspend("disk", Suspend::default()).unwrap();
+    world.devices.resume("disk").unwrap();
+    table.flush_set().media.iter().for_each(|medium| medium.set_sync_failed());
+    cannot_flush(world.devices.suspend("disk", Suspend::default()));
+}
+
+/// Nor is a flush that was not even tried.
+#[test]
+fn a_flush_that_cannot_run_is_not_hidden_by_another_line_s_invalid_store() {
+    let world = beside_an_invalid_store();
     let workers = world.devices.workers();
     let engine = || Engine::new(workers, Box::new(NoWake), EngineConfig::default()).ok();
     let all: Vec<Engine> = std::iter::from_fn(engine).collect();
