@@ -334,7 +334,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Status::Ok => self.next_range(head),
             Status::Error => self.fail(head, false),
             Status::NoSpace => self.fail(head, true),
-            Status::Unsupported => self.finish(head, BlkStatus::Unsupported),
         }
     }
 

@@ -2,8 +2,7 @@
 //! their decoding, `query-commands` and `query-qmp-schema`.
 //!
 //! Owns names, and the types of each command's arguments and result. Never knows what a command
-//! does. A command that is not registered does not exist for clients; [`deferred`] holds those
-//! whose interface is settled but that are not implemented yet. To serve one, move its line.
+//! does. A command that is not registered does not exist for clients.
 
 use std::collections::BTreeMap;
 
@@ -216,14 +215,6 @@ fn served() -> Vec<Registration> {
             Command::QueryBlockExports
         }),
         handled::<_, Nothing>("quit", |Nothing {}| Command::Quit),
-    ]
-}
-
-/// Commands whose interface is settled, but that are not implemented yet.
-pub fn deferred() -> Vec<Registration> {
-    vec![
-        handled::<_, Nothing>("metadata-snapshot-reserve", Command::MetadataSnapshotReserve),
-        handled::<_, Nothing>("metadata-snapshot-release", Command::MetadataSnapshotRelease),
     ]
 }
 

@@ -53,11 +53,6 @@ impl CommandError {
         }
     }
 
-    /// The device `name` cannot do this now; `why` completes "Device 'x' …".
-    pub fn device_not_active(name: &str, why: &str) -> Self {
-        CommandError { class: ErrorClass::DeviceNotActive, desc: format!("Device '{name}' {why}") }
-    }
-
     /// There is no such command.
     pub fn command_not_found(desc: impl Into<String>) -> Self {
         CommandError { class: ErrorClass::CommandNotFound, desc: desc.into() }

@@ -53,6 +53,4 @@ pub enum Status {
     Error,
     /// Likewise, for lack of room in a store or in the file system below.
     NoSpace,
-    /// The device does not do this.
-    Unsupported,
 }

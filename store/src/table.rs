@@ -88,7 +88,6 @@ pub struct Table {
     flush: FlushSet,
     files: Vec<FileId>,
     read_only: bool,
-    logical_block: u32,
 }
 
 /// A piece of one line of a table: the target with the range relative to it.
@@ -128,18 +127,12 @@ impl Table {
         }
         files.sort();
         files.dedup();
-        Table { lines, exceptions, flush, files, read_only: false, logical_block: 512 }
+        Table { lines, exceptions, flush, files, read_only: false }
     }
 
     /// Sets whether writes are refused.
     pub fn with_read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
-        self
-    }
-
-    /// Sets the logical block, in bytes.
-    pub fn with_logical_block(mut self, bytes: u32) -> Self {
-        self.logical_block = bytes;
         self
     }
 
@@ -151,11 +144,6 @@ impl Table {
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
-    }
-
-    /// The smallest unit of I/O, in bytes.
-    pub fn logical_block(&self) -> u32 {
-        self.logical_block
     }
 
     /// Every file that the table's requests may access.

@@ -104,9 +104,9 @@ fn s9_an_origin_without_snapshots_takes_a_write_of_1_mib() {
 fn s10_what_lies_past_a_snapshots_end_makes_no_exception() {
     each(origin(vec![snap(4, PERSISTENT, 400, 30)], 64), |world| {
         assert_eq!(world.one(req(0, Op::Write, 32, 32)), Ok(OK));
-        assert_eq!(world.stores[0].next().0, 0);
+        assert_eq!(world.stores[0].log().next().0, 0);
         assert_eq!(world.one(req(0, Op::Write, 20, 30)), Ok(OK));
-        assert_eq!(world.stores[0].next().0, 3);
+        assert_eq!(world.stores[0].log().next().0, 3);
         world.judge_all().unwrap();
     });
 }
@@ -418,7 +418,7 @@ fn s21_a_transient_snapshot_is_empty_after_a_restart() {
     each(origin(vec![snap(8, Persistence::Transient, 400, 64)], 64), |world| {
         assert_eq!(world.one(req(1, Op::Write, 0, 8)), Ok(OK));
         world.crash(false).unwrap();
-        assert_eq!(world.stores[0].next().0, 0);
+        assert_eq!(world.stores[0].log().next().0, 0);
         world.judge_all().unwrap();
     });
 }

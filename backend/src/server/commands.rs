@@ -104,9 +104,6 @@ impl Server {
                 self.end(End::Quit);
                 Ok(Answer::DONE)
             }
-            Command::MetadataSnapshotReserve(_) | Command::MetadataSnapshotRelease(_) => {
-                Err(CommandError::command_not_found("This command is not served"))
-            }
         }
     }
 

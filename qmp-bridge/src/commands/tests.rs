@@ -4,7 +4,7 @@ use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo};
 use snapblk_store::control::job::JobInfo;
 use snapblk_store::control::shape::{Described, Member, Shape};
 
-use super::{Commands, Registration, deferred, served};
+use super::{Commands, served};
 use crate::check::check;
 
 /// All values of this shape that differ in their variants, with or without optional members.
@@ -60,7 +60,7 @@ fn records(mut begun: Vec<Map<String, Value>>, members: &[Member], full: bool) -
 
 #[test]
 fn whatever_fits_the_shape_can_be_decoded() {
-    for command in served().iter().chain(&deferred()) {
+    for command in &served() {
         for arguments in [true, false].iter().flat_map(|full| samples(&command.arguments, *full)) {
             let decoded = command.decode(arguments.clone());
             assert!(decoded.is_ok(), "{} {arguments}: {decoded:?}", command.name);
@@ -70,7 +70,7 @@ fn whatever_fits_the_shape_can_be_decoded() {
 
 #[test]
 fn every_mandatory_argument_is_demanded_and_no_other_taken() {
-    for command in served().iter().chain(&deferred()) {
+    for command in &served() {
         for arguments in samples(&command.arguments, false) {
             let arguments = arguments.as_object().unwrap();
             for key in arguments.keys() {
@@ -89,9 +89,7 @@ fn every_mandatory_argument_is_demanded_and_no_other_taken() {
 
 #[test]
 fn no_two_commands_share_a_name() {
-    let count = served().len() + deferred().len();
-    let all: Vec<Registration> = served().into_iter().chain(deferred()).collect();
-    assert_eq!(Commands::new(all).iter().count(), count);
+    assert_eq!(Commands::new(served()).iter().count(), served().len());
 }
 
 #[test]

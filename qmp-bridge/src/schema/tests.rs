@@ -6,15 +6,11 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::schema;
-use crate::commands::{Commands, deferred};
+use crate::commands::Commands;
 
-/// The description of all commands, served and deferred, by name.
+/// The description of all commands, by name.
 fn described() -> HashMap<String, Value> {
-    let served = Commands::default();
-    let all = Commands::new(deferred());
-    let mut list = serde_json::to_value(schema(&served)).unwrap();
-    let more = serde_json::to_value(schema(&all)).unwrap();
-    assert!(more.as_array().is_some_and(|more| !more.is_empty()));
+    let mut list = serde_json::to_value(schema(&Commands::default())).unwrap();
     list.as_array_mut()
         .unwrap()
         .drain(..)
@@ -24,23 +20,21 @@ fn described() -> HashMap<String, Value> {
 
 #[test]
 fn every_name_is_unique_and_every_type_that_is_used_is_described() {
-    for commands in [Commands::default(), Commands::new(deferred())] {
-        let list = serde_json::to_value(schema(&commands)).unwrap();
-        let list = list.as_array().unwrap();
-        let names: Vec<&str> = list.iter().map(|info| info["name"].as_str().unwrap()).collect();
-        let mut unique = names.clone();
-        unique.sort_unstable();
-        unique.dedup();
-        assert_eq!(unique.len(), names.len());
-        for info in list {
-            let mut used: Vec<&Value> =
-                ["arg-type", "ret-type", "element-type"].iter().map(|key| &info[key]).collect();
-            for part in ["members", "variants"] {
-                used.extend(info[part].as_array().into_iter().flatten().map(|m| &m["type"]));
-            }
-            for name in used.iter().filter_map(|name| name.as_str()) {
-                assert!(names.contains(&name), "{name}, which {info} uses, is described");
-            }
+    let list = serde_json::to_value(schema(&Commands::default())).unwrap();
+    let list = list.as_array().unwrap();
+    let names: Vec<&str> = list.iter().map(|info| info["name"].as_str().unwrap()).collect();
+    let mut unique = names.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), names.len());
+    for info in list {
+        let mut used: Vec<&Value> =
+            ["arg-type", "ret-type", "element-type"].iter().map(|key| &info[key]).collect();
+        for part in ["members", "variants"] {
+            used.extend(info[part].as_array().into_iter().flatten().map(|m| &m["type"]));
+        }
+        for name in used.iter().filter_map(|name| name.as_str()) {
+            assert!(names.contains(&name), "{name}, which {info} uses, is described");
         }
     }
 }
@@ -96,15 +90,14 @@ fn lists_events_and_out_of_band_are_described() {
     let data = &all[change["arg-type"].as_str().unwrap()];
     assert_eq!(data["members"][0], json!({"name": "id", "type": "str"}));
     assert!(all["quit"].get("allow-oob").is_none());
-    assert!(!all.contains_key("metadata-snapshot-reserve"));
 }
 
 /// The arguments of QEMU's own commands, as QEMU describes them; some optional ones may be missing
 /// here.
 #[test]
 fn the_arguments_of_qemu_s_commands_are_qemu_s() {
-    let (served, deferred) = (Commands::default(), Commands::new(deferred()));
-    let command = |name: &str| served.get(name).or(deferred.get(name)).unwrap();
+    let served = Commands::default();
+    let command = |name: &str| served.get(name).unwrap();
     let names = |name: &str| -> Vec<(String, bool)> {
         let shape = &command(name).arguments;
         let snapblk_store::control::shape::Shape::Record { members, .. } = shape else {

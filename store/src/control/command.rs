@@ -33,10 +33,6 @@ pub enum Command {
     SnapshotMerge(SnapshotMerge),
     /// `snapshot-delete`: removes a snapshot.
     SnapshotDelete(SnapshotDelete),
-    /// `metadata-snapshot-reserve`: publishes a frozen view of a store's exception table.
-    MetadataSnapshotReserve(MetadataSnapshot),
-    /// `metadata-snapshot-release`: drops that view.
-    MetadataSnapshotRelease(MetadataSnapshot),
     /// `blockdev-snapshot-sync`: a new overlay on top of a device, live.
     BlockdevSnapshotSync(BlockdevSnapshotSync),
     /// `block-export-add`: serves a device on a socket.
@@ -235,14 +231,6 @@ record! {
         snapshot: String,
         /// Whether the store's file is deleted too; it stays if missing.
         delete_store: Option<bool>,
-    }
-}
-
-record! {
-    /// Arguments of `metadata-snapshot-reserve` and `metadata-snapshot-release`.
-    pub struct MetadataSnapshot {
-        /// The snapshot's device.
-        device: String,
     }
 }
 

@@ -99,10 +99,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry that ends the list and fills free places of an area.
-    pub const END: Entry = Entry { old: Chunk(0), new: StoreChunk(0) };
-
-    /// Whether the list ends here.
+    /// Whether the list ends here; such entries also fill the free places of an area.
     pub fn is_end(&self) -> bool {
         self.new.0 == 0
     }
@@ -126,6 +123,17 @@ pub struct Geometry {
     pub chunk: ChunkSize,
     /// Whole chunks in its file or device.
     pub device_chunks: u64,
+}
+
+/// How full a store is, in sectors: the three numbers of the kernel's status line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Allocated, including header and areas.
+    pub allocated: u64,
+    /// The whole store.
+    pub total: u64,
+    /// The header and the areas, up to the one in use.
+    pub metadata: u64,
 }
 
 impl Geometry {
@@ -158,6 +166,16 @@ impl Geometry {
     #[inline]
     pub const fn area_chunk(&self, area: u64) -> StoreChunk {
         StoreChunk(1 + area * self.stride())
+    }
+
+    /// How full a store of `entries` entries is whose next data chunk is `next`.
+    pub const fn usage(&self, entries: u64, next: DataIndex) -> Usage {
+        let sectors = self.chunk.sectors() as u64;
+        Usage {
+            allocated: self.next_free(next).0 * sectors,
+            total: self.device_chunks * sectors,
+            metadata: (entries / self.entries_per_area() + 2) * sectors,
+        }
     }
 
     /// Whether `chunk` holds entries, not data.

@@ -9,7 +9,7 @@
 use std::ops::ControlFlow;
 
 use super::error::{Problem, ProblemKind, StoreError, StoreErrorKind};
-use super::layout::{ENTRY_BYTES, Entry, Geometry, HEADER_BYTES, Header, MIN_CHUNKS};
+use super::layout::{ENTRY_BYTES, Entry, Geometry, HEADER_BYTES, Header, MIN_CHUNKS, Usage};
 use crate::io::storage::{SLICE, Storage};
 use crate::units::{Chunk, ChunkSize, DataIndex, SECTOR_SIZE, StoreChunk};
 
@@ -108,24 +108,8 @@ impl OpenStore {
 
     /// `allocated/total metadata` of the status line, in sectors.
     pub fn usage(&self) -> Usage {
-        let sectors = u64::from(self.geometry.chunk.sectors());
-        Usage {
-            allocated: self.geometry.next_free(self.next).0 * sectors,
-            total: self.geometry.device_chunks * sectors,
-            metadata: (self.area() + 2) * sectors,
-        }
+        self.geometry.usage(self.count(), self.next)
     }
-}
-
-/// How full a store is, in sectors, as the kernel's status line counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Chunks handed out, metadata among them.
-    pub allocated: u64,
-    /// The whole store.
-    pub total: u64,
-    /// The header and the areas, up to the one in use.
-    pub metadata: u64,
 }
 
 /// Opens the store in `storage`, checked, and makes durable what it says. Of one that is Invalid the

@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use super::layout::{Entry, Geometry};
+use super::layout::{Entry, Geometry, Usage};
 use super::log::{Allocation, Log};
 use super::tail::Tail;
 use super::threshold::Threshold;
@@ -497,7 +497,7 @@ impl Store {
     /// Sectors allocated, in total, and used by metadata: the three numbers of a status line.
     /// While the store is merged, the allocated sectors follow the remaining entries (as in the
     /// kernel): finished means that only metadata is left. The next allocation is independent of
-    /// this: see [`Store::next`].
+    /// this: see [`Log::next`].
     pub fn usage(&self) -> Usage {
         let chunk = u64::from(self.geometry.chunk.sectors());
         if self.persistence() == Persistence::Transient {
@@ -510,34 +510,13 @@ impl Store {
         let next = self.log.next();
         let owed = next.0.saturating_sub(self.log.committed().0);
         let position = self.entries() + owed;
-        let areas = position / self.geometry.entries_per_area() + 1;
         let merged = self.merge_mark() != MergeMark::None;
         let given_out = if merged { DataIndex(position) } else { next };
-        Usage {
-            allocated: self.geometry.next_free(given_out).0 * chunk,
-            total: self.geometry().device_chunks * chunk,
-            metadata: (areas + 1) * chunk,
-        }
-    }
-
-    /// The first data chunk that was never allocated.
-    pub fn next(&self) -> DataIndex {
-        self.log.next()
+        self.geometry.usage(position, given_out)
     }
 
     /// Entries on disk.
     pub fn entries(&self) -> u64 {
         self.lock_tail().entries
     }
-}
-
-/// The three numbers of a snapshot's status line, in sectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Allocated, including header and areas.
-    pub allocated: u64,
-    /// The store's size.
-    pub total: u64,
-    /// Used by the header and the areas in use.
-    pub metadata: u64,
 }

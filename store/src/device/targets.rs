@@ -50,10 +50,7 @@ impl Plan<'_> {
             let (start, len) = (line.start.bytes(), line.len.bytes());
             lines.push(Line { start, len, target });
         }
-        let block = made.disks.iter().map(|disk| disk.info.logical_block()).max().unwrap_or(512);
-        let table = Table::new(lines, made.exceptions)
-            .with_read_only(loaded.read_only)
-            .with_logical_block(block);
+        let table = Table::new(lines, made.exceptions).with_read_only(loaded.read_only);
         Ok(Active {
             lines: loaded.lines.clone(),
             read_only: loaded.read_only,

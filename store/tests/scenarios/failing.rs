@@ -101,7 +101,7 @@ fn s74_a_chunk_whose_data_s_sync_failed_is_not_entered() {
         world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
         assert_eq!(world.one(flush(0)), Ok(ERROR));
         world.crash(false).unwrap();
-        assert_eq!(world.stores[0].next(), DataIndex(0));
+        assert_eq!(world.stores[0].log().next(), DataIndex(0));
         assert_eq!(world.one(req(0, Op::Write, 136, 8)), Ok(OK));
         assert_eq!(world.one(flush(0)), Ok(OK));
         world.crash(true).unwrap();

@@ -47,7 +47,7 @@ fn entries_are_little_endian_pairs() {
     let bytes = [2, 1, 0, 0, 0, 0, 0, 0, 0x11, 0x10, 0x0f, 0x0e, 0x0d, 0x0c, 0x0b, 0x0a];
     assert_eq!(entry.encode(), bytes);
     assert_eq!(Entry::decode(&bytes), entry);
-    assert!(Entry::END.is_end());
+    assert!(Entry { old: Chunk(0), new: StoreChunk(0) }.is_end());
     assert!(!Entry { old: Chunk(0), new: StoreChunk(2) }.is_end());
 }
 

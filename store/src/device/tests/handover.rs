@@ -187,7 +187,7 @@ fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
         store.set_merge_mark(mark);
         world.load("a", &[&line("snapshot", "P 8")]).unwrap();
         let store = store_of(&world, "a");
-        assert_eq!((store.merge_mark(), store.next()), (MergeMark::None, DataIndex(0)));
+        assert_eq!((store.merge_mark(), store.log().next()), (MergeMark::None, DataIndex(0)));
         world.load("a", &[&line("snapshot-merge", "P 8")]).unwrap();
     }
 }

@@ -191,7 +191,7 @@ fn a_batch_waits_for_writes_that_began_before_it() {
 fn s44_a_merge_that_was_stopped_goes_on() {
     let shape = Shape { other: Some(1), entries: 190, ..PLAIN };
     let mut case = build(shape);
-    let next = case.store.next();
+    let next = case.store.log().next();
     case.start_merge().unwrap();
     let mut rounds = 0;
     while case.state() != MergeState::Finished {
@@ -220,7 +220,7 @@ fn s44_a_merge_that_was_stopped_goes_on() {
     assert!(rounds > 1);
     case.world.settle();
     case.check_finished();
-    assert_eq!(case.store.next(), next);
+    assert_eq!(case.store.log().next(), next);
 }
 
 /// 76: half a merge, back to a snapshot: new exceptions overwrite nothing that is live.
