@@ -1,8 +1,8 @@
 //! The interface of a running process: commands, answers, errors and events as plain data.
 //!
-//! Owns the vocabulary of spec/interface.md "The monitor": every argument with its type, unit and
-//! wire name, written once; [`shape`] derives the rest (checks, introspection) from it. Never
-//! knows how a command is transmitted or encoded, which commands are served, or how one is carried
+//! Owns the vocabulary of the monitor (`docs/monitor.md`; QEMU's QAPI where they share a name): every
+//! argument with its type, unit and wire name, written once; [`shape`] derives the rest (checks,
+//! introspection) from it. Never knows how a command is transmitted or encoded, which commands are served, or how one is carried
 //! out. Sizes and offsets are bytes, paths are relative to the server's working directory.
 
 pub mod answer;

@@ -3,7 +3,7 @@
 //! Owns the syntax (`dmsetup`'s) and the checks that need no open file. Has no behaviour. Keeps: a
 //! printed line is parsed as the same line again, whatever its paths contain. So words follow the
 //! kernel's rules (`dm_split_args`): white space ends a word, and a backslash quotes the next
-//! character. Source: the kernel's device-mapper manuals; `spec: targets`.
+//! character. Source: the kernel's device-mapper manuals (`Documentation/admin-guide/device-mapper`).
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};

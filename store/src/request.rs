@@ -28,8 +28,8 @@ pub enum Op {
     },
 }
 
-/// One request. The submitter has checked that the range is within the device; the engine asserts
-/// this.
+/// One request. The submitter has checked that the range is within the device; where the device shrank
+/// since, the request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The submitter's name for it, and for its bytes.

@@ -48,7 +48,7 @@ impl From<NoRoom> for std::io::Error {
     }
 }
 
-/// Identity of an origin, or of anything else whose ranges are tracked. 0 means none.
+/// Identity of an origin, or of anything else whose ranges are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrackedId(pub u32);
 

@@ -16,7 +16,7 @@ use world::{Config, Req, Shape, Snap, World};
 const STORE: FileId = FileId(1);
 /// Bytes of a chunk of eight sectors.
 const CHUNK: u64 = 4096;
-/// Bytes of an entry on disk: two little-endian words of 64 bits (`spec: cow-format`).
+/// Bytes of an entry on disk: two little-endian words of 64 bits.
 const ENTRY: u64 = 16;
 /// Chunks of a store.
 const STORE_CHUNKS: u64 = 875;

@@ -2,7 +2,7 @@
 //!
 //! Owns the words of the command line, one verb for each of the monitor's commands, and how
 //! answers are shown. Never knows what a command does: it talks to the monitor like any other
-//! client, and its errors are the monitor's sentences. spec/interface.md "Command line".
+//! client, and its errors are the monitor's sentences.
 
 mod follow;
 mod jobs;

@@ -1,7 +1,7 @@
 //! The commands that a handler carries out, with their arguments.
 //!
 //! Commands that the monitor answers itself (version, commands, jobs) are not here, except for
-//! [`job::JobCommand`](super::job::JobCommand). spec/interface.md "The monitor".
+//! [`job::JobCommand`](super::job::JobCommand).
 
 use serde::{Deserialize, Serialize};
 

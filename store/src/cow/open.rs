@@ -1,10 +1,11 @@
 //! Reading a store before it serves, and making a new one.
 //!
-//! Owns the blocking, sequential reading of a store's metadata and every check on it (see the
-//! project's store format notes: "Opening", "Creating"). Never runs while the
-//! store is being served, and never knows what serves it. Keeps: nothing is taken for a mapping
+//! Owns the blocking, sequential reading of a store's metadata and every check on it ([`layout`]
+//! has the format). Never runs while the store is being served, and never knows what serves it. Keeps: nothing is taken for a mapping
 //! that could not have been written as one; a header never becomes durable before its empty
 //! area 0 is.
+//!
+//! [`layout`]: super::layout
 
 use std::ops::ControlFlow;
 

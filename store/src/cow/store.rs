@@ -55,11 +55,12 @@ pub enum StoreState {
     Full = 1,
     /// It was full: reads serve, writes fail, until it has grown and is opened again.
     Overflow = 2,
-    /// A commit failed under a guest's own disk: reads serve, writes fail until it is opened again.
+    /// A commit failed, of a store that may not become invalid: a guest's own overlay, or one that is
+    /// merged. Reads serve, writes fail until it is opened again.
     ReadOnly = 3,
     /// It is being marked invalid on disk: no code may act on that yet (I14).
     Invalidating = 4,
-    /// Its content cannot be trusted: no request is served, for good.
+    /// Its content cannot be trusted: no request reads or writes it, for good.
     Invalid = 5,
     /// Its content cannot be trusted, and this could not be recorded anywhere: writes to its
     /// origin fail.
@@ -435,7 +436,7 @@ impl Store {
         }
     }
 
-    /// A commit failed under a guest's own disk. The caller wakes the workers.
+    /// A commit failed: see [`StoreState::ReadOnly`]. The caller wakes the workers.
     pub fn commit_failed(&self) {
         if self.degrade(StoreState::ReadOnly) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);

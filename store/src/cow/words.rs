@@ -25,8 +25,7 @@ impl Words {
     /// The header's word of which the owner of the words has the upper half for itself; earlier
     /// versions do not look at it.
     pub const HALF: usize = 5;
-    /// "snapowe", the first word of a header; its last byte is the version of the layout. The
-    /// second word is the number of words.
+    /// "snapowe", the first word of a header; its last byte is the version of the layout.
     #[cfg(not(feature = "shuttle"))]
     const MAGIC: u64 = 0x736e_6170_6f77_6502;
     /// The first version's.

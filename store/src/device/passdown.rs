@@ -1,8 +1,8 @@
 //! Which snapshots may pass discards down to their origin (`discard_passdown_origin`).
 //!
 //! Owns the refusals: a discard that reaches the origin past all exceptions is lost to every other
-//! snapshot of it, so a snapshot that passes discards down must be the only one (spec/targets.md
-//! "snapshot"). Changes nothing.
+//! snapshot of it, so a snapshot that passes discards down must be the only one.
+//! Changes nothing.
 
 use std::collections::BTreeMap;
 

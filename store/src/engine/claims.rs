@@ -465,8 +465,8 @@ impl Core {
         self.part_ended(request, true);
     }
 
-    /// A claim failed: the chunk stays where it was, and its snapshot, its request or both fail
-    /// (`spec: targets`, the table of failures).
+    /// A claim failed: the chunk stays where it was. Of a guest's own overlay only the request fails; a
+    /// snapshot of a served origin becomes invalid, and the origin's write goes on.
     fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
         let Claimed { claim, exceptions, request, from, fill, buf, .. } =
             self.remove_claim(claimed);

@@ -21,7 +21,7 @@ const NO_FILE: FileId = FileId(u32::MAX);
 pub(super) enum Flow {
     /// With its next piece, or with this one again.
     On,
-    /// When its worker is woken: it was parked.
+    /// When something else ends: it was parked until its worker is woken, or queued for a commit.
     Aside,
 }
 
@@ -140,7 +140,7 @@ impl Core {
     }
 
     /// `discard_passdown_origin`: the discard of a snapshot's range also goes to the origin's
-    /// file, past all exceptions (spec/targets.md "snapshot").
+    /// file, past all exceptions.
     fn discard_origin(&mut self, table: &Table, index: usize, len: u64) {
         let pending = &self.requests[index];
         let (op, at) = (pending.op, pending.start + pending.cursor);

@@ -83,7 +83,7 @@ impl Counts {
 
 impl ExceptionTable {
     /// A table for a device of `chunks` chunks, all unmapped. Takes 8 bytes for every 4096 chunks
-    /// at once, the rest as chunks are claimed: 8 to 16 bytes each.
+    /// at once, the rest as chunks are claimed: 8 to 16 bytes each, up to 48 where they are far apart.
     pub fn new(chunks: u64) -> Self {
         Self::new_in(chunks, &Memory::Heap)
     }

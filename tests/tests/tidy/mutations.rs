@@ -12,8 +12,8 @@ const DIRECTORY: &str = "tests/mutations";
 const HEAD: &str = "# Mutations
 
 Each patch in `tests/mutations` introduces one mistake, and makes the test in the last column fail. Scenario numbers are those of
-[scenarios.md](scenarios.md); at least one patch breaks each scenario that has a test. Known bugs are mistakes that were made
-elsewhere in similar code; their numbers are this project's own.
+[scenarios.md](scenarios.md); at least one patch breaks each scenario that has a test. [Known bugs](known-bugs.md) are
+mistakes that were made elsewhere in similar code.
 
 ```sh
 tests/mutate               # all of them

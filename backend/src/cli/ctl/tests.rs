@@ -1,4 +1,4 @@
-//! The expected commands and arguments are those of spec/interface.md "The monitor".
+//! The expected commands and arguments are those of `docs/monitor.md`, and QEMU's where they share a name.
 
 use clap::Parser;
 use serde_json::{Value, json};

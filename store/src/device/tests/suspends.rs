@@ -48,7 +48,7 @@ fn hanging() -> (World, Receiver<()>, Sender<()>) {
     (world, is_asked, release)
 }
 
-/// spec/targets.md: there is no global lock.
+/// No suspend waits behind another.
 #[test]
 fn a_suspend_does_not_wait_for_another_device_s() {
     let (world, is_asked, release) = hanging();
