@@ -1,7 +1,7 @@
 //! Relocation: which chunks of a device are elsewhere, and which worker is moving one at the
 //! moment.
 //!
-//! Other rooms see `table`: one word per chunk (`word`). Each region has a `leaf` of words, and
+//! Other modules see `table`: one word per chunk (`word`). Each region has a `leaf` of words, and
 //! the `directory` says which one it is and how long it lives. Leaves are in the process's memory,
 //! or in an `arena`, of which only a part is in memory at a time. An `intake` loads the list of a
 //! store.

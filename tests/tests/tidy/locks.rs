@@ -23,12 +23,12 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The section's rooms, as `crate/src/room`, and the locks that it allows each file.
+/// The section's modules, as `crate/src/module`, and the locks that it allows each file.
 fn section() -> (BTreeSet<String>, BTreeMap<String, BTreeSet<String>>) {
     let page = read("ARCHITECTURE.md");
     let section = page.split("\n## Locks\n").nth(1).expect("the heading 'Locks'");
     let section = section.split("\n## ").next().unwrap_or(section);
-    let (mut rooms, mut allowed) = (BTreeSet::new(), BTreeMap::new());
+    let (mut modules, mut allowed) = (BTreeSet::new(), BTreeMap::new());
     for line in section.lines() {
         if let Some(row) = line.strip_prefix("| `") {
             let (file, rest) = row.split_once("` | ").expect("a row begins with a file");
@@ -37,24 +37,28 @@ fn section() -> (BTreeSet<String>, BTreeMap<String, BTreeSet<String>>) {
         } else if let Some(list) = line.strip_prefix("- ") {
             let mut names = quoted(list);
             let of = names.next().expect("a list begins with a crate");
-            rooms.extend(names.map(|room| format!("{of}/src/{}", room.trim_end_matches('/'))));
+            modules
+                .extend(names.map(|module| format!("{of}/src/{}", module.trim_end_matches('/'))));
         }
     }
-    assert!(rooms.len() > 10 && !allowed.is_empty(), "the section is read: {rooms:?} {allowed:?}");
-    (rooms, allowed)
+    assert!(
+        modules.len() > 10 && !allowed.is_empty(),
+        "the section is read: {modules:?} {allowed:?}"
+    );
+    (modules, allowed)
 }
 
 #[test]
 fn the_way_of_a_request_names_no_lock() {
-    let (rooms, allowed) = section();
+    let (modules, allowed) = section();
     let (mut broken, mut seen) = (Vec::new(), BTreeSet::new());
     let mut needless = allowed.clone();
     for source in shipped() {
-        let is_in = |room: &&String| {
-            source.path.strip_prefix(*room).is_some_and(|rest| rest.starts_with(['.', '/']))
+        let is_in = |module: &&String| {
+            source.path.strip_prefix(*module).is_some_and(|rest| rest.starts_with(['.', '/']))
         };
-        let Some(room) = rooms.iter().find(is_in) else { continue };
-        seen.insert(room.clone());
+        let Some(module) = modules.iter().find(is_in) else { continue };
+        seen.insert(module.clone());
         for (n, line) in source.shipped() {
             for word in words(line).filter(|word| LOCKS.contains(word)) {
                 needless.get_mut(&source.path).map(|locks| locks.remove(word));
@@ -64,7 +68,7 @@ fn the_way_of_a_request_names_no_lock() {
             }
         }
     }
-    broken.extend(rooms.difference(&seen).map(|room| format!("there is no {room}")));
+    broken.extend(modules.difference(&seen).map(|module| format!("there is no {module}")));
     needless.retain(|_, locks| !locks.is_empty());
     broken.extend(needless.iter().map(|(file, locks)| {
         format!("{file} has no {locks:?} any more: take that out of ARCHITECTURE.md")

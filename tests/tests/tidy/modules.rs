@@ -1,15 +1,15 @@
-//! Which rooms may name which: compares the table "Rooms" in `ARCHITECTURE.md` with the code.
+//! Which modules may name which: compares the table "Modules" in `ARCHITECTURE.md` with the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{Source, shipped, words};
 use crate::{none, none_but, read};
 
-/// The rooms of a crate, each with the rooms that it may name.
-type Rooms = BTreeMap<String, BTreeSet<String>>;
+/// The modules of a crate, each with the modules that it may name.
+type Modules = BTreeMap<String, BTreeSet<String>>;
 
-/// The rows of the tables under the heading `### crate`: `` | `room` | what | `a` `b` | ``.
-fn rooms(of: &str) -> Rooms {
+/// The rows of the tables under the heading `### crate`: `` | `module` | what | `a` `b` | ``.
+fn modules(of: &str) -> Modules {
     let page = read("ARCHITECTURE.md");
     let heading = format!("### `{of}`");
     let section = page.split(&heading).nth(1).unwrap_or_else(|| panic!("no heading '{heading}'"));
@@ -17,23 +17,23 @@ fn rooms(of: &str) -> Rooms {
     let quoted = |cell: &str| -> Vec<String> {
         cell.split('`').skip(1).step_by(2).map(|word| word.trim_end_matches('/').into()).collect()
     };
-    let mut rooms = Rooms::new();
+    let mut modules = Modules::new();
     for row in section.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
         assert_eq!(cells.len(), 3, "a row of three cells: {row}");
-        for room in quoted(cells[0]) {
-            rooms.insert(room, quoted(cells[2]).into_iter().collect());
+        for module in quoted(cells[0]) {
+            modules.insert(module, quoted(cells[2]).into_iter().collect());
         }
     }
-    assert!(rooms.len() > 5, "the table of {of} has {} rows", rooms.len());
-    rooms
+    assert!(modules.len() > 5, "the table of {of} has {} rows", modules.len());
+    modules
 }
 
-/// The room of a file: the first part of its path in its crate.
-fn room(path: &str) -> Option<(&str, &str)> {
+/// The module of a file: the first part of its path in its crate.
+fn module(path: &str) -> Option<(&str, &str)> {
     let (of, rest) = path.split_once("/src/")?;
-    let room = rest.split('/').next()?.trim_end_matches(".rs");
-    (!matches!(room, "lib" | "main")).then_some((of, room))
+    let module = rest.split('/').next()?.trim_end_matches(".rs");
+    (!matches!(module, "lib" | "main")).then_some((of, module))
 }
 
 /// The lines that ship; a `use` over several lines is joined into one.
@@ -105,48 +105,48 @@ fn names_are_found_in_every_kind_of_path() {
 }
 
 fn check(of: &str) {
-    let rooms = rooms(of);
+    let modules = modules(of);
     let mut broken = Vec::new();
     let mut seen = BTreeSet::new();
     for source in shipped() {
-        let Some((crate_, room)) = room(&source.path) else { continue };
+        let Some((crate_, module)) = module(&source.path) else { continue };
         if crate_ != of {
             continue;
         }
-        seen.insert(room.to_owned());
-        let Some(may) = rooms.get(room) else {
-            broken.push(format!("{}: '{room}' has no row in the table of {of}", source.path));
+        seen.insert(module.to_owned());
+        let Some(may) = modules.get(module) else {
+            broken.push(format!("{}: '{module}' has no row in the table of {of}", source.path));
             continue;
         };
         let depth =
             source.path.split('/').count() - 2 - usize::from(source.path.ends_with("/mod.rs"));
         for (n, statement) in statements(&source) {
             // Other names are macros or items of the crate's root.
-            let is_room = |name: &&str| rooms.contains_key(*name) && *name != room;
-            for name in named(&statement, depth).into_iter().filter(is_room) {
+            let is_module = |name: &&str| modules.contains_key(*name) && *name != module;
+            for name in named(&statement, depth).into_iter().filter(is_module) {
                 if !may.contains(name) {
                     let path = &source.path;
-                    broken.push(format!("{path}:{n}: '{room}' may not know '{name}'"));
+                    broken.push(format!("{path}:{n}: '{module}' may not know '{name}'"));
                 }
             }
         }
     }
     broken.extend(
-        rooms
+        modules
             .keys()
-            .filter(|room| !seen.contains(*room))
-            .map(|room| format!("there is no '{room}' in {of}/src")),
+            .filter(|module| !seen.contains(*module))
+            .map(|module| format!("there is no '{module}' in {of}/src")),
     );
-    none("A room knows only those that ARCHITECTURE.md lists beside it.", &broken);
+    none("A module knows only those that ARCHITECTURE.md lists beside it.", &broken);
 }
 
 #[test]
-fn rooms_of_the_store_know_only_those_below() {
+fn modules_of_the_store_know_only_those_below() {
     check("store");
 }
 
 #[test]
-fn rooms_of_the_backend_know_only_those_below() {
+fn modules_of_the_backend_know_only_those_below() {
     check("backend");
 }
 
@@ -155,29 +155,32 @@ const CIRCLES: [(&str, &str); 1] = [("binding", "worker")];
 
 /// The permitted dependencies have no cycle.
 #[test]
-fn what_rooms_may_know_has_no_circle() {
+fn what_modules_may_know_has_no_circle() {
     for of in ["store", "backend"] {
-        let mut rooms = rooms(of);
+        let mut modules = modules(of);
         for (from, to) in CIRCLES {
-            rooms.get_mut(from).map(|may| may.remove(to));
+            modules.get_mut(from).map(|may| may.remove(to));
         }
         loop {
-            let free: Vec<String> = rooms
+            let free: Vec<String> = modules
                 .iter()
                 .filter(|(_, may)| may.is_empty())
-                .map(|(room, _)| room.clone())
+                .map(|(module, _)| module.clone())
                 .collect();
             if free.is_empty() {
                 break;
             }
-            for room in &free {
-                rooms.remove(room);
-                rooms.values_mut().for_each(|may| {
-                    may.remove(room);
+            for module in &free {
+                modules.remove(module);
+                modules.values_mut().for_each(|may| {
+                    may.remove(module);
                 });
             }
         }
-        assert!(rooms.is_empty(), "in {of} these rooms know each other in a circle: {rooms:?}");
+        assert!(
+            modules.is_empty(),
+            "in {of} these modules know each other in a circle: {modules:?}"
+        );
     }
 }
 
