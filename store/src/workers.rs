@@ -3,7 +3,7 @@
 //!
 //! Owns an inbox per worker (one word) and the worker's tracked ranges. Never knows what a worker
 //! does. Keeps I17: to sleep, register and check again; to wake, set the cause and then look for a
-//! sleeper.
+//! sleeper. Keeps I6 with those who use them: a range is seen by whoever looks after it was tracked.
 //!
 //! Workers identify each other by one of [`BITS`] bits in a mask. If a process has more workers
 //! than bits, some share one, and a wake of one wakes all of them. This is harmless: a woken

@@ -2,7 +2,7 @@
 //! "Inflight I/O tracking", split virtqueues).
 //!
 //! Owns the layout of a queue's region and the order of the stores to it. Never knows what a
-//! request is, nor which side keeps the memory. Keeps, wherever the process ends: a head is marked
+//! request is, nor which side keeps the memory. Keeps I20, wherever the process ends: a head is marked
 //! exactly from when its chain is taken until the driver is shown its completion, except for the
 //! batch that was being published, which the used index identifies. So the driver's used index
 //! plus the number of marks gives the position in the available ring of the first chain that was

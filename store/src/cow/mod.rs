@@ -1,7 +1,7 @@
 //! A store's metadata: its format, how it is opened, and how new entries become durable.
 //!
 //! Owns everything that is written to a store except the chunks' data. Never knows a target, an
-//! origin or a copy. Keeps I1, I2, I3, I11, I13 and I16.
+//! origin or a copy. Keeps I2, I3, I11, I13 and I16.
 
 pub mod adopt;
 pub mod error;

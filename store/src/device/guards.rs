@@ -1,6 +1,7 @@
 //! Checks against tables that would harm themselves, each other, or the devices below.
 //!
-//! Owns the refusals that need a view of more than one device. Changes nothing.
+//! Owns the refusals that need a view of more than one device. Changes nothing. Keeps I8:
+//! no guest writes a store as a disk.
 
 use std::collections::BTreeMap;
 

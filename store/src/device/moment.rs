@@ -4,7 +4,8 @@
 //! every action adds to one plan, which is applied once, so that all devices stop together, the
 //! state is written once, and all continue. If anything fails, nothing has changed, and new files
 //! are removed. Never knows how guests are frozen; the caller confirms, as the last step before the
-//! swap, that they still are.
+//! swap, that they still are. Keeps I15: the layers below a new one are committed and sealed before
+//! it serves.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};

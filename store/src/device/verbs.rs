@@ -3,7 +3,8 @@
 //!
 //! Owns the order in which workers are stopped, tables swapped, the state written and workers
 //! released. A failed verb changes nothing, except that a resume suspends a device whose loaded table
-//! cannot serve.
+//! cannot serve. Keeps I9: who asks for a suspend is answered when every worker of the device has nothing in
+//! flight.
 
 use std::collections::BTreeMap;
 

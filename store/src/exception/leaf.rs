@@ -1,7 +1,8 @@
 //! The words of one region: a small hash table, or one word per chunk.
 //!
 //! Owns the search for a chunk's word, and the move of all words to a larger leaf. Never knows
-//! where a leaf is in memory or how long it lives.
+//! where a leaf is in memory or how long it lives. Keeps I12: a full leaf is replaced by one of the
+//! next class, and no larger one.
 //!
 //! A **sparse** leaf uses open addressing with linear probing, and is insert-only: a slot is taken
 //! once and keeps its chunk. So two threads that search for the same chunk walk the same slots and

@@ -4,7 +4,8 @@
 //! a load; whoever wants to move a chunk claims it by one compare-and-swap and holds a [`Claim`]
 //! until it publishes the new place or puts the old one back. Never knows where words lie: a region
 //! of 4096 chunks has a small hash table that grows, and an array in the end, so that memory
-//! follows what changed, not how large the disk is (known bug 25).
+//! follows what changed, not how large the disk is (known bug 25). Keeps I5: a claim is the only way to
+//! a pending word, and cannot be cloned.
 //!
 //! Waiting (I17): a waiter adds its bit to the mask of the chunk's bucket and then looks at the
 //! word *again*; the owner changes the word and then takes the mask. Both masks and words are

@@ -3,7 +3,8 @@
 //! Owns which bytes of a file stand for which permission, and takes them as open file description
 //! locks (as well as the one of a file that is nothing but a lock): these are released when the last
 //! I/O of a dead process is over, and two descriptions of one file in one process exclude each other
-//! like two processes. Never knows why a file is locked.
+//! like two processes. Never knows why a file is locked. Keeps I8: of two processes
+//! that would write a store, one gets it.
 //!
 //! QEMU holds byte 100 + p of an image for each permission p that it uses and byte 200 + p for each
 //! that it does not share, always as *read* locks. Using p fails if another process holds 200 + p;

@@ -3,8 +3,8 @@
 //! Owns the continuation after a short read or write, the detour through a bounce buffer, the
 //! reservation of space that a write needs first ([`Ahead`](super::Ahead)), and the ways of
 //! zeroing a range, from the cheapest to plain writes. Performs no system call itself, so that
-//! plain calls and io_uring cannot differ in this. Keeps: a transfer ends `Ok` only when every
-//! byte of its range is done; the end of a file is `EIO`, never zeroes.
+//! plain calls and io_uring cannot differ in this. Keeps I10: a transfer ends `Ok` only when
+//! every byte of its range is done; the end of a file is `EIO`, never zeroes.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};

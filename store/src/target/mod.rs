@@ -2,7 +2,8 @@
 //!
 //! Owns only policy: given the present state of the exception table, a target decides what to do
 //! with the next piece of a request ([`Decision`]). Never knows how that is carried out, who asks,
-//! or how a store commits. Targets do not know each other.
+//! or how a store commits. Targets do not know each other. Keeps I19: whether a
+//! decision names ranges to be tracked depends on the target alone.
 
 pub mod backing;
 pub mod medium;

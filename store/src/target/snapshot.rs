@@ -3,6 +3,7 @@
 //! layers.
 //!
 //! Owns what a snapshot does with each kind of request. Never knows how a chunk is copied.
+//! Keeps I15: a write to what a lower layer holds moves it to the top.
 
 use super::{Decision, Exceptions, Track, run_len};
 use crate::cow::StoreState;

@@ -14,6 +14,7 @@
 
 mod crates;
 mod documents;
+mod invariants;
 mod licences;
 mod locks;
 mod modules;
