@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, val
 use snapblk_store::exception::Arena;
 
 use crate::cli::size;
-use crate::server::MAX_QUEUES;
+use crate::server::{DiskSource, MAX_QUEUES};
 pub use crate::server::{FlushInterval, OnFull};
 
 mod file;
@@ -23,6 +23,9 @@ mod tests;
 
 /// The default name of a disk.
 const DEFAULT_NAME: &str = "disk0";
+
+/// What is wrong with options that say something of no file.
+const WITHOUT_A_FILE: &str = "has --read-only or --overlay without --blk-file";
 
 /// What the help says of `--force`.
 const FORCE: &str = "For all disks: use an overlay although its base has changed since; allow commits \
@@ -57,7 +60,7 @@ pub struct Disk {
     /// Its name.
     pub name: String,
     /// Its source.
-    pub source: Source,
+    pub source: SourceOptions,
     /// Its front-end's socket; none for a disk that only other disks use.
     pub socket: Option<Socket>,
     /// Virtqueues offered; none for one per core.
@@ -70,47 +73,72 @@ pub struct Disk {
     pub poll: bool,
 }
 
-/// The source of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+/// What the options say a disk is made of, each of them as it was given. Which of them go together is
+/// known once those of the command line and of the configuration file are combined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceOptions {
     /// Lines of a device-mapper table; each is a line, or `@` and the path of a file of lines.
-    Table(Vec<String>),
+    pub table: Vec<String>,
     /// A file.
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// The guest may only read.
-        read_only: bool,
-        /// The store for the guest's writes, which is created if missing.
-        overlay: Option<PathBuf>,
-    },
-    /// It is in the configuration file.
-    Known,
+    pub blk_file: Option<PathBuf>,
+    /// The guest may only read the file.
+    pub read_only: bool,
+    /// The store for the guest's writes, which is created if missing.
+    pub overlay: Option<PathBuf>,
 }
 
-impl Source {
-    /// The source that a disk's options define.
+impl SourceOptions {
+    /// Refuses options that exclude each other, whatever is added to them.
     ///
     /// # Errors
-    /// Options that cannot be combined, for a sentence about the disk.
-    fn new(
-        table: Vec<String>,
-        file: Option<PathBuf>,
-        read_only: bool,
-        overlay: Option<PathBuf>,
-    ) -> Result<Source, &'static str> {
-        if file.is_none() && (read_only || overlay.is_some()) {
-            return Err("has --read-only or --overlay without --blk-file");
-        }
-        match (file, table.is_empty()) {
+    /// Which, for a sentence about the disk.
+    fn check(&self) -> Result<(), &'static str> {
+        match (&self.blk_file, self.table.is_empty()) {
             (Some(_), false) => Err("has both --blk-file and --table; leave one out"),
-            (Some(_), true) if read_only && overlay.is_some() => {
+            (None, false) if self.need_a_file() => Err(WITHOUT_A_FILE),
+            _ if self.read_only && self.overlay.is_some() => {
                 Err("has both --read-only and --overlay, which is there to be written")
             }
-            (Some(path), true) => Ok(Source::File { path, read_only, overlay }),
-            (None, false) => Ok(Source::Table(table)),
-            (None, true) => Ok(Source::Known),
+            _ => Ok(()),
         }
+    }
+
+    /// The source that they define.
+    ///
+    /// # Errors
+    /// Options that cannot be combined, or too few, for a sentence about the disk.
+    fn resolved(&self) -> Result<DiskSource, &'static str> {
+        self.check()?;
+        let SourceOptions { table, blk_file, read_only, overlay } = self.clone();
+        match blk_file {
+            Some(path) => Ok(DiskSource::File { path, read_only, overlay }),
+            None if !table.is_empty() => Ok(DiskSource::Lines(table)),
+            None if self.need_a_file() => Err(WITHOUT_A_FILE),
+            None => Err("is made of nothing: give --blk-file or --table"),
+        }
+    }
+
+    /// Whether they leave the source to the configuration file.
+    fn are_open(&self) -> bool {
+        self.table.is_empty() && self.blk_file.is_none()
+    }
+
+    fn need_a_file(&self) -> bool {
+        self.read_only || self.overlay.is_some()
+    }
+
+    /// Takes from `known` what these do not say. A table takes the place of a file with all that is
+    /// said of it, and a file that of a table.
+    fn fill_in(&mut self, known: SourceOptions) {
+        if !self.table.is_empty() {
+            return;
+        }
+        if self.blk_file.is_none() {
+            self.table = known.table;
+            self.blk_file = known.blk_file;
+        }
+        self.read_only |= known.read_only;
+        self.overlay = self.overlay.take().or(known.overlay);
     }
 }
 
@@ -425,17 +453,16 @@ impl Group {
         })
     }
 
-    fn source(&self, matches: &ArgMatches, config: bool) -> Result<Source, Error> {
-        let table: Vec<String> = self.all(matches, "table");
-        let file: Option<PathBuf> = self.one(matches, "blk-file")?;
-        let read_only = self.one::<bool>(matches, "read-only")?.is_some();
-        let overlay: Option<PathBuf> = self.one(matches, "overlay")?;
-        match Source::new(table, file, read_only, overlay).map_err(|what| self.wrong(what))? {
-            Source::Known if !config => {
-                Err(self.wrong("is made of nothing: give --blk-file or --table"))
-            }
-            source => Ok(source),
-        }
+    fn source(&self, matches: &ArgMatches, config: bool) -> Result<SourceOptions, Error> {
+        let source = SourceOptions {
+            table: self.all(matches, "table"),
+            blk_file: self.one(matches, "blk-file")?,
+            read_only: self.one::<bool>(matches, "read-only")?.is_some(),
+            overlay: self.one(matches, "overlay")?,
+        };
+        let checked = if config { source.check() } else { source.resolved().map(drop) };
+        checked.map_err(|what| self.wrong(what))?;
+        Ok(source)
     }
 
     fn wrong(&self, what: &str) -> Error {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use snapblk_store::lines::{MOST_SAID, shown};
 
-use super::{Disk, OnFull, Serve, Socket, Source, flush_interval, on_full, table_memory};
+use super::{Disk, OnFull, Serve, Socket, SourceOptions, flush_interval, on_full, table_memory};
 use crate::cli::CliError;
 use crate::server::MAX_QUEUES;
 
@@ -92,13 +92,20 @@ impl Serve {
         }
         for disk in &mut serve.disks {
             let at = disks.iter().position(|known| known.name == disk.name);
+            let name = disk.name.clone();
             match at.map(|at| disks.remove(at)) {
                 Some(known) => disk.fill_in(known),
-                None if disk.source == Source::Known => {
-                    return Err(wrong(format!("there is no disk '{}' in it", disk.name)));
+                None if disk.source.are_open() => {
+                    return Err(wrong(format!("there is no disk '{name}' in it")));
                 }
                 None => {}
             }
+            disk.source.resolved().map_err(|what| {
+                wrong(format!("disk '{name}', of this file and of the command line, {what}"))
+            })?;
+        }
+        for disk in &disks {
+            disk.source.resolved().map_err(|what| wrong(of_the_file(&disk.name, what)))?;
         }
         serve.disks.append(&mut disks);
         if serve.disks.is_empty() && serve.monitor.is_none() {
@@ -108,16 +115,22 @@ impl Serve {
     }
 }
 
+/// A sentence about a disk of the file, whose keys are the options without their dashes.
+fn of_the_file(name: &str, what: &str) -> String {
+    format!("disk '{name}' {}", what.replace("--", ""))
+}
+
 impl FileDisk {
     fn read(self) -> Result<Disk, String> {
         let name = self.name.unwrap_or_else(|| super::DEFAULT_NAME.to_owned());
-        // The keys are the options without their dashes.
-        let of = |what: &str| format!("disk '{name}' {}", what.replace("--", ""));
-        let source = Source::new(self.table, self.blk_file, self.read_only, self.overlay);
-        let source = source.map_err(of)?;
-        if source == Source::Known {
-            return Err(of("is made of nothing: give blk-file or table"));
-        }
+        let of = |what: &str| of_the_file(&name, what);
+        let source = SourceOptions {
+            table: self.table,
+            blk_file: self.blk_file,
+            read_only: self.read_only,
+            overlay: self.overlay,
+        };
+        source.check().map_err(of)?;
         // With the option's error message.
         let queues = |given: i64| match u16::try_from(given) {
             Ok(queues @ 1..=MAX_QUEUES) => Ok(queues),
@@ -143,9 +156,7 @@ impl FileDisk {
 impl Disk {
     /// Takes the settings that this does not have from `known`.
     fn fill_in(&mut self, known: Disk) {
-        if self.source == Source::Known {
-            self.source = known.source;
-        }
+        self.source.fill_in(known.source);
         self.socket = self.socket.take().or(known.socket);
         self.num_queues = self.num_queues.or(known.num_queues);
         self.poll |= known.poll;

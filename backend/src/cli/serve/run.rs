@@ -1,9 +1,9 @@
 //! `snapblk serve`, carried out.
 
 use crate::cli::CliError;
-use crate::server::{self, DiskArgs, DiskSocket, DiskSource, ServeArgs};
+use crate::server::{self, DiskArgs, DiskSocket, ServeArgs};
 
-use super::{Disk, Serve, Socket, Source};
+use super::{Disk, Serve, Socket};
 
 impl Serve {
     /// Serves the disks until a signal or the monitor ends the process.
@@ -26,18 +26,8 @@ impl Serve {
 }
 
 fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
-    let source = match &disk.source {
-        Source::Table(lines) => DiskSource::Lines(lines.clone()),
-        Source::File { path, read_only, overlay } => {
-            DiskSource::File { path: path.clone(), read_only: *read_only, overlay: overlay.clone() }
-        }
-        Source::Known => {
-            let name = &disk.name;
-            return Err(CliError::Usage(format!(
-                "the configuration does not say what '{name}' is"
-            )));
-        }
-    };
+    let source = disk.source.resolved();
+    let source = source.map_err(|what| CliError::Usage(format!("disk '{}' {what}", disk.name)))?;
     let socket = disk.socket.as_ref().map(|socket| match socket {
         Socket::Path(path) => DiskSocket::Path(path.clone()),
         Socket::Fd(fd) => DiskSocket::Fd(*fd),

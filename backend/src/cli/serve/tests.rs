@@ -26,8 +26,8 @@ fn a_plain_disk_as_qemu_s_conventions_have_it() {
     let [disk] = &serve.disks[..] else { panic!("{serve:?}") };
     assert_eq!(disk.name, "disk0");
     assert_eq!(disk.socket, Some(Socket::Path("s".into())));
-    let source = Source::File { path: "disk.img".into(), read_only: true, overlay: None };
-    assert_eq!(disk.source, source);
+    let source = DiskSource::File { path: "disk.img".into(), read_only: true, overlay: None };
+    assert_eq!(disk.source.resolved(), Ok(source));
     assert_eq!(disk.on_full, None);
     assert!(!disk.poll && parse("--blk-file d --poll").disks[0].poll);
     assert_eq!(parse("--blk-file d --fd 3").disks[0].socket, Some(Socket::Fd(3)));
@@ -42,11 +42,12 @@ fn each_name_opens_a_group() {
     assert_eq!(serve.monitor, Some("m".into()));
     let names: Vec<&str> = serve.disks.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["disk0", "two", "three"]);
-    assert_eq!(serve.disks[0].source, Source::Table(vec!["A".into(), "B".into()]));
+    let lines = DiskSource::Lines(vec!["A".into(), "B".into()]);
+    assert_eq!(serve.disks[0].source.resolved(), Ok(lines));
     assert!(serve.force && serve.state.is_none());
     let overlay = Some(PathBuf::from("o"));
-    let file = Source::File { path: "f".into(), read_only: false, overlay };
-    assert_eq!(serve.disks[1].source, file);
+    let file = DiskSource::File { path: "f".into(), read_only: false, overlay };
+    assert_eq!(serve.disks[1].source.resolved(), Ok(file));
     assert_eq!(serve.disks[2].num_queues, Some(4));
     assert_eq!(serve.disks[2].on_full, Some(OnFull::Wait(Duration::from_secs(30))));
     assert_eq!(serve.disks[1].num_queues, None);
@@ -105,7 +106,7 @@ fn what_is_not_flushed_has_a_time() {
 #[test]
 fn a_monitor_or_a_configuration_is_enough() {
     assert!(parse("--monitor m").disks.is_empty());
-    assert_eq!(parse("--config c --name a").disks[0].source, Source::Known);
+    assert!(parse("--config c --name a").disks[0].source.are_open());
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn a_file_says_what_the_options_say() {
                 --blk-file golden.raw --overlay root.cow --socket-path root.sock --num-queues 4 \
                 --state s --force --name disk0 --fd 3 --on-full fail";
     let mut wanted = parse(line);
-    wanted.disks[1].source = Source::Table(vec!["0 8 zero".into(), "8 8 error".into()]);
+    wanted.disks[1].source.table = vec!["0 8 zero".into(), "8 8 error".into()];
     assert_eq!(serve, wanted);
 }
 
@@ -167,12 +168,52 @@ fn the_command_line_wins_over_the_file() {
     let root = &serve.disks[0];
     assert_eq!((root.num_queues, &root.socket), (Some(1), &Some(Socket::Path("root.sock".into()))));
     let overlay = Some("root.cow".into());
-    let file = Source::File { path: "golden.raw".into(), read_only: false, overlay };
-    assert_eq!(root.source, file);
-    let plain = Source::File { path: "plain".into(), read_only: false, overlay: None };
-    assert_eq!(serve.disks[2].source, plain);
+    let file = DiskSource::File { path: "golden.raw".into(), read_only: false, overlay };
+    assert_eq!(root.source.resolved(), Ok(file));
+    let plain = DiskSource::File { path: "plain".into(), read_only: false, overlay: None };
+    assert_eq!(serve.disks[2].source.resolved(), Ok(plain));
     assert_eq!(serve.disks[2].socket, Some(Socket::Path("p".into())));
     assert_eq!(serve.state, Some("t".into()), "the file's is nobody's any more");
+}
+
+/// What a disk is made of is several keys, and each of them is overridden for itself.
+#[test]
+fn what_a_disk_is_made_of_is_overridden_key_by_key() {
+    let of_a_file = |path: &str, read_only, overlay: Option<&str>| {
+        Ok(DiskSource::File { path: path.into(), read_only, overlay: overlay.map(PathBuf::from) })
+    };
+    let of_lines = |line: &str| Ok(DiskSource::Lines(vec![line.into()]));
+    let read_only = "blk-file = \"golden.raw\"\nread-only = true";
+    let overlaid = "blk-file = \"golden.raw\"\noverlay = \"root.cow\"";
+    let table = "table = [\"0 8 zero\"]";
+    for (line, keys, made_of) in [
+        ("--blk-file /g", overlaid, of_a_file("/g", false, Some("root.cow"))),
+        ("--blk-file /g", read_only, of_a_file("/g", true, None)),
+        ("--overlay new.cow", overlaid, of_a_file("golden.raw", false, Some("new.cow"))),
+        ("--overlay o", "blk-file = \"f\"", of_a_file("f", false, Some("o"))),
+        ("--read-only", "blk-file = \"f\"", of_a_file("f", true, None)),
+        ("--blk-file f", "overlay = \"o\"", of_a_file("f", false, Some("o"))),
+        ("--table T", overlaid, of_lines("T")),
+        ("--table T", read_only, of_lines("T")),
+        ("--table T", table, of_lines("T")),
+        ("--blk-file f --overlay o", table, of_a_file("f", false, Some("o"))),
+        ("--num-queues 1", table, of_lines("0 8 zero")),
+    ] {
+        let line = format!("--config c.toml --name root {line}");
+        let keys = format!("[[disk]]\nname = \"root\"\n{keys}\n");
+        let serve = joined(&line, &keys).unwrap();
+        assert_eq!(serve.disks[0].source.resolved(), made_of, "{line}, {keys}");
+    }
+    let refused = |line: &str, keys: &str| {
+        let keys = format!("[[disk]]\nname = \"root\"\n{keys}\n");
+        joined(&format!("--config c.toml --name root {line}"), &keys).unwrap_err()
+    };
+    for said in [refused("--read-only", overlaid), refused("--overlay o", read_only)] {
+        assert!(said.contains("'root', of this file and of the command line, has both"), "{said}");
+    }
+    assert!(refused("--overlay o", table).contains("without --blk-file"));
+    assert!(refused("--num-queues 1", "overlay = \"o\"").contains("without --blk-file"));
+    assert!(refused("--num-queues 1", "num-queues = 2").contains("is made of nothing"));
 }
 
 /// They are the process's, whoever names the disks.
