@@ -241,13 +241,25 @@ fn a_merge_can_be_followed_later() {
 }
 
 #[test]
-fn watch_prints_events_until_the_server_is_gone() {
+fn watch_prints_events_until_the_server_ends() {
+    assert!(watched(true).0);
+}
+
+#[test]
+fn watch_fails_where_the_server_is_gone_without_a_word() {
+    let (success, said) = watched(false);
+    assert!(!success && said.contains("SHUTDOWN"), "{said}");
+}
+
+/// Whether `watch` succeeds, and what it says, while the server `says_so` before it is gone.
+fn watched(says_so: bool) -> (bool, String) {
     let Bench { dir, mock, _server: server } = Bench::new(false);
     let mut watching = Command::new(env!("CARGO_BIN_EXE_snapblk"))
         .arg("ctl")
         .arg(dir.path().join("m.sock"))
         .arg("watch")
         .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines =
@@ -269,7 +281,13 @@ fn watch_prints_events_until_the_server_is_gone() {
         assert!(line.ends_with("Z DEVICE_RESUMED device=disk0"), "{line}");
         stop.send(()).unwrap();
     });
+    if says_so {
+        let reason = snapblk_store::control::event::ShutdownCause::HostSignal;
+        let shutdown = snapblk_store::control::event::Shutdown { guest: false, reason };
+        mock.jobs.events().emit(&snapblk_store::control::Event::Shutdown(shutdown));
+    }
     server.stop(std::time::Duration::from_secs(30));
     while lines.next().is_some() {}
-    assert!(watching.wait().unwrap().success());
+    let output = watching.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }

@@ -73,6 +73,12 @@ enum CtlError {
         /// Its result.
         what: String,
     },
+    /// The events that were followed may not be all.
+    #[error(
+        "the monitor closed the connection without the event SHUTDOWN: the server was killed, or \
+         events were not read in time and are lost; `status` tells whether it runs"
+    )]
+    Lost,
     /// Standard output cannot be written.
     #[error("the answer cannot be printed: {0}")]
     Output(#[from] io::Error),

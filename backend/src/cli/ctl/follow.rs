@@ -14,7 +14,10 @@ use super::CtlError;
 /// The interval between queries of progress, which has no event of its own.
 const REFRESH: Duration = Duration::from_millis(200);
 
-/// Prints events until the server disconnects, which is an orderly end.
+/// Prints events until the server has said that it ends.
+///
+/// # Errors
+/// The connection ended without that: the server was killed, or events were lost.
 pub(super) fn watch(
     client: &mut Client,
     json: bool,
@@ -22,14 +25,17 @@ pub(super) fn watch(
     out: &mut impl Write,
 ) -> Result<(), CtlError> {
     let mut bars = bars.then(Bars::default);
+    let mut ends = false;
     loop {
         let patience = bars.is_some().then_some(REFRESH);
         let event = match client.event(patience) {
             Ok(event) => event,
-            Err(ClientError::HungUp) => return Ok(()),
+            Err(ClientError::HungUp) if ends => return Ok(()),
+            Err(ClientError::HungUp) => return Err(CtlError::Lost),
             Err(error) => return Err(error.into()),
         };
         if let Some(event) = event {
+            ends |= event["event"] == "SHUTDOWN";
             let line = if json { event.to_string() } else { sentence(&event) };
             match &bars {
                 // Above the progress bars, which are drawn on the same terminal.
@@ -38,10 +44,11 @@ pub(super) fn watch(
             }?;
             out.flush()?;
         }
-        if let Some(bars) = &mut bars {
+        if let Some(shown) = &mut bars {
             match client.ask::<Vec<JobInfo>>("query-jobs", json!({})) {
-                Ok(jobs) => bars.show(&jobs),
-                Err(ClientError::HungUp) => return Ok(()),
+                Ok(jobs) => shown.show(&jobs),
+                // Events that came before are printed first.
+                Err(ClientError::HungUp) => bars = None,
                 Err(error) => return Err(error.into()),
             }
         }
