@@ -54,7 +54,7 @@ impl Handler for Mock {
                     id: merge.job_id,
                     kind: JobType::SnapshotMerge,
                     speed: 0,
-                    auto_finalize: true,
+                    auto_finalize: merge.auto_finalize.unwrap_or(true),
                     auto_dismiss: merge.snapshot != "later",
                     paused: false,
                 };
@@ -238,6 +238,83 @@ fn a_merge_can_be_followed_later() {
     let output = bench.ctl("wait j");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("job 'j' is not there"));
+}
+
+/// Without end otherwise: nothing but a command ends it.
+#[test]
+fn a_job_that_waits_for_a_command_is_not_waited_for() {
+    let bench = Bench::new(false);
+    let begin = |line: &str| {
+        bench.said(line);
+        bench.mock.begun.lock().unwrap().pop().unwrap()
+    };
+    let fails = |line: &str, why: &str| {
+        let output = bench.ctl(line);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains(why), "{line}: {said}");
+    };
+    let job = begin("merge disk0 later --job-id j --no-auto-finalize");
+    job.ready();
+    fails("wait j", "job 'j' is ready and waits for `job-complete j`");
+    bench.said("job-pause j");
+    job.paused();
+    fails("wait j", "job 'j' is ready and waits");
+    bench.said("job-resume j");
+    // It stays ready while it completes, which is waited for.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| bench.ctl("wait j --complete"));
+        let completing = || bench.said("jobs").contains("ready, completing");
+        while !completing() {}
+        job.finish(Outcome::Completed);
+        let output = waiting.join().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("job 'j' is pending and waits for `job-finalize j`"), "{said}");
+    });
+    fails("wait j", "job 'j' is pending and waits for `job-finalize j`");
+    bench.said("job-finalize j");
+    assert_eq!(bench.said("wait j"), "job j is done\n");
+}
+
+#[test]
+fn a_job_that_is_paused_is_said_to_be() {
+    let bench = Bench::new(false);
+    bench.said("merge disk0 later --job-id j");
+    let job = bench.mock.begun.lock().unwrap().pop().unwrap();
+    bench.said("job-pause j");
+    job.paused();
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_snapblk"))
+        .arg("ctl")
+        .arg(bench.socket())
+        .args(["wait", "j"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(waiting.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert_eq!(line, "job j is paused: `job-resume j` lets it go on\n");
+    bench.said("job-resume j");
+    job.finish(Outcome::Completed);
+    assert!(waiting.wait().unwrap().success());
+    line.clear();
+    std::io::Read::read_to_string(&mut said, &mut line).unwrap();
+    assert_eq!(line, "", "it is said once");
+}
+
+#[test]
+fn who_begins_a_job_is_told_how_it_ends() {
+    let bench = Bench::new(false);
+    assert_eq!(
+        bench.said("commit disk0"),
+        "job commit-disk0 has begun; `wait commit-disk0 --complete` follows it, and completes it \
+         when it is ready\n"
+    );
+    assert_eq!(
+        bench.said("merge disk0 later --no-auto-finalize"),
+        "job merge-disk0 has begun; `wait merge-disk0` follows it, until it is pending: \
+         `job-finalize merge-disk0` ends it\n"
+    );
 }
 
 #[test]

@@ -96,6 +96,8 @@ struct Job {
     done: u64,
     total: u64,
     error: Option<String>,
+    /// Its driver has accepted `job-complete`.
+    completing: bool,
     /// The user wants it paused.
     pause_wanted: bool,
     /// The driver was told so.
@@ -172,6 +174,7 @@ impl Jobs {
             done: 0,
             total: 0,
             error: None,
+            completing: false,
             finalizing: false,
         };
         self.change(&mut job, JobStatus::Created);
@@ -196,10 +199,12 @@ impl Jobs {
             .map(|job| JobInfo {
                 id: job.spec.id.clone(),
                 kind: job.spec.kind,
-                status: job.status,
+                // `pending` in an answer means that somebody is to finalize it.
+                status: if job.finalizing { JobStatus::Waiting } else { job.status },
                 current_progress: job.done,
                 total_progress: job.total,
                 error: job.error.clone(),
+                completing: job.completing.then_some(true),
             })
             .collect()
     }
@@ -244,6 +249,8 @@ impl Jobs {
             JobVerb::Complete => {
                 drop(list);
                 driver.complete().map_err(CommandError::generic)?;
+                // Where it is gone already it has completed.
+                handle.with(|_, job| job.completing = true);
             }
             JobVerb::Finalize => {
                 job.finalizing = true;

@@ -111,22 +111,23 @@ fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
             let bars = !args.json && io::stderr().is_terminal();
             return follow::watch(&mut client, args.json, bars, out);
         }
-        Verb::Wait { job } => return follow::wait(&mut client, job, args.json, out),
+        Verb::Wait { job, complete } => {
+            return follow::wait(&mut client, job, *complete, args.json, out);
+        }
         _ => {}
     }
     let answer = client.call(request.command, request.arguments)?;
     let begun = match &args.verb {
-        Verb::Merge(merge) => Some((merge.job(), merge.wait)),
-        Verb::Commit(commit) => Some((commit.job(), commit.wait)),
+        Verb::Merge(merge) => Some((merge.job(), merge.wait, merge.hint())),
+        Verb::Commit(commit) => Some((commit.job(), commit.wait, commit.hint())),
         _ => None,
     };
-    if let Some((job, wait)) = begun {
+    if let Some((job, wait, hint)) = begun {
         if wait {
-            follow::complete_when_ready(&mut client, &job)?;
-            return follow::wait(&mut client, &job, args.json, out);
+            return follow::wait(&mut client, &job, true, args.json, out);
         }
         if !args.json {
-            writeln!(out, "job {job} has begun; `wait {job}` follows it")?;
+            writeln!(out, "job {job} has begun; {hint}")?;
             return Ok(());
         }
     }

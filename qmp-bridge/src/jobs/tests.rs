@@ -156,6 +156,79 @@ fn a_job_that_needs_nobody() {
     assert!(bench.jobs.query().is_empty());
 }
 
+/// Its state is as before until its work is done: that somebody completes it is said beside it.
+#[test]
+fn a_ready_job_that_completes_is_said_to() {
+    struct Slow;
+    impl JobDriver for Slow {
+        fn pause(&self) {}
+        fn resume(&self) {}
+        fn cancel(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn complete(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+    let bench = Bench::new();
+    let spec = JobSpec {
+        id: "m1".to_owned(),
+        kind: JobType::Commit,
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: true,
+        paused: false,
+    };
+    let job = bench.jobs.create(spec, |_| Arc::new(Slow)).unwrap();
+    job.start();
+    job.ready();
+    let shown = || {
+        let info = bench.jobs.query().remove(0);
+        (info.status, info.completing)
+    };
+    assert_eq!(shown(), (JobStatus::Ready, None));
+    bench.tell(JobVerb::Complete).unwrap();
+    assert_eq!(shown(), (JobStatus::Ready, Some(true)));
+}
+
+/// `pending` would say that a client is to finalize it.
+#[test]
+fn a_job_that_finalizes_itself_is_not_shown_as_pending() {
+    struct Looks {
+        jobs: Arc<Jobs>,
+        shown: Arc<Mutex<Option<JobStatus>>>,
+    }
+    impl JobDriver for Looks {
+        fn pause(&self) {}
+        fn resume(&self) {}
+        fn cancel(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn complete(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn finalize(&self) -> Result<(), String> {
+            *self.shown.lock().unwrap() = Some(self.jobs.query()[0].status);
+            Ok(())
+        }
+    }
+    let bench = Bench::new();
+    let shown = Arc::<Mutex<Option<JobStatus>>>::default();
+    let spec = JobSpec {
+        id: "m1".to_owned(),
+        kind: JobType::Commit,
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: true,
+        paused: false,
+    };
+    let driver = Looks { jobs: bench.jobs.clone(), shown: shown.clone() };
+    let job = bench.jobs.create(spec, |_| Arc::new(driver)).unwrap();
+    job.start();
+    job.finish(Outcome::Completed);
+    assert_eq!(*shown.lock().unwrap(), Some(JobStatus::Waiting));
+}
+
 /// As the user left it before a restart.
 #[test]
 fn a_job_that_is_paused_from_its_start_on() {

@@ -93,5 +93,8 @@ record! {
         total_progress: u64,
         /// Its error; missing if it has none.
         error: Option<String>,
+        /// True once `job-complete` was accepted, after which a job may be `ready` for long; missing
+        /// before. QEMU does not say it.
+        completing: Option<bool>,
     }
 }

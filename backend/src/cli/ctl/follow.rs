@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use snapblk_qmp::client::{Client, ClientError};
-use snapblk_store::control::job::{JobInfo, JobStatus, JobType};
+use snapblk_store::control::job::{JobInfo, JobStatus};
 
 use super::CtlError;
 
@@ -55,34 +55,18 @@ pub(super) fn watch(
     }
 }
 
-/// Waits until a job is ready, and completes it; a job that ends before, or by itself, is left to
-/// the caller that waits for its end.
-pub(super) fn complete_when_ready(client: &mut Client, id: &str) -> Result<(), CtlError> {
-    loop {
-        let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
-        match jobs.iter().find(|job| job.id == id).map(|job| (job.kind, job.status)) {
-            Some((JobType::Commit, JobStatus::Ready)) => {
-                client.call("job-complete", json!({ "id": id }))?;
-                return Ok(());
-            }
-            Some((
-                JobType::Commit,
-                JobStatus::Created | JobStatus::Running | JobStatus::Paused | JobStatus::Standby,
-            )) => std::thread::sleep(REFRESH),
-            _ => return Ok(()),
-        }
-    }
-}
-
-/// Waits for the end of a job; any end but success is an error.
+/// Waits for the end of a job, and with `complete` completes it when it is ready; any end but success
+/// is an error, and so is a state in which it waits for a command.
 pub(super) fn wait(
     client: &mut Client,
     id: &str,
+    complete: bool,
     json: bool,
     out: &mut impl Write,
 ) -> Result<(), CtlError> {
     let mut bars = (!json && std::io::stderr().is_terminal()).then(Bars::default);
-    let mut seen = false;
+    let failed = |what: String| Err(CtlError::Job { id: id.to_owned(), what });
+    let (mut seen, mut paused) = (false, false);
     loop {
         // Queried first: a job that ended before this client connected has no more events.
         let jobs: Vec<JobInfo> = client.ask("query-jobs", json!({}))?;
@@ -100,22 +84,67 @@ pub(super) fn wait(
             // Handles all events that have arrived, before the next query.
             patience = Duration::from_millis(1);
         }
-        match job {
-            Some(JobInfo { status, error, .. }) if status.as_str() == "concluded" => {
-                let end = error.clone().map_or(End::Completed, End::Failed);
+        let Some(job) = job else {
+            return failed(match seen {
+                true => "is gone, and nobody said how it ended".to_owned(),
+                false => "is not there: it is over, or was never begun".to_owned(),
+            });
+        };
+        let is_paused = match awaited(job) {
+            Awaited::Work => false,
+            Awaited::Resume => true,
+            Awaited::Complete if complete => {
+                client.call("job-complete", json!({ "id": id }))?;
+                false
+            }
+            Awaited::Complete => {
+                return failed(format!(
+                    "is ready and waits for `job-complete {id}`, which `wait {id} --complete` sends"
+                ));
+            }
+            Awaited::Finalize => {
+                return failed(format!("is pending and waits for `job-finalize {id}`"));
+            }
+            Awaited::Nothing => {
+                let end = job.error.clone().map_or(End::Completed, End::Failed);
                 drop(bars);
                 return ended(id, end, &json!({}), json, out);
             }
-            Some(_) => {}
-            None if seen => {
-                let what = "is gone, and nobody said how it ended".to_owned();
-                return Err(CtlError::Job { id: id.to_owned(), what });
-            }
-            None => {
-                let what = "is not there: it is over, or was never begun".to_owned();
-                return Err(CtlError::Job { id: id.to_owned(), what });
-            }
+        };
+        if is_paused && !paused {
+            let say = || eprintln!("job {id} is paused: `job-resume {id}` lets it go on");
+            bars.as_ref().map_or_else(say, |bars| bars.group.suspend(say));
         }
+        paused = is_paused;
+    }
+}
+
+/// What a job needs before it ends.
+#[derive(Debug, PartialEq)]
+enum Awaited {
+    /// Its own work.
+    Work,
+    /// `job-resume`
+    Resume,
+    /// `job-complete`
+    Complete,
+    /// `job-finalize`
+    Finalize,
+    /// It is over.
+    Nothing,
+}
+
+fn awaited(job: &JobInfo) -> Awaited {
+    match job.status {
+        JobStatus::Ready | JobStatus::Standby if job.completing != Some(true) => Awaited::Complete,
+        JobStatus::Paused | JobStatus::Standby => Awaited::Resume,
+        JobStatus::Pending => Awaited::Finalize,
+        JobStatus::Concluded | JobStatus::Null => Awaited::Nothing,
+        JobStatus::Created
+        | JobStatus::Running
+        | JobStatus::Ready
+        | JobStatus::Waiting
+        | JobStatus::Aborting => Awaited::Work,
     }
 }
 
@@ -221,8 +250,9 @@ fn style() -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use snapblk_store::control::job::JobType;
 
-    use super::{End, end_of, sentence};
+    use super::*;
 
     #[test]
     fn an_event_is_a_line() {
@@ -232,6 +262,34 @@ mod tests {
             sentence(&event),
             "01:24:03.959Z SNAPSHOT_OVERFLOW device=snap0 reason=\"store is full\""
         );
+    }
+
+    #[test]
+    fn a_job_waits_for_its_work_or_for_a_command() {
+        use JobStatus as S;
+        let of = |status, completing| {
+            awaited(&JobInfo {
+                id: "j".into(),
+                kind: JobType::Commit,
+                status,
+                current_progress: 0,
+                total_progress: 0,
+                error: None,
+                completing,
+            })
+        };
+        for status in [S::Created, S::Running, S::Waiting, S::Aborting] {
+            assert_eq!(of(status, None), Awaited::Work);
+        }
+        for status in [S::Ready, S::Standby] {
+            assert_eq!(of(status, None), Awaited::Complete);
+        }
+        assert_eq!(of(S::Ready, Some(true)), Awaited::Work, "it stays ready while it completes");
+        assert_eq!(of(S::Standby, Some(true)), Awaited::Resume);
+        assert_eq!(of(S::Paused, None), Awaited::Resume);
+        assert_eq!(of(S::Pending, None), Awaited::Finalize);
+        assert_eq!(of(S::Pending, Some(true)), Awaited::Finalize);
+        assert_eq!(of(S::Concluded, None), Awaited::Nothing);
     }
 
     #[test]

@@ -67,12 +67,27 @@ impl JobArgs {
     fn auto_dismiss(&self) -> Option<bool> {
         self.no_auto_dismiss.then_some(false)
     }
+
+    /// What else the job `id` needs from its user, after how to follow it.
+    fn then_finalize(&self, id: &str) -> String {
+        if self.no_auto_finalize {
+            format!(", until it is pending: `job-finalize {id}` ends it")
+        } else {
+            String::new()
+        }
+    }
 }
 
 impl MergeArgs {
     /// The name of the job.
     pub(super) fn job(&self) -> String {
         self.job_id.clone().unwrap_or_else(|| format!("merge-{}", self.device))
+    }
+
+    /// What to do next about it.
+    pub(super) fn hint(&self) -> String {
+        let id = self.job();
+        format!("`wait {id}` follows it{}", self.options.then_finalize(&id))
     }
 
     pub(super) fn request(&self) -> Request {
@@ -92,6 +107,13 @@ impl CommitArgs {
     /// The name of the job.
     pub(super) fn job(&self) -> String {
         self.job_id.clone().unwrap_or_else(|| format!("commit-{}", self.device))
+    }
+
+    /// What to do next about it. One of the disk's own overlay becomes ready.
+    pub(super) fn hint(&self) -> String {
+        let id = self.job();
+        let then = self.options.then_finalize(&id);
+        format!("`wait {id} --complete` follows it, and completes it when it is ready{then}")
     }
 
     pub(super) fn request(&self) -> Request {

@@ -69,10 +69,14 @@ pub(super) fn jobs(jobs: &[JobInfo], out: &mut impl Write) -> io::Result<()> {
     let rows: Vec<_> = jobs
         .iter()
         .map(|job| {
+            let mut state = job.status.to_string();
+            if job.completing == Some(true) {
+                state.push_str(", completing");
+            }
             vec![
                 job.id.clone(),
                 job.kind.to_string(),
-                job.status.to_string(),
+                state,
                 percent(job.current_progress, job.total_progress),
                 job.error.clone().unwrap_or_default(),
             ]

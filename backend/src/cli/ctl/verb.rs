@@ -209,9 +209,15 @@ pub enum Verb {
     #[command(visible_alias = "query-jobs")]
     Jobs,
     /// Wait for the end of a job, with a progress bar
+    ///
+    /// A job that is ready, or pending, ends only by `job-complete` or `job-finalize`: it is not waited
+    /// for, and the exit status is 1.
     Wait {
         /// The job
         job: String,
+        /// Complete it when it is ready
+        #[arg(long)]
+        complete: bool,
     },
     /// Pause a job
     JobPause {
