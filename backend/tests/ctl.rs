@@ -41,7 +41,12 @@ impl Handler for Mock {
     fn execute(&self, command: snapblk_store::control::Command) -> Result<Answer, CommandError> {
         use snapblk_store::control::Command;
         match command {
-            Command::QueryDevices(_) => Ok(Answer::Devices(devices())),
+            Command::QueryDevices(query) => {
+                let mut devices = devices();
+                devices
+                    .retain(|device| query.name.as_ref().is_none_or(|name| *name == device.name));
+                Ok(Answer::Devices(devices))
+            }
             Command::QueryBlockExports => Ok(Answer::Exports(vec![BlockExportInfo {
                 id: "e0".to_owned(),
                 kind: BlockExportType::VhostUserBlk,
@@ -163,6 +168,7 @@ fn status_shows_tables() {
         "disk0: 0 8388608 snapshot-origin /disk.img\n\
          snap0: 0 8388608 snapshot disk0 snap0.cow PO 8\n"
     );
+    assert_eq!(bench.said("table disk0"), "0 8388608 snapshot-origin /disk.img\n");
 }
 
 #[test]

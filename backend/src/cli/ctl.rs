@@ -142,7 +142,8 @@ fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
 fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError> {
     match verb {
         Verb::Devices { .. } => render::devices(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
-        Verb::Table { .. } => render::tables(&decode::<Vec<DeviceInfo>>(answer)?, out)?,
+        Verb::Table { device: None, .. } => render::tables(&decode::<Vec<_>>(answer)?, out)?,
+        Verb::Table { .. } => render::lines(&decode::<Vec<_>>(answer)?, out)?,
         Verb::Exports => render::exports(&decode::<Vec<BlockExportInfo>>(answer)?, out)?,
         Verb::Jobs => render::jobs(&decode::<Vec<JobInfo>>(answer)?, out)?,
         Verb::QueryStatus => {

@@ -7,14 +7,14 @@ use snapblk_store::control::answer::{
 use snapblk_store::control::command::{Nothing, Persistence};
 use snapblk_store::cow::{self, StoreState};
 use snapblk_store::device::{DeviceStatus, TargetStatus};
-use snapblk_store::lines::{SnapshotSpec, TargetSpec};
+use snapblk_store::lines::{SnapshotSpec, TableLine, TargetSpec};
 
 /// A device, as `query-devices` shows it.
 pub(super) fn device(status: DeviceStatus) -> DeviceInfo {
     let line = |target: &TargetStatus, words: &str| {
-        let (start, len) = (target.line.start, target.line.len);
-        let text = format!("{start} {len} {} {words}", target.line.target.name());
-        text.trim_end().to_owned()
+        let TableLine { start, len, target } = &target.line;
+        let gap = if words.is_empty() { "" } else { " " };
+        format!("{start} {len} {}{gap}{words}", target.name())
     };
     DeviceInfo {
         table: status.targets.iter().map(|target| line(target, &target.params)).collect(),

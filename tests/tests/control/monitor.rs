@@ -118,6 +118,22 @@ fn says(scratch: &Scratch, world: &World, words: &str) -> String {
 }
 
 #[test]
+fn what_ctl_prints_of_a_table_can_be_loaded_again() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    scratch.file("a ", &stamped(0, 8, 1)).unwrap();
+    let mut world = World::start(&plain(&scratch, &file));
+    let table = ["0 8 snapshot-origin ./a\\ ".to_owned(), "8 8 zero".to_owned()];
+    world.make("d", &table);
+    fs::write(scratch.path("lines"), says(&scratch, &world, "table d")).unwrap();
+    for words in ["create e", "suspend d", "load e @lines", "remove d", "resume e"] {
+        assert_eq!(says(&scratch, &world, words), "", "{words}");
+    }
+    assert_eq!(world.table("e"), table);
+    world.stop();
+}
+
+#[test]
 fn ctl_has_a_verb_for_everything() {
     let scratch = scratch();
     let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();

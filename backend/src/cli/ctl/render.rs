@@ -37,7 +37,7 @@ pub(super) fn devices(devices: &[DeviceInfo], out: &mut impl Write) -> io::Resul
     table("devices", &["DEVICE", "STATE", "SIZE", "OPEN", "TARGET"], &rows, out)
 }
 
-/// The lines of each table, after the device's name as in `dmsetup table`.
+/// The lines of each table as `dmsetup table` prints them: after the device's name.
 pub(super) fn tables(devices: &[DeviceInfo], out: &mut impl Write) -> io::Result<()> {
     for device in devices {
         for line in &device.table {
@@ -45,6 +45,11 @@ pub(super) fn tables(devices: &[DeviceInfo], out: &mut impl Write) -> io::Result
         }
     }
     Ok(())
+}
+
+/// The lines of the one device that was asked for, which can be loaded again.
+pub(super) fn lines(devices: &[DeviceInfo], out: &mut impl Write) -> io::Result<()> {
+    devices.iter().flat_map(|device| &device.table).try_for_each(|line| writeln!(out, "{line}"))
 }
 
 /// One line for each export.

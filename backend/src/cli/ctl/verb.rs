@@ -28,7 +28,7 @@ pub enum Verb {
         #[arg(long)]
         inactive: bool,
     },
-    /// Print table lines, as dmsetup does
+    /// Print table lines, as dmsetup does: of one device as `load` takes them
     Table {
         /// Only this device
         device: Option<String>,
