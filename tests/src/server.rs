@@ -217,12 +217,13 @@ impl ServerCommand {
 
     /// Starts the program and waits until it listens.
     pub fn start(&self) -> Result<Server, ServerError> {
-        let mut server = self.spawn()?;
+        let mut server = self.begin()?;
         server.wait_until_it_listens()?;
         Ok(server)
     }
 
-    fn spawn(&self) -> Result<Server, ServerError> {
+    /// Starts the program, and does not wait until it listens.
+    pub fn begin(&self) -> Result<Server, ServerError> {
         let failed = |source| ServerError::Run { program: self.program.clone(), source };
         let stderr = self.dir.join("stderr.log");
         let log = File::create(&stderr).map_err(failed)?;
@@ -239,7 +240,7 @@ impl ServerCommand {
 
     /// Starts the program and kills it after `life`, at whatever stage of its start.
     pub fn start_and_kill(&self, life: Duration) -> Result<(), ServerError> {
-        let server = self.spawn()?;
+        let server = self.begin()?;
         std::thread::sleep(life);
         server.kill()
     }

@@ -101,7 +101,7 @@ impl Server {
             Command::Quit => {
                 let reason = ShutdownCause::HostQmpQuit;
                 self.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
-                self.end(End::Quit);
+                self.course.end(End::Quit);
                 Ok(Answer::DONE)
             }
         }

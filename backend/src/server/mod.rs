@@ -6,6 +6,7 @@ mod beforehand;
 mod binding;
 mod commands;
 mod commit;
+mod course;
 mod failures;
 mod flush_interval;
 mod info;
@@ -20,7 +21,7 @@ mod table_file;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ use snapblk_store::workers::Workers;
 use crate::binding::Failure;
 use crate::export::Export;
 pub use crate::export::MAX_QUEUES;
+use course::Course;
 use failures::Failures;
 pub use flush_interval::FlushInterval;
 use lockfs::Lockfs;
@@ -85,21 +87,22 @@ pub struct Server {
     /// Held from the choice of a job's name until its work is attached to its device: two commands
     /// at once neither use one name, nor begin two jobs on one device.
     beginning: Mutex<()>,
-    ends: Mutex<Sender<End>>,
+    course: Arc<Course>,
     failures: Failures,
     options: IoOptions,
     lockfs: Lockfs,
 }
 
 impl Server {
-    /// A server without devices, and where it is heard that the process is to end. `agents` are the
-    /// sockets of guests' agents, by disk; exceptions lie in `memory`.
+    /// A server without devices. `agents` are the sockets of guests' agents, by disk; exceptions lie in
+    /// `memory`; `course` is the process's.
     fn new(
         state: Option<PathBuf>,
         memory: Memory,
         force: bool,
         agents: &BTreeMap<String, PathBuf>,
-    ) -> (Arc<Server>, Receiver<End>) {
+        course: Arc<Course>,
+    ) -> Arc<Server> {
         let files = Arc::new(Files::default());
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
@@ -117,7 +120,6 @@ impl Server {
             }),
             flusher: Arc::new(CallerFlusher::new(files.clone(), workers.clone(), options)),
         };
-        let (ends, end) = channel();
         let devices = Arc::new(Devices::new(files, workers, config));
         let resizes = Arc::<Mutex<Resizes>>::default();
         let (events_of, resizes_of) = (events.clone(), resizes.clone());
@@ -135,10 +137,10 @@ impl Server {
             lockfs: Lockfs::new(agents, &events),
             failures: Failures::new(move |device, failure| tells.emit(&failed(device, failure))),
             events,
-            ends: Mutex::new(ends),
+            course,
             options,
         };
-        (Arc::new(server), end)
+        Arc::new(server)
     }
 
     fn resizes(&self) -> MutexGuard<'_, Resizes> {
@@ -174,12 +176,6 @@ impl Server {
         };
         let path = path.display();
         Err(format!("this process listens on {path} already, for {by}; name another path"))
-    }
-
-    /// Asks the process to end, in order.
-    pub fn end(&self, end: End) {
-        // Nobody listens where it ends already.
-        let _ = self.ends.lock().expect("ends lock poisoned").send(end);
     }
 }
 

@@ -18,6 +18,7 @@ use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table}
 use snapblk_store::units::{ChunkSize, Sector};
 
 use super::commands::Hands;
+use super::course::Course;
 use super::{End, FlushInterval, OnFull, Server, add_command, beforehand, place, table_lines};
 use crate::export::Polling;
 
@@ -192,6 +193,8 @@ pub enum ServeError {
 pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     // Blocked before the first thread, which inherits it: signals are waited for, not handled.
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
+    let course = Arc::new(Course::default());
+    course.clone().follow(signals).map_err(io("cannot wait for signals"))?;
     let first = first_tables(&args.disks)?;
     let place::Places { used: state, others } = match &args.state {
         Some(state) => place::named_state(state, &first)?,
@@ -201,12 +204,13 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
     let agents = args.disks.iter().filter_map(agent).collect();
     let memory = memory(args, state.as_deref())?;
-    let (server, ends) = Server::new(state, memory, args.force, &agents);
+    let server = Server::new(state, memory, args.force, &agents, course.clone());
     if let FlushInterval::After(interval) = args.flush_interval {
         server.devices.commit_after(interval).map_err(io("cannot commit in time"))?;
     }
     server.devices.replaces_states(others);
     start_devices(&server, args, &first)?;
+    let ends = course.serves();
     server.resume_merges();
     server.resume_commits();
     for disk in &args.disks {
@@ -220,11 +224,6 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         let shared = Monitor::new(Commands::default(), hands, server.jobs.clone());
         monitor = Some((QmpServer::start(path, shared.clone())?, shared));
     }
-    let asker = server.clone();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || wait_for_signals(&signals, &asker))
-        .map_err(io("cannot wait for signals"))?;
     let end = ends.recv().unwrap_or(End::Signal);
     if end == End::Signal {
         let reason = ShutdownCause::HostSignal;
@@ -240,24 +239,6 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
 fn io(what: &str) -> impl FnOnce(std::io::Error) -> ServeError {
     let what = what.to_owned();
     move |source| ServeError::Io { what, source }
-}
-
-/// The first signal ends the process in order, the second at once; but for SIGHUP, which comes from
-/// the terminal and from its shell.
-fn wait_for_signals(signals: &crate::signals::Blocked, server: &Server) {
-    let mut asked = false;
-    loop {
-        let signal = signals.wait();
-        if asked && signal == Some(crate::signals::HANGUP) {
-            continue;
-        }
-        if asked {
-            let status = 128 + signal.unwrap_or(0);
-            std::process::exit(status);
-        }
-        asked = true;
-        server.end(End::Signal);
-    }
 }
 
 fn start_devices(

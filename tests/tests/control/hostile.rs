@@ -235,6 +235,19 @@ fn a_disk_that_is_stuck_does_not_keep_the_process() {
     world.stop();
 }
 
+/// `quit` asks for an order as a signal does: the signal after it asks for no other.
+#[test]
+fn a_signal_after_quit_ends_it_at_once() {
+    let scratch = scratch();
+    let (mut world, ..) = world(&scratch);
+    let _stuck = Held::worker(world.server.pid(), "queue 0 of e");
+    world.call("quit", json!({}));
+    world.event("SHUTDOWN");
+    world.server.signal(Signal::TERM).unwrap();
+    let status = world.server.wait("end after quit and a signal").unwrap();
+    assert_eq!(status.code(), Some(128 + 15), "{}", world.server.stderr());
+}
+
 /// A command waits for a disk that is stuck: front ends of other disks are answered meanwhile.
 #[test]
 fn a_disk_that_is_stuck_delays_no_front_end_of_another() {

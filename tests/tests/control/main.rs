@@ -23,5 +23,6 @@ mod passdown;
 mod resize;
 mod sharing;
 mod snapshots;
+mod starts;
 mod state;
 mod waits;
