@@ -19,7 +19,7 @@ use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
 
 use super::binding::Served;
-use super::{DEADLINE, End, Exported, OnFull, Server, info};
+use super::{DEADLINE, End, ExportState, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{
     Export, ExportConfig, ExportError, Polling, SocketAddress as Listen, StopMode,
@@ -162,28 +162,44 @@ impl Server {
         c: BlockExportAdd,
         polling: Polling,
     ) -> Result<Answer, CommandError> {
-        let generic = |desc: String| CommandError::generic(desc);
+        let place = self.reserve_export(&c)?;
+        self.serve_export(place, c, polling)
+    }
+
+    /// Takes the id of an export that is to be, and its socket from this process's others. Nothing is
+    /// held meanwhile that a query needs: what follows may wait for a suspend.
+    fn reserve_export(self: &Arc<Self>, c: &BlockExportAdd) -> Result<Place, CommandError> {
         let mut exports = self.exports();
-        match exports.get(&c.id) {
+        match exports.get(&c.id).map(|exported| &exported.state) {
             None => {}
-            Some(Exported { export: Some(_), .. }) => {
-                return Err(generic(format!(
+            Some(ExportState::Stopping) => return Err(shutting_down(&c.id)),
+            Some(ExportState::Starting | ExportState::Served(_)) => {
+                return Err(CommandError::generic(format!(
                     "there is an export '{}' already; choose another id",
                     c.id
                 )));
             }
-            Some(Exported { export: None, .. }) => return Err(shutting_down(&c.id)),
         }
-        let socket = match &c.options {
-            BlockExportOptions::VhostUserBlk(VhostUserBlkOptions {
-                addr: SocketAddress::Unix(unix),
-                ..
-            }) => Some(PathBuf::from(&unix.path)),
-            BlockExportOptions::VhostUserBlk(_) => None,
+        let BlockExportOptions::VhostUserBlk(VhostUserBlkOptions { addr, .. }) = &c.options;
+        let socket = match addr {
+            SocketAddress::Unix(unix) => Some(PathBuf::from(&unix.path)),
+            SocketAddress::Fd(_) => None,
         };
         if let Some(socket) = &socket {
-            self.refuse_own_socket(&exports, socket).map_err(generic)?;
+            self.refuse_own_socket(&exports, socket).map_err(CommandError::generic)?;
         }
+        let (id, device) = (c.id.clone(), c.node_name.clone());
+        exports.insert(id.clone(), Exported { state: ExportState::Starting, device, socket });
+        Ok(Place { server: self.clone(), id })
+    }
+
+    /// Starts an export at its place in the list.
+    fn serve_export(
+        self: &Arc<Self>,
+        place: Place,
+        c: BlockExportAdd,
+        polling: Polling,
+    ) -> Result<Answer, CommandError> {
         // Before anything of it starts: who removes the device meanwhile must be refused.
         let (id, device) = (c.id.clone(), c.node_name.clone());
         self.devices.prepare(&device, &id, c.writable.unwrap_or(false)).map_err(told)?;
@@ -192,7 +208,7 @@ impl Server {
         })?;
         let resized = (device.clone(), Box::new(export.size_changed()) as Box<_>);
         self.resizes().insert(id.clone(), resized);
-        exports.insert(id, Exported { export: Some(export), device, socket });
+        place.fill(export);
         Ok(Answer::DONE)
     }
 
@@ -238,18 +254,7 @@ impl Server {
             Some(BlockExportRemoveMode::Hard) => StopMode::Hard,
             None | Some(BlockExportRemoveMode::Safe) => StopMode::Safe,
         };
-        let taken = match self.exports().get_mut(&c.id) {
-            None => {
-                return Err(CommandError::generic(format!("there is no export '{}'", c.id)));
-            }
-            Some(Exported { export: Some(export), .. })
-                if mode == StopMode::Safe && export.is_connected() =>
-            {
-                return Err(CommandError::generic(ExportError::InUse(c.id.clone()).to_string()));
-            }
-            Some(exported) => exported.export.take(),
-        };
-        let export = taken.ok_or_else(|| shutting_down(&c.id))?;
+        let export = self.take_export(&c.id, mode)?;
         // As long as it takes, which is for its requests to say: nobody waits for that without end.
         let (send, ended) = channel();
         // One that gets no thread serves on: it would stop where it is dropped.
@@ -280,6 +285,28 @@ impl Server {
         Ok(Answer::DONE)
     }
 
+    /// Takes an export out of the list, to stop it.
+    fn take_export(&self, id: &str, mode: StopMode) -> Result<Export, CommandError> {
+        let mut exports = self.exports();
+        let Some(Exported { state, .. }) = exports.get_mut(id) else {
+            return Err(CommandError::generic(format!("there is no export '{id}'")));
+        };
+        match std::mem::replace(state, ExportState::Stopping) {
+            ExportState::Served(export) if mode == StopMode::Safe && export.is_connected() => {
+                *state = ExportState::Served(export);
+                Err(CommandError::generic(ExportError::InUse(id.into()).to_string()))
+            }
+            ExportState::Served(export) => Ok(export),
+            ExportState::Stopping => Err(shutting_down(id)),
+            ExportState::Starting => {
+                *state = ExportState::Starting;
+                Err(CommandError::generic(format!(
+                    "the export '{id}' is being added; wait until the command that does so has ended"
+                )))
+            }
+        }
+    }
+
     /// Stops an export that was taken out of the list, however long that takes, or puts it back.
     fn stop_export(
         &self,
@@ -298,7 +325,7 @@ impl Server {
     /// An export that was taken out of the list is not stopped.
     fn put_back(&self, id: &str, export: Export) {
         if let Some(exported) = self.exports().get_mut(id) {
-            exported.export = Some(export);
+            exported.state = ExportState::Served(export);
         }
         self.stopped.notify_all();
     }
@@ -312,12 +339,46 @@ impl Server {
     }
 
     fn query_exports(&self) -> Answer {
-        let info = |(id, exported): (&String, &Exported)| BlockExportInfo {
-            id: id.clone(),
-            kind: BlockExportType::VhostUserBlk,
-            node_name: exported.device.clone(),
-            shutting_down: exported.export.is_none(),
+        let info = |(id, exported): (&String, &Exported)| {
+            let shutting_down = match &exported.state {
+                ExportState::Starting => return None,
+                ExportState::Served(_) => false,
+                ExportState::Stopping => true,
+            };
+            Some(BlockExportInfo {
+                id: id.clone(),
+                kind: BlockExportType::VhostUserBlk,
+                node_name: exported.device.clone(),
+                shutting_down,
+            })
         };
-        Answer::Exports(self.exports().iter().map(info).collect())
+        Answer::Exports(self.exports().iter().filter_map(info).collect())
+    }
+}
+
+/// The place in the list of an export that starts. It is free again where this is dropped.
+struct Place {
+    server: Arc<Server>,
+    id: String,
+}
+
+impl Place {
+    /// From now on the export is one of those that are served.
+    fn fill(self, export: Export) {
+        if let Some(exported) = self.server.exports().get_mut(&self.id) {
+            exported.state = ExportState::Served(export);
+        }
+        // Without a place the process ends, and did not wait for it: it stops where it is dropped.
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut exports = self.server.exports();
+        let starts = exports.get(&self.id).map(|exported| &exported.state);
+        if matches!(starts, Some(ExportState::Starting)) {
+            exports.remove(&self.id);
+        }
+        self.server.stopped.notify_all();
     }
 }

@@ -16,9 +16,8 @@ use snapblk_store::control::event::{Event, GuestThaw};
 use snapblk_store::device::{DeviceError, Suspend, TableKind};
 
 use super::commands::{done, told};
-use super::{Exported, Server};
+use super::Server;
 use crate::agent::{Agent, AgentError, AgentEvent, Bounds, FROZEN, Frozen};
-use crate::export::Export;
 
 /// The agents of a process's guests.
 #[derive(Default)]
@@ -123,8 +122,7 @@ impl Server {
     }
 
     fn has_front_end(&self, device: &str) -> bool {
-        let is_connected = |one: &Exported| one.export.as_ref().is_some_and(Export::is_connected);
-        self.exports().values().any(|one| one.device == device && is_connected(one))
+        self.exports().values().any(|one| one.device == device && one.is_connected())
     }
 
     /// `device-suspend`: the guest is frozen until the device is resumed, or its bound ends that.

@@ -61,13 +61,33 @@ pub enum End {
     Signal,
 }
 
-/// What a running export is an export of.
+/// An export, and what it is one of.
 struct Exported {
-    /// None while somebody stops it.
-    export: Option<Export>,
+    state: ExportState,
     device: String,
     /// Where its front-end connects; none where the socket was inherited.
     socket: Option<PathBuf>,
+}
+
+/// How far an export is.
+enum ExportState {
+    /// It is not there yet: its id is taken, and its socket.
+    Starting,
+    /// It serves.
+    Served(Export),
+    /// Somebody stops it.
+    Stopping,
+}
+
+impl Exported {
+    fn is_served(&self) -> bool {
+        matches!(self.state, ExportState::Served(_))
+    }
+
+    /// Whether a front-end is connected to it, and it is not being stopped.
+    fn is_connected(&self) -> bool {
+        matches!(&self.state, ExportState::Served(export) if export.is_connected())
+    }
 }
 
 /// By export: the device that it serves, and what is to be called when that has another size.
@@ -79,7 +99,7 @@ pub struct Server {
     exports: Mutex<BTreeMap<String, Exported>>,
     /// Where the monitor listens.
     monitor: OnceLock<PathBuf>,
-    /// An export that somebody stopped is gone, or back.
+    /// An export that was starting or stopping is served, or gone.
     stopped: Condvar,
     resizes: Arc<Mutex<Resizes>>,
     events: Arc<Events>,

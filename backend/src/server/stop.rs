@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use super::{DEADLINE, Exported, Server};
+use super::{DEADLINE, ExportState, Exported, Server};
 use crate::export::stop_all;
 
 impl Server {
@@ -44,22 +44,25 @@ impl Server {
         let deadline = Instant::now() + DEADLINE;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut given_up = BTreeMap::new();
-        let is_stopping = |exported: &Exported| exported.export.is_none();
         let mut exports = self.exports();
         loop {
             let all = std::mem::take(&mut *exports).into_iter();
-            let (stopping, running) = all.partition(|(_, exported)| is_stopping(exported));
-            *exports = stopping;
+            let (running, others) = all.partition(|(_, exported)| exported.is_served());
+            *exports = others;
             drop(exports);
             let running: BTreeMap<String, Exported> = running;
             let devices = running.iter().map(|(id, it)| (id.clone(), it.device.clone()));
             let mut devices: BTreeMap<String, String> = devices.collect();
-            let late = stop_all(running.into_values().filter_map(|it| it.export), left());
+            let served = running.into_values().filter_map(|exported| match exported.state {
+                ExportState::Served(export) => Some(export),
+                ExportState::Starting | ExportState::Stopping => None,
+            });
+            let late = stop_all(served, left());
             given_up.extend(late.iter().filter_map(|id| devices.remove_entry(id)));
-            // Those that a client of the monitor is stopping are gone then, or back.
+            // Those that a client of the monitor starts or stops are served then, or gone.
             exports = self.exports();
             let waits = |all: &mut BTreeMap<String, Exported>| {
-                !all.is_empty() && all.values().all(is_stopping)
+                !all.is_empty() && !all.values().any(Exported::is_served)
             };
             let waited = self.stopped.wait_timeout_while(exports, left(), waits);
             let (stopped, timeout) = waited.expect("exports lock poisoned");

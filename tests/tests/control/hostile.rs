@@ -278,3 +278,47 @@ fn a_disk_that_is_stuck_delays_no_front_end_of_another() {
     assert!(!waits.join().unwrap());
     world.stop();
 }
+
+/// Who adds an export waits for a disk that is stuck; who asks for the exports does not.
+#[test]
+fn an_export_that_waits_for_a_suspend_delays_no_query() {
+    let scratch = scratch();
+    let (mut world, _, socket) = world(&scratch);
+    drop(socket);
+    let mut user = disk(&scratch.socket("e.sock"));
+    user.read(0, 512).unwrap();
+    world.make("other", &["0 8 zero".into()]);
+    let held = Held::worker(world.server.pid(), "queue 0 of e");
+    let client = || Qmp::connect(world.server.monitor()).unwrap();
+    let (mut suspends, mut adds) = (client(), client());
+    let suspended =
+        std::thread::spawn(move || suspends.call("device-suspend", json!({"name": "d"})));
+    // One after the other, until one waits.
+    let (added, adding) = channel();
+    let beside = scratch.socket("x.sock");
+    let adder = std::thread::spawn(move || {
+        for n in 0.. {
+            let id = format!("x{n}");
+            let socket = beside.with_file_name(format!("{id}.sock"));
+            adds.call("block-export-add", export_args(&id, "other", &socket, false)).unwrap();
+            if added.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        while adding.recv_timeout(LOOK).is_ok() {}
+        let begin = Instant::now();
+        world.call("query-block-exports", json!({}));
+        assert!(begin.elapsed() < PATIENCE, "{}", world.server.stderr());
+        if adding.try_recv().is_err() {
+            break;
+        }
+    }
+    assert!(!suspended.is_finished() && !adder.is_finished(), "nothing was in its way");
+    drop(held);
+    suspended.join().unwrap().unwrap();
+    drop(adding);
+    adder.join().unwrap();
+    world.stop();
+}
