@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::binding::{Binding, Geometry, TableOf};
 use crate::config::{LogicalBlock, serial as serial_of};
-use crate::session::{Disk, ListenError, Session, SessionControl};
-pub use crate::session::{SessionEvent, SocketAddress};
+use crate::session::{Disk, Session, SessionControl};
+pub use crate::session::{ListenError, Listener, SessionEvent, SocketAddress};
 pub use crate::worker::Polling;
 use crate::worker::{WorkerHandle, WorkerOptions, spawn};
 
@@ -27,7 +27,7 @@ pub struct ExportConfig {
     /// Its name in the monitor.
     pub id: String,
     /// The socket that front-ends connect to.
-    pub socket: SocketAddress,
+    pub socket: Listener,
     /// Queues, 1 to [`MAX_QUEUES`].
     pub num_queues: u16,
     /// Whether guests may write, if the device can be written at all.
@@ -59,14 +59,6 @@ pub enum ExportError {
         id: String,
         /// How many were asked for.
         queues: u16,
-    },
-    /// There is no socket.
-    #[error("export {id}: {error}")]
-    Listen {
-        /// Which export.
-        id: String,
-        /// Why not.
-        error: ListenError,
     },
     /// A thread, or a resource for it, could not be had.
     #[error("export {id}: a worker could not be started: {error}")]
@@ -142,19 +134,8 @@ impl Export {
         // The log names the disk by them. The kernel's names end at a zero byte.
         let named = id.replace('\0', "\u{fffd}");
         let workers = start_workers(&named, num_queues, options, &binding).map_err(worker_error)?;
-        let session = match Session::listen(
-            socket,
-            control.clone(),
-            disk,
-            workers.handles.clone(),
-            Box::new(events),
-        ) {
-            Ok(session) => session,
-            Err(error) => {
-                workers.end();
-                return Err(ExportError::Listen { id, error });
-            }
-        };
+        let handles = workers.handles.clone();
+        let session = Session::new(socket, control.clone(), disk, handles, Box::new(events));
         binding.attach(&id, workers.handles.clone());
         let end_workers = {
             let id = id.clone();

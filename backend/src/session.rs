@@ -31,8 +31,7 @@ use crate::worker::{Ticket, WorkerError, WorkerHandle};
 
 use channel::Channel;
 use connection::{Connection, Ended, Envelope, has_hung_up};
-use listener::Listener;
-pub use listener::{ListenError, SocketAddress, check_inherited, check_socket};
+pub use listener::{ListenError, Listener, SocketAddress, check_inherited, check_socket};
 use message::{Refusal, decode, refused_reply};
 use setup::{Answer, Setup};
 
@@ -134,14 +133,14 @@ struct Ready {
 }
 
 impl<T> Session<T> {
-    pub(crate) fn listen(
-        address: SocketAddress,
+    pub(crate) fn new(
+        listener: Listener,
         control: Arc<SessionControl>,
         disk: Arc<Disk>,
         workers: Vec<WorkerHandle<T>>,
         events: Box<dyn Fn(SessionEvent) + Send>,
-    ) -> Result<Session<T>, ListenError> {
-        Ok(Session { control, disk, workers, events, listener: Arc::new(Listener::open(address)?) })
+    ) -> Session<T> {
+        Session { control, disk, workers, events, listener: Arc::new(listener) }
     }
 
     /// Serves until stopped.

@@ -25,5 +25,5 @@ pub mod wire;
 pub use commands::Commands;
 pub use events::Events;
 pub use jobs::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, is_well_formed};
-pub use server::{Server, StartError};
+pub use server::{Bound, Server, StartError};
 pub use session::{Handler, Monitor, Session};

@@ -66,6 +66,14 @@ pub struct Server {
     wake: Arc<OwnedFd>,
 }
 
+/// A monitor's socket, on which nobody is served yet. Its file is removed when this is dropped.
+pub struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket's file: another process's is not removed.
+    identity: (u64, u64),
+}
+
 /// The connected clients.
 struct Clients {
     monitor: Arc<Monitor>,
@@ -81,29 +89,9 @@ struct List {
 }
 
 impl Server {
-    /// Creates the socket `path` and serves `monitor` on it. A socket that no process serves any
-    /// more is replaced, but no other file.
+    /// [`Bound::new`], and serves `monitor` there.
     pub fn start(path: &Path, monitor: Arc<Monitor>) -> Result<Server, StartError> {
-        let failed = |source| StartError::Io { path: path.to_owned(), source };
-        let listener = bind(path)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| failed(errno.into()))?;
-        let wake = Arc::new(wake);
-        let clients = Arc::new(Clients { monitor, list: Mutex::default(), left: Condvar::new() });
-        let acceptor = Acceptor {
-            listener,
-            path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
-            wake: wake.clone(),
-            clients: clients.clone(),
-        };
-        let acceptor = thread::Builder::new()
-            .name("monitor".to_owned())
-            .spawn(move || acceptor.run())
-            .map_err(failed)?;
-        Ok(Server { clients, acceptor: Some(acceptor), wake })
+        Bound::new(path)?.serve(monitor)
     }
 
     /// Whether [`start`](Self::start) could create its socket, as far as can be checked without
@@ -158,6 +146,46 @@ impl Drop for Server {
     }
 }
 
+impl Bound {
+    /// Creates the socket `path`. A socket that no process serves any more is replaced, but no other
+    /// file.
+    pub fn new(path: &Path) -> Result<Bound, StartError> {
+        let failed = |source| StartError::Io { path: path.to_owned(), source };
+        let listener = bind(path)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Bound { listener, path: path.to_owned(), identity })
+    }
+
+    /// Serves `monitor` to those who have connected, and will.
+    pub fn serve(self, monitor: Arc<Monitor>) -> Result<Server, StartError> {
+        let path = self.path.clone();
+        let failed = |source| StartError::Io { path, source };
+        let wake = match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
+            Ok(wake) => Arc::new(wake),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let clients = Arc::new(Clients { monitor, list: Mutex::default(), left: Condvar::new() });
+        let acceptor = Acceptor { socket: self, wake: wake.clone(), clients: clients.clone() };
+        let acceptor = thread::Builder::new()
+            .name("monitor".to_owned())
+            .spawn(move || acceptor.run())
+            .map_err(failed)?;
+        Ok(Server { clients, acceptor: Some(acceptor), wake })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = ?self.path, %error, "the monitor socket cannot be removed");
+        }
+    }
+}
+
 /// Creates the socket, replacing a stale one.
 fn bind(path: &Path) -> Result<UnixListener, StartError> {
     let failed = |source| StartError::Io { path: path.to_owned(), source };
@@ -186,10 +214,7 @@ fn check_dead(path: &Path) -> Result<(), StartError> {
 
 /// Accepts clients until it is woken.
 struct Acceptor {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket's file: another process's is not removed.
-    identity: (u64, u64),
+    socket: Bound,
     wake: Arc<OwnedFd>,
     clients: Arc<Clients>,
 }
@@ -197,7 +222,7 @@ struct Acceptor {
 impl Acceptor {
     fn run(self) {
         while self.wait(None) {
-            match self.listener.accept() {
+            match self.socket.listener.accept() {
                 Ok((stream, _)) => Clients::welcome(&self.clients, stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
@@ -208,18 +233,13 @@ impl Acceptor {
                 }
             }
         }
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = ?self.path, %error, "the monitor socket cannot be removed");
-        }
     }
 
     /// Waits for a client, at most for `pause`; false when the server stops.
     fn wait(&self, pause: Option<Duration>) -> bool {
         let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
         if pause.is_none() {
-            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+            fds.push(PollFd::new(&self.socket.listener, PollFlags::IN));
         }
         let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
         match poll(&mut fds, pause.as_ref()) {

@@ -22,7 +22,7 @@ use super::binding::Served;
 use super::{DEADLINE, End, ExportState, Exported, OnFull, Server, info};
 use crate::config::LogicalBlock;
 use crate::export::{
-    Export, ExportConfig, ExportError, Polling, SocketAddress as Listen, StopMode,
+    Export, ExportConfig, ExportError, Listener, Polling, SocketAddress as Listen, StopMode,
 };
 
 /// The monitor's hands.
@@ -90,7 +90,8 @@ impl Server {
             Command::BlockCommit(c) => self.start_commit(c),
             Command::BlockExportAdd(c) => {
                 self.check_export(&c)?;
-                self.add_export(c, Polling::Adaptive)
+                let place = self.reserve_export(&c)?;
+                self.serve_export(place, c, listen, Polling::Adaptive)
             }
             Command::BlockExportDel(c) => self.delete_export(&c),
             Command::BlockSetWriteThreshold(c) => {
@@ -156,14 +157,24 @@ impl Server {
         Ok(())
     }
 
-    /// Starts an export, with workers that sleep as `polling` says.
-    pub(super) fn add_export(
+    /// Takes the id of an export that is to be, and makes its socket, where front-ends wait.
+    pub(super) fn bind_export(
         self: &Arc<Self>,
-        c: BlockExportAdd,
+        command: BlockExportAdd,
+    ) -> Result<BoundExport, CommandError> {
+        let place = self.reserve_export(&command)?;
+        let listener = listen(&command)?;
+        Ok(BoundExport { place, command, listener })
+    }
+
+    /// Starts an export whose socket was made, with workers that sleep as `polling` says.
+    pub(super) fn serve_bound_export(
+        self: &Arc<Self>,
+        bound: BoundExport,
         polling: Polling,
     ) -> Result<Answer, CommandError> {
-        let place = self.reserve_export(&c)?;
-        self.serve_export(place, c, polling)
+        let BoundExport { place, command, listener } = bound;
+        self.serve_export(place, command, |_| Ok(listener), polling)
     }
 
     /// Takes the id of an export that is to be, and its socket from this process's others. Nothing is
@@ -193,27 +204,32 @@ impl Server {
         Ok(Place { server: self.clone(), id })
     }
 
-    /// Starts an export at its place in the list.
+    /// Starts an export at its place in the list, on the socket that `listen` has.
     fn serve_export(
         self: &Arc<Self>,
         place: Place,
         c: BlockExportAdd,
+        listen: impl FnOnce(&BlockExportAdd) -> Result<Listener, CommandError>,
         polling: Polling,
     ) -> Result<Answer, CommandError> {
         // Before anything of it starts: who removes the device meanwhile must be refused.
         let (id, device) = (c.id.clone(), c.node_name.clone());
         self.devices.prepare(&device, &id, c.writable.unwrap_or(false)).map_err(told)?;
-        let export = self.start_export(c, polling).inspect_err(|_| {
-            self.devices.detach(&device, &id);
-        })?;
+        let export = listen(&c).and_then(|socket| self.start_export(c, socket, polling));
+        let export = export.inspect_err(|_| self.devices.detach(&device, &id))?;
         let resized = (device.clone(), Box::new(export.size_changed()) as Box<_>);
         self.resizes().insert(id.clone(), resized);
         place.fill(export);
         Ok(Answer::DONE)
     }
 
-    /// Starts the threads and the socket of an export whose device was prepared.
-    fn start_export(&self, c: BlockExportAdd, polling: Polling) -> Result<Export, CommandError> {
+    /// Starts the threads of an export whose device was prepared.
+    fn start_export(
+        &self,
+        c: BlockExportAdd,
+        socket: Listener,
+        polling: Polling,
+    ) -> Result<Export, CommandError> {
         let BlockExportOptions::VhostUserBlk(options) = c.options;
         let generic = |desc: String| CommandError::generic(desc);
         let block = options.logical_block_size.unwrap_or(512);
@@ -223,15 +239,6 @@ impl Server {
                     "a logical block of {block} bytes is not possible: use 512 or 4096"
                 ))
             })?;
-        let socket = match options.addr {
-            SocketAddress::Unix(unix) => Listen::Path(unix.path.into()),
-            SocketAddress::Fd(fd) => {
-                let number: i32 = fd.str.parse().map_err(|_| {
-                    generic(format!("'{}' is not the number of a descriptor", fd.str))
-                })?;
-                Listen::inherited(number).map_err(|error| generic(error.to_string()))?
-            }
-        };
         let writable = c.writable.unwrap_or(false);
         let config = ExportConfig {
             id: c.id,
@@ -354,6 +361,31 @@ impl Server {
         };
         Answer::Exports(self.exports().iter().filter_map(info).collect())
     }
+}
+
+/// The socket that a command names.
+fn listen(c: &BlockExportAdd) -> Result<Listener, CommandError> {
+    let BlockExportOptions::VhostUserBlk(VhostUserBlkOptions { addr, .. }) = &c.options;
+    let address = match addr {
+        SocketAddress::Unix(unix) => Listen::Path(unix.path.clone().into()),
+        SocketAddress::Fd(fd) => {
+            let number: i32 = fd.str.parse().map_err(|_| {
+                CommandError::generic(format!("'{}' is not the number of a descriptor", fd.str))
+            })?;
+            let inherited = Listen::inherited(number);
+            inherited.map_err(|error| CommandError::generic(error.to_string()))?
+        }
+    };
+    Listener::open(address)
+        .map_err(|error| CommandError::generic(format!("export {}: {error}", c.id)))
+}
+
+/// An export that is to be: its id is taken and its socket made, and both are given back where this is
+/// dropped.
+pub(super) struct BoundExport {
+    place: Place,
+    command: BlockExportAdd,
+    listener: Listener,
 }
 
 /// The place in the list of an export that starts. It is free again where this is dropped.

@@ -58,6 +58,11 @@ impl Course {
         }
     }
 
+    /// It ends, for whichever reason.
+    pub(super) fn ends(&self) {
+        *self.stage() = Stage::Ends;
+    }
+
     /// Whether this signal ends the process at once. One that does not has asked for an order, but for
     /// SIGHUP while it ends, which comes from the terminal and from its shell.
     fn ends_at_once(&self, signal: Option<i32>) -> bool {

@@ -1,13 +1,15 @@
 //! From arguments to a serving process, and to its end.
 //!
 //! Owns the order of both: a look at all that is asked for, the state before the devices, the devices
-//! before their sockets, the monitor last; at the end the monitor first, then the sockets, then what is owed.
+//! before the sockets, all sockets before anybody is served, the monitor last; at the end the monitor first,
+//! then the exports, then what is owed. Keeps: once the devices have started the process ends in this
+//! order, also where the rest of the start fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use snapblk_qmp::{Commands, Monitor, Server as QmpServer, StartError};
+use snapblk_qmp::{self as qmp, Commands, Monitor, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
@@ -17,7 +19,7 @@ use snapblk_store::io::FileInfo;
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
 use snapblk_store::units::{ChunkSize, Sector};
 
-use super::commands::Hands;
+use super::commands::{BoundExport, Hands};
 use super::course::Course;
 use super::{End, FlushInterval, OnFull, Server, add_command, beforehand, place, table_lines};
 use crate::export::Polling;
@@ -210,19 +212,35 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     }
     server.devices.replaces_states(others);
     start_devices(&server, args, &first)?;
+    let served = serve_devices(&server, args, &course);
+    course.ends();
+    let is_durable = server.stop();
+    served?;
+    if is_durable { Ok(()) } else { Err(ServeError::NotDurable) }
+}
+
+/// Serves the devices, which have started, until the process is to end.
+fn serve_devices(
+    server: &Arc<Server>,
+    args: &ServeArgs,
+    course: &Course,
+) -> Result<(), ServeError> {
+    // From here on it ends in order, for whichever reason.
     let ends = course.serves();
+    // What another process may have, before a job goes on and before a guest is served.
+    let bind = |disk| bind_export(server, disk).map(|bound| (disk, bound));
+    let exports = args.disks.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let socket = args.monitor.as_deref().map(|path| bind_monitor(server, path)).transpose()?;
     server.resume_merges();
     server.resume_commits();
-    for disk in &args.disks {
-        start_export(&server, disk)?;
+    for (disk, bound) in exports {
+        bound.map_or(Ok(()), |bound| start_export(server, disk, bound))?;
     }
     let mut monitor = None;
-    if let Some(path) = &args.monitor {
-        server.refuse_own_socket(&server.exports(), path).map_err(ServeError::OwnSocket)?;
-        let _ = server.monitor.set(path.clone());
+    if let Some(socket) = socket {
         let hands = Arc::new(Hands(server.clone()));
         let shared = Monitor::new(Commands::default(), hands, server.jobs.clone());
-        monitor = Some((QmpServer::start(path, shared.clone())?, shared));
+        monitor = Some((socket.serve(shared.clone())?, shared));
     }
     let end = ends.recv().unwrap_or(End::Signal);
     if end == End::Signal {
@@ -233,7 +251,15 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         shared.announce_stop();
         qmp.stop(PATIENCE);
     }
-    if server.stop() { Ok(()) } else { Err(ServeError::NotDurable) }
+    Ok(())
+}
+
+fn bind_monitor(server: &Server, path: &Path) -> Result<qmp::Bound, ServeError> {
+    server.refuse_own_socket(&server.exports(), path).map_err(ServeError::OwnSocket)?;
+    let bound = qmp::Bound::new(path)?;
+    // The only setter.
+    let _ = server.monitor.set(path.to_owned());
+    Ok(bound)
 }
 
 fn io(what: &str) -> impl FnOnce(std::io::Error) -> ServeError {
@@ -274,27 +300,45 @@ fn names(first: &[FirstTable]) -> String {
     first.iter().map(|table| table.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-fn start_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<(), ServeError> {
+/// The socket of a disk that has one, unless the disk is not exported.
+fn bind_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<Option<BoundExport>, ServeError> {
     let addr = match &disk.socket {
-        None => return Ok(()),
+        None => return Ok(None),
         Some(DiskSocket::Path(path)) => {
             SocketAddress::Unix(UnixSocketAddress { path: path.to_string_lossy().into_owned() })
         }
         Some(DiskSocket::Fd(fd)) => SocketAddress::Fd(FdSocketAddress { str: fd.to_string() }),
     };
-    let can_be = server.devices.require_table(&disk.name);
-    if let Err(error) = can_be.and_then(|()| server.devices.require_unheld(&disk.name)) {
-        // The start made its device, unless a client removed that: then it stays removed. A commit that
-        // goes on writes it: it began when a client had removed the export.
-        tracing::warn!("disk '{}' is not exported: {error}", disk.name);
-        return Ok(());
+    if let Err(error) = server.devices.require_table(&disk.name) {
+        // The start made its device, unless a client removed that: then it stays removed.
+        not_exported(disk, &error);
+        return Ok(None);
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
-    let command = add_command(&disk.name, &disk.name, addr, queues);
-    let failed = |error| ServeError::Export { disk: disk.name.clone(), error };
+    let bound = server.bind_export(add_command(&disk.name, &disk.name, addr, queues));
+    bound.map(Some).map_err(|error| ServeError::Export { disk: disk.name.clone(), error })
+}
+
+fn start_export(
+    server: &Arc<Server>,
+    disk: &DiskArgs,
+    bound: BoundExport,
+) -> Result<(), ServeError> {
+    let can_be = server.devices.require_table(&disk.name);
+    if let Err(error) = can_be.and_then(|()| server.devices.require_unheld(&disk.name)) {
+        // A commit that goes on writes it, or has removed it: it began when a client had removed the
+        // export.
+        not_exported(disk, &error);
+        return Ok(());
+    }
     let polling = if disk.poll { Polling::Always } else { Polling::Adaptive };
-    server.add_export(command, polling).map(|_| ()).map_err(failed)
+    let served = server.serve_bound_export(bound, polling);
+    served.map(drop).map_err(|error| ServeError::Export { disk: disk.name.clone(), error })
+}
+
+fn not_exported(disk: &DiskArgs, error: &DeviceError) {
+    tracing::warn!("disk '{}' is not exported: {error}", disk.name);
 }
 
 /// The tables that the arguments give their disks.

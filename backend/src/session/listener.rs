@@ -97,9 +97,9 @@ pub enum ListenError {
     },
 }
 
-/// The source of connections.
+/// The source of connections. Front-ends that connect wait until they are accepted.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Listener {
     source: Source,
     /// Removed when this is dropped.
     _file: Option<SocketFile>,
@@ -165,7 +165,11 @@ struct SocketFile {
 }
 
 impl Listener {
-    pub(super) fn open(address: SocketAddress) -> Result<Listener, ListenError> {
+    /// Makes the socket, or takes the inherited one.
+    ///
+    /// # Errors
+    /// The reason why there is none.
+    pub fn open(address: SocketAddress) -> Result<Listener, ListenError> {
         match address {
             SocketAddress::Path(path) => Listener::bind(path),
             SocketAddress::Fd(fd) => Ok(Listener { source: Source::given(fd)?, _file: None }),

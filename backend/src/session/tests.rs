@@ -81,7 +81,7 @@ impl Server {
 fn export_config(socket: SocketAddress, num_queues: u16) -> ExportConfig {
     ExportConfig {
         id: "export0".into(),
-        socket,
+        socket: Listener::open(socket).unwrap(),
         num_queues,
         writable: true,
         logical_block: LogicalBlock::B512,
@@ -550,14 +550,13 @@ fn messages_without_end_are_followed_a_few_at_a_time() {
     let control = Arc::new(SessionControl::new().unwrap());
     let disk = nothing();
     let address = SocketAddress::Path(dir.path().join("disk.sock"));
-    let session = Session::<TestTable>::listen(
-        address,
+    let session = Session::<TestTable>::new(
+        Listener::open(address).unwrap(),
         control.clone(),
         disk.clone(),
         Vec::new(),
         Box::new(|_| {}),
-    )
-    .unwrap();
+    );
     let mut setup = Setup::new(disk, Vec::new(), Box::new(|| {}));
     let (peer, ours) = UnixStream::pair().unwrap();
     let mut connection = Connection::new(ours).unwrap();
@@ -576,9 +575,8 @@ fn messages_without_end_are_followed_a_few_at_a_time() {
 fn an_export_needs_a_socket_and_queues() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = SocketAddress::Path(dir.path().join("no/such/disk.sock"));
+    assert!(matches!(Listener::open(nowhere), Err(ListenError::System { .. })));
     let disk = TestDisk::new(8);
-    let none = Export::start(export_config(nowhere, 1), TestBinding::new(&disk), |_| {});
-    assert!(matches!(none, Err(ExportError::Listen { .. })));
     for queues in [0, 63] {
         let socket = SocketAddress::Path(dir.path().join("disk.sock"));
         let bad = Export::start(export_config(socket, queues), TestBinding::new(&disk), |_| {});

@@ -211,11 +211,11 @@ pub(crate) fn monitor_only(scratch: &Scratch) -> ServerCommand {
 
 /// The error of a server that does not start.
 pub(crate) fn does_not_start(command: &ServerCommand) -> String {
-    match command.start() {
-        Err(error @ snapblk_tests::server::ServerError::Ended { .. }) => error.to_string(),
-        Err(error) => panic!("it neither starts nor ends: {error}"),
-        Ok(_) => panic!("it starts"),
-    }
+    // Its sockets may be there before it finds that it cannot serve.
+    let mut server = command.begin().unwrap_or_else(|error| panic!("{error}"));
+    let status = server.wait("end instead of starting").unwrap_or_else(|error| panic!("{error}"));
+    assert!(!status.success(), "it starts: {}", server.stderr());
+    format!("{status}: {}", server.stderr())
 }
 
 /// A path as a word of a table line.
