@@ -207,6 +207,18 @@ fn errors_are_the_monitor_s_sentence_and_a_status() {
 }
 
 #[test]
+fn who_comes_when_all_places_are_taken_is_told_so() {
+    let bench = Bench::new(false);
+    let connect = || std::os::unix::net::UnixStream::connect(bench.socket()).unwrap();
+    let others: Vec<_> = std::iter::repeat_with(connect).take(64).collect();
+    let output = bench.ctl("status");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("64 clients at a time") && !said.contains("running?"), "{said}");
+    drop(others);
+}
+
+#[test]
 fn a_merge_is_waited_for() {
     let bench = Bench::new(false);
     assert_eq!(bench.said("merge disk0 snap0 --wait"), "job merge-disk0 is done\n");

@@ -517,5 +517,13 @@ pub fn is_well_formed(id: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
 }
 
+/// An identifier for a job on `device` that nobody named: `verb` and the device's name, in which what
+/// no identifier may have is replaced.
+pub fn derived_id(verb: &str, device: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let device: String = device.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
+    format!("{verb}-{device}")
+}
+
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,6 @@ pub mod wire;
 
 pub use commands::Commands;
 pub use events::Events;
-pub use jobs::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, is_well_formed};
+pub use jobs::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, derived_id, is_well_formed};
 pub use server::{Bound, Server, StartError};
 pub use session::{Handler, Monitor, Session};

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use snapblk_qmp::client::{Client, ClientError};
+use snapblk_qmp::server::MAX_CLIENTS;
 use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo};
 use snapblk_store::control::job::JobInfo;
 
@@ -53,6 +54,15 @@ enum CtlError {
         path: PathBuf,
         /// The cause.
         source: ClientError,
+    },
+    /// It hung up instead of a greeting.
+    #[error(
+        "monitor {path:?} closed the connection without a greeting: it serves {MAX_CLIENTS} clients \
+         at a time, and as many are connected, or it is just ending; end one of them and try again"
+    )]
+    TurnedAway {
+        /// The socket.
+        path: PathBuf,
     },
     /// The monitor's own sentence, or an error of the connection.
     #[error("{0}")]
@@ -103,8 +113,11 @@ pub fn run(args: &CtlArgs) -> ExitCode {
 fn carry_out(args: &CtlArgs, out: &mut impl Write) -> Result<(), CtlError> {
     // Wrong arguments are reported before anything is connected or changed.
     let request = args.verb.request()?;
-    let mut client = Client::connect(&args.monitor)
-        .map_err(|source| CtlError::Unreachable { path: args.monitor.clone(), source })?;
+    let path = || args.monitor.clone();
+    let mut client = Client::connect(&args.monitor).map_err(|error| match error {
+        ClientError::HungUp => CtlError::TurnedAway { path: path() },
+        source => CtlError::Unreachable { path: path(), source },
+    })?;
     match &args.verb {
         Verb::Status => return status(args.json, &mut client, out),
         Verb::Watch => {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
+use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id, is_well_formed};
 use snapblk_store::attached::AttachedWorker;
 use snapblk_store::background::{
     CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle, Pacing,
@@ -41,7 +41,10 @@ const COPIES: usize = 8;
 
 impl Server {
     pub(super) fn start_commit(self: &Arc<Self>, c: BlockCommit) -> Result<Answer, CommandError> {
-        let id = c.job_id.unwrap_or_else(|| c.device.clone());
+        let id = c.job_id.unwrap_or_else(|| match is_well_formed(&c.device) {
+            true => c.device.clone(),
+            false => derived_id("commit", &c.device),
+        });
         let _alone = self.begins_job();
         self.jobs.check_id(&id)?;
         let job = CommitJob {

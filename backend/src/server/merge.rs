@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
-use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome};
+use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id};
 use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle, Pacing};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
@@ -96,9 +96,7 @@ impl Server {
 
     /// A name for the job that merges `device`.
     fn free_id(&self, device: &str) -> String {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        let device: String = device.chars().map(|c| if allowed(c) { c } else { '_' }).collect();
-        let first = format!("merge-{device}");
+        let first = derived_id("merge", device);
         let others = (2..1000).map(|n| format!("{first}-{n}"));
         let mut free = std::iter::once(first.clone()).chain(others);
         free.find(|id| self.jobs.check_id(id).is_ok()).unwrap_or(first)

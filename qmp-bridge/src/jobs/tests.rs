@@ -9,7 +9,7 @@ use serde_json::Value;
 use snapblk_store::control::event::{ErrorAction, IoOperation};
 use snapblk_store::control::job::{JobStatus, JobType, JobVerb};
 
-use super::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, accepts};
+use super::{JobDriver, JobHandle, JobSpec, Jobs, Outcome, accepts, derived_id, is_well_formed};
 use crate::events::{Events, Listener};
 
 /// Records events as words.
@@ -493,6 +493,15 @@ fn names_are_qemu_s_and_taken_once() {
     create("b").unwrap();
     let ids: Vec<String> = bench.jobs.query().into_iter().map(|job| job.id).collect();
     assert_eq!(ids, ["b", "a.b_c-1"]);
+}
+
+#[test]
+fn a_job_that_nobody_named_can_be_called_by_its_name() {
+    assert_eq!(derived_id("merge", "disk0.1"), "merge-disk0.1");
+    assert_eq!(derived_id("merge", "vg+data é"), "merge-vg_data__");
+    for device in ["", "1", "vg+data", "a/b", "é"] {
+        assert!(is_well_formed(&derived_id("commit", device)), "{device}");
+    }
 }
 
 /// QEMU's JobVerbTable; a `1` is "accepted". States in the order of [`JobStatus::ALL`].

@@ -27,6 +27,21 @@ fn nothing_happens(world: &mut World, name: &str) {
     }
 }
 
+/// Its device's name cannot be one.
+#[test]
+fn a_commit_that_nobody_named_gets_a_name() {
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("vg+data", &[format!("0 {SECTORS} linear {} 0", word(&file))]);
+    let overlay = json!({"device": "vg+data", "snapshot-file": scratch.path("store.cow")});
+    world.call("blockdev-snapshot-sync", overlay);
+    world.call("block-commit", json!({"device": "vg+data"}));
+    assert_eq!(world.event("BLOCK_JOB_READY")["data"]["device"], "commit-vg_data");
+    world.call("job-cancel", json!({"id": "commit-vg_data"}));
+    world.stop();
+}
+
 /// A snapshot that is taken while a rollback of its suspended origin waits gets its copies: the
 /// merge begins with the table that the resume brings.
 #[test]

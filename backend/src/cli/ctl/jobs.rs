@@ -2,6 +2,7 @@
 //!
 //! Owns their arguments, which they share with QEMU's block jobs. Never knows how a job is followed.
 
+use snapblk_qmp::derived_id;
 use snapblk_store::control::command as control;
 
 use super::verb::Request;
@@ -81,7 +82,7 @@ impl JobArgs {
 impl MergeArgs {
     /// The name of the job.
     pub(super) fn job(&self) -> String {
-        self.job_id.clone().unwrap_or_else(|| format!("merge-{}", self.device))
+        self.job_id.clone().unwrap_or_else(|| derived_id("merge", &self.device))
     }
 
     /// What to do next about it.
@@ -106,7 +107,7 @@ impl MergeArgs {
 impl CommitArgs {
     /// The name of the job.
     pub(super) fn job(&self) -> String {
-        self.job_id.clone().unwrap_or_else(|| format!("commit-{}", self.device))
+        self.job_id.clone().unwrap_or_else(|| derived_id("commit", &self.device))
     }
 
     /// What to do next about it. One of the disk's own overlay becomes ready.

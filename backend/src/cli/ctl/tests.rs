@@ -67,6 +67,12 @@ fn every_verb_is_a_command_of_the_monitor() {
             json!({"device": "d", "snapshot": "s", "job-id": "merge-d"}),
         ),
         (
+            "merge vg+data s",
+            "snapshot-merge",
+            json!({"device": "vg+data", "snapshot": "s", "job-id": "merge-vg_data"}),
+        ),
+        ("commit é", "block-commit", json!({"device": "é", "job-id": "commit-_"})),
+        (
             "commit d --top d.2 --base d.1 --speed 1M",
             "block-commit",
             json!({
