@@ -38,6 +38,10 @@ pub enum ClientError {
     Command(#[from] CommandError),
 }
 
+/// The most bytes of one answer. The server is trusted: its answers are as long as what they tell of,
+/// which may be the largest tables that its clients can load.
+const MAX_ANSWER: usize = 1 << 30;
+
 /// How long to wait for a connection, and then for a greeting. A monitor greets every client, whatever
 /// it is doing. A disk's socket, taken for a monitor's, is kept from its front-end meanwhile.
 const GREETING: Duration = Duration::from_secs(5);
@@ -61,7 +65,7 @@ impl Client {
     fn connect_within(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let mut client = Client {
             stream: connect_within(path, patience)?,
-            parser: Parser::default(),
+            parser: Parser::new(MAX_ANSWER),
             messages: VecDeque::new(),
             events: VecDeque::new(),
             requests: 0,
@@ -206,6 +210,30 @@ mod tests {
         let _waits = UnixStream::connect(&path).unwrap();
         let error = Client::connect_within(&path, Duration::from_millis(10)).err().unwrap();
         assert!(matches!(error, ClientError::Silent), "{error:?}");
+    }
+
+    /// Larger than any command may be.
+    #[test]
+    fn an_answer_is_as_long_as_what_it_tells_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let length = wire::MAX_MESSAGE + 1;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut server, _) = listener.accept().unwrap();
+                server.write_all(b"{\"QMP\": {}}\r\n").unwrap();
+                let long = "x".repeat(length);
+                for answer in [json!({}), json!(long)] {
+                    let _ = server.read(&mut [0; 4096]).unwrap();
+                    let line = wire::line(&json!({ "return": answer })).unwrap();
+                    server.write_all(line.as_bytes()).unwrap();
+                }
+            });
+            let mut client = Client::connect(&path).unwrap();
+            let answer = client.call("query-devices", json!({})).unwrap();
+            assert_eq!(answer.as_str().map(str::len), Some(length));
+        });
     }
 
     /// It is found by the command after the last reply.

@@ -2,8 +2,8 @@
 //!
 //! Owns the boundaries of values in a stream that may have no line breaks, the reports of input
 //! that is not JSON and the position at which reading continues after it, and the printed form of
-//! values. Never knows what a value means. Keeps memory bounded: a message longer than
-//! [`MAX_MESSAGE`] or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
+//! values. Never knows what a value means. Keeps memory bounded: a message longer than the parser's
+//! limit or nested deeper than [`MAX_NESTING`] is an error, not an allocation.
 //!
 //! docs/interop/qmp-spec of QEMU: output is ASCII and ends with CRLF; an ASCII control
 //! character (or the byte 0xFF) brings the parser into a known state. As an extension of QEMU's
@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 
-/// The most bytes of one message.
+/// The most bytes of one message of a client.
 pub const MAX_MESSAGE: usize = 4 << 20;
 /// The deepest nesting of arrays and objects.
 pub const MAX_NESTING: i32 = 100;
@@ -46,6 +46,8 @@ enum State {
 #[derive(Debug)]
 pub struct Parser {
     state: State,
+    /// The most bytes of a message.
+    most: usize,
     /// Bytes of the message so far.
     message: Vec<u8>,
     /// Open objects; below 0 if one was closed too often.
@@ -56,11 +58,16 @@ pub struct Parser {
 
 impl Default for Parser {
     fn default() -> Self {
-        Parser { state: State::Start, message: Vec::new(), braces: 0, brackets: 0 }
+        Parser::new(MAX_MESSAGE)
     }
 }
 
 impl Parser {
+    /// A parser of messages of at most `most` bytes.
+    pub fn new(most: usize) -> Self {
+        Parser { state: State::Start, most, message: Vec::new(), braces: 0, brackets: 0 }
+    }
+
     /// Parses more bytes and passes each value, or error, to `found` as soon as it is complete. A
     /// number or a name outside an object or array is complete only with the byte after it.
     pub fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(Result<Value, ParseError>)) {
@@ -154,8 +161,8 @@ impl Parser {
 
     /// Appends a byte to the message.
     fn push(&mut self, byte: u8, found: &mut impl FnMut(Result<Value, ParseError>)) {
-        if self.message.len() >= MAX_MESSAGE {
-            return self.fail(format!("a message of more than {MAX_MESSAGE} bytes"), found);
+        if self.message.len() >= self.most {
+            return self.fail(format!("a message of more than {} bytes", self.most), found);
         }
         self.message.push(byte);
     }
@@ -183,7 +190,7 @@ impl Parser {
 
     /// Reports an error and forgets the message.
     fn fail(&mut self, what: String, found: &mut impl FnMut(Result<Value, ParseError>)) {
-        *self = Parser { state: State::Recovery, ..Parser::default() };
+        *self = Parser { state: State::Recovery, ..Parser::new(self.most) };
         found(Err(ParseError(what)));
     }
 
@@ -193,7 +200,8 @@ impl Parser {
         if self.message.is_empty() || (open && self.braces >= 0 && self.brackets >= 0) {
             return;
         }
-        let message = std::mem::take(self).message;
+        let next = Parser::new(self.most);
+        let message = std::mem::replace(self, next).message;
         let value = serde_json::from_slice(&message).map(|Unique(value)| value);
         found(value.map_err(|error| describe(&error)));
     }
