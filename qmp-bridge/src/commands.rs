@@ -159,12 +159,11 @@ where
     Registration::new::<A, R>(name, move |arguments| Call::Handler(command(arguments)))
 }
 
-/// A verb of a job.
+/// A verb of a job. Its driver may wait, for a suspend or for workers.
 fn verb(name: &'static str, verb: JobVerb) -> Registration {
     Registration::new::<JobId, Nothing>(name, move |JobId { id }| {
         Call::Job(JobCommand::Tell { verb, id })
     })
-    .out_of_band()
 }
 
 /// A query that the session answers.
@@ -192,7 +191,7 @@ fn served() -> Vec<Registration> {
         verb("job-cancel", JobVerb::Cancel),
         verb("job-complete", JobVerb::Complete),
         verb("job-finalize", JobVerb::Finalize),
-        verb("job-dismiss", JobVerb::Dismiss),
+        verb("job-dismiss", JobVerb::Dismiss).out_of_band(),
         handled::<_, Nothing>("device-create", Command::DeviceCreate),
         handled::<_, Nothing>("device-remove", Command::DeviceRemove),
         handled::<_, Nothing>("table-load", Command::TableLoad),

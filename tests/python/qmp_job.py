@@ -54,7 +54,7 @@ async def merge(qmp, cow):
         except ExecuteError as error:
             check(f"a second pause is refused: {error}",
                   "already paused" in error.received['error']['desc'])
-        await qmp.execute("job-resume", {"id": "job0"}, oob=True)
+        await qmp.execute("job-resume", {"id": "job0"})
         seen = await state(listener, "job0", "concluded")
         check(f"to its end: {seen}", seen == [
             "running", "MERGE_COMPLETED", "waiting", "pending", "BLOCK_JOB_COMPLETED",

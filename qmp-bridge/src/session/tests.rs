@@ -145,11 +145,11 @@ fn out_of_band_is_for_those_who_switched_it_on_and_for_commands_that_never_wait(
     let message = json!({"exec-oob": "query-jobs", "id": 7});
     assert!(talk.session.overtakes(&message));
     assert_eq!(talk.say(message), json!({"return": [], "id": 7}));
-    talk.refused(
-        json!({"exec-oob": "quit"}),
-        "GenericError",
-        "The command quit does not support OOB",
-    );
+    // Those that tell a job's driver wait for what they would overtake.
+    for waits in ["quit", "job-pause", "job-resume", "job-cancel", "job-complete", "job-finalize"] {
+        let desc = format!("The command {waits} does not support OOB");
+        talk.refused(json!({ "exec-oob": waits }), "GenericError", &desc);
+    }
     let both = talk.say(json!({"exec-oob": "query-jobs", "execute": "query-jobs"}));
     assert!(both["error"]["desc"].as_str().unwrap().contains("clashes with"));
 }
