@@ -22,6 +22,7 @@ struct Idle;
 impl JobDriver for Idle {
     fn pause(&self) {}
     fn resume(&self) {}
+    fn set_speed(&self, _: u64) {}
     fn cancel(&self) -> Result<(), String> {
         Ok(())
     }
@@ -52,6 +53,7 @@ impl Handler for Mock {
                 kind: BlockExportType::VhostUserBlk,
                 node_name: "disk0".to_owned(),
                 shutting_down: false,
+                connected: true,
             }])),
             Command::DeviceMessage(message) => Ok(Answer::Message(message.message)),
             Command::SnapshotMerge(merge) => {
@@ -159,7 +161,7 @@ fn status_shows_tables() {
          snap0   active  4G    1     snapshot disk0 in snap0.cow (PO, 4K), 1G of 4G used (25%)\n\
          \n\
          EXPORT  TYPE            DEVICE  STATE\n\
-         e0      vhost-user-blk  disk0   served\n\
+         e0      vhost-user-blk  disk0   served, connected\n\
          \n\
          no jobs\n"
     );

@@ -147,6 +147,7 @@ impl Handler for Mock {
                     kind: BlockExportType::VhostUserBlk,
                     node_name: add.node_name,
                     shutting_down: false,
+                    connected: false,
                 };
                 self.exports.lock().expect("exports").insert(add.id, info);
                 Ok(Answer::DONE)
@@ -198,6 +199,9 @@ impl JobDriver for Wish {
     fn resume(&self) {
         self.change(|(paused, _)| *paused = false);
     }
+
+    /// Each step takes its time, whatever the speed.
+    fn set_speed(&self, _: u64) {}
 
     fn cancel(&self) -> Result<(), String> {
         self.change(|(_, cancelled)| *cancelled = true);

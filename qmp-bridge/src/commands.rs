@@ -11,7 +11,7 @@ use serde_json::Value;
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo};
 use snapblk_store::control::command::{Command, Nothing};
-use snapblk_store::control::job::{JobCommand, JobId, JobInfo, JobVerb};
+use snapblk_store::control::job::{BlockJobSetSpeed, JobCommand, JobId, JobInfo, JobVerb};
 use snapblk_store::control::shape::{Described, Shape};
 use snapblk_store::{choice, record};
 
@@ -192,6 +192,9 @@ fn served() -> Vec<Registration> {
         verb("job-complete", JobVerb::Complete),
         verb("job-finalize", JobVerb::Finalize),
         verb("job-dismiss", JobVerb::Dismiss).out_of_band(),
+        Registration::new::<BlockJobSetSpeed, Nothing>("block-job-set-speed", |arguments| {
+            Call::Job(JobCommand::SetSpeed(arguments))
+        }),
         handled::<_, Nothing>("device-create", Command::DeviceCreate),
         handled::<_, Nothing>("device-remove", Command::DeviceRemove),
         handled::<_, Nothing>("table-load", Command::TableLoad),

@@ -3,8 +3,8 @@
 //! Owns each job's state, with QEMU's transitions, verbs and events (qapi/job.json), and its record
 //! after its end. Never knows what a job does: its [`JobDriver`] gets the user's commands, and its
 //! [`JobHandle`] gets the progress of the work. Drivers are called without any lock held, so that
-//! they may call the handle. A driver is told to pause and to resume by one thread at a time, and
-//! last what clients said last.
+//! they may call the handle. A driver is told to pause, to resume and how fast to be by one thread at
+//! a time, and last what clients said last.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -13,8 +13,10 @@ use snapblk_store::control::event::{
     BlockJobCompleted, BlockJobError, BlockJobPending, BlockJobProgress, ErrorAction, IoOperation,
     JobStatusChange,
 };
-use snapblk_store::control::job::{JobCommand, JobInfo, JobStatus, JobType, JobVerb};
-use snapblk_store::control::{Answer, CommandError, Event};
+use snapblk_store::control::job::{
+    BlockJobSetSpeed, JobCommand, JobInfo, JobStatus, JobType, JobVerb,
+};
+use snapblk_store::control::{Answer, CommandError, ErrorClass, Event};
 
 use crate::events::Events;
 
@@ -25,6 +27,9 @@ pub trait JobDriver: Send + Sync {
 
     /// Continue.
     fn resume(&self);
+
+    /// Keep to about this many bytes per second; 0 for no limit.
+    fn set_speed(&self, speed: u64);
 
     /// End the work; then call [`JobHandle::finish`] with [`Outcome::Cancelled`], or with the
     /// actual outcome. For a job that has not started, or whose work is done but not finalized, no
@@ -59,7 +64,7 @@ pub struct JobSpec {
     pub id: String,
     /// Its type.
     pub kind: JobType,
-    /// Bytes per second; 0 for no limit. Only shown.
+    /// Bytes per second at first; 0 for no limit.
     pub speed: u64,
     /// Whether it is finalized when its work is done; otherwise `job-finalize` does it.
     pub auto_finalize: bool,
@@ -98,14 +103,22 @@ struct Job {
     error: Option<String>,
     /// Its driver has accepted `job-complete`.
     completing: bool,
-    /// The user wants it paused.
-    pause_wanted: bool,
-    /// The driver was told so.
-    pause_told: bool,
-    /// Whether a thread is in `JobDriver::pause` or `JobDriver::resume`.
+    /// What the user wants.
+    wanted: Wishes,
+    /// What the driver was told.
+    told: Wishes,
+    /// Whether a thread is telling the driver.
     telling: bool,
     /// Whether a thread is in `JobDriver::finalize`.
     finalizing: bool,
+}
+
+/// How a job is to work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Wishes {
+    paused: bool,
+    /// Bytes per second; 0 for no limit.
+    speed: u64,
 }
 
 /// A job, for the code that does its work. Calls for a job that is over are ignored.
@@ -163,10 +176,11 @@ impl Jobs {
         if list.jobs.iter().any(|job| job.spec.id == spec.id) {
             return Err(CommandError::generic(format!("Job ID '{}' already in use", spec.id)));
         }
+        let wishes = Wishes { paused: spec.paused, speed: spec.speed };
         let mut job = Job {
             serial,
-            pause_wanted: spec.paused,
-            pause_told: spec.paused,
+            wanted: wishes,
+            told: wishes,
             telling: false,
             spec,
             driver,
@@ -187,6 +201,9 @@ impl Jobs {
         match command {
             JobCommand::Query => Ok(Answer::Jobs(self.query())),
             JobCommand::Tell { verb, id } => self.tell(*verb, id).map(|()| Answer::DONE),
+            JobCommand::SetSpeed(BlockJobSetSpeed { device, speed }) => {
+                self.set_speed(device, *speed).map(|()| Answer::DONE)
+            }
         }
     }
 
@@ -212,34 +229,28 @@ impl Jobs {
     /// Passes a user's command to the job `id`.
     pub fn tell(self: &Arc<Self>, verb: JobVerb, id: &str) -> Result<(), CommandError> {
         let mut list = self.lock();
-        let job = list.jobs.iter_mut().find(|job| job.spec.id == id).ok_or_else(|| {
-            let sentence = format!("Job not found: '{id}'; 'query-jobs' says which there are");
-            CommandError::generic(sentence)
-        })?;
-        if verb == JobVerb::Resume && !job.pause_wanted {
+        let job = list.find(id).ok_or_else(|| CommandError::generic(no_job(id)))?;
+        if verb == JobVerb::Resume && !job.wanted.paused {
             return Err(CommandError::generic("Can't resume a job that was not paused"));
         }
         if !accepts(job.status, verb) || job.finalizing {
-            return Err(CommandError::generic(format!(
-                "Job '{id}' in state '{}' cannot accept command verb '{verb}'",
-                job.status
-            )));
+            return Err(job.refusal(verb.as_str()));
         }
         let handle = JobHandle { jobs: self.clone(), serial: job.serial };
         let driver = job.driver.clone();
         match verb {
-            JobVerb::Pause if job.pause_wanted => {
+            JobVerb::Pause if job.wanted.paused => {
                 return Err(CommandError::generic("Job is already paused"));
             }
             JobVerb::Pause => {
-                job.pause_wanted = true;
+                job.wanted.paused = true;
                 drop(list);
-                self.tell_pause(handle.serial);
+                self.tell_wishes(handle.serial);
             }
             JobVerb::Resume => {
                 self.unpause(job);
                 drop(list);
-                self.tell_pause(handle.serial);
+                self.tell_wishes(handle.serial);
             }
             JobVerb::Cancel => {
                 drop(list);
@@ -265,28 +276,51 @@ impl Jobs {
         Ok(())
     }
 
+    /// Limits the job `id` to about `speed` bytes per second; 0 for no limit.
+    ///
+    /// # Errors
+    /// There is no such job, or its work is done.
+    pub fn set_speed(&self, id: &str, speed: u64) -> Result<(), CommandError> {
+        let mut list = self.lock();
+        let job = list.find(id).ok_or_else(|| {
+            // QEMU's class for a block job that is not there.
+            CommandError { class: ErrorClass::DeviceNotActive, desc: no_job(id) }
+        })?;
+        if !job.is_unfinished() {
+            return Err(job.refusal("set-speed"));
+        }
+        job.wanted.speed = speed;
+        let serial = job.serial;
+        drop(list);
+        self.tell_wishes(serial);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, List> {
         self.list.lock().expect(POISONED)
     }
 
-    /// Tells the driver whether its job is to pause, until it knows what is wanted by then: another
-    /// client may say otherwise between a change of the list and the call.
-    fn tell_pause(&self, serial: u64) {
+    /// Tells the driver what is wanted, until it knows what is wanted by then: another client may say
+    /// otherwise between a change of the list and the call.
+    fn tell_wishes(&self, serial: u64) {
         let is_telling = |list: &mut List| list.get(serial).is_some_and(|job| job.telling);
         loop {
             let mut list = self.told.wait_while(self.lock(), is_telling).expect(POISONED);
             let Some(job) = list.get(serial) else { return };
-            let pause = job.pause_wanted;
-            if job.pause_told == pause {
+            let (told, wanted) = (job.told, job.wanted);
+            if told == wanted {
                 return;
             }
-            (job.pause_told, job.telling) = (pause, true);
+            (job.told, job.telling) = (wanted, true);
             let driver = job.driver.clone();
             drop(list);
-            if pause {
-                driver.pause();
-            } else {
-                driver.resume();
+            if told.speed != wanted.speed {
+                driver.set_speed(wanted.speed);
+            }
+            match wanted.paused {
+                _ if told.paused == wanted.paused => {}
+                true => driver.pause(),
+                false => driver.resume(),
             }
             if let Some(job) = self.lock().get(serial) {
                 job.telling = false;
@@ -304,7 +338,7 @@ impl Jobs {
 
     /// Clears a requested pause: the job continues.
     fn unpause(&self, job: &mut Job) {
-        job.pause_wanted = false;
+        job.wanted.paused = false;
         match job.status {
             JobStatus::Paused => self.change(job, JobStatus::Running),
             JobStatus::Standby => self.change(job, JobStatus::Ready),
@@ -362,6 +396,10 @@ impl List {
     fn get(&mut self, serial: u64) -> Option<&mut Job> {
         self.jobs.iter_mut().find(|job| job.serial == serial)
     }
+
+    fn find(&mut self, id: &str) -> Option<&mut Job> {
+        self.jobs.iter_mut().find(|job| job.spec.id == id)
+    }
 }
 
 impl Job {
@@ -371,8 +409,16 @@ impl Job {
             device: self.spec.id.clone(),
             len: self.total,
             offset: self.done,
-            speed: self.spec.speed,
+            speed: self.wanted.speed,
         }
+    }
+
+    /// It is not in a state for the verb `what`.
+    fn refusal(&self, what: &str) -> CommandError {
+        let Job { spec: JobSpec { id, .. }, status, .. } = self;
+        CommandError::generic(format!(
+            "Job '{id}' in state '{status}' cannot accept command verb '{what}'"
+        ))
     }
 
     /// Whether its work is running, or has not begun.
@@ -389,7 +435,7 @@ impl JobHandle {
             let created = job.status == JobStatus::Created;
             if created {
                 jobs.change(job, JobStatus::Running);
-                if job.spec.paused && job.pause_wanted {
+                if job.spec.paused && job.wanted.paused {
                     jobs.change(job, JobStatus::Paused);
                 }
             }
@@ -409,8 +455,8 @@ impl JobHandle {
     /// Nothing is in flight any more, as [`JobDriver::pause`] requires.
     pub fn paused(&self) {
         self.with(|jobs, job| match job.status {
-            JobStatus::Running if job.pause_wanted => jobs.change(job, JobStatus::Paused),
-            JobStatus::Ready if job.pause_wanted => jobs.change(job, JobStatus::Standby),
+            JobStatus::Running if job.wanted.paused => jobs.change(job, JobStatus::Paused),
+            JobStatus::Ready if job.wanted.paused => jobs.change(job, JobStatus::Standby),
             // It was resumed in the meantime, or is over.
             _ => {}
         });
@@ -473,10 +519,10 @@ impl JobHandle {
             JobStatus::Created | JobStatus::Pending if !job.finalizing => {
                 self.jobs.conclude(&mut list, self.serial, Outcome::Cancelled);
             }
-            _ if job.pause_wanted && job.is_unfinished() => {
+            _ if job.wanted.paused && job.is_unfinished() => {
                 self.jobs.unpause(job);
                 drop(list);
-                self.jobs.tell_pause(self.serial);
+                self.jobs.tell_wishes(self.serial);
             }
             _ => {}
         }
@@ -486,6 +532,10 @@ impl JobHandle {
         let mut list = self.jobs.lock();
         list.get(self.serial).map(|job| change(&self.jobs, job))
     }
+}
+
+fn no_job(id: &str) -> String {
+    format!("Job not found: '{id}'; 'query-jobs' says which there are")
 }
 
 fn ill_formed(id: &str) -> CommandError {

@@ -86,7 +86,8 @@ async def exports(qmp, directory):
         "addr": {"type": "unix", "path": path}, "num-queues": 2, "logical-block-size": 512})
     shown = [export for export in await qmp.execute("query-block-exports") if export["id"] == "e"]
     check(f"an export: {shown}", shown == [
-        {"id": "e", "type": "vhost-user-blk", "node-name": "disk1", "shutting-down": False}])
+        {"id": "e", "type": "vhost-user-blk", "node-name": "disk1", "shutting-down": False,
+         "connected": False}])
     await refused(qmp, "GenericError", "block-export-add", type="nbd", id="n", **{
         "node-name": "disk1"})
     with qmp.listener("BLOCK_EXPORT_DELETED") as listener:

@@ -347,16 +347,17 @@ impl Server {
 
     fn query_exports(&self) -> Answer {
         let info = |(id, exported): (&String, &Exported)| {
-            let shutting_down = match &exported.state {
+            let (shutting_down, connected) = match &exported.state {
                 ExportState::Starting => return None,
-                ExportState::Served(_) => false,
-                ExportState::Stopping => true,
+                ExportState::Served(export) => (false, export.is_connected()),
+                ExportState::Stopping => (true, false),
             };
             Some(BlockExportInfo {
                 id: id.clone(),
                 kind: BlockExportType::VhostUserBlk,
                 node_name: exported.device.clone(),
                 shutting_down,
+                connected,
             })
         };
         Answer::Exports(self.exports().iter().filter_map(info).collect())

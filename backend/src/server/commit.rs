@@ -26,7 +26,7 @@ use snapblk_store::table::Table;
 
 use super::Server;
 use super::commands::told;
-use super::merge::tell_error;
+use super::merge::{keep_speed, limit, tell_error};
 
 /// How often a job's progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -99,7 +99,7 @@ impl Server {
             auto_dismiss: job.auto_dismiss,
             paused: job.paused,
         };
-        let paused = job.paused;
+        let (paused, speed) = (job.paused, job.speed);
         let (say, said) = channel();
         let activates = match &begin {
             Begin::Work(work) => work.activates,
@@ -118,6 +118,7 @@ impl Server {
                     Begin::Pivoted(Pivot::Steps) => Stage::Following(None),
                 },
                 paused,
+                speed,
                 ..Now::begin()
             }),
         });
@@ -128,8 +129,8 @@ impl Server {
         let follows = commit.clone().follow_when_begun(said, handle.clone());
         let begun = follows.and_then(|follows| {
             match begin {
-                Begin::Work(CommitWork { copy: Some((source, table)), .. }) => {
-                    commit.copy(self, (source, table), commit.speed(), Stage::Copying)
+                Begin::Work(CommitWork { copy: Some(work), .. }) => {
+                    commit.copy(self, work, Speed::Limited, Stage::Copying)
                 }
                 Begin::Work(CommitWork { copy: None, .. }) => {
                     commit.send(Said::Copied(CommitEnd::Finished));
@@ -188,6 +189,15 @@ enum Stage {
     Following(Option<CommitHandle>),
 }
 
+/// How fast a copy is.
+#[derive(Clone, Copy)]
+enum Speed {
+    /// As fast as the user allows.
+    Limited,
+    /// As fast as it goes.
+    Full,
+}
+
 struct Now {
     stage: Stage,
     /// A cancel came while there was nothing to cancel, or too late for the copy: it is carried out
@@ -195,13 +205,32 @@ struct Now {
     cancelled: bool,
     /// The user wants it paused.
     paused: bool,
+    /// The user's limit in bytes per second; 0 for none.
+    speed: u64,
+    /// Whether the copy in hand keeps to it.
+    keeps_to: Speed,
     /// Bytes that were copied before the stage in hand.
     before: u64,
 }
 
 impl Now {
     fn begin() -> Now {
-        Now { stage: Stage::Changing, cancelled: false, paused: false, before: 0 }
+        Now {
+            stage: Stage::Changing,
+            cancelled: false,
+            paused: false,
+            speed: 0,
+            keeps_to: Speed::Limited,
+            before: 0,
+        }
+    }
+
+    /// The limit for the work in hand.
+    fn limit(&self) -> Option<u64> {
+        match self.keeps_to {
+            Speed::Limited => limit(self.speed),
+            Speed::Full => None,
+        }
     }
 
     /// Goes on to `stage`, unless it was cancelled.
@@ -238,16 +267,12 @@ impl Commit {
         }
     }
 
-    fn speed(&self) -> Option<u64> {
-        Some(self.job.speed).filter(|speed| *speed != 0)
-    }
-
     /// Begins to copy layers that go.
     fn copy(
         &self,
         server: &Server,
         what: (CommitSource, Arc<Table>),
-        speed: Option<u64>,
+        speed: Speed,
         stage: impl FnOnce(CommitHandle) -> Stage,
     ) -> Result<(), String> {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
@@ -258,7 +283,8 @@ impl Commit {
             let _ = say.send(Said::Copied(end));
         };
         let mut now = self.now();
-        let pacing = Pacing { speed, paused: now.paused };
+        now.keeps_to = speed;
+        let pacing = Pacing { speed: now.limit(), paused: now.paused };
         let copy = CommitHandle::start(workers, executor, CONFIG, what, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
         if !now.go_on(stage(copy.clone())) {
@@ -278,7 +304,8 @@ impl Commit {
             let _ = say.send(Said::Merged(end));
         };
         let mut now = self.now();
-        let pacing = Pacing { speed: self.speed(), paused: now.paused };
+        now.keeps_to = Speed::Limited;
+        let pacing = Pacing { speed: now.limit(), paused: now.paused };
         let merge = MergeHandle::start(workers, executor, CONFIG, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
         now.stage = Stage::Merging(Some(merge.clone()));
@@ -293,7 +320,7 @@ impl Commit {
             PivotStep::Done => Ok(true),
             PivotStep::Copy { source, table, again } => {
                 // What the guest wrote meanwhile is caught up with as fast as that goes.
-                let speed = self.speed().filter(|_| !again);
+                let speed = if again { Speed::Full } else { Speed::Limited };
                 let stage = |copy| Stage::Following(Some(copy));
                 self.copy(server, (source, table), speed, stage).map(|()| false)
             }
@@ -475,6 +502,23 @@ impl JobDriver for Commit {
             | Stage::Ready
             | Stage::Merging(None)
             | Stage::Following(None) => {}
+        }
+    }
+
+    fn set_speed(&self, speed: u64) {
+        let mut now = self.now();
+        now.speed = speed;
+        match &now.stage {
+            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.set_speed(now.limit()),
+            Stage::Merging(Some(merge)) => merge.set_speed(now.limit()),
+            Stage::Resting
+            | Stage::Changing
+            | Stage::Ready
+            | Stage::Merging(None)
+            | Stage::Following(None) => {}
+        }
+        if let Some(server) = self.server.upgrade() {
+            keep_speed(&server, &self.id, speed);
         }
     }
 

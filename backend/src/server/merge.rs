@@ -191,8 +191,7 @@ impl Rollback {
             // The watcher has gone only where the process ends.
             let _ = ended.send(end);
         };
-        let speed = Some(self.job.speed).filter(|speed| *speed != 0);
-        let pacing = Pacing { speed, paused: self.job.paused };
+        let pacing = Pacing { speed: limit(self.job.speed), paused: self.job.paused };
         let merge =
             MergeHandle::start(workers.clone(), executor, CONFIG, pacing, on_end).map_err(say)?;
         // The only setter; the merge that is returned is the same one.
@@ -260,6 +259,18 @@ impl Rollback {
     }
 }
 
+/// A job's limit as its thread has it: 0 stands for none.
+pub(super) fn limit(speed: u64) -> Option<u64> {
+    Some(speed).filter(|speed| *speed != 0)
+}
+
+/// Keeps a job's limit for a restart.
+pub(super) fn keep_speed(server: &Server, id: &str, speed: u64) {
+    if let Err(error) = server.devices.keep_speed(id, speed) {
+        tracing::error!("a restart would not know how fast the job '{id}' is to be: {error}");
+    }
+}
+
 /// Says that a job met an I/O error, as QEMU does before it says that the job failed.
 pub(super) fn tell_error(handle: &JobHandle, failed: Option<IoOp>) {
     let operation = match failed {
@@ -295,6 +306,17 @@ impl JobDriver for Rollback {
             merge.resume();
         }
         self.keep_pause(false);
+    }
+
+    fn set_speed(&self, speed: u64) {
+        // One that begins has its merge then.
+        let _begun = self.cancelled();
+        if let Some(merge) = self.merge.get() {
+            merge.set_speed(limit(speed));
+        }
+        if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
+            keep_speed(&server, &self.id, speed);
+        }
     }
 
     /// The device reads as the snapshot, whatever becomes of the job: what is cancelled is the work,

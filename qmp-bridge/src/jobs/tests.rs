@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
+use snapblk_store::control::ErrorClass;
 use snapblk_store::control::event::{ErrorAction, IoOperation};
 use snapblk_store::control::job::{JobStatus, JobType, JobVerb};
 
@@ -46,6 +47,10 @@ impl JobDriver for Prompt {
 
     fn resume(&self) {
         self.told.lock().unwrap().push("resume");
+    }
+
+    fn set_speed(&self, speed: u64) {
+        self.told.lock().unwrap().push(if speed == 0 { "unlimited" } else { "limited" });
     }
 
     fn cancel(&self) -> Result<(), String> {
@@ -163,6 +168,7 @@ fn a_ready_job_that_completes_is_said_to() {
     impl JobDriver for Slow {
         fn pause(&self) {}
         fn resume(&self) {}
+        fn set_speed(&self, _: u64) {}
         fn cancel(&self) -> Result<(), String> {
             Ok(())
         }
@@ -201,6 +207,7 @@ fn a_job_that_finalizes_itself_is_not_shown_as_pending() {
     impl JobDriver for Looks {
         fn pause(&self) {}
         fn resume(&self) {}
+        fn set_speed(&self, _: u64) {}
         fn cancel(&self) -> Result<(), String> {
             Ok(())
         }
@@ -300,6 +307,7 @@ fn a_paused_job_whose_driver_takes_its_time_is_resumed_to_be_cancelled() {
     impl JobDriver for Slow {
         fn pause(&self) {}
         fn resume(&self) {}
+        fn set_speed(&self, _: u64) {}
         fn cancel(&self) -> Result<(), String> {
             Ok(())
         }
@@ -347,6 +355,8 @@ impl JobDriver for Racing {
         self.resumes.0.lock().unwrap().send(()).unwrap();
     }
 
+    fn set_speed(&self, _: u64) {}
+
     fn cancel(&self) -> Result<(), String> {
         Ok(())
     }
@@ -392,6 +402,29 @@ fn a_late_word_of_a_pause_that_was_taken_back_changes_nothing() {
     let job = bench.start(true, true, None);
     job.paused();
     assert!(bench.heard().is_empty());
+}
+
+/// QEMU's `block-job-set-speed`: a job that is not there is no active block job.
+#[test]
+fn a_job_is_as_fast_as_clients_said_last() {
+    let bench = Bench::new();
+    let job = bench.start(false, true, None);
+    let set = |speed| bench.jobs.set_speed("m1", speed);
+    set(1 << 20).unwrap();
+    set(1 << 20).unwrap();
+    bench.tell(JobVerb::Pause).unwrap();
+    set(0).unwrap();
+    set(7).unwrap();
+    assert_eq!(bench.told(), ["limited", "pause", "unlimited", "limited"]);
+    assert_eq!(job.with(|_, job| job.progress().speed), Some(7), "events tell it");
+    let said = bench.jobs.set_speed("other", 0).unwrap_err();
+    assert_eq!(said.class, ErrorClass::DeviceNotActive);
+    assert!(said.desc.starts_with("Job not found: 'other'"), "{}", said.desc);
+    bench.tell(JobVerb::Resume).unwrap();
+    job.finish(Outcome::Completed);
+    let said = set(0).unwrap_err();
+    let desc = "Job 'm1' in state 'pending' cannot accept command verb 'set-speed'";
+    assert_eq!((said.class, said.desc.as_str()), (ErrorClass::GenericError, desc));
 }
 
 #[test]

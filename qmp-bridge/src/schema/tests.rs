@@ -117,6 +117,7 @@ fn the_arguments_of_qemu_s_commands_are_qemu_s() {
         names("block-set-write-threshold"),
         expected(&[("node-name", false), ("write-threshold", false)])
     );
+    assert_eq!(names("block-job-set-speed"), expected(&[("device", false), ("speed", false)]));
     assert_eq!(
         names("block-commit"),
         expected(&[

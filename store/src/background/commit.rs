@@ -239,6 +239,11 @@ impl CommitHandle {
         self.0.ask(|asked| asked.paused = false);
     }
 
+    /// Limits it to about this many bytes per second, or not at all.
+    pub fn set_speed(&self, bytes: Option<u64>) {
+        self.0.ask(|asked| asked.speed = bytes);
+    }
+
     /// Ends it after its copies in flight.
     pub fn cancel(&self) {
         self.0.ask(|asked| asked.cancel = true);

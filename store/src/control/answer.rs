@@ -167,5 +167,7 @@ record! {
         node_name: String,
         /// Whether it is being removed, but still exists.
         shutting_down: bool,
+        /// Whether a front-end is connected; false while it is being removed. QEMU does not say it.
+        connected: bool,
     }
 }

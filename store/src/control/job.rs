@@ -68,6 +68,8 @@ pub enum JobCommand {
         /// The job's name.
         id: String,
     },
+    /// `block-job-set-speed`
+    SetSpeed(BlockJobSetSpeed),
 }
 
 record! {
@@ -75,6 +77,16 @@ record! {
     pub struct JobId {
         /// The job.
         id: String,
+    }
+}
+
+record! {
+    /// Arguments of `block-job-set-speed`.
+    pub struct BlockJobSetSpeed {
+        /// The job, which QEMU calls so here.
+        device: String,
+        /// Bytes per second; 0 for no limit.
+        speed: u64,
     }
 }
 

@@ -196,6 +196,22 @@ impl Devices {
         }
         self.keep(inner)
     }
+
+    /// The job `id` has this limit, bytes per second, from now on; 0 for none.
+    ///
+    /// # Errors
+    /// It cannot be recorded for a restart.
+    pub fn keep_speed(&self, id: &str, speed: u64) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let state = &mut inner.state;
+        let rollback = state.jobs.get_mut(id).filter(|job| job.halted.is_none());
+        let commit = state.commits.get_mut(id).map(|job| &mut job.speed);
+        match rollback.map(|job| &mut job.speed).or(commit) {
+            Some(kept) if *kept != speed => *kept = speed,
+            _ => return Ok(()),
+        }
+        self.keep(inner)
+    }
 }
 
 /// The serving devices among `name` and those above it, or among all.

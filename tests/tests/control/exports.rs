@@ -25,8 +25,8 @@ fn an_export_is_added_used_and_deleted() {
     add["num-queues"] = json!(3);
     add["logical-block-size"] = json!(4096);
     world.call("block-export-add", add.clone());
-    let shown =
-        json!([{"id": "e", "type": "vhost-user-blk", "node-name": "d", "shutting-down": false}]);
+    let shown = json!([{"id": "e", "type": "vhost-user-blk", "node-name": "d", "shutting-down": false,
+                "connected": false}]);
     assert_eq!(world.call("query-block-exports", json!({})), shown);
     let said = world.refused("block-export-add", add.clone());
     assert!(said.contains("export 'e' already"), "{said}");
@@ -34,6 +34,8 @@ fn an_export_is_added_used_and_deleted() {
     assert_eq!((info.queues, info.block_size, info.read_only), (3, 4096, false));
 
     let mut connected = disk(&socket);
+    connected.read(0, 512).unwrap();
+    assert_eq!(world.call("query-block-exports", json!({}))[0]["connected"], true);
     let delete = |mode: &str| json!({"id": "e", "mode": mode});
     let said = world.refused("block-export-del", delete("safe"));
     assert!(said.contains("in use"), "{said}");

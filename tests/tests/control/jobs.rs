@@ -42,6 +42,50 @@ fn a_commit_that_nobody_named_gets_a_name() {
     world.stop();
 }
 
+/// A chunk a second at first, which would take a quarter of an hour.
+#[test]
+fn a_job_gets_another_speed_while_it_runs_and_keeps_it() {
+    const SLOW: u64 = 1;
+    let scratch = scratch();
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    let command = plain(&scratch, &file);
+    let mut world = World::start(&command);
+    let speed = |world: &mut World, job: &str, speed: u64| {
+        world.call("block-job-set-speed", json!({"device": job, "speed": speed}));
+    };
+    world.call("snapshot-create", json!({"device": "disk0", "name": "snap", "cow": "snap.cow"}));
+    world.disk().write(0, &stamped(0, SECTORS, 2)).unwrap();
+    let merge = json!({"device": "disk0", "snapshot": "snap", "job-id": "j", "speed": SLOW});
+    world.call("snapshot-merge", merge);
+    world.call("job-pause", json!({"id": "j"}));
+    speed(&mut world, "j", 0);
+    world.kill();
+    let mut world = World::start(&command);
+    world.call("job-resume", json!({"id": "j"}));
+    assert_eq!(world.event("BLOCK_JOB_COMPLETED")["data"]["speed"], 0);
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 1));
+
+    for (node, cow) in [("low", "low.cow"), ("middle", "middle.cow")] {
+        let overlay = json!({
+            "device": "disk0", "snapshot-file": scratch.path(cow), "snapshot-node-name": node,
+        });
+        world.call("blockdev-snapshot-sync", overlay);
+        world.disk().write(0, &stamped(0, SECTORS, 3)).unwrap();
+    }
+    let commit = json!({"device": "disk0", "job-id": "c", "top-node": "middle", "speed": SLOW});
+    world.call("block-commit", commit);
+    speed(&mut world, "c", 0);
+    assert_eq!(world.event("BLOCK_JOB_COMPLETED")["data"]["speed"], 0);
+    let said = world.refused_as(
+        snapblk_store::control::ErrorClass::DeviceNotActive,
+        "block-job-set-speed",
+        json!({"device": "c", "speed": 0}),
+    );
+    assert!(said.contains("Job not found: 'c'"), "{said}");
+    assert_same("disk0", &world.disk().read_all().unwrap(), &stamped(0, SECTORS, 3));
+    world.stop();
+}
+
 /// A snapshot that is taken while a rollback of its suspended origin waits gets its copies: the
 /// merge begins with the table that the resume brings.
 #[test]

@@ -57,7 +57,11 @@ pub(super) fn exports(exports: &[BlockExportInfo], out: &mut impl Write) -> io::
     let rows: Vec<_> = exports
         .iter()
         .map(|export| {
-            let state = if export.shutting_down { "shutting down" } else { "served" };
+            let state = match (export.shutting_down, export.connected) {
+                (true, _) => "shutting down",
+                (false, true) => "served, connected",
+                (false, false) => "served",
+            };
             vec![
                 export.id.clone(),
                 export.kind.to_string(),

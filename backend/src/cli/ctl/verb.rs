@@ -4,6 +4,7 @@ use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 use snapblk_store::control::command as control;
+use snapblk_store::control::job::BlockJobSetSpeed;
 
 use super::CtlError;
 use super::jobs::{CommitArgs, MergeArgs};
@@ -218,6 +219,17 @@ pub enum Verb {
         /// Complete it when it is ready
         #[arg(long)]
         complete: bool,
+    },
+    /// Limit the speed of a job
+    ///
+    /// For example: snapblk ctl monitor.sock speed merge-disk0 100M
+    #[command(visible_alias = "block-job-set-speed")]
+    Speed {
+        /// The job
+        job: String,
+        /// Most bytes per second, as in 100M; 0 for no limit
+        #[arg(value_parser = size::parse)]
+        speed: u64,
     },
     /// Pause a job
     JobPause {
@@ -436,6 +448,10 @@ impl Verb {
             Verb::Status | Verb::Watch | Verb::Wait { .. } | Verb::Jobs => {
                 Request::bare("query-jobs")
             }
+            Verb::Speed { job, speed } => Request::new(
+                "block-job-set-speed",
+                &BlockJobSetSpeed { device: job.clone(), speed: *speed },
+            ),
             Verb::JobPause { job } => Request::job("job-pause", job),
             Verb::JobResume { job } => Request::job("job-resume", job),
             Verb::JobCancel { job } => Request::job("job-cancel", job),
