@@ -99,6 +99,33 @@ fn a_disk_that_is_marked_read_only_needs_force() {
     }
 }
 
+/// The state of its server says what other overlays may need.
+#[test]
+fn a_disk_that_the_store_s_server_only_reads_needs_force() {
+    let place = Place::new();
+    let meta = place.golden("p8-basic");
+    let [origin, cow] = ["origin", "cow"].map(|name| place.path(name).display().to_string());
+    let state = |table: &str| {
+        let text = format!(
+            "version = 1\ngeneration = 1\nescaped = true\n[devices.a]\ntable = [{table}]\n\
+             [[bases]]\npath = '{origin}'\nstore = '{cow}'\nsize = 1\nmodified = 1\n"
+        );
+        place.file("cow.state", text.as_bytes());
+    };
+    let before = place.read("origin");
+    state(&format!("'0 8 snapshot {origin} {cow} P 8'"));
+    let said = place.fails(1, "merge --into origin cow");
+    assert!(said.contains("is only read by the server") && said.contains("--force"), "{said}");
+    place.file("cow.state", b"nothing that can be read");
+    let said = place.fails(1, "merge --into origin cow");
+    assert!(said.contains("cow.state") && said.contains("--force"), "{said}");
+    assert!(place.read("origin") == before, "it was written");
+    // A guest's own disk below an overlay that was put on it.
+    state(&format!("'0 8 linear {origin} 0'"));
+    place.ok("merge --into origin cow");
+    assert_eq!(sha256(&place.read("origin")), meta["sha256"]["snap"]);
+}
+
 #[test]
 fn a_store_for_a_larger_disk_is_refused() {
     let place = Place::new();

@@ -13,7 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use snapblk_store::cow::open::{remove_newest, zero_garbage};
 use snapblk_store::cow::{OpenStore, StoreErrorKind};
-use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage};
+use snapblk_store::device::is_only_read;
+use snapblk_store::io::{FileInfo, Identity, Lock, OpenMode, Storage, real_path};
 use snapblk_store::units::SECTOR_SIZE;
 
 use super::dump::runs;
@@ -45,8 +46,8 @@ pub struct Merge {
     into: PathBuf,
     /// The store to empty
     store: PathBuf,
-    /// Write to a disk that is marked read-only. Overlays on it that are not in use now, and
-    /// that snapblk cannot know of, are destroyed by that
+    /// Write to a disk that is marked read-only, or that the store's server only reads. Overlays on it
+    /// that are not in use now, and that snapblk cannot know of, are destroyed by that
     #[arg(long)]
     force: bool,
     /// Answer in JSON
@@ -108,15 +109,41 @@ impl Merge {
                 self.store.display()
             )));
         }
-        let meta = std::fs::metadata(&self.into).map_err(CliError::io("look at", &self.into))?;
-        if meta.mode() & 0o222 == 0 && !self.force {
-            return Err(CliError::Refused(format!(
-                "{} is marked read-only, as a disk shared by several overlays is: merging into it \
-                 would destroy every other overlay on it; use --force if there is none",
-                self.into.display()
-            )));
+        if self.force {
+            return Ok(());
         }
-        Ok(())
+        let meta = std::fs::metadata(&self.into).map_err(CliError::io("look at", &self.into))?;
+        let shared = match meta.mode() & 0o222 {
+            0 => Some("is marked read-only"),
+            _ if self.is_only_read()? => Some("is only read by the server of this store"),
+            _ => None,
+        };
+        shared.map_or(Ok(()), |shared| {
+            Err(CliError::Refused(format!(
+                "{} {shared}, as a disk shared by several overlays is: merging into it would \
+                 destroy every other overlay on it; use --force if there is none",
+                self.into.display()
+            )))
+        })
+    }
+
+    /// Whether the state beside the store, under either of its names, says that servers only read the
+    /// disk.
+    fn is_only_read(&self) -> Result<bool, CliError> {
+        for store in [real_path(&self.store), self.store.clone()] {
+            let mut state = store.into_os_string();
+            state.push(".state");
+            let says = is_only_read(Path::new(&state), &self.into).map_err(|error| {
+                CliError::Refused(format!(
+                    "{error}; it may say that other overlays need {}: use --force if there is none",
+                    self.into.display()
+                ))
+            });
+            if says? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn bar(&self, chunks: u64) -> ProgressBar {

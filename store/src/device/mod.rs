@@ -43,7 +43,7 @@ pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
-    CommitJob, FirstTable, Halt, MergeJob, State, StateError, StateSays, place_of_state,
-    refuse_state_name, state_says,
+    CommitJob, FirstTable, Halt, MergeJob, State, StateError, StateSays, is_only_read,
+    place_of_state, refuse_state_name, state_says,
 };
 pub use verbs::{Suspend, TableKind};

@@ -26,6 +26,7 @@ mod beside;
 mod given;
 mod names;
 mod older;
+mod only_read;
 mod others;
 mod restore;
 mod says;
@@ -35,6 +36,7 @@ mod text;
 use bases::{BaseState, bases};
 use beside::put_back;
 pub use names::{place_of_state, refuse_state_name};
+pub use only_read::is_only_read;
 pub use says::{StateSays, state_says};
 use sole::Sole;
 

@@ -86,7 +86,7 @@ fn from(here: &Path, there: &Path) -> PathBuf {
 
 impl State {
     /// The state that this one, at `path`, names; itself if it names none.
-    fn followed(self, path: &Path) -> Result<Option<State>, StateError> {
+    pub(super) fn followed(self, path: &Path) -> Result<Option<State>, StateError> {
         match &self.kept_in {
             Some(kept_in) => StateFile::new(Some(seen_from(path, kept_in))).read(),
             None => Ok(Some(self)),
