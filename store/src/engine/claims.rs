@@ -8,8 +8,9 @@
 //! moved.
 
 use super::claim::{Claimed, Fill};
-use super::core::{Asker, Core, Kind, is_full};
+use super::core::{Core, Kind, is_full};
 use super::dispatch::Flow;
+use super::pending::{Asker, Waits};
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence, StoreState};
 use crate::exception::{Entry, Place};
@@ -58,7 +59,7 @@ impl Core {
         if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
-            self.park(index);
+            self.park(index, Waits::Yes);
             return Flow::Aside;
         }
         let ex = &table.exceptions()[exceptions];

@@ -16,6 +16,7 @@ use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
+use super::pending::{Asker, Pending, Waits};
 use super::room::Goes;
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
@@ -88,44 +89,6 @@ impl MetaOf {
 /// `kind << 48 | detail << 32 | index`: the host's own tags have bit 63 set, ours never.
 fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
     Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
-}
-
-/// The source of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
-    /// The host.
-    Host(Token),
-    /// The merge that runs here: it asks that a range of the origin may be overwritten.
-    Merge,
-}
-
-/// A request in flight.
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub(super) asker: Asker,
-    pub(super) op: Op,
-    pub(super) durable: bool,
-    /// First byte on the device.
-    pub(super) start: u64,
-    /// Bytes.
-    pub(super) len: u64,
-    /// Bytes dispatched.
-    pub(super) cursor: u64,
-    /// Its actions and claims that have not ended.
-    pub(super) outstanding: u32,
-    pub(super) failed: bool,
-    /// A part of it found no room.
-    pub(super) no_space: bool,
-    /// What has its place found none in this file, and was tried again.
-    pub(super) lacks: Option<FileId>,
-    /// A piece from here on found no room: when all parts have ended, it is dispatched again from
-    /// here.
-    pub(super) again: Option<u64>,
-    /// It is parked, and waits for room in a store.
-    pub(super) for_room: bool,
-    /// It is being dispatched, is in the parked list or waits for a barrier: completions do not end
-    /// it.
-    pub(super) waiting: bool,
 }
 
 /// See the module's description.
@@ -241,21 +204,13 @@ impl Core {
     }
 
     pub(super) fn admit(&mut self, request: Request) {
-        let index = self.requests.insert(Pending {
-            asker: Asker::Host(request.token),
-            op: request.op,
-            durable: request.op == Op::Flush || (request.durable && request.op != Op::Read),
-            start: request.sector.bytes(),
-            len: request.len,
-            cursor: 0,
-            outstanding: 0,
-            failed: false,
-            no_space: false,
-            lacks: None,
-            again: None,
-            for_room: false,
-            waiting: true,
-        });
+        let Request { token, op, sector, len, durable } = request;
+        let durable = op == Op::Flush || (durable && op != Op::Read);
+        self.take_in(Pending::new(Asker::Host(token), op, sector.bytes(), len, durable));
+    }
+
+    pub(super) fn take_in(&mut self, pending: Pending) {
+        let index = self.requests.insert(pending);
         self.ready.push_back(index);
     }
 
@@ -317,7 +272,7 @@ impl Core {
     fn is_merge_held(&self, job: &MergeJob) -> bool {
         let held = |index: &&usize| {
             let pending = &self.requests[**index];
-            pending.for_room && pending.asker == Asker::Merge
+            pending.waits == Waits::ForRoom && pending.asker == Asker::Merge
         };
         job.asked().is_some_and(|asked| asked == self.parked.iter().filter(held).count())
     }
@@ -327,14 +282,15 @@ impl Core {
         let Core { requests, parked, .. } = self;
         let mut failed = Vec::new();
         parked.retain(|&index| {
-            if requests[index].for_room {
+            let lacks_room = requests[index].waits == Waits::ForRoom;
+            if lacks_room {
                 failed.push(index);
             }
-            !requests[index].for_room
+            !lacks_room
         });
         for index in failed {
             let pending = &mut self.requests[index];
-            (pending.failed, pending.no_space, pending.waiting) = (true, true, false);
+            (pending.failed, pending.no_space, pending.waits) = (true, true, Waits::No);
             self.maybe_ended(index);
         }
     }
@@ -346,7 +302,8 @@ impl Core {
         self.to_commit.clear();
         for pending in self.requests.drain() {
             if let Asker::Host(token) = pending.asker {
-                let status = if pending.for_room { Status::NoSpace } else { Status::Error };
+                let lacks_room = pending.waits == Waits::ForRoom;
+                let status = if lacks_room { Status::NoSpace } else { Status::Error };
                 self.finished.push_back((token, status));
             }
         }
@@ -467,12 +424,12 @@ impl Core {
     /// Ends a request whose parts have all ended, or takes its last step.
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
-        if pending.waiting || pending.outstanding != 0 {
+        if pending.waits != Waits::No || pending.outstanding != 0 {
             return;
         }
         if !pending.failed {
             if let Some(again) = pending.again.take() {
-                (pending.cursor, pending.waiting) = (again, true);
+                (pending.cursor, pending.waits) = (again, Waits::Yes);
                 self.ready.push_back(index);
                 return;
             }
@@ -482,7 +439,7 @@ impl Core {
             self.found_room.extend(pending.lacks.take());
         }
         if pending.durable && !pending.failed {
-            pending.waiting = true;
+            pending.waits = Waits::Yes;
             self.to_end.push(index);
             return;
         }
@@ -506,8 +463,8 @@ impl Core {
     }
 
     /// Parks a request until this worker is woken.
-    pub(super) fn park(&mut self, index: usize) {
-        self.requests[index].waiting = true;
+    pub(super) fn park(&mut self, index: usize, waits: Waits) {
+        self.requests[index].waits = waits;
         self.parked.push(index);
     }
 

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Asker, Core};
+use super::core::Core;
+use super::pending::{Asker, Waits};
 use crate::cow::{Store, StoreState};
 use crate::io::{FileId, IoOp};
 use crate::request::Op;
@@ -30,13 +31,12 @@ impl Core {
     /// immediately does not end the request during its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
-        pending.for_room = false;
+        pending.waits = Waits::Yes;
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
         if pending.no_space && !pending.failed {
             if self.still_lacks_room(table, index) {
-                self.requests[index].for_room = true;
-                return self.park(index);
+                return self.park(index, Waits::ForRoom);
             }
             // It is retried, and may fail for another reason now.
             self.requests[index].no_space = false;
@@ -50,7 +50,7 @@ impl Core {
                 return;
             }
         }
-        self.requests[index].waiting = false;
+        self.requests[index].waits = Waits::No;
         self.maybe_ended(index);
     }
 
@@ -88,15 +88,18 @@ impl Core {
             Decision::WaitChunk { exceptions, chunk, seen } => {
                 let ex = &table.exceptions()[exceptions];
                 if ex.table.wait(chunk, seen, self.worker.bit()) {
-                    self.park(index);
+                    self.park(index, Waits::Yes);
                     return Flow::Aside;
                 }
                 Flow::On
             }
             // The worker that ends the change wakes all workers.
-            Decision::WaitState | Decision::WaitRoom => {
-                self.requests[index].for_room = decision == Decision::WaitRoom;
-                self.park(index);
+            Decision::WaitState => {
+                self.park(index, Waits::Yes);
+                Flow::Aside
+            }
+            Decision::WaitRoom => {
+                self.park(index, Waits::ForRoom);
                 Flow::Aside
             }
         }
@@ -123,7 +126,7 @@ impl Core {
             let Some(id) = self.worker.track(track.of, track.start, track.len) else {
                 // A range of this worker ends first, and then the parked requests are checked
                 // again.
-                self.park(index);
+                self.park(index, Waits::Yes);
                 return Flow::Aside;
             };
             // The condition that allowed the range may have changed before the range was visible.

@@ -22,6 +22,7 @@ mod invalidate;
 mod lists;
 mod merge;
 mod origin;
+mod pending;
 mod room;
 mod scratch;
 mod slices;

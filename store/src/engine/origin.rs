@@ -6,6 +6,7 @@
 
 use super::core::Core;
 use super::dispatch::Flow;
+use super::pending::Waits;
 use crate::cow::StoreState;
 use crate::table::Table;
 use crate::target::origin::Verdict;
@@ -47,18 +48,17 @@ impl Core {
             return Flow::On;
         }
         if found.waits || found.room {
-            self.requests[index].for_room = found.room;
-            self.park(index);
+            self.park(index, if found.room { Waits::ForRoom } else { Waits::Yes });
             return Flow::Aside;
         }
         if found.commit {
-            self.requests[index].waiting = true;
+            self.requests[index].waits = Waits::Yes;
             self.to_commit.push(index);
             return Flow::Aside;
         }
         let (start, sectors) = (at >> SECTOR_SHIFT, len >> SECTOR_SHIFT);
         if self.worker.all().overlaps(origin.tracked, start, sectors, self.worker.bit()) {
-            self.park(index);
+            self.park(index, Waits::Yes);
             return Flow::Aside;
         }
         if self.is_merge(index) {

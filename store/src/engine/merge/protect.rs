@@ -3,7 +3,8 @@
 //! Owns the requests by which a merge asks for its part of the origin, and the busy marks. Never
 //! knows how a snapshot's copy is made: an origin write does that.
 
-use super::super::core::{Asker, Core, Pending};
+use super::super::core::Core;
+use super::super::pending::{Asker, Pending};
 use super::{Copies, MergeFailure, MergeJob, Site, Stage};
 use crate::request::Op;
 use crate::units::SECTOR_SHIFT;
@@ -36,22 +37,7 @@ impl Core {
     /// A request of the merge itself: `[start, start + len)` of the device will be overwritten
     /// below. It is an origin write that writes nothing.
     fn ask_for(&mut self, start: u64, len: u64) {
-        let index = self.requests.insert(Pending {
-            asker: Asker::Merge,
-            op: Op::Write,
-            durable: false,
-            start,
-            len,
-            cursor: 0,
-            outstanding: 0,
-            failed: false,
-            no_space: false,
-            lacks: None,
-            again: None,
-            for_room: false,
-            waiting: true,
-        });
-        self.ready.push_back(index);
+        self.take_in(Pending::new(Asker::Merge, Op::Write, start, len, false));
     }
 
     /// One of these requests ended.

@@ -1,0 +1,71 @@
+//! A request in flight: who asked, how far it is, and what it waits for.
+//!
+//! Owns no more than that. Never knows where the request goes.
+
+use crate::io::FileId;
+use crate::request::{Op, Token};
+
+/// The source of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The host.
+    Host(Token),
+    /// The merge that runs here: it asks that a range of the origin may be overwritten.
+    Merge,
+}
+
+/// What a request waits for, other than its own actions and claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Nothing: it ends with the last of those.
+    No,
+    /// Its dispatch, which may be going on; in the parked list a wake; or a barrier.
+    Yes,
+    /// In the parked list, room in a store or in a file.
+    ForRoom,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) asker: Asker,
+    pub(super) op: Op,
+    pub(super) durable: bool,
+    /// First byte on the device.
+    pub(super) start: u64,
+    /// Bytes.
+    pub(super) len: u64,
+    /// Bytes dispatched.
+    pub(super) cursor: u64,
+    /// Its actions and claims that have not ended.
+    pub(super) outstanding: u32,
+    pub(super) failed: bool,
+    /// A part of it found no room.
+    pub(super) no_space: bool,
+    /// What has its place found none in this file, and was tried again.
+    pub(super) lacks: Option<FileId>,
+    /// A piece from here on found no room: when all parts have ended, it is dispatched again from
+    /// here.
+    pub(super) again: Option<u64>,
+    pub(super) waits: Waits,
+}
+
+impl Pending {
+    /// A request for `len` bytes from `start` on, which waits for its dispatch.
+    pub(super) fn new(asker: Asker, op: Op, start: u64, len: u64, durable: bool) -> Pending {
+        Pending {
+            asker,
+            op,
+            durable,
+            start,
+            len,
+            cursor: 0,
+            outstanding: 0,
+            failed: false,
+            no_space: false,
+            lacks: None,
+            again: None,
+            waits: Waits::Yes,
+        }
+    }
+}
