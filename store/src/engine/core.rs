@@ -223,13 +223,16 @@ impl Core {
     }
 
     /// All parked requests may proceed, from their beginning: any part that was done was done
-    /// under another table.
+    /// under another table. A batch that they waited for was another table's, too.
     pub(super) fn replay(&mut self) {
         self.drop_merge();
         for &index in self.parked.iter().chain(&self.ready) {
             let pending = &mut self.requests[index];
             debug_assert_eq!(pending.outstanding, 0);
             (pending.cursor, pending.again) = (0, None);
+            if pending.waits == Waits::ForBatch {
+                pending.waits = Waits::Yes;
+            }
         }
         self.freed = true;
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::pending::{Asker, Waits};
 use crate::cow::{Store, StoreState};
+use crate::exception::Entry;
 use crate::io::{FileId, IoOp};
 use crate::request::Op;
 use crate::table::Table;
@@ -31,9 +32,13 @@ impl Core {
     /// immediately does not end the request during its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
-        pending.waits = Waits::Yes;
+        let waited = std::mem::replace(&mut pending.waits, Waits::Yes);
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
+        if waited == Waits::ForBatch && self.has_batch_failed(table, index) {
+            self.requests[index].failed = true;
+        }
+        let pending = &self.requests[index];
         if pending.no_space && !pending.failed {
             if self.still_lacks_room(table, index) {
                 return self.park(index, Waits::ForRoom);
@@ -88,7 +93,8 @@ impl Core {
             Decision::WaitChunk { exceptions, chunk, seen } => {
                 let ex = &table.exceptions()[exceptions];
                 if ex.table.wait(chunk, seen, self.worker.bit()) {
-                    self.park(index, Waits::Yes);
+                    let batch = matches!(seen, Entry::Busy(_));
+                    self.park(index, if batch { Waits::ForBatch } else { Waits::Yes });
                     return Flow::Aside;
                 }
                 Flow::On
@@ -103,6 +109,17 @@ impl Core {
                 Flow::Aside
             }
         }
+    }
+
+    /// Whether the batch that a request waited for has failed: the chunk is where it was before. Otherwise
+    /// it is on the origin, or still waited for.
+    #[cold]
+    fn has_batch_failed(&self, table: &Table, index: usize) -> bool {
+        let pending = &self.requests[index];
+        let piece = table.piece(pending.start + pending.cursor, 1);
+        let Target::Merge(merge) = piece.target else { return false };
+        let ex = &table.exceptions()[merge.exceptions];
+        matches!(ex.table.get(ex.chunk().chunk_of(piece.offset)), Entry::Mapped(_))
     }
 
     /// A piece of the request was handled.

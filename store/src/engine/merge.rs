@@ -455,8 +455,8 @@ impl Core {
         self.merge = Some(job);
     }
 
-    /// The merge fails before entries were removed: the batch stays in the store, and writes go
-    /// there again.
+    /// The merge fails. Unless its entries are in doubt, the batch stays in the store: the writes that
+    /// wait for it fail, and later ones go there again.
     fn end_merge(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
         let in_doubt = site.store().merge_mark() == MergeMark::InDoubt;
         if !in_doubt {

@@ -23,6 +23,8 @@ pub(super) enum Waits {
     Yes,
     /// In the parked list, room in a store or in a file.
     ForRoom,
+    /// In the parked list, the end of a batch that is merged, which has the chunk at its cursor.
+    ForBatch,
 }
 
 /// See the module's description.

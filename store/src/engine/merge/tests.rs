@@ -2,6 +2,7 @@
 
 mod case;
 mod list;
+mod queued;
 mod synced;
 
 use std::sync::Arc;
