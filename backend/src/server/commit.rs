@@ -56,15 +56,25 @@ impl Server {
             auto_dismiss: c.auto_dismiss.unwrap_or(true),
             ..CommitJob::default()
         };
-        let work = self.devices.begin_commit(&id, &job).map_err(told)?;
-        self.run_commit(&id, job, Begin::Work(work)).map(|()| Answer::DONE)
+        let (job, begin) = match self.devices.begin_commit_again(&id, &job).map_err(told)? {
+            Some(halted) => (halted, Begin::Pivoted(Pivot::Merges)),
+            None => {
+                let work = self.devices.begin_commit(&id, &job).map_err(told)?;
+                (job, Begin::Work(work))
+            }
+        };
+        self.run_commit(&id, job, begin).map(|()| Answer::DONE)
     }
 
-    /// Starts again the commits that ran when the process ended. One that cannot be is given up:
-    /// its chain serves what it served.
+    /// Starts again the commits that ran, or had halted, when the process ended. One that cannot be is
+    /// given up: its chain serves what it served.
     pub(super) fn resume_commits(self: &Arc<Self>) {
         let _alone = self.begins_job();
         for (id, job) in self.devices.commit_jobs() {
+            if job.halted.is_some() {
+                self.go_on_with_commit(&id, &job.device);
+                continue;
+            }
             let work = if job.pivoted {
                 self.devices.resume_pivot(&id).map(Begin::Pivoted)
             } else {
@@ -72,14 +82,32 @@ impl Server {
             };
             let started = work.map_err(told).and_then(|work| self.run_commit(&id, job, work));
             if let Err(error) = started {
-                tracing::error!("the commit '{id}' does not go on: {}", error.desc);
-                self.forget_commit(&id);
+                does_not_go_on(&id, &error);
+                self.halt_commit(&id);
             }
         }
     }
 
-    fn forget_commit(&self, id: &str) {
-        if let Err(error) = self.devices.forget_commit(id) {
+    /// Goes on with the commits that failed while their devices, of `resumed` and those above it, merged.
+    pub(super) fn commit_what_resumed(self: &Arc<Self>, resumed: &str) {
+        let _alone = self.begins_job();
+        for (id, device) in self.devices.halted_commits(resumed) {
+            self.go_on_with_commit(&id, &device);
+        }
+    }
+
+    fn go_on_with_commit(self: &Arc<Self>, id: &str, device: &str) {
+        let free = self.jobs.check_id(id).is_ok();
+        let new = if free { id.to_owned() } else { self.free_id("commit", device) };
+        let job = self.devices.commit_goes_on(id, &new).map_err(told);
+        let begin = Begin::Pivoted(Pivot::Merges);
+        if let Err(error) = job.and_then(|job| self.run_commit(&new, job, begin)) {
+            does_not_go_on(id, &error);
+        }
+    }
+
+    fn halt_commit(&self, id: &str) {
+        if let Err(error) = self.devices.halt_commit(id) {
             tracing::error!("the end of the job '{id}' could not be kept: {error}");
         }
     }
@@ -123,7 +151,7 @@ impl Server {
             }),
         });
         let driver = commit.clone();
-        let handle = self.jobs.create(spec, |_| driver).inspect_err(|_| self.forget_commit(id))?;
+        let handle = self.jobs.create(spec, |_| driver).inspect_err(|_| self.halt_commit(id))?;
         handle.start();
         // Before the work, which nothing would end without it.
         let follows = commit.clone().follow_when_begun(said, handle.clone());
@@ -147,11 +175,15 @@ impl Server {
             Ok(())
         });
         begun.map_err(|error| {
-            self.forget_commit(id);
+            self.halt_commit(id);
             handle.finish(Outcome::Failed(error.clone()));
             CommandError::generic(error)
         })
     }
+}
+
+fn does_not_go_on(id: &str, error: &CommandError) {
+    tracing::error!("the commit '{id}' does not go on: {}", error.desc);
 }
 
 fn cannot_start(error: &std::io::Error) -> String {
@@ -391,7 +423,7 @@ impl Commit {
             };
             if let Some(outcome) = outcome {
                 if outcome != Outcome::Completed {
-                    server.forget_commit(&self.id);
+                    server.halt_commit(&self.id);
                 }
                 return handle.finish(outcome);
             }
@@ -544,7 +576,7 @@ impl JobDriver for Commit {
             Stage::Resting => {
                 drop(now);
                 if let Some(server) = self.server.upgrade() {
-                    server.forget_commit(&self.id);
+                    server.halt_commit(&self.id);
                 }
             }
         }
@@ -577,7 +609,7 @@ impl JobDriver for Commit {
             server.devices.drop_layers(&self.id).map(|_| ())
         };
         ended.map_err(|error| {
-            server.forget_commit(&self.id);
+            server.halt_commit(&self.id);
             error.to_string()
         })?;
         // A layer that is gone may have been suspended.

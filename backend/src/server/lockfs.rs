@@ -173,6 +173,7 @@ impl Server {
         done(self.devices.resume(&c.name))?;
         self.thaw_served();
         self.merge_what_resumed(&c.name);
+        self.commit_what_resumed(&c.name);
         Ok(Answer::DONE)
     }
 }

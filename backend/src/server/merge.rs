@@ -78,7 +78,7 @@ impl Server {
             if has_job {
                 continue;
             }
-            let id = self.free_id(&device);
+            let id = self.free_id("merge", &device);
             let (auto_finalize, auto_dismiss) = (true, true);
             let job = MergeJob { auto_finalize, auto_dismiss, ..MergeJob::default() };
             let job = MergeJob { device, snapshot, cow, ..job };
@@ -89,14 +89,14 @@ impl Server {
     /// Tries the rollback `id` of `device` again, which failed.
     fn go_on(self: &Arc<Self>, id: &str, device: &str) {
         let free = self.jobs.check_id(id).is_ok();
-        let new = if free { id.to_owned() } else { self.free_id(device) };
+        let new = if free { id.to_owned() } else { self.free_id("merge", device) };
         let job = self.devices.merge_goes_on(id, &new).map_err(told);
         not_started(&new, job.and_then(|job| self.run(&new, job, Began::ByCommand)));
     }
 
-    /// A name for the job that merges `device`.
-    fn free_id(&self, device: &str) -> String {
-        let first = derived_id("merge", device);
+    /// A name for a job that does `what` with `device`.
+    pub(super) fn free_id(&self, what: &str, device: &str) -> String {
+        let first = derived_id(what, device);
         let others = (2..1000).map(|n| format!("{first}-{n}"));
         let mut free = std::iter::once(first.clone()).chain(others);
         free.find(|id| self.jobs.check_id(id).is_ok()).unwrap_or(first)

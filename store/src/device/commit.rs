@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+mod halt;
 mod layer;
 mod pivot;
 
@@ -29,6 +30,7 @@ use crate::lines::{Param, TableLine, TargetSpec};
 use crate::table::Table;
 use crate::target::{Extent, ExtentPlace};
 use crate::units::Sector;
+pub(super) use halt::failed;
 pub use layer::PivotStep;
 pub use pivot::Pivot;
 
@@ -83,8 +85,20 @@ pub(super) fn by_job(id: &str) -> String {
 impl Inner {
     /// Refuses to serve a device that a commit removes or writes.
     pub(super) fn refuse_held(&self, name: &str) -> Result<(), DeviceError> {
-        let holds = |(_, commit): &(&String, &Commit)| commit.held.iter().any(|held| held == name);
-        match self.commits.iter().find(holds) {
+        self.refuse_held_below(name, None)
+    }
+
+    /// The same for what lies below `upper`, which itself may merge into it.
+    pub(super) fn refuse_held_below(
+        &self,
+        name: &str,
+        upper: Option<&str>,
+    ) -> Result<(), DeviceError> {
+        let holds = |(_, commit): &(&String, &Commit)| {
+            let is_its_own = commit.leaves_its_device() && upper == Some(&commit.device);
+            !is_its_own && commit.held.iter().any(|held| held == name)
+        };
+        match self.reserving().find(holds) {
             Some((id, _)) => Err(DeviceError::InUse { name: name.into(), by: by_job(id) }),
             None => Ok(()),
         }
@@ -99,7 +113,7 @@ impl Devices {
         inner: &Inner,
         next: &BTreeMap<String, Option<Active>>,
     ) -> Result<(), DeviceError> {
-        for (id, commit) in &inner.commits {
+        for (id, commit) in inner.reserving() {
             if let Some(name) = next.keys().find(|name| commit.chain.contains(name)) {
                 return Err(DeviceError::InUse { name: name.clone(), by: by_job(id) });
             }
@@ -122,6 +136,9 @@ impl Devices {
         name: &str,
         active: &Active,
     ) -> Option<String> {
+        if commit.leaves_its_device() && name == commit.device {
+            return None;
+        }
         if let Some(held) = commit.held.iter().find(|held| active.names(held)) {
             return Some(held.clone());
         }
@@ -145,6 +162,7 @@ impl Devices {
     /// Nothing has changed then.
     pub fn begin_commit(&self, id: &str, job: &CommitJob) -> Result<CommitWork, DeviceError> {
         let inner = &mut *self.lock();
+        inner.forget_replaced();
         if inner.commits.contains_key(id) {
             return Err(DeviceError::refused(format!("the job '{id}' commits already")));
         }
@@ -287,7 +305,7 @@ impl Devices {
 
     fn refuse_users(&self, inner: &Inner, commit: &Commit) -> Result<(), DeviceError> {
         let at_work = |name: &String| {
-            let job = inner.commits.iter().find(|(_, other)| other.chain.contains(name));
+            let job = inner.reserving().find(|(_, other)| other.chain.contains(name));
             job.map(|(id, _)| DeviceError::InUse { name: name.clone(), by: by_job(id) })
         };
         if let Some(error) = commit.chain.iter().find_map(at_work) {
@@ -420,7 +438,10 @@ impl Devices {
     /// # Errors
     /// The state cannot be written.
     pub fn forget_commit(&self, id: &str) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
+        self.forget(&mut self.lock(), id)
+    }
+
+    fn forget(&self, inner: &mut Inner, id: &str) -> Result<(), DeviceError> {
         // All chunks that it left in the store of its base are in the layers above, too: the
         // guest's flushes need not cover them any more.
         if inner.commits.get(id).is_some_and(|commit| commit.rested)

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use super::build::{Active, Snap};
+use super::commit;
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::serving::blocked;
-use super::state::{Halt, MergeJob};
+use super::state::{CommitJob, Halt, MergeJob};
 use super::verbs::with_uppers;
 use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
@@ -36,7 +37,7 @@ impl Active {
     }
 
     /// The store that such a table merges.
-    fn merged(&self) -> Option<String> {
+    pub(super) fn merged(&self) -> Option<String> {
         match self.lines.first().map(|line| &line.target) {
             Some(TargetSpec::Merge(spec)) => Some(spec.cow.to_string()),
             _ => None,
@@ -55,7 +56,7 @@ impl Devices {
     pub fn merging(&self, name: Option<&str>) -> Vec<Merging> {
         let inner = self.lock();
         // The merge of a commit belongs to its job, even before that job runs again.
-        let commits = |name: &String| inner.state.commits.values().any(|job| job.device == *name);
+        let commits = |name: &String| inner.commit_of(name).is_some();
         let commands = |name: &String| commits(name) || rollback_of(&inner, name).is_some();
         let merging = |name: &String| {
             let device = inner.devices.get(name).filter(|_| !commands(name))?;
@@ -189,7 +190,8 @@ impl Devices {
         let inner = &mut *self.lock();
         let state = &mut inner.state;
         let rollback = state.jobs.get_mut(id).filter(|job| job.halted.is_none());
-        let commit = state.commits.get_mut(id).map(|job| &mut job.paused);
+        let commit = state.commits.get_mut(id).filter(|job| job.halted.is_none());
+        let commit = commit.map(|job| &mut job.paused);
         match rollback.map(|job| &mut job.paused).or(commit) {
             Some(kept) if *kept != paused => *kept = paused,
             _ => return Ok(()),
@@ -215,7 +217,7 @@ impl Devices {
 }
 
 /// The serving devices among `name` and those above it, or among all.
-fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
+pub(super) fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
     let mut names = match name {
         Some(name) => with_uppers(inner, name),
         None => inner.devices.keys().cloned().collect(),
@@ -247,7 +249,6 @@ fn rollback_of<'i>(inner: &'i Inner, device: &str) -> Option<(&'i String, &'i Me
 /// The refusal of other operations on `device`, whose table merges, and what to do about it.
 pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
     let invalid = inner.active(device).is_ok_and(Active::is_invalid);
-    let mut commits = inner.state.commits.iter();
     let sentence = match rollback_of(inner, device) {
         _ if invalid => format!(
             "the store that '{device}' merges is not valid, and nothing of it can be merged any \
@@ -266,7 +267,8 @@ pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
                  'snapshot-merge' of '{snapshot}' into '{device}' goes on with it"
             )
         }
-        None => match commits.find(|(_, job)| job.device == device) {
+        None => match inner.commit_of(device) {
+            Some((_, CommitJob { halted: Some(_), .. })) => commit::failed(device),
             Some((id, _)) => format!(
                 "the job '{id}' commits '{device}' into its base; wait until that has ended"
             ),

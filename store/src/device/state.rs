@@ -263,6 +263,11 @@ pub struct CommitJob {
     /// The stores of overlays that it put on top, to be removed once they have left the chain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overlays: Vec<PathBuf>,
+    /// It stopped after the user had completed it: the store that its device still merges into the
+    /// base. It goes on when the device is resumed, at the next start, and when the command is given
+    /// again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halted: Option<String>,
 }
 
 /// A device as the program's arguments made it.
@@ -422,6 +427,8 @@ impl State {
         // If another table was loaded, there is no merge to continue.
         state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
         state.commits = inner.state.commits.clone();
+        let merges = |job: &CommitJob| merging.contains(job.device.as_str());
+        state.commits.retain(|_, job| job.halted.is_none() || merges(job));
         state.invalid = inner.state.invalid.clone();
         let devices = &state.devices;
         state.write_through = inner.state.write_through.clone();

@@ -82,7 +82,8 @@ impl Devices {
         inner.refuse_third(name, &loaded)?;
         refuse_missing(inner, &loaded)?;
         refuse_hopeless(name, &loaded.lines)?;
-        devices_of(&loaded.lines).iter().try_for_each(|below| inner.refuse_held(below))?;
+        let below = devices_of(&loaded.lines);
+        below.iter().try_for_each(|below| inner.refuse_held_below(below, Some(name)))?;
         self.put(inner, name, loaded)?;
         self.forget_removed(inner);
         Ok(())

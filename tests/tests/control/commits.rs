@@ -7,6 +7,7 @@ use snapblk_tests::client::Connect;
 use snapblk_tests::rng::Rng;
 use snapblk_tests::server::{Place, Scratch, ServerCommand};
 
+mod halted;
 mod layer;
 
 use crate::common::*;

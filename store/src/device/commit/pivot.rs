@@ -110,7 +110,12 @@ impl Devices {
         Ok(Pivot::Steps)
     }
 
-    fn hold_merge(&self, inner: &mut Inner, id: &str, job: &CommitJob) -> Result<(), DeviceError> {
+    pub(super) fn hold_merge(
+        &self,
+        inner: &mut Inner,
+        id: &str,
+        job: &CommitJob,
+    ) -> Result<(), DeviceError> {
         let base = merge_base(inner, &job.device)?;
         let active = inner.active(&job.device)?;
         let media = active.snaps.values().flat_map(|snap| snap.origin.media());
