@@ -117,7 +117,9 @@ struct Host<E> {
 impl<E: Executor> Host<E> {
     fn new(workers: &Arc<Workers>, executor: E, config: EngineConfig) -> Result<Host<E>, NoRoom> {
         let wake = Box::new(Shared(executor.waker()));
-        Ok(Host { engine: Engine::new(workers, wake, config)?, executor })
+        let mut engine = Engine::new(workers, wake, config)?;
+        engine.serves_no_guest();
+        Ok(Host { engine, executor })
     }
 
     fn bind(&mut self, table: Option<Arc<Table>>) {

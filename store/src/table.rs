@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cow::{Persistence, Store, StoreState};
 use crate::io::FileId;
 use crate::request::Op;
-use crate::target::{Backing, Decision, Exceptions, Medium, Snapshot, Target};
+use crate::target::{Backing, Decision, Exceptions, Medium, Snapshot, Synced, Target};
 use crate::units::Sector;
 
 /// One line: a range of the device and its target.
@@ -32,9 +32,9 @@ pub struct FlushSet {
     /// origin, and its flush is only the origin's.
     pub merged: Vec<Arc<Store>>,
     /// Other files to be synced.
-    pub media: Vec<Arc<Medium>>,
+    pub media: Vec<Arc<Synced>>,
     /// Files below the lowest layers: to be synced if they have unsynced writes.
-    pub below: Vec<Arc<Medium>>,
+    pub below: Vec<Arc<Synced>>,
 }
 
 /// Who says whether what finds no room in a file waits for it.
@@ -266,6 +266,24 @@ impl FlushSet {
         stores.any(|store| store.state() >= StoreState::Invalid)
     }
 
+    /// The files that are not stores.
+    fn files(&self) -> impl Iterator<Item = &Synced> {
+        self.media.iter().chain(&self.below).map(|file| &**file)
+    }
+
+    /// It is that of a device's new table; the device had `old` until now.
+    pub fn take_over(&self, old: &FlushSet) {
+        for file in self.files() {
+            let same = |old: &&Synced| Arc::ptr_eq(&old.medium, &file.medium);
+            old.files().filter(same).take(1).for_each(|old| file.take_over(old));
+        }
+    }
+
+    /// Its files that are not stores are opened again, as [`Synced::open_again`] says.
+    pub fn open_again(&self) {
+        self.files().for_each(Synced::open_again);
+    }
+
     fn of(lines: &[Line], exceptions: &[Exceptions]) -> FlushSet {
         let mut set = FlushSet::default();
         for line in lines {
@@ -296,8 +314,8 @@ fn add_store(stores: &mut Vec<Arc<Store>>, store: &Arc<Store>) {
     }
 }
 
-fn add(media: &mut Vec<Arc<Medium>>, medium: &Arc<Medium>) {
-    if !media.iter().any(|known| known.file == medium.file) {
-        media.push(medium.clone());
+fn add(files: &mut Vec<Arc<Synced>>, medium: &Arc<Medium>) {
+    if !files.iter().any(|known| known.medium.file == medium.file) {
+        files.push(Arc::new(Synced::new(medium.clone())));
     }
 }

@@ -76,7 +76,7 @@ impl Storage for Disk {
 
     fn sync(&self) -> io::Result<()> {
         self.info.sync().inspect_err(|_| {
-            self.medium.set_sync_failed();
+            self.medium.sync_failed();
             Owed::doubt(&self.info);
         })
     }

@@ -243,7 +243,7 @@ impl Live {
     /// If the control plane could not sync its file, what it owes may be lost: no flush succeeds until
     /// it is opened again. The caller wakes the workers.
     pub(super) fn note_failed_sync(&self) {
-        if self.disk.medium.sync_failed() {
+        if self.disk.medium.failed_syncs() > 0 {
             self.store.log().doubt(self.store.log().committed());
             self.store.commit_failed();
         }

@@ -163,7 +163,7 @@ impl Devices {
             // Earlier writes below are made durable in the background; until then a flush covers
             // them, too.
             let old = plan.inner.active(device)?.table.clone();
-            old.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
+            old.flush_set().media.iter().for_each(|file| file.medium.set_owing(true));
         }
         plan.still = Some(still);
         self.apply(plan, |_| ())?;
@@ -187,7 +187,7 @@ impl Devices {
             let Ok(active) = inner.active(device) else { continue };
             let table = active.table.clone();
             if self.config.flusher.flush(&table) {
-                table.flush_set().below.iter().for_each(|medium| medium.set_owing(false));
+                table.flush_set().below.iter().for_each(|file| file.medium.set_owing(false));
                 sealed.iter().for_each(|snap| snap.live.store.set_sealed());
             }
         }

@@ -10,9 +10,9 @@ use super::build::{Active, Snap};
 use super::commit;
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
-use super::serving::blocked;
+use super::serving::{blocked, go};
 use super::state::{CommitJob, Halt, MergeJob};
-use super::verbs::with_uppers;
+use super::verbs::{open_files_again, with_uppers};
 use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
 use crate::lines::TargetSpec;
@@ -42,6 +42,17 @@ impl Active {
             Some(TargetSpec::Merge(spec)) => Some(spec.cow.to_string()),
             _ => None,
         }
+    }
+
+    /// Whether what it merges is a store that must be opened again first: a sync of it failed.
+    fn is_unsynced(&self) -> bool {
+        let unsynced = |snap: &Snap| snap.live.store.state() == StoreState::ReadOnly;
+        self.is_merging() && self.snaps.values().any(unsynced)
+    }
+
+    /// Whether it merges, and that failed.
+    fn has_failed_merge(&self) -> bool {
+        self.snaps.values().any(|snap| snap.live.store.merge_mark() >= MergeMark::Failed)
     }
 
     /// Whether its store has nothing left to merge.
@@ -109,6 +120,39 @@ impl Devices {
         Ok(job)
     }
 
+    /// `name` is resumed as it is: if its merge has failed, its files are opened again, as for a table that
+    /// is loaded. What cannot be stays as it is, and fails the merge again.
+    pub(super) fn reactivate_merge(&self, inner: &mut Inner, name: &str) {
+        if let Err(error) = self.open_merged_again(inner, name) {
+            tracing::error!("{error}");
+        }
+        let active = inner.device(name).ok().filter(|device| device.suspended);
+        let active = active.and_then(|device| device.active.as_ref());
+        if active.is_some_and(Active::has_failed_merge) {
+            open_files_again(inner, name);
+        }
+    }
+
+    /// If `name` merges a store of which a sync failed, the store is opened again, as for a table that is
+    /// loaded: otherwise the merge cannot go on.
+    ///
+    /// # Errors
+    /// The device goes on with the store as it is.
+    pub(super) fn open_merged_again(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+    ) -> Result<(), DeviceError> {
+        let Some(active) = inner.device(name)?.active.as_ref().filter(|of| of.is_unsynced()) else {
+            return Ok(());
+        };
+        let loaded = active.loaded();
+        let paused = self.pause(inner, name, &loaded)?;
+        let opened = self.swap_in(inner, name, &loaded);
+        go(inner, &paused);
+        opened
+    }
+
     /// Continues a stopped rollback, if `job` requests that: it is the job `id` from now on. False
     /// if there is none.
     pub(super) fn begin_again(
@@ -133,6 +177,7 @@ impl Devices {
             )));
         }
         let (before, job) = (before.clone(), MergeJob { cow: known.cow.clone(), ..job.clone() });
+        self.open_merged_again(inner, &job.device)?;
         self.replace(inner, &before, id, job).map(|()| true)
     }
 

@@ -12,6 +12,7 @@ mod overdue;
 mod owed;
 mod room;
 mod suspends;
+mod synced;
 mod uses;
 
 use std::fs::File;

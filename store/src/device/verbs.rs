@@ -178,6 +178,7 @@ impl Devices {
             inner.refuse_source(name)?;
         }
         let Some(loaded) = inner.device_mut(name)?.inactive.take() else {
+            self.reactivate_merge(inner, name);
             return self.resume_as_it_is(inner, name, was_suspended);
         };
         let paused = match self.pause(inner, name, &loaded) {
@@ -289,7 +290,7 @@ impl Devices {
         Ok(names)
     }
 
-    fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+    pub(super) fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
         let sources = inner.sources(name, loaded)?;
         let mut plan = Plan::new(self, inner);
         plan.take_over(name, loaded, &sources)?;
@@ -298,6 +299,7 @@ impl Devices {
         self.apply(plan, |inner| {
             inner.devices.retain(|_, device| !device.removed || device.active.is_some());
             self.reactivate(inner, name);
+            open_files_again(inner, name);
         })
     }
 
@@ -342,6 +344,9 @@ impl Devices {
         for (name, active) in next {
             active.iter().for_each(|active| settle(&name, active));
             let device = inner.devices.entry(name).or_default();
+            if let (Some(new), Some(old)) = (&active, &device.active) {
+                new.table.flush_set().take_over(old.table.flush_set());
+            }
             old.push(std::mem::replace(&mut device.active, active));
         }
         mark_guest_disks(inner);
@@ -438,16 +443,24 @@ impl Devices {
 fn owes_no_more(active: &Active) -> bool {
     let set = active.table.flush_set();
     let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
-    let mut media = set.media.iter().chain(set.below.iter().filter(|medium| medium.is_owing()));
+    let mut files = set.media.iter().chain(set.below.iter().filter(|file| file.medium.is_owing()));
     stores.all(|store| match store.state() {
         StoreState::Valid | StoreState::Full | StoreState::Overflow => store.log().owes() == 0,
         state => state >= StoreState::Invalid,
-    }) && !media.any(|medium| medium.sync_failed())
+    }) && !files.any(|file| file.has_failed())
 }
 
 /// The writes of `active` to files may be unsynced, and tables that only read the files must know.
 fn owe(active: &Active) {
-    active.table.flush_set().media.iter().for_each(|medium| medium.set_owing(true));
+    active.table.flush_set().media.iter().for_each(|file| file.medium.set_owing(true));
+}
+
+/// The files of the device `name` are opened again, also for the devices above it. Nothing is in flight.
+pub(super) fn open_files_again(inner: &Inner, name: &str) {
+    for name in with_uppers(inner, name) {
+        let active = inner.devices[&name].active.iter();
+        active.for_each(|active| active.table.flush_set().open_again());
+    }
 }
 
 /// The device and those above it, directly or through others.

@@ -14,7 +14,7 @@ use crate::cow::{MergeMark, Store, StoreState};
 use crate::io::{IoOp, Seg};
 use crate::rounds::{Join, Ticket};
 use crate::table::Table;
-use crate::target::Medium;
+use crate::target::Synced;
 use crate::units::{DataIndex, StoreChunk};
 
 /// The largest area that is zeroed by writing and not by the file system.
@@ -23,13 +23,13 @@ const WRITTEN_ZEROES: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) enum Part {
     Store { store: Arc<Store>, ticket: Option<Ticket> },
-    Medium { medium: Arc<Medium>, ticket: Option<Ticket> },
+    File { file: Arc<Synced>, ticket: Option<Ticket> },
     Done,
 }
 
 impl Part {
-    pub(super) fn of(medium: Arc<Medium>) -> Part {
-        Part::Medium { medium, ticket: None }
+    pub(super) fn of(file: Arc<Synced>) -> Part {
+        Part::File { file, ticket: None }
     }
 
     pub(super) fn of_store(store: Arc<Store>) -> Part {
@@ -130,7 +130,7 @@ impl Core {
             let parts = stores
                 .map(Part::of_store)
                 .chain(set.media.iter().cloned().map(Part::of))
-                .chain(set.below.iter().filter(|m| m.is_owing()).cloned().map(Part::of));
+                .chain(set.below.iter().filter(|f| f.medium.is_owing()).cloned().map(Part::of));
             let mut barrier = self.new_barrier(Then::End);
             barrier.parts.extend(parts);
             barrier.requests.append(&mut self.to_end);
@@ -188,10 +188,10 @@ impl Core {
     fn start_barrier(&mut self, barrier: Barrier) {
         let index = self.barriers.insert(barrier);
         for part in 0..self.barriers[index].parts.len() {
-            if let Part::Medium { medium, .. } = &self.barriers[index].parts[part]
-                && medium.syncs().is_none()
+            if let Part::File { file, .. } = &self.barriers[index].parts[part]
+                && file.medium.syncs().is_none()
             {
-                let file = medium.file;
+                let file = file.medium.file;
                 let first = self.segs.len();
                 self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u16, index));
             }
@@ -218,9 +218,9 @@ impl Core {
         for part in 0..self.barriers[index].parts.len() {
             let (store, ticket) = match &self.barriers[index].parts[part] {
                 Part::Store { store, ticket } => (store.clone(), *ticket),
-                Part::Medium { medium, ticket } => {
-                    let (medium, ticket) = (medium.clone(), *ticket);
-                    self.look_at_medium(index, part, medium, ticket);
+                Part::File { file, ticket } => {
+                    let (file, ticket) = (file.clone(), *ticket);
+                    self.look_at_file(index, part, file, ticket);
                     continue;
                 }
                 Part::Done => continue,
@@ -234,22 +234,31 @@ impl Core {
         self.maybe_end_barrier(index);
     }
 
-    fn look_at_medium(
+    fn look_at_file(
         &mut self,
         index: usize,
         part: usize,
-        medium: Arc<Medium>,
+        file: Arc<Synced>,
         mut ticket: Option<Ticket>,
     ) {
-        let has_ended = self.has_synced(&medium, &mut ticket);
-        let barrier = &mut self.barriers[index];
-        barrier.parts[part] = if has_ended {
-            // Read after the ticket ended, as above.
-            barrier.failed |= medium.sync_failed();
-            Part::Done
+        if self.has_synced(&file, &mut ticket) {
+            // Looked at after the ticket ended, as above.
+            self.file_synced(index, part, &file);
         } else {
-            Part::Medium { medium, ticket }
-        };
+            self.barriers[index].parts[part] = Part::File { file, ticket };
+        }
+    }
+
+    /// A file of a barrier was synced, well or not.
+    fn file_synced(&mut self, index: usize, part: usize, file: &Synced) {
+        let barrier = &mut self.barriers[index];
+        barrier.parts[part] = Part::Done;
+        if file.has_failed() {
+            barrier.failed = true;
+            if self.serves_guest && barrier.then == Then::End {
+                file.tell();
+            }
+        }
     }
 
     /// Takes a ticket if there is none, leads if no worker does; true when its round has ended.
@@ -315,14 +324,14 @@ impl Core {
 
     /// A file in memory was synced.
     pub(super) fn barrier_synced(&mut self, _table: &Table, index: usize, part: usize, ok: bool) {
-        let barrier = &mut self.barriers[index];
-        if let Part::Medium { medium, .. } = &barrier.parts[part] {
-            if !ok {
-                medium.set_sync_failed();
-            }
-            barrier.failed |= medium.sync_failed();
+        let Part::File { file, .. } = &self.barriers[index].parts[part] else {
+            unreachable!("it is done when its sync has ended")
+        };
+        let file = file.clone();
+        if !ok {
+            file.medium.sync_failed();
         }
-        barrier.parts[part] = Part::Done;
+        self.file_synced(index, part, &file);
         self.maybe_end_barrier(index);
     }
 

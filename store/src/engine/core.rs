@@ -95,6 +95,8 @@ fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
 pub(super) struct Core {
     pub(super) worker: Worker,
     pub(super) config: EngineConfig,
+    /// Who asks is a guest: it knows of a flush that failed.
+    pub(super) serves_guest: bool,
     pub(super) requests: Slab<Pending>,
     pub(super) claims: Slab<Claimed>,
     /// Chunks of all claims.
@@ -153,6 +155,7 @@ impl Core {
         Core {
             worker,
             config,
+            serves_guest: true,
             requests: Slab::with_capacity(config.requests),
             claims: Slab::with_capacity(config.claims),
             chunks_claimed: 0,

@@ -15,7 +15,8 @@
 //!    waits; a write that read it before is tracked by then, and is found. In the other order, a
 //!    write could start between the two and land in the store behind the copy.
 //! 3. *sync origin* before *erase*: an entry is erased only when its chunk's content is on the
-//!    origin, and no sync of the store, whoever asked for it, has failed by then. *Sync store* before
+//!    origin, and no sync of the store, whoever asked for it, has failed by then. Nor has one of the
+//!    origin since the batch's first byte was copied; what an earlier one lost is no batch's. *Sync store* before
 //!    *release*: no write goes to the origin's chunk while its entry could come back and be merged over
 //!    it (I7). Both syncs are parts of barriers, as those of flushes: the system may tell a flush of what
 //!    the merge lost.
@@ -35,6 +36,8 @@ mod tests;
 #[cfg_attr(feature = "shuttle", allow(dead_code, reason = "the model checker uses parts of it"))]
 mod world;
 
+use std::sync::Arc;
+
 use self::batch::{Batch, Neighbours};
 use self::copy::Copies;
 use self::list::List;
@@ -44,7 +47,7 @@ use crate::cow::{Entry, MergeMark, Persistence, Store, StoreState};
 use crate::exception::{Entry as Word, Place};
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
-use crate::target::{Exceptions, Merge, Target};
+use crate::target::{Exceptions, Merge, Synced, Target};
 
 /// The progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +91,7 @@ pub enum MergeFailure {
     #[error("the store is Invalid: there is nothing in it that can be merged")]
     Invalid,
     /// A sync of the store failed earlier.
-    #[error("an earlier sync of the store failed: open it again before it is merged")]
+    #[error("an earlier sync of the store failed: resume the device, which opens it again")]
     NotSynced,
     /// Another snapshot prevents the merge.
     #[error(
@@ -122,13 +125,13 @@ pub enum MergeFailure {
     #[error("the origin cannot be written: {0}")]
     WriteOrigin(Errno),
     /// Copied chunks could not be made durable.
-    #[error("the origin cannot be synced: {0}; open it again before it is merged to")]
+    #[error("the origin cannot be synced: {0}")]
     SyncOrigin(Errno),
     /// Entries could not be removed.
     #[error("the store's list of exceptions cannot be written: {0}")]
     WriteList(Errno),
     /// The removal of entries could not be made durable.
-    #[error("the store cannot be synced: {0}; open it again before it is merged")]
+    #[error("the store cannot be synced: {0}; resume the device, which opens it again")]
     SyncStore(Errno),
 }
 
@@ -212,6 +215,8 @@ pub(super) struct MergeJob {
     /// Batches take long.
     pub(super) slow: bool,
     copies: Copies,
+    /// The origin's files, as they were when the batch's first byte was copied.
+    origin: Vec<Arc<Synced>>,
     /// The blocks being written to the list, an area's each.
     meta: Vec<Vec<u8>>,
 }
@@ -236,8 +241,19 @@ impl<'a> Site<'a> {
         Some(Site { start: line.start, merge, ex, len })
     }
 
-    fn store(&self) -> &'a std::sync::Arc<Store> {
+    fn store(&self) -> &'a Arc<Store> {
         self.ex.store()
+    }
+
+    /// The files of the origin, each once, as they are now.
+    fn origin_files(&self) -> Vec<Arc<Synced>> {
+        let mut files: Vec<Arc<Synced>> = Vec::new();
+        for medium in self.merge.origin.backing.media() {
+            if !files.iter().any(|known| known.medium.file == medium.file) {
+                files.push(Arc::new(Synced::new(medium.clone())));
+            }
+        }
+        files
     }
 
     /// Whether the store's content can be trusted. A failed sync of a guest's is known to the store,
@@ -364,6 +380,7 @@ impl Core {
             reach: 1,
             slow: false,
             copies: Copies::default(),
+            origin: Vec::new(),
             meta: Vec::new(),
         }));
         Ok(())

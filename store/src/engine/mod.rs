@@ -73,6 +73,11 @@ impl Engine {
         Engine { table: None, core: Core::new(worker, config) }
     }
 
+    /// Its requests are no guest's: that one of them fails tells a guest nothing.
+    pub fn serves_no_guest(&mut self) {
+        self.core.serves_guest = false;
+    }
+
     /// Takes a table, or none. Held requests are replayed in the next step.
     ///
     /// # Panics

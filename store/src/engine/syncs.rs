@@ -9,16 +9,17 @@ use std::sync::Arc;
 use super::core::{Core, Kind};
 use crate::io::IoOp;
 use crate::rounds::{Join, Ticket};
-use crate::target::Medium;
+use crate::target::{Medium, Synced};
 
 impl Core {
-    /// Whether a sync of `medium` that began after this was asked first has ended, or one has failed.
+    /// Whether a sync of `file` that began after this was asked first has ended, or one has failed.
     /// Takes a ticket if there is none, leads if no worker does.
-    pub(super) fn has_synced(&mut self, medium: &Arc<Medium>, ticket: &mut Option<Ticket>) -> bool {
+    pub(super) fn has_synced(&mut self, file: &Synced, ticket: &mut Option<Ticket>) -> bool {
+        let medium = &file.medium;
         let Some(syncs) = medium.syncs() else { return false };
         let bit = self.worker.bit();
         loop {
-            if medium.sync_failed() {
+            if file.has_failed() {
                 return true;
             }
             if let Some(ticket) = *ticket {
@@ -54,7 +55,7 @@ impl Core {
         let medium = self.syncs.remove(index);
         // Before the round ends: whoever learns of its end must know how.
         if !ok {
-            medium.set_sync_failed();
+            medium.sync_failed();
         }
         let rounds = medium.syncs().expect("it was led");
         let (waiting, next) = rounds.end(ok && !self.stopping);

@@ -1,16 +1,17 @@
 //! A file that is not a store, in the form that tables use.
 //!
-//! Owns the state that all tables over the file share: whether its syncs can be relied on, who syncs it,
-//! and whether guests' writes to it wait for room on its file system. Never knows which requests wait, nor
-//! what makes room.
+//! Owns the state that all tables over the file share: how many of its syncs failed, who syncs it, and
+//! whether guests' writes to it wait for room on its file system; and for each table, which of these
+//! failures its flushes no longer report. Never knows which requests wait, nor what makes room.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::FileId;
 use crate::io::room::Room;
 use crate::rounds::Rounds;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Called when a file is full and writes wait for room. Workers call it, rarely: it must not block.
 pub type OnFull = Box<dyn Fn() + Send + Sync>;
@@ -21,7 +22,7 @@ pub struct Medium {
     pub file: FileId,
     /// Its syncs, one at a time; none of a file in memory, whose syncs cannot fail.
     syncs: Option<Rounds>,
-    sync_failed: AtomicBool,
+    failed_syncs: AtomicU64,
     owes: AtomicBool,
     full: AtomicBool,
     room: Room,
@@ -43,9 +44,9 @@ impl Medium {
     /// The same; `on_disk` says whether it can lose what was written, and so a sync of it fail;
     /// `on_full` is called when the file is full and writes wait for room.
     pub fn watched(file: FileId, on_disk: bool, on_full: OnFull) -> Self {
-        let [sync_failed, owes, full] = [(); 3].map(|()| AtomicBool::new(false));
-        let syncs = on_disk.then(Rounds::default);
-        Medium { file, syncs, sync_failed, owes, full, room: Room::default(), on_full }
+        let [owes, full] = [(); 2].map(|()| AtomicBool::new(false));
+        let (syncs, failed_syncs) = (on_disk.then(Rounds::default), AtomicU64::new(0));
+        Medium { file, syncs, failed_syncs, owes, full, room: Room::default(), on_full }
     }
 
     /// Its syncs, one at a time; none if everybody syncs it at any time, because that cannot fail.
@@ -53,15 +54,14 @@ impl Medium {
         self.syncs.as_ref()
     }
 
-    /// A sync failed: earlier writes may be lost, so later syncs must not succeed. Sticky until
-    /// the file is opened again.
-    pub fn set_sync_failed(&self) {
-        self.sync_failed.store(true, Ordering::Release);
+    /// A sync failed: earlier writes may be lost, so no later flush of theirs may succeed.
+    pub fn sync_failed(&self) {
+        self.failed_syncs.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether a sync failed.
-    pub fn sync_failed(&self) -> bool {
-        self.sync_failed.load(Ordering::Acquire)
+    /// How many syncs failed.
+    pub fn failed_syncs(&self) -> u64 {
+        self.failed_syncs.load(Ordering::Acquire)
     }
 
     /// A device wrote to it, and its table only reads it from now on: devices above flush it too,
@@ -140,11 +140,73 @@ impl Medium {
     }
 }
 
+/// A medium as one table, or one batch of a merge, has it synced: a sync that failed fails all later
+/// ones, until the file is opened again ([`Synced::open_again`]).
+#[derive(Debug)]
+pub struct Synced {
+    /// The medium.
+    pub medium: Arc<Medium>,
+    /// How many of its syncs had failed when the file was opened.
+    before: AtomicU64,
+    /// How many had when a guest was last told that a flush failed.
+    told: AtomicU64,
+}
+
+impl Synced {
+    /// The medium as it is opened now: nothing was written yet that a failed sync could have lost.
+    pub fn new(medium: Arc<Medium>) -> Self {
+        let failed = medium.failed_syncs();
+        Synced { medium, before: AtomicU64::new(failed), told: AtomicU64::new(failed) }
+    }
+
+    /// Whether a sync failed since it was opened.
+    pub fn has_failed(&self) -> bool {
+        self.medium.failed_syncs() != self.before.load(Ordering::Acquire)
+    }
+
+    /// A guest is told that what it wrote may be lost.
+    pub fn tell(&self) {
+        self.told.store(self.medium.failed_syncs(), Ordering::Release);
+    }
+
+    /// It takes the place of `old` in another table of the same device: what was written by way of that
+    /// can still be lost.
+    pub fn take_over(&self, old: &Synced) {
+        self.before.store(old.before.load(Ordering::Acquire), Ordering::Release);
+        self.told.store(old.told.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    /// The file is opened again, while nothing is in flight: flushes succeed again, unless a sync failed
+    /// and no guest was told.
+    pub fn open_again(&self) {
+        self.before.store(self.told.load(Ordering::Acquire), Ordering::Release);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_failure_that_no_guest_was_told_of_outlives_the_opening() {
+        let medium = Arc::new(Medium::new(FileId(1)));
+        let synced = Synced::new(medium.clone());
+        assert!(!synced.has_failed());
+        medium.sync_failed();
+        synced.open_again();
+        assert!(synced.has_failed());
+        assert!(!Synced::new(medium.clone()).has_failed(), "nothing was written by way of it");
+        synced.tell();
+        assert!(synced.has_failed(), "until it is opened again");
+        let next = Synced::new(medium.clone());
+        next.take_over(&synced);
+        assert!(next.has_failed());
+        next.open_again();
+        assert!(!next.has_failed());
+        medium.sync_failed();
+        assert!(next.has_failed());
+    }
 
     #[test]
     fn what_finds_no_room_waits_while_somebody_is_patient_and_it_is_told_once() {

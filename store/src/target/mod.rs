@@ -12,7 +12,7 @@ pub mod origin;
 pub mod snapshot;
 
 pub use backing::{Backing, Extent, Place as ExtentPlace};
-pub use medium::Medium;
+pub use medium::{Medium, Synced};
 pub use merge::Merge;
 pub use origin::Origin;
 pub use snapshot::{Features, Snapshot};

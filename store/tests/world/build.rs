@@ -114,6 +114,9 @@ impl World {
             let (target, exceptions) = self.target_of(number);
             let len = self.devices[number].sectors * 512;
             let table = Table::new(vec![Line { start: 0, len, target }], exceptions);
+            if let Some(old) = &self.devices[number].table {
+                table.flush_set().take_over(old.flush_set());
+            }
             self.devices[number].table = Some(Arc::new(table));
         }
     }

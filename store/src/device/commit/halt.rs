@@ -149,6 +149,7 @@ impl Devices {
                 by_job(new)
             )));
         }
+        self.open_merged_again(inner, &job.device)?;
         let before = inner.state.commits.remove(id);
         let reserved = inner.commits.remove(id);
         let job = CommitJob { halted: None, ..job };

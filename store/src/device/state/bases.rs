@@ -78,7 +78,7 @@ fn what_it_is(info: &FileInfo, medium: &Medium, known: &[BaseState]) -> Option<L
     if let Err(error) = sync_file(&info.file) {
         tracing::error!("cannot sync {}: {error}", info.path.display());
         // The error is reported to no other caller.
-        medium.set_sync_failed();
+        medium.sync_failed();
     }
     look_at(info)
 }

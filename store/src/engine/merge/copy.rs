@@ -104,7 +104,7 @@ impl Core {
         match failed {
             _ if !job.copies.pieces.is_empty() => {}
             Some(failure) => self.end_merge(job, site, failure),
-            None if all_begun => self.sync_origin(job, site),
+            None if all_begun => self.sync_origin(job),
             // No buffer was free: the next step tries again.
             None => {}
         }
@@ -206,16 +206,13 @@ impl Core {
     }
 
     /// Everything was written: it must be durable before an entry is erased.
-    fn sync_origin(&mut self, job: &mut MergeJob, site: Site<'_>) {
+    fn sync_origin(&mut self, job: &mut MergeJob) {
         job.stage = Stage::SyncOrigin;
-        let media: Vec<_> = site.merge.origin.backing.media().collect();
-        let is_first = |n: usize| !media[..n].iter().any(|known| known.file == media[n].file);
-        let parts = (0..media.len()).filter(|&n| is_first(n)).map(|n| Part::of(media[n].clone()));
-        self.start_merge_barrier(parts);
+        self.start_merge_barrier(std::mem::take(&mut job.origin).into_iter().map(Part::of));
     }
 
-    /// The origin's media were synced; not `ok` also after a failed earlier sync, whichever device
-    /// asked for it: data of this batch may have been lost then.
+    /// The origin's files were synced; not `ok` also if another sync failed since the batch's first
+    /// byte was copied, whichever device asked for it: data of this batch may have been lost then.
     pub(super) fn origin_synced(&mut self, job: &mut MergeJob, site: Site<'_>, ok: bool) {
         if ok {
             return self.erase_batch(job, site);

@@ -79,6 +79,7 @@ impl Core {
             *next += 1;
         }
         job.copies = Copies::default();
+        job.origin = site.origin_files();
         job.stage = Stage::Copy { failed: None };
         true
     }

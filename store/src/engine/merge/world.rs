@@ -69,9 +69,9 @@ impl Disk {
         }
     }
 
-    /// The disk after a failed sync: writes are visible, and never become durable.
-    pub(super) fn after_failed_sync(&self) -> Disk {
-        Disk { unsynced: Vec::new(), ..self.clone() }
+    /// A sync failed: writes before `seq` are visible, and never become durable.
+    fn lose(&mut self, seq: u64) {
+        self.unsynced.retain(|(at, ..)| *at >= seq);
     }
 
     /// The disk after a power cut: each sector has any of its versions since the last sync.
@@ -341,6 +341,9 @@ impl World {
         }
         self.carried_out = true;
         self.done.push((action.op, action.file, action.offset));
+        if fails.is_some() && action.op == IoOp::Sync {
+            self.disks[action.file.0 as usize].lose(flight.seq);
+        }
         let result = if fails.is_some() { Err(Errno::EIO) } else { Ok(()) };
         self.hosts[host].engine.complete(Completion { tag: action.tag, result });
     }

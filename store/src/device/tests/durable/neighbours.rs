@@ -54,7 +54,7 @@ fn a_failed_sync_is_not_hidden_by_another_line_s_invalid_store() {
     let table = world.table("disk");
     world.devices.suspend("disk", Suspend::default()).unwrap();
     world.devices.resume("disk").unwrap();
-    table.flush_set().media.iter().for_each(|medium| medium.set_sync_failed());
+    table.flush_set().media.iter().for_each(|file| file.medium.sync_failed());
     cannot_flush(world.devices.suspend("disk", Suspend::default()));
 }
 

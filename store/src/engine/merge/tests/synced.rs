@@ -1,5 +1,5 @@
-//! A store of which a guest's flush could not be synced: it is merged no further, whatever the
-//! merge's own syncs say.
+//! Syncs that fail. A store of which a guest's flush could not be synced is merged no further, whatever
+//! the merge's own syncs say; to an origin of which one failed, the batch is copied again.
 
 use super::*;
 use crate::io::Errno;
@@ -124,4 +124,46 @@ fn s45_entries_are_in_doubt_after_a_flush_that_failed_meanwhile() {
         let failure = MergeFailure::SyncStore(Errno::EIO);
         is_not_merged(&mut case, flush, failure, entries);
     }
+}
+
+/// A batch whose origin could not be synced is copied again: what the sync lost is still in the store.
+/// The guest's flushes fail all the same.
+#[test]
+fn s45_after_a_failed_sync_of_the_origin_the_batch_is_copied_again() {
+    for (file, skip) in [(ORIGIN, 0), (ORIGIN2, 0), (ORIGIN, 2), (ORIGIN2, 2)] {
+        let mut case = build(PLAIN);
+        case.world.faults.push(Fault { op: IoOp::Sync, file, skip, lands: false });
+        case.start_merge().unwrap();
+        case.world.settle();
+        assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncOrigin(_))));
+        case.finish();
+        case.check_finished();
+        let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+        case.world.settle();
+        assert!(case.world.hosts[GUEST].finished.contains(&(flush, Status::Error)));
+        let second = case.crash();
+        assert!(second.origin() == case.model, "{file:?} {skip}");
+        second.check_finished();
+    }
+}
+
+/// A guest's sync may be told, while chunks are copied, that some of these were lost.
+#[test]
+fn s45_a_batch_that_another_s_sync_lost_is_copied_again() {
+    let mut case = build(PLAIN);
+    case.start_merge().unwrap();
+    while !case.world.done.iter().any(|done| (done.0, done.1) == (IoOp::Write, ORIGIN)) {
+        assert!(case.world.turn());
+    }
+    case.world.hold = Some(|action| action.op != IoOp::Write);
+    case.world.faults.push(Fault { op: IoOp::Sync, file: ORIGIN, skip: 0, lands: false });
+    let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
+    case.world.settle();
+    assert_eq!(case.world.hosts[GUEST].finished, [(flush, Status::Error)]);
+    assert_eq!(case.world.hosts[MERGE].engine.merge_step(), Some("copy"));
+    case.world.hold = None;
+    case.world.settle();
+    assert!(matches!(case.state(), MergeState::Failed(MergeFailure::SyncOrigin(_))));
+    case.finish();
+    assert!(case.crash().origin() == case.model);
 }
