@@ -61,8 +61,28 @@ pub(super) struct Claimed {
     /// A read shared with neighbours failed, possibly only for a neighbour: the next read is its
     /// own.
     pub(super) alone: bool,
-    /// For a chunk larger than a buffer: its place, and how many bytes are written.
-    pub(super) slices: Option<(DataIndex, u64)>,
+    /// For a chunk larger than a buffer, once it has its place.
+    pub(super) sliced: Option<Sliced>,
+}
+
+/// A chunk that is moved slice by slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sliced {
+    /// Its place.
+    pub(super) data: DataIndex,
+    /// Bytes that are written: the present slice is behind them.
+    pub(super) written: u64,
+    /// Reads of the slice that have not ended.
+    pub(super) reads: u32,
+    /// A part of the slice could not be read.
+    pub(super) failed: bool,
+}
+
+impl Sliced {
+    /// A chunk that has got its place.
+    pub(super) fn new(data: DataIndex) -> Sliced {
+        Sliced { data, written: 0, reads: 0, failed: false }
+    }
 }
 
 impl Claimed {
@@ -74,7 +94,7 @@ impl Claimed {
         from: u64,
         fill: Fill,
     ) -> Claimed {
-        Claimed { claim, exceptions, request, from, fill, buf: None, alone: false, slices: None }
+        Claimed { claim, exceptions, request, from, fill, buf: None, alone: false, sliced: None }
     }
 
     /// Bytes that a copy of it must hold; for several chunks, all of them.

@@ -7,7 +7,7 @@
 //! acknowledged write is in the log before anyone can know of it). Never knows why a chunk is
 //! moved.
 
-use super::claim::{Claimed, Fill};
+use super::claim::{Claimed, Fill, Sliced};
 use super::core::{Core, Kind, is_full};
 use super::dispatch::Flow;
 use super::pending::{Asker, Waits};
@@ -332,7 +332,7 @@ impl Core {
         match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
                 let (claimed, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
-                self.claims[claimed].slices = Some((first, 0));
+                self.claims[claimed].sliced = Some(Sliced::new(first));
                 self.next_slice(table, claimed);
             }
             Allocation::Run { first, count } => self.write_runs(ex, exceptions, first, count),
@@ -400,7 +400,7 @@ impl Core {
         let (start, end) = (start.clamp(from, to), end.clamp(from, to));
         let old = |from: u64, to: u64| {
             let (buf, offset) = claimed.buf.expect("a chunk that is not covered has old bytes");
-            let base = claimed.slices.map_or(0, |(_, written)| written);
+            let base = claimed.sliced.map_or(0, |sliced| sliced.written);
             self.scratch.seg(buf, offset + (from - base) as u32, (to - from) as u32)
         };
         if start == end {

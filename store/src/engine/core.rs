@@ -129,8 +129,6 @@ pub(super) struct Core {
     pub(super) copy_bufs: Vec<Buf>,
     /// Large claims that wait for a buffer.
     pub(super) slices_waiting: VecDeque<usize>,
-    /// Large claims of which a slice is being read: how many reads are left, and none failed.
-    pub(super) slice_reads: Vec<(usize, u32, bool)>,
     /// Claims that have their bytes and are to be written in runs: for each of the table's
     /// exceptions.
     pub(super) gathered: Vec<Gathered>,
@@ -176,7 +174,6 @@ impl Core {
             fresh: Vec::with_capacity(config.claims),
             copy_bufs: Vec::new(),
             slices_waiting: VecDeque::new(),
-            slice_reads: Vec::new(),
             gathered: Vec::new(),
             files: Vec::new(),
             found_room: Vec::new(),

@@ -13,19 +13,27 @@ use crate::target::origin::Verdict;
 use crate::target::{Origin, Target};
 use crate::units::{Chunk, SECTOR_SHIFT};
 
-/// What prevents a write to a range of the origin.
-#[derive(Default)]
-struct Obstacles {
-    /// Copies of this worker, and chunks and states that other workers change.
-    waits: bool,
-    /// A store is full, and a copy needs room in it.
-    room: bool,
-    /// Something changed during the evaluation.
-    again: bool,
+/// What prevents a write to a range of the origin: of several obstacles, the greatest is dealt with
+/// first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Obstacle {
+    /// Nothing does.
+    None,
     /// A mapping is still volatile.
-    commit: bool,
+    Commit,
+    /// Copies of this worker, and chunks and states that other workers change.
+    Wait,
+    /// A store is full, and a copy needs room in it.
+    Room,
+    /// Something changed during the evaluation.
+    Again,
     /// The write must fail.
-    refuse: bool,
+    Refuse,
+}
+
+/// What began is waited for; otherwise the chunk has changed.
+fn waits(begun: bool) -> Obstacle {
+    if begun { Obstacle::Wait } else { Obstacle::Again }
 }
 
 impl Core {
@@ -39,22 +47,26 @@ impl Core {
         };
         let at = origin.start + piece.offset;
         let len = origin.window(table.exceptions(), at, piece.len.min(len));
-        let found = self.look_at_snapshots(table, index, origin, at, len);
-        if found.refuse {
-            self.requests[index].failed = true;
-            return Flow::On;
-        }
-        if found.again {
-            return Flow::On;
-        }
-        if found.waits || found.room {
-            self.park(index, if found.room { Waits::ForRoom } else { Waits::Yes });
-            return Flow::Aside;
-        }
-        if found.commit {
-            self.requests[index].waits = Waits::Yes;
-            self.to_commit.push(index);
-            return Flow::Aside;
+        match self.look_at_snapshots(table, index, origin, at, len) {
+            Obstacle::None => {}
+            Obstacle::Commit => {
+                self.requests[index].waits = Waits::Yes;
+                self.to_commit.push(index);
+                return Flow::Aside;
+            }
+            Obstacle::Wait => {
+                self.park(index, Waits::Yes);
+                return Flow::Aside;
+            }
+            Obstacle::Room => {
+                self.park(index, Waits::ForRoom);
+                return Flow::Aside;
+            }
+            Obstacle::Again => return Flow::On,
+            Obstacle::Refuse => {
+                self.requests[index].failed = true;
+                return Flow::On;
+            }
         }
         let (start, sectors) = (at >> SECTOR_SHIFT, len >> SECTOR_SHIFT);
         if self.worker.all().overlaps(origin.tracked, start, sectors, self.worker.bit()) {
@@ -68,6 +80,8 @@ impl Core {
         Flow::On
     }
 
+    /// The greatest obstacle. Every chunk of every snapshot is asked, whatever the others say: what is
+    /// missing is begun for all of them together.
     fn look_at_snapshots(
         &mut self,
         table: &Table,
@@ -75,56 +89,42 @@ impl Core {
         origin: &Origin,
         at: u64,
         len: u64,
-    ) -> Obstacles {
-        let mut found = Obstacles::default();
+    ) -> Obstacle {
+        let mut greatest = Obstacle::None;
         for &exceptions in &origin.snapshots {
             let ex = &table.exceptions()[exceptions];
             for chunk in Origin::chunks(ex, at, len) {
-                self.ask(table, index, exceptions, chunk, &mut found);
+                greatest = greatest.max(self.ask(table, index, exceptions, chunk));
             }
         }
-        found
+        greatest
     }
 
-    fn ask(
-        &mut self,
-        table: &Table,
-        index: usize,
-        exceptions: usize,
-        chunk: Chunk,
-        found: &mut Obstacles,
-    ) {
+    /// Begins what a chunk needs before it may be overwritten.
+    fn ask(&mut self, table: &Table, index: usize, exceptions: usize, chunk: Chunk) -> Obstacle {
         let ex = &table.exceptions()[exceptions];
         match Origin::verdict(ex, chunk) {
-            Verdict::Go => {}
-            Verdict::Copy if ex.store().state() == StoreState::Full => found.room = true,
+            Verdict::Go => Obstacle::None,
+            Verdict::Copy if ex.store().state() == StoreState::Full => Obstacle::Room,
             // Already full, because of its own writes: it cannot keep the data that is overwritten
             // now.
             Verdict::Copy if ex.store().state() != StoreState::Valid => {
                 self.invalidate(ex.store());
-                found.waits = true;
+                Obstacle::Wait
             }
             // Its commit failed: its content can no longer be made durable.
             Verdict::Commit if ex.store().state() == StoreState::ReadOnly => {
                 self.invalidate(ex.store());
-                found.waits = true;
+                Obstacle::Wait
             }
-            Verdict::Copy => {
-                let claimed = self.claim_copy(table, index, exceptions, chunk);
-                found.waits |= claimed;
-                found.again |= !claimed;
-            }
-            Verdict::WaitChunk(seen) => {
-                let waits = ex.table.wait(chunk, seen, self.worker.bit());
-                found.waits |= waits;
-                found.again |= !waits;
-            }
+            Verdict::Copy => waits(self.claim_copy(table, index, exceptions, chunk)),
+            Verdict::WaitChunk(seen) => waits(ex.table.wait(chunk, seen, self.worker.bit())),
             Verdict::Commit => {
                 self.commit_stores[exceptions] = true;
-                found.commit = true;
+                Obstacle::Commit
             }
-            Verdict::WaitState => found.waits = true,
-            Verdict::Refuse => found.refuse = true,
+            Verdict::WaitState => Obstacle::Wait,
+            Verdict::Refuse => Obstacle::Refuse,
         }
     }
 }
