@@ -26,6 +26,17 @@ pub enum Join {
     Wait(Ticket),
 }
 
+/// How far a worker is that needs a round: see [`Rounds::advance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The round has ended.
+    Ended,
+    /// It is woken when the running round ends.
+    Wait,
+    /// It leads the round.
+    Lead,
+}
+
 const RUNNING: u64 = 1;
 const WANTED: u64 = 2;
 const ROUND: u64 = 4;
@@ -61,6 +72,30 @@ impl Rounds {
                 }
                 Ok(_) => return Join::Lead(Ticket((word >> 2) + 1)),
                 Err(now) => word = now,
+            }
+        }
+    }
+
+    /// One step towards a round that covers everything written before the first call, which takes the
+    /// ticket.
+    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: u32) -> Turn {
+        loop {
+            if let Some(ticket) = *ticket {
+                if self.poll(ticket, bit) {
+                    return Turn::Ended;
+                }
+                // It is registered: the end of the running round wakes it (I17). If none runs, a
+                // stopping leader ended its own round before it could know of this one.
+                if self.is_running() {
+                    return Turn::Wait;
+                }
+            }
+            match self.join(bit) {
+                Join::Wait(joined) => *ticket = Some(joined),
+                Join::Lead(joined) => {
+                    *ticket = Some(joined);
+                    return Turn::Lead;
+                }
             }
         }
     }
@@ -117,5 +152,18 @@ mod tests {
         assert_eq!(rounds.end(true), (0b110, None));
         assert!(rounds.poll(Ticket(2), 1));
         assert!(!rounds.is_running());
+    }
+
+    #[test]
+    fn who_waits_leads_where_a_stopping_leader_left() {
+        let rounds = Rounds::default();
+        let (mut first, mut second) = (None, None);
+        assert_eq!(rounds.advance(&mut first, 0), Turn::Lead);
+        assert_eq!(rounds.advance(&mut second, 1), Turn::Wait);
+        assert_eq!(rounds.end(false), (0b10, None));
+        assert_eq!(rounds.advance(&mut first, 0), Turn::Ended);
+        assert_eq!(rounds.advance(&mut second, 1), Turn::Lead);
+        rounds.end(true);
+        assert_eq!(rounds.advance(&mut second, 1), Turn::Ended);
     }
 }

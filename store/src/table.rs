@@ -263,7 +263,7 @@ impl FlushSet {
     /// flushed.
     pub fn has_invalid(&self) -> bool {
         let mut stores = self.stores.iter().chain(&self.merged);
-        stores.any(|store| store.state() >= StoreState::Invalid)
+        stores.any(|store| store.state().is_invalid())
     }
 
     /// The files that are not stores.

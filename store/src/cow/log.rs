@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::words::Words;
-use crate::rounds::{Join, Rounds, Ticket};
+use crate::rounds::{Join, Rounds, Ticket, Turn};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::units::{Chunk, DataIndex};
 
@@ -337,6 +337,15 @@ impl Log {
             self.leader.store(bit, Ordering::Release);
         }
         joined
+    }
+
+    /// One step towards a commit of everything written before the first call: see [`Rounds::advance`].
+    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: u32) -> Turn {
+        let turn = self.rounds.advance(ticket, bit);
+        if turn == Turn::Lead {
+            self.leader.store(bit, Ordering::Release);
+        }
+        turn
     }
 
     /// Whether the round of `ticket` has ended; if not, `bit` is woken when the running one does.

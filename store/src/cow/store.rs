@@ -44,7 +44,7 @@ impl Persistence {
     }
 }
 
-/// Whether a store can be used, and for what.
+/// Whether a store can be used, and for what; in the order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum StoreState {
@@ -68,6 +68,24 @@ pub enum StoreState {
 }
 
 impl StoreState {
+    /// Whether what it owes can be committed, and what is committed is what was written.
+    #[inline]
+    pub fn can_commit(self) -> bool {
+        self <= StoreState::Overflow
+    }
+
+    /// Whether it is Invalid, or about to become so.
+    #[inline]
+    pub fn is_condemned(self) -> bool {
+        self >= StoreState::Invalidating
+    }
+
+    /// Whether its content cannot be trusted, and code may act on that (I14).
+    #[inline]
+    pub fn is_invalid(self) -> bool {
+        self >= StoreState::Invalid
+    }
+
     fn from_u8(value: u8) -> StoreState {
         [
             StoreState::Valid,
@@ -402,7 +420,7 @@ impl Store {
     /// [`Store::invalidated`].
     pub fn begin_invalidate(&self) -> bool {
         let mut now = self.state.load(Ordering::Acquire);
-        while StoreState::from_u8(now) < StoreState::Invalidating {
+        while !StoreState::from_u8(now).is_condemned() {
             let new = StoreState::Invalidating as u8;
             match self.state.compare_exchange(now, new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
@@ -487,7 +505,7 @@ impl Store {
 
     /// Whether it owes chunks that can be committed, and that a timed commit should commit.
     pub fn is_overdue(&self) -> bool {
-        self.state() <= StoreState::Overflow && self.log.owes() > 0
+        self.state().can_commit() && self.log.owes() > 0
     }
 
     fn degrade(&self, to: StoreState) -> bool {

@@ -260,7 +260,7 @@ impl Devices {
     fn refuse_cut(&self, inner: &Inner, cut: &Cut) -> Result<(), DeviceError> {
         let activates = cut.activates.then(|| &cut.stay[0]);
         for name in cut.go.iter().chain(activates) {
-            if whole(inner, name)?.live.store.state() >= StoreState::Invalidating {
+            if whole(inner, name)?.live.store.state().is_condemned() {
                 return Err(DeviceError::refused(format!(
                     "the store of '{name}' is invalid, so it must not be committed"
                 )));

@@ -353,7 +353,7 @@ impl Devices {
         let Some(active) = inner.devices.get(name).and_then(|d| d.active.as_ref()) else { return };
         for snap in active.snaps.values() {
             snap.live.store.reactivate();
-            if snap.live.store.state() >= StoreState::Invalid {
+            if snap.live.store.state().is_invalid() {
                 self.say_invalid(name, snap.live.store.name());
             }
         }

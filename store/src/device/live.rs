@@ -274,8 +274,7 @@ impl Drop for Live {
         let log = self.store.log();
         if let Some(owed) = &self.owed
             && !owed.discard_if_replaced()
-            && (log.next() == log.committed()
-                || self.store.state() >= crate::cow::StoreState::Invalid)
+            && (log.next() == log.committed() || self.store.state().is_invalid())
         {
             owed.remove();
         }

@@ -57,7 +57,7 @@ impl Active {
 
     /// Whether its store has nothing left to merge.
     fn is_invalid(&self) -> bool {
-        self.snaps.values().any(|snap| snap.live.store.state() >= StoreState::Invalidating)
+        self.snaps.values().any(|snap| snap.live.store.state().is_condemned())
     }
 }
 
@@ -77,7 +77,7 @@ impl Devices {
                 let store = &snap.live.store;
                 let finished = store.merge_mark() != MergeMark::None && store.entries() == 0;
                 let TargetSpec::Merge(spec) = target else { return None };
-                (!finished && store.state() < StoreState::Invalidating).then_some(&spec.cow)
+                (!finished && !store.state().is_condemned()).then_some(&spec.cow)
             };
             let cow = snaps.iter().find_map(merges)?;
             let had_it = inner.devices.iter().find(|(other, device)| {

@@ -19,7 +19,6 @@ use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
 use crate::background::FlushError;
-use crate::cow::StoreState;
 use crate::lines::TableLine;
 
 /// How to suspend.
@@ -290,7 +289,12 @@ impl Devices {
         Ok(names)
     }
 
-    pub(super) fn swap_in(&self, inner: &mut Inner, name: &str, loaded: &Loaded) -> Result<(), DeviceError> {
+    pub(super) fn swap_in(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        loaded: &Loaded,
+    ) -> Result<(), DeviceError> {
         let sources = inner.sources(name, loaded)?;
         let mut plan = Plan::new(self, inner);
         plan.take_over(name, loaded, &sources)?;
@@ -398,7 +402,7 @@ impl Devices {
             Flushed::NotRun => return false,
             Flushed::Failed => {}
         }
-        let invalid = |snap: &Snap| snap.live.store.state() >= StoreState::Invalid;
+        let invalid = |snap: &Snap| snap.live.store.state().is_invalid();
         let flushed = active.snaps.values().any(invalid) && owes_no_more(active);
         // The flusher leaves the decision to this function if it cannot tell.
         if !flushed && active.table.flush_set().has_invalid() {
@@ -445,8 +449,8 @@ fn owes_no_more(active: &Active) -> bool {
     let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
     let mut files = set.media.iter().chain(set.below.iter().filter(|file| file.medium.is_owing()));
     stores.all(|store| match store.state() {
-        StoreState::Valid | StoreState::Full | StoreState::Overflow => store.log().owes() == 0,
-        state => state >= StoreState::Invalid,
+        state if state.can_commit() => store.log().owes() == 0,
+        state => state.is_invalid(),
     }) && !files.any(|file| file.has_failed())
 }
 

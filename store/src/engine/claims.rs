@@ -12,7 +12,7 @@ use super::core::{Core, Kind, is_full};
 use super::dispatch::Flow;
 use super::pending::{Asker, Waits};
 use super::scratch::Buf;
-use crate::cow::{Allocation, Persistence, StoreState};
+use crate::cow::{Allocation, Persistence};
 use crate::exception::{Entry, Place};
 use crate::io::{Errno, IoOp, Seg};
 use crate::request::Op;
@@ -321,7 +321,7 @@ impl Core {
     fn write_some_gathered(&mut self, table: &Table, exceptions: usize) -> bool {
         let ex = &table.exceptions()[exceptions];
         let log = ex.store().log();
-        if ex.store().state() > StoreState::Overflow {
+        if !ex.store().state().can_commit() {
             // A commit cannot make room any more, and written chunks could not be read.
             self.first_gathered_failed(table, exceptions, Errno::EIO);
             return true;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Entry;
 use crate::cow::tail::Tail;
-use crate::cow::{MergeMark, Store, StoreState};
+use crate::cow::{MergeMark, Store};
 use crate::io::{IoOp, Seg};
-use crate::rounds::{Join, Ticket};
+use crate::rounds::{Ticket, Turn};
 use crate::table::Table;
 use crate::target::Synced;
 use crate::units::{DataIndex, StoreChunk};
@@ -115,7 +115,7 @@ impl Round {
 /// concern the layers above it.
 fn rests(store: &Store) -> bool {
     let owes = store.log().next() != store.log().committed();
-    store.is_sealed() && (!owes || store.state() > StoreState::Overflow)
+    store.is_sealed() && (!owes || !store.state().can_commit())
 }
 
 impl Core {
@@ -124,7 +124,7 @@ impl Core {
         if !self.to_end.is_empty() {
             let set = table.flush_set();
             let needed = |store: &&Arc<Store>| !rests(store);
-            let usable = |store: &&Arc<Store>| store.state() < StoreState::Invalidating;
+            let usable = |store: &&Arc<Store>| !store.state().is_condemned();
             let merged = set.merged.iter().filter(usable);
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
             let parts = stores
@@ -200,7 +200,7 @@ impl Core {
     }
 
     /// Checks everything that waits for commits, after a wake.
-    pub(super) fn look_at_commits(&mut self, _table: &Table) {
+    pub(super) fn look_at_commits(&mut self) {
         self.look_at_invalidations();
         for index in 0..self.rounds.capacity() {
             if self.rounds.get(index).is_some_and(|round| round.stage == Stage::Collect) {
@@ -216,7 +216,7 @@ impl Core {
 
     fn look_at_barrier(&mut self, index: usize) {
         for part in 0..self.barriers[index].parts.len() {
-            let (store, ticket) = match &self.barriers[index].parts[part] {
+            let (store, mut ticket) = match &self.barriers[index].parts[part] {
                 Part::Store { store, ticket } => (store.clone(), *ticket),
                 Part::File { file, ticket } => {
                     let (file, ticket) = (file.clone(), *ticket);
@@ -225,10 +225,12 @@ impl Core {
                 }
                 Part::Done => continue,
             };
-            if self.has_ticket_ended(index, part, &store, ticket) {
-                // Read after the ticket ended: a round that failed says so before it ends.
-                self.barriers[index].failed |= store.state() > StoreState::Overflow;
+            if self.has_committed(&store, &mut ticket) {
+                // Looked at after the ticket ended: a round that failed says so before it ends.
+                self.barriers[index].failed |= !store.state().can_commit();
                 self.barriers[index].parts[part] = Part::Done;
+            } else {
+                self.barriers[index].parts[part] = Part::Store { store, ticket };
             }
         }
         self.maybe_end_barrier(index);
@@ -261,42 +263,17 @@ impl Core {
         }
     }
 
-    /// Takes a ticket if there is none, leads if no worker does; true when its round has ended.
-    fn has_ticket_ended(
-        &mut self,
-        index: usize,
-        part: usize,
-        store: &Arc<Store>,
-        ticket: Option<Ticket>,
-    ) -> bool {
-        if store.state() > StoreState::Overflow {
-            return true;
-        }
-        let bit = self.worker.bit();
-        let mut ticket = ticket;
-        loop {
-            if let Some(ticket) = ticket {
-                if store.log().poll(ticket, bit) {
-                    return true;
-                }
-                // It is registered: the end of the running round wakes it (I17). If none runs, a
-                // stopping leader ended its own round before it could know of this one.
-                if store.log().is_committing() {
-                    return false;
-                }
+    /// Whether a commit of `store` that began after this was asked first has ended, or none can succeed.
+    /// Takes a ticket if there is none, leads if no worker does.
+    fn has_committed(&mut self, store: &Arc<Store>, ticket: &mut Option<Ticket>) -> bool {
+        while store.state().can_commit() {
+            match store.log().advance(ticket, self.worker.bit()) {
+                Turn::Ended => break,
+                Turn::Wait => return false,
+                Turn::Lead => self.lead(store.clone()),
             }
-            let (joined, lead) = match store.log().join(bit) {
-                Join::Lead(joined) => (joined, true),
-                Join::Wait(joined) => (joined, false),
-            };
-            self.barriers[index].parts[part] =
-                Part::Store { store: store.clone(), ticket: Some(joined) };
-            if lead {
-                self.lead(store.clone());
-                return store.log().poll(joined, bit);
-            }
-            ticket = Some(joined);
         }
+        true
     }
 
     fn maybe_end_barrier(&mut self, index: usize) {
@@ -323,7 +300,7 @@ impl Core {
     }
 
     /// A file in memory was synced.
-    pub(super) fn barrier_synced(&mut self, _table: &Table, index: usize, part: usize, ok: bool) {
+    pub(super) fn barrier_synced(&mut self, index: usize, part: usize, ok: bool) {
         let Part::File { file, .. } = &self.barriers[index].parts[part] else {
             unreachable!("it is done when its sync has ended")
         };
@@ -338,7 +315,7 @@ impl Core {
     fn lead(&mut self, store: Arc<Store>) {
         // Since it was looked at last, another's round may have failed: then what it did not commit
         // must not be committed now.
-        if store.state() > StoreState::Overflow {
+        if !store.state().can_commit() {
             let (waiting, _) = store.log().end_round(false);
             return self.worker.all().wake(waiting);
         }
@@ -461,7 +438,7 @@ impl Core {
                 self.zero_ahead(index);
             }
             // It failed for another: this sync was not told.
-            Stage::SyncData if round.store.state() > StoreState::Overflow => {
+            Stage::SyncData if !round.store.state().can_commit() => {
                 self.end_round(index, false);
             }
             Stage::SyncData => {
@@ -497,7 +474,7 @@ impl Core {
         }
         // In a store that became unusable meanwhile nobody waits for another round, but for the end
         // of this one, to mark it.
-        let again = ok && !self.stopping && store.state() <= StoreState::Overflow;
+        let again = ok && !self.stopping && store.state().can_commit();
         let (waiting, ticket) = store.log().end_round(again);
         self.worker.all().wake(waiting);
         self.freed = true;

@@ -321,7 +321,7 @@ impl Core {
             if self.worker.take_wake() || std::mem::take(&mut self.freed) {
                 self.freed = false;
                 self.ready.extend(self.parked.drain(..));
-                self.look_at_commits(table);
+                self.look_at_commits();
             }
             while let Some(index) = self.ready.pop_front() {
                 self.dispatch(table, index);
@@ -360,13 +360,13 @@ impl Core {
             Kind::Copy => self.copy_read(table, index, ok),
             Kind::Run => self.run_written(table, index, completion.result),
             Kind::Slice => self.slice_done(table, index, detail, completion.result),
-            Kind::Barrier => self.barrier_synced(table, index, detail as usize, ok),
+            Kind::Barrier => self.barrier_synced(index, detail as usize, ok),
             Kind::Sync => {
                 self.synced(index, ok);
-                self.look_at_commits(table);
+                self.look_at_commits();
             }
             Kind::Round => self.round_io_done(table, index, ok),
-            Kind::Invalidation => self.invalidation_io_done(table, index, ok),
+            Kind::Invalidation => self.invalidation_io_done(index, ok),
             Kind::Merge => self.merge_io_done(table, index, detail, completion.result),
         }
     }

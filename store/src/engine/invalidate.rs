@@ -10,8 +10,7 @@ use super::core::{Core, Kind, MetaOf};
 use crate::cow::layout::Header;
 use crate::cow::{Persistence, Store};
 use crate::io::IoOp;
-use crate::rounds::Join;
-use crate::table::Table;
+use crate::rounds::Turn;
 
 /// A store that is being marked Invalid.
 #[derive(Debug)]
@@ -71,11 +70,12 @@ impl Core {
     fn begin_invalidation(&mut self, index: usize) {
         let bit = self.worker.bit();
         let store = self.invalidations[index].store.clone();
-        while let Join::Wait(ticket) = store.log().join(bit) {
-            // Registers: the end of the running round wakes this worker (I17).
-            let _ = store.log().poll(ticket, bit);
-            if store.log().is_committing() {
-                return;
+        loop {
+            match store.log().advance(&mut None, bit) {
+                Turn::Lead => break,
+                Turn::Wait => return,
+                // Another's, which wrote no header.
+                Turn::Ended => {}
             }
         }
         let invalidation = &mut self.invalidations[index];
@@ -86,7 +86,7 @@ impl Core {
         self.act(IoOp::Write, file, 0, len as u64, first, (Kind::Invalidation, 0, index));
     }
 
-    pub(super) fn invalidation_io_done(&mut self, _table: &Table, index: usize, ok: bool) {
+    pub(super) fn invalidation_io_done(&mut self, index: usize, ok: bool) {
         let invalidation = &mut self.invalidations[index];
         if ok && invalidation.stage == Stage::Write {
             invalidation.stage = Stage::Sync;

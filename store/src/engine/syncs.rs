@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::core::{Core, Kind};
 use crate::io::IoOp;
-use crate::rounds::{Join, Ticket};
+use crate::rounds::{Ticket, Turn};
 use crate::target::{Medium, Synced};
 
 impl Core {
@@ -18,27 +18,15 @@ impl Core {
         let medium = &file.medium;
         let Some(syncs) = medium.syncs() else { return false };
         let bit = self.worker.bit();
-        loop {
-            if file.has_failed() {
-                return true;
-            }
-            if let Some(ticket) = *ticket {
-                if syncs.poll(ticket, bit) {
-                    return true;
-                }
-                // It is registered. If no round runs, a stopping leader ended its own before it
-                // could know of this one.
-                if syncs.is_running() {
-                    return false;
-                }
-            }
-            match syncs.join(bit) {
-                Join::Wait(joined) => *ticket = Some(joined),
-                Join::Lead(joined) => {
-                    *ticket = Some(joined);
-                    self.lead_sync(medium.clone());
-                    return false;
-                }
+        if file.has_failed() {
+            return true;
+        }
+        match syncs.advance(ticket, bit) {
+            Turn::Ended => true,
+            Turn::Wait => false,
+            Turn::Lead => {
+                self.lead_sync(medium.clone());
+                false
             }
         }
     }
