@@ -1,6 +1,7 @@
 //! Devices over real files: the effects of commands on tables, stores and owed chunks.
 
 mod bounds;
+mod claims;
 mod durable;
 mod full;
 mod given;

@@ -55,7 +55,7 @@ impl Core {
         seen: Entry,
         len: u64,
     ) -> Flow {
-        let room = self.room_for_claims();
+        let room = self.room_for_claims(exceptions);
         if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
@@ -98,7 +98,7 @@ impl Core {
         exceptions: usize,
         chunk: Chunk,
     ) -> bool {
-        if self.room_for_claims() == 0 {
+        if self.room_for_claims(exceptions) == 0 {
             return true;
         }
         let ex = &table.exceptions()[exceptions];
@@ -115,19 +115,19 @@ impl Core {
         true
     }
 
-    /// How many more chunks may be claimed.
-    fn room_for_claims(&self) -> u64 {
-        (self.config.claims as u64).saturating_sub(self.chunks_claimed)
+    /// How many more chunks of a snapshot may be claimed: one whose store hangs holds up no other.
+    fn room_for_claims(&self, exceptions: usize) -> u64 {
+        (self.config.claims as u64).saturating_sub(self.chunks_claimed[exceptions])
     }
 
     fn insert_claim(&mut self, claimed: Claimed) -> usize {
-        self.chunks_claimed += claimed.claim.count();
+        self.chunks_claimed[claimed.exceptions] += claimed.claim.count();
         self.claims.insert(claimed)
     }
 
     fn remove_claim(&mut self, claimed: usize) -> Claimed {
         let removed = self.claims.remove(claimed);
-        self.chunks_claimed -= removed.claim.count();
+        self.chunks_claimed[removed.exceptions] -= removed.claim.count();
         removed
     }
 

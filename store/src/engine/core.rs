@@ -32,7 +32,7 @@ pub struct EngineConfig {
     pub scratch: u32,
     /// Requests at a time; the host must not exceed this.
     pub requests: usize,
-    /// Chunks claimed at a time.
+    /// Chunks claimed at a time of each snapshot.
     pub claims: usize,
 }
 
@@ -99,8 +99,8 @@ pub(super) struct Core {
     pub(super) serves_guest: bool,
     pub(super) requests: Slab<Pending>,
     pub(super) claims: Slab<Claimed>,
-    /// Chunks of all claims.
-    pub(super) chunks_claimed: u64,
+    /// Chunks of the claims of each of the table's exceptions.
+    pub(super) chunks_claimed: Vec<u64>,
     pub(super) copies: Slab<Copy>,
     pub(super) runs: Slab<Run>,
     pub(super) barriers: Slab<Barrier>,
@@ -156,7 +156,7 @@ impl Core {
             serves_guest: true,
             requests: Slab::with_capacity(config.requests),
             claims: Slab::with_capacity(config.claims),
-            chunks_claimed: 0,
+            chunks_claimed: Vec::new(),
             copies: Slab::with_capacity(config.claims),
             runs: Slab::with_capacity(64),
             barriers: Slab::with_capacity(16),
@@ -195,12 +195,20 @@ impl Core {
             |line: &crate::table::Line| matches!(line.target, Target::Origin(_) | Target::Merge(_));
         let least = if table.lines().iter().any(copies_out) { 64 << 10 } else { 4096 };
         self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
+        let exceptions = table.exceptions().len();
         self.commit_stores.clear();
-        self.commit_stores.resize(table.exceptions().len(), false);
+        self.commit_stores.resize(exceptions, false);
+        self.chunks_claimed.clear();
+        self.chunks_claimed.resize(exceptions, 0);
+        // No claim allocates.
+        let most = self.config.claims * exceptions;
+        self.claims.reserve(most);
+        self.copies.reserve(most);
+        self.fresh.reserve(most);
         self.files.clear();
         self.files.extend(table.files());
         debug_assert!(self.gathered.iter().all(Gathered::is_empty));
-        self.gathered.resize_with(table.exceptions().len(), Gathered::with_room);
+        self.gathered.resize_with(exceptions, Gathered::with_room);
     }
 
     pub(super) fn admit(&mut self, request: Request) {
