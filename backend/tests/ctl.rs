@@ -10,8 +10,8 @@ use snapblk_qmp::{
     Commands, Events, Handler, JobDriver, JobHandle, JobSpec, Jobs, Monitor, Server,
 };
 use snapblk_store::control::answer::{
-    BlockExportInfo, BlockExportType, DeviceInfo, DeviceState, OriginTarget, SnapshotState,
-    SnapshotTarget, Target, TargetInfo,
+    BlockExportInfo, BlockExportType, DeviceInfo, DeviceState, OriginTarget, Resumption,
+    SnapshotState, SnapshotTarget, Target, TargetInfo,
 };
 use snapblk_store::control::command::Persistence;
 use snapblk_store::control::job::JobType;
@@ -56,6 +56,10 @@ impl Handler for Mock {
                 connected: true,
             }])),
             Command::DeviceMessage(message) => Ok(Answer::Message(message.message)),
+            Command::DeviceResume(resume) => {
+                let warning = (resume.name == "snap0").then(|| "the old table serves".to_owned());
+                Ok(Answer::Resumed(Resumption { warning }))
+            }
             Command::SnapshotMerge(merge) => {
                 let spec = JobSpec {
                     id: merge.job_id,
@@ -189,6 +193,14 @@ fn what_is_done_without_an_answer_is_silent() {
     for line in ["suspend disk0", "snapshot disk0 s1 --cow s1.cow", "quit"] {
         assert_eq!(bench.said(line), "", "{line}");
     }
+}
+
+/// Done, but not as whoever loaded the table expected.
+#[test]
+fn a_warning_of_a_resume_is_printed() {
+    let output = Bench::new(false).ctl("resume snap0");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "snapblk: the old table serves\n");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use snapblk_store::control::CommandError;
-use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo};
+use snapblk_store::control::answer::{BlockExportInfo, DeviceInfo, Resumption};
 use snapblk_store::control::command::{Command, Nothing};
 use snapblk_store::control::job::{BlockJobSetSpeed, JobCommand, JobId, JobInfo, JobVerb};
 use snapblk_store::control::shape::{Described, Shape};
@@ -200,7 +200,7 @@ fn served() -> Vec<Registration> {
         handled::<_, Nothing>("table-load", Command::TableLoad),
         handled::<_, Nothing>("table-clear", Command::TableClear),
         handled::<_, Nothing>("device-suspend", Command::DeviceSuspend),
-        handled::<_, Nothing>("device-resume", Command::DeviceResume),
+        handled::<_, Resumption>("device-resume", Command::DeviceResume),
         handled::<_, String>("device-message", Command::DeviceMessage),
         handled::<_, Vec<DeviceInfo>>("query-devices", Command::QueryDevices),
         handled::<_, Nothing>("snapshot-create", Command::SnapshotCreate),

@@ -169,6 +169,11 @@ fn show(verb: &Verb, answer: Value, out: &mut impl Write) -> Result<(), CtlError
         }
         Verb::Commands => render::names(&answer, out)?,
         Verb::Schema => writeln!(out, "{answer:#}")?,
+        Verb::Resume { .. } => {
+            if let Some(warning) = answer.get("warning").and_then(Value::as_str) {
+                eprintln!("snapblk: {warning}");
+            }
+        }
         Verb::Message { .. } => {
             if let Some(text) = answer.as_str().filter(|text| !text.is_empty()) {
                 writeln!(out, "{text}")?;

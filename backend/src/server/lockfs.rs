@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapblk_qmp::Events;
 use snapblk_store::control::CommandError;
-use snapblk_store::control::answer::Answer;
+use snapblk_store::control::answer::{Answer, Resumption};
 use snapblk_store::control::command::{DeviceName, DeviceSuspend};
 use snapblk_store::control::event::{Event, GuestThaw};
-use snapblk_store::device::{DeviceError, Suspend, TableKind};
+use snapblk_store::device::{DeviceError, Resumed, Suspend, TableKind};
 
 use super::commands::{done, told};
 use super::Server;
@@ -170,11 +170,15 @@ impl Server {
     /// `device-resume`: the guest is let go where the device serves again.
     pub(super) fn resume(self: &Arc<Self>, c: &DeviceName) -> Result<Answer, CommandError> {
         self.devices.flush_ahead([c.name.as_str()]);
-        done(self.devices.resume(&c.name))?;
+        let resumed = self.devices.resume(&c.name).map_err(told)?;
         self.thaw_served();
         self.merge_what_resumed(&c.name);
         self.commit_what_resumed(&c.name);
-        Ok(Answer::DONE)
+        let warning = match resumed {
+            Resumed::Newest => None,
+            Resumed::Old(warning) => Some(warning),
+        };
+        Ok(Answer::Resumed(Resumption { warning }))
     }
 }
 

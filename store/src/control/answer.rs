@@ -12,6 +12,8 @@ use crate::{choice, record, union};
 pub enum Answer {
     /// Done, without a result.
     Done(super::command::Nothing),
+    /// What a device was resumed with.
+    Resumed(Resumption),
     /// A target's answer to a message; may be empty.
     Message(String),
     /// The devices.
@@ -25,6 +27,15 @@ pub enum Answer {
 impl Answer {
     /// Done, without a result.
     pub const DONE: Answer = Answer::Done(super::command::Nothing {});
+}
+
+record! {
+    /// The result of `device-resume`.
+    pub struct Resumption {
+        /// Why the device serves its old table and not the one that is loaded; missing if there is no
+        /// such table.
+        warning: Option<String>,
+    }
 }
 
 choice! {

@@ -111,6 +111,8 @@ pub(super) struct Loaded {
     pub(super) read_only: bool,
     /// By line: snapshots that have no store, and why.
     pub(super) lost: BTreeMap<usize, Lost>,
+    /// A resume tried it, and it could not serve.
+    pub(super) failed: bool,
 }
 
 impl Loaded {

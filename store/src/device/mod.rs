@@ -46,4 +46,4 @@ pub use state::{
     CommitJob, FirstTable, Halt, MergeJob, State, StateError, StateSays, is_only_read,
     place_of_state, refuse_state_name, state_says,
 };
-pub use verbs::{Suspend, TableKind};
+pub use verbs::{Resumed, Suspend, TableKind};

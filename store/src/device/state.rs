@@ -156,6 +156,9 @@ pub(super) struct DeviceState {
     inactive: Option<Vec<String>>,
     #[serde(default)]
     inactive_read_only: bool,
+    /// A resume failed with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    inactive_failed: bool,
     /// Lines of the table whose stores were lost, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lost: Vec<(usize, Lost)>,
@@ -340,9 +343,9 @@ impl DeviceState {
     }
 
     fn inactive(&self) -> Result<Option<Loaded>, DeviceError> {
-        let lost = &self.inactive_lost;
-        let loaded = |lines: &Vec<String>| Self::loaded(lines, self.inactive_read_only, lost);
-        self.inactive.as_ref().map(loaded).transpose()
+        let Some(lines) = &self.inactive else { return Ok(None) };
+        let loaded = Self::loaded(lines, self.inactive_read_only, &self.inactive_lost)?;
+        Ok(Some(Loaded { failed: self.inactive_failed, ..loaded }))
     }
 
     fn loaded(
@@ -408,6 +411,7 @@ impl State {
                     table: active.map(|active| texts(&active.lines)).unwrap_or_default(),
                     inactive: inactive.map(|loaded| texts(&loaded.lines)),
                     inactive_read_only: inactive.is_some_and(|loaded| loaded.read_only),
+                    inactive_failed: inactive.is_some_and(|loaded| loaded.failed),
                     lost: active.map(|active| pairs(&active.lost)).unwrap_or_default(),
                     inactive_lost: inactive.map(|loaded| pairs(&loaded.lost)).unwrap_or_default(),
                     removed: device.is_some_and(|device| device.removed),

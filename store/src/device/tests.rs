@@ -136,7 +136,7 @@ impl World {
         let lines: Vec<String> = lines.iter().map(|line| line.replace("{}", dir)).collect();
         let lines = parse_table(lines.iter().map(String::as_str)).unwrap();
         self.devices.load(name, lines, false)?;
-        self.devices.resume(name)
+        self.devices.resume(name).map(|_| ())
     }
 
     fn device(&self, name: &str, lines: &[&str]) -> Result<(), DeviceError> {

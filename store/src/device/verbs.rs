@@ -37,6 +37,16 @@ pub enum TableKind {
     Inactive,
 }
 
+/// The table that a resumed device serves.
+#[derive(Debug)]
+pub enum Resumed {
+    /// The one that was loaded last.
+    Newest,
+    /// The old one, after a resume that failed: the one that was loaded still cannot serve, and stays
+    /// loaded. With a sentence that says so, and why.
+    Old(String),
+}
+
 impl Devices {
     /// Makes an empty device.
     ///
@@ -163,13 +173,14 @@ impl Devices {
     }
 
     /// Serves again: with the inactive table, if there is one. If that names a store of a suspended
-    /// device, the store moves.
+    /// device, the store moves. An inactive table with which a resume failed is tried once more; if it
+    /// fails again, the old one serves.
     ///
     /// # Errors
     /// The inactive table cannot serve: then the old one is bound again, the new one is back in the
     /// inactive slot, and the device is suspended. Or its own store is to be handed over to a table
     /// that another device has loaded: then nothing has changed.
-    pub fn resume(&self, name: &str) -> Result<(), DeviceError> {
+    pub fn resume(&self, name: &str) -> Result<Resumed, DeviceError> {
         let inner = &mut *self.lock();
         let device = inner.device(name)?;
         let was_suspended = device.suspended;
@@ -178,7 +189,7 @@ impl Devices {
         }
         let Some(loaded) = inner.device_mut(name)?.inactive.take() else {
             self.reactivate_merge(inner, name);
-            return self.resume_as_it_is(inner, name, was_suspended);
+            return self.resume_as_it_is(inner, name, was_suspended).map(|()| Resumed::Newest);
         };
         let paused = match self.pause(inner, name, &loaded) {
             Ok(paused) => paused,
@@ -191,9 +202,13 @@ impl Devices {
         device.suspended = false;
         let before = device.active.as_ref().map(|active| active.table.size());
         if let Err(error) = self.swap_in(inner, name, &loaded) {
-            let error = self.failed_resume(inner, name, loaded, was_suspended, error);
+            let resumed = if loaded.failed && inner.device(name)?.active.is_some() {
+                self.resume_the_old(inner, name, loaded, was_suspended, error)
+            } else {
+                Err(self.failed_resume(inner, name, loaded, was_suspended, error))
+            };
             go(inner, &paused);
-            return Err(error);
+            return resumed;
         }
         go(inner, &paused);
         self.forget_removed(inner);
@@ -202,7 +217,25 @@ impl Devices {
             self.event(DeviceEvent::Resized { device: name.into(), bytes: size.bytes() });
         }
         self.event(DeviceEvent::Resumed(name.into()));
-        Ok(())
+        Ok(Resumed::Newest)
+    }
+
+    /// The old table serves as if the new one, which stays in its slot, had never been tried.
+    fn resume_the_old(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        loaded: Loaded,
+        was_suspended: bool,
+        error: DeviceError,
+    ) -> Result<Resumed, DeviceError> {
+        inner.device_mut(name)?.inactive = Some(loaded);
+        self.resume_as_it_is(inner, name, was_suspended)?;
+        let warning = format!(
+            "'{name}' serves its old table, because the one that is loaded still cannot serve: {error}"
+        );
+        tracing::warn!("{warning}");
+        Ok(Resumed::Old(warning))
     }
 
     fn resume_as_it_is(
@@ -241,7 +274,7 @@ impl Devices {
         // If workers cannot be stopped, they continue to serve, and the device's state says so.
         let stopped = self.stop(inner, &with_uppers(inner, name)).is_ok();
         if let Ok(device) = inner.device_mut(name) {
-            device.inactive = Some(loaded);
+            device.inactive = Some(Loaded { failed: true, ..loaded });
             device.suspended = was_suspended || (stopped && device.active.is_some());
             if device.suspended && !was_suspended {
                 self.event(DeviceEvent::Suspended(name.into()));
