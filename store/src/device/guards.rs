@@ -4,6 +4,7 @@
 //! no guest writes a store as a disk.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
@@ -220,6 +221,7 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
     }
     for line in lines {
         if let Some(spec) = line.target.snapshot() {
+            store_path(spec)?;
             refuse_as_disk(spec, line, lines)?;
         }
         if let TargetSpec::Merge(spec) = &line.target {
@@ -232,6 +234,16 @@ pub(super) fn refuse_hopeless(name: &str, lines: &[TableLine]) -> Result<(), Dev
         }
     }
     Ok(())
+}
+
+/// The file of a store, which cannot be in a device.
+pub(super) fn store_path(spec: &SnapshotSpec) -> Result<&Path, DeviceError> {
+    spec.cow.path().ok_or_else(|| {
+        DeviceError::refused(format!(
+            "the store '{}' is no file: write its path with a '/'",
+            spec.cow
+        ))
+    })
 }
 
 /// What lies below a line, and from which of its bytes on.

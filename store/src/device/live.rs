@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::core::Owner;
 use super::disks::{Disk, Disks};
 use super::error::DeviceError;
+use super::guards::store_path;
 use super::state::StateFile;
 use crate::cow::layout::MOST_CHUNKS;
 use crate::cow::log::Log;
@@ -152,12 +153,7 @@ impl Live {
         (owner, observer): (Owner, Box<dyn StoreObserver>),
         between: &dyn Fn(),
     ) -> Result<(Live, Listed), DeviceError> {
-        let path = spec.cow.path().ok_or_else(|| {
-            DeviceError::refused(format!(
-                "the store '{}' is no file: write its path with a '/'",
-                spec.cow
-            ))
-        })?;
+        let path = store_path(spec)?;
         let disk = disks.open(path, OpenMode::ReadWrite)?;
         between();
         let transient = spec.persistence == Persistence::Transient;

@@ -42,6 +42,18 @@ fn scenario_43_a_merge_of_a_store_in_memory_is_not_loaded() {
     }
 }
 
+#[test]
+fn a_store_in_a_device_is_not_loaded() {
+    let world = world();
+    world.file("cow", LEN);
+    loads(&world, "cow", &format!("0 {LEN} linear {{}}/cow 0")).unwrap();
+    world.devices.resume("cow").unwrap();
+    for target in ["snapshot", "snapshot-merge"] {
+        refused(loads(&world, "x", &format!("0 {LEN} {target} disk cow PO 8")), "'cow' is no file");
+        assert!(!world.devices.query(Some("x"), TableKind::Active).unwrap()[0].has_inactive_table);
+    }
+}
+
 /// A merge removes the snapshot's device.
 #[test]
 fn a_snapshot_that_a_loaded_table_names_is_not_merged() {
