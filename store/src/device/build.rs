@@ -18,7 +18,7 @@ use super::targets::read_layers;
 use crate::exception::{ExceptionTable, Layer};
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
-use crate::target::{Backing, Exceptions};
+use crate::target::{Backing, Exceptions, Features};
 
 /// One snapshot line of an active table, live.
 #[derive(Clone, Debug)]
@@ -32,8 +32,8 @@ pub(super) struct Snap {
     pub(super) len: u64,
     /// Whether `table` is that of a layer above.
     pub(super) shared: bool,
-    /// Whether its discards also go to the origin.
-    pub(super) passes_down: bool,
+    /// What becomes of its discards.
+    pub(super) features: Features,
 }
 
 impl Snap {

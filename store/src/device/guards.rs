@@ -112,9 +112,14 @@ impl Devices {
                 (store.dev, store.ino) == written
             })
         };
-        let lines = writer.table.lines().iter().filter_map(written);
-        let passed_down = writer.snaps.values().filter(|snap| snap.passes_down);
-        let mut all = lines.chain(passed_down.map(|snap| &snap.origin));
+        let lines = || writer.table.lines().iter();
+        let passed_down = lines().filter_map(|line| match &line.target {
+            Target::Snapshot(snap) if snap.features.discard_passdown_origin => {
+                Some(&writer.table.exceptions()[snap.exceptions].origin)
+            }
+            _ => None,
+        });
+        let mut all = lines().filter_map(written).chain(passed_down);
         all.any(|of| of.media().any(|medium| is_store(medium.file)))
     }
 

@@ -11,7 +11,7 @@ use super::error::DeviceError;
 use super::targets::Base;
 use crate::io::OpenMode;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
-use crate::target::ExtentPlace;
+use crate::target::{ExtentPlace, Features};
 
 /// How a snapshot must open its origin.
 pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
@@ -21,10 +21,13 @@ pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
     }
 }
 
-/// Whether the snapshot of `line` passes discards down. Those of a merge go to its origin anyway,
-/// which keeps what other snapshots need.
-pub(super) fn asks(line: &TableLine) -> bool {
-    matches!(&line.target, TargetSpec::Snapshot(spec) if spec.features.discard_passdown_origin)
+/// What the snapshot of `line` does with discards. Those of a merge go to its origin anyway, which
+/// keeps what other snapshots need.
+pub(super) fn features(line: &TableLine) -> Features {
+    match &line.target {
+        TargetSpec::Snapshot(spec) => spec.features,
+        _ => Features::default(),
+    }
 }
 
 impl Plan<'_> {
@@ -81,7 +84,8 @@ impl Plan<'_> {
         let store = |snap: &Snap| snap.live.disk.info.identity;
         let mut all = others.chain(siblings.values().map(|snap| (name, snap)));
         let beside = |other: &Snap| other.key == snap.key && store(other) != store(snap);
-        match all.find(|(_, other)| beside(other) && (snap.passes_down || other.passes_down)) {
+        let passes_down = |snap: &Snap| snap.features.discard_passdown_origin;
+        match all.find(|(_, other)| beside(other) && (passes_down(snap) || passes_down(other))) {
             Some((other, _)) => Err(DeviceError::refused(format!(
                 "the line '{line}' would make two snapshots of an origin, the other in '{other}', \
                  of which one passes discards down to it (discard_passdown_origin): the other \

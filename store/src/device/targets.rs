@@ -93,7 +93,7 @@ impl Plan<'_> {
                 Base::Stacked { snap, name } if offset.0 == 0 && len == snap.len => {
                     let snap = self.own_table(&name, &snap)?;
                     let is_own = self.is_guest_disk(&name, &snap);
-                    Ok(self.snapshot_target(&snap, is_own, Default::default(), made))
+                    Ok(self.snapshot_target(&snap, is_own, made))
                 }
                 Base::Stacked { .. } => Err(DeviceError::refused(format!(
                     "the line '{line}' takes a part of the snapshot '{dev}'; take all of it"
@@ -120,7 +120,7 @@ impl Plan<'_> {
                 self.refuse_beside_passdown(name, line, &snap, &made.snaps)?;
                 let (at, kept) = ((name, number), spec.persistence);
                 let is_own = is_guest_disk(self.world(), at, kept, &snap.key);
-                let target = self.snapshot_target(&snap, is_own, spec.features, made);
+                let target = self.snapshot_target(&snap, is_own, made);
                 made.snaps.insert(number, snap);
                 Ok(target)
             }
@@ -165,16 +165,11 @@ impl Plan<'_> {
         }
     }
 
-    fn snapshot_target(
-        &mut self,
-        snap: &Snap,
-        is_own: bool,
-        features: crate::target::Features,
-        made: &mut Made,
-    ) -> Target {
+    fn snapshot_target(&mut self, snap: &Snap, is_own: bool, made: &mut Made) -> Target {
         made.exceptions.push(snap.exceptions());
         // An overlay's base is read-only; an origin may write any other.
         let tracked = (!is_own).then(|| self.inner.origins.id(&snap.key));
+        let features = snap.features;
         Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
     }
 
@@ -292,7 +287,7 @@ impl Plan<'_> {
         if let Some(snap) = reused(spec, len, reuse)? {
             let mut snap = snap.clone();
             warn_of_chunk(spec, &snap);
-            snap.passes_down = passdown::asks(line);
+            snap.features = passdown::features(line);
             if let Base::Plain(backing) = base {
                 snap.key = self.key(&backing);
                 snap.origin = backing;
@@ -345,8 +340,8 @@ impl Plan<'_> {
         }
         let live = Arc::new(live);
         let layers = layers.into_iter().chain([live.clone()]).collect();
-        let (table, passes_down) = (Arc::new(table), passdown::asks(line));
-        Ok(Snap { live, table, layers, key, origin, len, shared, passes_down })
+        let (table, features) = (Arc::new(table), passdown::features(line));
+        Ok(Snap { live, table, layers, key, origin, len, shared, features })
     }
 
     /// Opens a store; as Invalid if that is recorded, whatever its header says.

@@ -39,6 +39,33 @@ fn what_a_snapshot_discards_is_discarded_of_its_origin_past_all_exceptions() {
     world.stop();
 }
 
+/// The device below answers them by its own line.
+#[test]
+fn what_a_device_over_a_snapshot_discards_is_discarded_as_by_the_snapshot() {
+    for passes_down in [false, true] {
+        let scratch = scratch();
+        let origin = scratch.file("origin.raw", &stamped(0, SECTORS, 1)).unwrap();
+        scratch.file("snap.cow", &[0; 1 << 21]).unwrap();
+        let mut world = World::start(&monitor_only(&scratch));
+        let features = if passes_down { FEATURES } else { "1 discard_zeroes_cow" };
+        world.make("snap", &[line(&origin, &scratch.path("snap.cow"), features)]);
+        world.make("over", &[format!("0 {SECTORS} linear snap 0")]);
+        let socket = world.export(&scratch, "over", true);
+        let mut over = disk(&socket);
+        over.write(4096, &stamped(8, 8, 2)).unwrap();
+        over.discard(0, 2 * 4096).unwrap();
+        over.flush().unwrap();
+        let mut expected = stamped(0, SECTORS, 1);
+        expected[4096..2 * 4096].fill(0);
+        if passes_down {
+            expected[..4096].fill(0);
+        }
+        assert_same("over", &over.read_all().unwrap(), &expected);
+        drop(over);
+        world.stop();
+    }
+}
+
 #[test]
 fn a_snapshot_that_passes_discards_down_is_the_only_one_of_an_origin_that_can_be_written() {
     let scratch = scratch();

@@ -231,9 +231,12 @@ fn a_store_in_use_is_nobody_s_writable_disk() {
     world.file("above", LEN);
     let passes = "0 8 snapshot {}/store {}/above P 8 2 discard_zeroes_cow discard_passdown_origin";
     world.device("passes", &[passes]).unwrap();
-    let said = refused(world.devices.prepare("passes", "export", true));
-    assert!(said.contains("'passes' would write into a store of 'snap'"), "{said}");
-    world.devices.remove("passes", false).unwrap();
+    world.device("over", &["0 8 linear passes 0"]).unwrap();
+    for name in ["over", "passes"] {
+        let said = refused(world.devices.prepare(name, "export", true));
+        assert!(said.contains(&format!("'{name}' would write into a store of 'snap'")), "{said}");
+        world.devices.remove(name, false).unwrap();
+    }
     // What was accepted comes back, in whatever order.
     let World { dir, devices, .. } = world;
     drop(devices);
