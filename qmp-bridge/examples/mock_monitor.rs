@@ -17,9 +17,7 @@ use snapblk_qmp::{
 use snapblk_store::control::answer::{
     BlockExportInfo, BlockExportType, DeviceInfo, DeviceState, LinearTarget, Target, TargetInfo,
 };
-use snapblk_store::control::command::{
-    BlockExportRemoveMode, DeviceName, NewImageMode, SnapshotMerge,
-};
+use snapblk_store::control::command::{BlockExportRemoveMode, NewImageMode, SnapshotMerge};
 use snapblk_store::control::event::{
     BlockExportDeleted, DeviceChanged, MergeCompleted, Shutdown, ShutdownCause,
 };
@@ -124,7 +122,7 @@ impl Handler for Mock {
                 }
             }
             Command::DeviceSuspend(suspend) => self.suspend(suspend.name),
-            Command::DeviceResume(DeviceName { name }) => self.resume(&name),
+            Command::DeviceResume(resume) => self.resume(&resume.name),
             Command::DeviceMessage(message) => Ok(Answer::Message(message.message)),
             Command::QueryDevices(query) => {
                 let devices = self.devices.lock().expect("devices");

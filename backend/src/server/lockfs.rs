@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use snapblk_qmp::Events;
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::{Answer, Resumption};
-use snapblk_store::control::command::{DeviceName, DeviceSuspend};
+use snapblk_store::control::command::{DeviceResume, DeviceSuspend};
 use snapblk_store::control::event::{Event, GuestThaw};
 use snapblk_store::device::{DeviceError, Resumed, Suspend, TableKind};
 
@@ -24,7 +24,7 @@ use crate::agent::{Agent, AgentError, AgentEvent, Bounds, FROZEN, Frozen};
 pub(super) struct Lockfs {
     /// By disk; disks of one guest share one.
     agents: BTreeMap<String, Arc<Agent>>,
-    /// By device that is suspended, or about to be.
+    /// By device that is suspended, or about to be stopped.
     held: Mutex<BTreeMap<String, Held>>,
 }
 
@@ -54,6 +54,13 @@ impl Lockfs {
         drop(held);
     }
 
+    /// The command that a guest was frozen for has done its part: it is let go when the device serves.
+    fn is_settled(&self, device: &str) {
+        if let Some(held) = self.held().get_mut(device) {
+            held.settled = true;
+        }
+    }
+
     /// Lets the guest of a device that was suspended go.
     pub(super) fn thaw(&self, device: &str) {
         let held = self.held().remove(device);
@@ -65,8 +72,8 @@ impl Lockfs {
 struct Held {
     /// Dropped to let it go.
     _still: Still,
-    /// False until the device stands still, too.
-    suspended: bool,
+    /// False until the command that it was frozen for has stopped the device, or is over.
+    settled: bool,
 }
 
 /// Guests that hold still, until it is dropped.
@@ -132,20 +139,26 @@ impl Server {
             self.devices.flush_ahead([c.name.as_str()]);
         }
         if !noflush && !c.skip_lockfs.unwrap_or(false) {
-            let still = self.freeze([c.name.as_str()])?;
-            if !still.0.is_empty() {
-                let held = Held { _still: still, suspended: false };
-                let before = self.lockfs.held().insert(c.name.clone(), held);
-                drop(before);
-            }
+            self.freeze_until_it_serves(&c.name)?;
         }
         let suspended = self.devices.suspend(&c.name, Suspend { noflush });
         if suspended.is_err() {
             self.lockfs.thaw(&c.name);
-        } else if let Some(held) = self.lockfs.held().get_mut(&c.name) {
-            held.suspended = true;
+        } else {
+            self.lockfs.is_settled(&c.name);
         }
         done(suspended)
+    }
+
+    /// Freezes the guests over a device that is about to stand still.
+    fn freeze_until_it_serves(&self, device: &str) -> Result<(), CommandError> {
+        let still = self.freeze([device])?;
+        if !still.0.is_empty() {
+            let held = Held { _still: still, settled: false };
+            let before = self.lockfs.held().insert(device.into(), held);
+            drop(before);
+        }
+        Ok(())
     }
 
     /// Lets the guests go whose devices serve again, or are gone: a command may resume or remove
@@ -160,18 +173,26 @@ impl Server {
             |name: &str| devices.iter().any(|device| device.name == name && device.suspended);
         let all = std::mem::take(&mut *held).into_iter();
         let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.partition(|(name, held)| held.suspended && !stands(name));
+            all.partition(|(name, held)| held.settled && !stands(name));
         *held = others;
         drop(held);
         // It takes as long as the agents do.
         drop(served);
     }
 
-    /// `device-resume`: the guest is let go where the device serves again.
-    pub(super) fn resume(self: &Arc<Self>, c: &DeviceName) -> Result<Answer, CommandError> {
+    /// `device-resume`: the guest is let go where the device serves again. One whose device serves
+    /// until its table is swapped is frozen before; if that fails, until the device is resumed.
+    pub(super) fn resume(self: &Arc<Self>, c: &DeviceResume) -> Result<Answer, CommandError> {
         self.devices.flush_ahead([c.name.as_str()]);
-        let resumed = self.devices.resume(&c.name).map_err(told)?;
+        let device = self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
+        let swaps = device.iter().any(|device| device.has_inactive_table && !device.suspended);
+        if swaps && !c.skip_lockfs.unwrap_or(false) {
+            self.freeze_until_it_serves(&c.name)?;
+        }
+        let resumed = self.devices.resume(&c.name);
+        self.lockfs.is_settled(&c.name);
         self.thaw_served();
+        let resumed = resumed.map_err(told)?;
         self.merge_what_resumed(&c.name);
         self.commit_what_resumed(&c.name);
         let warning = match resumed {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use snapblk_store::control::command::{Command, DeviceName};
+use snapblk_store::control::command::{Command, DeviceResume};
 use snapblk_store::control::{Answer, CommandError};
 
 use super::{Handler, Monitor, Session};
@@ -24,7 +24,7 @@ impl Handler for Mock {
         match command {
             Command::DeviceMessage(_) => Ok(Answer::Message("42".to_owned())),
             Command::QueryBlockExports => Ok(Answer::Exports(vec![])),
-            Command::DeviceResume(DeviceName { name }) => {
+            Command::DeviceResume(DeviceResume { name, .. }) => {
                 Err(CommandError::device_not_found(&name))
             }
             Command::TableClear(_) => panic!("a defect"),

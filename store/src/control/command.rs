@@ -22,7 +22,7 @@ pub enum Command {
     /// `device-suspend`: stops requests; those in flight complete or are held.
     DeviceSuspend(DeviceSuspend),
     /// `device-resume`: swaps the inactive table in, if there is one, and serves.
-    DeviceResume(DeviceName),
+    DeviceResume(DeviceResume),
     /// `device-message`: a target's own command; returns [`Answer::Message`](super::Answer).
     DeviceMessage(DeviceMessage),
     /// `query-devices`: returns [`Answer::Devices`](super::Answer).
@@ -107,6 +107,17 @@ record! {
         /// Whether requests in flight are held and replayed instead of awaited.
         noflush: Option<bool>,
         /// Whether the guest is not asked to freeze its file systems.
+        skip_lockfs: Option<bool>,
+    }
+}
+
+record! {
+    /// Arguments of `device-resume`.
+    pub struct DeviceResume {
+        /// The device.
+        name: String,
+        /// Whether the guest of a device that is not suspended is not asked to freeze its file systems
+        /// before its table is swapped.
         skip_lockfs: Option<bool>,
     }
 }

@@ -137,8 +137,42 @@ fn who_asks_for_it_is_not_frozen() {
     world.call("device-resume", json!({"name": "disk0"}));
     world.call("device-suspend", json!({"name": "disk0", "noflush": true}));
     world.call("device-resume", json!({"name": "disk0"}));
+    let load = json!({"name": "disk0", "table": world.table("disk0")});
+    world.call("table-load", load);
+    world.call("device-resume", json!({"name": "disk0", "skip-lockfs": true}));
     agent.heard_no_more();
     drop(disk);
+    world.stop();
+}
+
+/// A resume that swaps a table suspends the device by itself.
+#[test]
+fn a_guest_is_frozen_while_the_table_of_its_serving_disk_is_swapped() {
+    let Guest { scratch, mut world, agent, mut disk, .. } = guest(|_| None);
+    let table = world.table("disk0");
+    // Nothing is swapped.
+    world.call("device-resume", json!({"name": "disk0"}));
+    agent.heard_no_more();
+    world.call("table-load", json!({"name": "disk0", "table": table}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!([agent.heard(), agent.heard()], [FREEZE, THAW]);
+    // It was frozen when the disk was suspended, and that is enough.
+    world.call("device-suspend", json!({"name": "disk0"}));
+    world.call("table-load", json!({"name": "disk0", "table": table}));
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!([agent.heard(), agent.heard()], [FREEZE, THAW]);
+    // The disk stays suspended, and the guest frozen, if the new table cannot serve.
+    let gone = scratch.file("gone.raw", &stamped(0, 1024, 2)).unwrap();
+    let line = format!("0 1024 linear {} 0", word(&gone));
+    world.call("table-load", json!({"name": "disk0", "table": [line]}));
+    std::fs::remove_file(&gone).unwrap();
+    world.refused("device-resume", json!({"name": "disk0"}));
+    assert_eq!(agent.heard(), FREEZE);
+    agent.heard_no_more();
+    world.call("device-resume", json!({"name": "disk0"}));
+    assert_eq!(agent.heard(), THAW);
+    agent.heard_no_more();
+    disk.write(0, &stamped(0, 8, 2)).unwrap();
     world.stop();
 }
 
@@ -222,17 +256,20 @@ fn what_the_agent_refuses_is_refused_and_nothing_has_changed() {
     let Guest { scratch, mut world, agent, mut disk, .. } =
         guest(move |command| (command == FREEZE).then(|| refuses.clone()));
     let tables = world.tables();
+    world.call("table-load", json!({"name": "disk0", "table": tables[0].1}));
     for (command, arguments) in [
         ("snapshot-create", snapshot("one")),
         ("device-suspend", json!({"name": "disk0"})),
         ("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": "one.cow"})),
+        ("device-resume", json!({"name": "disk0"})),
     ] {
         let said = world.refused(command, arguments);
         assert!(said.contains("a hook failed") && said.contains("skip-lockfs"), "{said}");
         assert_eq!([agent.heard(), agent.heard()], [FREEZE, THAW], "{command}");
     }
     assert_eq!(world.tables(), tables);
-    assert_eq!(world.device("disk0")["state"], "active");
+    let device = world.device("disk0");
+    assert_eq!((&device["state"], &device["has-inactive-table"]), (&json!("active"), &json!(true)));
     assert!(!scratch.path("one.cow").exists());
     disk.write(0, &stamped(0, 8, 2)).unwrap();
     world.stop();

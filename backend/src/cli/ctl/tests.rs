@@ -35,6 +35,7 @@ fn every_verb_is_a_command_of_the_monitor() {
             json!({"name": "d", "noflush": true, "skip-lockfs": true}),
         ),
         ("resume d", "device-resume", json!({"name": "d"})),
+        ("resume d --skip-lockfs", "device-resume", json!({"name": "d", "skip-lockfs": true})),
         (
             "message d one two --sector 8",
             "device-message",

@@ -91,6 +91,9 @@ pub enum Verb {
     Resume {
         /// The device
         device: String,
+        /// Do not ask the guest of a device that serves to freeze its file systems before the swap
+        #[arg(long)]
+        skip_lockfs: bool,
     },
     /// Send a message to a device's target
     ///
@@ -403,7 +406,10 @@ impl Verb {
                     skip_lockfs: set(*skip_lockfs),
                 },
             ),
-            Verb::Resume { device } => Request::named("device-resume", device),
+            Verb::Resume { device, skip_lockfs } => Request::new(
+                "device-resume",
+                &control::DeviceResume { name: device.clone(), skip_lockfs: set(*skip_lockfs) },
+            ),
             Verb::Message { device, message, sector } => Request::new(
                 "device-message",
                 &control::DeviceMessage {
