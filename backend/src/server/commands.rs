@@ -61,7 +61,7 @@ impl Server {
         let devices = &self.devices;
         match command {
             Command::DeviceCreate(c) => done(devices.create(&c.name, c.uuid.as_deref())),
-            Command::DeviceRemove(c) => done(devices.remove(&c.name, c.force.unwrap_or(false))),
+            Command::DeviceRemove(c) => self.remove(&c),
             Command::TableLoad(c) => {
                 let lines = parse_table(c.table.iter().map(String::as_str))
                     .map_err(|error| CommandError::generic(error.to_string()))?;

@@ -10,15 +10,15 @@ use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id};
 use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle, Pacing};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
-use snapblk_store::control::command::SnapshotMerge;
+use snapblk_store::control::command::{DeviceRemove, SnapshotMerge};
 use snapblk_store::control::event::{ErrorAction, Event, IoOperation, MergeCompleted};
-use snapblk_store::control::job::JobType;
+use snapblk_store::control::job::{JobType, JobVerb};
 use snapblk_store::device::{Halt, MergeJob, Merging, User, job_user};
 use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
 use snapblk_store::io::{IoOp, Pages, ScratchConfig};
 
 use super::Server;
-use super::commands::told;
+use super::commands::{done, told};
 
 /// How often a job's progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -84,6 +84,22 @@ impl Server {
             let job = MergeJob { device, snapshot, cow, ..job };
             not_started(&id, self.run(&id, job, Began::ByTable));
         }
+    }
+
+    /// `device-remove`: a merge by a table that a user loaded stops after the batch in hand; whoever
+    /// loads the table again goes on with it.
+    pub(super) fn remove(self: &Arc<Self>, c: &DeviceRemove) -> Result<Answer, CommandError> {
+        let _alone = self.begins_job();
+        if let Some(id) = self.devices.job_of_removed(&c.name).map_err(told)? {
+            // One that cannot be cancelled is ending by itself.
+            let _ = self.jobs.tell(JobVerb::Cancel, &id);
+            self.devices.wait_for_detach(&c.name, &job_user(&id)).map_err(told)?;
+        }
+        let removed = self.devices.remove(&c.name, c.force.unwrap_or(false));
+        if removed.is_err() {
+            self.merge_by_table(Some(&c.name));
+        }
+        done(removed)
     }
 
     /// Tries the rollback `id` of `device` again, which failed.

@@ -144,7 +144,7 @@ pub struct User {
     pub workers: Vec<Arc<dyn AttachedWorker>>,
 }
 
-/// The names of jobs as users of a device.
+/// The prefix of users that are jobs; no export's name contains white space.
 const JOB: &str = "job ";
 
 /// The name of the job `id` as the user of a device.
@@ -153,9 +153,19 @@ pub fn job_user(id: &str) -> String {
 }
 
 impl Device {
+    /// The jobs that work on it.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &str> {
+        self.users.keys().filter_map(|user| user.strip_prefix(JOB))
+    }
+
+    /// The exports that serve it.
+    pub(super) fn exports(&self) -> impl Iterator<Item = &String> {
+        self.users.keys().filter(|user| !user.starts_with(JOB))
+    }
+
     /// Whether a job works on it.
     pub(super) fn has_job(&self) -> bool {
-        self.users.keys().any(|user| user.starts_with(JOB))
+        self.jobs().next().is_some()
     }
 
     pub(super) fn workers(&self) -> impl Iterator<Item = &Arc<dyn AttachedWorker>> {
@@ -202,7 +212,7 @@ pub struct Devices {
     pub(super) workers: Arc<Workers>,
     pub(super) config: DevicesConfig,
     inner: Mutex<Inner>,
-    /// A suspend has ended.
+    /// A suspend has ended, or a user of a device.
     settled: Condvar,
     pub(super) overdue: Arc<Overdue>,
 }
@@ -259,10 +269,23 @@ impl Devices {
         self.settled.wait(inner).expect(POISONED)
     }
 
+    /// Waits while `what` holds, which [`settle`](Self::settle) ends; false if it still does at the
+    /// deadline.
+    pub(super) fn settles(&self, what: impl FnMut(&mut Inner) -> bool) -> bool {
+        let limit = self.config.deadline;
+        let waited = self.settled.wait_timeout_while(self.look(), limit, what);
+        !waited.expect(POISONED).1.timed_out()
+    }
+
+    /// Something that others may wait for has ended.
+    pub(super) fn settle(&self) {
+        self.settled.notify_all();
+    }
+
     /// The devices `names` are suspended, or continue to serve.
     pub(super) fn came_to_rest(&self, inner: &mut Inner, names: &[String]) {
         inner.suspending.retain(|name| !names.contains(name));
-        self.settled.notify_all();
+        self.settle();
     }
 
     pub(super) fn event(&self, event: DeviceEvent) {

@@ -8,9 +8,6 @@ use super::commit::by_job;
 use super::core::{Device, Devices, Inner};
 use super::error::DeviceError;
 
-/// The prefix of users that are jobs; no export's name contains white space.
-const JOB: &str = "job ";
-
 impl Devices {
     /// Removes an unused device. With `force`, also if its owed chunks cannot be made durable: as
     /// after a kill, they are committed when their stores are opened again, and data in the
@@ -20,6 +17,18 @@ impl Devices {
     /// It is used, with `force` too; or its owed chunks cannot be made durable.
     pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
         self.remove_from(&mut self.lock(), name, force)
+    }
+
+    /// The job that a removal of the device has to stop first: one that merges because a user loaded
+    /// such a table, which is nobody's but the device's.
+    ///
+    /// # Errors
+    /// Something else uses the device.
+    pub fn job_of_removed(&self, name: &str) -> Result<Option<String>, DeviceError> {
+        let inner = self.look();
+        let job = inner.device(name)?.jobs().find(|id| !inner.state.has_job(id)).map(str::to_owned);
+        refuse_used_but(&inner, name, job.as_deref())?;
+        Ok(job)
     }
 
     /// The same, in the middle of another verb.
@@ -70,10 +79,14 @@ impl Devices {
 
 /// Refuses to remove a device that exports, jobs or other tables use, and says what to do first.
 pub(super) fn refuse_used(inner: &Inner, name: &str) -> Result<(), DeviceError> {
-    let users = || inner.devices[name].users.keys();
-    inner.device(name)?;
-    let jobs = users().filter_map(|user| user.strip_prefix(JOB));
-    let exports = users().filter(|user| !user.starts_with(JOB));
+    refuse_used_but(inner, name, None)
+}
+
+/// The same, where the job `but` does not count.
+fn refuse_used_but(inner: &Inner, name: &str, but: Option<&str>) -> Result<(), DeviceError> {
+    let device = inner.device(name)?;
+    let jobs = device.jobs().filter(|id| Some(*id) != but);
+    let exports = device.exports();
     let names = |(_, other): &(&String, &Device)| {
         other.active.as_ref().is_some_and(|active| active.names(name))
             || other.inactive.as_ref().is_some_and(|table| lines_name(&table.lines, name))

@@ -51,6 +51,18 @@ impl Devices {
         if let Ok(device) = self.lock().device_mut(name) {
             device.users.remove(user);
         }
+        self.settle();
+    }
+
+    /// Waits until `user` does not serve the device any more.
+    ///
+    /// # Errors
+    /// It has not ended in time.
+    pub fn wait_for_detach(&self, name: &str, user: &str) -> Result<(), DeviceError> {
+        let serves = |inner: &mut Inner| {
+            inner.devices.get(name).is_some_and(|device| device.users.contains_key(user))
+        };
+        if self.settles(serves) { Ok(()) } else { Err(DeviceError::Busy(name.into())) }
     }
 
     /// Stops the workers of `names`; on an error, all continue.

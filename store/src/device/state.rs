@@ -542,6 +542,11 @@ impl StateFile {
         })
     }
 
+    /// Whether a command began the job `id`, and a restart goes on with it.
+    pub(super) fn has_job(&self, id: &str) -> bool {
+        self.jobs.contains_key(id) || self.commits.contains_key(id)
+    }
+
     /// The store at `path` is created anew.
     pub(super) fn forget_invalid(&mut self, path: &Path) {
         names_of(path).iter().for_each(|name| {

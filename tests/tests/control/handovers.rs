@@ -482,6 +482,35 @@ fn a_table_that_merges_does_so_from_its_resume_on() {
     }
 }
 
+/// The merge stops after its batch, and goes on when the table is loaded again. (A removal that comes
+/// after its end is an ordinary one.)
+#[test]
+fn a_device_that_merges_by_a_table_is_removed_in_the_midst_of_it() {
+    let scratch = scratch();
+    let (_, mut world, wanted) = world_with_snapshot(&scratch);
+    let name = |name: &str| json!({"name": name});
+    let table = world.table("a")[0].replace(" snapshot disk0 ", " snapshot-merge disk0-real ");
+    let load = json!({"name": "disk0", "table": [table]});
+    world.call("block-export-del", json!({"id": "disk0", "mode": "hard"}));
+    world.call("table-load", load.clone());
+    world.call("device-suspend", name("a"));
+    world.call("device-remove", name("a"));
+    world.call("device-resume", name("disk0"));
+    world.call("device-remove", name("disk0"));
+    assert!(!world.tables().iter().any(|(device, _)| device == "disk0"));
+    world.call("device-create", name("disk0"));
+    world.call("table-load", load);
+    world.call("device-resume", name("disk0"));
+    assert_same("disk0", &world.content(&scratch, "disk0"), &wanted);
+    let merged = format!("0 {SECTORS} snapshot-merge 16/");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !world.status("disk0")[0].starts_with(&merged) {
+        assert!(Instant::now() < deadline, "{:?}", world.status("disk0"));
+    }
+    world.stop();
+    assert_same("the file", &std::fs::read(scratch.path("disk.raw")).unwrap(), &wanted);
+}
+
 /// The merge would overwrite the writes of a second origin's guest.
 #[test]
 fn an_origin_does_not_stand_beside_a_merge() {

@@ -213,6 +213,33 @@ fn a_disk_never_becomes_a_store() {
     }
 }
 
+/// Of its jobs, only one that nobody but the device has to do with is stopped for a removal, and only
+/// if that is all that is in its way.
+#[test]
+fn the_job_that_a_removal_stops_is_that_of_a_loaded_table() {
+    let world = world();
+    let attach = |device: &str, user: &str| {
+        let user_of_it = User { writable: false, workers: Vec::new() };
+        world.devices.attach(device, user, user_of_it).unwrap();
+    };
+    let stops = |device: &str| world.devices.job_of_removed(device);
+    assert_eq!(stops("snap").unwrap(), None);
+    attach("snap", "job own");
+    assert_eq!(stops("snap").unwrap().as_deref(), Some("own"));
+    attach("snap", "export");
+    let said = refused(stops("snap"));
+    assert!(said.contains("the export 'export'") && !said.contains("'own'"), "{said}");
+    world.devices.detach("snap", "export");
+    world.devices.detach("snap", "job own");
+    world.devices.wait_for_detach("snap", "job own").unwrap();
+    // A command's goes on after a restart, and is for its user to end.
+    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
+    world.devices.begin_merge("rollback", &job).unwrap();
+    attach("disk", "job rollback");
+    let said = refused(stops("disk"));
+    assert!(said.contains("the job 'rollback'"), "{said}");
+}
+
 /// Its guest would overwrite what another's consists of.
 #[test]
 fn a_store_in_use_is_nobody_s_writable_disk() {
