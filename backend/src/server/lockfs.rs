@@ -60,12 +60,6 @@ impl Lockfs {
             held.settled = true;
         }
     }
-
-    /// Lets the guest of a device that was suspended go.
-    pub(super) fn thaw(&self, device: &str) {
-        let held = self.held().remove(device);
-        drop(held);
-    }
 }
 
 /// What holds still for a device.
@@ -142,11 +136,8 @@ impl Server {
             self.freeze_until_it_serves(&c.name)?;
         }
         let suspended = self.devices.suspend(&c.name, Suspend { noflush });
-        if suspended.is_err() {
-            self.lockfs.thaw(&c.name);
-        } else {
-            self.lockfs.is_settled(&c.name);
-        }
+        self.lockfs.is_settled(&c.name);
+        self.thaw_served();
         done(suspended)
     }
 

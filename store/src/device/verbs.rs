@@ -129,20 +129,22 @@ impl Devices {
         Ok(())
     }
 
-    /// Stops serving: new requests wait with the front-end, those in flight end or are held.
+    /// Stops serving: new requests wait with the front-end, those in flight end or are held. A device
+    /// that is suspended already, maybe without a flush, is only flushed.
     ///
     /// # Errors
     /// Requests do not end in time, or writes cannot be made durable; the device continues to serve
-    /// then.
+    /// then, if it did before.
     pub fn suspend(&self, name: &str, how: Suspend) -> Result<(), DeviceError> {
         let mut inner = self.look();
-        let names = loop {
-            if inner.device(name)?.suspended {
+        let (names, was_suspended) = loop {
+            let was_suspended = inner.device(name)?.suspended;
+            if was_suspended && how.noflush {
                 return Ok(());
             }
             let names = with_uppers(&inner, name);
             if !names.iter().any(|name| inner.suspending.contains(name)) {
-                break names;
+                break (names, was_suspended);
             }
             inner = self.wait_for_rest(inner);
         };
@@ -156,6 +158,9 @@ impl Devices {
         let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active));
         let inner = &mut *self.look();
         self.came_to_rest(inner, &names);
+        if was_suspended {
+            return if flushed { Ok(()) } else { Err(DeviceError::FlushFailed(name.into())) };
+        }
         if let Err(error) = stopped {
             go(inner, &names);
             return Err(error);
@@ -288,7 +293,7 @@ impl Devices {
 
     /// Stops a serving device, and the other users of a store that is to be reopened for `loaded`:
     /// an origin's writes would make exceptions that its new table does not know. Commits their
-    /// owed chunks. Returns the stopped devices.
+    /// owed chunks, and those of stores that are about to move. Returns the stopped devices.
     pub(super) fn pause(
         &self,
         inner: &Inner,
@@ -299,6 +304,13 @@ impl Devices {
         let serves = !device.suspended && device.active.is_some();
         let mut names = if serves { with_uppers(inner, name) } else { Vec::new() };
         let reopened = inner.reopened(name, loaded);
+        // Those that cannot give their stores away are refused later. A source is suspended, maybe
+        // without a flush, so nobody has to stop for this.
+        for (source, _) in inner.sources(name, loaded).into_iter().flatten() {
+            if reopened.iter().all(|(owner, _)| *owner != source) {
+                self.commit_before_it_moves(inner, &source);
+            }
+        }
         for user in reopened.iter().flat_map(|(_, snap)| inner.users_of(snap)) {
             names.extend(with_uppers(inner, &user));
         }
@@ -307,19 +319,23 @@ impl Devices {
         self.stop(inner, &names)?;
         let own = serves.then_some(name).into_iter();
         for owner in own.chain(reopened.iter().map(|(owner, _)| owner.as_str())) {
-            if let Ok(active) = inner.active(owner)
-                && !self.flush(active)
-            {
-                // A full or failed store reports that when it is reopened; devices on top of a file
-                // know what it owes.
-                owe(active);
-            }
+            self.commit_before_it_moves(inner, owner);
         }
         if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
             owe(active);
         }
         Ok(names)
+    }
+
+    /// Commits what a device owes before its stores are reopened, or move. A full or failed store
+    /// reports that when it is reopened; devices on top of a file know what it owes.
+    fn commit_before_it_moves(&self, inner: &Inner, name: &str) {
+        if let Ok(active) = inner.active(name)
+            && !self.flush(active)
+        {
+            owe(active);
+        }
     }
 
     pub(super) fn swap_in(

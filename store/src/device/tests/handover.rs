@@ -63,6 +63,20 @@ fn chunk_size_and_overflow_move_and_the_letters_are_the_new_table_s_own() {
     assert_eq!(decided, Decision::Fail);
 }
 
+/// spec/cow-format.md: a commit is owed at every handover.
+#[test]
+fn what_a_source_owes_that_was_suspended_without_a_flush_is_committed() {
+    let world = world_with("PO 8");
+    let store = store_of(&world, "a");
+    let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
+    let _ = store.log().finish(first, Some(Chunk(3)));
+    world.devices.suspend("a", Suspend { noflush: true }).unwrap();
+    assert_eq!(store.log().owes(), 1);
+    world.device("b", &[&line("snapshot", "PO 8")]).unwrap();
+    assert!(Arc::ptr_eq(&store, &store_of(&world, "b")), "it has moved");
+    assert_eq!(store.log().owes(), 0);
+}
+
 /// Scenario 25: the same store, longer.
 #[test]
 fn scenario_25_a_store_that_grew_is_cured_by_a_reload_and_one_that_did_not_is_not() {

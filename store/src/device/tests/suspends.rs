@@ -183,6 +183,24 @@ fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
     assert_eq!(world.flusher.flushes.load(Ordering::SeqCst), 0, "nobody goes on meanwhile");
 }
 
+/// The first one did not flush.
+#[test]
+fn a_second_suspend_flushes_what_the_first_left_owed() {
+    let (world, store) = owing(3);
+    let suspend = |noflush| world.devices.suspend("a", Suspend { noflush });
+    suspend(true).unwrap();
+    suspend(true).unwrap();
+    assert_eq!(store.log().owes(), 3);
+    world.flusher.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(suspend(false), Err(DeviceError::FlushFailed(_))));
+    let device = || world.devices.query(Some("a"), TableKind::Active).unwrap().remove(0);
+    assert!(device().suspended, "it was before");
+    world.flusher.fails.store(false, Ordering::SeqCst);
+    suspend(false).unwrap();
+    assert_eq!(store.log().owes(), 0);
+    assert!(device().suspended);
+}
+
 /// A wait for a disk that hangs is given up, and the verb can report that.
 #[test]
 fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
