@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::core::{Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
+use super::guards::on_top;
 use super::handover::Lost;
 use super::live::{Listed, Live, LiveFor, Wanted};
 use super::origins::OriginKey;
 use super::serving::give_way;
 use super::targets::read_layers;
-use crate::exception::{ExceptionTable, Layer};
+use crate::exception::ExceptionTable;
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
 use crate::target::{Backing, Exceptions, Features};
@@ -232,19 +233,8 @@ impl<'a> Plan<'a> {
         let list = Wanted::Newest;
         let how = LiveFor { len: below.len, guest_disk: true, replaces: false, list };
         let (live, Listed { store: opened, .. }) = self.open_store(name, spec, how)?;
-        if opened.geometry.chunk != below.live.store.geometry().chunk {
-            return Err(DeviceError::refused(format!(
-                "the store {} has chunks of {}, but the layers below have {}: give it theirs",
-                spec.cow,
-                opened.geometry.chunk,
-                below.live.store.geometry().chunk
-            )));
-        }
         let live = Arc::new(live);
-        let layers: Vec<_> = below.layers.iter().cloned().chain([live.clone()]).collect();
-        if layers.len() > usize::from(Layer::MAX.0) {
-            return Err(DeviceError::refused("a chain has at most 4095 layers; commit some first"));
-        }
+        let layers = on_top(&below.layers, &live)?;
         if opened.count() != 0 {
             return Err(DeviceError::refused(format!(
                 "the store {} holds exceptions already; a new overlay begins empty",

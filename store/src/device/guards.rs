@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
@@ -13,6 +14,7 @@ use super::live::Live;
 use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::verbs::guest_writes;
 use crate::cow::{Persistence, open};
+use crate::exception::Layer;
 use crate::io::{FileId, FileInfo, Identity, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::target::{Backing, ExtentPlace, Target};
@@ -249,6 +251,25 @@ pub(super) fn store_path(spec: &SnapshotSpec) -> Result<&Path, DeviceError> {
             spec.cow
         ))
     })
+}
+
+/// The layers of an overlay in `top` over `below`, which share one exception table.
+pub(super) fn on_top(below: &[Arc<Live>], top: &Arc<Live>) -> Result<Vec<Arc<Live>>, DeviceError> {
+    let chunk = |live: &Live| live.store.chunk();
+    if let Some(lower) = below.last().filter(|lower| chunk(lower) != chunk(top)) {
+        return Err(DeviceError::refused(format!(
+            "the store {} has chunks of {}, but the layers below have {}: give it theirs",
+            top.store.name(),
+            chunk(top),
+            chunk(lower)
+        )));
+    }
+    let most = Layer::MAX.0;
+    if below.len() >= usize::from(most) {
+        let sentence = format!("a chain has at most {most} layers; commit some first");
+        return Err(DeviceError::refused(sentence));
+    }
+    Ok(below.iter().chain([top]).cloned().collect())
 }
 
 /// What lies below a line, and from which of its bytes on.

@@ -11,7 +11,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::guards::{long_enough, refuse_transient};
+use super::guards::{long_enough, on_top, refuse_transient};
 use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
@@ -295,7 +295,7 @@ impl Plan<'_> {
             return Ok(snap);
         }
         self.refuse_owned(name, spec)?;
-        let (layers, key, origin) = match base {
+        let (below, key, origin) = match base {
             Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
             Base::Stacked { snap, name } => {
                 self.refuse_children(&name)?;
@@ -320,26 +320,17 @@ impl Plan<'_> {
         let (live, listed) = self.open_store(name, spec, how)?;
         let chunk = listed.store.geometry.chunk;
         self.refuse_unaligned(line, chunk, &live, &origin)?;
-        if let Some(lower) = layers.last()
-            && lower.store.geometry().chunk != chunk
-        {
-            return Err(DeviceError::refused(format!(
-                "the store {} has chunks of {chunk}, but the layers below have {}: give it theirs",
-                spec.cow,
-                lower.store.geometry().chunk
-            )));
-        }
+        let live = Arc::new(live);
+        let layers = on_top(&below, &live)?;
         let mut table = match shared {
             true => ExceptionTable::new(0),
-            false => read_layers(memory, &layers, chunk, len)
+            false => read_layers(memory, &below, chunk, len)
                 .inspect_err(|_| self.note_failed_syncs())?,
         };
         if !shared {
-            let layer = Layer(layers.len() as u16 + 1);
+            let layer = Layer(layers.len() as u16);
             live::load(&mut table, memory, (&live.disk, listed), layer)?;
         }
-        let live = Arc::new(live);
-        let layers = layers.into_iter().chain([live.clone()]).collect();
         let (table, features) = (Arc::new(table), passdown::features(line));
         Ok(Snap { live, table, layers, key, origin, len, shared, features })
     }

@@ -1,6 +1,7 @@
 //! Present and former layers of a chain: who may write to them, and what makes that durable.
 
 use super::*;
+use crate::device::guards::on_top;
 
 fn chain() -> World {
     let world = World::new();
@@ -50,6 +51,16 @@ fn what_was_a_layer_takes_copies_and_has_them_committed() {
         assert!(matches!(world.table(LOWER).exceptions()[0].table.get(Chunk(0)), Entry::Mapped(_)));
         assert_ne!(store.log().committed(), DataIndex(0));
     }
+}
+
+/// A word of the exception table has 12 bits for the layer.
+#[test]
+fn a_chain_has_no_more_layers_than_a_table_can_name() {
+    let world = chain();
+    let live = world.devices.lock().active("disk").unwrap().snaps[&0].live.clone();
+    assert_eq!(on_top(&vec![live.clone(); 4094], &live).unwrap().len(), 4095);
+    let said = on_top(&vec![live.clone(); 4095], &live).unwrap_err().to_string();
+    assert!(said.contains("at most 4095 layers"), "{said}");
 }
 
 #[test]
