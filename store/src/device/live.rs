@@ -158,21 +158,7 @@ impl Live {
         between();
         let transient = spec.persistence == Persistence::Transient;
         let invalid = !transient && state.is_invalid(path);
-        let mut listed = if transient {
-            let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
-            let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
-            Listed { store, taken: None }
-        } else {
-            if open::is_none(&*disk) {
-                // Before it is made: else a kill in between would leave it what it is not owed.
-                Owed::forget(&disk.info)?;
-            }
-            let owed = Owed::most(&disk.info);
-            let chunk = spec.chunk;
-            let options =
-                OpenOptions { chunk, create: true, owed, invalid, ..OpenOptions::default() };
-            Listed::open(&disk, options, len, list)?
-        };
+        let mut listed = read_list(&disk, spec, invalid, (len, list))?;
         let opened = &mut listed.store;
         if invalid && let Err(error) = open::mark_invalid(&*disk, opened) {
             tracing::warn!("{error}; that the store is Invalid is in the state file alone");
@@ -183,37 +169,14 @@ impl Live {
             let (has, name) = (opened.geometry.chunk, path.display());
             tracing::warn!("the store {name} has chunks of {has}, not the {asked} of its table");
         }
-        let mut owed = None;
-        let log = if transient {
-            Log::transient(opened.geometry.usable_chunks())
+        let (log, owed) = if transient {
+            (Log::transient(opened.geometry.usable_chunks()), None)
         } else {
-            let mut file = Owed::of(&disk.info, opened.geometry.chunk.sectors());
-            if opened.valid {
-                // One that this replaces goes on where this comes to nothing.
-                let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
-                if file.enter(&*disk, opened, (Some(len), gaps))? {
-                    tracing::info!("entered what a killed process owed to {}", path.display());
-                }
-                open::zero_garbage(&*disk, opened)?;
-            }
-            between();
-            let words = file.create(replaces)?;
-            owed = Some(file);
-            Log::new(words, opened.next, opened.geometry.capacity())
-        };
-        if !transient {
+            let (log, owed) = make_log(&disk, opened, (len, replaces), between)?;
             disk.info.keeps(disk.len()?);
-        }
-        if !disk.info.block_device {
-            let (geometry, next) = (opened.geometry, opened.next);
-            // A write is acknowledged before the next area is written, which is in vain without.
-            let areas = (!transient).then(|| geometry.areas(opened.count(), next));
-            let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
-            let from = geometry.chunk.store_offset(next);
-            disk.info.ahead.begin(from, areas);
-            // Before a guest waits for that. Where there is no room, its first write is told so.
-            disk.info.make_room(from + geometry.chunk.bytes());
-        }
+            (log, Some(owed))
+        };
+        reserve_ahead(&disk, opened, transient);
         let store = Arc::new(Store::new(StoreParts {
             name: spec.cow.to_string(),
             file: disk.file(),
@@ -263,6 +226,66 @@ impl Live {
         let below = || self.disk.has_room_below(self.store.chunk().bytes());
         if self.store.is_full_below() { below() } else { self.store.log().has_room() }
     }
+}
+
+/// Reads the list of a store for a device of `len` bytes, or makes one where its file is empty. One
+/// in memory is empty.
+fn read_list(
+    disk: &Disk,
+    spec: &SnapshotSpec,
+    invalid: bool,
+    (len, list): (u64, Wanted),
+) -> Result<Listed, DeviceError> {
+    if spec.persistence == Persistence::Transient {
+        let chunk = spec.chunk.unwrap_or(ChunkSize::DEFAULT);
+        let store = OpenStore::empty(Geometry::of_len(chunk, disk.len()?));
+        return Ok(Listed { store, taken: None });
+    }
+    if open::is_none(disk) {
+        // Before it is made: else a kill in between would leave it what it is not owed.
+        Owed::forget(&disk.info)?;
+    }
+    let (chunk, owed) = (spec.chunk, Owed::most(&disk.info));
+    let options = OpenOptions { chunk, create: true, owed, invalid, ..OpenOptions::default() };
+    Listed::open(disk, options, len, list)
+}
+
+/// The log of a store, after what a killed process owed was entered for a device of `len` bytes, and
+/// the file of what it will owe. `replaces`: as in [`LiveFor`].
+fn make_log(
+    disk: &Disk,
+    opened: &mut OpenStore,
+    (len, replaces): (u64, bool),
+    between: &dyn Fn(),
+) -> Result<(Log, Owed), DeviceError> {
+    let mut owed = Owed::of(&disk.info, opened.geometry.chunk.sectors());
+    if opened.valid {
+        // One that this replaces goes on where this comes to nothing.
+        let gaps = if replaces { Gaps::Leave } else { Gaps::Close };
+        if owed.enter(disk, opened, (Some(len), gaps))? {
+            let path = disk.info.path.display();
+            tracing::info!("entered what a killed process owed to {path}");
+        }
+        open::zero_garbage(disk, opened)?;
+    }
+    between();
+    let words = owed.create(replaces)?;
+    Ok((Log::new(words, opened.next, opened.geometry.capacity()), owed))
+}
+
+/// Reserves space in a store's file before a guest waits for that. Where there is no room, its first
+/// write is told so.
+fn reserve_ahead(disk: &Disk, opened: &OpenStore, transient: bool) {
+    if disk.info.block_device {
+        return;
+    }
+    let (geometry, next) = (opened.geometry, opened.next);
+    // A write is acknowledged before the next area is written, which is in vain without.
+    let areas = (!transient).then(|| geometry.areas(opened.count(), next));
+    let next = if transient { StoreChunk(0) } else { geometry.chunk_of_index(next) };
+    let from = geometry.chunk.store_offset(next);
+    disk.info.ahead.begin(from, areas);
+    disk.info.make_room(from + geometry.chunk.bytes());
 }
 
 impl Drop for Live {

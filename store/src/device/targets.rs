@@ -32,6 +32,14 @@ pub(super) enum Base {
     Stacked { snap: Snap, name: String },
 }
 
+/// What a new snapshot lies on.
+struct Below {
+    /// From the bottom; none if it lies on its origin.
+    layers: Vec<Arc<Live>>,
+    key: OriginKey,
+    origin: Backing,
+}
+
 impl Plan<'_> {
     pub(super) fn build(
         &mut self,
@@ -285,31 +293,52 @@ impl Plan<'_> {
         long_enough(line, &spec.origin, has, len)?;
         made.refuse_twice(spec)?;
         if let Some(snap) = reused(spec, len, reuse)? {
-            let mut snap = snap.clone();
-            warn_of_chunk(spec, &snap);
-            snap.features = passdown::features(line);
-            if let Base::Plain(backing) = base {
-                snap.key = self.key(&backing);
-                snap.origin = backing;
-            }
-            return Ok(snap);
+            return Ok(self.moved_snap(snap, line, spec, base));
         }
         self.refuse_owned(name, spec)?;
-        let (below, key, origin) = match base {
-            Base::Plain(backing) => (Vec::new(), self.key(&backing), backing),
-            Base::Stacked { snap, name } => {
-                self.refuse_children(&name)?;
-                if self.is_served_origin(&snap.key) {
-                    return Err(DeviceError::refused(format!(
-                        "'{name}' is a snapshot of an origin that is served, so nothing can be \
-                         stacked on it"
-                    )));
-                }
-                (snap.layers, snap.key, snap.origin)
-            }
-        };
-        self.refuse_own_origin(spec, &origin)?;
+        let below = self.layers_below(base)?;
+        self.refuse_own_origin(spec, &below.origin)?;
         self.refuse_disk(name, spec)?;
+        self.opened_snap(name, line, spec, below)
+    }
+
+    /// The live snapshot `snap` as the line wants it.
+    fn moved_snap(&self, snap: &Snap, line: &TableLine, spec: &SnapshotSpec, base: Base) -> Snap {
+        warn_of_chunk(spec, snap);
+        let snap = Snap { features: passdown::features(line), ..snap.clone() };
+        match base {
+            Base::Plain(origin) => Snap { key: self.key(&origin), origin, ..snap },
+            Base::Stacked { .. } => snap,
+        }
+    }
+
+    /// What a new snapshot of `base` lies on.
+    fn layers_below(&self, base: Base) -> Result<Below, DeviceError> {
+        let (snap, name) = match base {
+            Base::Plain(origin) => {
+                return Ok(Below { layers: Vec::new(), key: self.key(&origin), origin });
+            }
+            Base::Stacked { snap, name } => (snap, name),
+        };
+        self.refuse_children(&name)?;
+        if self.is_served_origin(&snap.key) {
+            return Err(DeviceError::refused(format!(
+                "'{name}' is a snapshot of an origin that is served, so nothing can be stacked on it"
+            )));
+        }
+        Ok(Below { layers: snap.layers, key: snap.key, origin: snap.origin })
+    }
+
+    /// A snapshot whose store is opened, with its exceptions and those of the layers below.
+    fn opened_snap(
+        &mut self,
+        name: &str,
+        line: &TableLine,
+        spec: &SnapshotSpec,
+        below: Below,
+    ) -> Result<Snap, DeviceError> {
+        let Below { layers: lower, key, origin } = below;
+        let len = line.len.bytes();
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
         // Another layer is about to be stacked on this one: nothing would read a table of its own.
@@ -321,16 +350,16 @@ impl Plan<'_> {
         let chunk = listed.store.geometry.chunk;
         self.refuse_unaligned(line, chunk, &live, &origin)?;
         let live = Arc::new(live);
-        let layers = on_top(&below, &live)?;
-        let mut table = match shared {
-            true => ExceptionTable::new(0),
-            false => read_layers(memory, &below, chunk, len)
-                .inspect_err(|_| self.note_failed_syncs())?,
-        };
-        if !shared {
+        let layers = on_top(&lower, &live)?;
+        let table = if shared {
+            ExceptionTable::new(0)
+        } else {
+            let read = read_layers(memory, &lower, chunk, len);
+            let mut table = read.inspect_err(|_| self.note_failed_syncs())?;
             let layer = Layer(layers.len() as u16);
             live::load(&mut table, memory, (&live.disk, listed), layer)?;
-        }
+            table
+        };
         let (table, features) = (Arc::new(table), passdown::features(line));
         Ok(Snap { live, table, layers, key, origin, len, shared, features })
     }
