@@ -146,6 +146,12 @@ impl Server {
                 c.id
             )));
         }
+        let asked = [("writethrough", c.writethrough), ("fixed-iothread", c.fixed_iothread)];
+        if let Some((argument, _)) = asked.iter().find(|(_, asked)| *asked == Some(true)) {
+            return Err(CommandError::generic(format!(
+                "no export here can have '{argument}'; leave that out, or give false"
+            )));
+        }
         let device = self.devices.query(Some(&c.node_name), TableKind::Active).map_err(told)?;
         if c.writable == Some(true) && device.iter().any(|device| device.read_only) {
             return Err(CommandError::generic(format!(

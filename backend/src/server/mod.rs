@@ -381,6 +381,8 @@ fn add_command(
         id: id.into(),
         node_name: device.into(),
         writable: Some(true),
+        writethrough: None,
+        fixed_iothread: None,
         options: command::BlockExportOptions::VhostUserBlk(command::VhostUserBlkOptions {
             addr,
             num_queues: Some(queues),

@@ -296,6 +296,10 @@ record! {
         node_name: String,
         /// If false or missing, the guest sees a read-only disk.
         writable: Option<bool>,
+        /// QEMU's; must be false: a guest turns its write cache off itself.
+        writethrough: Option<bool>,
+        /// QEMU's; must be false: there are no I/O threads to choose from.
+        fixed_iothread: Option<bool>,
         ..
         /// The kind of the export, with its options.
         options: BlockExportOptions,
@@ -367,10 +371,20 @@ record! {
         top_node: Option<String>,
         /// The limit in bytes per second; 0 or missing means none.
         speed: Option<u64>,
+        /// `report` if missing.
+        on_error: Option<BlockdevOnError>,
         /// If false, the job waits for `job-finalize` at the end.
         auto_finalize: Option<bool>,
         /// If false, the concluded job waits for `job-dismiss`.
         auto_dismiss: Option<bool>,
+    }
+}
+
+choice! {
+    /// What a failed I/O means for its job: of QEMU's values the one that jobs here know.
+    pub enum BlockdevOnError {
+        /// The job fails.
+        Report = "report",
     }
 }
 

@@ -97,6 +97,29 @@ fn a_read_only_export_refuses_writes_and_a_writable_one_beside_it_does_not() {
     world.stop();
 }
 
+/// Clients of QEMU may say what is the default.
+#[test]
+fn qemu_s_arguments_that_ask_for_nothing_are_accepted() {
+    let scratch = scratch();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &["0 8 zero".to_owned()]);
+    for argument in ["writethrough", "fixed-iothread"] {
+        let mut add = export_args("d", "d", &scratch.socket("d.sock"), false);
+        add[argument] = json!(true);
+        let said = world.refused("block-export-add", add.clone());
+        assert!(said.contains(&format!("'{argument}'")), "{said}");
+        add[argument] = json!(false);
+        world.call("block-export-add", add);
+        world.call("block-export-del", json!({"id": "d"}));
+    }
+    let commit = |on_error| json!({"device": "d", "on-error": on_error});
+    let said = world.refused("block-commit", commit("stop"));
+    assert!(said.contains("'on-error' does not accept value 'stop' (it takes report)"), "{said}");
+    let said = world.refused("block-commit", commit("report"));
+    assert!(said.contains("is not an overlay"), "{said}");
+    world.stop();
+}
+
 /// As in QEMU.
 #[test]
 fn an_export_s_id_is_an_identifier_and_it_promises_no_writes_that_fail() {

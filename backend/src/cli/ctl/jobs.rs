@@ -124,6 +124,7 @@ impl CommitArgs {
             base_node: self.base.clone(),
             top_node: self.top.clone(),
             speed: self.options.speed,
+            on_error: None,
             auto_finalize: self.options.auto_finalize(),
             auto_dismiss: self.options.auto_dismiss(),
         };

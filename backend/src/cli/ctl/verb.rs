@@ -509,6 +509,8 @@ impl ExportArgs {
             id: self.id.clone(),
             node_name: self.device.clone(),
             writable: set(self.writable),
+            writethrough: None,
+            fixed_iothread: None,
             options: control::BlockExportOptions::VhostUserBlk(options),
         };
         Request::new("block-export-add", &arguments)
