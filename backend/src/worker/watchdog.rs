@@ -41,8 +41,7 @@ impl Watched {
     pub(super) fn new(fd: OwnedFd) -> Result<Arc<Watched>, OwnedFd> {
         let Some(watchdog) = watchdog() else { return Err(fd) };
         let watched = Arc::new(Watched { fd, writes: AtomicU64::new(0) });
-        let mut all = watchdog.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(Seen { watched: Arc::downgrade(&watched), writes: 0 });
+        watchdog.add(&watched);
         Ok(watched)
     }
 
@@ -92,11 +91,7 @@ struct Watchdog {
     all: Mutex<Vec<Seen>>,
 }
 
-static WATCHDOG: Watchdog = Watchdog {
-    thread: OnceLock::new(),
-    asleep: AtomicBool::new(false),
-    all: Mutex::new(Vec::new()),
-};
+static WATCHDOG: Watchdog = Watchdog::new();
 
 /// The watchdog with its thread; none if that cannot be started.
 fn watchdog() -> Option<&'static Watchdog> {
@@ -118,6 +113,26 @@ fn wake() {
 }
 
 impl Watchdog {
+    const fn new() -> Watchdog {
+        Watchdog {
+            thread: OnceLock::new(),
+            asleep: AtomicBool::new(false),
+            all: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn add(&self, watched: &Arc<Watched>) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            // A front-end may replace its descriptors for ever, and notify nobody, so that no look
+            // clears the list. Half of it is free afterwards: this is rare.
+            all.retain(|seen| seen.watched.strong_count() > 0);
+            let live = all.len();
+            all.reserve(live + 1);
+        }
+        all.push(Seen { watched: Arc::downgrade(watched), writes: 0 });
+    }
+
     #[cold]
     fn rouse(&self) {
         self.asleep.store(false, Ordering::SeqCst);
@@ -158,5 +173,28 @@ impl Watchdog {
             true
         });
         any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::new_eventfd;
+
+    /// Nobody is notified, so nobody looks.
+    #[test]
+    fn descriptors_that_are_gone_are_not_kept() {
+        let watchdog = Watchdog::new();
+        let watched = || {
+            let watched =
+                Arc::new(Watched { fd: new_eventfd().unwrap(), writes: AtomicU64::new(0) });
+            watchdog.add(&watched);
+            watched
+        };
+        let live: Vec<_> = (0..20).map(|_| watched()).collect();
+        (0..2000).for_each(|_| drop(watched()));
+        let all = watchdog.all.lock().unwrap();
+        assert!(all.len() <= 4 * live.len(), "{} are kept", all.len());
+        assert_eq!(all.iter().filter(|seen| seen.watched.strong_count() > 0).count(), live.len());
     }
 }
