@@ -3,7 +3,7 @@
 //! A write to an eventfd waits while the counter is full, if the descriptor blocks; a front-end can
 //! fill it, and change that flag, whenever it likes. A worker that waited for it would hold up
 //! whoever waits for the worker, also other disks. To look for room before each notification would
-//! cost a system call, and prevent nothing.
+//! cost a system call, and prevent nothing; it is what remains where there is no watchdog.
 //!
 //! Owns one thread of the process, and which descriptors it watches. Never knows what a notification
 //! means. Keeps: a notification is not taken away unless the counter is full, which no front-end
@@ -18,9 +18,9 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::signal;
+use super::{new_eventfd, signal};
 
 /// A notification that lasts from one look to the next may be stuck.
 const TICK: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
@@ -62,9 +62,7 @@ impl Watched {
                 return;
             }
             // The front-end may have emptied it in between: then this must not wait either.
-            let mut count = [0; 8];
-            let mut into = [IoSliceMut::new(&mut count)];
-            let _ = preadv2(&self.fd, &mut into, u64::MAX, ReadWriteFlags::NOWAIT);
+            let _ = take(&self.fd);
             std::thread::yield_now();
         }
     }
@@ -93,15 +91,16 @@ struct Watchdog {
 
 static WATCHDOG: Watchdog = Watchdog::new();
 
-/// The watchdog with its thread; none if that cannot be started.
+/// The watchdog with its thread; none if that cannot be started, or could make no room.
 fn watchdog() -> Option<&'static Watchdog> {
     static STARTED: OnceLock<bool> = OnceLock::new();
-    let start = || {
-        let thread = std::thread::Builder::new().name("watchdog".into());
-        let thread = thread.spawn(|| WATCHDOG.run());
-        thread.is_ok_and(|thread| WATCHDOG.thread.set(thread.thread().clone()).is_ok())
-    };
-    STARTED.get_or_init(start).then_some(&WATCHDOG)
+    STARTED.get_or_init(|| WATCHDOG.start(take)).then_some(&WATCHDOG)
+}
+
+/// Takes what was counted, without waiting for it.
+fn take(fd: &OwnedFd) -> rustix::io::Result<usize> {
+    let mut count = [0; 8];
+    preadv2(fd, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT)
 }
 
 /// Wakes the watchdog, if it sleeps.
@@ -119,6 +118,17 @@ impl Watchdog {
             asleep: AtomicBool::new(false),
             all: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Starts its thread; false if that cannot be, or if the system cannot `take` without waiting:
+    /// not from eventfds before Linux 5.8.
+    fn start(&'static self, take: impl Fn(&OwnedFd) -> rustix::io::Result<usize>) -> bool {
+        if !new_eventfd().is_ok_and(|empty| take(&empty) == Err(Errno::AGAIN)) {
+            return false;
+        }
+        let thread = std::thread::Builder::new().name("watchdog".into());
+        let thread = thread.spawn(|| self.run());
+        thread.is_ok_and(|thread| self.thread.set(thread.thread().clone()).is_ok())
     }
 
     fn add(&self, watched: &Arc<Watched>) {
@@ -179,7 +189,17 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::new_eventfd;
+
+    /// As before Linux 5.8, or where a filter of system calls does not know this one.
+    #[test]
+    fn no_watchdog_starts_that_could_make_no_room() {
+        static WATCHDOG: Watchdog = Watchdog::new();
+        for answer in [Err(Errno::OPNOTSUPP), Err(Errno::NOSYS), Err(Errno::PERM), Ok(0)] {
+            assert!(!WATCHDOG.start(|_| answer), "{answer:?}");
+        }
+        assert!(WATCHDOG.thread.get().is_none());
+        assert!(WATCHDOG.start(take), "this system has what it needs");
+    }
 
     /// Nobody is notified, so nobody looks.
     #[test]

@@ -54,6 +54,25 @@ fn a_descriptor_for_errors_that_blocks_holds_up_no_worker() {
     assert_eq!(stopped, Ok(Some(0)));
 }
 
+/// Without a watchdog a worker looks first.
+#[test]
+fn a_full_descriptor_that_nobody_watches_is_not_written() {
+    let (call, reads) = full_eventfd();
+    let notifier = Notifier::Unwatched(call);
+    let (send, notified) = sync_channel(2);
+    let thread = std::thread::spawn(move || {
+        for _ in 0..2 {
+            notifier.notify();
+            send.send(()).unwrap();
+        }
+    });
+    let first = notified.recv_timeout(PATIENCE);
+    empty(&reads);
+    assert_eq!(first, Ok(()));
+    notified.recv_timeout(PATIENCE).unwrap();
+    thread.join().unwrap();
+}
+
 /// A front-end can make its descriptor block, and fill it, at any time: also between a look and a
 /// notification.
 #[test]
