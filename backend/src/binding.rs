@@ -137,8 +137,8 @@ pub trait Binding: Send + Sync + 'static {
     /// The executor of its workers.
     type Io: DeviceIo;
 
-    /// Makes the engine of a worker, on the worker's thread.
-    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Self::Engine>;
+    /// Makes the engine of a worker, on the worker's thread. Only a `writable` one gets writes.
+    fn engine(&self, wake: Box<dyn Wake>, writable: bool) -> io::Result<Self::Engine>;
     /// Makes the executor of a worker, on the worker's thread.
     fn io(&self) -> io::Result<Self::Io>;
     /// The device as it is now, or as it was last if it has no table.

@@ -520,7 +520,7 @@ impl Binding for TestBinding {
     type Engine = TestEngine;
     type Io = TestIo;
 
-    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<TestEngine> {
+    fn engine(&self, wake: Box<dyn Wake>, _writable: bool) -> io::Result<TestEngine> {
         // The disk wakes its executors by their own eventfd.
         drop(wake);
         Ok(TestEngine {

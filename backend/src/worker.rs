@@ -85,7 +85,7 @@ pub(crate) fn spawn<B: Binding>(
     let (send, started) = sync_channel(1);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let parts = binding
-            .engine(Box::new(WakeMailbox(mailbox.clone())))
+            .engine(Box::new(WakeMailbox(mailbox.clone())), options.writable)
             .and_then(|engine| Ok((engine, binding.io()?)));
         match parts {
             Ok((engine, io)) => {

@@ -54,9 +54,11 @@ impl Binding for Served {
     type Engine = Engine;
     type Io = Io;
 
-    fn engine(&self, wake: Box<dyn Wake>) -> io::Result<Engine> {
+    fn engine(&self, wake: Box<dyn Wake>, writable: bool) -> io::Result<Engine> {
         let worker = self.devices.workers().register_queue(wake)?;
-        Ok(Engine::of(worker, EngineConfig::default()))
+        let mut engine = Engine::of(worker, EngineConfig::default());
+        engine.set_only_reads(!writable);
+        Ok(engine)
     }
 
     fn io(&self) -> io::Result<Io> {

@@ -15,8 +15,8 @@ use snapblk_store::control::command::{DeviceResume, DeviceSuspend};
 use snapblk_store::control::event::{Event, GuestThaw};
 use snapblk_store::device::{DeviceError, Resumed, Suspend, TableKind};
 
-use super::commands::{done, told};
 use super::Server;
+use super::commands::{done, told};
 use crate::agent::{Agent, AgentError, AgentEvent, Bounds, FROZEN, Frozen};
 
 /// The agents of a process's guests.

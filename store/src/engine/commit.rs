@@ -127,9 +127,12 @@ impl Core {
             let usable = |store: &&Arc<Store>| !store.state().is_condemned();
             let merged = set.merged.iter().filter(usable);
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
+            // Who only reads leads no sync that others wait for, but of what an earlier table left.
+            let only_reads = self.only_reads || table.read_only();
+            let unsynced = |f: &&Arc<Synced>| !only_reads || f.medium.is_owing() || f.has_failed();
             let parts = stores
                 .map(Part::of_store)
-                .chain(set.media.iter().cloned().map(Part::of))
+                .chain(set.media.iter().filter(unsynced).cloned().map(Part::of))
                 .chain(set.below.iter().filter(|f| f.medium.is_owing()).cloned().map(Part::of));
             let mut barrier = self.new_barrier(Then::End);
             barrier.parts.extend(parts);

@@ -144,6 +144,8 @@ pub(super) struct Core {
     pub(super) finished: VecDeque<(Token, Status)>,
     pub(super) in_flight: usize,
     pub(super) stopping: bool,
+    /// Its requests write nothing, whatever the table allows.
+    pub(super) only_reads: bool,
     /// A resource of this worker was freed: parked requests may proceed.
     pub(super) freed: bool,
 }
@@ -184,6 +186,7 @@ impl Core {
             finished: VecDeque::with_capacity(config.requests),
             in_flight: 0,
             stopping: false,
+            only_reads: false,
             freed: false,
         }
     }

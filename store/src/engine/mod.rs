@@ -213,6 +213,12 @@ impl Engine {
         self.core.stopping = stopping;
     }
 
+    /// Whether its requests write nothing, whatever its tables allow. A flush then has no writes to
+    /// make durable but those of an earlier table, and waits for no other worker's.
+    pub fn set_only_reads(&mut self, only_reads: bool) {
+        self.core.only_reads = only_reads;
+    }
+
     /// Announces that the host goes to sleep. False if there is something to do first: call
     /// [`Engine::step`] and try again. After the sleep call [`Engine::woke`].
     pub fn may_sleep(&self) -> bool {

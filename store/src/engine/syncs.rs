@@ -2,7 +2,8 @@
 //!
 //! Owns the syncs that this worker carries out for all who need one. Never knows who does. The system
 //! tells of an error once, to one of the syncs that overlap; so a sync begins only when the one before
-//! it has ended, whoever carried it out, and its failure is known to all. Keeps I17.
+//! it has ended, whoever carried it out, and its failure is known to all. So a worker whose guest
+//! holds it up holds up all whose flushes it leads; one that only reads leads none. Keeps I17.
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ use crate::request::Status;
 use crate::units::Chunk;
 
 mod neighbours;
+mod readers;
 
 impl World {
     /// The files that the control plane synced since the last call, by their names here, in order;
