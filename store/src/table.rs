@@ -10,7 +10,7 @@ use crate::cow::{Persistence, Store, StoreState};
 use crate::io::FileId;
 use crate::request::Op;
 use crate::target::{Backing, Decision, Exceptions, Medium, Snapshot, Synced, Target};
-use crate::units::Sector;
+use crate::units::{SECTOR_SIZE, Sector};
 
 /// One line: a range of the device and its target.
 #[derive(Debug)]
@@ -128,6 +128,12 @@ impl Table {
         files.sort();
         files.dedup();
         Table { lines, exceptions, flush, files, read_only: false }
+    }
+
+    /// A table for what concerns the whole of a file, as a sync does: it maps the first sector.
+    pub fn over(medium: Arc<Medium>) -> Self {
+        let target = Target::Plain(Backing::file(medium, 0, SECTOR_SIZE));
+        Table::new(vec![Line { start: 0, len: SECTOR_SIZE, target }], Vec::new())
     }
 
     /// Sets whether writes are refused.

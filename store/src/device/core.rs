@@ -24,6 +24,7 @@ use crate::exception::Memory;
 use crate::io::Files;
 use crate::lines::TableLine;
 use crate::table::Table;
+use crate::target::Medium;
 use crate::workers::Workers;
 
 /// An event, for observers.
@@ -80,6 +81,12 @@ pub trait Flusher: Send + Sync {
     /// The same; false if something could not be made durable.
     fn flush(&self, table: &Arc<Table>) -> bool {
         self.try_flush(table) == Flushed::Done
+    }
+
+    /// Makes what was written to a file durable, with its length, while nobody else syncs it: the
+    /// system tells one of them of an error. If that fails, later flushes fail too.
+    fn sync(&self, medium: &Arc<Medium>) -> bool {
+        self.flush(&Arc::new(Table::over(medium.clone())))
     }
 
     /// Writes the content of `source` to `table`, and makes it durable.

@@ -4,7 +4,8 @@
 //! a file is extended, durably, before a table that needs it, and is restored if the resize fails.
 //! Never makes anything shorter.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::build::Plan;
@@ -14,7 +15,7 @@ use super::error::DeviceError;
 use super::handover::can_move;
 use super::serving::go;
 use super::verbs::with_uppers;
-use crate::io::{OpenMode, Storage};
+use crate::io::OpenMode;
 use crate::lines::{Param, TargetSpec};
 use crate::units::{MOST_SECTORS, SECTOR_SIZE, Sector};
 
@@ -56,7 +57,7 @@ impl Devices {
         }
         let mut growth = Growth::default();
         growth.of(inner, name, size)?;
-        let grown = grow_files(inner, &growth.files)?;
+        let grown = self.grow_files(inner, &growth.files)?;
         if let Err(error) = self.swap_longer(inner, name, &growth.tables) {
             grown.iter().for_each(Grown::undo);
             return Err(error);
@@ -98,6 +99,52 @@ impl Devices {
             go(inner, &with_uppers(inner, name));
         }
         swapped
+    }
+
+    fn grow_files(
+        &self,
+        inner: &mut Inner,
+        files: &[(PathBuf, u64)],
+    ) -> Result<Vec<Grown>, DeviceError> {
+        let mut grown: Vec<Grown> = Vec::new();
+        for (path, bytes) in files {
+            match self.grow_file(inner, path, *bytes) {
+                Ok(one) => grown.extend(one),
+                Err(error) => {
+                    grown.iter().for_each(Grown::undo);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(grown)
+    }
+
+    /// None if the file is long enough.
+    fn grow_file(
+        &self,
+        inner: &mut Inner,
+        path: &Path,
+        bytes: u64,
+    ) -> Result<Option<Grown>, DeviceError> {
+        let disk = inner.disks.open(path, OpenMode::ReadWrite)?;
+        let before = disk.len()?;
+        // A block device keeps its length; if it is too short, building the table reports it.
+        if before >= bytes || disk.info.block_device {
+            return Ok(None);
+        }
+        let longer = disk.info.file.set_len(bytes).and_then(|()| {
+            // A guest may be flushing it.
+            match self.config.flusher.sync(&disk.medium) {
+                true => Ok(()),
+                false => Err(io::Error::other("its length cannot be made durable")),
+            }
+        });
+        let one = Grown { disk, before };
+        if longer.is_err() {
+            one.undo();
+        }
+        let what = format!("cannot make {} longer", path.display());
+        longer.map_err(DeviceError::io(what)).map(|()| Some(one))
     }
 }
 
@@ -161,35 +208,6 @@ fn snapshot_of<'a>(inner: &'a Inner, name: &str) -> Option<&'a String> {
     };
     let mut of_it = snapshots.filter(|(_, device)| device.active.as_ref().is_some_and(of));
     of_it.next().map(|(snapshot, _)| snapshot)
-}
-
-fn grow_files(inner: &mut Inner, files: &[(PathBuf, u64)]) -> Result<Vec<Grown>, DeviceError> {
-    let mut grown: Vec<Grown> = Vec::new();
-    for (path, bytes) in files {
-        let one = inner.disks.open(path, OpenMode::ReadWrite).and_then(|disk| {
-            let before = disk.len()?;
-            // A block device keeps its length; if it is too short, building the table reports it.
-            if before >= *bytes || disk.info.block_device {
-                return Ok(None);
-            }
-            let what = format!("cannot make {} longer", path.display());
-            let file = &disk.info.file;
-            let longer = file.set_len(*bytes).and_then(|()| disk.sync());
-            let one = Grown { disk, before };
-            if longer.is_err() {
-                one.undo();
-            }
-            longer.map_err(DeviceError::io(what)).map(|()| Some(one))
-        });
-        match one {
-            Ok(one) => grown.extend(one),
-            Err(error) => {
-                grown.iter().for_each(Grown::undo);
-                return Err(error);
-            }
-        }
-    }
-    Ok(grown)
 }
 
 impl Grown {

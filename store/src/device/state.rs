@@ -8,17 +8,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::build::Active;
-use super::core::{Inner, Loaded};
+use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::lock::whoever;
-use crate::io::{FileInfo, Files, OpenMode, real_path};
+use crate::io::{FileInfo, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
+use crate::target::Medium;
 use crate::units::Sector;
 
 mod bases;
@@ -33,7 +35,7 @@ mod says;
 mod sole;
 mod text;
 
-use bases::{BaseState, bases};
+use bases::{BaseState, bases, what_it_is};
 use beside::put_back;
 pub use names::{place_of_state, refuse_state_name};
 pub use only_read::is_only_read;
@@ -381,7 +383,7 @@ impl State {
     /// The state to be kept for `inner`, with the tables of `next` in place of those that they
     /// replace.
     pub(super) fn of(
-        files: &Files,
+        devices: &Devices,
         inner: &Inner,
         next: &BTreeMap<String, Option<Active>>,
     ) -> State {
@@ -389,6 +391,10 @@ impl State {
         let names = inner.devices.keys().chain(next.keys());
         // The layers of a chain have one base, and a guest may wait.
         let mut seen = BTreeMap::new();
+        let (known, flusher) = (&inner.state.bases, &*devices.config.flusher);
+        let mut look = |info: &FileInfo, medium: &Arc<Medium>| {
+            *seen.entry(medium.file).or_insert_with(|| what_it_is(info, medium, known, flusher))
+        };
         let written = |path: &Path| {
             let mut writes = inner.state.commits.values().flat_map(|commit| &commit.writes);
             writes.any(|written| written == path)
@@ -422,8 +428,7 @@ impl State {
             }
             // Tables that are about to be replaced may still be written.
             let settled = next.is_empty();
-            let known = &inner.state.bases;
-            let below = |active| bases(files, active, (settled, known), written, &mut seen);
+            let below = |active| bases(&devices.files, active, settled, written, &mut look);
             state.bases.extend(active.into_iter().flat_map(below));
         }
         state.first = inner.state.first.clone();

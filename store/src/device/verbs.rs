@@ -376,7 +376,7 @@ impl Devices {
         // Durable before the first write under the new tables can be acknowledged; a restart in
         // between finds the new tables and nothing written under them.
         let lost = plan.inner.lose_sources(&plan.next);
-        let state = State::of(&self.files, plan.inner, &plan.next).serving(&plan.released);
+        let state = State::of(self, plan.inner, &plan.next).serving(&plan.released);
         plan.give_way();
         if let Err(error) = plan.inner.state.keep(state) {
             plan.inner.find_sources(lost);
@@ -486,7 +486,7 @@ impl Devices {
 
     /// Writes the present state.
     pub(super) fn keep(&self, inner: &mut Inner) -> Result<(), DeviceError> {
-        let state = State::of(&self.files, inner, &BTreeMap::new());
+        let state = State::of(self, inner, &BTreeMap::new());
         inner.state.keep(state)?;
         Ok(())
     }

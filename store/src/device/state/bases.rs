@@ -3,7 +3,6 @@
 //! Owns which files these are, and that their recorded values are durable in the files, too: a
 //! start refuses a file that differs. Never knows where the values are kept.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +10,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::device::build::Active;
+use crate::device::core::Flusher;
 use crate::io::durable::sync_file;
-use crate::io::{FileId, FileInfo, Files};
+use crate::io::{FileInfo, Files};
 use crate::lines::TargetSpec;
 use crate::target::Medium;
 
@@ -31,18 +31,17 @@ pub(super) struct BaseState {
 }
 
 /// A file's length in bytes, and its last change, in nanoseconds since 1970.
-type Look = (u64, i64);
+pub(super) type Look = (u64, i64);
 
-/// The files below a guest's own disk that this process does not write; a merge writes them. With
-/// `settled`, also files that were opened for writing and are no longer written: their values are
-/// made durable, unless they are `known` already. Files `written` by jobs are excluded. `seen`
-/// caches the results.
+/// The files below a guest's own disk that this process does not write, as `look` finds them; a merge
+/// writes them. With `settled`, also files that were opened for writing and are no longer written.
+/// Files `written` by jobs are excluded.
 pub(super) fn bases(
     files: &Files,
     active: &Active,
-    (settled, known): (bool, &[BaseState]),
+    settled: bool,
     written: impl Fn(&Path) -> bool,
-    seen: &mut BTreeMap<FileId, Option<Look>>,
+    mut look: impl FnMut(&FileInfo, &Arc<Medium>) -> Option<Look>,
 ) -> Vec<BaseState> {
     let mut bases = Vec::new();
     for (number, snap) in &active.snaps {
@@ -56,8 +55,7 @@ pub(super) fn bases(
             if !frozen(&info) || written(&info.path) {
                 continue;
             }
-            let look = seen.entry(medium.file).or_insert_with(|| what_it_is(&info, &medium, known));
-            if let Some((size, modified)) = *look {
+            if let Some((size, modified)) = look(&info, &medium) {
                 let (path, store) = (info.path.clone(), snap.live.store.name().to_owned());
                 bases.push(BaseState { path, store, size, modified });
             }
@@ -66,19 +64,29 @@ pub(super) fn bases(
     bases
 }
 
-/// The size and time of the file of `medium`; durable if this process wrote it. A guest's flush
-/// does not sync the time (fdatasync), and the state may be on another file system: after a power
-/// cut, the file would seem to have been changed by another program.
-fn what_it_is(info: &FileInfo, medium: &Medium, known: &[BaseState]) -> Option<Look> {
+/// The size and time of the file of `medium`; durable if this process wrote it, unless they are
+/// `known` already. A guest's flush does not sync the time (fdatasync), and the state may be on
+/// another file system: after a power cut, the file would seem to have been changed by another
+/// program.
+pub(super) fn what_it_is(
+    info: &FileInfo,
+    medium: &Arc<Medium>,
+    known: &[BaseState],
+    flusher: &dyn Flusher,
+) -> Option<Look> {
     let look = look_at(info)?;
     let is_known = |base: &BaseState| base.path == info.path && (base.size, base.modified) == look;
     if !info.writable || info.block_device || known.iter().any(is_known) {
         return Some(look);
     }
-    if let Err(error) = sync_file(&info.file) {
-        tracing::error!("cannot sync {}: {error}", info.path.display());
+    // A guest may be flushing it, and must be told of any data that is lost. When that is durable,
+    // only the time is left, and nobody writes the file.
+    if flusher.sync(medium)
+        && let Err(error) = sync_file(&info.file)
+    {
         // The error is reported to no other caller.
         medium.sync_failed();
+        tracing::error!("cannot sync {}: {error}", info.path.display());
     }
     look_at(info)
 }

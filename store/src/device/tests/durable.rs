@@ -213,6 +213,12 @@ fn what_is_kept_of_a_base_is_durable_in_it() {
     // Nothing has changed since.
     world.overlay("disk", "store2");
     assert!(!world.made_durable().contains(&String::from("disk")));
+    // Nor apart from guests' syncs, while one of these may fail.
+    world.linear("other");
+    world.made_durable();
+    world.fail_flushes(true);
+    world.overlay("other", "store3");
+    assert!(!world.made_durable().contains(&String::from("other")));
 }
 
 /// Only the size of a transient store matters, but a start looks for the file.
@@ -266,9 +272,14 @@ fn a_snapshot_is_durable_with_what_its_origin_has() {
 fn a_file_that_was_made_longer_stays_so() {
     let world = World::new();
     world.linear("disk");
-    world.made_durable();
-    world.devices.resize("disk", 2 * LEN * 512).unwrap();
-    assert_eq!(world.made_durable(), ["disk", "state.new", "."]);
+    let grow = || world.devices.resize("disk", 2 * LEN * 512);
+    let sectors = || std::fs::metadata(world.path("disk")).unwrap().len() / 512;
+    world.fail_flushes(true);
+    grow().unwrap_err();
+    assert_eq!(sectors(), LEN);
+    world.fail_flushes(false);
+    grow().unwrap();
+    assert_eq!(sectors(), 2 * LEN);
 }
 
 #[test]
@@ -535,11 +546,11 @@ fn a_write_cache_that_is_off_is_off_after_a_restart() {
 #[test]
 fn a_sync_that_fails_in_a_command_fails_the_guest_s_flush() {
     let fails = |world: &World, name: &str| seen::fail(world.path(name).canonicalize().unwrap());
-    // A file that is made longer.
+    // A base, whose time is kept.
     let world = World::new();
     world.linear("disk");
     fails(&world, "disk");
-    world.devices.resize("disk", 2 * LEN * 512).unwrap_err();
+    world.overlay("disk", "over");
     cannot_flush(world.devices.suspend("disk", Suspend::default()));
     // A store that its own device opens again.
     world.file("disk2", 2 * LEN);

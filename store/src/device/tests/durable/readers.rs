@@ -17,7 +17,7 @@ fn only_reads(mut engine: Engine, medium: &Medium) {
     medium.set_owing(true);
     assert_eq!(flush(&mut engine), (vec![IoOp::Sync], Some(Status::Ok)));
     medium.set_owing(false);
-    medium.set_sync_failed();
+    medium.sync_failed();
     let (_, failed) = flush(&mut engine);
     assert_eq!(failed, Some(Status::Error));
 }
