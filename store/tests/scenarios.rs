@@ -443,6 +443,7 @@ fn bytes_of_a_chunk_beyond_the_device_are_zero() {
             let (within, beyond) = written.split_at((1100 - 1024) * 512);
             assert!(within.iter().any(|byte| *byte != 0xee));
             assert!(beyond.iter().all(|byte| *byte == 0), "with buffers of {scratch} bytes");
+            assert_eq!(world.sim.performed(file, IoOp::Zero), 0, "which would take space");
         });
     }
 }

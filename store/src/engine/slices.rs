@@ -65,7 +65,9 @@ impl Core {
         self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
     }
 
-    /// Zeroes what of the chunk lies beyond the device: a longer table would read it.
+    /// Makes what of the chunk lies beyond the device read as zeroes: a longer table would read it.
+    /// Its space is not needed yet, and it may be most of a gigabyte: where the store is sparse, it
+    /// stays so.
     fn zero_rest(&mut self, table: &Table, claimed: usize) {
         let (ex, valid) = self.sliced_chunk(table, claimed);
         let data = self.sliced(claimed).data;
@@ -76,7 +78,7 @@ impl Core {
         let (place, _) = ex.store().place_of(data, 1);
         let offset = ex.chunk().store_offset(place) + valid;
         let (first, tag) = (self.segs.len(), (Kind::Slice, SliceStep::Zero as u16, claimed));
-        self.act(IoOp::Zero, ex.store().file(), offset, rest, first, tag);
+        self.act(IoOp::Punch, ex.store().file(), offset, rest, first, tag);
     }
 
     /// A step of a slice ended.
