@@ -5,7 +5,7 @@
 //! ring: workers get messages, and reply before the session replies to the front-end. Whatever a
 //! front-end sends, the worst result is that the message is refused.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -69,18 +69,12 @@ struct Vring {
     size: u16,
     base: u16,
     addresses: Option<Addresses>,
-    kick: Option<VringKick>,
+    kick: Option<Kick>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     enabled: bool,
     /// Its worker has it.
     running: bool,
-}
-
-#[derive(Debug)]
-enum VringKick {
-    Event(OwnedFd),
-    Poll,
 }
 
 /// The state of a connection.
@@ -421,9 +415,9 @@ impl<T> Setup<T> {
 
     fn set_kick(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
         let (vring, worker) = self.vring(index)?;
-        let kick = fd.map_or(VringKick::Poll, VringKick::Event);
+        let kick = fd.map_or(Kick::Poll, Kick::Event);
         if vring.running {
-            worker.set_kick(kick.share()?);
+            worker.set_kick(kick.try_clone().map_err(nonsense)?);
         }
         vring.kick = Some(kick);
         self.start_if_ready(index)
@@ -489,7 +483,7 @@ impl<T> Setup<T> {
                 event_idx,
             },
             inflight: region.map_err(nonsense)?,
-            kick: kick.share()?,
+            kick: kick.try_clone().map_err(nonsense)?,
             call: share(&vring.call)?,
             err: share(&vring.err)?,
             enabled: vring.enabled || !protocol_features,
@@ -524,15 +518,6 @@ impl<T> Setup<T> {
         vring.base = stopped.unwrap_or(vring.base);
         vring.kick = None;
         Ok(VringState { index, value: vring.base.into() })
-    }
-}
-
-impl VringKick {
-    fn share(&self) -> Result<Kick, Refusal> {
-        Ok(match self {
-            VringKick::Event(fd) => Kick::Event(fd.as_fd().try_clone_to_owned().map_err(nonsense)?),
-            VringKick::Poll => Kick::Poll,
-        })
     }
 }
 

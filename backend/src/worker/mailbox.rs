@@ -68,6 +68,16 @@ pub enum Kick {
     Poll,
 }
 
+impl Kick {
+    /// The same, by a descriptor of its own.
+    pub(crate) fn try_clone(&self) -> io::Result<Kick> {
+        Ok(match self {
+            Kick::Event(fd) => Kick::Event(fd.try_clone()?),
+            Kick::Poll => Kick::Poll,
+        })
+    }
+}
+
 /// The parameters that a worker needs to serve a ring.
 #[derive(Debug)]
 pub struct RingStart {
