@@ -42,7 +42,7 @@ pub(crate) enum TestStep {
     Now(u64),
     /// That many actions are submitted to the system, by the call that waits for them or by
     /// another.
-    HandedOver { count: usize, waits: bool },
+    Submitted { count: usize, waits: bool },
 }
 
 /// A disk in memory, and the tests' controls of it.
@@ -375,9 +375,9 @@ impl TestIo {
         self.disk.takes_time.load(Ordering::SeqCst)
     }
 
-    fn hand_over(&mut self, waits: bool) {
+    fn submit_queued(&mut self, waits: bool) {
         if !self.queued.is_empty() {
-            let step = TestStep::HandedOver { count: self.queued.len(), waits };
+            let step = TestStep::Submitted { count: self.queued.len(), waits };
             self.disk.steps.lock().unwrap().push(step);
         }
         let at = Instant::now() + SHORTLY;
@@ -416,7 +416,7 @@ impl DeviceIo for TestIo {
     }
 
     fn enter(&mut self) -> io::Result<()> {
-        self.hand_over(false);
+        self.submit_queued(false);
         Ok(())
     }
 
@@ -445,7 +445,7 @@ impl DeviceIo for TestIo {
         if !self.done.is_empty() && !self.disk.held.load(Ordering::SeqCst) {
             return Ok(());
         }
-        self.hand_over(true);
+        self.submit_queued(true);
         if let Some((at, _)) = self.flying.front()
             && !self.disk.held.load(Ordering::SeqCst)
         {

@@ -237,7 +237,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let goes_on = !grows && ((self.unsubmitted.is_carried() && busy) || self.has_work());
         let submits = !self.unsubmitted.is_empty() && (never_sleeps || goes_on);
         if submits || (never_sleeps && self.io.is_ready()) {
-            self.hand_over();
+            self.submit_queued();
         }
         busy |= self.reap();
         self.suit_driver();
@@ -382,7 +382,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return self.disarm(armed);
         }
         let before = Instant::now();
-        self.unsubmitted.hand_over();
+        self.unsubmitted.submitted();
         self.note(|io| io.wait(timeout));
         if registered {
             self.engine.woke();
@@ -408,8 +408,8 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     }
 
     /// Submits queued actions, and continues.
-    fn hand_over(&mut self) {
-        self.unsubmitted.hand_over();
+    fn submit_queued(&mut self) {
+        self.unsubmitted.submitted();
         self.note(|io| io.enter());
     }
 

@@ -49,7 +49,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.reap();
                 self.drive();
             } else {
-                self.hand_over_part();
+                self.submit_part();
                 self.reap();
             }
             self.interrupt_between();
@@ -61,10 +61,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Submits the queued I/O if there are more chains in the ring: the disk works while those are
     /// prepared, which takes about as long. Requests that the engine gathers stay behind. With a
     /// polling driver this costs more than it gains.
-    fn hand_over_part(&mut self) {
+    fn submit_part(&mut self) {
         let waits = !self.io.is_synchronous() && !self.unsubmitted.is_empty();
         if waits && self.has_work() && !self.gathers() {
-            self.hand_over();
+            self.submit_queued();
         }
     }
 

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::poll::{FEW, Polling, look};
+use super::poll::{FEW, Polling, spin_until};
 use crate::binding::{DeviceEngine, DeviceIo};
 
 /// A driver that asked for no interrupt during so many requests in a row counts as polling. A
@@ -97,7 +97,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// Gives such a driver the time to add another request; true if it did.
     pub(super) fn refill_goes_on(&self) -> bool {
-        self.is_refilled() && look(NEXT, || self.has_work())
+        self.is_refilled() && spin_until(NEXT, || self.has_work())
     }
 
     /// Gives such a driver the time to respond to completions, and gathers further completions:
@@ -110,7 +110,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if !self.unsubmitted.is_empty() && !self.io.has_answers() {
             return false;
         }
-        if look(REFILL, || self.has_work() || self.mailbox.is_pending()) {
+        if spin_until(REFILL, || self.has_work() || self.mailbox.is_pending()) {
             return true;
         }
         let ended = self.io.has_answers();

@@ -114,8 +114,8 @@ impl AdaptivePoll {
     }
 }
 
-/// Polls for as long as `window`; true as soon as there is something.
-pub(super) fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
+/// Spins until `is_there`, at most for `window`; true if it is.
+pub(super) fn spin_until(window: Duration, mut is_there: impl FnMut() -> bool) -> bool {
     if window == Duration::ZERO {
         return false;
     }
@@ -134,7 +134,7 @@ pub(super) fn look(window: Duration, mut is_there: impl FnMut() -> bool) -> bool
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Polls the ring for as long as it seems worth; true if something came.
     pub(super) fn poll_ring(&self) -> bool {
-        look(self.poll.window(), || self.has_work() || self.mailbox.is_pending())
+        spin_until(self.poll.window(), || self.has_work() || self.mailbox.is_pending())
     }
 
     /// Whether the actions in flight may be polled for.
@@ -150,10 +150,11 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             return false;
         }
         // No system call if there is nothing to submit: a request may have a further step.
-        self.hand_over();
+        self.submit_queued();
         // Another worker that wakes this one waits for the end of the poll.
-        let came =
-            look(window, || self.io.is_ready() || self.has_work() || self.mailbox.is_pending());
+        let came = spin_until(window, || {
+            self.io.is_ready() || self.has_work() || self.mailbox.is_pending()
+        });
         if came && self.io.is_ready() {
             // Deferred completions come with a system call.
             self.note(|io| io.enter());

@@ -29,7 +29,7 @@ impl Queued {
 
     /// The kernel has them.
     #[inline]
-    pub(super) fn hand_over(&mut self) {
+    pub(super) fn submitted(&mut self) {
         *self = Queued::default();
     }
 
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_grow_is_handed_over() {
+    fn what_does_not_grow_is_submitted() {
         assert!(after(0, 1).still_grows(true) && after(3, 4).still_grows(true));
         assert!(!after(7, 0).still_grows(true), "requests that end at once came instead");
         assert!(after(7, 0).still_grows(false), "none came yet");
@@ -81,7 +81,7 @@ mod tests {
     fn what_follows_a_part_is_new() {
         let mut queued = after(1, 0);
         assert!(queued.is_carried());
-        queued.hand_over();
+        queued.submitted();
         assert!(queued.is_empty());
         queued.add();
         assert!(!queued.is_carried() && queued.still_grows(true));

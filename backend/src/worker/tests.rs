@@ -175,13 +175,13 @@ fn a_group_is_taken_apart_before_its_first_request_is_begun() {
 
 /// The number of actions of each submission, the prefetches before it, and whether it was made by
 /// the call that waits.
-fn handed_over(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
+fn submissions(disk: &TestDisk) -> Vec<(usize, usize, bool)> {
     let mut looks = 0;
     let mut all = Vec::new();
     for step in disk.steps.lock().unwrap().iter() {
         match *step {
             TestStep::Now(_) => looks += 1,
-            TestStep::HandedOver { count, waits } => all.push((count, looks, waits)),
+            TestStep::Submitted { count, waits } => all.push((count, looks, waits)),
             TestStep::Ahead(_) => {}
         }
     }
@@ -199,14 +199,14 @@ fn a_disk_has_a_batch_in_parts() {
         (0..batch).for_each(|slot| bench.driver.ask(slot, 0, u64::from(slot), &[0; 512]));
         bench.start();
         (0..batch).for_each(|_| _ = bench.driver.await_used());
-        let handed_over = handed_over(&bench.disk);
+        let submissions = submissions(&bench.disk);
         let ends = parts.iter().scan(0, |end, part| {
             *end += part;
             Some((*part, *end))
         });
-        let counts: Vec<_> = handed_over.iter().map(|&(count, looks, _)| (count, looks)).collect();
+        let counts: Vec<_> = submissions.iter().map(|&(count, looks, _)| (count, looks)).collect();
         assert_eq!(counts, ends.collect::<Vec<_>>(), "of {batch}");
-        let waits: Vec<_> = handed_over.iter().map(|&(.., waits)| waits).collect();
+        let waits: Vec<_> = submissions.iter().map(|&(.., waits)| waits).collect();
         assert_eq!(waits.iter().position(|&waits| waits), Some(parts.len() - 1), "of {batch}");
     }
 }
@@ -226,7 +226,7 @@ fn a_disk_that_is_at_work_has_the_next_batch_in_parts() {
     bench.disk.await_count(IoOp::Read, 28);
     bench.disk.hold(false);
     (0..28).for_each(|_| _ = bench.driver.await_used());
-    let counts: Vec<_> = handed_over(&bench.disk).iter().map(|&(count, ..)| count).collect();
+    let counts: Vec<_> = submissions(&bench.disk).iter().map(|&(count, ..)| count).collect();
     assert_eq!(counts, [4; 7]);
 }
 

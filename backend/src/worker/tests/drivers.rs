@@ -126,7 +126,7 @@ fn a_driver_that_polls_has_a_batch_as_a_whole() {
     bench.driver.kick_if_asked(since);
     bench.resume();
     (0..24).for_each(|_| _ = bench.driver.spin_for_used());
-    let counts: Vec<_> = handed_over(&bench.disk).iter().map(|&(count, ..)| count).collect();
+    let counts: Vec<_> = submissions(&bench.disk).iter().map(|&(count, ..)| count).collect();
     assert_eq!(counts, [24]);
 }
 
