@@ -41,8 +41,7 @@ impl CallerFlusher {
     }
 
     fn run(&self, table: &Arc<Table>) -> Result<(), FlushError> {
-        let file = |id: &_| self.files.get(*id);
-        let ring = self.options.uring && table.files().iter().filter_map(file).any(|of| of.uring);
+        let ring = self.options.uring && self.has_disk(table);
         let options = IoOptions { uring: ring, ..self.options };
         let kept = if ring { None } else { self.plain().take() };
         let mut executor = match kept {
@@ -60,6 +59,12 @@ impl CallerFlusher {
         result
     }
 
+    /// Whether a file of `table` lies on a disk.
+    fn has_disk(&self, table: &Table) -> bool {
+        let file = |id: &_| self.files.get(*id);
+        table.files().iter().filter_map(file).any(|of| of.uring)
+    }
+
     fn plain(&self) -> std::sync::MutexGuard<'_, Option<FileExecutor>> {
         // The value is present or not: a panic elsewhere cannot damage it.
         self.plain.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,6 +72,11 @@ impl CallerFlusher {
 }
 
 impl Flusher for CallerFlusher {
+    fn may_hang(&self, table: &Table) -> bool {
+        // All others lie in memory.
+        self.has_disk(table)
+    }
+
     fn try_flush(&self, table: &Arc<Table>) -> Flushed {
         let result = self.run(table);
         match &result {

@@ -16,9 +16,6 @@ impl Server {
         // While their disks still serve, where they do.
         self.lockfs.thaw_all();
         let given_up = self.stop_exports();
-        if given_up.is_empty() {
-            return self.devices.close(&[]);
-        }
         for (id, device) in &given_up {
             tracing::error!(
                 "export {id} of device {device} did not stop within {} s and is given up: its \
@@ -27,16 +24,21 @@ impl Server {
                 DEADLINE.as_secs()
             );
         }
-        // What shares a store with such a disk may have to wait for it.
+        // A command may still work on files that do not answer, and what shares a store with a disk
+        // that was given up may have to wait for it.
         let (send, closed) = channel();
-        let devices = self.devices.clone();
+        let (devices, stopped) = (self.devices.clone(), given_up.is_empty());
         let but: Vec<String> = given_up.into_values().collect();
-        let closes = move || send.send(devices.close(&but));
-        let closes = std::thread::Builder::new().name("close".into()).spawn(closes);
-        if closes.is_err() || closed.recv_timeout(2 * DEADLINE).is_err() {
-            tracing::error!("not all of what other disks owe could be made durable");
+        let all_but = but.clone();
+        let closes = move || send.send(devices.close(&all_but));
+        if std::thread::Builder::new().name("close".into()).spawn(closes).is_err() {
+            return self.devices.close(&but) && stopped;
         }
-        false
+        let Ok(durable) = closed.recv_timeout(2 * DEADLINE) else {
+            tracing::error!("not all of what the disks owe could be made durable");
+            return false;
+        };
+        durable && stopped
     }
 
     /// Stops all exports; those that did not stop in time, and their devices.

@@ -4,16 +4,14 @@
 //! stopped, and waits for commits that are under way. Keeps: it holds no lock, and a disk that
 //! hangs delays the caller no longer than a verb's deadline.
 
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Instant;
 
 use super::build::Active;
 use super::core::Devices;
+use super::flushes::Late;
 use super::serving::blocked;
 use super::verbs::with_uppers;
 use crate::cow::log::RING;
-use crate::table::Table;
 
 /// The most flushes in a row: guests continue, and may owe much again.
 const FLUSHES: usize = 3;
@@ -27,41 +25,22 @@ impl Devices {
         let names: Vec<&str> = names.into_iter().collect();
         let deadline = Instant::now() + self.config.deadline;
         for _ in 0..FLUSHES {
-            let tables = self.owing_much(&names);
-            if tables.is_empty() || !self.flush_until(deadline, tables) {
+            let owing = self.owing_much(&names);
+            let all: Vec<&Active> = owing.iter().collect();
+            if all.is_empty() || self.flush_until(deadline, &all).contains(&Err(Late)) {
                 break;
             }
         }
     }
 
-    fn owing_much(&self, names: &[&str]) -> Vec<Arc<Table>> {
+    fn owing_much(&self, names: &[&str]) -> Vec<Active> {
         let inner = &*self.look();
         let mut all: Vec<String> = names.iter().flat_map(|name| with_uppers(inner, name)).collect();
         all.sort();
         all.dedup();
         let serving = all.iter().filter(|name| !blocked(inner, name));
         let active = serving.flat_map(|name| inner.active(name));
-        active.filter(|active| owes_much(active)).map(|active| active.table.clone()).collect()
-    }
-
-    /// Flushes all of them, each in its own thread, which continues if it takes longer. False if
-    /// one does.
-    fn flush_until(&self, deadline: Instant, tables: Vec<Arc<Table>>) -> bool {
-        let (ended, end) = channel::<()>();
-        for table in tables {
-            let (flusher, ended) = (self.config.flusher.clone(), ended.clone());
-            let flush = move || {
-                flusher.flush(&table);
-                drop(ended);
-            };
-            if std::thread::Builder::new().name("flush ahead".into()).spawn(flush).is_err() {
-                return false;
-            }
-        }
-        drop(ended);
-        // Nothing is ever sent: the channel is closed when all have ended.
-        let left = deadline.saturating_duration_since(Instant::now());
-        end.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
+        active.filter(|active| owes_much(active)).cloned().collect()
     }
 }
 

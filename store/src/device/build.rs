@@ -197,9 +197,8 @@ impl<'a> Plan<'a> {
             return Ok(snap.clone());
         }
         // The stores' lists are complete only once nothing is owed.
-        let flushed = self.active(name).is_none_or(|a| self.devices.config.flusher.flush(&a.table));
-        if !flushed {
-            return Err(DeviceError::FlushFailed(name.into()));
+        if let Some(active) = self.active(name) {
+            self.devices.flush_valid(name, active)?;
         }
         let chunk = snap.live.store.geometry().chunk;
         let read = read_layers(&self.devices.config.memory, &snap.layers, chunk, snap.len);

@@ -231,14 +231,14 @@ impl Devices {
     /// skip them. If this cannot be ensured, flushes continue to cover them.
     pub(super) fn seal_layers(&self) {
         let inner = &*self.lock();
-        let actives = || inner.devices.values().filter_map(|device| device.active.as_ref());
-        for active in actives() {
+        for (name, device) in &inner.devices {
+            let Some(active) = &device.active else { continue };
             let Some(snap) = active.whole_snapshot().filter(|snap| snap.layers.len() > 1) else {
                 continue;
             };
             let below = &snap.layers[..snap.layers.len() - 1];
             let rests = below.iter().all(|live| live.store.is_sealed());
-            if !snap.shared && !rests && self.config.flusher.flush(&active.table) {
+            if !snap.shared && !rests && self.flush_valid(name, active).is_ok() {
                 below.iter().for_each(|live| live.store.set_sealed());
             }
         }

@@ -12,6 +12,7 @@ use super::build::Active;
 use super::commit::Commit;
 use super::disks::Disks;
 use super::error::DeviceError;
+use super::flushes::Flushes;
 use super::full::FullStores;
 use super::handover::Lost;
 use super::origins::Origins;
@@ -75,18 +76,16 @@ pub enum Flushed {
 /// Makes a table's owed chunks and unsynced writes durable, and copies from one table to another;
 /// implemented by the owner of an executor.
 pub trait Flusher: Send + Sync {
+    /// Whether a flush of `table` may take as long as a disk likes; otherwise it ends at once.
+    fn may_hang(&self, table: &Table) -> bool;
+
     /// Flushes everything that `table` maps to.
     fn try_flush(&self, table: &Arc<Table>) -> Flushed;
 
-    /// The same; false if something could not be made durable.
-    fn flush(&self, table: &Arc<Table>) -> bool {
-        self.try_flush(table) == Flushed::Done
-    }
-
     /// Makes what was written to a file durable, with its length, while nobody else syncs it: the
-    /// system tells one of them of an error. If that fails, later flushes fail too.
+    /// system tells one of them of an error. False if it failed.
     fn sync(&self, medium: &Arc<Medium>) -> bool {
-        self.flush(&Arc::new(Table::over(medium.clone())))
+        self.try_flush(&Arc::new(Table::over(medium.clone()))) == Flushed::Done
     }
 
     /// Writes the content of `source` to `table`, and makes it durable.
@@ -222,6 +221,7 @@ pub struct Devices {
     /// A suspend has ended, or a user of a device.
     settled: Condvar,
     pub(super) overdue: Arc<Overdue>,
+    pub(super) flushes: Arc<Flushes>,
 }
 
 impl Drop for Devices {
@@ -247,7 +247,8 @@ impl Devices {
             lower_layers: BTreeSet::new(),
         };
         let (inner, settled) = (Mutex::new(inner), Condvar::new());
-        Devices { files, workers, config, inner, settled, overdue: Arc::default() }
+        let (overdue, flushes) = (Arc::default(), Arc::default());
+        Devices { files, workers, config, inner, settled, overdue, flushes }
     }
 
     /// The process's files.

@@ -1,6 +1,7 @@
 //! The errors of device verbs, in sentences.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cow::StoreError;
 use crate::cow::owed::OwedError;
@@ -88,6 +89,17 @@ pub enum DeviceError {
     /// Owed chunks could not be made durable.
     #[error("what was written to '{0}' could not be made durable; see the events for the cause")]
     FlushFailed(String),
+    /// Owed chunks were not durable in time; nothing has changed, and the flush goes on.
+    #[error(
+        "what was written to '{device}' was not durable within {} s: a file of it does not answer; \
+         nothing was changed, try again when it does", limit.as_secs()
+    )]
+    FlushLate {
+        /// The device.
+        device: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// A system call failed.
     #[error("{what}: {source}")]
     Io {

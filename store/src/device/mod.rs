@@ -12,6 +12,7 @@ mod core;
 mod disks;
 mod error;
 mod files;
+mod flushes;
 mod full;
 mod guards;
 mod handover;

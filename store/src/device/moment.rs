@@ -8,7 +8,7 @@
 //! it serves.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
 
 use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
@@ -19,7 +19,6 @@ use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
 use crate::cow::{Geometry, Persistence};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
-use crate::table::Table;
 use crate::target::Features;
 use crate::units::{ChunkSize, Sector};
 
@@ -108,26 +107,27 @@ impl Devices {
             MomentAction::Create(request) => Some(&request.device),
             _ => None,
         });
-        let of = |device: &String| Some((device.clone(), inner.active(device).ok()?.table.clone()));
+        let of = |device: &String| Some((device.clone(), inner.active(device).ok()?.clone()));
         let all: Vec<_> = taken.filter_map(of).collect();
-        let files_alone = |table: &Table| {
-            table.flush_set().stores.is_empty() && table.flush_set().merged.is_empty()
+        let files_alone = |active: &Active| {
+            let set = active.table.flush_set();
+            set.stores.is_empty() && set.merged.is_empty()
         };
         let (later, now): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(_, table)| files_alone(table));
-        for (device, table) in now {
+            all.into_iter().partition(|(_, active)| files_alone(active));
+        for (device, active) in now {
             give_way(&inner);
-            self.flush_origin(&device, &table);
+            self.flush_origin(&device, &active);
         }
         drop(inner);
-        later.iter().for_each(|(device, table)| self.flush_origin(device, table));
+        later.iter().for_each(|(device, active)| self.flush_origin(device, active));
     }
 
-    fn flush_origin(&self, device: &str, table: &Arc<Table>) {
-        if !self.config.flusher.flush(table) {
+    fn flush_origin(&self, device: &str, active: &Active) {
+        if self.flush_valid(device, active).is_err() {
             tracing::error!(
-                "what was written to '{device}' before its snapshot cannot be made durable; a power cut \
-                 may take it from both"
+                "what was written to '{device}' before its snapshot is not durable; a power cut may \
+                 take it from both"
             );
         }
     }
@@ -185,9 +185,9 @@ impl Devices {
         for Overlaid { device, sealed } in overlaid {
             give_way(inner);
             let Ok(active) = inner.active(device) else { continue };
-            let table = active.table.clone();
-            if self.config.flusher.flush(&table) {
-                table.flush_set().below.iter().for_each(|file| file.medium.set_owing(false));
+            if self.flush_valid(device, active).is_ok() {
+                let below = &active.table.flush_set().below;
+                below.iter().for_each(|file| file.medium.set_owing(false));
                 sealed.iter().for_each(|snap| snap.live.store.set_sealed());
             }
         }

@@ -14,7 +14,8 @@ impl Devices {
     /// system's caches may be lost.
     ///
     /// # Errors
-    /// It is used, with `force` too; or its owed chunks cannot be made durable.
+    /// It is used, or its disk does not answer, with `force` too; or its owed chunks cannot be made
+    /// durable.
     pub fn remove(&self, name: &str, force: bool) -> Result<(), DeviceError> {
         self.remove_from(&mut self.lock(), name, force)
     }
@@ -40,6 +41,8 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         refuse_used(inner, name)?;
         match self.flush_device(inner, name) {
+            // It is still at work on its files.
+            Err(late @ DeviceError::FlushLate { .. }) => return Err(late),
             Err(error) if force => tracing::warn!("'{name}' is removed all the same: {error}"),
             flushed => flushed?,
         }
@@ -70,10 +73,7 @@ impl Devices {
 
     fn flush_device(&self, inner: &Inner, name: &str) -> Result<(), DeviceError> {
         let active = inner.devices.get(name).and_then(|device| device.active.as_ref());
-        match active {
-            Some(active) if !self.flush(active) => Err(DeviceError::FlushFailed(name.into())),
-            _ => Ok(()),
-        }
+        active.map_or(Ok(()), |active| self.flush(name, active))
     }
 }
 

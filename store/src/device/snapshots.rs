@@ -94,10 +94,7 @@ impl Devices {
             )));
         }
         let read_only = inner.active(device)?.read_only;
-        let table = inner.active(snapshot)?.table.clone();
-        if !self.config.flusher.flush(&table) {
-            return Err(DeviceError::FlushFailed(snapshot.into()));
-        }
+        self.flush_valid(snapshot, inner.active(snapshot)?)?;
         let cow = match &inner.active(snapshot)?.lines[0].target {
             TargetSpec::Snapshot(spec) => spec.clone(),
             _ => unreachable!("it is a whole snapshot"),

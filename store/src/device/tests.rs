@@ -6,6 +6,7 @@ mod durable;
 mod full;
 mod given;
 mod handover;
+mod hangs;
 mod layers;
 mod loaded;
 mod origins;
@@ -19,7 +20,7 @@ mod uses;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,9 +55,15 @@ struct Switch {
     hangs: Mutex<Option<Receiver<()>>>,
     /// The number of flushes.
     flushes: AtomicU32,
+    /// Is told of each flush that has ended.
+    ended: Mutex<Option<Sender<()>>>,
 }
 
 impl Flusher for Switch {
+    fn may_hang(&self, _: &Table) -> bool {
+        true
+    }
+
     fn try_flush(&self, table: &Arc<Table>) -> Flushed {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         let hangs = self.hangs.lock().unwrap().take();
@@ -64,7 +71,10 @@ impl Flusher for Switch {
             let _ = released.recv_timeout(Duration::from_secs(10));
         }
         let fails = self.fails.load(Ordering::SeqCst);
-        if fails { Flushed::Failed } else { self.flusher.try_flush(table) }
+        let flushed = if fails { Flushed::Failed } else { self.flusher.try_flush(table) };
+        let ended = self.ended.lock().unwrap();
+        ended.iter().for_each(|ended| _ = ended.send(()));
+        flushed
     }
 
     fn copy(&self, source: CommitSource, table: &Arc<Table>) -> CommitEnd {
@@ -99,8 +109,13 @@ impl World {
         let workers = Arc::new(Workers::default());
         let options = IoOptions { uring: false, ..IoOptions::default() };
         let flusher = CallerFlusher::new(files.clone(), workers.clone(), options);
-        let (fails, hangs) = (AtomicBool::new(false), Mutex::new(None));
-        let flusher = Arc::new(Switch { flusher, fails, hangs, flushes: AtomicU32::new(0) });
+        let flusher = Arc::new(Switch {
+            flusher,
+            fails: AtomicBool::new(false),
+            hangs: Mutex::new(None),
+            flushes: AtomicU32::new(0),
+            ended: Mutex::new(None),
+        });
         let config = DevicesConfig {
             memory,
             direct: false,

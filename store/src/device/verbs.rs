@@ -8,9 +8,9 @@
 
 use std::collections::BTreeMap;
 
-use super::build::{Active, Plan, Snap};
+use super::build::{Active, Plan};
 use super::chain::unseal_tops;
-use super::core::{Device, DeviceEvent, Devices, Flushed, Inner, Loaded, User};
+use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::full::spread_patience;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
@@ -18,7 +18,6 @@ use super::handover::settle;
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
-use crate::background::FlushError;
 use crate::lines::TableLine;
 
 /// How to suspend.
@@ -155,19 +154,21 @@ impl Devices {
         let workers = serving(&inner, &names);
         drop(inner);
         let stopped = self.stop_workers(&workers);
-        let flushed = stopped.is_ok() && active.is_none_or(|active| self.flush(&active));
+        let flushed = match (&stopped, &active) {
+            (Ok(()), Some(active)) => self.flush(name, active),
+            _ => Ok(()),
+        };
         let inner = &mut *self.look();
         self.came_to_rest(inner, &names);
         if was_suspended {
-            return if flushed { Ok(()) } else { Err(DeviceError::FlushFailed(name.into())) };
+            return flushed;
         }
         if let Err(error) = stopped {
             go(inner, &names);
             return Err(error);
         }
         inner.device_mut(name)?.suspended = true;
-        let kept =
-            if flushed { self.keep(inner) } else { Err(DeviceError::FlushFailed(name.into())) };
+        let kept = flushed.and_then(|()| self.keep(inner));
         if kept.is_err() {
             inner.device_mut(name)?.suspended = false;
             go(inner, &names);
@@ -304,22 +305,23 @@ impl Devices {
         let serves = !device.suspended && device.active.is_some();
         let mut names = if serves { with_uppers(inner, name) } else { Vec::new() };
         let reopened = inner.reopened(name, loaded);
-        // Those that cannot give their stores away are refused later. A source is suspended, maybe
-        // without a flush, so nobody has to stop for this.
-        for (source, _) in inner.sources(name, loaded).into_iter().flatten() {
-            if reopened.iter().all(|(owner, _)| *owner != source) {
-                self.commit_before_it_moves(inner, &source);
-            }
-        }
         for user in reopened.iter().flat_map(|(_, snap)| inner.users_of(snap)) {
             names.extend(with_uppers(inner, &user));
         }
         names.sort();
         names.dedup();
         self.stop(inner, &names)?;
-        let own = serves.then_some(name).into_iter();
-        for owner in own.chain(reopened.iter().map(|(owner, _)| owner.as_str())) {
-            self.commit_before_it_moves(inner, owner);
+        let mut owners: Vec<&str> = reopened.iter().map(|(owner, _)| owner.as_str()).collect();
+        owners.extend(serves.then_some(name));
+        // Those that cannot give their stores away are refused later. A source is suspended, maybe
+        // without a flush.
+        let sources = inner.sources(name, loaded).unwrap_or_default();
+        owners.extend(sources.iter().map(|(source, _)| source.as_str()));
+        owners.sort_unstable();
+        owners.dedup();
+        if let Err(late) = self.commit_before_they_move(inner, &owners) {
+            go(inner, &names);
+            return Err(late);
         }
         if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
@@ -328,14 +330,24 @@ impl Devices {
         Ok(names)
     }
 
-    /// Commits what a device owes before its stores are reopened, or move. A full or failed store
-    /// reports that when it is reopened; devices on top of a file know what it owes.
-    fn commit_before_it_moves(&self, inner: &Inner, name: &str) {
-        if let Ok(active) = inner.active(name)
-            && !self.flush(active)
-        {
-            owe(active);
+    /// Commits what devices owe before their stores are reopened, or move.
+    ///
+    /// # Errors
+    /// [`DeviceError::FlushLate`]: it may still write to a store that is to be opened again.
+    fn commit_before_they_move(&self, inner: &Inner, names: &[&str]) -> Result<(), DeviceError> {
+        let active = |name: &&'_ str| Some((*name, inner.active(name).ok()?));
+        let owners: Vec<(&str, &Active)> = names.iter().filter_map(active).collect();
+        let flushed = self.flush_all(owners.iter().copied());
+        for ((_, active), flushed) in owners.into_iter().zip(flushed) {
+            match flushed {
+                Ok(()) => {}
+                Err(late @ DeviceError::FlushLate { .. }) => return Err(late),
+                // A full or failed store reports that when it is reopened; devices on top of a file
+                // know what it owes.
+                Err(_) => owe(active),
+            }
         }
+        Ok(())
     }
 
     pub(super) fn swap_in(
@@ -443,23 +455,6 @@ impl Devices {
         Ok(())
     }
 
-    /// Makes everything that a table owes durable. An Invalid store owes nothing any more, but its
-    /// neighbours do.
-    pub(super) fn flush(&self, active: &Active) -> bool {
-        match self.config.flusher.try_flush(&active.table) {
-            Flushed::Done => return true,
-            Flushed::NotRun => return false,
-            Flushed::Failed => {}
-        }
-        let invalid = |snap: &Snap| snap.live.store.state().is_invalid();
-        let flushed = active.snaps.values().any(invalid) && owes_no_more(active);
-        // The flusher leaves the decision to this function if it cannot tell.
-        if !flushed && active.table.flush_set().has_invalid() {
-            tracing::error!("cannot flush a table with an invalid store: {}", FlushError::Failed);
-        }
-        flushed
-    }
-
     /// An orderly end: stops all users of devices, makes everything owed durable, and releases all
     /// files. The state for the next start is unchanged. False if something could not be made
     /// durable. Devices in `but` are left unchanged: a user that cannot be stopped still uses them.
@@ -471,9 +466,13 @@ impl Devices {
         if let Err(error) = &stopped {
             tracing::error!("{error}");
         }
-        let all = names.iter().filter_map(|name| inner.devices[name].active.as_ref());
-        // All of them, even after one that fails.
-        let failed = all.filter(|active| !self.flush(active)).count();
+        let all =
+            names.iter().filter_map(|n| Some((n.as_str(), inner.devices[n].active.as_ref()?)));
+        // All of them, even where one fails.
+        let flushed = self.flush_all(all);
+        for late in flushed.iter().filter_map(|flushed| flushed.as_ref().err()) {
+            say_given_up(late);
+        }
         // A caller that comes now, such as a job that has just ended, finds no device; this must
         // not be written to the state.
         inner.state.close();
@@ -481,7 +480,7 @@ impl Devices {
         if stopped.is_ok() {
             inner.devices.retain(|name, _| but.contains(name));
         }
-        stopped.is_ok() && failed == 0
+        stopped.is_ok() && flushed.iter().all(Result::is_ok)
     }
 
     /// Writes the present state.
@@ -492,15 +491,15 @@ impl Devices {
     }
 }
 
-/// Whether all of a table but its Invalid stores was flushed, according to the table itself.
-fn owes_no_more(active: &Active) -> bool {
-    let set = active.table.flush_set();
-    let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
-    let mut files = set.media.iter().chain(set.below.iter().filter(|file| file.medium.is_owing()));
-    stores.all(|store| match store.state() {
-        state if state.can_commit() => store.log().owes() == 0,
-        state => state.is_invalid(),
-    }) && !files.any(|file| file.has_failed())
+/// Other failures are in the log already.
+fn say_given_up(error: &DeviceError) {
+    if let DeviceError::FlushLate { device, limit } = error {
+        tracing::error!(
+            "what was written to '{device}' was not durable within {} s and is given up: a file of it \
+             does not answer; what was acknowledged is in its files, and the next start takes it in",
+            limit.as_secs()
+        );
+    }
 }
 
 /// The writes of `active` to files may be unsynced, and tables that only read the files must know.

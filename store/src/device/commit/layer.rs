@@ -123,7 +123,7 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let device = &cut.stay[0];
         // Flushed first, so that the guest is stopped for less time.
-        self.flush(inner.active(device)?);
+        self.flush(device, inner.active(device)?)?;
         let names = with_uppers(inner, device);
         self.stop(inner, &names)?;
         let ended = self.copy_rest(inner, cut, commit);
@@ -151,9 +151,7 @@ impl Devices {
             return Err(DeviceError::refused(format!("the base '{base}' is not open for writing")));
         };
         let active = inner.active(device)?;
-        if !self.flush(active) {
-            return Err(DeviceError::FlushFailed(device.clone()));
-        }
+        self.flush(device, active)?;
         let exceptions = whole(inner, device)?.exceptions();
         let source = CommitSource { exceptions, above: cut.layers.0 };
         snap.live.store.unseal();

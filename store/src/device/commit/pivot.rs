@@ -61,9 +61,7 @@ impl Devices {
         self.refuse_cut(inner, &cut)?;
         let active = inner.active(&job.device)?;
         let (loaded, snap) = (active.loaded(), whole(inner, &job.device)?);
-        if !self.config.flusher.flush(&active.table) {
-            return Err(DeviceError::FlushFailed(job.device.clone()));
-        }
+        self.flush_valid(&job.device, active)?;
         let TargetSpec::Snapshot(spec) = &loaded.lines[0].target else {
             return Err(DeviceError::refused(format!("'{}' is not an overlay", job.device)));
         };

@@ -54,7 +54,7 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
     }
     let owed = world.path("store.owed");
     let before = std::fs::read(&owed).unwrap();
-    assert!(world.flusher.flush(&table));
+    assert_eq!(world.flusher.try_flush(&table), Flushed::Done);
     let World { dir, devices, .. } = world;
     drop((table, store, devices));
     // As it was before the commit recorded its end.
