@@ -287,7 +287,7 @@ impl Worker {
 
     /// Its process is gone, with its ranges in flight: for simulations of that.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn killed(self) {
+    pub(crate) fn killed(&self) {
         self.slot().in_flight.store(0, Ordering::SeqCst);
     }
 }

@@ -103,6 +103,11 @@ impl Round {
         &self.meta
     }
 
+    /// Whether it does I/O; before, it only waits for what other workers write.
+    pub(super) fn has_begun(&self) -> bool {
+        self.stage != Stage::Collect
+    }
+
     /// Counts the entries that it writes, once all its chunks have ended.
     fn count_entries(&mut self) {
         let log = self.store.log();
@@ -468,7 +473,7 @@ impl Core {
         self.worker.all().wake(u64::MAX);
     }
 
-    fn end_round(&mut self, index: usize, ok: bool) {
+    pub(super) fn end_round(&mut self, index: usize, ok: bool) {
         let Round { store, tail, upto, meta, .. } = self.rounds.remove(index);
         self.spare_commits.metas.push(meta);
         store.return_tail(tail);

@@ -492,8 +492,12 @@ impl Core {
     }
 
     #[cfg(any(test, feature = "sim"))]
-    pub(super) fn killed(self) {
+    pub(super) fn killed(&mut self) {
         self.worker.killed();
+        // Those that wait for these are gone, too.
+        self.syncs.clear();
+        self.rounds.clear();
+        self.invalidations.clear();
     }
 
     pub(super) fn merge_progress(&self) -> Option<MergeProgress> {

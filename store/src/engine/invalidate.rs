@@ -100,4 +100,15 @@ impl Core {
         let _ = store.log().end_round(false);
         self.worker.all().wake(u64::MAX);
     }
+
+    /// Nobody will hear of their I/O: whether the headers were written is not known.
+    pub(super) fn abandon_invalidations(&mut self) {
+        for Invalidation { store, stage, .. } in self.invalidations.drain() {
+            store.invalidated(false);
+            if stage != Stage::Wait {
+                let _ = store.log().end_round(false);
+            }
+            self.worker.all().wake(u64::MAX);
+        }
+    }
 }

@@ -13,6 +13,7 @@
 //!              └── parked ←─┴─→ wait            ↑ woken by the chunk's mover
 //! ```
 
+mod abandon;
 mod claim;
 mod claims;
 mod commit;
@@ -129,7 +130,7 @@ impl Engine {
 
     /// Its process is gone, with all its I/O in flight: for simulations of that.
     #[cfg(any(test, feature = "sim"))]
-    pub fn killed(self) {
+    pub fn killed(mut self) {
         self.core.killed();
     }
 
@@ -316,6 +317,15 @@ impl Engine {
     /// The merge that runs in this engine, if any.
     pub fn merge(&self) -> Option<MergeProgress> {
         self.core.merge_progress()
+    }
+}
+
+impl Drop for Engine {
+    /// If its I/O could not be waited for, other workers may wait for a round that it leads.
+    fn drop(&mut self) {
+        if let Some(table) = self.table.take() {
+            self.core.abandon(&table);
+        }
     }
 }
 

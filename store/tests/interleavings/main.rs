@@ -19,7 +19,7 @@ use snapblk_store::cow::log::LOG_WORDS;
 use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
 use snapblk_store::cow::tail::Tail;
 use snapblk_store::cow::words::Words;
-use snapblk_store::cow::{Geometry, Log, Persistence, Store};
+use snapblk_store::cow::{Allocation, Geometry, Log, Persistence, Store};
 use snapblk_store::engine::{Engine, EngineConfig};
 use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
 use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg};
