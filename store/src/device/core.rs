@@ -12,6 +12,7 @@ use super::build::Active;
 use super::commit::Commit;
 use super::disks::Disks;
 use super::error::DeviceError;
+use super::files::MadeStores;
 use super::flushes::Flushes;
 use super::full::FullStores;
 use super::handover::Lost;
@@ -194,6 +195,8 @@ pub(super) struct Inner {
     /// While the state is restored: the devices that are layers below others, and need no tables of
     /// their own.
     pub(super) lower_layers: BTreeSet<String>,
+    /// Stores that were made for verbs which were undone; the state file names them still.
+    pub(super) left_over: MadeStores,
 }
 
 impl Inner {
@@ -245,6 +248,7 @@ impl Devices {
             commits: BTreeMap::new(),
             suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
+            left_over: MadeStores::default(),
         };
         let (inner, settled) = (Mutex::new(inner), Condvar::new());
         let (overdue, flushes) = (Arc::default(), Arc::default());
@@ -261,10 +265,13 @@ impl Devices {
         &self.workers
     }
 
-    /// For a verb that changes tables: no device is between two states.
+    /// For a verb that changes tables: no device is between two states, and the state file says what
+    /// is, if it can be written.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         let unsettled = |inner: &mut Inner| !inner.suspending.is_empty();
-        self.settled.wait_while(self.look(), unsettled).expect(POISONED)
+        let mut inner = self.settled.wait_while(self.look(), unsettled).expect(POISONED);
+        self.settle_state(&mut inner);
+        inner
     }
 
     /// For callers that only read, change no table, or handle suspends under way themselves.

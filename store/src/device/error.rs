@@ -86,6 +86,18 @@ pub enum DeviceError {
     /// Requests in flight did not end in time; nothing has changed.
     #[error("the requests in flight on '{0}' did not end in time; nothing was changed, try again")]
     Busy(String),
+    /// A verb was undone, but for the state file, which could not be written again.
+    #[error(
+        "{cause}; but the state file names already what was undone, and cannot be written again: {state}. \
+         This is tried again before the next command and at the end of the process; if it never succeeds, \
+         the next start finds the command carried out"
+    )]
+    NotTakenBack {
+        /// Why the verb was undone.
+        cause: Box<DeviceError>,
+        /// Why the file could not be written.
+        state: Box<DeviceError>,
+    },
     /// Owed chunks could not be made durable.
     #[error("what was written to '{0}' could not be made durable; see the events for the cause")]
     FlushFailed(String),

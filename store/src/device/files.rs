@@ -7,7 +7,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::DeviceError;
@@ -93,6 +93,27 @@ impl Made {
             Made::File(_) => std::fs::remove_file(real_path(&info.path)),
             Made::Content(_) => info.file.set_len(0),
         };
+    }
+}
+
+/// Store files that were made, to be undone together.
+#[derive(Debug, Default)]
+pub(super) struct MadeStores(Vec<(Made, PathBuf)>);
+
+impl MadeStores {
+    pub(super) fn push(&mut self, made: Made, path: &Path) {
+        self.0.push((made, path.to_owned()));
+    }
+
+    pub(super) fn extend(&mut self, other: MadeStores) {
+        self.0.extend(other.0);
+    }
+
+    /// The latest first.
+    pub(super) fn undo(&mut self) {
+        while let Some((made, path)) = self.0.pop() {
+            made.undo(&path);
+        }
     }
 }
 

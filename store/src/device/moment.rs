@@ -13,7 +13,7 @@ use std::sync::MutexGuard;
 use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
-use super::files::{Existing, Made, make_store, make_transient, no_such_store};
+use super::files::{Existing, Made, MadeStores, make_store, make_transient, no_such_store};
 use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
@@ -141,7 +141,14 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let mut made = MadeStores::default();
         // The plan, with its open stores, is dropped before the files are removed.
-        let overlaid = self.swap(inner, actions, &mut made, still).inspect_err(|_| made.undo())?;
+        let swapped = self.swap(inner, actions, &mut made, still);
+        let overlaid = swapped.inspect_err(|_| {
+            inner.left_over.extend(made);
+            // A start that finds the new state needs them.
+            if !inner.state.is_stale() {
+                inner.left_over.undo();
+            }
+        })?;
         self.seal(inner, &overlaid);
         Ok(())
     }
@@ -218,18 +225,6 @@ struct Overlaid {
     device: String,
     /// The former top; none if it was a plain disk.
     sealed: Option<Snap>,
-}
-
-/// Store files that were made, to be undone together.
-#[derive(Default)]
-struct MadeStores(Vec<(Made, PathBuf)>);
-
-impl MadeStores {
-    fn undo(&mut self) {
-        while let Some((made, path)) = self.0.pop() {
-            made.undo(&path);
-        }
-    }
 }
 
 /// The result of the actions so far.
@@ -415,7 +410,7 @@ impl Moment<'_, '_> {
         if made != Made::Nothing {
             self.plan.inner.state.forget_invalid(cow);
         }
-        self.made.0.push((made, cow.into()));
+        self.made.push(made, cow);
     }
 
     /// Refuses a new store of `device` that holds changes: another server has used it before its

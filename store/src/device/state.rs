@@ -474,6 +474,8 @@ pub(super) struct StateFile {
     others: Vec<PathBuf>,
     /// The lock on it, from when there is one.
     sole: Option<Sole>,
+    /// It says what was undone, and could not be written again.
+    stale: bool,
 }
 
 impl StateFile {
@@ -504,17 +506,28 @@ impl StateFile {
                 Some(text) => put_back(path, text),
                 None => std::fs::remove_file(path),
             };
-            if undone.is_err() {
+            if let Err(error) = undone {
+                tracing::error!("cannot restore the state file {}: {error}", path.display());
                 // It is there still, and this process wrote it.
-                self.kept = Some(text);
+                (self.kept, self.stale) = (Some(text), true);
             }
             return Err(fail("flush")(error));
         }
         self.generation = generation;
         self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
         self.bases.extend(bases);
-        self.kept = Some(text);
+        (self.kept, self.stale) = (Some(text), false);
         Ok(())
+    }
+
+    /// Whether the file says what was undone: the next start would find that.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// What was kept last was undone, and nothing else can be kept.
+    pub(super) fn set_stale(&mut self) {
+        self.stale = self.path.is_some();
     }
 
     fn read(&mut self) -> Result<Option<State>, StateError> {

@@ -15,6 +15,7 @@ mod owed;
 mod room;
 mod suspends;
 mod synced;
+mod undone;
 mod uses;
 
 use std::fs::File;

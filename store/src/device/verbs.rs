@@ -402,8 +402,7 @@ impl Devices {
         });
         if let Err(error) = stopped {
             inner.find_sources(lost);
-            let _ = self.keep(inner);
-            return Err(error);
+            return Err(self.take_back(inner, error));
         }
         let mut old = Vec::new();
         for (name, active) in next {
@@ -428,6 +427,25 @@ impl Devices {
         drop(old);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())
+    }
+
+    /// The state that was kept for a verb is replaced by the present one: `cause` has undone the verb.
+    fn take_back(&self, inner: &mut Inner, cause: DeviceError) -> DeviceError {
+        let Err(state) = self.keep(inner) else { return cause };
+        inner.state.set_stale();
+        let error = DeviceError::NotTakenBack { cause: Box::new(cause), state: Box::new(state) };
+        tracing::error!("{error}");
+        error
+    }
+
+    /// Tries again what [`Devices::take_back`] could not do.
+    pub(super) fn settle_state(&self, inner: &mut Inner) {
+        if inner.state.is_stale()
+            && let Err(error) = self.keep(inner)
+        {
+            return tracing::error!("{error}; the state file still names what was undone");
+        }
+        inner.left_over.undo();
     }
 
     /// Prepares a device to be served, `writable` or not, for `user`, which uses it from now on:
@@ -473,6 +491,7 @@ impl Devices {
         for late in flushed.iter().filter_map(|flushed| flushed.as_ref().err()) {
             say_given_up(late);
         }
+        let said = !inner.state.is_stale();
         // A caller that comes now, such as a job that has just ended, finds no device; this must
         // not be written to the state.
         inner.state.close();
@@ -480,7 +499,7 @@ impl Devices {
         if stopped.is_ok() {
             inner.devices.retain(|name, _| but.contains(name));
         }
-        stopped.is_ok() && flushed.iter().all(Result::is_ok)
+        stopped.is_ok() && said && flushed.iter().all(Result::is_ok)
     }
 
     /// Writes the present state.

@@ -67,7 +67,7 @@ impl StateFile {
         // A file that is not this process's stays. One that is gone is not removed: a read-only file
         // system refuses that, too.
         if self.kept.is_none() || !path.try_exists().unwrap_or(true) {
-            self.kept = None;
+            (self.kept, self.stale) = (None, false);
             self.sole = None;
             return Ok(());
         }
@@ -82,6 +82,7 @@ impl StateFile {
             self.kept = kept;
             return Err(fail("remove")(error));
         }
+        self.stale = false;
         self.sole = None;
         Ok(())
     }

@@ -1,0 +1,58 @@
+//! Verbs that are undone after their state was kept, when the former one cannot be kept again.
+
+use super::*;
+
+/// A plain disk. An overlay on it was given up at its last step, and nothing can be kept since.
+fn undone() -> (World, DeviceError) {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    let new = world.path("state.new");
+    let too_late = || {
+        std::fs::write(&new, "a user's").unwrap();
+        Err(DeviceError::refused("it came too late"))
+    };
+    let (device, cow) = ("disk".into(), world.path("store"));
+    let request = OverlaySnapshot { device, cow, below: None, existing: false };
+    let error = world.devices.take_moment(&[MomentAction::Overlay(request)], &too_late);
+    let error = error.unwrap_err();
+    (world, error)
+}
+
+fn is_named(world: &World) -> bool {
+    std::fs::read_to_string(world.path("state")).unwrap().contains("/store ")
+}
+
+#[test]
+fn a_store_stays_while_the_state_names_it() {
+    let (world, error) = undone();
+    let said = error.to_string();
+    assert!(said.contains("it came too late") && said.contains("state.new"), "{said}");
+    assert!(is_named(&world) && world.path("store").exists());
+    world.devices.create("other", None).unwrap_err();
+    assert!(is_named(&world) && world.path("store").exists());
+    std::fs::remove_file(world.path("state.new")).unwrap();
+    world.devices.create("other", None).unwrap();
+    assert!(!is_named(&world) && !world.path("store").exists());
+    world.overlay("disk", "store");
+}
+
+#[test]
+fn an_end_says_that_the_state_could_not_be_written_and_the_next_start_serves_it() {
+    let (world, _) = undone();
+    assert!(!world.devices.close(&[]));
+    std::fs::remove_file(world.path("state.new")).unwrap();
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    let world = World::at(dir);
+    world.devices.start(&[], |_| Ok(())).unwrap();
+    assert!(world.devices.lock().active("disk").unwrap().whole_snapshot().is_some());
+}
+
+#[test]
+fn an_end_writes_the_state_that_a_command_could_not() {
+    let (world, _) = undone();
+    std::fs::remove_file(world.path("state.new")).unwrap();
+    assert!(world.devices.close(&[]));
+    assert!(!is_named(&world) && !world.path("store").exists());
+}
