@@ -1,7 +1,8 @@
 //! The devices of a process, and their parts.
 //!
 //! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
-//! do not change.
+//! do not change. Nor does anything that a guest waits for: that has locks of its own, held for no
+//! I/O of a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -186,7 +187,6 @@ pub(super) struct Inner {
     pub(super) origins: Origins,
     pub(super) devices: BTreeMap<String, Device>,
     pub(super) state: StateFile,
-    pub(super) full: FullStores,
     /// By job: the running commits, and their reservations.
     pub(super) commits: BTreeMap<String, Commit>,
     /// Devices that threads without the lock are suspending: these and the devices above them do
@@ -225,6 +225,8 @@ pub struct Devices {
     settled: Condvar,
     pub(super) overdue: Arc<Overdue>,
     pub(super) flushes: Arc<Flushes>,
+    /// Taken after the devices, where both are.
+    full: Mutex<FullStores>,
 }
 
 impl Drop for Devices {
@@ -244,7 +246,6 @@ impl Devices {
             origins: Origins::default(),
             devices: BTreeMap::new(),
             state: StateFile::new(config.state.clone()),
-            full: FullStores::default(),
             commits: BTreeMap::new(),
             suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
@@ -252,7 +253,8 @@ impl Devices {
         };
         let (inner, settled) = (Mutex::new(inner), Condvar::new());
         let (overdue, flushes) = (Arc::default(), Arc::default());
-        Devices { files, workers, config, inner, settled, overdue, flushes }
+        let full = Mutex::default();
+        Devices { files, workers, config, inner, settled, overdue, flushes, full }
     }
 
     /// The process's files.
@@ -277,6 +279,11 @@ impl Devices {
     /// For callers that only read, change no table, or handle suspends under way themselves.
     pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect(POISONED)
+    }
+
+    /// What guests wait for that found no room.
+    pub(super) fn full(&self) -> MutexGuard<'_, FullStores> {
+        self.full.lock().expect(POISONED)
     }
 
     /// Waits until a suspend has ended.

@@ -1,14 +1,15 @@
 //! Full stores and files: how long guests' writes wait for room, and the search for room meanwhile.
 //!
-//! Owns each disk's time limit, and since when which file is full. Never holds a request: the worker
-//! parks a request that needs room, which blocks nothing else, and is woken from here. When the store
-//! has grown, or the file system has room again, the request proceeds; when the time is over, it fails.
-//! A file system may report space that no write gets (quotas, reserved blocks): until a write gets some,
+//! Owns each disk's time limit, and since when which file is full, under a lock of its own: guests
+//! wait for the search, and a verb may hold the devices while it waits for another disk. Never holds a
+//! request: the worker parks a request that needs room, which blocks nothing else, and is woken from
+//! here. When the store has grown, or the file system has room again, the request proceeds; when the
+//! time is over, it fails. A file system may report space that no write gets (quotas, reserved blocks): until a write gets some,
 //! the time runs on, and waiting requests are retried at long intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::build::Active;
@@ -34,6 +35,12 @@ pub(super) struct FullStores {
     /// By disk; only disks that wait.
     patience: BTreeMap<String, Duration>,
     waits: BTreeMap<Key, Wait>,
+    /// The stores of all tables that serve.
+    stores: Vec<Weak<Live>>,
+    /// The other files that guests write.
+    files: Vec<Weak<Disk>>,
+    /// By such a file's path: the disks whose guests write to it.
+    writers: BTreeMap<PathBuf, Vec<String>>,
 }
 
 /// The name of a store, or the number of another file.
@@ -185,13 +192,26 @@ impl Devices {
     /// its store, in that of a snapshot of it, or below the file that they go to. For no time at all
     /// they fail at once. Also where there is no such device yet.
     pub fn set_patience(&self, name: &str, patience: Duration) {
-        let inner = &mut *self.lock();
+        let inner = &*self.lock();
+        let full = &mut *self.full();
         if patience.is_zero() {
-            inner.full.patience.remove(name);
+            full.patience.remove(name);
         } else {
-            inner.full.patience.insert(name.into(), patience);
+            full.patience.insert(name.into(), patience);
         }
-        spread_patience(inner);
+        full.spread(inner);
+    }
+
+    /// Verbs have changed tables.
+    pub(super) fn spread_patience(&self, inner: &Inner) {
+        self.full().spread(inner);
+    }
+
+    /// The store called `name` of a table that serves.
+    pub(super) fn live_store(&self, name: &str) -> Option<Arc<Live>> {
+        let full = self.full();
+        let mut stores = full.stores.iter().filter_map(Weak::upgrade);
+        stores.find(|live| live.store.name() == name)
     }
 
     /// Sends an event once when more than `bytes` of the device's store are in use; never for 0.
@@ -216,11 +236,10 @@ impl Devices {
     /// [`DeviceEvent::FileFull`](super::DeviceEvent::FileFull)), and again when this says so; none
     /// where nothing waits.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
-        // Guests wait for this, and no table changes.
-        let inner = &mut *self.look();
-        let mut waits = std::mem::take(&mut inner.full.waits);
+        let full = &mut *self.full();
+        let mut waits = std::mem::take(&mut full.waits);
         let (mut next, mut changed) = (None, false);
-        for watched in watched(inner) {
+        for watched in full.watched() {
             let key = watched.key();
             let wait = waits.remove(&key).filter(|wait| wait.goes_for(&watched, now));
             let mut wait = match (watched.is_full(), wait) {
@@ -236,7 +255,7 @@ impl Devices {
                 }
                 (false, wait) => {
                     let unproven = wait.filter(|wait| wait.went_on.is_some());
-                    inner.full.waits.extend(unproven.map(|wait| (key, wait)));
+                    full.waits.extend(unproven.map(|wait| (key, wait)));
                     continue;
                 }
             };
@@ -250,7 +269,7 @@ impl Devices {
                 let again = wait.look_at(&watched, now);
                 next = Some(next.map_or(again, |next: Instant| next.min(again)));
             }
-            inner.full.waits.insert(key, wait);
+            full.waits.insert(key, wait);
         }
         if changed {
             self.workers.wake(u64::MAX);
@@ -260,12 +279,9 @@ impl Devices {
 
     /// The disks whose guests' writes to `file`, which is no store, wait for room.
     pub fn waiting_for(&self, file: &Path) -> Vec<String> {
-        let inner = &*self.look();
-        let writes = |active: &Active| written(active).any(|disk| disk.info.path == file);
-        let waits = |name: &String| inner.full.patience.contains_key(name);
-        let devices = inner.devices.iter().filter(|(name, _)| waits(name));
-        let devices = devices.filter(|(_, device)| device.active.as_ref().is_some_and(writes));
-        devices.map(|(name, _)| name.clone()).collect()
+        let full = self.full();
+        let writers = full.writers.get(file).into_iter().flatten();
+        writers.filter(|name| full.patience.contains_key(*name)).cloned().collect()
     }
 }
 
@@ -280,41 +296,48 @@ pub(super) fn written(active: &Active) -> impl Iterator<Item = &Arc<Disk>> {
     active.disks.iter().filter(move |disk| files.contains(&disk.file()))
 }
 
-/// All that may be full, each once.
-fn watched(inner: &Inner) -> Vec<Watched> {
-    let active = || inner.devices.values().filter_map(|device| device.active.as_ref());
-    let stores = active().flat_map(|active| active.snaps.values());
-    let files: BTreeMap<_, _> =
-        active().flat_map(written).map(|disk| (disk.file(), disk.clone())).collect();
-    let stores = stores.map(|snap| Watched::Store(snap.live.clone()));
-    stores.chain(files.into_values().map(Watched::File)).collect()
-}
+impl FullStores {
+    /// All that may be full, each once.
+    fn watched(&self) -> Vec<Watched> {
+        let stores = self.stores.iter().filter_map(Weak::upgrade).map(Watched::Store);
+        stores.chain(self.files.iter().filter_map(Weak::upgrade).map(Watched::File)).collect()
+    }
 
-/// Tells every store and other file how patient those are that write to it: of a store its own
-/// disk's guest, and that of the origin.
-pub(super) fn spread_patience(inner: &Inner) {
-    let patience = |name: &String| inner.full.patience.get(name).copied().unwrap_or_default();
-    let active =
-        || inner.devices.iter().filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
-    for (name, of_it) in active() {
-        for snap in of_it.snaps.values() {
-            let is_origin = |active: &Active| {
-                let mut keys = active.origin_keys.values();
-                keys.any(|key| *key == snap.key)
-            };
-            let origins = active().filter(|(_, active)| is_origin(active));
-            let most = origins.map(|(origin, _)| patience(origin)).max().unwrap_or_default();
-            snap.live.store.set_patience(most.max(patience(name)));
+    /// Takes note of the tables that serve, and tells every store and other file how patient those are
+    /// that write to it: of a store its own disk's guest, and that of the origin.
+    fn spread(&mut self, inner: &Inner) {
+        let patience = |name: &String| self.patience.get(name).copied().unwrap_or_default();
+        let active = || {
+            inner.devices.iter().filter_map(|(name, device)| Some((name, device.active.as_ref()?)))
+        };
+        let mut stores = Vec::new();
+        for (name, of_it) in active() {
+            for snap in of_it.snaps.values() {
+                let is_origin = |active: &Active| {
+                    let mut keys = active.origin_keys.values();
+                    keys.any(|key| *key == snap.key)
+                };
+                let origins = active().filter(|(_, active)| is_origin(active));
+                let most = origins.map(|(origin, _)| patience(origin)).max().unwrap_or_default();
+                snap.live.store.set_patience(most.max(patience(name)));
+                stores.push(Arc::downgrade(&snap.live));
+            }
         }
-    }
-    let mut files: BTreeMap<FileId, Duration> = BTreeMap::new();
-    for (name, active) in active() {
-        for disk in written(active) {
-            let most = files.entry(disk.file()).or_default();
-            *most = patience(name).max(*most);
+        let mut files: BTreeMap<FileId, (Weak<Disk>, Duration)> = BTreeMap::new();
+        let mut writers: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+        for (name, of_it) in active() {
+            for disk in written(of_it) {
+                let file = files.entry(disk.file());
+                let (_, most) = file.or_insert_with(|| (Arc::downgrade(disk), Duration::ZERO));
+                *most = patience(name).max(*most);
+                writers.entry(disk.info.path.clone()).or_default().push(name.clone());
+            }
         }
-    }
-    for disk in active().flat_map(|(_, active)| &active.disks) {
-        disk.medium.set_patience(files.get(&disk.file()).copied().unwrap_or_default());
+        for disk in active().flat_map(|(_, active)| &active.disks) {
+            let most = files.get(&disk.file()).map_or(Duration::ZERO, |(_, most)| *most);
+            disk.medium.set_patience(most);
+        }
+        let files = files.into_values().map(|(disk, _)| disk).collect();
+        (self.stores, self.files, self.writers) = (stores, files, writers);
     }
 }

@@ -12,7 +12,6 @@ use super::build::{Active, Plan};
 use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
-use super::full::spread_patience;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
 use super::handover::settle;
 use super::origins::mark_guest_disks;
@@ -420,7 +419,7 @@ impl Devices {
         also(inner);
         unseal_tops(inner, &names, &old);
         inner.forget_caches();
-        spread_patience(inner);
+        self.spread_patience(inner);
         go(inner, &names);
         // Other workers may wait for room in a store that grew meanwhile.
         self.workers.wake(u64::MAX);
