@@ -1,8 +1,8 @@
 //! The devices of a process, and their parts.
 //!
 //! Owns the one lock under which verbs change them. Workers never take it: they hold tables, which
-//! do not change. Nor does anything that a guest waits for: that has locks of its own, held for no
-//! I/O of a disk.
+//! do not change. Nor does anything that a guest waits for: that has locks of its own, which no verb
+//! holds while it waits for workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use super::full::FullStores;
 use super::handover::Lost;
 use super::origins::Origins;
 use super::overdue::Overdue;
-use super::state::StateFile;
+use super::state::{Kept, StateFile};
 use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitSource};
 use crate::cow::store::{StoreEvent, StoreObserver};
@@ -186,7 +186,7 @@ pub(super) struct Inner {
     pub(super) disks: Disks,
     pub(super) origins: Origins,
     pub(super) devices: BTreeMap<String, Device>,
-    pub(super) state: StateFile,
+    pub(super) state: Kept,
     /// By job: the running commits, and their reservations.
     pub(super) commits: BTreeMap<String, Commit>,
     /// Devices that threads without the lock are suspending: these and the devices above them do
@@ -227,6 +227,8 @@ pub struct Devices {
     pub(super) flushes: Arc<Flushes>,
     /// Taken after the devices, where both are.
     full: Mutex<FullStores>,
+    /// Taken last.
+    state: Arc<Mutex<StateFile>>,
 }
 
 impl Drop for Devices {
@@ -245,16 +247,17 @@ impl Devices {
             disks: Disks::new(files.clone(), &config),
             origins: Origins::default(),
             devices: BTreeMap::new(),
-            state: StateFile::new(config.state.clone()),
+            state: Kept::at(config.state.clone()),
             commits: BTreeMap::new(),
             suspending: BTreeSet::new(),
             lower_layers: BTreeSet::new(),
             left_over: MadeStores::default(),
         };
+        let state = inner.state.shared_file();
         let (inner, settled) = (Mutex::new(inner), Condvar::new());
         let (overdue, flushes) = (Arc::default(), Arc::default());
         let full = Mutex::default();
-        Devices { files, workers, config, inner, settled, overdue, flushes, full }
+        Devices { files, workers, config, inner, settled, overdue, flushes, full, state }
     }
 
     /// The process's files.
@@ -284,6 +287,11 @@ impl Devices {
     /// What guests wait for that found no room.
     pub(super) fn full(&self) -> MutexGuard<'_, FullStores> {
         self.full.lock().expect(POISONED)
+    }
+
+    /// The state file, for what guests wait for.
+    pub(super) fn state_file(&self) -> MutexGuard<'_, StateFile> {
+        self.state.lock().expect(POISONED)
     }
 
     /// Waits until a suspend has ended.

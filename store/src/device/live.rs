@@ -10,7 +10,7 @@ use super::core::Owner;
 use super::disks::{Disk, Disks};
 use super::error::DeviceError;
 use super::guards::store_path;
-use super::state::StateFile;
+use super::state::Kept;
 use crate::cow::layout::MOST_CHUNKS;
 use crate::cow::log::Log;
 use crate::cow::open::{self, Gather, OpenOptions, OpenStore};
@@ -149,7 +149,7 @@ impl Live {
         disks: &mut Disks,
         spec: &SnapshotSpec,
         LiveFor { len, guest_disk, replaces, list }: LiveFor,
-        state: &StateFile,
+        state: &Kept,
         (owner, observer): (Owner, Box<dyn StoreObserver>),
         between: &dyn Fn(),
     ) -> Result<(Live, Listed), DeviceError> {
@@ -157,7 +157,7 @@ impl Live {
         let disk = disks.open(path, OpenMode::ReadWrite)?;
         between();
         let transient = spec.persistence == Persistence::Transient;
-        let invalid = !transient && state.is_invalid(path);
+        let invalid = !transient && state.file().is_invalid(path);
         let mut listed = read_list(&disk, spec, invalid, (len, list))?;
         let opened = &mut listed.store;
         if invalid && let Err(error) = open::mark_invalid(&*disk, opened) {

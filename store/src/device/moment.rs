@@ -145,7 +145,7 @@ impl Devices {
         let overlaid = swapped.inspect_err(|_| {
             inner.left_over.extend(made);
             // A start that finds the new state needs them.
-            if !inner.state.is_stale() {
+            if !inner.state.file().is_stale() {
                 inner.left_over.undo();
             }
         })?;
@@ -408,7 +408,7 @@ impl Moment<'_, '_> {
 
     fn was_made(&mut self, made: Made, cow: &Path) {
         if made != Made::Nothing {
-            self.plan.inner.state.forget_invalid(cow);
+            self.plan.inner.state.file().forget_invalid(cow);
         }
         self.made.push(made, cow);
     }

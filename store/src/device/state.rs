@@ -1,14 +1,13 @@
 //! The state that must survive a restart.
 //!
-//! Owns the state file: its format (TOML), and that it is replaced durably. Never knows what a
-//! table does. A device is kept with its first table, so that a start with the same arguments is
+//! Owns the format of the state file (TOML), and what is written to it. Never knows what a table
+//! does. A device is kept with its first table, so that a start with the same arguments is
 //! recognised and restores the device's current state. A device that is still as the arguments
 //! made it is not kept.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +15,6 @@ use super::build::Active;
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
-use crate::io::durable::{sync_file, sync_name};
 use crate::io::lock::whoever;
 use crate::io::{FileInfo, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
@@ -25,6 +23,7 @@ use crate::units::Sector;
 
 mod bases;
 mod beside;
+mod file;
 mod given;
 mod names;
 mod older;
@@ -37,13 +36,15 @@ mod text;
 
 use bases::{BaseState, bases, what_it_is};
 use beside::put_back;
+pub(super) use file::StateFile;
 pub use names::{place_of_state, refuse_state_name};
 pub use only_read::is_only_read;
 pub use says::{StateSays, state_says};
-use sole::Sole;
 
 /// The version of the format.
 const VERSION: u32 = 1;
+
+pub(super) const POISONED: &str = "state file lock poisoned";
 
 /// Why a state file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -391,9 +392,11 @@ impl State {
         let names = inner.devices.keys().chain(next.keys());
         // The layers of a chain have one base, and a guest may wait.
         let mut seen = BTreeMap::new();
-        let (known, flusher) = (&inner.state.bases, &*devices.config.flusher);
+        // Their files are looked at: nobody who keeps something else waits for that.
+        let known = inner.state.file().bases().to_vec();
+        let flusher = &*devices.config.flusher;
         let mut look = |info: &FileInfo, medium: &Arc<Medium>| {
-            *seen.entry(medium.file).or_insert_with(|| what_it_is(info, medium, known, flusher))
+            *seen.entry(medium.file).or_insert_with(|| what_it_is(info, medium, &known, flusher))
         };
         let written = |path: &Path| {
             let mut writes = inner.state.commits.values().flat_map(|commit| &commit.writes);
@@ -438,10 +441,6 @@ impl State {
         state.commits = inner.state.commits.clone();
         let merges = |job: &CommitJob| merging.contains(job.device.as_str());
         state.commits.retain(|_, job| job.halted.is_none() || merges(job));
-        state.invalid = inner.state.invalid.clone();
-        let devices = &state.devices;
-        state.write_through = inner.state.write_through.clone();
-        state.write_through.retain(|name, _| devices.contains_key(name));
         state
     }
 
@@ -456,97 +455,30 @@ impl State {
     }
 }
 
-/// The place of the state, and what was last written there.
-#[derive(Debug, Default)]
-pub(super) struct StateFile {
-    path: Option<PathBuf>,
+/// What is kept besides the devices, and where.
+#[derive(Debug)]
+pub(super) struct Kept {
     first: BTreeMap<String, First>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
     pub(super) commits: BTreeMap<String, CommitJob>,
-    invalid: BTreeSet<PathBuf>,
-    pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
-    generation: u64,
-    /// The bases when this process last kept them.
-    bases: Vec<BaseState>,
-    /// The file's text, as this process read or wrote it; none if there is no file of its own.
-    kept: Option<String>,
-    /// The states of these disks that are not used.
-    others: Vec<PathBuf>,
-    /// The lock on it, from when there is one.
-    sole: Option<Sole>,
-    /// It says what was undone, and could not be written again.
-    stale: bool,
+    /// Locked last, and for no other I/O than its own.
+    file: Arc<Mutex<StateFile>>,
 }
 
-impl StateFile {
-    pub(super) fn new(path: Option<PathBuf>) -> Self {
-        StateFile { path: path.as_deref().map(place_of_state), ..StateFile::default() }
+impl Kept {
+    pub(super) fn at(path: Option<PathBuf>) -> Kept {
+        let file = Arc::new(Mutex::new(StateFile::new(path)));
+        Kept { first: BTreeMap::new(), jobs: BTreeMap::new(), commits: BTreeMap::new(), file }
     }
 
-    /// Replaces the file, durably; removes it if there is nothing to keep.
-    pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
-        let state = state.without_given();
-        if state.is_nothing() {
-            return self.remove();
-        }
-        self.claim()?;
-        let Some(path) = &self.path else { return Ok(()) };
-        let (generation, bases) = (self.generation + 1, state.bases.clone());
-        let text = toml::to_string_pretty(&State { generation, ..state })
-            .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
-        let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
-        let (new, mut file) = beside::create(path).map_err(fail("write"))?;
-        file.write_all(text.as_bytes()).map_err(fail("write"))?;
-        sync_file(&file).map_err(fail("flush"))?;
-        std::fs::rename(&new, path).map_err(fail("replace"))?;
-        if let Err(error) = sync_name(path) {
-            // The caller continues with the former state, and so must the next start, as far as a
-            // directory that cannot be synced allows it.
-            let undone = match &self.kept {
-                Some(text) => put_back(path, text),
-                None => std::fs::remove_file(path),
-            };
-            if let Err(error) = undone {
-                tracing::error!("cannot restore the state file {}: {error}", path.display());
-                // It is there still, and this process wrote it.
-                (self.kept, self.stale) = (Some(text), true);
-            }
-            return Err(fail("flush")(error));
-        }
-        self.generation = generation;
-        self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
-        self.bases.extend(bases);
-        (self.kept, self.stale) = (Some(text), false);
-        Ok(())
+    /// The file, for those who do not hold the devices.
+    pub(super) fn shared_file(&self) -> Arc<Mutex<StateFile>> {
+        self.file.clone()
     }
 
-    /// Whether the file says what was undone: the next start would find that.
-    pub(super) fn is_stale(&self) -> bool {
-        self.stale
-    }
-
-    /// What was kept last was undone, and nothing else can be kept.
-    pub(super) fn set_stale(&mut self) {
-        self.stale = self.path.is_some();
-    }
-
-    fn read(&mut self) -> Result<Option<State>, StateError> {
-        let Some(path) = &self.path else { return Ok(None) };
-        let Some(text) = text::read(path)? else { return Ok(None) };
-        let bad = |why: String| StateError::Bad { path: path.clone(), why };
-        let wrong = |e: toml::de::Error| bad(text::wrong(&text, e.span(), e.message()));
-        let state: State = toml::from_str(&text).map_err(wrong)?;
-        if state.version != VERSION {
-            return Err(bad(format!("it is of version {}", state.version)));
-        }
-        self.kept = Some(text);
-        Ok(Some(state.with_escapes().without_given()))
-    }
-
-    /// Whether the store at `path` is known to be invalid.
-    pub(super) fn is_invalid(&self, path: &Path) -> bool {
-        // It may have been recorded under its other name.
-        !self.invalid.is_empty() && names_of(path).iter().any(|name| self.invalid.contains(name))
+    /// The file.
+    pub(super) fn file(&self) -> MutexGuard<'_, StateFile> {
+        self.file.lock().expect(POISONED)
     }
 
     /// Whether the program's arguments gave `path` to a device as a plain file that it may write.
@@ -563,13 +495,6 @@ impl StateFile {
     /// Whether a command began the job `id`, and a restart goes on with it.
     pub(super) fn has_job(&self, id: &str) -> bool {
         self.jobs.contains_key(id) || self.commits.contains_key(id)
-    }
-
-    /// The store at `path` is created anew.
-    pub(super) fn forget_invalid(&mut self, path: &Path) {
-        names_of(path).iter().for_each(|name| {
-            self.invalid.remove(name);
-        });
     }
 }
 

@@ -389,7 +389,8 @@ impl Devices {
         let lost = plan.inner.lose_sources(&plan.next);
         let state = State::of(self, plan.inner, &plan.next).serving(&plan.released);
         plan.give_way();
-        if let Err(error) = plan.inner.state.keep(state) {
+        let kept = plan.inner.state.file().keep_devices(state);
+        if let Err(error) = kept {
             plan.inner.find_sources(lost);
             return Err(error.into());
         }
@@ -431,7 +432,7 @@ impl Devices {
     /// The state that was kept for a verb is replaced by the present one: `cause` has undone the verb.
     fn take_back(&self, inner: &mut Inner, cause: DeviceError) -> DeviceError {
         let Err(state) = self.keep(inner) else { return cause };
-        inner.state.set_stale();
+        inner.state.file().set_stale();
         let error = DeviceError::NotTakenBack { cause: Box::new(cause), state: Box::new(state) };
         tracing::error!("{error}");
         error
@@ -439,9 +440,8 @@ impl Devices {
 
     /// Tries again what [`Devices::take_back`] could not do.
     pub(super) fn settle_state(&self, inner: &mut Inner) {
-        if inner.state.is_stale()
-            && let Err(error) = self.keep(inner)
-        {
+        let stale = inner.state.file().is_stale();
+        if stale && let Err(error) = self.keep(inner) {
             return tracing::error!("{error}; the state file still names what was undone");
         }
         inner.left_over.undo();
@@ -490,10 +490,10 @@ impl Devices {
         for late in flushed.iter().filter_map(|flushed| flushed.as_ref().err()) {
             say_given_up(late);
         }
-        let said = !inner.state.is_stale();
+        let said = !inner.state.file().is_stale();
         // A caller that comes now, such as a job that has just ended, finds no device; this must
         // not be written to the state.
-        inner.state.close();
+        inner.state.file().close();
         // If a user is still at work, its files stay open and locked until the process ends.
         if stopped.is_ok() {
             inner.devices.retain(|name, _| but.contains(name));
@@ -504,8 +504,7 @@ impl Devices {
     /// Writes the present state.
     pub(super) fn keep(&self, inner: &mut Inner) -> Result<(), DeviceError> {
         let state = State::of(self, inner, &BTreeMap::new());
-        inner.state.keep(state)?;
-        Ok(())
+        Ok(inner.state.file().keep_devices(state)?)
     }
 }
 

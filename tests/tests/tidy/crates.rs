@@ -30,7 +30,7 @@ const KNOWN: [&str; 0] = [];
 const ONLY_IN: [(&str, &[&str]); 6] = [
     ("io_uring", &["store/src/io/uring.rs"]),
     ("nix", &["store/src/io/lock.rs", "backend/src/signals.rs"]),
-    ("toml", &["store/src/device/state.rs", "backend/src/cli/serve"]),
+    ("toml", &["store/src/device/state/file.rs", "backend/src/cli/serve"]),
     ("virtio_bindings", &["backend/src/config.rs", "backend/src/request.rs"]),
     ("vhost", &["backend/src/session"]),
     ("clap", &["backend/src/cli"]),

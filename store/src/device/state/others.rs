@@ -103,7 +103,7 @@ impl Devices {
     /// Before a start: the states at `others` say no more than the arguments, and shall name the one that
     /// is used.
     pub fn replaces_states(&self, others: Vec<PathBuf>) {
-        self.lock().state.others = others;
+        self.state_file().others = others;
     }
 }
 

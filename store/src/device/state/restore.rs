@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::others::Others;
 use super::{
-    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, absolute,
+    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile,
     is_empty, too_short,
 };
 use crate::device::build::lines_name;
@@ -17,7 +17,6 @@ use crate::device::core::{Device, Devices, Loaded};
 use crate::device::error::DeviceError;
 use crate::device::guards::refuse_missing;
 use crate::device::verbs::Suspend;
-use crate::io::real_path;
 use crate::lines::parse_table;
 
 impl StateFile {
@@ -56,26 +55,29 @@ impl Devices {
         mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let (kept, others) = {
-            let state = &mut self.lock().state;
-            state.wait_for_others()?;
-            let kept = state.read()?;
-            let others = state.read_others(kept.as_ref())?;
+            let mut file = self.state_file();
+            file.wait_for_others()?;
+            let kept = file.read()?;
+            let others = file.read_others(kept.as_ref())?;
             (kept, others)
         };
-        let path = self.lock().state.path.take();
+        let path = self.state_file().path.take();
         let started = self.start_from((kept, &others), first, &mut make_stores);
         let inner = &mut *self.lock();
-        inner.state.path = path;
+        inner.state.file().path = path;
         let known = started?;
         // Another process may have kept its state while this one waited for its disks.
-        inner.state.refuse_foreign()?;
+        inner.state.file().refuse_foreign()?;
         // A plain disk leaves no state file until a command changes something.
         let has_stores =
             |device: &Device| device.active.as_ref().is_some_and(|active| !active.snaps.is_empty());
         if known || inner.devices.values().any(has_stores) {
             self.keep(inner)?;
+        } else {
+            let state = State::of(&self.files, inner, &BTreeMap::new());
+            inner.state.file().note_devices(state);
         }
-        inner.state.replace(others)?;
+        inner.state.file().replace(others)?;
         Ok(())
     }
 
@@ -110,7 +112,7 @@ impl Devices {
         }
         // After all devices exist: those that only the arguments name have settings, too.
         let inner = &mut *self.lock();
-        inner.state.write_through = caches;
+        inner.state.file().write_through = caches;
         inner.forget_caches();
         Ok(known)
     }
@@ -123,18 +125,13 @@ impl Devices {
     /// The store called `store` is invalid, but its header could not be written: records this here
     /// instead. Until then, no code treats it as invalid (I14).
     pub fn record_invalid(&self, store: &str) {
-        // Guests wait for this, and it changes no table.
-        let inner = &mut *self.look();
-        // It may have moved to another device since it was opened.
-        let active = inner.devices.values().filter_map(|device| device.active.as_ref());
-        let mut snaps = active.flat_map(|active| active.snaps.values());
-        let Some(snap) = snaps.find(|snap| snap.live.store.name() == store) else { return };
-        let live = snap.live.clone();
-        inner.state.invalid.insert(absolute(&real_path(&live.disk.info.path)));
-        let recorded = self.keep(inner).inspect_err(|error| {
+        // Guests wait for this: not for a verb that holds the devices.
+        let Some(live) = self.live_store(store) else { return };
+        let recorded = self.state_file().record_invalid(&live.disk.info.path);
+        let recorded = recorded.inspect_err(|error| {
             tracing::error!("{error}; writes to the origin of {store} fail from now on");
         });
-        live.store.recorded(recorded.is_ok() && inner.state.path.is_some());
+        live.store.recorded(recorded.unwrap_or(false));
         self.workers.wake(u64::MAX);
     }
 
@@ -176,8 +173,9 @@ impl Devices {
             inner.state.first = state.first.clone();
             inner.state.jobs = state.jobs.clone();
             inner.state.commits = state.commits.clone();
-            inner.state.invalid = state.invalid.clone();
-            inner.state.generation = state.generation;
+            let mut file = inner.state.file();
+            file.invalid = state.invalid.clone();
+            file.generation = state.generation;
         }
         let mut tables = BTreeMap::new();
         for (name, device) in &state.devices {

@@ -92,6 +92,33 @@ fn what_changes_no_table_does_not_wait_for_a_suspend() {
     });
 }
 
+/// Nor for a verb that holds all devices while it waits for a disk.
+#[test]
+fn what_guests_wait_for_does_not_wait_for_a_verb() {
+    let (world, is_asked, release) = hanging();
+    let devices = &world.devices;
+    let line = format!("0 {LEN} linear {}/a 0", world.path("").display());
+    devices.load("a", parse_table([&*line]).unwrap(), false).unwrap();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| devices.resume("a"));
+        is_asked.recv().unwrap();
+        // All of this while that one hangs.
+        devices.set_write_through("b", "export", true).unwrap();
+        assert!(devices.is_write_through("b", "export"));
+        assert_eq!(devices.tend_full(Instant::now()), None);
+        assert_eq!(devices.waiting_for(&world.path("b")), [""; 0]);
+        devices.record_invalid("no such store");
+        assert!(!slow.is_finished());
+        // Once to hold the requests, and once to swap the tables.
+        release.send(()).unwrap();
+        is_asked.recv().unwrap();
+        release.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+    });
+    let state = std::fs::read_to_string(world.path("state")).unwrap();
+    assert!(state.contains("export"), "{state}");
+}
+
 /// A verb for the same device finds it at rest, or serving again, never between.
 #[test]
 fn a_resume_waits_for_the_suspend_of_its_device_and_a_failed_one_serves_on() {

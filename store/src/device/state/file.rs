@@ -1,0 +1,186 @@
+//! The state file of this process: reading it, and replacing it durably.
+//!
+//! Owns what was last written there, and the settings that guests make: they wait until these are
+//! kept, and a verb may hold the devices while it waits for a disk. So these are written with the
+//! devices as they were kept last. Never knows what a device is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::sole::Sole;
+use super::{
+    BaseState, State, StateError, VERSION, absolute, beside, names_of, place_of_state, put_back,
+    text,
+};
+use crate::device::error::DeviceError;
+use crate::io::durable::{sync_file, sync_name};
+use crate::io::real_path;
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(in crate::device) struct StateFile {
+    pub(super) path: Option<PathBuf>,
+    pub(super) invalid: BTreeSet<PathBuf>,
+    pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
+    pub(super) generation: u64,
+    /// The devices as they were kept last, without the settings.
+    last: State,
+    /// The bases when this process last kept them.
+    bases: Vec<BaseState>,
+    /// The file's text, as this process read or wrote it; none if there is no file of its own.
+    pub(super) kept: Option<String>,
+    /// The states of these disks that are not used.
+    pub(super) others: Vec<PathBuf>,
+    /// The lock on it, from when there is one.
+    pub(super) sole: Option<Sole>,
+    /// It says what was undone, and could not be written again.
+    pub(super) stale: bool,
+}
+
+impl StateFile {
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        StateFile { path: path.as_deref().map(place_of_state), ..StateFile::default() }
+    }
+
+    /// Keeps `state`, the devices and what works on them, and the settings.
+    pub(in crate::device) fn keep_devices(&mut self, state: State) -> Result<(), StateError> {
+        // A start makes hundreds of devices before it keeps any.
+        if self.path.is_some() {
+            self.keep(self.with_settings(&state))?;
+        }
+        self.last = state;
+        Ok(())
+    }
+
+    /// Takes note of `state`, which a start makes again without the file.
+    pub(super) fn note_devices(&mut self, state: State) {
+        self.last = state;
+    }
+
+    /// Keeps the settings, with the devices as they were kept last.
+    fn keep_settings(&mut self) -> Result<(), StateError> {
+        self.keep(self.with_settings(&self.last))
+    }
+
+    fn with_settings(&self, state: &State) -> State {
+        let (invalid, mut write_through) = (self.invalid.clone(), self.write_through.clone());
+        write_through.retain(|name, _| state.devices.contains_key(name));
+        State { invalid, write_through, ..state.clone() }
+    }
+
+    /// Replaces the file, durably; removes it if there is nothing to keep.
+    pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
+        let state = state.without_given();
+        if state.is_nothing() {
+            return self.remove();
+        }
+        self.claim()?;
+        let Some(path) = &self.path else { return Ok(()) };
+        let (generation, bases) = (self.generation + 1, state.bases.clone());
+        let text = toml::to_string_pretty(&State { generation, ..state })
+            .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
+        let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
+        let (new, mut file) = beside::create(path).map_err(fail("write"))?;
+        file.write_all(text.as_bytes()).map_err(fail("write"))?;
+        sync_file(&file).map_err(fail("flush"))?;
+        std::fs::rename(&new, path).map_err(fail("replace"))?;
+        if let Err(error) = sync_name(path) {
+            // The caller continues with the former state, and so must the next start, as far as a
+            // directory that cannot be synced allows it.
+            let undone = match &self.kept {
+                Some(text) => put_back(path, text),
+                None => std::fs::remove_file(path),
+            };
+            if let Err(error) = undone {
+                tracing::error!("cannot restore the state file {}: {error}", path.display());
+                // It is there still, and this process wrote it.
+                (self.kept, self.stale) = (Some(text), true);
+            }
+            return Err(fail("flush")(error));
+        }
+        self.generation = generation;
+        self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
+        self.bases.extend(bases);
+        (self.kept, self.stale) = (Some(text), false);
+        Ok(())
+    }
+
+    /// Whether the file says what was undone: the next start would find that.
+    pub(in crate::device) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// What was kept last was undone, and nothing else can be kept.
+    pub(in crate::device) fn set_stale(&mut self) {
+        self.stale = self.path.is_some();
+    }
+
+    pub(super) fn read(&mut self) -> Result<Option<State>, StateError> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let Some(text) = text::read(path)? else { return Ok(None) };
+        let bad = |why: String| StateError::Bad { path: path.clone(), why };
+        let wrong = |e: toml::de::Error| bad(text::wrong(&text, e.span(), e.message()));
+        let state: State = toml::from_str(&text).map_err(wrong)?;
+        if state.version != VERSION {
+            return Err(bad(format!("it is of version {}", state.version)));
+        }
+        self.kept = Some(text);
+        Ok(Some(state.with_escapes().without_given()))
+    }
+
+    /// Whether the store at `path` is known to be invalid.
+    pub(in crate::device) fn is_invalid(&self, path: &Path) -> bool {
+        // It may have been recorded under its other name.
+        !self.invalid.is_empty() && names_of(path).iter().any(|name| self.invalid.contains(name))
+    }
+
+    /// The store at `path` is created anew.
+    pub(in crate::device) fn forget_invalid(&mut self, path: &Path) {
+        names_of(path).iter().for_each(|name| {
+            self.invalid.remove(name);
+        });
+    }
+
+    /// Records that the store at `path` is invalid, although its header does not say so. True if a
+    /// restart will know.
+    pub(super) fn record_invalid(&mut self, path: &Path) -> Result<bool, StateError> {
+        self.invalid.insert(absolute(&real_path(path)));
+        self.keep_settings().map(|()| self.path.is_some())
+    }
+
+    /// Whether the guest of the export `export` of the device `name` turned its write cache off.
+    pub(in crate::device) fn is_write_through(&self, name: &str, export: &str) -> bool {
+        self.write_through.get(name).is_some_and(|exports| exports.contains(export))
+    }
+
+    /// Records that, or the opposite.
+    pub(in crate::device) fn set_write_through(
+        &mut self,
+        name: &str,
+        export: &str,
+        on: bool,
+    ) -> Result<(), DeviceError> {
+        let device = self.last.devices.get(name);
+        let read_only = device.ok_or_else(|| DeviceError::NotFound(name.into()))?.read_only;
+        let exports = self.write_through.entry(name.to_owned()).or_default();
+        let changed = match on {
+            true => exports.insert(export.to_owned()),
+            false => exports.remove(export),
+        };
+        self.write_through.retain(|_, exports| !exports.is_empty());
+        // What is only read has nothing to lose, and its file may be shared by servers which would then want
+        // one state.
+        if changed && !read_only { Ok(self.keep_settings()?) } else { Ok(()) }
+    }
+
+    /// Forgets the settings of other devices than those.
+    pub(in crate::device) fn retain_devices(&mut self, there: impl Fn(&str) -> bool) {
+        self.write_through.retain(|name, _| there(name));
+    }
+
+    /// The bases as this process kept them last.
+    pub(super) fn bases(&self) -> &[BaseState] {
+        &self.bases
+    }
+}
