@@ -341,6 +341,11 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
                 store,
                 "a chunk could not be kept or committed, or the store was full",
             )),
+            StoreEvent::Forgotten => Event::SnapshotInvalidated(failed(
+                device,
+                store,
+                "its store was in the memory of a process that has ended",
+            )),
             StoreEvent::InvalidNotWritten => Event::SnapshotInvalidated(failed(
                 device,
                 store,

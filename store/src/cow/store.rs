@@ -128,6 +128,8 @@ pub enum StoreEvent {
     /// It became Invalid, and its header could not be written: it must be recorded elsewhere, and
     /// [`Store::recorded`] called.
     InvalidNotWritten,
+    /// It is in memory, and became Invalid because the process that had it is gone.
+    Forgotten,
     /// It is full, and writes that need room wait.
     Full,
     /// It exceeded its threshold.
@@ -437,6 +439,15 @@ impl Store {
             self.observer.store_event(&self.name, StoreEvent::Invalidated);
         } else {
             self.observer.store_event(&self.name, StoreEvent::InvalidNotWritten);
+        }
+    }
+
+    /// It is in memory, and holds nothing of what it was to hold: the process that had it is gone.
+    /// Nobody serves it yet.
+    pub fn forgotten(&self) {
+        if self.begin_invalidate() {
+            self.state.store(StoreState::Invalid as u8, Ordering::Release);
+            self.observer.store_event(&self.name, StoreEvent::Forgotten);
         }
     }
 

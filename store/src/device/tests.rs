@@ -9,6 +9,7 @@ mod handover;
 mod hangs;
 mod layers;
 mod loaded;
+mod memory;
 mod origins;
 mod overdue;
 mod owed;

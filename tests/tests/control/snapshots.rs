@@ -276,6 +276,10 @@ fn a_transient_snapshot_lasts_as_long_as_its_process() {
         line.starts_with(&format!("0 {SECTORS} snapshot 64/")) && line.ends_with(" 0"),
         "{line}"
     );
+    // It would show what was written since.
+    world.restart();
+    assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot Invalid")]);
+    world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "snap"}));
     world.stop();
 }
 

@@ -36,15 +36,18 @@ impl State {
 
     /// Whether each device has the table that it was first given, and nothing works on it.
     pub(super) fn is_as_given(&self) -> bool {
-        let is_given = |(name, device): (&String, &DeviceState)| {
-            self.first.get(name).is_some_and(|first| {
-                let (table, read_only) = (first.table.clone(), first.read_only);
-                *device == DeviceState { table, read_only, ..DeviceState::default() }
-            })
-        };
         let works = !self.jobs.is_empty() || !self.commits.is_empty();
-        let all = self.devices.len() == self.first.len() && self.devices.iter().all(is_given);
+        let all = self.devices.len() == self.first.len();
+        let all = all && self.devices.keys().all(|name| self.is_as_first(name));
         all && !works && self.invalid.is_empty()
+    }
+
+    /// Whether the device `name` is as the arguments made it.
+    pub(super) fn is_as_first(&self, name: &str) -> bool {
+        let (first, device) = (self.first.get(name), self.devices.get(name));
+        let (Some(first), Some(device)) = (first, device) else { return false };
+        let (table, read_only) = (first.table.clone(), first.read_only);
+        *device == DeviceState { table, read_only, ..DeviceState::default() }
     }
 
     /// Whether a start without the file has the same result.

@@ -11,11 +11,13 @@ use super::{
     BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile,
     is_empty, too_short,
 };
+use crate::cow::Persistence;
 use crate::device::build::lines_name;
 use crate::device::chain::lower_layers;
 use crate::device::core::{Device, Devices, Loaded};
 use crate::device::error::DeviceError;
 use crate::device::guards::refuse_missing;
+use crate::device::origins::OriginKey;
 use crate::device::verbs::Suspend;
 use crate::lines::parse_table;
 
@@ -185,7 +187,27 @@ impl Devices {
         let restored = self.restore_all(state);
         self.lock().lower_layers.clear();
         self.seal_layers();
+        self.forget_moments(state);
         restored
+    }
+
+    /// A snapshot in memory of an origin that is served: what it kept since its moment is gone with the
+    /// process before. One that the arguments ask for is of this moment.
+    fn forget_moments(&self, state: &State) {
+        let inner = &*self.lock();
+        let devices = || inner.devices.iter();
+        let active = || devices().filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
+        let is_origin = |key: &OriginKey| {
+            active().any(|(_, active)| active.origin_keys.values().any(|origin| origin == key))
+        };
+        for (_, changed) in active().filter(|(name, _)| !state.is_as_first(name)) {
+            for snap in changed.snaps.values() {
+                let store = &snap.live.store;
+                if store.persistence() == Persistence::Transient && is_origin(&snap.key) {
+                    store.forgotten();
+                }
+            }
+        }
     }
 
     fn restore_all(&self, state: &State) -> Result<(), DeviceError> {
@@ -237,7 +259,7 @@ impl Devices {
                 continue;
             }
             let Some(path) = spec.cow.path() else { continue };
-            if spec.persistence != crate::cow::Persistence::Transient && is_empty(path) {
+            if spec.persistence != Persistence::Transient && is_empty(path) {
                 let store = path.to_owned();
                 return Err(StateError::StoreGone { store, device: name.into() }.into());
             }

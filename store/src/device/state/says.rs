@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::others::seen_from;
-use super::{DeviceState, FirstTable, State, StateFile};
+use super::{FirstTable, State, StateFile};
 
 /// What a state file is to disks of the arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,13 +67,9 @@ impl State {
 
     /// Whether it knows `disk`, and leaves it as its arguments made it.
     fn leaves(&self, disk: &FirstTable) -> bool {
-        let (first, device) = (self.first.get(&disk.name), self.devices.get(&disk.name));
-        let (Some(first), Some(device)) = (first, device) else { return false };
-        let (table, read_only) = (first.table.clone(), first.read_only);
-        let is_given = *device == DeviceState { table, read_only, ..DeviceState::default() };
         let works = self.jobs.values().map(|job| &job.device);
         let works = works.chain(self.commits.values().map(|job| &job.device));
-        is_given
+        self.is_as_first(&disk.name)
             && works.into_iter().all(|device| *device != disk.name)
             && self.invalid.is_empty()
             && !self.write_through.contains_key(&disk.name)
