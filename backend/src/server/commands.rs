@@ -125,7 +125,7 @@ impl Server {
             )));
         };
         let on_full: OnFull = words.trim().parse().map_err(CommandError::generic)?;
-        self.devices.set_patience(name, on_full.patience());
+        self.devices.change_patience(name, on_full.patience()).map_err(told)?;
         Ok(Answer::Message(String::new()))
     }
 

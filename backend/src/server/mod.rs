@@ -251,6 +251,15 @@ impl Passing {
                     devices.record_invalid(store);
                 }
             }
+            DeviceEvent::Store {
+                device,
+                event: StoreEvent::ThresholdPassed { threshold, .. },
+                ..
+            } => {
+                if let Some(devices) = self.devices.upgrade() {
+                    devices.passed_threshold(device, *threshold);
+                }
+            }
             DeviceEvent::Resized { device, .. } => {
                 let resizes = self.resizes.lock().expect("resizes lock poisoned");
                 let of_it = resizes.values().filter(|(of, _)| of == device);

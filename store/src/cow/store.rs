@@ -492,6 +492,11 @@ impl Store {
         self.look_at_threshold();
     }
 
+    /// Its threshold, if one is set and was not passed.
+    pub fn write_threshold(&self) -> Option<u64> {
+        self.threshold.get()
+    }
+
     /// Chunks were allocated. A threshold that is set meanwhile is reported at the next chunk at
     /// the latest.
     #[inline]

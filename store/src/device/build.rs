@@ -82,6 +82,12 @@ impl Active {
         }
     }
 
+    /// The store of its snapshot, if it has one and no other.
+    pub(super) fn only_store(&self) -> Option<&Arc<Live>> {
+        let mut snaps = self.snaps.values();
+        snaps.next().filter(|_| snaps.next().is_none()).map(|snap| &snap.live)
+    }
+
     /// Whether it uses the exception table of a layer above, which also has entries that this
     /// device must not show: it must not serve so.
     pub(super) fn shares_table(&self) -> bool {

@@ -193,13 +193,19 @@ impl Devices {
     /// they fail at once. Also where there is no such device yet.
     pub fn set_patience(&self, name: &str, patience: Duration) {
         let inner = &*self.lock();
-        let full = &mut *self.full();
-        if patience.is_zero() {
-            full.patience.remove(name);
-        } else {
-            full.patience.insert(name.into(), patience);
-        }
-        full.spread(inner);
+        self.full().set_patience(inner, name, patience);
+    }
+
+    /// The same for a device, and for the time after a restart.
+    ///
+    /// # Errors
+    /// There is no such device, or the state file cannot be written; then nothing has changed.
+    pub fn change_patience(&self, name: &str, patience: Duration) -> Result<(), DeviceError> {
+        let inner = &*self.lock();
+        inner.device(name)?;
+        inner.state.file().set_on_full(name, patience)?;
+        self.full().set_patience(inner, name, patience);
+        Ok(())
     }
 
     /// Verbs have changed tables.
@@ -214,20 +220,31 @@ impl Devices {
         stores.find(|live| live.store.name() == name)
     }
 
-    /// Sends an event once when more than `bytes` of the device's store are in use; never for 0.
+    /// Sends an event once when more than `bytes` of the device's store are in use; never for 0. A
+    /// restart knows it.
     ///
     /// # Errors
-    /// The device has no store, or several.
+    /// The device has no store, or several; or the state file cannot be written.
     pub fn set_write_threshold(&self, name: &str, bytes: u64) -> Result<(), DeviceError> {
         let inner = self.lock();
-        let mut snaps = inner.active(name)?.snaps.values();
-        let (Some(snap), None) = (snaps.next(), snaps.next()) else {
-            return Err(DeviceError::refused(format!(
+        let live = inner.active(name)?.only_store().ok_or_else(|| {
+            DeviceError::refused(format!(
                 "'{name}' has not one store that could fill up; name an overlay or a snapshot"
-            )));
-        };
-        snap.live.store.set_write_threshold((bytes != 0).then_some(bytes));
+            ))
+        })?;
+        let threshold = (bytes != 0).then_some(bytes);
+        inner.state.file().set_write_threshold(name, threshold)?;
+        live.store.set_write_threshold(threshold);
         Ok(())
+    }
+
+    /// The store of the device `name` has passed its threshold `bytes`, which was reported: a restart does
+    /// not set it again.
+    pub fn passed_threshold(&self, name: &str, bytes: u64) {
+        let forgotten = self.state_file().forget_write_threshold(name, bytes);
+        if let Err(error) = forgotten {
+            tracing::warn!("{error}; after a restart the threshold of '{name}' is reported again");
+        }
     }
 
     /// Looks after what is full and waited for: lets go on what waits for a store that has grown or a
@@ -297,6 +314,15 @@ pub(super) fn written(active: &Active) -> impl Iterator<Item = &Arc<Disk>> {
 }
 
 impl FullStores {
+    pub(super) fn set_patience(&mut self, inner: &Inner, name: &str, patience: Duration) {
+        if patience.is_zero() {
+            self.patience.remove(name);
+        } else {
+            self.patience.insert(name.into(), patience);
+        }
+        self.spread(inner);
+    }
+
     /// All that may be full, each once.
     fn watched(&self) -> Vec<Watched> {
         let stores = self.stores.iter().filter_map(Weak::upgrade).map(Watched::Store);

@@ -167,6 +167,9 @@ pub(super) struct DeviceState {
     lost: Vec<(usize, Lost)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     inactive_lost: Vec<(usize, Lost)>,
+    /// Bytes in its store beyond which an event is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    write_threshold: Option<u64>,
     /// It is removed, and only waits for its stores to be taken over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     removed: bool,
@@ -194,6 +197,9 @@ pub struct State {
     /// Exports whose guests turned their write cache off, and do not repeat it; by device.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     write_through: BTreeMap<String, BTreeSet<String>>,
+    /// How long writes that find no room wait, in milliseconds, where a message said so; by device.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    on_full: BTreeMap<String, u64>,
     #[serde(default)]
     devices: BTreeMap<String, DeviceState>,
     #[serde(default)]
@@ -423,6 +429,9 @@ impl State {
                     inactive_failed: inactive.is_some_and(|loaded| loaded.failed),
                     lost: active.map(|active| pairs(&active.lost)).unwrap_or_default(),
                     inactive_lost: inactive.map(|loaded| pairs(&loaded.lost)).unwrap_or_default(),
+                    write_threshold: active
+                        .and_then(Active::only_store)
+                        .and_then(|live| live.store.write_threshold()),
                     removed: device.is_some_and(|device| device.removed),
                 },
             );

@@ -14,6 +14,7 @@ mod origins;
 mod overdue;
 mod owed;
 mod room;
+mod settings;
 mod suspends;
 mod synced;
 mod undone;

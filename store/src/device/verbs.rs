@@ -419,9 +419,10 @@ impl Devices {
         }
         also(inner);
         unseal_tops(inner, &names, &old);
-        inner.forget_caches();
         self.spread_patience(inner);
         go(inner, &names);
+        // The file may be being written.
+        inner.forget_settings();
         // Other workers may wait for room in a store that grew meanwhile.
         self.workers.wake(u64::MAX);
         drop(old);

@@ -9,7 +9,7 @@ use super::error::DeviceError;
 
 impl Inner {
     /// A removed device's name may be given to another.
-    pub(super) fn forget_caches(&mut self) {
+    pub(super) fn forget_settings(&mut self) {
         let Inner { state, devices, .. } = self;
         state.file().retain_devices(|name| devices.contains_key(name));
     }

@@ -262,7 +262,8 @@ fn a_refused_snapshot_leaves_everything_as_it_was() {
 #[test]
 fn a_transient_snapshot_lasts_as_long_as_its_process() {
     let scratch = scratch();
-    let mut world = World::start(&plain(&scratch, &disk_file(&scratch)));
+    let command = plain(&scratch, &disk_file(&scratch));
+    let mut world = World::start(&command);
     let mut origin = world.disk();
     world.call(
         "snapshot-create",
@@ -277,7 +278,8 @@ fn a_transient_snapshot_lasts_as_long_as_its_process() {
         "{line}"
     );
     // It would show what was written since.
-    world.restart();
+    world.stop();
+    let mut world = World::start(&command);
     assert_eq!(world.status("snap"), [format!("0 {SECTORS} snapshot Invalid")]);
     world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "snap"}));
     world.stop();

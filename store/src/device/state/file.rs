@@ -1,12 +1,13 @@
 //! The state file of this process: reading it, and replacing it durably.
 //!
-//! Owns what was last written there, and the settings that guests make: they wait until these are
-//! kept, and a verb may hold the devices while it waits for a disk. So these are written with the
-//! devices as they were kept last. Never knows what a device is.
+//! Owns what was last written there, and settings: guests wait until theirs are kept, and a verb may
+//! hold the devices while it waits for a disk. So these are written with the devices as they were kept
+//! last. Never knows what a device is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::sole::Sole;
 use super::{
@@ -23,6 +24,7 @@ pub(in crate::device) struct StateFile {
     pub(super) path: Option<PathBuf>,
     pub(super) invalid: BTreeSet<PathBuf>,
     pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
+    pub(super) on_full: BTreeMap<String, u64>,
     pub(super) generation: u64,
     /// The devices as they were kept last, without the settings.
     last: State,
@@ -64,9 +66,10 @@ impl StateFile {
     }
 
     fn with_settings(&self, state: &State) -> State {
-        let (invalid, mut write_through) = (self.invalid.clone(), self.write_through.clone());
+        let (mut write_through, mut on_full) = (self.write_through.clone(), self.on_full.clone());
         write_through.retain(|name, _| state.devices.contains_key(name));
-        State { invalid, write_through, ..state.clone() }
+        on_full.retain(|name, _| state.devices.contains_key(name));
+        State { invalid: self.invalid.clone(), write_through, on_full, ..state.clone() }
     }
 
     /// Replaces the file, durably; removes it if there is nothing to keep.
@@ -177,6 +180,54 @@ impl StateFile {
     /// Forgets the settings of other devices than those.
     pub(in crate::device) fn retain_devices(&mut self, there: impl Fn(&str) -> bool) {
         self.write_through.retain(|name, _| there(name));
+        self.on_full.retain(|name, _| there(name));
+    }
+
+    /// Records how long writes to the device `name` wait for room.
+    pub(in crate::device) fn set_on_full(
+        &mut self,
+        name: &str,
+        patience: Duration,
+    ) -> Result<(), StateError> {
+        let millis = patience.as_millis().try_into().unwrap_or(u64::MAX);
+        let before = self.on_full.insert(name.to_owned(), millis);
+        if before == Some(millis) {
+            return Ok(());
+        }
+        self.keep_settings().inspect_err(|_| {
+            self.on_full.remove(name);
+            self.on_full.extend(before.map(|before| (name.to_owned(), before)));
+        })
+    }
+
+    /// Records the threshold of the device `name`.
+    pub(in crate::device) fn set_write_threshold(
+        &mut self,
+        name: &str,
+        threshold: Option<u64>,
+    ) -> Result<(), StateError> {
+        let Some(device) = self.last.devices.get_mut(name) else { return Ok(()) };
+        let before = std::mem::replace(&mut device.write_threshold, threshold);
+        if before == threshold {
+            return Ok(());
+        }
+        self.keep_settings().inspect_err(|_| {
+            let device = self.last.devices.get_mut(name);
+            device.into_iter().for_each(|device| device.write_threshold = before);
+        })
+    }
+
+    /// The same once it was passed, unless another one was set.
+    pub(in crate::device) fn forget_write_threshold(
+        &mut self,
+        name: &str,
+        passed: u64,
+    ) -> Result<(), StateError> {
+        let device = self.last.devices.get(name);
+        match device.and_then(|device| device.write_threshold) {
+            Some(threshold) if threshold == passed => self.set_write_threshold(name, None),
+            _ => Ok(()),
+        }
     }
 
     /// The bases as this process kept them last.

@@ -50,9 +50,19 @@ impl State {
         *device == DeviceState { table, read_only, ..DeviceState::default() }
     }
 
+    /// Whether it has settings that bind no device to a table.
+    pub(super) fn has_settings(&self) -> bool {
+        !self.write_through.is_empty() || !self.on_full.is_empty()
+    }
+
+    /// Whether it has one of the device `name`.
+    pub(super) fn has_setting_of(&self, name: &str) -> bool {
+        self.write_through.contains_key(name) || self.on_full.contains_key(name)
+    }
+
     /// Whether a start without the file has the same result.
     pub(super) fn is_nothing(&self) -> bool {
-        let is_empty = self.devices.is_empty() && self.write_through.is_empty();
+        let is_empty = self.devices.is_empty() && !self.has_settings();
         self.is_given() && is_empty && self.kept_in.is_none()
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use super::others::Others;
 use super::{
@@ -91,7 +92,7 @@ impl Devices {
         make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<bool, DeviceError> {
         let known = kept.is_some();
-        let mut caches = BTreeMap::new();
+        let (mut caches, mut on_full) = (BTreeMap::new(), BTreeMap::new());
         let mut new = Vec::new();
         for table in first {
             let is_kept = |state| StateFile::same_first(state, table);
@@ -102,6 +103,7 @@ impl Devices {
         self.check_bases(others.bases(&new)?)?;
         if let Some(mut state) = kept {
             caches = std::mem::take(&mut state.write_through);
+            on_full = std::mem::take(&mut state.on_full);
             self.check_bases(&state.bases)?;
             self.restore(&state)?;
         }
@@ -114,8 +116,19 @@ impl Devices {
         }
         // After all devices exist: those that only the arguments name have settings, too.
         let inner = &mut *self.lock();
-        inner.state.file().write_through = caches;
-        inner.forget_caches();
+        {
+            let mut file = inner.state.file();
+            (file.write_through, file.on_full) = (caches, on_full);
+        }
+        inner.forget_settings();
+        let on_full = inner.state.file().on_full.clone();
+        for (name, millis) in on_full {
+            tracing::info!(
+                "writes to '{name}' that find no room wait for {millis} ms: so a message has set it, \
+                 whatever the arguments say"
+            );
+            self.full().set_patience(inner, &name, Duration::from_millis(millis));
+        }
         Ok(known)
     }
 
@@ -230,6 +243,11 @@ impl Devices {
                 self.refuse_lost_stores(name, &loaded)?;
                 self.put(&mut self.lock(), name, loaded)?;
                 self.resume(name)?;
+                let inner = &*self.lock();
+                let live = inner.active(name)?.only_store();
+                live.iter().for_each(|live| {
+                    live.store.set_write_threshold(state.devices[name].write_threshold);
+                });
             }
         }
         for (name, device) in &state.devices {

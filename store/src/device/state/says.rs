@@ -48,11 +48,11 @@ pub fn state_says(path: &Path, disks: &[&FirstTable], beside: &[&FirstTable]) ->
         };
     }
     // Where no device is kept, it may be a guest's write cache.
-    let has_cache = |disk: &&&FirstTable| state.write_through.contains_key(&disk.name);
+    let has_setting = |disk: &&&FirstTable| state.has_setting_of(&disk.name);
     let is_same = |disk: &&&FirstTable| StateFile::same_first(&state, disk).unwrap_or(false);
-    let only_caches = state.is_given() && state.devices.is_empty();
-    match only_caches {
-        true if disks.iter().any(|disk| has_cache(&disk)) => StateSays::More { known: true },
+    let only_settings = state.is_given() && state.devices.is_empty();
+    match only_settings {
+        true if disks.iter().any(|disk| has_setting(&disk)) => StateSays::More { known: true },
         true => StateSays::Nothing,
         false if state.adds() => StateSays::More { known: disks.iter().any(|disk| is_same(&disk)) },
         false => StateSays::Given { known: disks.iter().any(|disk| is_same(&disk)) },
@@ -62,7 +62,7 @@ pub fn state_says(path: &Path, disks: &[&FirstTable], beside: &[&FirstTable]) ->
 impl State {
     /// Whether it says more of its disks than the arguments that it was made with.
     pub(super) fn adds(&self) -> bool {
-        !self.is_as_given() || !self.write_through.is_empty()
+        !self.is_as_given() || self.has_settings()
     }
 
     /// Whether it knows `disk`, and leaves it as its arguments made it.
@@ -72,7 +72,7 @@ impl State {
         self.is_as_first(&disk.name)
             && works.into_iter().all(|device| *device != disk.name)
             && self.invalid.is_empty()
-            && !self.write_through.contains_key(&disk.name)
+            && !self.has_setting_of(&disk.name)
             && StateFile::same_first(self, disk).unwrap_or(false)
     }
 }
