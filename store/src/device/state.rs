@@ -25,6 +25,7 @@ mod bases;
 mod beside;
 mod file;
 mod given;
+mod left_out;
 mod names;
 mod older;
 mod only_read;
@@ -37,6 +38,7 @@ mod text;
 use bases::{BaseState, bases, what_it_is};
 use beside::put_back;
 pub(super) use file::StateFile;
+use left_out::LeftOut;
 pub use names::{place_of_state, refuse_state_name};
 pub use only_read::is_only_read;
 pub use says::{StateSays, state_says};
@@ -132,6 +134,20 @@ pub enum StateError {
         had: String,
         /// Its present size and time.
         has: String,
+    },
+    /// The state knows a file of a new disk in another one, which commands changed.
+    #[error(
+        "the state file knows {} in '{device}', with what commands changed since, and '{disk}' would be \
+         without that; start with the names that the disks had, or move the state file away if \
+         nobody needs what it holds", file.display()
+    )]
+    Renamed {
+        /// The file.
+        file: PathBuf,
+        /// The device that has it in the state.
+        device: String,
+        /// The new disk.
+        disk: String,
     },
     /// A store is missing.
     #[error("the store {} is gone; the device '{device}' cannot be what it was without it. Restore it, or move the state file away to start anew", store.display())]
@@ -450,7 +466,7 @@ impl State {
         state.commits = inner.state.commits.clone();
         let merges = |job: &CommitJob| merging.contains(job.device.as_str());
         state.commits.retain(|_, job| job.halted.is_none() || merges(job));
-        state
+        state.with_left_out(&inner.state.left_out)
     }
 
     /// The same state with the devices `names` not suspended.
@@ -470,6 +486,7 @@ pub(super) struct Kept {
     first: BTreeMap<String, First>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
     pub(super) commits: BTreeMap<String, CommitJob>,
+    left_out: LeftOut,
     /// Locked last, and for no other I/O than its own.
     file: Arc<Mutex<StateFile>>,
 }
@@ -477,7 +494,8 @@ pub(super) struct Kept {
 impl Kept {
     pub(super) fn at(path: Option<PathBuf>) -> Kept {
         let file = Arc::new(Mutex::new(StateFile::new(path)));
-        Kept { first: BTreeMap::new(), jobs: BTreeMap::new(), commits: BTreeMap::new(), file }
+        let (first, jobs, commits) = Default::default();
+        Kept { first, jobs, commits, left_out: LeftOut::default(), file }
     }
 
     /// The file, for those who do not hold the devices.

@@ -18,6 +18,7 @@ mod settings;
 mod suspends;
 mod synced;
 mod undone;
+mod unnamed;
 mod uses;
 
 use std::fs::File;

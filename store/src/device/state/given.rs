@@ -18,6 +18,14 @@ impl First {
     }
 }
 
+impl DeviceState {
+    /// Whether it is as the arguments made it.
+    pub(super) fn is_as(&self, first: &First) -> bool {
+        let (table, read_only) = (first.table.clone(), first.read_only);
+        *self == DeviceState { table, read_only, ..DeviceState::default() }
+    }
+}
+
 impl State {
     /// The same state without its devices, if a start without them makes the same ones. All or
     /// none: if only some are as given, the others were changed.
@@ -44,10 +52,8 @@ impl State {
 
     /// Whether the device `name` is as the arguments made it.
     pub(super) fn is_as_first(&self, name: &str) -> bool {
-        let (first, device) = (self.first.get(name), self.devices.get(name));
-        let (Some(first), Some(device)) = (first, device) else { return false };
-        let (table, read_only) = (first.table.clone(), first.read_only);
-        *device == DeviceState { table, read_only, ..DeviceState::default() }
+        let device = self.devices.get(name);
+        self.first.get(name).is_some_and(|first| device.is_some_and(|device| device.is_as(first)))
     }
 
     /// Whether it has settings that bind no device to a table.

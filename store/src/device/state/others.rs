@@ -7,9 +7,11 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{BaseState, FirstTable, State, StateError, StateFile, VERSION, absolute};
+use super::{BaseState, FirstTable, State, StateError, StateFile, VERSION, absolute, is_empty};
+use crate::cow::Persistence;
 use crate::device::core::Devices;
 use crate::io::real_path;
+use crate::lines::TableLine;
 
 /// Those of a start.
 #[derive(Default)]
@@ -34,6 +36,26 @@ impl Others {
             Some(state) => {
                 self.states.extend(state.followed(path)?);
                 self.files.push(file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to make a store of `disks` anew that one of the states knows.
+    pub(super) fn refuse_lost_stores(&self, disks: &[&FirstTable]) -> Result<(), StateError> {
+        let known = self.states.iter().flat_map(|state| state.devices.values());
+        let known: Vec<TableLine> =
+            known.flat_map(|device| &device.table).filter_map(|line| line.parse().ok()).collect();
+        let stores = |lines: &[TableLine]| -> Vec<PathBuf> {
+            let specs = lines.iter().filter_map(|line| line.target.snapshot());
+            let kept = specs.filter(|spec| spec.persistence != Persistence::Transient);
+            kept.filter_map(|spec| spec.cow.path()).map(Path::to_owned).collect()
+        };
+        let known: Vec<PathBuf> = stores(&known).iter().map(|store| absolute(store)).collect();
+        for disk in disks {
+            let lost = |store: &PathBuf| known.contains(&absolute(store)) && is_empty(store);
+            if let Some(store) = stores(&disk.lines).into_iter().find(lost) {
+                return Err(StateError::StoreGone { store, device: disk.name.clone() });
             }
         }
         Ok(())

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::others::Others;
 use super::{
-    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile,
-    is_empty, too_short,
+    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, is_empty,
+    too_short,
 };
 use crate::cow::Persistence;
 use crate::device::build::lines_name;
@@ -77,7 +77,7 @@ impl Devices {
         if known || inner.devices.values().any(has_stores) {
             self.keep(inner)?;
         } else {
-            let state = State::of(&self.files, inner, &BTreeMap::new());
+            let state = State::of(self, inner, &BTreeMap::new());
             inner.state.file().note_devices(state);
         }
         inner.state.file().replace(others)?;
@@ -100,8 +100,13 @@ impl Devices {
                 new.push(table);
             }
         }
+        others.refuse_lost_stores(&new)?;
         self.check_bases(others.bases(&new)?)?;
         if let Some(mut state) = kept {
+            let left_out = state.take_unnamed(first);
+            left_out.refuse_renamed(&new)?;
+            self.check_bases(left_out.bases(&new))?;
+            self.lock().state.left_out = left_out;
             caches = std::mem::take(&mut state.write_through);
             on_full = std::mem::take(&mut state.on_full);
             self.check_bases(&state.bases)?;
@@ -209,7 +214,8 @@ impl Devices {
     fn forget_moments(&self, state: &State) {
         let inner = &*self.lock();
         let devices = || inner.devices.iter();
-        let active = || devices().filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
+        let active =
+            || devices().filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
         let is_origin = |key: &OriginKey| {
             active().any(|(_, active)| active.origin_keys.values().any(|origin| origin == key))
         };
