@@ -15,6 +15,7 @@ use super::build::Active;
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::handover::Lost;
+use super::write_cache::Exports;
 use crate::io::lock::whoever;
 use crate::io::{FileInfo, OpenMode, real_path};
 use crate::lines::{TableLine, TargetSpec, parse_table};
@@ -212,7 +213,7 @@ pub struct State {
     invalid: BTreeSet<PathBuf>,
     /// Exports whose guests turned their write cache off, and do not repeat it; by device.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    write_through: BTreeMap<String, BTreeSet<String>>,
+    write_through: Exports,
     /// How long writes that find no room wait, in milliseconds, where a message said so; by device.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     on_full: BTreeMap<String, u64>,

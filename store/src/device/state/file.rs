@@ -15,6 +15,7 @@ use super::{
     text,
 };
 use crate::device::error::DeviceError;
+use crate::device::write_cache::Caches;
 use crate::io::durable::{sync_file, sync_name};
 use crate::io::real_path;
 
@@ -23,7 +24,7 @@ use crate::io::real_path;
 pub(in crate::device) struct StateFile {
     pub(super) path: Option<PathBuf>,
     pub(super) invalid: BTreeSet<PathBuf>,
-    pub(super) write_through: BTreeMap<String, BTreeSet<String>>,
+    pub(super) caches: Caches,
     pub(super) on_full: BTreeMap<String, u64>,
     pub(super) generation: u64,
     /// The devices as they were kept last, without the settings.
@@ -66,7 +67,10 @@ impl StateFile {
     }
 
     fn with_settings(&self, state: &State) -> State {
-        let (mut write_through, mut on_full) = (self.write_through.clone(), self.on_full.clone());
+        let is_read_only =
+            |name: &str| state.devices.get(name).is_some_and(|device| device.read_only);
+        let (mut write_through, mut on_full) =
+            (self.caches.to_keep(is_read_only), self.on_full.clone());
         write_through.retain(|name, _| state.devices.contains_key(name));
         on_full.retain(|name, _| state.devices.contains_key(name));
         State { invalid: self.invalid.clone(), write_through, on_full, ..state.clone() }
@@ -81,6 +85,7 @@ impl StateFile {
         self.claim()?;
         let Some(path) = &self.path else { return Ok(()) };
         let (generation, bases) = (self.generation + 1, state.bases.clone());
+        let caches = state.write_through.clone();
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
@@ -106,6 +111,7 @@ impl StateFile {
         self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
         self.bases.extend(bases);
         (self.kept, self.stale) = (Some(text), false);
+        self.caches.were_kept(caches);
         Ok(())
     }
 
@@ -154,7 +160,7 @@ impl StateFile {
 
     /// Whether the guest of the export `export` of the device `name` turned its write cache off.
     pub(in crate::device) fn is_write_through(&self, name: &str, export: &str) -> bool {
-        self.write_through.get(name).is_some_and(|exports| exports.contains(export))
+        self.caches.is_off(name, export)
     }
 
     /// Records that, or the opposite.
@@ -166,20 +172,13 @@ impl StateFile {
     ) -> Result<(), DeviceError> {
         let device = self.last.devices.get(name);
         let read_only = device.ok_or_else(|| DeviceError::NotFound(name.into()))?.read_only;
-        let exports = self.write_through.entry(name.to_owned()).or_default();
-        let changed = match on {
-            true => exports.insert(export.to_owned()),
-            false => exports.remove(export),
-        };
-        self.write_through.retain(|_, exports| !exports.is_empty());
-        // What is only read has nothing to lose, and its file may be shared by servers which would then want
-        // one state.
+        let changed = self.caches.set((name, export), on, read_only);
         if changed && !read_only { Ok(self.keep_settings()?) } else { Ok(()) }
     }
 
     /// Forgets the settings of other devices than those.
     pub(in crate::device) fn retain_devices(&mut self, there: impl Fn(&str) -> bool) {
-        self.write_through.retain(|name, _| there(name));
+        self.caches.retain_devices(&there);
         self.on_full.retain(|name, _| there(name));
     }
 

@@ -20,6 +20,7 @@ use crate::device::error::DeviceError;
 use crate::device::guards::refuse_missing;
 use crate::device::origins::OriginKey;
 use crate::device::verbs::Suspend;
+use crate::device::write_cache::Caches;
 use crate::lines::parse_table;
 
 impl StateFile {
@@ -92,7 +93,7 @@ impl Devices {
         make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
     ) -> Result<bool, DeviceError> {
         let known = kept.is_some();
-        let (mut caches, mut on_full) = (BTreeMap::new(), BTreeMap::new());
+        let (mut caches, mut on_full) = (Caches::default(), BTreeMap::new());
         let mut new = Vec::new();
         for table in first {
             let is_kept = |state| StateFile::same_first(state, table);
@@ -107,7 +108,7 @@ impl Devices {
             left_out.refuse_renamed(&new)?;
             self.check_bases(left_out.bases(&new))?;
             self.lock().state.left_out = left_out;
-            caches = std::mem::take(&mut state.write_through);
+            caches = Caches::kept(std::mem::take(&mut state.write_through));
             on_full = std::mem::take(&mut state.on_full);
             self.check_bases(&state.bases)?;
             self.restore(&state)?;
@@ -123,7 +124,7 @@ impl Devices {
         let inner = &mut *self.lock();
         {
             let mut file = inner.state.file();
-            (file.write_through, file.on_full) = (caches, on_full);
+            (file.caches, file.on_full) = (caches, on_full);
         }
         inner.forget_settings();
         let on_full = inner.state.file().on_full.clone();

@@ -51,6 +51,26 @@ fn a_guest_s_write_cache_pins_neither_size_nor_arguments() {
     assert_eq!(seen::take(), [std::fs::canonicalize(world.dir.path()).unwrap()]);
 }
 
+/// Servers that share a disk which they only read have no state, which only one of them could have.
+#[test]
+fn a_write_cache_of_a_disk_that_is_only_read_is_kept_when_it_is_written() {
+    let world = World::new();
+    world.file("disk", LEN);
+    start(&world, &[given(&world, "disk", LEN, true)]).unwrap();
+    for (export, off) in [("guest", true), ("other", true), ("other", false)] {
+        world.devices.set_write_through("disk", export, off).unwrap();
+    }
+    world.devices.suspend("disk", Suspend::default()).unwrap();
+    world.devices.resume("disk").unwrap();
+    assert!(!world.path("state").exists());
+    assert!(world.devices.is_write_through("disk", "guest"), "of this process it is known");
+    world.load("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    let again = again(world);
+    start(&again, &[given(&again, "disk", LEN, true)]).unwrap();
+    assert!(again.devices.is_write_through("disk", "guest"));
+    assert!(!again.devices.is_write_through("disk", "other"));
+}
+
 /// A command's change is kept together with the first arguments, until it is undone.
 #[test]
 fn what_a_command_changed_is_held_to_the_first_arguments() {
