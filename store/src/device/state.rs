@@ -62,6 +62,21 @@ pub enum StateError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The same, for one that is not used any more.
+    #[error(
+        "cannot {what} the state file {}: {source}. It says no more of its disks than the arguments, and \
+         is to say where their state is from now on: let this user change its directory, or move it \
+         away, or name the state to use by --state",
+        path.display()
+    )]
+    Unused {
+        /// The operation.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The file is not a valid state file.
     #[error("{} is not a state file of this version: {why}; move it away to start anew", path.display())]
     Bad {

@@ -378,6 +378,27 @@ fn a_disk_whose_state_is_kept_with_that_of_others_is_not_served_without_it() {
     assert!(said.contains("a.cow.state") && said.contains("gone"), "{said}");
 }
 
+/// A start that may not say there where the state is says what to do.
+#[test]
+fn a_state_that_is_not_used_and_cannot_be_replaced_is_explained() {
+    let (disks, own) = (disks(), scratch());
+    let [a, b] = ["a", "b"].map(|name| overlays(&own, &disks, &[name]));
+    World::start(&a).stop();
+    World::start(&b).stop();
+    let both = overlays(&own, &disks, &["a", "b"]);
+    // Neither can be made: the lock, as in a directory that is another user's, nor the new state.
+    for obstacle in ["b.cow.state.lock", "b.cow.state.new"] {
+        std::fs::create_dir(disks.path(obstacle)).unwrap();
+        let said = does_not_start(&both);
+        for part in ["b.cow.state", "no more of its disks", "move it away", "--state"] {
+            assert!(said.contains(part), "{said}");
+        }
+        std::fs::remove_dir(disks.path(obstacle)).unwrap();
+    }
+    std::fs::rename(disks.path("b.cow.state"), disks.path("away")).unwrap();
+    World::start(&both).stop();
+}
+
 /// Each state knows the base of its own disk.
 #[test]
 fn a_base_that_changed_is_refused_whichever_state_knows_it() {

@@ -26,8 +26,8 @@ impl Others {
     /// Nothing where it is gone.
     fn read(&mut self, path: &Path) -> Result<(), StateError> {
         let mut file = StateFile::new(Some(path.to_owned()));
-        file.wait_for_others()?;
-        match file.read()? {
+        file.wait_for_others().map_err(unused)?;
+        match file.read().map_err(unused)? {
             None => {}
             // The process that had it was told more since it was looked at.
             Some(state) if state.adds() => {
@@ -96,7 +96,15 @@ fn refer(mut file: StateFile, used: &Path) -> Result<(), StateError> {
     let used = place(used);
     // Both may be moved together.
     let kept_in = from(place(path).parent().unwrap_or(Path::new("/")), &used);
-    file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() })
+    file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() }).map_err(unused)
+}
+
+/// What is wrong with a state that nobody asked for needs an explanation.
+fn unused(error: StateError) -> StateError {
+    match error {
+        StateError::Io { what, path, source } => StateError::Unused { what, path, source },
+        other => other,
+    }
 }
 
 /// The path of `there`, as it is seen from the directory `here`; both are absolute.
