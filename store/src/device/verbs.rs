@@ -315,7 +315,7 @@ impl Devices {
         // Those that cannot give their stores away are refused later. A source is suspended, maybe
         // without a flush.
         let sources = inner.sources(name, loaded).unwrap_or_default();
-        owners.extend(sources.iter().map(|(source, _)| source.as_str()));
+        owners.extend(sources.keys().map(String::as_str));
         owners.sort_unstable();
         owners.dedup();
         if let Err(late) = self.commit_before_they_move(inner, &owners) {
@@ -334,8 +334,8 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::FlushLate`]: it may still write to a store that is to be opened again.
     fn commit_before_they_move(&self, inner: &Inner, names: &[&str]) -> Result<(), DeviceError> {
-        let active = |name: &&'_ str| Some((*name, inner.active(name).ok()?));
-        let owners: Vec<(&str, &Active)> = names.iter().filter_map(active).collect();
+        let active = names.iter().map(|name| Some((*name, inner.active(name).ok()?)));
+        let owners: Vec<(&str, &Active)> = active.flatten().collect();
         let flushed = self.flush_all(owners.iter().copied());
         for ((_, active), flushed) in owners.into_iter().zip(flushed) {
             match flushed {

@@ -96,7 +96,8 @@ fn refer(mut file: StateFile, used: &Path) -> Result<(), StateError> {
     let used = place(used);
     // Both may be moved together.
     let kept_in = from(place(path).parent().unwrap_or(Path::new("/")), &used);
-    file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() }).map_err(unused)
+    file.keep(State { version: VERSION, kept_in: Some(kept_in), ..State::default() })
+        .map_err(unused)
 }
 
 /// What is wrong with a state that nobody asked for needs an explanation.

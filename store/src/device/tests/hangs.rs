@@ -62,7 +62,7 @@ fn a_resume_is_given_up_and_the_table_stays_loaded() {
     let (mut world, release) = hanging(&["a", "b"], false);
     let line = format!("0 {LEN} linear {}/b 0", world.path("").display());
     world.devices.load("a", parse_table([&*line]).unwrap(), false).unwrap();
-    refused_late(world.devices.resume("a"));
+    refused_late(world.devices.resume("a").map(drop));
     let status = &world.devices.query(Some("a"), TableKind::Active).unwrap()[0];
     assert!(!status.suspended && status.has_inactive_table);
     drop(release);

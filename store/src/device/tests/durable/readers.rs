@@ -29,7 +29,7 @@ fn an_export_that_only_reads_leads_no_sync() {
     let (mut writes, mut reads) = (world.engine("disk"), world.engine("disk"));
     assert_eq!(flush(&mut writes), (vec![IoOp::Sync], Some(Status::Ok)));
     reads.set_only_reads(true);
-    only_reads(reads, &world.table("disk").flush_set().media[0]);
+    only_reads(reads, &world.table("disk").flush_set().media[0].medium);
 }
 
 #[test]
@@ -40,5 +40,5 @@ fn a_device_that_only_reads_leads_no_sync() {
     world.devices.create("reads", None).unwrap();
     world.devices.load("reads", parse_table([&*line]).unwrap(), true).unwrap();
     world.devices.resume("reads").unwrap();
-    only_reads(world.engine("reads"), &world.table("disk").flush_set().media[0]);
+    only_reads(world.engine("reads"), &world.table("disk").flush_set().media[0].medium);
 }
