@@ -547,7 +547,7 @@ impl Store {
         let position = self.entries() + owed;
         let merged = self.merge_mark() != MergeMark::None;
         let given_out = if merged { DataIndex(position) } else { next };
-        self.geometry.usage(position, given_out)
+        self.geometry().usage(position, given_out)
     }
 
     /// Entries on disk.

@@ -27,7 +27,14 @@ fn a_flat_union_brings_its_tag_into_the_record() {
     assert_eq!(tag, "type");
     assert_eq!(
         names(&base),
-        [("id", false), ("node-name", false), ("writable", true), ("type", false)]
+        [
+            ("id", false),
+            ("node-name", false),
+            ("writable", true),
+            ("writethrough", true),
+            ("fixed-iothread", true),
+            ("type", false),
+        ]
     );
     let (case, Shape::Record { members, .. }) = &variants[0] else { panic!("a record") };
     assert_eq!(*case, "vhost-user-blk");
