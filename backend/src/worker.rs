@@ -154,7 +154,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     mail: VecDeque<Mail<E::Table>>,
     quiesce: Option<Quiesce>,
     /// No chain is taken until nothing is in flight, or until this time, for
-    /// [`Worker::suit_driver`].
+    /// [`Worker::adapt_to_driver`].
     drains: Option<Instant>,
     /// Owed chunks are to be committed when it serves.
     commit_wanted: bool,
@@ -240,7 +240,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.submit_queued();
         }
         busy |= self.reap();
-        self.suit_driver();
+        self.adapt_to_driver();
         self.interrupt();
         busy |= self.progress_quiesce();
         busy

@@ -25,7 +25,7 @@ use crate::io::{Action, Completion, Errno, FileId, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::units::Sector;
-use crate::workers::{NoRoom, Wake, Workers};
+use crate::workers::{TooManyWorkers, Wake, Workers};
 
 /// Carries out the actions of one engine, and does all the waiting of its thread. The actions
 /// contain no guest data.
@@ -115,7 +115,11 @@ struct Host<E> {
 }
 
 impl<E: Executor> Host<E> {
-    fn new(workers: &Arc<Workers>, executor: E, config: EngineConfig) -> Result<Host<E>, NoRoom> {
+    fn new(
+        workers: &Arc<Workers>,
+        executor: E,
+        config: EngineConfig,
+    ) -> Result<Host<E>, TooManyWorkers> {
         let wake = Box::new(Shared(executor.waker()));
         let mut engine = Engine::new(workers, wake, config)?;
         engine.serves_no_guest();
@@ -192,7 +196,7 @@ pub enum FlushError {
     Failed,
     /// There are too many workers for another.
     #[error(transparent)]
-    NoRoom(#[from] NoRoom),
+    TooManyWorkers(#[from] TooManyWorkers),
     /// Its I/O cannot be waited for.
     #[error("cannot wait for the files: {0}")]
     Wait(io::Error),

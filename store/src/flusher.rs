@@ -88,7 +88,7 @@ impl Flusher for CallerFlusher {
         match result {
             Ok(()) => Flushed::Done,
             Err(FlushError::Failed) => Flushed::Failed,
-            Err(FlushError::NoRoom(_) | FlushError::Wait(_)) => Flushed::NotRun,
+            Err(FlushError::TooManyWorkers(_) | FlushError::Wait(_)) => Flushed::NotRun,
         }
     }
 

@@ -37,20 +37,20 @@ pub trait Wake: Send + Sync {
     "there are {limit} queues and jobs already, which is all that this process has room for; \
      delete an export, give exports fewer queues, or wait until a job has ended"
 )]
-pub struct NoRoom {
+pub struct TooManyWorkers {
     /// How many there may be.
     pub limit: usize,
 }
 
-impl From<NoRoom> for std::io::Error {
-    fn from(error: NoRoom) -> Self {
+impl From<TooManyWorkers> for std::io::Error {
+    fn from(error: TooManyWorkers) -> Self {
         std::io::Error::other(error)
     }
 }
 
 /// Identity of an origin, or of anything else whose ranges are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TrackedId(pub u32);
+pub struct TrackedObject(pub u32);
 
 /// One range that a worker has in flight: written by that worker alone, read by all.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Workers {
     ///
     /// # Errors
     /// All places are taken.
-    pub fn register(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, NoRoom> {
+    pub fn register(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, TooManyWorkers> {
         self.register_beside(wake, 0)
     }
 
@@ -123,7 +123,7 @@ impl Workers {
     ///
     /// # Errors
     /// All places are taken but the [`KEPT`] ones.
-    pub fn register_queue(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, NoRoom> {
+    pub fn register_queue(self: &Arc<Self>, wake: Box<dyn Wake>) -> Result<Worker, TooManyWorkers> {
         self.register_beside(wake, KEPT)
     }
 
@@ -132,9 +132,9 @@ impl Workers {
         self: &Arc<Self>,
         wake: Box<dyn Wake>,
         kept: usize,
-    ) -> Result<Worker, NoRoom> {
+    ) -> Result<Worker, TooManyWorkers> {
         let mut used = self.used.lock().expect("workers lock poisoned");
-        let no_room = NoRoom { limit: used.len().saturating_sub(kept) };
+        let no_room = TooManyWorkers { limit: used.len().saturating_sub(kept) };
         if used.iter().filter(|used| !**used).count() <= kept {
             return Err(no_room);
         }
@@ -167,7 +167,7 @@ impl Workers {
     ///
     /// Before it calls, the caller has published the state that keeps *new* ranges from starting
     /// there; the fence below pairs with the one in [`Worker::track`].
-    pub fn overlaps(&self, of: TrackedId, start: u64, len: u64, bit: u32) -> bool {
+    pub fn overlaps(&self, of: TrackedObject, start: u64, len: u64, bit: u32) -> bool {
         fence(Ordering::SeqCst);
         let high = self.high.load(Ordering::SeqCst) as usize;
         self.slots[..high]
@@ -179,7 +179,7 @@ impl Workers {
 }
 
 impl Track {
-    fn overlaps(&self, of: TrackedId, start: u64, len: u64) -> bool {
+    fn overlaps(&self, of: TrackedObject, start: u64, len: u64) -> bool {
         let range = self.range.load(Ordering::SeqCst);
         let (first, count) = (range >> 20, range & 0xf_ffff);
         range != 0
@@ -188,7 +188,7 @@ impl Track {
             && start < first + count
     }
 
-    fn watch(&self, of: TrackedId, start: u64, len: u64, bit: u32) -> bool {
+    fn watch(&self, of: TrackedObject, start: u64, len: u64, bit: u32) -> bool {
         self.watchers.fetch_or(1 << bit, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.overlaps(of, start, len)
@@ -204,9 +204,9 @@ pub struct Worker {
 
 /// A range being tracked; give it back to [`Worker::untrack`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrackId(u8);
+pub struct TrackSlot(u8);
 
-impl TrackId {
+impl TrackSlot {
     /// As part of an action's tag.
     pub(crate) const fn to_u8(self) -> u8 {
         self.0
@@ -214,7 +214,7 @@ impl TrackId {
 
     /// From an action's tag.
     pub(crate) const fn from_u8(value: u8) -> Self {
-        TrackId(value)
+        TrackSlot(value)
     }
 }
 
@@ -254,7 +254,7 @@ impl Worker {
 
     /// Tracks `[start, start + len)` (sectors) of `of`; none if all places are taken. After this
     /// the caller must check *again* the condition that allowed the range to start.
-    pub fn track(&self, of: TrackedId, start: u64, len: u64) -> Option<TrackId> {
+    pub fn track(&self, of: TrackedObject, start: u64, len: u64) -> Option<TrackSlot> {
         debug_assert!(len != 0 && len <= Self::MAX_TRACKED_LEN && start < Self::MAX_TRACKED_END);
         let slot = self.slot();
         if slot.in_flight.load(Ordering::Relaxed) as usize == TRACKED {
@@ -266,11 +266,11 @@ impl Worker {
         slot.in_flight.fetch_add(1, Ordering::SeqCst);
         track.range.store((start << 20) | len, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        Some(TrackId(index as u8))
+        Some(TrackSlot(index as u8))
     }
 
     /// The range is no longer in flight: wakes the workers that wait for it.
-    pub fn untrack(&self, id: TrackId) {
+    pub fn untrack(&self, id: TrackSlot) {
         let slot = self.slot();
         let track = &slot.tracks[id.0 as usize];
         track.range.store(0, Ordering::SeqCst);
@@ -338,14 +338,14 @@ mod tests {
         let workers = Arc::new(Workers::with_capacity(2));
         let reader = workers.register(Box::<Count>::default()).unwrap();
         let writer = workers.register(Box::<Count>::default()).unwrap();
-        let id = reader.track(TrackedId(7), 100, 8).unwrap();
-        assert!(!workers.overlaps(TrackedId(7), 92, 8, writer.bit()));
-        assert!(!workers.overlaps(TrackedId(7), 108, 8, writer.bit()));
-        assert!(!workers.overlaps(TrackedId(8), 100, 8, writer.bit()));
-        assert!(workers.overlaps(TrackedId(7), 107, 1, writer.bit()));
+        let id = reader.track(TrackedObject(7), 100, 8).unwrap();
+        assert!(!workers.overlaps(TrackedObject(7), 92, 8, writer.bit()));
+        assert!(!workers.overlaps(TrackedObject(7), 108, 8, writer.bit()));
+        assert!(!workers.overlaps(TrackedObject(8), 100, 8, writer.bit()));
+        assert!(workers.overlaps(TrackedObject(7), 107, 1, writer.bit()));
         reader.untrack(id);
         assert!(writer.take_wake());
-        assert!(!workers.overlaps(TrackedId(7), 107, 1, writer.bit()));
+        assert!(!workers.overlaps(TrackedObject(7), 107, 1, writer.bit()));
     }
 
     #[test]
@@ -354,9 +354,9 @@ mod tests {
         let wake = || Box::<Count>::default();
         let job = workers.register(wake()).unwrap();
         let queue = workers.register_queue(wake()).unwrap();
-        assert_eq!(workers.register_queue(wake()).unwrap_err(), NoRoom { limit: 2 });
+        assert_eq!(workers.register_queue(wake()).unwrap_err(), TooManyWorkers { limit: 2 });
         let jobs: Vec<_> = (0..KEPT).map(|_| workers.register(wake()).unwrap()).collect();
-        assert_eq!(workers.register(wake()).unwrap_err(), NoRoom { limit: KEPT + 2 });
+        assert_eq!(workers.register(wake()).unwrap_err(), TooManyWorkers { limit: KEPT + 2 });
         drop((job, queue));
         drop(jobs);
         let _queues = [(); 2].map(|()| workers.register_queue(wake()).unwrap());
@@ -369,8 +369,8 @@ mod tests {
         let workers = Arc::new(Workers::with_capacity(1));
         let reader = workers.register(Box::<Count>::default()).unwrap();
         let ids: Vec<_> =
-            (0..TRACKED as u64).map(|n| reader.track(TrackedId(1), n, 1).unwrap()).collect();
-        assert_eq!(reader.track(TrackedId(1), 0, 1), None);
+            (0..TRACKED as u64).map(|n| reader.track(TrackedObject(1), n, 1).unwrap()).collect();
+        assert_eq!(reader.track(TrackedObject(1), 0, 1), None);
         ids.into_iter().for_each(|id| reader.untrack(id));
     }
 }

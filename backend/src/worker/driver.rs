@@ -53,7 +53,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// If the driver polls and keeps more than a few requests in flight, has completions posted as
     /// they come. That takes a moment in which nothing is in flight, so no chain is taken until
     /// then; only once per start of a ring, and not for long, since a disk may be slow.
-    pub(super) fn suit_driver(&mut self) {
+    pub(super) fn adapt_to_driver(&mut self) {
         if self.drains.is_none() && self.is_refilled() && self.is_unsuited() {
             self.drains = Some(Instant::now() + DRAIN);
         }

@@ -23,7 +23,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Exceptions;
 use crate::units::{Chunk, ChunkSize, SECTOR_SHIFT, Sector};
-use crate::workers::{NoRoom, Workers};
+use crate::workers::{TooManyWorkers, Workers};
 
 /// The chunks to be copied: those of the layers above a layer of a chain, with the content of the
 /// highest.
@@ -135,7 +135,7 @@ pub enum CommitEnd {
     /// Written data could not be made durable.
     Flush,
     /// It did not begin: there are too many workers for another.
-    NoRoom(NoRoom),
+    TooManyWorkers(TooManyWorkers),
     /// Its I/O can no longer be waited for.
     Wait(io::Error),
 }
@@ -168,7 +168,7 @@ impl fmt::Display for CommitEnd {
             CommitEnd::Flush => {
                 f.write_str("the base cannot be made durable; the chain is as it was")
             }
-            CommitEnd::NoRoom(error) => error.fmt(f),
+            CommitEnd::TooManyWorkers(error) => error.fmt(f),
             CommitEnd::Wait(error) => write!(f, "cannot wait for the commit's files: {error}"),
         }
     }
@@ -261,7 +261,7 @@ pub fn commit<E: CopyExecutor>(
     let control = Control::new(executor.waker(), pacing, At::Running, said);
     match Host::new(&workers, executor, config) {
         Ok(host) => Job::of(host, control, source).write_to(table),
-        Err(error) => CommitEnd::NoRoom(error),
+        Err(error) => CommitEnd::TooManyWorkers(error),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::target::{
     Backing, Exceptions, ExtentPlace, Features, Medium, Merge, Origin, Snapshot, Target,
 };
 use crate::units::{Chunk, ChunkSize, StoreChunk};
-use crate::workers::TrackedId;
+use crate::workers::TrackedObject;
 
 pub(super) const ORIGIN: FileId = FileId(0);
 pub(super) const STORE: FileId = FileId(1);
@@ -236,11 +236,11 @@ impl Case {
         let ex = self.mapped();
         let backing = origin();
         let target = if merging {
-            let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots: vec![] };
+            let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots: vec![] };
             Target::Merge(Merge {
                 exceptions: 0,
                 origin,
-                writes: TrackedId(2),
+                writes: TrackedObject(2),
                 in_use: Default::default(),
             })
         } else {

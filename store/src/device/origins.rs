@@ -12,7 +12,7 @@ use crate::cow::Persistence;
 use crate::io::FileId;
 use crate::lines::TargetSpec;
 use crate::target::{Backing, ExtentPlace};
-use crate::workers::TrackedId;
+use crate::workers::TrackedObject;
 
 /// The beginning of an origin's bytes, which stays the same when the origin grows, and if a
 /// snapshot is shorter than its origin. Origins that begin alike and differ later count as one;
@@ -42,13 +42,13 @@ impl OriginKey {
 /// Numbers the origins whose ranges are tracked.
 #[derive(Debug, Default)]
 pub(super) struct Origins {
-    known: HashMap<OriginKey, TrackedId>,
+    known: HashMap<OriginKey, TrackedObject>,
     next: u32,
 }
 
 impl Origins {
     /// The number of the origin `key`.
-    pub(super) fn id(&mut self, key: &OriginKey) -> TrackedId {
+    pub(super) fn id(&mut self, key: &OriginKey) -> TrackedObject {
         if let Some(id) = self.known.get(key) {
             return *id;
         }
@@ -58,9 +58,9 @@ impl Origins {
     }
 
     /// A number for something else whose ranges are tracked.
-    pub(super) fn fresh(&mut self) -> TrackedId {
+    pub(super) fn fresh(&mut self) -> TrackedObject {
         self.next += 1;
-        TrackedId(self.next)
+        TrackedObject(self.next)
     }
 }
 

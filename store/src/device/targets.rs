@@ -48,7 +48,7 @@ impl Plan<'_> {
         reuse: &[Snap],
     ) -> Result<Active, DeviceError> {
         self.refuse_loop(name, &loaded.lines)?;
-        let mut made = Made::default();
+        let mut made = TableParts::default();
         let mut lines = Vec::new();
         for (number, line) in loaded.lines.iter().enumerate() {
             let target = match loaded.lost.get(&number) {
@@ -77,7 +77,7 @@ impl Plan<'_> {
         line: &TableLine,
         read_only: bool,
         reuse: &[Snap],
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Target, DeviceError> {
         let len = line.len.bytes();
         let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
@@ -146,7 +146,7 @@ impl Plan<'_> {
         number: usize,
         line: &TableLine,
         lost: Lost,
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Target, DeviceError> {
         match &line.target {
             TargetSpec::Merge(spec) if lost == Lost::SourceGone => {
@@ -173,7 +173,7 @@ impl Plan<'_> {
         }
     }
 
-    fn snapshot_target(&mut self, snap: &Snap, is_own: bool, made: &mut Made) -> Target {
+    fn snapshot_target(&mut self, snap: &Snap, is_own: bool, made: &mut TableParts) -> Target {
         made.exceptions.push(snap.exceptions());
         // An overlay's base is read-only; an origin may write any other.
         let tracked = (!is_own).then(|| self.inner.origins.id(&snap.key));
@@ -188,7 +188,7 @@ impl Plan<'_> {
         line: &TableLine,
         spec: &SnapshotSpec,
         snap: Snap,
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Target, DeviceError> {
         refuse_transient(line, spec)?;
         if let Some(other) = self.merging(&snap.key, name) {
@@ -244,7 +244,7 @@ impl Plan<'_> {
         name: &str,
         backing: Backing,
         key: &OriginKey,
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Origin, DeviceError> {
         self.refuse_layers_over(name, key)?;
         // A snapshot that shares the table of a removed overlay has no table of its own exceptions.
@@ -281,7 +281,7 @@ impl Plan<'_> {
         line: &TableLine,
         spec: &SnapshotSpec,
         reuse: &[Snap],
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Snap, DeviceError> {
         let base = self.resolve(&spec.origin, passdown::mode(spec), made)?;
         self.refuse_passdown_to(spec, &base)?;
@@ -409,7 +409,7 @@ impl Plan<'_> {
         &mut self,
         param: &Param,
         mode: OpenMode,
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Base, DeviceError> {
         let merges = |line: &TableLine| matches!(line.target, TargetSpec::Merge(_));
         let below = param.device().and_then(|name| self.active(name));
@@ -425,7 +425,7 @@ impl Plan<'_> {
         &mut self,
         param: &Param,
         mode: OpenMode,
-        made: &mut Made,
+        made: &mut TableParts,
     ) -> Result<Base, DeviceError> {
         match param {
             Param::Path(path) => {
@@ -507,14 +507,14 @@ fn warn_of_chunk(spec: &SnapshotSpec, snap: &Snap) {
 }
 
 #[derive(Default)]
-struct Made {
+struct TableParts {
     exceptions: Vec<Exceptions>,
     snaps: BTreeMap<usize, Snap>,
     origin_keys: BTreeMap<usize, OriginKey>,
     disks: Vec<Arc<Disk>>,
 }
 
-impl Made {
+impl TableParts {
     fn refuse_twice(&self, spec: &SnapshotSpec) -> Result<(), DeviceError> {
         let identity = spec.cow.path().and_then(|path| crate::io::Identity::of_path(path).ok());
         let same = |snap: &Snap| Some(snap.live.disk.info.identity) == identity;

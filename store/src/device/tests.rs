@@ -36,7 +36,7 @@ use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitHandle, CommitSource, FileExecutor, Pacing};
 use crate::cow::{Allocation, StoreState};
 use crate::engine::{Engine, EngineConfig};
-use crate::exception::{Arena, Entry, Memory, Place};
+use crate::exception::{Arena, ChunkState, Memory, Place};
 use crate::flusher::CallerFlusher;
 use crate::io::{
     Action, Completion, FileId, Files, Identity, IoOp, IoOptions, Pages, ScratchConfig,
@@ -408,11 +408,12 @@ fn scenario_21_a_store_in_memory_is_empty_after_a_restart() {
     for _ in 0..2 {
         let table = world.table("snap");
         let exceptions = &table.exceptions()[0];
-        let mapped = (0..LEN / 8).filter(|n| exceptions.table.get(Chunk(*n)) != Entry::Unmapped);
+        let mapped =
+            (0..LEN / 8).filter(|n| exceptions.table.get(Chunk(*n)) != ChunkState::Unmapped);
         assert_eq!(mapped.count(), 0);
         assert_eq!(exceptions.store().usage().allocated, 0);
         world.carry_out("snap", Op::Write, 8);
-        assert!(matches!(exceptions.table.get(Chunk(0)), Entry::Mapped(_)));
+        assert!(matches!(exceptions.table.get(Chunk(0)), ChunkState::Mapped(_)));
         assert_eq!(exceptions.store().usage().allocated, 8);
         drop(table);
         let World { dir, devices, .. } = world;

@@ -13,7 +13,7 @@ use super::dispatch::Flow;
 use super::pending::{Asker, Waits};
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence};
-use crate::exception::{Entry, Place};
+use crate::exception::{ChunkState, Place};
 use crate::io::{Errno, IoOp, Seg};
 use crate::request::Op;
 use crate::table::Table;
@@ -52,7 +52,7 @@ impl Core {
         index: usize,
         exceptions: usize,
         chunk: Chunk,
-        seen: Entry,
+        seen: ChunkState,
         len: u64,
     ) -> Flow {
         let room = self.room_for_claims(exceptions);
@@ -102,7 +102,7 @@ impl Core {
             return true;
         }
         let ex = &table.exceptions()[exceptions];
-        let Ok(claim) = ex.table.claim(chunk, Entry::Unmapped) else { return false };
+        let Ok(claim) = ex.table.claim(chunk, ChunkState::Unmapped) else { return false };
         self.requests[index].outstanding += 1;
         let from = self.requests[index].cursor;
         let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
@@ -150,7 +150,7 @@ impl Core {
         }
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.sort_unstable_by_key(|&claimed| {
-            let elsewhere = self.claims[claimed].claim.before() != Entry::Unmapped;
+            let elsewhere = self.claims[claimed].claim.before() != ChunkState::Unmapped;
             (elsewhere, self.span(table, claimed), self.claims[claimed].exceptions)
         });
         let mut rest = &fresh[..];
@@ -172,7 +172,7 @@ impl Core {
         let origin = |claimed: usize| &table.exceptions()[self.claims[claimed].exceptions].origin;
         let may_share = |claimed: usize| {
             let Claimed { claim, alone, .. } = &self.claims[claimed];
-            claim.before() == Entry::Unmapped && !alone
+            claim.before() == ChunkState::Unmapped && !alone
         };
         if !may_share(claims[0]) {
             return 1;
@@ -241,7 +241,7 @@ impl Core {
         let (mut issued, mut done) = (0, 0);
         while done < len {
             let decision = match before {
-                Entry::Mapped(place) => {
+                ChunkState::Mapped(place) => {
                     let (file, offset) = ex.file_offset(place, from);
                     Decision::Pass { file, offset, len, track: None }
                 }

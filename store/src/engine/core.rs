@@ -23,7 +23,7 @@ use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::{Medium, Target};
-use crate::workers::{TrackId, Worker};
+use crate::workers::{TrackSlot, Worker};
 
 /// Bounds of an engine's memory.
 #[derive(Clone, Copy, Debug)]
@@ -412,7 +412,7 @@ impl Core {
         offset: u64,
         len: u64,
         index: usize,
-        track: Option<TrackId>,
+        track: Option<TrackSlot>,
     ) {
         let first = self.segs.len();
         let pending = &mut self.requests[index];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::pending::{Asker, Waits};
 use crate::cow::{Store, StoreState};
-use crate::exception::Entry;
+use crate::exception::ChunkState;
 use crate::io::{FileId, IoOp};
 use crate::request::Op;
 use crate::table::Table;
@@ -93,7 +93,7 @@ impl Core {
             Decision::WaitChunk { exceptions, chunk, seen } => {
                 let ex = &table.exceptions()[exceptions];
                 if ex.table.wait(chunk, seen, self.worker.bit()) {
-                    let batch = matches!(seen, Entry::Busy(_));
+                    let batch = matches!(seen, ChunkState::Busy(_));
                     self.park(index, if batch { Waits::ForBatch } else { Waits::Yes });
                     return Flow::Aside;
                 }
@@ -119,7 +119,7 @@ impl Core {
         let piece = table.piece(pending.start + pending.cursor, 1);
         let Target::Merge(merge) = piece.target else { return false };
         let ex = &table.exceptions()[merge.exceptions];
-        matches!(ex.table.get(ex.chunk().chunk_of(piece.offset)), Entry::Mapped(_))
+        matches!(ex.table.get(ex.chunk().chunk_of(piece.offset)), ChunkState::Mapped(_))
     }
 
     /// A piece of the request was handled.

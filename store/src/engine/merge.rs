@@ -44,7 +44,7 @@ use self::list::List;
 use super::core::Core;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark, Persistence, Store, StoreState};
-use crate::exception::{Entry as Word, Place};
+use crate::exception::{ChunkState, Place};
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
 use crate::target::{Exceptions, Merge, Synced, Target};
@@ -479,7 +479,7 @@ impl Core {
         if !in_doubt {
             for entry in job.batch.entries.drain(..) {
                 let place = site.place(&entry);
-                if site.ex.table.get(entry.old) == Word::Busy(place) {
+                if site.ex.table.get(entry.old) == ChunkState::Busy(place) {
                     let waiting = site.ex.table.keep_busy_mapped(entry.old, place);
                     self.worker.all().wake(waiting);
                 }

@@ -38,7 +38,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::Decision;
 use crate::target::Target;
-use crate::workers::{NoRoom, Wake, Worker, Workers};
+use crate::workers::{TooManyWorkers, Wake, Worker, Workers};
 pub use merge::{MergeFailure, MergeProgress, MergeState};
 
 /// The place of a whole request that needs nothing of the engine.
@@ -65,7 +65,7 @@ impl Engine {
         workers: &Arc<Workers>,
         wake: Box<dyn Wake>,
         config: EngineConfig,
-    ) -> Result<Engine, NoRoom> {
+    ) -> Result<Engine, TooManyWorkers> {
         workers.register(wake).map(|worker| Engine::of(worker, config))
     }
 

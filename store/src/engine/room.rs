@@ -7,7 +7,7 @@
 use super::core::Core;
 use crate::io::FileId;
 use crate::table::{Keeper, Table};
-use crate::workers::TrackId;
+use crate::workers::TrackSlot;
 
 /// A request's own action, as encoded in its tag: the range that it tracks, and the number of its file
 /// among the table's files.
@@ -18,9 +18,9 @@ pub(super) struct Goes(u16);
 const NONE: u8 = 0xff;
 
 impl Goes {
-    pub(super) fn new(track: Option<TrackId>, file: Option<usize>) -> Goes {
+    pub(super) fn new(track: Option<TrackSlot>, file: Option<usize>) -> Goes {
         let file = file.and_then(|file| u8::try_from(file).ok()).unwrap_or(NONE);
-        Goes(u16::from_be_bytes([file, track.map_or(NONE, TrackId::to_u8)]))
+        Goes(u16::from_be_bytes([file, track.map_or(NONE, TrackSlot::to_u8)]))
     }
 
     pub(super) fn from_detail(detail: u16) -> Goes {
@@ -31,9 +31,9 @@ impl Goes {
         self.0
     }
 
-    pub(super) fn track(self) -> Option<TrackId> {
+    pub(super) fn track(self) -> Option<TrackSlot> {
         let [_, track] = self.0.to_be_bytes();
-        (track != NONE).then(|| TrackId::from_u8(track))
+        (track != NONE).then(|| TrackSlot::from_u8(track))
     }
 
     /// Its file among `files`; [`ANY`] if it is not known.

@@ -29,10 +29,10 @@ const NAMED: u64 = 1 << 20;
 
 /// A region's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slot(u64);
+struct RegionWord(u64);
 
-impl Slot {
-    const NONE: Slot = Slot(0);
+impl RegionWord {
+    const NONE: RegionWord = RegionWord(0);
     const ADDRESS_BITS: u32 = 48;
     const PIN_SHIFT: u32 = Self::ADDRESS_BITS + Class::BITS;
     /// One who is in the leaf. There is room for 2047, and at most as many as there are threads:
@@ -47,8 +47,8 @@ impl Slot {
         self.0 >> Self::PIN_SHIFT
     }
 
-    const fn without_pins(self) -> Slot {
-        Slot(self.0 & (Self::PIN - 1))
+    const fn without_pins(self) -> RegionWord {
+        RegionWord(self.0 & (Self::PIN - 1))
     }
 
     fn address(self) -> *mut AtomicU64 {
@@ -57,13 +57,13 @@ impl Slot {
     }
 
     /// Memory for an empty leaf, with these references.
-    fn allocate(memory: &Memory, class: Class, references: u64) -> Slot {
+    fn allocate(memory: &Memory, class: Class, references: u64) -> RegionWord {
         let address = Self::in_arena(memory, class).unwrap_or_else(|| {
             let words: Box<[AtomicU64]> = (0..class.words()).map(|_| AtomicU64::new(0)).collect();
             Box::into_raw(words).cast::<AtomicU64>().expose_provenance()
         }) as u64;
         assert!(address >> Self::ADDRESS_BITS == 0, "memory lies below 2^48 unless asked for");
-        let slot = Slot(class.to_bits() << Self::ADDRESS_BITS | address);
+        let slot = RegionWord(class.to_bits() << Self::ADDRESS_BITS | address);
         // SAFETY: it was made above, and nobody else has it.
         if let Leaf::Sparse(leaf) = unsafe { slot.leaf() } {
             leaf.counts().store(references * REFERENCE, Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl Slot {
     }
 
     /// # Safety
-    /// The word came from [`Slot::allocate`], and the leaf is not freed during `'a`.
+    /// The word came from [`RegionWord::allocate`], and the leaf is not freed during `'a`.
     unsafe fn leaf<'a>(self) -> Leaf<'a> {
         let words = std::ptr::slice_from_raw_parts(self.address(), self.class().words());
         // SAFETY: `allocate` made that many words there, and the caller sees to it that they stay;
@@ -97,7 +97,7 @@ impl Slot {
     }
 
     /// # Safety
-    /// The word came from [`Slot::allocate`] of this memory, and this is the only use of the leaf
+    /// The word came from [`RegionWord::allocate`] of this memory, and this is the only use of the leaf
     /// from now on.
     unsafe fn free(self, memory: &Memory) {
         if let Memory::Arena(arena) = memory
@@ -133,7 +133,7 @@ pub(super) struct Pinned<'a> {
     directory: &'a Directory,
     region: usize,
     /// Without pins.
-    slot: Slot,
+    slot: RegionWord,
 }
 
 impl Directory {
@@ -154,21 +154,21 @@ impl Directory {
     /// What `region` has, if that can be said without pinning it.
     #[inline]
     pub(super) fn look(&self, region: usize) -> Look<'_> {
-        let slot = Slot(self.regions[region].load(Ordering::Acquire));
+        let slot = RegionWord(self.regions[region].load(Ordering::Acquire));
         if slot.class() == Class::FLAT {
             self.touch(slot);
             // SAFETY: the word came from `allocate`, with `REGION` words for this class, and was
             // published with Release; a flat leaf is freed by `drop` alone.
             return Look::Flat(unsafe { &*slot.address().cast() });
         }
-        if slot == Slot::NONE { Look::Nothing } else { Look::Sparse }
+        if slot == RegionWord::NONE { Look::Nothing } else { Look::Sparse }
     }
 
     /// Asks the processor for the word at which a look for `key` begins, and does not wait for it.
     #[inline]
     pub(super) fn prefetch(&self, region: usize, key: Key) {
-        let slot = Slot(self.regions[region].load(Ordering::Relaxed));
-        if slot != Slot::NONE {
+        let slot = RegionWord(self.regions[region].load(Ordering::Relaxed));
+        if slot != RegionWord::NONE {
             prefetch(slot.address().wrapping_add(slot.class().first(key)));
         }
     }
@@ -176,11 +176,11 @@ impl Directory {
     /// The leaf of `region`, if it has one.
     pub(super) fn pin(&self, region: usize) -> Option<Pinned<'_>> {
         let cell = &self.regions[region];
-        if Slot(cell.load(Ordering::Relaxed)) == Slot::NONE {
+        if RegionWord(cell.load(Ordering::Relaxed)) == RegionWord::NONE {
             return None;
         }
         // A region that has a leaf always has one.
-        let slot = Slot(cell.fetch_add(Slot::PIN, Ordering::Acquire)).without_pins();
+        let slot = RegionWord(cell.fetch_add(RegionWord::PIN, Ordering::Acquire)).without_pins();
         Some(Pinned { directory: self, region, slot })
     }
 
@@ -196,7 +196,7 @@ impl Directory {
 
     /// Gives `region` a leaf with room for `count` chunks, where it has none: true there.
     pub(super) fn reserve(&mut self, region: usize, count: usize) -> bool {
-        let has_none = Slot(*self.regions[region].get_mut()) == Slot::NONE;
+        let has_none = RegionWord(*self.regions[region].get_mut()) == RegionWord::NONE;
         if has_none {
             self.make(region, Class::for_count(count));
         }
@@ -205,8 +205,8 @@ impl Directory {
 
     /// The words of `region`'s leaf, if it has one.
     pub(super) fn leaf_mut(&mut self, region: usize) -> Option<(Class, &mut [AtomicU64])> {
-        let slot = Slot(*self.regions[region].get_mut());
-        if slot == Slot::NONE {
+        let slot = RegionWord(*self.regions[region].get_mut());
+        if slot == RegionWord::NONE {
             return None;
         }
         self.touch(slot);
@@ -218,7 +218,7 @@ impl Directory {
 
     /// The leaf is about to be looked at.
     #[inline]
-    fn touch(&self, slot: Slot) {
+    fn touch(&self, slot: RegionWord) {
         if let Memory::Arena(arena) = &self.memory {
             arena.touch(slot.address().addr());
         }
@@ -227,7 +227,7 @@ impl Directory {
     fn make(&self, region: usize, class: Class) {
         let new = self.allocate(class, NAMED);
         let swapped = self.regions[region].compare_exchange(
-            Slot::NONE.0,
+            RegionWord::NONE.0,
             new.0,
             Ordering::AcqRel,
             Ordering::Acquire,
@@ -238,15 +238,15 @@ impl Directory {
         }
     }
 
-    fn allocate(&self, class: Class, references: u64) -> Slot {
-        let slot = Slot::allocate(&self.memory, class, references);
+    fn allocate(&self, class: Class, references: u64) -> RegionWord {
+        let slot = RegionWord::allocate(&self.memory, class, references);
         self.bytes.fetch_add(slot.bytes(), Ordering::Relaxed);
         slot
     }
 
     /// # Safety
-    /// As [`Slot::free`].
-    unsafe fn free(&self, slot: Slot) {
+    /// As [`RegionWord::free`].
+    unsafe fn free(&self, slot: RegionWord) {
         self.bytes.fetch_sub(slot.bytes(), Ordering::Relaxed);
         // SAFETY: the caller's.
         unsafe { slot.free(&self.memory) };
@@ -254,7 +254,7 @@ impl Directory {
 
     /// Gives up one reference to a sparse leaf; the last frees it, and gives up the leaf's own to
     /// the one that replaced it.
-    fn release(&self, mut slot: Slot) {
+    fn release(&self, mut slot: RegionWord) {
         while slot.class() != Class::FLAT {
             self.touch(slot);
             // SAFETY: the reference that is given up below keeps it until then.
@@ -262,7 +262,7 @@ impl Directory {
             if leaf.counts().fetch_sub(REFERENCE, Ordering::AcqRel) / REFERENCE != 1 {
                 return;
             }
-            let next = Slot(leaf.next().load(Ordering::Acquire));
+            let next = RegionWord(leaf.next().load(Ordering::Acquire));
             // SAFETY: it was the last reference: no region's word names the leaf, no leaf that
             // lives leads to it, and everyone who was in it has left.
             unsafe { self.free(slot) };
@@ -282,14 +282,14 @@ impl Pinned<'_> {
     /// has begun with another.
     pub(super) fn replace(&self, class: Class) {
         let Leaf::Sparse(leaf) = self.leaf() else { return };
-        let mut next = Slot(leaf.next().load(Ordering::Acquire));
-        if next == Slot::NONE {
+        let mut next = RegionWord(leaf.next().load(Ordering::Acquire));
+        if next == RegionWord::NONE {
             let new = self.directory.allocate(class, NAMED + 1);
-            let none = Slot::NONE.0;
+            let none = RegionWord::NONE.0;
             match leaf.next().compare_exchange(none, new.0, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => next = new,
                 Err(other) => {
-                    next = Slot(other);
+                    next = RegionWord(other);
                     // SAFETY: it lost the race, so nobody else has seen it.
                     unsafe { self.directory.free(new) };
                 }
@@ -303,9 +303,9 @@ impl Pinned<'_> {
 
     /// Makes the region's word name `next` instead of `leaf`, which is this one, unless somebody
     /// did before.
-    fn name(&self, next: Slot, leaf: Sparse<'_>) {
+    fn name(&self, next: RegionWord, leaf: Sparse<'_>) {
         let cell = &self.directory.regions[self.region];
-        let mut now = Slot(cell.load(Ordering::Relaxed));
+        let mut now = RegionWord(cell.load(Ordering::Relaxed));
         while now.without_pins() == self.slot {
             match cell.compare_exchange(now.0, next.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
@@ -314,7 +314,7 @@ impl Pinned<'_> {
                     leaf.counts().fetch_add(references.wrapping_mul(REFERENCE), Ordering::AcqRel);
                     return;
                 }
-                Err(other) => now = Slot(other),
+                Err(other) => now = RegionWord(other),
             }
         }
     }
@@ -323,13 +323,13 @@ impl Pinned<'_> {
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
         let cell = &self.directory.regions[self.region];
-        let mut now = Slot(cell.load(Ordering::Relaxed));
+        let mut now = RegionWord(cell.load(Ordering::Relaxed));
         // The word cannot have come to name another leaf at this address: this one still lives.
         while now.without_pins() == self.slot {
-            let less = now.0 - Slot::PIN;
+            let less = now.0 - RegionWord::PIN;
             match cell.compare_exchange_weak(now.0, less, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
-                Err(other) => now = Slot(other),
+                Err(other) => now = RegionWord(other),
             }
         }
         self.directory.release(self.slot);
@@ -351,8 +351,8 @@ fn prefetch(address: *const AtomicU64) {
 impl Drop for Directory {
     fn drop(&mut self) {
         for region in &mut self.regions {
-            let mut slot = Slot(*region.get_mut());
-            while slot != Slot::NONE {
+            let mut slot = RegionWord(*region.get_mut());
+            while slot != RegionWord::NONE {
                 if let Memory::Arena(arena) = &self.memory {
                     arena.touch(slot.address().addr());
                 }
@@ -360,8 +360,8 @@ impl Drop for Directory {
                 // are gone with whoever was in them; the region's is left, and the one that was
                 // to replace it where a panic came between.
                 let next = match unsafe { slot.leaf() } {
-                    Leaf::Flat(_) => Slot::NONE,
-                    Leaf::Sparse(leaf) => Slot(leaf.next().load(Ordering::Acquire)),
+                    Leaf::Flat(_) => RegionWord::NONE,
+                    Leaf::Sparse(leaf) => RegionWord(leaf.next().load(Ordering::Acquire)),
                 };
                 // SAFETY: nothing refers to it any more.
                 unsafe { slot.free(&self.memory) };

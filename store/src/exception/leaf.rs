@@ -15,7 +15,7 @@
 //! start. That is harmless, however late: frozen words do not change, chunks never leave a leaf,
 //! and no word of the new leaf changes before *all* have been entered and the directory names it.
 
-use super::word::{EMPTY, Entry, FROZEN, Key, Place, key_of};
+use super::word::{ChunkState, EMPTY, FROZEN, Key, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Chunks of a region. Few for the model checker.
@@ -100,13 +100,13 @@ pub(super) struct Sparse<'a> {
 /// How a change of a word ended.
 pub(super) enum Changed {
     /// It was changed from this; the error: it is this, and must not be changed from it.
-    Here(Result<Entry, Entry>),
+    Here(Result<ChunkState, ChunkState>),
     /// The leaf has no room, or is being replaced: replace it, and change the new leaf's word.
     Elsewhere(Class),
 }
 
 impl<'a> Leaf<'a> {
-    pub(super) fn get(self, key: Key) -> Entry {
+    pub(super) fn get(self, key: Key) -> ChunkState {
         match self {
             Leaf::Flat(words) => get_flat(words, key),
             Leaf::Sparse(leaf) => leaf.get(key),
@@ -114,7 +114,11 @@ impl<'a> Leaf<'a> {
     }
 
     /// Changes the state of a chunk to the result of `to`, unless that is none.
-    pub(super) fn change(self, key: Key, to: &mut dyn FnMut(Entry) -> Option<Entry>) -> Changed {
+    pub(super) fn change(
+        self,
+        key: Key,
+        to: &mut dyn FnMut(ChunkState) -> Option<ChunkState>,
+    ) -> Changed {
         match self {
             Leaf::Flat(words) => Changed::Here(change_flat(words, key, to)),
             Leaf::Sparse(leaf) => leaf.change(key, to),
@@ -125,8 +129,8 @@ impl<'a> Leaf<'a> {
     pub(super) fn next_mapped(self, from: Key) -> Option<(Key, Place)> {
         /// Up to here it is quicker to scan a leaf than to look up one chunk after another.
         const FEW: usize = 256;
-        let mapped = |word| match Entry::from_word(word) {
-            Entry::Mapped(place) => Some((key_of(word), place)),
+        let mapped = |word| match ChunkState::from_word(word) {
+            ChunkState::Mapped(place) => Some((key_of(word), place)),
             _ => None,
         };
         match self {
@@ -138,7 +142,7 @@ impl<'a> Leaf<'a> {
                 .min_by_key(|(key, _)| *key),
             Leaf::Sparse(leaf) => {
                 (from.0..REGION as u16).map(Key).find_map(|key| match leaf.get(key) {
-                    Entry::Mapped(place) => Some((key, place)),
+                    ChunkState::Mapped(place) => Some((key, place)),
                     _ => None,
                 })
             }
@@ -244,20 +248,20 @@ fn home(key: Key, slots: usize) -> usize {
 
 /// The state of a chunk in a flat leaf.
 #[inline]
-pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> Entry {
-    Entry::from_word(words[key.0 as usize].load(Ordering::Acquire))
+pub(super) fn get_flat(words: &[AtomicU64; REGION], key: Key) -> ChunkState {
+    ChunkState::from_word(words[key.0 as usize].load(Ordering::Acquire))
 }
 
 /// [`Leaf::change`] of a flat leaf.
 pub(super) fn change_flat(
     words: &[AtomicU64; REGION],
     key: Key,
-    mut to: impl FnMut(Entry) -> Option<Entry>,
-) -> Result<Entry, Entry> {
+    mut to: impl FnMut(ChunkState) -> Option<ChunkState>,
+) -> Result<ChunkState, ChunkState> {
     let cell = &words[key.0 as usize];
     let mut word = cell.load(Ordering::Acquire);
     loop {
-        let now = Entry::from_word(word);
+        let now = ChunkState::from_word(word);
         let next = to(now).ok_or(now)?;
         match swap(cell, word, next.to_word(key)) {
             Ok(()) => return Ok(now),
@@ -289,20 +293,20 @@ impl<'a> Sparse<'a> {
         from.iter().chain(before)
     }
 
-    fn get(self, key: Key) -> Entry {
+    fn get(self, key: Key) -> ChunkState {
         for cell in self.path(key) {
             let word = cell.load(Ordering::Acquire) & !FROZEN;
             if word == EMPTY {
                 break;
             }
             if key_of(word) == key {
-                return Entry::from_word(word);
+                return ChunkState::from_word(word);
             }
         }
-        Entry::Unmapped
+        ChunkState::Unmapped
     }
 
-    fn change(self, key: Key, to: &mut dyn FnMut(Entry) -> Option<Entry>) -> Changed {
+    fn change(self, key: Key, to: &mut dyn FnMut(ChunkState) -> Option<ChunkState>) -> Changed {
         let larger = |class: Class| Changed::Elsewhere(class.next());
         for cell in self.path(key) {
             let mut word = cell.load(Ordering::Acquire);
@@ -313,7 +317,7 @@ impl<'a> Sparse<'a> {
                 if word != EMPTY && key_of(word) != key {
                     break;
                 }
-                let now = Entry::from_word(word);
+                let now = ChunkState::from_word(word);
                 let Some(next) = to(now) else { return Changed::Here(Err(now)) };
                 if word == EMPTY && self.taken() >= limit(self.slots.len()) {
                     return larger(self.class());
@@ -328,9 +332,9 @@ impl<'a> Sparse<'a> {
                 }
             }
         }
-        match to(Entry::Unmapped) {
+        match to(ChunkState::Unmapped) {
             Some(_) => larger(self.class()),
-            None => Changed::Here(Err(Entry::Unmapped)),
+            None => Changed::Here(Err(ChunkState::Unmapped)),
         }
     }
 
@@ -357,7 +361,7 @@ impl<'a> Sparse<'a> {
     pub(super) fn move_to(self, next: Leaf<'_>) {
         for cell in self.slots {
             let word = cell.fetch_or(FROZEN, Ordering::AcqRel) & !FROZEN;
-            if Entry::from_word(word) != Entry::Unmapped {
+            if ChunkState::from_word(word) != ChunkState::Unmapped {
                 next.adopt(word);
             }
         }

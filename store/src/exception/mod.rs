@@ -20,4 +20,4 @@ pub mod word;
 pub use arena::{Arena, Memory};
 pub use intake::Intake;
 pub use table::{Claim, Counts, ExceptionTable};
-pub use word::{Entry, Layer, Place};
+pub use word::{ChunkState, Layer, Place};

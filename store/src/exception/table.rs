@@ -17,7 +17,7 @@ use super::arena::Memory;
 use super::directory::{Directory, Look};
 use super::intake::Intake;
 use super::leaf::{Changed, REGION, Scratch, build, change_flat, get_flat, put};
-use super::word::{Entry, Key, Layer, Place, key_of};
+use super::word::{ChunkState, Key, Layer, Place, key_of};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::units::Chunk;
 
@@ -32,8 +32,8 @@ pub struct Claim {
     first: Chunk,
     /// Not 0.
     count: u64,
-    /// Of the first; [`Entry::behind`] says what it was of the others.
-    before: Entry,
+    /// Of the first; [`ChunkState::behind`] says what it was of the others.
+    before: ChunkState,
 }
 
 impl Claim {
@@ -49,7 +49,7 @@ impl Claim {
 
     /// Where its content lay when it was claimed, that of the first where it is several: `Unmapped` or
     /// `Mapped` in a lower layer.
-    pub fn before(&self) -> Entry {
+    pub fn before(&self) -> ChunkState {
         self.before
     }
 
@@ -111,11 +111,11 @@ impl ExceptionTable {
 
     /// What is known of `chunk`.
     #[inline]
-    pub fn get(&self, chunk: Chunk) -> Entry {
+    pub fn get(&self, chunk: Chunk) -> ChunkState {
         let (region, key) = self.within(chunk);
         match self.directory.look(region) {
             Look::Flat(words) => get_flat(words, key),
-            Look::Nothing => Entry::Unmapped,
+            Look::Nothing => ChunkState::Unmapped,
             Look::Sparse => self.get_pinned(region, key),
         }
     }
@@ -129,22 +129,27 @@ impl ExceptionTable {
     }
 
     #[inline(never)]
-    fn get_pinned(&self, region: usize, key: Key) -> Entry {
+    fn get_pinned(&self, region: usize, key: Key) -> ChunkState {
         let pinned = self.directory.pin(region);
-        pinned.map_or(Entry::Unmapped, |pinned| pinned.leaf().get(key))
+        pinned.map_or(ChunkState::Unmapped, |pinned| pinned.leaf().get(key))
     }
 
     /// Takes `chunk` for moving, if it is still as `seen` (`Unmapped` or `Mapped`) says; otherwise
     /// says what it is now.
-    pub fn claim(&self, chunk: Chunk, seen: Entry) -> Result<Claim, Entry> {
+    pub fn claim(&self, chunk: Chunk, seen: ChunkState) -> Result<Claim, ChunkState> {
         self.claim_run(chunk, 1, seen)
     }
 
     /// [`ExceptionTable::claim`] of `first` and of the chunks behind it, `most` in all or fewer: as long as
     /// they are unmapped too, or lie behind each other in the same store as `first` does.
-    pub fn claim_run(&self, first: Chunk, most: u64, seen: Entry) -> Result<Claim, Entry> {
-        debug_assert!(matches!(seen, Entry::Unmapped | Entry::Mapped(_)));
-        match self.change_run(first, most, seen, Entry::Pending) {
+    pub fn claim_run(
+        &self,
+        first: Chunk,
+        most: u64,
+        seen: ChunkState,
+    ) -> Result<Claim, ChunkState> {
+        debug_assert!(matches!(seen, ChunkState::Unmapped | ChunkState::Mapped(_)));
+        match self.change_run(first, most, seen, ChunkState::Pending) {
             (0, Some(now)) => Err(now),
             (count, _) => Ok(Claim { first, count, before: seen }),
         }
@@ -154,33 +159,33 @@ impl ExceptionTable {
     /// as a bit each.
     #[must_use = "these workers sleep until they are woken"]
     pub fn publish(&self, claim: Claim, place: Place) -> u64 {
-        self.end(claim.first, claim.count, Entry::Pending, Entry::Mapped(place))
+        self.end(claim.first, claim.count, ChunkState::Pending, ChunkState::Mapped(place))
     }
 
     /// Ends a claim that failed: its chunks lie where they lay before. Returns which workers waited, as a
     /// bit each.
     #[must_use = "these workers sleep until they are woken"]
     pub fn put_back(&self, claim: Claim) -> u64 {
-        self.end(claim.first, claim.count, Entry::Pending, claim.before)
+        self.end(claim.first, claim.count, ChunkState::Pending, claim.before)
     }
 
     /// Marks a mapped chunk as being copied back: from now on new writes to it wait. False where
     /// it is not mapped at `place`.
     pub fn mark_busy(&self, chunk: Chunk, place: Place) -> bool {
-        let at_place = |now| (now == Entry::Mapped(place)).then_some(Entry::Busy(place));
+        let at_place = |now| (now == ChunkState::Mapped(place)).then_some(ChunkState::Busy(place));
         self.change(chunk, at_place).is_ok()
     }
 
     /// The chunk was copied back: it lies where the origin has it. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn clear_busy(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, 1, Entry::Busy(place), Entry::Unmapped)
+        self.end(chunk, 1, ChunkState::Busy(place), ChunkState::Unmapped)
     }
 
     /// Copying back was given up: the chunk stays at `place`. Returns who waited.
     #[must_use = "these workers sleep until they are woken"]
     pub fn keep_busy_mapped(&self, chunk: Chunk, place: Place) -> u64 {
-        self.end(chunk, 1, Entry::Busy(place), Entry::Mapped(place))
+        self.end(chunk, 1, ChunkState::Busy(place), ChunkState::Mapped(place))
     }
 
     /// Enters mappings read from a store, over those of lower layers; before the table is shared.
@@ -199,7 +204,7 @@ impl ExceptionTable {
             let is_new = self.directory.reserve(region, mappings.len());
             let words = mappings
                 .iter()
-                .map(|(key, chunk)| Entry::Mapped(Place { layer, chunk }).to_word(key));
+                .map(|(key, chunk)| ChunkState::Mapped(Place { layer, chunk }).to_word(key));
             match self.directory.leaf_mut(region) {
                 Some((class, leaf)) if is_new => build(leaf, class, words, &mut scratch),
                 _ => words.for_each(|word| self.enter_word(region, word)),
@@ -210,7 +215,7 @@ impl ExceptionTable {
     fn enter_word(&mut self, region: usize, word: u64) {
         if !self.directory.leaf_mut(region).is_some_and(|(class, leaf)| put(leaf, class, word)) {
             let chunk = region as u64 * REGION as u64 + u64::from(key_of(word).0);
-            let _ = self.change(Chunk(chunk), |_| Some(Entry::from_word(word)));
+            let _ = self.change(Chunk(chunk), |_| Some(ChunkState::from_word(word)));
         }
     }
 
@@ -252,7 +257,7 @@ impl ExceptionTable {
         for (chunk, place) in mappings {
             let (region, key) = self.within(chunk);
             let at = &mut starts[region / regions];
-            sorted[*at] = (region, Entry::Mapped(place).to_word(key));
+            sorted[*at] = (region, ChunkState::Mapped(place).to_word(key));
             *at += 1;
         }
         sorted
@@ -260,7 +265,7 @@ impl ExceptionTable {
 
     /// Enters one mapping, over one of a lower layer; before any worker serves.
     pub fn load(&self, chunk: Chunk, place: Place) {
-        let _ = self.change(chunk, |_| Some(Entry::Mapped(place)));
+        let _ = self.change(chunk, |_| Some(ChunkState::Mapped(place)));
     }
 
     /// The first chunk from `from` on that is mapped, and where it lies.
@@ -284,7 +289,7 @@ impl ExceptionTable {
     pub fn remap(&self, mut place: impl FnMut(Chunk, Place) -> Option<Place>) {
         let mut from = Chunk(0);
         while let Some((chunk, was)) = self.next_mapped(from) {
-            let entry = place(chunk, was).map_or(Entry::Unmapped, Entry::Mapped);
+            let entry = place(chunk, was).map_or(ChunkState::Unmapped, ChunkState::Mapped);
             let _ = self.change(chunk, |_| Some(entry));
             from = Chunk(chunk.0 + 1);
         }
@@ -292,13 +297,13 @@ impl ExceptionTable {
 
     /// Registers worker `bit` as waiting for `chunk`, and looks again: true if it is still as
     /// `seen`, and the worker will be woken; false if it changed, and there is nothing to wait for.
-    pub fn wait(&self, chunk: Chunk, seen: Entry, bit: u32) -> bool {
+    pub fn wait(&self, chunk: Chunk, seen: ChunkState, bit: u32) -> bool {
         self.waiting[Self::bucket(chunk)].fetch_or(1 << bit, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.get(chunk) == seen
     }
 
-    fn end(&self, first: Chunk, count: u64, from: Entry, to: Entry) -> u64 {
+    fn end(&self, first: Chunk, count: u64, from: ChunkState, to: ChunkState) -> u64 {
         let ended = self.change_run(first, count, from, to);
         assert_eq!(ended, (count, None), "I5: {count} from {first:?} changed under their owner");
         fence(Ordering::SeqCst);
@@ -309,10 +314,16 @@ impl ExceptionTable {
         (0..count).fold(0, |all, n| all | waited(n))
     }
 
-    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`Entry::behind`] says
+    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`ChunkState::behind`] says
     /// what these are for each), until one is something else. Each leaf is looked up once for all of its
     /// chunks. Returns how many chunks were changed, and what the next one is if it was not.
-    fn change_run(&self, first: Chunk, count: u64, from: Entry, to: Entry) -> (u64, Option<Entry>) {
+    fn change_run(
+        &self,
+        first: Chunk,
+        count: u64,
+        from: ChunkState,
+        to: ChunkState,
+    ) -> (u64, Option<ChunkState>) {
         if count == 1 {
             let changed = self.change(first, |now| (now == from).then_some(to));
             return changed.map_or_else(|now| (0, Some(now)), |_| (1, None));
@@ -354,8 +365,8 @@ impl ExceptionTable {
     fn change(
         &self,
         chunk: Chunk,
-        mut to: impl FnMut(Entry) -> Option<Entry>,
-    ) -> Result<Entry, Entry> {
+        mut to: impl FnMut(ChunkState) -> Option<ChunkState>,
+    ) -> Result<ChunkState, ChunkState> {
         let (region, key) = self.within(chunk);
         loop {
             if let Look::Flat(words) = self.directory.look(region) {

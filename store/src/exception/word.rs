@@ -62,7 +62,7 @@ impl Place {
 
 /// The state of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Entry {
+pub enum ChunkState {
     /// It is on the origin.
     Unmapped,
     /// A worker is moving it; others wait.
@@ -73,14 +73,14 @@ pub enum Entry {
     Busy(Place),
 }
 
-impl Entry {
+impl ChunkState {
     /// What the `n`th chunk behind this one has, if both lie in the same way: mapped chunks next to each
     /// other in one store.
-    pub(super) const fn behind(self, n: u64) -> Entry {
+    pub(super) const fn behind(self, n: u64) -> ChunkState {
         match self {
-            Entry::Mapped(place) => Entry::Mapped(place.behind(n)),
-            Entry::Busy(place) => Entry::Busy(place.behind(n)),
-            Entry::Unmapped | Entry::Pending => self,
+            ChunkState::Mapped(place) => ChunkState::Mapped(place.behind(n)),
+            ChunkState::Busy(place) => ChunkState::Busy(place.behind(n)),
+            ChunkState::Unmapped | ChunkState::Pending => self,
         }
     }
 
@@ -88,24 +88,24 @@ impl Entry {
         let key = (key.0 as u64) << KEY_SHIFT;
         debug_assert!(key & !(KEY_MASK << KEY_SHIFT) == 0);
         key | match self {
-            Entry::Unmapped => UNMAPPED,
-            Entry::Pending => 1 << STATE_SHIFT,
-            Entry::Mapped(place) => (2 << STATE_SHIFT) | place.bits(),
-            Entry::Busy(place) => (3 << STATE_SHIFT) | place.bits(),
+            ChunkState::Unmapped => UNMAPPED,
+            ChunkState::Pending => 1 << STATE_SHIFT,
+            ChunkState::Mapped(place) => (2 << STATE_SHIFT) | place.bits(),
+            ChunkState::Busy(place) => (3 << STATE_SHIFT) | place.bits(),
         }
     }
 
     /// The state in a word, frozen or not; none for the zero word.
-    pub(super) const fn from_word(word: u64) -> Entry {
+    pub(super) const fn from_word(word: u64) -> ChunkState {
         let place = Place {
             layer: Layer(((word >> LAYER_SHIFT) & LAYER_MASK) as u16),
             chunk: StoreChunk(word & CHUNK_MASK),
         };
         match word >> STATE_SHIFT {
-            0 => Entry::Unmapped,
-            1 => Entry::Pending,
-            2 => Entry::Mapped(place),
-            _ => Entry::Busy(place),
+            0 => ChunkState::Unmapped,
+            1 => ChunkState::Pending,
+            2 => ChunkState::Mapped(place),
+            _ => ChunkState::Busy(place),
         }
     }
 }
@@ -129,8 +129,8 @@ mod tests {
 
     #[test]
     fn nothing_known_is_the_zero_word() {
-        assert_eq!(Entry::from_word(EMPTY), Entry::Unmapped);
-        assert_ne!(Entry::Unmapped.to_word(Key(0)), EMPTY);
+        assert_eq!(ChunkState::from_word(EMPTY), ChunkState::Unmapped);
+        assert_ne!(ChunkState::Unmapped.to_word(Key(0)), EMPTY);
     }
 
     proptest! {
@@ -141,10 +141,10 @@ mod tests {
             key in 0u16..4096, layer in 0u16..=4095, chunk in 0u64..(1 << 37)
         ) {
             let place = Place { layer: Layer(layer), chunk: StoreChunk(chunk) };
-            for entry in [Entry::Unmapped, Entry::Pending, Entry::Mapped(place), Entry::Busy(place)] {
+            for entry in [ChunkState::Unmapped, ChunkState::Pending, ChunkState::Mapped(place), ChunkState::Busy(place)] {
                 let word = entry.to_word(Key(key));
                 prop_assert_eq!(word & FROZEN, 0);
-                prop_assert_eq!(Entry::from_word(word | FROZEN), entry);
+                prop_assert_eq!(ChunkState::from_word(word | FROZEN), entry);
                 prop_assert_eq!(key_of(word | FROZEN), Key(key));
             }
         }

@@ -7,11 +7,11 @@
 
 use super::{Decision, Exceptions, Origin, Track, run_len};
 use crate::cow::{MergeMark, StoreState};
-use crate::exception::{Entry, Place};
+use crate::exception::{ChunkState, Place};
 use crate::request::Op;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::{Chunk, SECTOR_SHIFT};
-use crate::workers::{TrackedId, Worker};
+use crate::workers::{TrackedObject, Worker};
 
 /// See the module's description.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Merge {
     /// The origin that it is merged into; its other snapshots are protected.
     pub origin: Origin,
     /// The id under which writes to mapped chunks are tracked.
-    pub writes: TrackedId,
+    pub writes: TrackedObject,
     /// Whether the guest uses the device.
     pub in_use: InUse,
 }
@@ -61,19 +61,21 @@ impl Merge {
         let entry = ex.table.get(chunk);
         match (op, entry) {
             (Op::Discard, _) => Decision::Nothing { len },
-            (Op::Read, Entry::Mapped(place) | Entry::Busy(place)) => {
+            (Op::Read, ChunkState::Mapped(place) | ChunkState::Busy(place)) => {
                 self.store(ex, op, offset, len, chunk, place)
             }
-            (_, Entry::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
+            (_, ChunkState::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
             // It is not known whether the chunk is still in the store: a write could go to the
             // wrong place.
-            (_, Entry::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => Decision::Fail,
-            (_, Entry::Busy(_) | Entry::Pending) => {
+            (_, ChunkState::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => {
+                Decision::Fail
+            }
+            (_, ChunkState::Busy(_) | ChunkState::Pending) => {
                 Decision::WaitChunk { exceptions: self.exceptions, chunk, seen: entry }
             }
-            (_, Entry::Unmapped) => {
+            (_, ChunkState::Unmapped) => {
                 let size = ex.chunk();
-                let home = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == Entry::Unmapped;
+                let home = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == ChunkState::Unmapped;
                 let run = run_len(size.bytes(), size.offset_in(offset), len, home);
                 self.origin.decide(op, offset, len.min(run))
             }
@@ -92,7 +94,7 @@ impl Merge {
         let size = ex.chunk();
         let within = size.offset_in(offset);
         let follows = |n: u64| match (op, ex.table.get(Chunk(chunk.0 + n))) {
-            (_, Entry::Mapped(next)) | (Op::Read, Entry::Busy(next)) => {
+            (_, ChunkState::Mapped(next)) | (Op::Read, ChunkState::Busy(next)) => {
                 next.layer == at.layer && next.chunk.0 == at.chunk.0 + n
             }
             _ => false,

@@ -20,10 +20,10 @@ pub use snapshot::{Features, Snapshot};
 use std::sync::Arc;
 
 use crate::cow::Store;
-use crate::exception::{Entry, ExceptionTable, Layer, Place};
+use crate::exception::{ChunkState, ExceptionTable, Layer, Place};
 use crate::io::FileId;
 use crate::units::{Chunk, ChunkSize, MOST_SECTORS};
-use crate::workers::{TrackedId, Worker};
+use crate::workers::{TrackedObject, Worker};
 
 const _: () = assert!(MOST_SECTORS <= Worker::MAX_TRACKED_END);
 
@@ -132,7 +132,7 @@ pub enum Decision {
         /// Which chunk.
         chunk: Chunk,
         /// The chunk's state in the table.
-        seen: Entry,
+        seen: ChunkState,
         /// Bytes of the request that fall in the chunk, or as many whole chunks as it covers.
         len: u64,
     },
@@ -148,7 +148,7 @@ pub enum Decision {
         /// Which chunk.
         chunk: Chunk,
         /// The chunk's state in the table.
-        seen: Entry,
+        seen: ChunkState,
     },
     /// A store changes its state: wait for that.
     WaitState,
@@ -160,7 +160,7 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Track {
     /// The origin, or other object, of the range.
-    pub of: TrackedId,
+    pub of: TrackedObject,
     /// First sector.
     pub start: u64,
     /// Sectors.

@@ -5,10 +5,10 @@
 
 use super::{Backing, Decision, Exceptions, TURN};
 use crate::cow::StoreState;
-use crate::exception::Entry;
+use crate::exception::ChunkState;
 use crate::request::Op;
 use crate::units::Chunk;
-use crate::workers::TrackedId;
+use crate::workers::TrackedObject;
 
 /// See the module's description.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Origin {
     /// Its offset in the device that its snapshots name as origin, in bytes.
     pub start: u64,
     /// The id under which redirected reads of its snapshots are tracked.
-    pub tracked: TrackedId,
+    pub tracked: TrackedObject,
     /// The exceptions of the table that belong to its snapshots, largest chunk first.
     pub snapshots: Vec<usize>,
 }
@@ -31,7 +31,7 @@ pub enum Verdict {
     /// It needs a copy: claim the chunk.
     Copy,
     /// A worker is making a copy: wait for that.
-    WaitChunk(Entry),
+    WaitChunk(ChunkState),
     /// It has a copy that is not durable yet: commit its store.
     Commit,
     /// It changes its state: wait for that.
@@ -67,10 +67,10 @@ impl Origin {
             StoreState::Valid | StoreState::Full | StoreState::Overflow | StoreState::ReadOnly => {}
         }
         match ex.table.get(chunk) {
-            Entry::Unmapped => Verdict::Copy,
-            entry @ (Entry::Pending | Entry::Busy(_)) => Verdict::WaitChunk(entry),
-            Entry::Mapped(place) if ex.is_durable(place) => Verdict::Go,
-            Entry::Mapped(_) => Verdict::Commit,
+            ChunkState::Unmapped => Verdict::Copy,
+            entry @ (ChunkState::Pending | ChunkState::Busy(_)) => Verdict::WaitChunk(entry),
+            ChunkState::Mapped(place) if ex.is_durable(place) => Verdict::Go,
+            ChunkState::Mapped(_) => Verdict::Commit,
         }
     }
 

@@ -7,10 +7,10 @@
 
 use super::{Decision, Exceptions, Track, run_len};
 use crate::cow::StoreState;
-use crate::exception::{Entry, Place};
+use crate::exception::{ChunkState, Place};
 use crate::request::Op;
 use crate::units::{Chunk, SECTOR_SHIFT};
-use crate::workers::{TrackedId, Worker};
+use crate::workers::{TrackedObject, Worker};
 
 /// The features that a table line's feature words enable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Snapshot {
     /// The exceptions of the table that belong to it.
     pub exceptions: usize,
     /// Set if something else may write to the origin: unmapped reads are tracked under this id.
-    pub tracked: Option<TrackedId>,
+    pub tracked: Option<TrackedObject>,
     /// Feature words.
     pub features: Features,
 }
@@ -47,19 +47,19 @@ impl Snapshot {
         let entry = ex.table.get(chunk);
         match (op, entry) {
             (Op::Discard, _) => self.discard(ex, offset, len, chunk, entry),
-            (_, Entry::Pending) => self.wait(chunk, entry),
-            (Op::Read, Entry::Unmapped) => self.read_origin(ex, offset, len, chunk),
-            (Op::Read, Entry::Mapped(place) | Entry::Busy(place)) => {
+            (_, ChunkState::Pending) => self.wait(chunk, entry),
+            (Op::Read, ChunkState::Unmapped) => self.read_origin(ex, offset, len, chunk),
+            (Op::Read, ChunkState::Mapped(place) | ChunkState::Busy(place)) => {
                 self.pass(ex, offset, len, chunk, place)
             }
-            (_, Entry::Mapped(place)) if ex.is_top(place) => {
+            (_, ChunkState::Mapped(place)) if ex.is_top(place) => {
                 self.pass(ex, offset, len, chunk, place)
             }
-            (_, Entry::Busy(_)) => self.wait(chunk, entry),
-            (_, Entry::Unmapped | Entry::Mapped(_)) if state == StoreState::Full => {
+            (_, ChunkState::Busy(_)) => self.wait(chunk, entry),
+            (_, ChunkState::Unmapped | ChunkState::Mapped(_)) if state == StoreState::Full => {
                 Decision::WaitRoom
             }
-            (_, Entry::Unmapped | Entry::Mapped(_)) => {
+            (_, ChunkState::Unmapped | ChunkState::Mapped(_)) => {
                 let (bytes, within) = (ex.chunk().bytes(), ex.chunk().offset_in(offset));
                 let is_run = within == 0 && len >= bytes;
                 let len = if is_run { len / bytes * bytes } else { len.min(bytes - within) };
@@ -68,7 +68,7 @@ impl Snapshot {
         }
     }
 
-    fn wait(&self, chunk: Chunk, seen: Entry) -> Decision {
+    fn wait(&self, chunk: Chunk, seen: ChunkState) -> Decision {
         Decision::WaitChunk { exceptions: self.exceptions, chunk, seen }
     }
 
@@ -77,7 +77,7 @@ impl Snapshot {
         let size = ex.chunk();
         let within = size.offset_in(offset);
         let follows = |n: u64| match ex.table.get(Chunk(chunk.0 + n)) {
-            Entry::Mapped(next) => next.layer == at.layer && next.chunk.0 == at.chunk.0 + n,
+            ChunkState::Mapped(next) => next.layer == at.layer && next.chunk.0 == at.chunk.0 + n,
             _ => false,
         };
         let len = len.min(run_len(size.bytes(), within, len, follows));
@@ -88,7 +88,7 @@ impl Snapshot {
     /// The number of consecutive unmapped chunks.
     fn read_origin(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk) -> Decision {
         let size = ex.chunk();
-        let unmapped = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == Entry::Unmapped;
+        let unmapped = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == ChunkState::Unmapped;
         let mut len = len.min(run_len(size.bytes(), size.offset_in(offset), len, unmapped));
         if self.tracked.is_some() {
             len = len.min(Worker::MAX_TRACKED_LEN << SECTOR_SHIFT);
@@ -108,19 +108,21 @@ impl Snapshot {
         offset: u64,
         len: u64,
         chunk: Chunk,
-        entry: Entry,
+        entry: ChunkState,
     ) -> Decision {
         let within = ex.chunk().offset_in(offset);
         let len = len.min(ex.chunk().bytes() - within);
         let whole = within == 0 && len == ex.own_len(chunk);
         match entry {
-            Entry::Mapped(place)
+            ChunkState::Mapped(place)
                 if self.features.discard_zeroes_cow && whole && ex.is_top(place) =>
             {
                 let (file, offset) = ex.file_offset(place, 0);
                 Decision::Pass { file, offset, len, track: None }
             }
-            Entry::Pending if self.features.discard_zeroes_cow && whole => self.wait(chunk, entry),
+            ChunkState::Pending if self.features.discard_zeroes_cow && whole => {
+                self.wait(chunk, entry)
+            }
             _ => Decision::Nothing { len },
         }
     }

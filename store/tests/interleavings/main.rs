@@ -21,14 +21,14 @@ use snapblk_store::cow::tail::Tail;
 use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Allocation, Geometry, Log, Persistence, Store};
 use snapblk_store::engine::{Engine, EngineConfig};
-use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
+use snapblk_store::exception::{ChunkState, ExceptionTable, Layer, Place};
 use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
 use snapblk_store::target::{Backing, Exceptions, Medium, Origin, Snapshot, Target};
 use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
-use snapblk_store::workers::{TrackedId, Wake, Worker, Workers};
+use snapblk_store::workers::{TrackedObject, Wake, Worker, Workers};
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
     check_more(1, test);
@@ -132,9 +132,11 @@ fn a_chunk_is_moved_once_and_all_who_wait_are_woken() {
         let shared = with_workers(3, shared, |number, me, (table, moves)| {
             loop {
                 match table.get(Chunk(0)) {
-                    Entry::Mapped(_) => break,
-                    Entry::Unmapped => {
-                        let Ok(claim) = table.claim(Chunk(0), Entry::Unmapped) else { continue };
+                    ChunkState::Mapped(_) => break,
+                    ChunkState::Unmapped => {
+                        let Ok(claim) = table.claim(Chunk(0), ChunkState::Unmapped) else {
+                            continue;
+                        };
                         thread::yield_now();
                         // The first claim is given up once: the others must notice that, too.
                         if number == 0 && moves.fetch_add(100, Ordering::SeqCst) < 100 {
@@ -169,10 +171,10 @@ fn runs_that_overlap_move_each_chunk_once() {
                 let (mut chunk, end) = [(10, 18), (12, 20), (15, 18)][number];
                 while chunk < end {
                     match table.get(Chunk(chunk)) {
-                        Entry::Mapped(_) => chunk += 1,
-                        Entry::Unmapped => {
+                        ChunkState::Mapped(_) => chunk += 1,
+                        ChunkState::Unmapped => {
                             let most = end - chunk;
-                            let run = table.claim_run(Chunk(chunk), most, Entry::Unmapped);
+                            let run = table.claim_run(Chunk(chunk), most, ChunkState::Unmapped);
                             let Ok(claim) = run else { continue };
                             (0..claim.count()).for_each(|n| {
                                 moves[(chunk + n) as usize].fetch_add(1, Ordering::SeqCst);
@@ -192,7 +194,7 @@ fn runs_that_overlap_move_each_chunk_once() {
             });
         for chunk in 10..20 {
             assert_eq!(shared.1[chunk as usize].load(Ordering::SeqCst), 1);
-            let Entry::Mapped(at) = shared.0.get(Chunk(chunk)) else { panic!("it was moved") };
+            let ChunkState::Mapped(at) = shared.0.get(Chunk(chunk)) else { panic!("it was moved") };
             assert_eq!(at.chunk.0 % 100, chunk);
         }
     });
@@ -202,9 +204,9 @@ fn runs_that_overlap_move_each_chunk_once() {
 fn moved(me: &Sleeper, table: &ExceptionTable, chunk: Chunk, to: u64) -> Place {
     loop {
         match table.get(chunk) {
-            Entry::Mapped(at) => return at,
-            Entry::Unmapped => {
-                if let Ok(claim) = table.claim(chunk, Entry::Unmapped) {
+            ChunkState::Mapped(at) => return at,
+            ChunkState::Unmapped => {
+                if let Ok(claim) = table.claim(chunk, ChunkState::Unmapped) {
                     thread::yield_now();
                     me.worker.all().wake(table.publish(claim, place(to)));
                 }
@@ -238,11 +240,11 @@ fn grow(loaded: &'static [u64], words: usize) {
         for chunk in wanted.map(Chunk) {
             seen.push((chunk, moved(me, table, chunk, 100 + own)));
             for &(chunk, at) in &seen {
-                assert_eq!(table.get(chunk), Entry::Mapped(at));
+                assert_eq!(table.get(chunk), ChunkState::Mapped(at));
             }
         }
     });
-    let mapped = |chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_));
+    let mapped = |chunk| matches!(table.get(Chunk(chunk)), ChunkState::Mapped(_));
     let meant = |chunk| matches!(chunk, 3 | 4 | 10..13) || loaded.contains(&chunk);
     assert!((0..16).all(|chunk| mapped(chunk) == meant(chunk)));
     assert_eq!(table.memory() - empty, words * 8, "the leaves that were replaced are gone");
@@ -271,17 +273,18 @@ fn a_busy_chunk_in_a_region_that_grows_stays_busy() {
                 }
             }
             1 => {
-                let mut last = Entry::Mapped(place(1));
-                while last != Entry::Unmapped {
+                let mut last = ChunkState::Mapped(place(1));
+                while last != ChunkState::Unmapped {
                     last = table.get(Chunk(1));
-                    if matches!(last, Entry::Busy(_)) && table.wait(Chunk(1), last, me.worker.bit())
+                    if matches!(last, ChunkState::Busy(_))
+                        && table.wait(Chunk(1), last, me.worker.bit())
                     {
                         me.sleep();
                     }
                     thread::yield_now();
                 }
                 assert_eq!(copying.load(Ordering::SeqCst), 0);
-                assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(0)));
+                assert_eq!(table.get(Chunk(0)), ChunkState::Mapped(place(0)));
                 moved(me, table, Chunk(1), 51);
             }
             _ => (5..10).for_each(|chunk| {
@@ -295,12 +298,12 @@ fn a_busy_chunk_in_a_region_that_grows_stays_busy() {
 /// copy.
 #[test]
 fn an_origin_write_waits_for_redirected_reads() {
-    const ID: TrackedId = TrackedId(9);
+    const ID: TrackedObject = TrackedObject(9);
     check(|| {
         let shared = (ExceptionTable::new(1), AtomicU64::new(0));
         with_workers(3, shared, |number, me, (table, origin)| {
             if number == 0 {
-                let claim = table.claim(Chunk(0), Entry::Unmapped).unwrap();
+                let claim = table.claim(Chunk(0), ChunkState::Unmapped).unwrap();
                 me.worker.all().wake(table.publish(claim, place(2)));
                 while me.worker.all().overlaps(ID, 0, 8, me.worker.bit()) {
                     me.sleep();
@@ -310,15 +313,15 @@ fn an_origin_write_waits_for_redirected_reads() {
             }
             for _ in 0..2 {
                 match table.get(Chunk(0)) {
-                    Entry::Unmapped => {
+                    ChunkState::Unmapped => {
                         let track = me.worker.track(ID, 4, 4).unwrap();
-                        if table.get(Chunk(0)) == Entry::Unmapped {
+                        if table.get(Chunk(0)) == ChunkState::Unmapped {
                             thread::yield_now();
                             assert_eq!(origin.load(Ordering::SeqCst), 0);
                         }
                         me.worker.untrack(track);
                     }
-                    seen @ Entry::Pending => {
+                    seen @ ChunkState::Pending => {
                         if table.wait(Chunk(0), seen, me.worker.bit()) {
                             me.sleep();
                         }
@@ -373,7 +376,7 @@ impl Pair {
             let (table, layers) = (table.clone(), vec![store.clone()]);
             vec![Exceptions { table, layers, origin: backing(), len }]
         };
-        let tracked = TrackedId(1);
+        let tracked = TrackedObject(1);
         let origin = Origin { backing: backing(), start: 0, tracked, snapshots: vec![0] };
         let features = Features::default();
         let snapshot = Snapshot { exceptions: 0, tracked: Some(tracked), features };

@@ -1,6 +1,6 @@
 //! Compares ended requests with the model, and checks that nothing is left behind.
 
-use snapblk_store::exception::Entry;
+use snapblk_store::exception::ChunkState;
 use snapblk_store::request::{Op, Status, Token};
 use snapblk_store::units::Chunk;
 
@@ -125,7 +125,7 @@ impl World {
         for (number, device) in self.devices.iter().enumerate() {
             let Some(table) = &device.exceptions else { continue };
             for chunk in (0..table.chunks()).map(Chunk) {
-                if !matches!(table.get(chunk), Entry::Unmapped | Entry::Mapped(_)) {
+                if !matches!(table.get(chunk), ChunkState::Unmapped | ChunkState::Mapped(_)) {
                     return Err(format!("device {number} {chunk:?}: {:?}", table.get(chunk)));
                 }
             }

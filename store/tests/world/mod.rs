@@ -27,7 +27,7 @@ use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
 use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
 use snapblk_store::engine::{Engine, EngineConfig, MergeState};
-use snapblk_store::exception::{Entry, ExceptionTable, Layer, Place};
+use snapblk_store::exception::{ChunkState, ExceptionTable, Layer, Place};
 use snapblk_store::io::sim::{Asked, Cut, Rng, Sim};
 use snapblk_store::io::{FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
@@ -35,14 +35,14 @@ use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
 use snapblk_store::target::{Backing, Exceptions, Medium, Merge, Origin, Snapshot, Target};
 use snapblk_store::units::{ChunkSize, DataIndex, Sector, StoreChunk};
-use snapblk_store::workers::{TrackedId, Wake, Workers};
+use snapblk_store::workers::{TrackedObject, Wake, Workers};
 
 use model::{ANY, Model, SECTOR, ZERO, describe, pattern};
 
 /// The identity of the one origin.
-const ORIGIN: TrackedId = TrackedId(1);
+const ORIGIN: TrackedObject = TrackedObject(1);
 /// Writes to the device that is being merged.
-const MERGED: TrackedId = TrackedId(2);
+const MERGED: TrackedObject = TrackedObject(2);
 /// The stamp of the base disk's first content.
 const BASE: u64 = 1;
 
@@ -512,7 +512,7 @@ impl World {
         let range = (req.sector * 512, req.count * 512);
         if let change::Role::Merge(of) = self.role {
             let ex = self.exceptions(of);
-            let busy = |chunk| matches!(ex.table.get(chunk), Entry::Busy(_));
+            let busy = |chunk| matches!(ex.table.get(chunk), ChunkState::Busy(_));
             if Origin::chunks(&ex, range.0, range.1).any(busy) {
                 self.coverage.met("queued in a run");
             }
@@ -523,7 +523,7 @@ impl World {
             }
             let ex = self.exceptions(device);
             let volatile = Origin::chunks(&ex, range.0, range.1).any(|chunk| {
-                matches!(ex.table.get(chunk), Entry::Mapped(place)
+                matches!(ex.table.get(chunk), ChunkState::Mapped(place)
                     if !ex.store().is_durable(place.chunk))
             });
             if volatile {

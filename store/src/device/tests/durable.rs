@@ -7,7 +7,7 @@ use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
 use crate::device::{Halt, MergeJob, Suspend, TableKind, User};
-use crate::exception::Entry;
+use crate::exception::ChunkState;
 use crate::io::durable::seen;
 use crate::request::Status;
 use crate::units::Chunk;
@@ -516,7 +516,7 @@ fn a_store_is_not_read_while_its_old_table_is_live() {
     world.devices.attach("disk", "guest", User { writable: true, workers: vec![late] }).unwrap();
     world.load("disk", &[&format!("0 {} snapshot {{}}/disk {{}}/store PO 8", 2 * LEN)]).unwrap();
     let entry = world.table("disk").exceptions()[0].table.get(Chunk(5));
-    assert!(matches!(entry, Entry::Mapped(_)), "{entry:?}");
+    assert!(matches!(entry, ChunkState::Mapped(_)), "{entry:?}");
 }
 
 /// A guest that turned its write cache off does not flush any more, whichever process serves it.

@@ -48,7 +48,10 @@ fn what_was_a_layer_takes_copies_and_has_them_committed() {
         world.device("origin", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
         let synced = world.carry_out("origin", Op::Write, 8);
         assert!(synced.contains(&store.file()), "{serves}");
-        assert!(matches!(world.table(LOWER).exceptions()[0].table.get(Chunk(0)), Entry::Mapped(_)));
+        assert!(matches!(
+            world.table(LOWER).exceptions()[0].table.get(Chunk(0)),
+            ChunkState::Mapped(_)
+        ));
         assert_ne!(store.log().committed(), DataIndex(0));
     }
 }

@@ -29,7 +29,7 @@ fn what_was_owed_is_in_the_table_with_what_was_listed() {
     let table = again.table("snap").exceptions()[0].table.clone();
     let mapped: Vec<(u64, u64)> = (0..table.chunks())
         .filter_map(|chunk| match table.get(Chunk(chunk)) {
-            Entry::Mapped(place) => Some((chunk, place.chunk.0)),
+            ChunkState::Mapped(place) => Some((chunk, place.chunk.0)),
             _ => None,
         })
         .collect();
@@ -62,7 +62,7 @@ fn what_was_owed_and_has_landed_is_no_other_program_s() {
     let again = World::at(dir);
     again.devices.start(&[], |_| Ok(())).unwrap();
     let table = again.table("snap").exceptions()[0].table.clone();
-    assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), Entry::Mapped(_))));
+    assert!((0..OWED).all(|chunk| matches!(table.get(Chunk(chunk)), ChunkState::Mapped(_))));
 }
 
 /// A file with a cleared header is not a store; a new store in it has none of the former one's owed
@@ -75,7 +75,7 @@ fn a_store_that_is_made_over_another_is_owed_nothing() {
     std::os::unix::fs::FileExt::write_all_at(&cow, &[0; 4096], 0).unwrap();
     again.device("other", &[&line()]).unwrap();
     let table = again.table("other").exceptions()[0].table.clone();
-    assert!((0..table.chunks()).all(|chunk| table.get(Chunk(chunk)) == Entry::Unmapped));
+    assert!((0..table.chunks()).all(|chunk| table.get(Chunk(chunk)) == ChunkState::Unmapped));
 }
 
 /// What lies past the end of a disk that is shorter now is refused as a listed chunk there is:
@@ -96,7 +96,7 @@ fn what_was_owed_past_the_end_of_a_shorter_disk_is_refused() {
     }
     again.load("other", &[&line()]).unwrap();
     let table = again.table("other").exceptions()[0].table.clone();
-    assert!(matches!(table.get(Chunk(200)), Entry::Mapped(_)));
+    assert!(matches!(table.get(Chunk(200)), ChunkState::Mapped(_)));
 }
 
 /// What a killed process wrote may fail to reach the disk after its death. The first to sync the store is
@@ -111,6 +111,6 @@ fn what_was_owed_is_left_out_after_the_store_could_not_be_synced() {
     let again = World::at(dir);
     again.devices.start(&[], |_| Ok(())).unwrap();
     let table = again.table("snap").exceptions()[0].table.clone();
-    assert!(matches!(table.get(Chunk(9)), Entry::Mapped(_)));
-    assert_eq!(table.get(Chunk(200)), Entry::Unmapped);
+    assert!(matches!(table.get(Chunk(9)), ChunkState::Mapped(_)));
+    assert_eq!(table.get(Chunk(200)), ChunkState::Unmapped);
 }

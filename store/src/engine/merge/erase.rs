@@ -11,7 +11,7 @@ use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark};
-use crate::exception::Entry as Word;
+use crate::exception::ChunkState;
 use crate::io::{Errno, IoOp};
 
 impl Core {
@@ -115,7 +115,7 @@ impl Core {
         let mut waiting = 0;
         for entry in job.batch.entries.drain(..) {
             let place = site.place(&entry);
-            debug_assert_eq!(site.ex.table.get(entry.old), Word::Busy(place));
+            debug_assert_eq!(site.ex.table.get(entry.old), ChunkState::Busy(place));
             waiting |= site.ex.table.clear_busy(entry.old, place);
         }
         self.worker.all().wake(waiting);

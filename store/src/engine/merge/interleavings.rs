@@ -13,7 +13,7 @@ use crate::request::{Op, Request, Status, Token};
 use crate::table::{Line, Table};
 use crate::target::{Backing, Exceptions, ExtentPlace, Medium, Merge, Origin, Target};
 use crate::units::{Chunk, ChunkSize, Sector};
-use crate::workers::{TrackedId, Wake, Workers};
+use crate::workers::{TrackedObject, Wake, Workers};
 
 const CHUNKS: usize = 2;
 const LEN: u64 = (CHUNKS * SECTOR) as u64;
@@ -84,8 +84,9 @@ fn world() -> (Arc<Table>, Files) {
     backing.push(LEN, ExtentPlace::File { medium, offset: 0 });
     let ex =
         Exceptions { table: exceptions, layers: vec![store], origin: backing.clone(), len: LEN };
-    let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots: vec![] };
-    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2), in_use: Default::default() };
+    let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots: vec![] };
+    let merge =
+        Merge { exceptions: 0, origin, writes: TrackedObject(2), in_use: Default::default() };
     let line = Line { start: 0, len: LEN, target: Target::Merge(merge) };
     let files = vec![vec![1; LEN as usize], disk.now];
     (Arc::new(Table::new(vec![line], vec![ex])), Arc::new(Mutex::new(files)))

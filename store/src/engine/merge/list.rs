@@ -10,7 +10,7 @@ use super::{MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::Entry;
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
-use crate::exception::Entry as Word;
+use crate::exception::ChunkState;
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
 
@@ -173,7 +173,7 @@ fn take(job: &mut MergeJob, site: Site<'_>, part: &Part, bytes: &[u8]) -> Result
         let known = !entry.is_end()
             && entry.old.0 < site.ex.table.chunks()
             && entry.new.0 < geometry.device_chunks
-            && site.ex.table.get(entry.old) == Word::Mapped(site.place(&entry));
+            && site.ex.table.get(entry.old) == ChunkState::Mapped(site.place(&entry));
         if !known {
             return Err(MergeFailure::Entry { position, offset: offset(position) });
         }

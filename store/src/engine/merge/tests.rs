@@ -12,7 +12,7 @@ use case::*;
 use super::world::{Fault, SECTOR};
 use super::{MergeFailure, MergeState};
 use crate::cow::{MergeMark, Persistence, StoreState};
-use crate::exception::Entry as Word;
+use crate::exception::ChunkState;
 use crate::io::IoOp;
 use crate::request::{Op, Status};
 use crate::table::{Line, Table};
@@ -98,7 +98,7 @@ fn s38_a_write_waits_until_its_entry_is_durably_gone() {
     let mut case = build(PLAIN);
     case.start_merge().unwrap();
     let ex = case.table.exceptions()[0].table.clone();
-    let busy = || (0..ex.chunks()).find(|&n| matches!(ex.get(Chunk(n)), Word::Busy(_)));
+    let busy = || (0..ex.chunks()).find(|&n| matches!(ex.get(Chunk(n)), ChunkState::Busy(_)));
     let chunk = loop {
         assert!(case.world.turn());
         if let Some(chunk) = busy() {
@@ -151,7 +151,7 @@ fn s41_a_write_into_the_batch_in_hand_waits() {
     case.world.settle();
     let busy: Vec<u64> = (0..PLAIN.sectors)
         .filter(|&chunk| {
-            matches!(case.table.exceptions()[0].table.get(Chunk(chunk)), Word::Busy(_))
+            matches!(case.table.exceptions()[0].table.get(Chunk(chunk)), ChunkState::Busy(_))
         })
         .collect();
     assert!(!busy.is_empty());
@@ -353,7 +353,7 @@ fn s45_in_doubt_writes_to_the_batch_fail() {
         let ex = &case.table.exceptions()[0];
         let of = |busy: bool| {
             (0..ex.table.chunks())
-                .find(|&chunk| matches!(ex.table.get(Chunk(chunk)), Word::Busy(_)) == busy)
+                .find(|&chunk| matches!(ex.table.get(Chunk(chunk)), ChunkState::Busy(_)) == busy)
                 .unwrap()
         };
         let (busy, other) = (of(true), of(false));

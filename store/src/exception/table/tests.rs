@@ -28,51 +28,51 @@ fn found(table: &ExceptionTable) -> Vec<(u64, u64)> {
 #[test]
 fn a_claimed_chunk_is_pending_until_published() {
     let table = ExceptionTable::new(1000);
-    let claim = table.claim(Chunk(700), Entry::Unmapped).unwrap();
-    assert_eq!(table.get(Chunk(700)), Entry::Pending);
-    assert_eq!(table.claim(Chunk(700), Entry::Unmapped).unwrap_err(), Entry::Pending);
+    let claim = table.claim(Chunk(700), ChunkState::Unmapped).unwrap();
+    assert_eq!(table.get(Chunk(700)), ChunkState::Pending);
+    assert_eq!(table.claim(Chunk(700), ChunkState::Unmapped).unwrap_err(), ChunkState::Pending);
     assert_eq!(table.publish(claim, place(2)), 0);
-    assert_eq!(table.get(Chunk(700)), Entry::Mapped(place(2)));
+    assert_eq!(table.get(Chunk(700)), ChunkState::Mapped(place(2)));
 }
 
 #[test]
 fn a_claim_put_back_leaves_the_chunk_as_it_was() {
     let table = ExceptionTable::new(10);
     table.load(Chunk(3), place(9));
-    let claim = table.claim(Chunk(3), Entry::Mapped(place(9))).unwrap();
+    let claim = table.claim(Chunk(3), ChunkState::Mapped(place(9))).unwrap();
     assert_eq!(table.put_back(claim), 0);
-    assert_eq!(table.get(Chunk(3)), Entry::Mapped(place(9)));
+    assert_eq!(table.get(Chunk(3)), ChunkState::Mapped(place(9)));
 }
 
 #[test]
 fn the_owner_learns_who_waits() {
     let table = ExceptionTable::new(10);
-    let claim = table.claim(Chunk(3), Entry::Unmapped).unwrap();
-    assert!(table.wait(Chunk(3), Entry::Pending, 5));
+    let claim = table.claim(Chunk(3), ChunkState::Unmapped).unwrap();
+    assert!(table.wait(Chunk(3), ChunkState::Pending, 5));
     assert_eq!(table.publish(claim, place(2)), 1 << 5);
-    assert!(!table.wait(Chunk(3), Entry::Pending, 5));
+    assert!(!table.wait(Chunk(3), ChunkState::Pending, 5));
 }
 
 #[test]
 fn a_run_is_claimed_as_far_as_chunks_lie_alike() {
     let table = ExceptionTable::new(3 * 4096);
     table.load(Chunk(4090), place(9));
-    let before = table.claim_run(Chunk(4000), 200, Entry::Unmapped).unwrap();
+    let before = table.claim_run(Chunk(4000), 200, ChunkState::Unmapped).unwrap();
     assert_eq!((before.chunk(), before.count()), (Chunk(4000), 90));
     assert_eq!(
-        table.claim_run(Chunk(4090), 8, Entry::Unmapped).unwrap_err(),
-        Entry::Mapped(place(9))
+        table.claim_run(Chunk(4090), 8, ChunkState::Unmapped).unwrap_err(),
+        ChunkState::Mapped(place(9))
     );
     // What is behind it does not lie behind it in the store.
-    let one = table.claim_run(Chunk(4090), 8, Entry::Mapped(place(9))).unwrap();
+    let one = table.claim_run(Chunk(4090), 8, ChunkState::Mapped(place(9))).unwrap();
     assert_eq!(one.count(), 1);
     // Over the end of a region.
-    let mut behind = table.claim_run(Chunk(4091), 10, Entry::Unmapped).unwrap();
+    let mut behind = table.claim_run(Chunk(4091), 10, ChunkState::Unmapped).unwrap();
     let rest = behind.split_off(3);
     assert_eq!((behind.chunk(), behind.count()), (Chunk(4091), 3));
     assert_eq!((rest.chunk(), rest.count()), (Chunk(4094), 7));
     // Whoever waits for one of them is told.
-    assert!(table.wait(Chunk(4097), Entry::Pending, 5));
+    assert!(table.wait(Chunk(4097), ChunkState::Pending, 5));
     assert_eq!(table.publish(behind, place(50)), 0);
     assert_eq!(table.publish(rest, place(70)), 1 << 5);
     assert_eq!(table.put_back(one), 0);
@@ -83,13 +83,13 @@ fn a_run_is_claimed_as_far_as_chunks_lie_alike() {
         .collect();
     assert_eq!(found(&table), mapped);
     // Chunks that lie behind each other in the store, some of which go back there.
-    let mut run = table.claim_run(Chunk(4091), 10, Entry::Mapped(place(50))).unwrap();
+    let mut run = table.claim_run(Chunk(4091), 10, ChunkState::Mapped(place(50))).unwrap();
     assert_eq!(run.count(), 3);
     let rest = run.split_off(1);
     assert_eq!(table.publish(run, place(80)), 0);
     assert_eq!(table.put_back(rest), 0);
     let places = [4090, 4091, 4092, 4093, 4094].map(|chunk| table.get(Chunk(chunk)));
-    assert_eq!(places, [9, 80, 51, 52, 70].map(|at| Entry::Mapped(place(at))));
+    assert_eq!(places, [9, 80, 51, 52, 70].map(|at| ChunkState::Mapped(place(at))));
 }
 
 proptest! {
@@ -103,14 +103,14 @@ proptest! {
         let mut map = BTreeMap::new();
         for (number, (from, most, split, ends_well)) in runs.into_iter().enumerate() {
             let most = most.min(TRIED - from);
-            let entry = |chunk| map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+            let entry = |chunk| map.get(&chunk).map_or(ChunkState::Unmapped, |&at| ChunkState::Mapped(place(at)));
             let first = entry(from);
             let lies_alike = |n: &u64| match first {
-                Entry::Mapped(at) => entry(from + n) == Entry::Mapped(place(at.chunk.0 + n)),
+                ChunkState::Mapped(at) => entry(from + n) == ChunkState::Mapped(place(at.chunk.0 + n)),
                 other => entry(from + n) == other,
             };
             let count = (0..most).take_while(lies_alike).count() as u64;
-            let other = if first == Entry::Unmapped { Entry::Mapped(place(1)) } else { Entry::Unmapped };
+            let other = if first == ChunkState::Unmapped { ChunkState::Mapped(place(1)) } else { ChunkState::Unmapped };
             prop_assert_eq!(table.claim_run(Chunk(from), most, other).unwrap_err(), first);
             let mut claim = table.claim_run(Chunk(from), most, first).unwrap();
             prop_assert_eq!((claim.chunk(), claim.count()), (Chunk(from), count));
@@ -140,7 +140,7 @@ fn what_is_mapped_is_found_and_moved() {
     assert_eq!(found(&table), [(0, 2), (4095, 4097), (4096, 4098), (9_999, 10_001)]);
     table.remap(|chunk, _| (chunk.0 != 4095).then(|| place(chunk.0 + 7)));
     assert_eq!(found(&table), [(0, 7), (4096, 4103), (9_999, 10_006)]);
-    assert_eq!(table.get(Chunk(4095)), Entry::Unmapped);
+    assert_eq!(table.get(Chunk(4095)), ChunkState::Unmapped);
     assert_eq!(table.memory(), memory, "regions that nothing is mapped in take no memory");
 }
 
@@ -174,7 +174,7 @@ fn an_exception_scattered_at_random_takes_16_bytes_at_most() {
     opened.fill(read.clone().map(|(chunk, to)| (Chunk(chunk), place(to))));
     assert!(bytes_each(&opened, COUNT) <= 16.0, "{}", bytes_each(&opened, COUNT));
     for (chunk, to) in read.step_by(97) {
-        assert_eq!(opened.get(Chunk(chunk)), Entry::Mapped(place(to)));
+        assert_eq!(opened.get(Chunk(chunk)), ChunkState::Mapped(place(to)));
     }
     // As dense, and three times as dense, on a part of that disk; one after another.
     for (chunks, count) in [(TEBIBYTE / 16, COUNT / 16), (TEBIBYTE / 64, 3 * COUNT / 64)] {
@@ -191,7 +191,7 @@ fn a_dense_exception_takes_9_bytes_at_most() {
     let table = ExceptionTable::new(COUNT);
     (0..COUNT).for_each(|chunk| moved(&table, chunk, 2 + chunk));
     assert!(bytes_each(&table, COUNT) <= 9.0, "{}", bytes_each(&table, COUNT));
-    assert!((0..COUNT).all(|n| table.get(Chunk(n)) == Entry::Mapped(place(2 + n))));
+    assert!((0..COUNT).all(|n| table.get(Chunk(n)) == ChunkState::Mapped(place(2 + n))));
     assert_eq!(table.next_mapped(Chunk(COUNT - 1)), Some((Chunk(COUNT - 1), place(COUNT + 1))));
 }
 
@@ -225,8 +225,8 @@ fn a_chunk_that_is_mapped_in_a_lower_layer_takes_no_second_place() {
     let upper = |chunk| Place { layer: Layer(2), chunk: StoreChunk(chunk) };
     table.fill([6, 7].map(|chunk| (Chunk(chunk), upper(chunk))).into_iter());
     assert_eq!(found(&table), [(5, 5), (6, 6), (7, 7), (9_000, 9_000)]);
-    assert_eq!(table.get(Chunk(6)), Entry::Mapped(upper(6)));
-    assert_eq!(table.get(Chunk(5)), Entry::Mapped(place(5)));
+    assert_eq!(table.get(Chunk(6)), ChunkState::Mapped(upper(6)));
+    assert_eq!(table.get(Chunk(5)), ChunkState::Mapped(place(5)));
 }
 
 /// What is pending, and who waits for it, does not change by its region's growing.
@@ -234,18 +234,18 @@ fn a_chunk_that_is_mapped_in_a_lower_layer_takes_no_second_place() {
 fn a_claim_outlives_the_leaf_it_was_made_in() {
     let all = if cfg!(miri) { 150 } else { 4096 };
     let table = ExceptionTable::new(4096);
-    let claim = table.claim(Chunk(0), Entry::Unmapped).unwrap();
-    let given_up = table.claim(Chunk(1), Entry::Unmapped).unwrap();
-    assert!(table.wait(Chunk(0), Entry::Pending, 3));
+    let claim = table.claim(Chunk(0), ChunkState::Unmapped).unwrap();
+    let given_up = table.claim(Chunk(1), ChunkState::Unmapped).unwrap();
+    assert!(table.wait(Chunk(0), ChunkState::Pending, 3));
     (2..100).for_each(|chunk| moved(&table, chunk, chunk));
-    assert_eq!(table.get(Chunk(0)), Entry::Pending);
+    assert_eq!(table.get(Chunk(0)), ChunkState::Pending);
     assert_eq!(table.publish(claim, place(7)), 1 << 3);
     assert_eq!(table.put_back(given_up), 0);
-    assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
-    assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
+    assert_eq!(table.get(Chunk(0)), ChunkState::Mapped(place(7)));
+    assert_eq!(table.get(Chunk(1)), ChunkState::Unmapped);
     (100..all).for_each(|chunk| moved(&table, chunk, chunk));
-    assert_eq!(table.get(Chunk(0)), Entry::Mapped(place(7)));
-    assert_eq!(table.get(Chunk(1)), Entry::Unmapped);
+    assert_eq!(table.get(Chunk(0)), ChunkState::Mapped(place(7)));
+    assert_eq!(table.get(Chunk(1)), ChunkState::Unmapped);
 }
 
 /// Where tables are tried to lie: in memory, and in an arena where there can be one.
@@ -297,7 +297,7 @@ fn a_table_larger_than_its_bound_loses_nothing() {
         for (n, chunk) in (0..).zip(others).filter(|(n, _)| n % THREADS == thread) {
             moved(&table, chunk, chunk + 1);
             let known = first[n as usize * 13 % first.len()];
-            assert_eq!(table.get(Chunk(known)), Entry::Mapped(place(known + 1)));
+            assert_eq!(table.get(Chunk(known)), ChunkState::Mapped(place(known + 1)));
             most.fetch_max(arena.resident(), Ordering::Relaxed);
         }
     };
@@ -332,16 +332,16 @@ fn threads_that_grow_a_region_lose_nothing() {
         let moved = |thread: u64| {
             let mut own = 0;
             for chunk in scattered(4096, 4096).take(count) {
-                match table.claim(Chunk(chunk), Entry::Unmapped) {
+                match table.claim(Chunk(chunk), ChunkState::Unmapped) {
                     Ok(claim) => {
                         own += 1;
                         let _ = table.publish(claim, place(chunk * THREADS + thread));
                     }
-                    Err(Entry::Mapped(at)) => {
+                    Err(ChunkState::Mapped(at)) => {
                         assert_eq!(at.chunk.0 / THREADS, chunk);
-                        assert_eq!(table.get(Chunk(chunk)), Entry::Mapped(at));
+                        assert_eq!(table.get(Chunk(chunk)), ChunkState::Mapped(at));
                     }
-                    Err(other) => assert_eq!(other, Entry::Pending),
+                    Err(other) => assert_eq!(other, ChunkState::Pending),
                 }
             }
             own
@@ -396,13 +396,13 @@ fn carry_out(
     }
     for chunk in (0..count).map(|n| (from + n * stride) % TRIED) {
         let before = map.get(&chunk).copied();
-        let seen = before.map_or(Entry::Unmapped, |at| Entry::Mapped(place(at)));
+        let seen = before.map_or(ChunkState::Unmapped, |at| ChunkState::Mapped(place(at)));
         assert_eq!(table.get(Chunk(chunk)), seen);
         let to = before.unwrap_or(chunk) + 1;
         match step {
             Step::Move => {
                 let claim = table.claim(Chunk(chunk), seen).unwrap();
-                assert_eq!(table.claim(Chunk(chunk), seen).unwrap_err(), Entry::Pending);
+                assert_eq!(table.claim(Chunk(chunk), seen).unwrap_err(), ChunkState::Pending);
                 assert_eq!(table.publish(claim, place(to)), 0);
                 map.insert(chunk, to);
             }
@@ -446,7 +446,7 @@ proptest! {
                 prop_assert_eq!(found(&table), Vec::from_iter(map.clone()));
             }
             for chunk in 0..TRIED {
-                let mapped = map.get(&chunk).map_or(Entry::Unmapped, |&at| Entry::Mapped(place(at)));
+                let mapped = map.get(&chunk).map_or(ChunkState::Unmapped, |&at| ChunkState::Mapped(place(at)));
                 prop_assert_eq!(table.get(Chunk(chunk)), mapped);
             }
             let mut again = ExceptionTable::new_in(TRIED, &memory);
@@ -481,7 +481,7 @@ proptest! {
             table.take_in(intake, layer);
         }
         for chunk in (0..40_000).map(Chunk) {
-            let entry = expected.get(&chunk).map_or(Entry::Unmapped, |&place| Entry::Mapped(place));
+            let entry = expected.get(&chunk).map_or(ChunkState::Unmapped, |&place| ChunkState::Mapped(place));
             prop_assert_eq!(table.get(chunk), entry);
         }
     }
@@ -500,7 +500,7 @@ fn a_leaf_that_was_taken_in_is_as_one_that_grew() {
         let mut filled = ExceptionTable::new(4096);
         filled.fill(chunks.iter().map(|&chunk| (Chunk(chunk), place(chunk + 2))));
         assert_eq!(table.memory(), filled.memory(), "{count}");
-        assert!(chunks.iter().all(|&n| table.get(Chunk(n)) == Entry::Mapped(place(n + 2))));
+        assert!(chunks.iter().all(|&n| table.get(Chunk(n)) == ChunkState::Mapped(place(n + 2))));
         // It knows how full it is, and grows where the other does.
         for chunk in (0..4096).filter(|n| count % 15 == 0 && !chunks.contains(n)) {
             moved(&table, chunk, 2);

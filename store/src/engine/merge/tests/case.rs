@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::super::world::{Disk, Rng, SECTOR, World, entry, open, store_image};
 use super::super::{MergeFailure, MergeState};
 use crate::cow::Store;
-use crate::exception::Entry as Word;
+use crate::exception::ChunkState;
 use crate::io::FileId;
 use crate::request::{Op, Status};
 use crate::table::{Line, Table};
 use crate::target::{Backing, Exceptions, ExtentPlace, Medium, Merge, Origin, Target};
 use crate::units::{Chunk, ChunkSize, DataIndex};
-use crate::workers::TrackedId;
+use crate::workers::TrackedObject;
 
 pub(super) const ORIGIN: FileId = FileId(0);
 pub(super) const STORE: FileId = FileId(1);
@@ -149,8 +149,9 @@ pub(super) fn load(disks: &mut [Disk], shape: Shape) -> (Arc<Table>, Arc<Store>)
         of(OTHER);
     }
     let snapshots = if shape.other.is_some() { vec![1] } else { vec![] };
-    let origin = Origin { backing, start: 0, tracked: TrackedId(1), snapshots };
-    let merge = Merge { exceptions: 0, origin, writes: TrackedId(2), in_use: Default::default() };
+    let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots };
+    let merge =
+        Merge { exceptions: 0, origin, writes: TrackedObject(2), in_use: Default::default() };
     let line = Line { start: 0, len, target: Target::Merge(merge) };
     (Arc::new(Table::new(vec![line], exceptions)), store)
 }
@@ -181,7 +182,7 @@ impl Case {
         let mut image = self.origin();
         let chunks = ex.table.chunks();
         for chunk in (0..chunks).map(Chunk) {
-            if let Word::Mapped(place) | Word::Busy(place) = ex.table.get(chunk) {
+            if let ChunkState::Mapped(place) | ChunkState::Busy(place) = ex.table.get(chunk) {
                 let (file, at) = ex.file_offset(place, 0);
                 let len = ex.valid_len(chunk) as usize;
                 let bytes = &self.world.disks[file.0 as usize].now[at as usize..][..len];

@@ -8,7 +8,7 @@ fn queued(of: u64) -> (Case, Token, u64) {
     let mut case = build(PLAIN);
     case.start_merge().unwrap();
     let ex = case.table.exceptions()[0].table.clone();
-    let busy = || (0..ex.chunks()).find(|&n| matches!(ex.get(Chunk(n)), Word::Busy(_)));
+    let busy = || (0..ex.chunks()).find(|&n| matches!(ex.get(Chunk(n)), ChunkState::Busy(_)));
     let chunk = loop {
         // The engines advance, before any of the batch's I/O is carried out.
         case.world.hold = Some(|_| false);
