@@ -126,6 +126,7 @@ fn the_arguments_of_qemu_s_commands_are_qemu_s() {
             ("base-node", true),
             ("top-node", true),
             ("speed", true),
+            ("on-error", true),
             ("auto-finalize", true),
             ("auto-dismiss", true),
         ])
