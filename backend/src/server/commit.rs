@@ -6,11 +6,13 @@
 //! by `job-complete`: the device's own store is merged then, as in a rollback, or goes into a
 //! layer, step by step.
 
+mod driver;
+
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
-use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id, is_well_formed};
+use snapblk_qmp::{JobHandle, JobSpec, Outcome, derived_id, is_well_formed};
 use snapblk_store::attached::AttachedWorker;
 use snapblk_store::background::{
     CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle, Pacing,
@@ -26,7 +28,7 @@ use snapblk_store::table::Table;
 
 use super::Server;
 use super::commands::told;
-use super::merge::{keep_speed, limit, tell_error};
+use super::merge::{limit, tell_error};
 
 /// How often a job's progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -219,6 +221,24 @@ enum Stage {
     Merging(Option<MergeHandle>),
     /// The device's own store goes into a layer, step by step.
     Following(Option<CommitHandle>),
+}
+
+/// What is at work.
+enum Work<'a> {
+    Copy(&'a CommitHandle),
+    Merge(&'a MergeHandle),
+}
+
+impl Stage {
+    /// None between two pieces of work.
+    fn work(&self) -> Option<Work<'_>> {
+        match self {
+            Stage::Copying(copy) => Some(Work::Copy(copy)),
+            Stage::Following(copy) => copy.as_ref().map(Work::Copy),
+            Stage::Merging(merge) => merge.as_ref().map(Work::Merge),
+            Stage::Resting | Stage::Changing | Stage::Ready => None,
+        }
+    }
 }
 
 /// How fast a copy is.
@@ -478,148 +498,33 @@ impl Commit {
     /// Tells the job how far the work is.
     fn tell(&self, handle: &JobHandle) {
         let now = self.now();
-        match &now.stage {
-            Stage::Resting | Stage::Changing => {}
-            Stage::Copying(copy) | Stage::Following(Some(copy)) => {
+        let paused = match now.stage.work() {
+            Some(Work::Copy(copy)) => {
                 let progress = copy.progress();
                 handle.progress(now.before + progress.done, now.before + progress.total);
-                if progress.paused {
-                    handle.paused();
-                }
+                progress.paused
             }
-            // Again and again: one that is paused is ready when it has been resumed.
-            Stage::Ready if now.paused => handle.paused(),
-            Stage::Ready => handle.ready(),
-            Stage::Merging(None) | Stage::Following(None) => {}
-            Stage::Merging(Some(merge)) => {
+            Some(Work::Merge(merge)) => {
                 let progress = merge.progress();
-                let (done, total) = (progress.done, progress.total);
-                handle.progress(
-                    now.before + done * progress.chunk,
-                    now.before + total * progress.chunk,
-                );
-                if progress.state == MergeState::Paused {
-                    handle.paused();
-                }
+                let bytes = |chunks: u64| now.before + chunks * progress.chunk;
+                handle.progress(bytes(progress.done), bytes(progress.total));
+                progress.state == MergeState::Paused
             }
-        }
-    }
-}
-
-impl JobDriver for Commit {
-    fn pause(&self) {
-        let mut now = self.now();
-        now.paused = true;
-        self.keep_pause(true);
-        match &now.stage {
-            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.pause(),
-            Stage::Merging(Some(merge)) => merge.pause(),
-            Stage::Resting
-            | Stage::Changing
-            | Stage::Ready
-            | Stage::Merging(None)
-            | Stage::Following(None) => {}
-        }
-    }
-
-    fn resume(&self) {
-        let mut now = self.now();
-        now.paused = false;
-        self.keep_pause(false);
-        match &now.stage {
-            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.resume(),
-            Stage::Merging(Some(merge)) => merge.resume(),
-            Stage::Resting
-            | Stage::Changing
-            | Stage::Ready
-            | Stage::Merging(None)
-            | Stage::Following(None) => {}
-        }
-    }
-
-    fn set_speed(&self, speed: u64) {
-        let mut now = self.now();
-        now.speed = speed;
-        match &now.stage {
-            Stage::Copying(copy) | Stage::Following(Some(copy)) => copy.set_speed(now.limit()),
-            Stage::Merging(Some(merge)) => merge.set_speed(now.limit()),
-            Stage::Resting
-            | Stage::Changing
-            | Stage::Ready
-            | Stage::Merging(None)
-            | Stage::Following(None) => {}
-        }
-        if let Some(server) = self.server.upgrade() {
-            keep_speed(&server, &self.id, speed);
-        }
-    }
-
-    fn cancel(&self) -> Result<(), String> {
-        let mut now = self.now();
-        match &mut now.stage {
-            Stage::Copying(copy) => {
-                copy.cancel();
-                now.cancelled = true;
-            }
-            Stage::Changing => now.cancelled = true,
-            Stage::Ready => {
-                now.stage = Stage::Resting;
-                self.send(Said::Cancelled);
-            }
-            Stage::Merging(_) | Stage::Following(_) => {
-                return Err(format!(
-                    "the job '{}' was completed, and what is left of '{}' goes into its base",
-                    self.id, self.job.device
-                ));
-            }
-            // It waits to be finalized: nobody else gives back what it holds.
-            Stage::Resting => {
-                drop(now);
-                if let Some(server) = self.server.upgrade() {
-                    server.halt_commit(&self.id);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn complete(&self) -> Result<(), String> {
-        let mut now = self.now();
-        if !matches!(now.stage, Stage::Ready) {
-            return Err(format!("the job '{}' completes already", self.id));
-        }
-        let Some(server) = self.server.upgrade() else { return Ok(()) };
-        let pivot = server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
-        now.stage = match pivot {
-            Pivot::Merges => Stage::Merging(None),
-            Pivot::Steps => Stage::Following(None),
+            None => now.paused && matches!(now.stage, Stage::Ready),
         };
-        self.send(Said::Pivoted(pivot));
-        Ok(())
-    }
-
-    fn finalize(&self) -> Result<(), String> {
-        let Some(server) = self.server.upgrade() else { return Ok(()) };
-        let follows = matches!(self.now().stage, Stage::Following(_));
-        let ended = if follows {
-            server.devices.forget_commit(&self.id)
-        } else if self.activates {
-            server.devices.end_pivot(&self.id)
-        } else {
-            server.devices.drop_layers(&self.id).map(|_| ())
-        };
-        ended.map_err(|error| {
-            server.halt_commit(&self.id);
-            error.to_string()
-        })?;
-        // A layer that is gone may have been suspended.
-        server.thaw_served();
-        Ok(())
+        // Again and again: one that is paused is ready when it has been resumed.
+        match now.stage {
+            _ if paused => handle.paused(),
+            Stage::Ready => handle.ready(),
+            _ => {}
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use snapblk_qmp::JobDriver;
+
     use super::*;
 
     #[test]
