@@ -258,10 +258,13 @@ impl Jobs {
                 handle.cancelled();
             }
             JobVerb::Complete => {
+                job.completing = true;
                 drop(list);
-                driver.complete().map_err(CommandError::generic)?;
-                // Where it is gone already it has completed.
-                handle.with(|_, job| job.completing = true);
+                if let Err(why) = driver.complete() {
+                    // Where it is gone already it has completed.
+                    handle.with(|_, job| job.completing = false);
+                    return Err(CommandError::generic(why));
+                }
             }
             JobVerb::Finalize => {
                 job.finalizing = true;

@@ -137,7 +137,8 @@ impl SourceOptions {
             self.table = known.table;
             self.blk_file = known.blk_file;
         }
-        self.read_only |= known.read_only;
+        // An overlay is what makes a file that is only read a disk that can be written.
+        self.read_only |= known.read_only && self.overlay.is_none();
         self.overlay = self.overlay.take().or(known.overlay);
     }
 }

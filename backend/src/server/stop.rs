@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{DEADLINE, ExportState, Exported, Server};
 use crate::export::stop_all;
+
+/// The most that the devices take for their end: they wait for a command's workers and flush, then for
+/// their own workers, and for their own flushes four times as long; and a little more.
+const CLOSES: Duration = DEADLINE.saturating_mul(8);
 
 impl Server {
     /// Stops all exports and makes everything durable. False where something could not be.
@@ -34,7 +38,7 @@ impl Server {
         if std::thread::Builder::new().name("close".into()).spawn(closes).is_err() {
             return self.devices.close(&but) && stopped;
         }
-        let Ok(durable) = closed.recv_timeout(2 * DEADLINE) else {
+        let Ok(durable) = closed.recv_timeout(CLOSES) else {
             tracing::error!("not all of what the disks owe could be made durable");
             return false;
         };
@@ -74,6 +78,8 @@ impl Server {
             }
         }
         let late = std::mem::take(&mut *exports).into_iter();
+        // One that has not started holds nothing.
+        let late = late.filter(|(_, exported)| !matches!(exported.state, ExportState::Starting));
         given_up.extend(late.map(|(id, exported)| (id, exported.device)));
         given_up
     }

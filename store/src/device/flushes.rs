@@ -6,19 +6,21 @@
 //! and until then no other flush of these files is given up beside it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::build::{Active, Snap};
 use super::core::{Devices, Flushed};
 use super::error::DeviceError;
 use crate::background::FlushError;
+use crate::io::{FileId, Identity};
 use crate::table::Table;
 
 /// Flushes at a time: each takes a place among the workers.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 64;
 
 /// It has not ended in time, and goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,12 +114,21 @@ impl Devices {
         &self,
         all: impl IntoIterator<Item = (&'a str, &'a Active)>,
     ) -> Vec<Result<(), DeviceError>> {
+        self.flush_within(self.config.deadline, all)
+    }
+
+    /// The same with another limit.
+    pub(super) fn flush_within<'a>(
+        &self,
+        limit: Duration,
+        all: impl IntoIterator<Item = (&'a str, &'a Active)>,
+    ) -> Vec<Result<(), DeviceError>> {
         let (names, active): (Vec<&str>, Vec<&Active>) = all.into_iter().unzip();
-        let ended = self.flush_until(Instant::now() + self.config.deadline, &active);
+        let ended = self.flush_until(Instant::now() + limit, &active);
         let of = names.into_iter().zip(active).zip(ended);
         of.map(|((name, active), ended)| match ended {
             Ok(Flushed::Failed) if owes_to_invalid_alone(active) => Ok(()),
-            ended => self.judged(name, ended),
+            ended => judged(name, ended, limit),
         })
         .collect()
     }
@@ -125,18 +136,16 @@ impl Devices {
     /// The same for one device, whose stores are all to be used on: none may be Invalid.
     pub(super) fn flush_valid(&self, name: &str, active: &Active) -> Result<(), DeviceError> {
         let deadline = Instant::now() + self.config.deadline;
-        self.judged(name, self.flush_until(deadline, &[active]).remove(0))
+        judged(name, self.flush_until(deadline, &[active]).remove(0), self.config.deadline)
     }
 
-    fn judged(&self, name: &str, ended: Result<Flushed, Late>) -> Result<(), DeviceError> {
-        match ended {
-            Ok(Flushed::Done) => Ok(()),
-            Ok(Flushed::Failed | Flushed::NotRun) => Err(DeviceError::FlushFailed(name.into())),
-            Err(Late) => {
-                let (device, limit) = (name.into(), self.config.deadline);
-                Err(DeviceError::FlushLate { device, limit })
-            }
-        }
+    /// Whether a flush that was given up may still write to the file at `path`.
+    pub(super) fn is_flushed_late(&self, path: &Path) -> bool {
+        let Ok(identity) = Identity::of_path(path) else { return false };
+        let is_it = |file: &FileId| self.files.get(*file).is_some_and(|of| of.identity == identity);
+        let running = self.flushes.running();
+        let mut late = running.iter().filter(|flush| flush.given_up.load(Ordering::SeqCst));
+        late.any(|flush| flush.table.files().iter().any(is_it))
     }
 
     /// Flushes each table of `all`, several at a time, and gives those up that have not ended at the
@@ -149,16 +158,20 @@ impl Devices {
         let mut results = vec![Err(Late); all.len()];
         let mut running: BTreeMap<usize, Arc<Running>> = BTreeMap::new();
         let (end, ends) = channel();
-        let mut next = 0;
-        while next < all.len() || !running.is_empty() {
-            if next < all.len() && running.len() < AT_ONCE {
-                let (index, ended) = (next, end.clone());
+        // Those first that end at once: no other takes their place.
+        let mut waiting: Vec<usize> = (0..all.len()).collect();
+        waiting.sort_by_key(|&index| self.config.flusher.may_hang(&all[index].table));
+        let mut waiting = waiting.into_iter().peekable();
+        while waiting.peek().is_some() || !running.is_empty() {
+            if running.len() < AT_ONCE
+                && let Some(index) = waiting.next()
+            {
+                let ended = end.clone();
                 let then = move |flushed| _ = ended.send((index, flushed));
                 match self.begin_flush(deadline, all[index], then) {
                     Begun::Ended(flushed) => results[index] = Ok(flushed),
                     Begun::Runs(flush) => _ = running.insert(index, flush),
                 }
-                next += 1;
                 continue;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -197,6 +210,14 @@ impl Devices {
             // Without a limit rather than not at all.
             Err(_) => here(),
         }
+    }
+}
+
+fn judged(name: &str, ended: Result<Flushed, Late>, limit: Duration) -> Result<(), DeviceError> {
+    match ended {
+        Ok(Flushed::Done) => Ok(()),
+        Ok(Flushed::Failed | Flushed::NotRun) => Err(DeviceError::FlushFailed(name.into())),
+        Err(Late) => Err(DeviceError::FlushLate { device: name.into(), limit }),
     }
 }
 

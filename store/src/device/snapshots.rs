@@ -114,13 +114,11 @@ impl Devices {
         enter(others, id, MergeJob { cow, ..job.clone() });
         let gone = plan.inner.devices.remove(snapshot);
         plan.next.remove(snapshot);
-        let applied = self.apply(plan, |_| ());
-        if applied.is_err() {
+        self.apply(plan, |_| ()).map_err(|error| {
             inner.state.jobs = jobs;
             inner.devices.extend(gone.map(|gone| (snapshot.to_owned(), gone)));
-            self.keep(inner)?;
-        }
-        applied
+            self.take_back(inner, error)
+        })
     }
 
     /// The merge of the job `id` on `device` has finished: the device is its origin again, or
@@ -151,12 +149,11 @@ impl Devices {
         plan.follow()?;
         let jobs = plan.inner.state.jobs.clone();
         plan.inner.state.jobs.remove(id);
-        let applied = self.apply(plan, |_| ());
-        if applied.is_err() {
+        self.apply(plan, |_| ()).map_err(|error| {
             // The job stays known, and can be retried.
             inner.state.jobs = jobs;
-        }
-        applied
+            self.take_back(inner, error)
+        })
     }
 }
 

@@ -371,6 +371,12 @@ impl Plan<'_> {
         spec: &SnapshotSpec,
         how: LiveFor,
     ) -> Result<(Live, Listed), DeviceError> {
+        if let Some(path) = spec.cow.path()
+            && self.devices.is_flushed_late(path)
+        {
+            let limit = self.devices.config.deadline;
+            return Err(DeviceError::FlushLate { device: name.into(), limit });
+        }
         let owner = Owner::new(name);
         let observer = self.devices.observer(&owner);
         let yields = self.gives_way && serves(self.inner);

@@ -12,12 +12,17 @@ use super::build::{Active, Plan};
 use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
+use super::files::MadeStores;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
 use super::handover::settle;
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
 use crate::lines::TableLine;
+
+/// How many times as long as a verb the end of the process waits for flushes: nothing else waits for it,
+/// and a disk that is only slow gets to its end.
+const AT_THE_END: u32 = 4;
 
 /// How to suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -309,13 +314,15 @@ impl Devices {
         }
         names.sort();
         names.dedup();
-        self.stop(inner, &names)?;
         let mut owners: Vec<&str> = reopened.iter().map(|(owner, _)| owner.as_str()).collect();
-        owners.extend(serves.then_some(name));
         // Those that cannot give their stores away are refused later. A source is suspended, maybe
-        // without a flush.
+        // without a flush, so nobody has to stop for this.
         let sources = inner.sources(name, loaded).unwrap_or_default();
-        owners.extend(sources.keys().map(String::as_str));
+        let mut at_rest: Vec<&str> = sources.keys().map(String::as_str).collect();
+        at_rest.retain(|source| !owners.contains(source));
+        self.commit_before_they_move(inner, &at_rest)?;
+        self.stop(inner, &names)?;
+        owners.extend(serves.then_some(name));
         owners.sort_unstable();
         owners.dedup();
         if let Err(late) = self.commit_before_they_move(inner, &owners) {
@@ -431,10 +438,16 @@ impl Devices {
     }
 
     /// The state that was kept for a verb is replaced by the present one: `cause` has undone the verb.
-    fn take_back(&self, inner: &mut Inner, cause: DeviceError) -> DeviceError {
-        let Err(state) = self.keep(inner) else { return cause };
-        inner.state.file().set_stale();
-        let error = DeviceError::NotTakenBack { cause: Box::new(cause), state: Box::new(state) };
+    pub(super) fn take_back(&self, inner: &mut Inner, cause: DeviceError) -> DeviceError {
+        let present = State::of(self, inner, &BTreeMap::new());
+        let mut file = inner.state.file();
+        let Err(state) = file.keep_devices(present.clone()) else { return cause };
+        // What guests set is written with it, and that may be possible sooner.
+        file.note_devices(present);
+        file.set_stale();
+        drop(file);
+        let error =
+            DeviceError::NotTakenBack { cause: Box::new(cause), state: Box::new(state.into()) };
         tracing::error!("{error}");
         error
     }
@@ -487,11 +500,15 @@ impl Devices {
         let all =
             names.iter().filter_map(|n| Some((n.as_str(), inner.devices[n].active.as_ref()?)));
         // All of them, even where one fails.
-        let flushed = self.flush_all(all);
+        let flushed = self.flush_within(self.config.deadline * AT_THE_END, all);
         for late in flushed.iter().filter_map(|flushed| flushed.as_ref().err()) {
             say_given_up(late);
         }
         let said = !inner.state.file().is_stale();
+        if !said {
+            // The file goes on to name them.
+            inner.left_over = MadeStores::default();
+        }
         // A caller that comes now, such as a job that has just ended, finds no device; this must
         // not be written to the state.
         inner.state.file().close();

@@ -265,7 +265,8 @@ impl Core {
         barrier.parts[part] = Part::Done;
         if file.has_failed() {
             barrier.failed = true;
-            if self.serves_guest && barrier.then == Then::End {
+            // A guest that only reads is not the one whose writes may be lost.
+            if self.serves_guest && !self.only_reads && barrier.then == Then::End {
                 file.tell();
             }
         }

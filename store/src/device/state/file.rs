@@ -50,30 +50,35 @@ impl StateFile {
     pub(in crate::device) fn keep_devices(&mut self, state: State) -> Result<(), StateError> {
         // A start makes hundreds of devices before it keeps any.
         if self.path.is_some() {
-            self.keep(self.with_settings(&state))?;
+            self.keep_with_settings(&state)?;
         }
         self.last = state;
         Ok(())
     }
 
     /// Takes note of `state`, which a start makes again without the file.
-    pub(super) fn note_devices(&mut self, state: State) {
+    pub(in crate::device) fn note_devices(&mut self, state: State) {
         self.last = state;
     }
 
     /// Keeps the settings, with the devices as they were kept last.
     fn keep_settings(&mut self) -> Result<(), StateError> {
-        self.keep(self.with_settings(&self.last))
+        self.keep_with_settings(&self.last.clone())
     }
 
-    fn with_settings(&self, state: &State) -> State {
+    /// Those of disks that are left out are in `state` already.
+    fn keep_with_settings(&mut self, state: &State) -> Result<(), StateError> {
         let is_read_only =
             |name: &str| state.devices.get(name).is_some_and(|device| device.read_only);
-        let (mut write_through, mut on_full) =
-            (self.caches.to_keep(is_read_only), self.on_full.clone());
-        write_through.retain(|name, _| state.devices.contains_key(name));
-        on_full.retain(|name, _| state.devices.contains_key(name));
-        State { invalid: self.invalid.clone(), write_through, on_full, ..state.clone() }
+        let mut caches = self.caches.to_keep(is_read_only);
+        caches.retain(|name, _| state.devices.contains_key(name));
+        let on_full = self.on_full.iter().filter(|(name, _)| state.devices.contains_key(*name));
+        let mut all = State { invalid: self.invalid.clone(), ..state.clone() };
+        all.write_through.extend(caches.clone());
+        all.on_full.extend(on_full.map(|(name, millis)| (name.clone(), *millis)));
+        self.keep(all)?;
+        self.caches.were_kept(caches);
+        Ok(())
     }
 
     /// Replaces the file, durably; removes it if there is nothing to keep.
@@ -85,7 +90,6 @@ impl StateFile {
         self.claim()?;
         let Some(path) = &self.path else { return Ok(()) };
         let (generation, bases) = (self.generation + 1, state.bases.clone());
-        let caches = state.write_through.clone();
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
@@ -111,7 +115,6 @@ impl StateFile {
         self.bases.retain(|known| bases.iter().all(|base| base.path != known.path));
         self.bases.extend(bases);
         (self.kept, self.stale) = (Some(text), false);
-        self.caches.were_kept(caches);
         Ok(())
     }
 

@@ -24,6 +24,11 @@ impl DeviceState {
         let (table, read_only) = (first.table.clone(), first.read_only);
         *self == DeviceState { table, read_only, ..DeviceState::default() }
     }
+
+    /// Whether it is made of that alone, whatever it is set to.
+    pub(super) fn is_made_as(&self, first: &First) -> bool {
+        DeviceState { suspended: false, write_threshold: None, ..self.clone() }.is_as(first)
+    }
 }
 
 impl State {
@@ -54,6 +59,12 @@ impl State {
     pub(super) fn is_as_first(&self, name: &str) -> bool {
         let device = self.devices.get(name);
         self.first.get(name).is_some_and(|first| device.is_some_and(|device| device.is_as(first)))
+    }
+
+    /// Whether the device `name` is made of what the arguments made it of.
+    pub(super) fn is_made_as_first(&self, name: &str) -> bool {
+        let both = self.first.get(name).zip(self.devices.get(name));
+        both.is_some_and(|(first, device)| device.is_made_as(first))
     }
 
     /// Whether it has settings that bind no device to a table.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{BaseState, DeviceState, First, FirstTable, State, StateError, absolute};
+use crate::device::write_cache::Exports;
 use crate::io::real_path;
 use crate::lines::{TableLine, TargetSpec};
 
@@ -18,6 +19,8 @@ pub(super) struct LeftOut {
     first: BTreeMap<String, First>,
     devices: BTreeMap<String, DeviceState>,
     bases: Vec<BaseState>,
+    write_through: Exports,
+    on_full: BTreeMap<String, u64>,
 }
 
 impl DeviceState {
@@ -36,6 +39,8 @@ impl State {
         for name in &goes {
             left.first.extend(self.first.remove_entry(name));
             left.devices.extend(self.devices.remove_entry(name));
+            left.write_through.extend(self.write_through.remove_entry(name));
+            left.on_full.extend(self.on_full.remove_entry(name));
         }
         let (gone, there) = (stores(&left.devices), stores(&self.devices));
         let is_theirs =
@@ -90,9 +95,9 @@ impl State {
                 continue;
             }
             self.devices.insert(name.clone(), device.clone());
-            self.first.extend(
-                left.first.get_key_value(name).map(|(n, first)| (n.clone(), first.clone())),
-            );
+            add(&mut self.first, &left.first, name);
+            add(&mut self.write_through, &left.write_through, name);
+            add(&mut self.on_full, &left.on_full, name);
         }
         self.bases.extend(left.bases.iter().cloned());
         self
@@ -105,7 +110,7 @@ impl LeftOut {
     pub(super) fn refuse_renamed(&self, new: &[&FirstTable]) -> Result<(), StateError> {
         let changed = self.devices.iter().filter(|(name, device)| {
             let first = self.first.get(*name);
-            !first.is_some_and(|first| device.is_as(first))
+            !first.is_some_and(|first| device.is_made_as(first))
         });
         for (name, device) in changed {
             let used: Vec<PathBuf> = files(&device.lines(), |_| true);
@@ -133,6 +138,11 @@ impl LeftOut {
         let is_of = |base: &&BaseState| stores.contains(&place(Path::new(&base.store)));
         self.bases.iter().filter(is_of).collect()
     }
+}
+
+/// What `from` has of `name`.
+fn add<T: Clone>(to: &mut BTreeMap<String, T>, from: &BTreeMap<String, T>, name: &str) {
+    to.extend(from.get_key_value(name).map(|(name, value)| (name.clone(), value.clone())));
 }
 
 /// The stores of `devices`, as bases name them.

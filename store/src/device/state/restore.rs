@@ -220,7 +220,7 @@ impl Devices {
         let is_origin = |key: &OriginKey| {
             active().any(|(_, active)| active.origin_keys.values().any(|origin| origin == key))
         };
-        for (_, changed) in active().filter(|(name, _)| !state.is_as_first(name)) {
+        for (_, changed) in active().filter(|(name, _)| !state.is_made_as_first(name)) {
             for snap in changed.snaps.values() {
                 let store = &snap.live.store;
                 if store.persistence() == Persistence::Transient && is_origin(&snap.key) {

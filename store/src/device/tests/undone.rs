@@ -56,3 +56,23 @@ fn an_end_writes_the_state_that_a_command_could_not() {
     assert!(world.devices.close(&[]));
     assert!(!is_named(&world) && !world.path("store").exists());
 }
+
+/// A guest's setting is written with the devices as they are, not as the undone command had them.
+#[test]
+fn a_setting_that_is_kept_first_leaves_no_name_of_a_store_that_goes() {
+    let (world, _) = undone();
+    std::fs::remove_file(world.path("state.new")).unwrap();
+    world.devices.set_write_through("disk", "export", true).unwrap();
+    assert!(!is_named(&world) && world.path("store").exists());
+    world.devices.create("other", None).unwrap();
+    assert!(!is_named(&world) && !world.path("store").exists());
+}
+
+/// A job that ends late, for one.
+#[test]
+fn a_caller_after_the_end_leaves_the_store_that_the_state_names() {
+    let (world, _) = undone();
+    assert!(!world.devices.close(&[]));
+    world.devices.detach("disk", "job");
+    assert!(is_named(&world) && world.path("store").exists());
+}

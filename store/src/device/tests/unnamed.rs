@@ -103,6 +103,34 @@ fn a_disk_under_another_name_has_its_store_unless_commands_put_layers_on_it() {
     refused_base(start(&world, &[overlay(&world, "new", "a.raw", Some("a.cow"))]));
 }
 
+/// Neither the guest nor its front-end sets its cache again.
+#[test]
+fn a_disk_that_left_the_arguments_finds_its_settings_again() {
+    let mut world = served(false);
+    let disks =
+        |world: &World| ["a", "b"].map(|name| overlay(world, name, &format!("{name}.raw"), None));
+    start(&world, &disks(&world)).unwrap();
+    world.devices.set_write_through("a", "export", true).unwrap();
+    for _ in 0..2 {
+        world = again(world);
+        start(&world, &disks(&world)[1..]).unwrap();
+        world.devices.set_write_through("b", "export", true).unwrap();
+    }
+    world = again(world);
+    start(&world, &disks(&world)).unwrap();
+    assert!(["a", "b"].iter().all(|name| world.devices.is_write_through(name, "export")));
+}
+
+/// A threshold is no other disk.
+#[test]
+fn a_disk_with_a_setting_has_its_store_under_another_name() {
+    let world = served(false);
+    start(&world, &[overlay(&world, "a", "a.raw", None)]).unwrap();
+    world.devices.set_write_threshold("a", 1 << 20).unwrap();
+    let world = again(world);
+    start(&world, &[overlay(&world, "new", "a.raw", Some("a.cow"))]).unwrap();
+}
+
 /// The state that knows it is not the one that is used.
 #[test]
 fn a_lost_store_that_another_state_knows_is_not_made_anew() {
