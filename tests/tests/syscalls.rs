@@ -32,8 +32,10 @@ const IN_MEMORY: f64 = 1.1;
 const TWO_QUEUES: [(Place, f64); 2] = [(Place::Memory, 1.3), (Place::Disk, 0.6)];
 
 /// Waits for a lock per request, of first writes and of other writes, in one of [`TRIES`] at least: a first write in a
-/// hundred finds its leaf of the table full and takes memory, and a list may still grow.
-const WAITS_OF_TWO: [f64; 2] = [0.001, 0.0];
+/// hundred finds its leaf of the table full and takes memory, and a list may still grow. Of other writes it is the first
+/// interrupt after a quiet second, which wakes the watchdog: one call or two of 30,000 requests, where one for each flush
+/// would be 500.
+const WAITS_OF_TWO: [f64; 2] = [0.001, 0.0001];
 /// In each try.
 const WAITS_AT_MOST: f64 = 0.01;
 
