@@ -111,11 +111,27 @@ impl SyscallCounter {
 
     /// Attaches to all threads of `pid`; its files are in the directory `dir`.
     pub fn attach(pid: u32, dir: &Path) -> io::Result<Self> {
-        Self::attach_to_kinds(pid, dir, &[])
+        Self::attach_to(&["-p", &pid.to_string()], dir, &[])
     }
 
-    /// The same, and counts some kinds separately, too.
-    pub fn attach_to_kinds(pid: u32, dir: &Path, kinds: &[SyscallKind]) -> io::Result<Self> {
+    /// The same for its threads but one called `but`, and counts some kinds separately, too.
+    pub fn attach_to_kinds(
+        pid: u32,
+        but: &str,
+        dir: &Path,
+        kinds: &[SyscallKind],
+    ) -> io::Result<Self> {
+        let mut threads = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = thread?;
+            if fs::read_to_string(thread.path().join("comm"))?.trim_end() != but {
+                threads.push(thread.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Self::attach_to(&["-t", &threads.join(",")], dir, kinds)
+    }
+
+    fn attach_to(whom: &[&str], dir: &Path, kinds: &[SyscallKind]) -> io::Result<Self> {
         let perf = find_in_path("perf").ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, "perf (Debian's linux-perf) is not installed")
         })?;
@@ -135,8 +151,7 @@ impl SyscallCounter {
             command.args(kind.filter.iter().flat_map(|filter| ["--filter", filter]));
         }
         let perf = command
-            .arg("-p")
-            .arg(pid.to_string())
+            .args(whom)
             .arg("-o")
             .arg(&output)
             .arg("--control")
