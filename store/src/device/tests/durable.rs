@@ -6,7 +6,7 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::{Halt, MergeJob, Suspend, TableKind, User};
+use crate::device::{Halt, MergeJob, Suspend, User};
 use crate::exception::ChunkState;
 use crate::io::durable::seen;
 use crate::request::Status;
@@ -575,30 +575,4 @@ fn a_sync_that_fails_when_a_commit_begins_fails_the_guest_s_flush() {
     seen::fail(world.path("store2").canonicalize().unwrap());
     world.devices.begin_commit("c", &job).unwrap_err();
     assert_eq!(store.state(), StoreState::ReadOnly);
-}
-
-/// A new state is written beside the old one: under a name that a user's file may have, or what a
-/// killed process left.
-#[test]
-fn a_file_of_a_user_beside_the_state_stays() {
-    let world = World::new();
-    let (new, old) = (world.path("state.new"), world.path("state"));
-    for theirs in ["precious", "version 2 of the plan", "\0\0\0\0"] {
-        std::fs::write(&new, theirs).unwrap();
-        let said = world.devices.create("a", None).unwrap_err().to_string();
-        assert!(said.contains("state.new") && said.contains("move it away"), "{said}");
-        assert_eq!(std::fs::read_to_string(&new).unwrap(), theirs);
-        assert!(!old.exists() && world.devices.query(Some("a"), TableKind::Active).is_err());
-    }
-    std::fs::remove_file(&new).unwrap();
-    std::os::unix::fs::symlink(world.path("elsewhere"), &new).unwrap();
-    world.devices.create("a", None).unwrap_err();
-    assert!(!world.path("elsewhere").exists());
-    std::fs::remove_file(&new).unwrap();
-    let ours = "version = 1\ngeneration = 7\n";
-    for (n, len) in [0, 4, ours.len()].into_iter().enumerate() {
-        std::fs::write(&new, &ours[..len]).unwrap();
-        world.devices.create(&format!("a{n}"), None).unwrap();
-        assert!(!new.exists());
-    }
 }

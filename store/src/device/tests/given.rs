@@ -1,7 +1,8 @@
-//! Disks that are as the arguments made them: no start is bound to their former size.
+//! Disks that are as the arguments made them: no start is bound to their former size, and no file of a user
+//! that lies where a state is to be is touched.
 
 use super::*;
-use crate::device::{FirstTable, Suspend};
+use crate::device::{FirstTable, Suspend, TableKind};
 use crate::io::durable::seen;
 
 /// A disk of the arguments with `sectors` sectors.
@@ -177,4 +178,30 @@ fn a_disk_that_was_removed_is_known_whatever_its_file_s_length() {
     world.devices.create("disk", None).unwrap();
     let world = again(world);
     start(&world, &first(&world, 2 * LEN)).unwrap();
+}
+
+/// A new state is written beside the old one: under a name that a user's file may have, or what a
+/// killed process left.
+#[test]
+fn a_file_of_a_user_beside_the_state_stays() {
+    let world = World::new();
+    let (new, old) = (world.path("state.new"), world.path("state"));
+    for theirs in ["precious", "version 2 of the plan", "\0\0\0\0"] {
+        std::fs::write(&new, theirs).unwrap();
+        let said = world.devices.create("a", None).unwrap_err().to_string();
+        assert!(said.contains("state.new") && said.contains("move it away"), "{said}");
+        assert_eq!(std::fs::read_to_string(&new).unwrap(), theirs);
+        assert!(!old.exists() && world.devices.query(Some("a"), TableKind::Active).is_err());
+    }
+    std::fs::remove_file(&new).unwrap();
+    std::os::unix::fs::symlink(world.path("elsewhere"), &new).unwrap();
+    world.devices.create("a", None).unwrap_err();
+    assert!(!world.path("elsewhere").exists());
+    std::fs::remove_file(&new).unwrap();
+    let ours = "version = 1\ngeneration = 7\n";
+    for (n, len) in [0, 4, ours.len()].into_iter().enumerate() {
+        std::fs::write(&new, &ours[..len]).unwrap();
+        world.devices.create(&format!("a{n}"), None).unwrap();
+        assert!(!new.exists());
+    }
 }
