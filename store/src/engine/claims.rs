@@ -14,7 +14,7 @@ use super::pending::{Asker, Waits};
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence};
 use crate::exception::{ChunkState, Place};
-use crate::io::{Errno, IoOp, Seg};
+use crate::io::{Errno, FileId, IoOp, Seg};
 use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Exceptions};
@@ -249,7 +249,7 @@ impl Core {
             };
             let (op, file, offset, part) = match decision {
                 Decision::Pass { file, offset, len, .. } => (IoOp::Read, file, offset, len),
-                Decision::Clear { len } => (IoOp::Clear, crate::io::FileId(u32::MAX), 0, len),
+                Decision::Clear { len } => (IoOp::Clear, FileId::NONE, 0, len),
                 _ => return (issued, false),
             };
             let first = self.segs.len();

@@ -17,7 +17,7 @@ use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
 use super::pending::{Asker, Pending, Waits};
-use super::room::Goes;
+use super::room::{Goes, NoRoomIn};
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
@@ -134,8 +134,8 @@ pub(super) struct Core {
     pub(super) gathered: Vec<Gathered>,
     /// The table's files, sorted.
     pub(super) files: Vec<FileId>,
-    /// Files in which a write that had waited for room found some.
-    pub(super) found_room: Vec<FileId>,
+    /// Where a write that had waited for room found some.
+    pub(super) found_room: Vec<NoRoomIn>,
     /// Lists for copies and runs, so that none is allocated a copy or a run.
     pub(super) spare_lists: SpareLists,
     pub(super) spare_commits: SpareCommits,
@@ -450,7 +450,7 @@ impl Core {
             if pending.cursor < pending.len {
                 return;
             }
-            self.found_room.extend(pending.lacks.take());
+            self.found_room.extend(pending.no_room_in.take());
         }
         if pending.durable && !pending.failed {
             pending.waits = Waits::Yes;

@@ -15,9 +15,6 @@ use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Target, Track};
 
-/// The file number of actions without a file.
-const NO_FILE: FileId = FileId(u32::MAX);
-
 /// Whether a request proceeds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -72,7 +69,7 @@ impl Core {
                 self.pass(table, index, (file, offset, len), track)
             }
             Decision::Clear { len } => {
-                self.act_for_request(IoOp::Clear, NO_FILE, 0, len, index, None);
+                self.act_for_request(IoOp::Clear, FileId::NONE, 0, len, index, None);
                 self.advance(index, len)
             }
             Decision::Nothing { len } => {

@@ -2,7 +2,7 @@
 //!
 //! Owns no more than that. Never knows where the request goes.
 
-use crate::io::FileId;
+use super::room::NoRoomIn;
 use crate::request::{Op, Token};
 
 /// The source of requests.
@@ -44,8 +44,8 @@ pub(super) struct Pending {
     pub(super) failed: bool,
     /// A part of it found no room.
     pub(super) no_space: bool,
-    /// What has its place found none in this file, and was tried again.
-    pub(super) lacks: Option<FileId>,
+    /// Where it found no room when it was last tried: there is some once it is written.
+    pub(super) no_room_in: Option<NoRoomIn>,
     /// A piece from here on found no room: when all parts have ended, it is dispatched again from
     /// here.
     pub(super) again: Option<u64>,
@@ -65,7 +65,7 @@ impl Pending {
             outstanding: 0,
             failed: false,
             no_space: false,
-            lacks: None,
+            no_room_in: None,
             again: None,
             waits: Waits::Yes,
         }

@@ -36,19 +36,28 @@ impl Goes {
         (track != NONE).then(|| TrackSlot::from_u8(track))
     }
 
-    /// Its file among `files`; [`ANY`] if it is not known.
-    fn file(self, files: &[FileId]) -> FileId {
+    /// Its file, where `files` are the table's.
+    fn place(self, files: &[FileId]) -> NoRoomIn {
         let [file, _] = self.0.to_be_bytes();
-        if file == NONE { ANY } else { files.get(usize::from(file)).copied().unwrap_or(ANY) }
+        let known = (file != NONE).then(|| files.get(usize::from(file))).flatten();
+        known.map_or(NoRoomIn::AnyFile, |file| NoRoomIn::File(*file))
     }
 }
 
-/// Any of the files that the request writes. Tables with so many files are rare.
-const ANY: FileId = FileId(u32::MAX);
+/// Where a request finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoRoomIn {
+    /// In this file.
+    File(FileId),
+    /// In any of those that it writes: its table has more files than are told apart, which is rare.
+    AnyFile,
+}
 
-/// The keepers of `file`, among the files that writes to `[start, start + len)` go to.
-fn keepers(table: &Table, range: (u64, u64), file: FileId) -> impl Iterator<Item = Keeper<'_>> {
-    let is_it = move |keeper: &Keeper<'_>| file == ANY || keeper.file() == file;
+/// The keepers of `place`, among the files that writes to `[start, start + len)` go to.
+fn keepers(table: &Table, range: (u64, u64), place: NoRoomIn) -> impl Iterator<Item = Keeper<'_>> {
+    let is_it = move |keeper: &Keeper<'_>| {
+        place == NoRoomIn::AnyFile || place == NoRoomIn::File(keeper.file())
+    };
     table.keepers(range.0, range.1).filter(is_it)
 }
 
@@ -57,12 +66,12 @@ impl Core {
     /// beginning when there may be some.
     #[cold]
     pub(super) fn found_no_room(&mut self, table: &Table, index: usize, goes: Goes) {
-        let file = goes.file(&self.files);
+        let place = goes.place(&self.files);
         let pending = &mut self.requests[index];
-        (pending.no_space, pending.lacks) = (true, Some(file));
+        (pending.no_space, pending.no_room_in) = (true, Some(place));
         let mut waits = false;
         let range = (pending.start, pending.len);
-        keepers(table, range, file).for_each(|keeper| waits |= keeper.wait_for_room());
+        keepers(table, range, place).for_each(|keeper| waits |= keeper.wait_for_room());
         if waits {
             pending.again = Some(0);
         }
@@ -73,16 +82,16 @@ impl Core {
     pub(super) fn still_lacks_room(&self, table: &Table, index: usize) -> bool {
         let pending = &self.requests[index];
         let range = (pending.start, pending.len);
-        let Some(file) = pending.lacks else { return false };
-        keepers(table, range, file).any(|keeper| keeper.is_full())
+        let Some(place) = pending.no_room_in else { return false };
+        keepers(table, range, place).any(|keeper| keeper.is_full())
     }
 
     /// Reports the files that waiting writes have been written to.
     #[inline]
     pub(super) fn say_found_room(&mut self, table: &Table) {
-        for file in self.found_room.drain(..) {
+        for place in self.found_room.drain(..) {
             let all = (0, table.size().bytes());
-            keepers(table, all, file).for_each(|keeper| keeper.wrote());
+            keepers(table, all, place).for_each(|keeper| keeper.wrote());
         }
     }
 }

@@ -23,6 +23,11 @@ mod tests;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub u32);
 
+impl FileId {
+    /// In actions without a file ([`IoOp::Clear`](super::IoOp::Clear)).
+    pub const NONE: FileId = FileId(u32::MAX);
+}
+
 /// Device and inode of a file, or the device number of a block device: two paths with the same
 /// identity are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
