@@ -54,7 +54,8 @@ impl Lockfs {
         drop(held);
     }
 
-    /// The command that a guest was frozen for has done its part: it is let go when the device serves.
+    /// The command that froze the guest has done its part: the guest is let go when the device serves.
+    /// Only that command says so: another one ends before the device stands still.
     fn is_settled(&self, device: &str) {
         if let Some(held) = self.held().get_mut(device) {
             held.settled = true;
@@ -132,11 +133,14 @@ impl Server {
         if !noflush {
             self.devices.flush_ahead([c.name.as_str()]);
         }
-        if !noflush && !c.skip_lockfs.unwrap_or(false) {
+        let freezes = !noflush && !c.skip_lockfs.unwrap_or(false);
+        if freezes {
             self.freeze_until_it_serves(&c.name)?;
         }
         let suspended = self.devices.suspend(&c.name, Suspend { noflush });
-        self.lockfs.is_settled(&c.name);
+        if freezes {
+            self.lockfs.is_settled(&c.name);
+        }
         self.thaw_served();
         done(suspended)
     }
@@ -177,11 +181,14 @@ impl Server {
         self.devices.flush_ahead([c.name.as_str()]);
         let device = self.devices.query(Some(&c.name), TableKind::Active).map_err(told)?;
         let swaps = device.iter().any(|device| device.has_inactive_table && !device.suspended);
-        if swaps && !c.skip_lockfs.unwrap_or(false) {
+        let freezes = swaps && !c.skip_lockfs.unwrap_or(false);
+        if freezes {
             self.freeze_until_it_serves(&c.name)?;
         }
         let resumed = self.devices.resume(&c.name);
-        self.lockfs.is_settled(&c.name);
+        if freezes {
+            self.lockfs.is_settled(&c.name);
+        }
         self.thaw_served();
         let resumed = resumed.map_err(told)?;
         self.merge_what_resumed(&c.name);
