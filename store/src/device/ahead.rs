@@ -34,7 +34,7 @@ impl Devices {
     }
 
     fn owing_much(&self, names: &[&str]) -> Vec<Active> {
-        let inner = &*self.look();
+        let inner = &*self.lock_unsettled();
         let mut all: Vec<String> = names.iter().flat_map(|name| with_uppers(inner, name)).collect();
         all.sort();
         all.dedup();

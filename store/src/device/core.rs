@@ -274,13 +274,14 @@ impl Devices {
     /// is, if it can be written.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         let unsettled = |inner: &mut Inner| !inner.suspending.is_empty();
-        let mut inner = self.settled.wait_while(self.look(), unsettled).expect(POISONED);
+        let mut inner = self.settled.wait_while(self.lock_unsettled(), unsettled).expect(POISONED);
         self.settle_state(&mut inner);
         inner
     }
 
-    /// For callers that only read, change no table, or handle suspends under way themselves.
-    pub(super) fn look(&self) -> MutexGuard<'_, Inner> {
+    /// The same also while devices are between two states: for callers that only read, change no table, or
+    /// handle suspends under way themselves.
+    pub(super) fn lock_unsettled(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect(POISONED)
     }
 
@@ -303,7 +304,7 @@ impl Devices {
     /// deadline.
     pub(super) fn settles(&self, what: impl FnMut(&mut Inner) -> bool) -> bool {
         let limit = self.config.deadline;
-        let waited = self.settled.wait_timeout_while(self.look(), limit, what);
+        let waited = self.settled.wait_timeout_while(self.lock_unsettled(), limit, what);
         !waited.expect(POISONED).1.timed_out()
     }
 

@@ -4,8 +4,9 @@
 //! wait for the search, and a verb may hold the devices while it waits for another disk. Never holds a
 //! request: the worker parks a request that needs room, which blocks nothing else, and is woken from
 //! here. When the store has grown, or the file system has room again, the request proceeds; when the
-//! time is over, it fails. A file system may report space that no write gets (quotas, reserved blocks): until a write gets some,
-//! the time runs on, and waiting requests are retried at long intervals.
+//! time is over, it fails. A file system may report space that no write gets (quotas, reserved
+//! blocks): until a write gets some, the time runs on, and waiting requests are retried at long
+//! intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -251,12 +252,13 @@ impl Devices {
     /// file system that has room, and fails what has waited for long enough. To be called when
     /// something becomes full ([`StoreEvent::Full`](crate::cow::store::StoreEvent::Full),
     /// [`DeviceEvent::FileFull`](super::DeviceEvent::FileFull)), and again when this says so; none
-    /// where nothing waits.
+    /// where nothing waits. One thread calls it.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
-        let full = &mut *self.full();
-        let mut waits = std::mem::take(&mut full.waits);
+        let (watched, mut waits) = self.full().begin_to_tend();
+        // Not locked: a file system that is asked for space may not answer, and verbs take the lock.
         let (mut next, mut changed) = (None, false);
-        for watched in full.watched() {
+        let mut going_on = BTreeMap::new();
+        for watched in watched {
             let key = watched.key();
             let wait = waits.remove(&key).filter(|wait| wait.goes_for(&watched, now));
             let mut wait = match (watched.is_full(), wait) {
@@ -272,7 +274,7 @@ impl Devices {
                 }
                 (false, wait) => {
                     let unproven = wait.filter(|wait| wait.went_on.is_some());
-                    full.waits.extend(unproven.map(|wait| (key, wait)));
+                    going_on.extend(unproven.map(|wait| (key, wait)));
                     continue;
                 }
             };
@@ -286,8 +288,9 @@ impl Devices {
                 let again = wait.look_at(&watched, now);
                 next = Some(next.map_or(again, |next: Instant| next.min(again)));
             }
-            full.waits.insert(key, wait);
+            going_on.insert(key, wait);
         }
+        self.full().waits = going_on;
         if changed {
             self.workers.wake(u64::MAX);
         }
@@ -323,10 +326,11 @@ impl FullStores {
         self.spread(inner);
     }
 
-    /// All that may be full, each once.
-    fn watched(&self) -> Vec<Watched> {
+    /// All that may be full, each once; and the waits so far, which the caller puts back.
+    fn begin_to_tend(&mut self) -> (Vec<Watched>, BTreeMap<Key, Wait>) {
         let stores = self.stores.iter().filter_map(Weak::upgrade).map(Watched::Store);
-        stores.chain(self.files.iter().filter_map(Weak::upgrade).map(Watched::File)).collect()
+        let files = self.files.iter().filter_map(Weak::upgrade).map(Watched::File);
+        (stores.chain(files).collect(), std::mem::take(&mut self.waits))
     }
 
     /// Takes note of the tables that serve, and tells every store and other file how patient those are

@@ -206,7 +206,7 @@ impl Devices {
     /// # Errors
     /// There is no such device.
     pub fn serving_over(&self, name: &str) -> Result<Vec<String>, DeviceError> {
-        let mut inner = self.look();
+        let mut inner = self.lock_unsettled();
         // A guest whose disk is being suspended could not freeze. Other guests do not matter here.
         let all = loop {
             inner.device(name)?;

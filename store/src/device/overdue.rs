@@ -62,7 +62,7 @@ impl Devices {
     /// Commits everything that is owed. If anything was, checks once more.
     pub(super) fn commit_owed(&self) {
         self.overdue.begun.store(false, Ordering::SeqCst);
-        let inner = &*self.look();
+        let inner = &*self.lock_unsettled();
         let owing = |(_, device): &(&String, &Device)| owes(device);
         for (name, device) in inner.devices.iter().filter(owing) {
             self.overdue.begun.store(true, Ordering::SeqCst);

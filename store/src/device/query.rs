@@ -52,7 +52,7 @@ impl Devices {
     /// # Errors
     /// There is no such device, or it has none.
     pub fn require_table(&self, name: &str) -> Result<(), DeviceError> {
-        self.look().active(name).map(|_| ())
+        self.lock_unsettled().active(name).map(|_| ())
     }
 
     /// Refuses a device that a job removes or writes: it is served only after that.
@@ -60,7 +60,7 @@ impl Devices {
     /// # Errors
     /// Which job.
     pub fn require_unheld(&self, name: &str) -> Result<(), DeviceError> {
-        self.look().refuse_held(name)
+        self.lock_unsettled().refuse_held(name)
     }
 
     /// The device `name`, or all devices, in the order of their names.
@@ -72,7 +72,7 @@ impl Devices {
         name: Option<&str>,
         kind: TableKind,
     ) -> Result<Vec<DeviceStatus>, DeviceError> {
-        let inner = self.look();
+        let inner = self.lock_unsettled();
         if let Some(name) = name {
             inner.device(name)?;
         }

@@ -26,7 +26,7 @@ impl Devices {
     /// # Errors
     /// Something else uses the device.
     pub fn job_of_removed(&self, name: &str) -> Result<Option<String>, DeviceError> {
-        let inner = self.look();
+        let inner = self.lock_unsettled();
         let job = inner.device(name)?.jobs().find(|id| !inner.state.has_job(id)).map(str::to_owned);
         refuse_used_but(&inner, name, job.as_deref())?;
         Ok(job)

@@ -139,7 +139,7 @@ impl Devices {
     /// Requests do not end in time, or writes cannot be made durable; the device continues to serve
     /// then, if it did before.
     pub fn suspend(&self, name: &str, how: Suspend) -> Result<(), DeviceError> {
-        let mut inner = self.look();
+        let mut inner = self.lock_unsettled();
         let (names, was_suspended) = loop {
             let was_suspended = inner.device(name)?.suspended;
             if was_suspended && how.noflush {
@@ -162,7 +162,7 @@ impl Devices {
             (Ok(()), Some(active)) => self.flush(name, active),
             _ => Ok(()),
         };
-        let inner = &mut *self.look();
+        let inner = &mut *self.lock_unsettled();
         self.came_to_rest(inner, &names);
         if was_suspended {
             return flushed;
