@@ -13,6 +13,7 @@ use slab::Slab;
 use super::claim::Claimed;
 use super::claims::{Copy, Run};
 use super::commit::{Barrier, Round, SpareCommits};
+use super::dispatch::MOST_ACTIONS;
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
@@ -350,6 +351,7 @@ impl Core {
 
     pub(super) fn complete(&mut self, table: &Table, completion: Completion) {
         self.in_flight -= 1;
+        self.freed |= self.in_flight == MOST_ACTIONS / 2;
         let Tag(bits) = completion.tag;
         let kind = KINDS[(bits >> 48) as usize - 1];
         let detail = (bits >> 32) as u16;
@@ -495,6 +497,8 @@ impl Core {
     pub(super) fn killed(&mut self) {
         self.worker.killed();
         // Those that wait for these are gone, too.
+        self.claims.clear();
+        self.runs.clear();
         self.syncs.clear();
         self.rounds.clear();
         self.invalidations.clear();

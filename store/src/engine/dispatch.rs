@@ -15,6 +15,10 @@ use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Target, Track};
 
+/// Actions of an engine in flight, beyond which requests get no further pieces: how many pieces a request
+/// has is up to the guest and to where its chunks lie.
+pub(super) const MOST_ACTIONS: usize = 2048;
+
 /// Whether a request proceeds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -47,6 +51,10 @@ impl Core {
             let pending = &self.requests[index];
             if pending.failed || pending.cursor == pending.len {
                 break;
+            }
+            if self.in_flight >= MOST_ACTIONS {
+                // Half of them end first, and then the parked requests are checked again.
+                return self.park(index, Waits::Yes);
             }
             if self.next_piece(table, index) == Flow::Aside {
                 return;
@@ -234,3 +242,6 @@ fn io_op(table: &Table, op: Op, at: u64) -> IoOp {
         Op::Flush => IoOp::Sync,
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
