@@ -263,11 +263,11 @@ impl Core {
     fn file_synced(&mut self, index: usize, part: usize, file: &Synced) {
         let barrier = &mut self.barriers[index];
         barrier.parts[part] = Part::Done;
-        if file.has_failed() {
+        if let Some(failures) = file.failures() {
             barrier.failed = true;
             // A guest that only reads is not the one whose writes may be lost.
             if self.serves_guest && !self.only_reads && barrier.then == Then::End {
-                file.tell();
+                file.tell(failures);
             }
         }
     }

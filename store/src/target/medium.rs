@@ -159,14 +159,21 @@ impl Synced {
         Synced { medium, before: AtomicU64::new(failed), told: AtomicU64::new(failed) }
     }
 
-    /// Whether a sync failed since it was opened.
-    pub fn has_failed(&self) -> bool {
-        self.medium.failed_syncs() != self.before.load(Ordering::Acquire)
+    /// How many syncs have failed, if one has since it was opened.
+    pub fn failures(&self) -> Option<u64> {
+        let failed = self.medium.failed_syncs();
+        (failed != self.before.load(Ordering::Acquire)).then_some(failed)
     }
 
-    /// A guest is told that what it wrote may be lost.
-    pub fn tell(&self) {
-        self.told.store(self.medium.failed_syncs(), Ordering::Release);
+    /// Whether a sync failed since it was opened.
+    pub fn has_failed(&self) -> bool {
+        self.failures().is_some()
+    }
+
+    /// A guest is told that what it wrote may be lost, because of these `failures`. Of one that comes
+    /// meanwhile it is not told.
+    pub fn tell(&self, failures: u64) {
+        self.told.fetch_max(failures, Ordering::AcqRel);
     }
 
     /// It takes the place of `old` in another table of the same device: what was written by way of that
@@ -197,7 +204,7 @@ mod tests {
         synced.open_again();
         assert!(synced.has_failed());
         assert!(!Synced::new(medium.clone()).has_failed(), "nothing was written by way of it");
-        synced.tell();
+        synced.tell(synced.failures().unwrap());
         assert!(synced.has_failed(), "until it is opened again");
         let next = Synced::new(medium.clone());
         next.take_over(&synced);
@@ -205,7 +212,11 @@ mod tests {
         next.open_again();
         assert!(!next.has_failed());
         medium.sync_failed();
-        assert!(next.has_failed());
+        let failures = next.failures().unwrap();
+        medium.sync_failed();
+        next.tell(failures);
+        next.open_again();
+        assert!(next.has_failed(), "the guest was told of the first alone");
     }
 
     #[test]
