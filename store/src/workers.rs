@@ -293,11 +293,16 @@ impl Worker {
 }
 
 impl Drop for Worker {
+    /// Where its I/O could not be waited for, ranges may be in flight. They are no obstacle any more: others
+    /// would wait for ever.
     fn drop(&mut self) {
-        debug_assert!(
-            std::thread::panicking() || self.slot().in_flight.load(Ordering::SeqCst) == 0,
-            "a worker ends with ranges in flight"
-        );
+        let slot = self.slot();
+        if slot.in_flight.load(Ordering::SeqCst) != 0 {
+            let is_used = |index: &usize| slot.tracks[*index].range.load(Ordering::SeqCst) != 0;
+            for index in (0..TRACKED).filter(is_used) {
+                self.untrack(TrackSlot(index as u8));
+            }
+        }
         *self.slot().wake.write().expect("wake lock poisoned") = None;
         self.workers.used.lock().expect("workers lock poisoned")[self.id] = false;
     }

@@ -497,6 +497,27 @@ impl Core {
         self.part_ended(request, for_origin);
     }
 
+    /// Ends all claims as if their I/O had failed, because nobody will hear of it. A data chunk that they
+    /// got has no other use, so a write to it that ends later does no harm.
+    pub(super) fn abandon_claims(&mut self, table: &Table) {
+        let log_of = |claimed: &Claimed| table.exceptions()[claimed.exceptions].store().log();
+        let mut wake = 0;
+        for run in self.runs.drain() {
+            let mut data = run.first;
+            for claimed in run.claims.iter().map(|claimed| &self.claims[*claimed]) {
+                wake |= log_of(claimed).finish_run(data, None, claimed.claim.count());
+                data.0 += claimed.claim.count();
+            }
+        }
+        for claimed in self.claims.drain() {
+            if let Some(Sliced { data, .. }) = claimed.sliced {
+                wake |= log_of(&claimed).finish_run(data, None, claimed.claim.count());
+            }
+            wake |= table.exceptions()[claimed.exceptions].table.put_back(claimed.claim);
+        }
+        self.worker.all().wake(wake);
+    }
+
     fn release(&mut self, table: &Table, buf: Option<(Buf, u32)>) {
         // A claim ended: requests that waited for a free claim may proceed.
         self.freed = true;

@@ -34,7 +34,7 @@ mod protect;
 mod tests;
 #[cfg(test)]
 #[cfg_attr(feature = "shuttle", allow(dead_code, reason = "the model checker uses parts of it"))]
-mod world;
+pub(super) mod world;
 
 use std::sync::Arc;
 

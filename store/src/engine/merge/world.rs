@@ -39,14 +39,14 @@ impl Rng {
 
 /// A file: its visible content, its durable content, and every sector written since, in order.
 #[derive(Clone)]
-pub(super) struct Disk {
+pub(in crate::engine) struct Disk {
     pub(super) now: Vec<u8>,
     durable: Vec<u8>,
     unsynced: Vec<(u64, usize, Vec<u8>)>,
 }
 
 impl Disk {
-    pub(super) fn new(bytes: Vec<u8>) -> Disk {
+    pub(in crate::engine) fn new(bytes: Vec<u8>) -> Disk {
         Disk { durable: bytes.clone(), now: bytes, unsynced: Vec::new() }
     }
 
@@ -126,7 +126,11 @@ impl Wake for Nobody {
 }
 
 /// The bytes of a store whose list is `entries`, each with the bytes of its chunk.
-pub(super) fn store_image(chunk: ChunkSize, chunks: u64, entries: &[(Entry, Vec<u8>)]) -> Vec<u8> {
+pub(in crate::engine) fn store_image(
+    chunk: ChunkSize,
+    chunks: u64,
+    entries: &[(Entry, Vec<u8>)],
+) -> Vec<u8> {
     let geometry = Geometry { chunk, device_chunks: chunks };
     let mut bytes = vec![0; (chunks * chunk.bytes()) as usize];
     let header = Header { valid: true, chunk }.encode();
@@ -147,7 +151,7 @@ pub(super) fn data_chunk(chunk: ChunkSize, index: u64) -> StoreChunk {
 }
 
 /// Opens the store on a disk, like a process at its start.
-pub(super) fn open(
+pub(in crate::engine) fn open(
     disk: &mut Disk,
     file: FileId,
     device_len: u64,
