@@ -143,7 +143,7 @@ impl ConfigSpace {
         out
     }
 
-    /// `size` bytes from `offset` on. Bytes behind the fields read as zero: front-ends ask for as
+    /// `size` bytes from `offset` on. Bytes after the fields read as zero: front-ends ask for as
     /// much as *their* structure has.
     pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
         let bytes = self.bytes();

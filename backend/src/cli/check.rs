@@ -23,7 +23,7 @@ pub struct Check {
     /// Its origin: the disk that it was made for. Entries beyond its end are damage, too
     #[arg(long, value_name = "FILE")]
     origin: Option<PathBuf>,
-    /// Remove what a torn write left behind the end of the list; changes no content
+    /// Remove what a torn write left after the end of the list; changes no content
     #[arg(long)]
     repair: bool,
     /// Answer in JSON
@@ -98,7 +98,7 @@ impl Check {
             output::line(&fault.problem)?;
         }
         if report.repaired {
-            output::line("removed what a torn write had left behind the end of the list")?;
+            output::line("removed what a torn write had left after the end of the list")?;
         }
         let count = report.exceptions;
         if report.problems.is_empty() {
@@ -126,7 +126,7 @@ impl Report<'_> {
         }
         if self.garbage {
             return Err(CliError::Refused(format!(
-                "{name} has leftovers of a torn write behind the end of its list; \
+                "{name} has leftovers of a torn write after the end of its list; \
                  'snapblk check --repair {name}' removes them"
             )));
         }

@@ -1,7 +1,7 @@
 //! `snapblk serve`: the requested configuration, disk by disk.
 //!
 //! Owns the options, and which of them go together. Each `--name` opens a group: the options
-//! behind it, up to the next `--name`, belong to that disk; options before the first belong to a
+//! after it, up to the next `--name`, belong to that disk; options before the first belong to a
 //! disk called `disk0`. Never serves anything.
 
 use std::path::PathBuf;
@@ -254,7 +254,7 @@ fn settings(command: Command) -> Command {
 /// The options that each disk has.
 fn disks(command: Command) -> Command {
     command
-        .next_help_heading("Disks (each --name opens a group of the options behind it)")
+        .next_help_heading("Disks (each --name opens a group of the options after it)")
         .arg(each("name", "NAME", "Name of the disk [default: disk0]"))
         .arg(each(
             "table",
@@ -361,7 +361,7 @@ impl FromArgMatches for Serve {
         if table_dir.is_some() && table_memory.is_none() && config.is_none() {
             return Err(conflict("--table-dir is given without --table-memory".into()));
         }
-        // Whichever disk it is given behind, it is the process's.
+        // Whichever disk it is given after, it is the process's.
         let mut states = matches.get_many("state").unwrap_or_default();
         let state: Option<PathBuf> = states.next().cloned();
         if states.any(|other| Some(other) != state.as_ref()) {

@@ -203,7 +203,7 @@ fn copy_chunk<S: Storage>(
     Ok(())
 }
 
-/// Enters `owed` durably, behind the newest `landed` entries, like the commit that did not happen.
+/// Enters `owed` durably, after the newest `landed` entries, like the commit that did not happen.
 fn append<S: Storage>(
     storage: &S,
     store: &mut OpenStore,
@@ -234,7 +234,7 @@ fn append<S: Storage>(
     Ok(())
 }
 
-/// The tail behind a store's entries, which must be followed by zeroes.
+/// The tail after a store's entries, which must be followed by zeroes.
 pub fn tail_of(store: &OpenStore) -> Tail {
     tail_before(store, 0)
 }

@@ -27,8 +27,8 @@ pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
-/// In its upper half: 0, or how far behind the committed chunks those begin whose data is in doubt,
-/// plus one.
+/// Its upper half is 0 where nothing is in doubt, else `n + 1`: the data chunks from index
+/// `COMMITTED + n` on are. Relative, because 32 bits hold no index.
 const DOUBT: usize = Words::HALF;
 
 /// Words of the smallest log. One that was made by an older version has fewer.
@@ -101,7 +101,7 @@ pub struct Log {
 
 impl Log {
     /// A log in which `next` chunks were allocated and committed. The number of `words` must be
-    /// [`words_for`] some number of slots, and all words behind the header must be 0.
+    /// [`words_for`] some number of slots, and all words after the header must be 0.
     pub fn new(words: Words, next: DataIndex, capacity: u64) -> Self {
         let ring = slots(&words);
         assert!(ring.is_power_of_two(), "a ring of {ring} slots");
@@ -400,14 +400,13 @@ fn doubt(words: &Words, from: u64) {
     }
 }
 
-/// The first data chunk of `words` that is in doubt; all behind it are.
+/// The first data chunk of `words` that is in doubt; all after it are.
 fn doubt_begins(words: &Words) -> u64 {
-    let behind = (words[DOUBT].load(Ordering::Acquire) >> 32).checked_sub(1);
-    behind
-        .map_or(u64::MAX, |behind| words[COMMITTED].load(Ordering::Acquire).saturating_add(behind))
+    let from_committed = (words[DOUBT].load(Ordering::Acquire) >> 32).checked_sub(1);
+    from_committed.map_or(u64::MAX, |n| words[COMMITTED].load(Ordering::Acquire).saturating_add(n))
 }
 
-/// The slots of the ring in `words`: all behind the positions.
+/// The slots of the ring in `words`: all after the positions.
 fn slots(words: &Words) -> u64 {
     words.len().saturating_sub(SLOTS) as u64
 }
@@ -496,7 +495,7 @@ mod tests {
         assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2, 4, 5], 0));
         log.doubt(DataIndex(4));
         assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2], 2));
-        // All behind them are, too, also later ones.
+        // All after them are, too, also later ones.
         log.doubt(DataIndex(5));
         assert_eq!(log.allocate(1), run(6, 1));
         assert_eq!(log.finish(DataIndex(6), Some(Chunk(16))), 0);

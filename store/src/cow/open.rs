@@ -26,7 +26,7 @@ pub enum Keep {
     /// All of it, 16 bytes an exception.
     #[default]
     All,
-    /// Its newest entries alone: those that may be owed, and what a commit goes on behind. The
+    /// Its newest entries alone: those that may be owed, and what a commit goes on after. The
     /// others are read again by [`each_entry`]. While it is checked it takes 8 MiB at most, or a bit
     /// for each sixteenth chunk of a disk where that is more.
     Newest,
@@ -78,12 +78,12 @@ pub struct OpenStore {
     /// Whether its header says so; otherwise it is Invalid and has no entries to be used: [`open`]
     /// leaves them out.
     pub valid: bool,
-    /// Its exceptions in the order in which they were committed: the n-th lies at place n, behind
+    /// Its exceptions in the order in which they were committed: the n-th lies at place n, after
     /// those that were left out.
     pub entries: Vec<(Chunk, StoreChunk)>,
     /// How many older ones are left out of `entries`; see [`Keep`].
     pub before: u64,
-    /// The data index to allocate next: behind the highest in use.
+    /// The data index to allocate next: after the highest in use.
     pub next: DataIndex,
     /// Whether bytes from the end entry to the end of its area are other than zero; they must be
     /// zeroed ([`zero_garbage`]) before anything is committed to that area.
@@ -291,7 +291,7 @@ pub fn create<S: Storage>(storage: &S, geometry: Geometry) -> Result<OpenStore, 
     Ok(OpenStore::empty(geometry))
 }
 
-/// Zeroes, durably, what lies behind the end of `store`'s list in the current area.
+/// Zeroes, durably, what lies after the end of `store`'s list in the current area.
 ///
 /// # Errors
 /// What the system says.
@@ -456,7 +456,7 @@ fn any_but_zero<S: Storage>(
     Ok(false)
 }
 
-/// The index behind the highest that is in use; the skip past an area is in the arithmetic.
+/// The index after the highest that is in use; the skip past an area is in the arithmetic.
 fn next(geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) -> DataIndex {
     geometry.next_after(entries.iter().filter_map(|&(_, new)| geometry.index_of(new)).max())
 }

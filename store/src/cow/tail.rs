@@ -1,6 +1,6 @@
 //! Where the next entry of a store goes, and the block that contains it.
 //!
-//! Owns the position behind the last committed entry and the bytes of the block at that position.
+//! Owns the position after the last committed entry and the bytes of the block at that position.
 //! Belongs to the committer: one worker at a time. Never knows who needs the commit, and does no
 //! I/O: it says which bytes to write where. Keeps I3: an area is zeroed before the one before it
 //! is full.
@@ -17,15 +17,15 @@ pub struct Tail {
     geometry: Geometry,
     /// Entries in the store: the position of the next.
     position: u64,
-    /// Areas up to this one are known to be zero behind their entries.
+    /// Areas up to this one are known to be zero after their entries.
     zeroed: u64,
-    /// The bytes of the block that holds `position`, up to it; zero behind.
+    /// The bytes of the block that holds `position`, up to it; zero after.
     block: Vec<u8>,
 }
 
 impl Tail {
     /// The tail of a store that has `entries` entries, of which those in the last block are
-    /// `last_block` (at most [`Tail::block_entries`]), with zeroes behind them in that area.
+    /// `last_block` (at most [`Tail::block_entries`]), with zeroes after them in that area.
     pub fn new(geometry: Geometry, entries: u64, last_block: &[Entry]) -> Self {
         let mut tail = Tail {
             geometry,
@@ -41,7 +41,7 @@ impl Tail {
     }
 
     /// The newest entries were removed from the store: it has `entries` now, of which those in the
-    /// last block are `last_block`, with zeroes behind them in that area.
+    /// last block are `last_block`, with zeroes after them in that area.
     pub fn truncate(&mut self, entries: u64, last_block: &[Entry]) {
         debug_assert!(entries <= self.position);
         *self = Tail::new(self.geometry, entries, last_block);
@@ -66,8 +66,8 @@ impl Tail {
     /// that a store of `device_chunks` chunks has.
     /// The caller zeroes it, and tells by [`Tail::zeroed`] before it writes entries.
     pub fn area_to_zero(&self, count: u64, device_chunks: u64) -> Option<StoreChunk> {
-        // The one behind the last that will be full. The allocation of these entries' chunks has
-        // reserved no area behind it.
+        // The one after the last that will be full. The allocation of these entries' chunks has
+        // reserved no area after it.
         let last = (self.position + count) / self.geometry.entries_per_area();
         let next = self.zeroed + 1;
         let chunk = self.geometry.area_chunk(next);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_go_on_behind_those_that_were_left() {
+    fn entries_go_on_after_those_that_were_left() {
         let mut tail = Tail::new(geometry(), 40, &(32..40).map(entry).collect::<Vec<_>>());
         tail.truncate(33, &[entry(32)]);
         let mut out = Vec::new();

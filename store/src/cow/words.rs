@@ -1,7 +1,7 @@
 //! The memory of a log: private, or a shared file that outlives the process.
 //!
 //! Owns the header by which a later process recognises words of this store and this boot. Never
-//! knows the meaning of the words behind the header.
+//! knows the meaning of the words after the header.
 
 use std::ops::Deref;
 

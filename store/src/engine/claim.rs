@@ -70,7 +70,7 @@ pub(super) struct Claimed {
 pub(super) struct Sliced {
     /// Its place.
     pub(super) data: DataIndex,
-    /// Bytes that are written: the present slice is behind them.
+    /// Bytes that are written: the present slice is after them.
     pub(super) written: u64,
     /// Reads of the slice that have not ended.
     pub(super) reads: u32,

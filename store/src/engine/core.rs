@@ -437,7 +437,15 @@ impl Core {
         self.maybe_ended(index);
     }
 
-    /// Ends a request whose parts have all ended, or takes its last step.
+    /// Looks whether a request's last part has ended, and where it goes then:
+    ///
+    /// ```text
+    /// last part ended ─┬─ failed ────────────────────────────────────→ ends with an error
+    ///                  ├─ a piece found no room, and may wait for it ─→ dispatched from there again
+    ///                  ├─ not dispatched to its end ──────────────────→ nothing: its dispatch goes on
+    ///                  ├─ to be durable ──────────────────────────────→ a barrier, then ends
+    ///                  └─ else ───────────────────────────────────────→ ends
+    /// ```
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
         if pending.waits != Waits::No || pending.outstanding != 0 {

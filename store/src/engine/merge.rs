@@ -202,7 +202,7 @@ pub(super) struct MergeJob {
     total: u64,
     chunk: u64,
     paused: bool,
-    /// The area behind the list is known to be zero.
+    /// The area after the list is known to be zero.
     clean: bool,
     /// Bytes that may be copied; none: as many as can be.
     budget: Option<i64>,
@@ -426,7 +426,7 @@ impl Core {
                 self.read_list(job, site, (job.position, 1));
                 return false;
             }
-            self.erase_behind(job, site);
+            self.erase_after_list(job, site);
             return false;
         }
         if job.position == 0 {

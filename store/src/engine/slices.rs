@@ -1,6 +1,6 @@
 //! Chunks that are larger than a buffer, moved slice by slice.
 //!
-//! Owns the order of a slice (read if old bytes are missing, write, next slice), the zeroes behind the
+//! Owns the order of a slice (read if old bytes are missing, write, next slice), the zeroes after the
 //! last one where the device ends within the chunk, and the claims that wait for a buffer. Unlike a
 //! smaller chunk, this one has its place in the store before its bytes are read; a failed read gives the
 //! place up. Never knows why a chunk is moved, nor what ends a claim.
@@ -19,7 +19,7 @@ enum SliceStep {
     Read,
     /// The write of the slice.
     Write,
-    /// The zeroing of what is behind the last slice.
+    /// The zeroing of what is after the last slice.
     Zero,
 }
 

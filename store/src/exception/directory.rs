@@ -1,9 +1,9 @@
 //! Which leaf each region has, and how long leaves live.
 //!
 //! Owns every pointer to a leaf, and its memory where that is not an `arena`'s. Never knows what
-//! their words say. Keeps I18
-//! (a leaf is not freed while anyone may look at it) and, with it, I12: a leaf that was replaced
-//! goes as soon as the last call that was in it when that happened has returned.
+//! their words say. Keeps I18 (a leaf is not freed while anyone may look at it) and, with it, I12: a
+//! leaf that was replaced goes as soon as the last call that was in it when that happened has
+//! returned.
 //!
 //! A region's word is `pins:11 | class:5 | address:48`, 0 while it has no leaf. Flat leaves live as
 //! long as the directory, so a look at one is a load and an index. Sparse ones are **pinned**
@@ -12,6 +12,14 @@
 //! of them takes itself back where it finds its pin: in the word while that names its leaf, else in
 //! the leaf. Who takes the last reference frees it. There is no epoch, no list of what is to be
 //! freed, and nothing that a sleeping worker could hold up.
+//!
+//! | what happens to a sparse leaf | the region's word | the leaf's count |
+//! | --- | --- | --- |
+//! | it is pinned | + 1 pin | |
+//! | a pin goes while the word names it | − 1 pin | |
+//! | it is replaced | names the next leaf, no pins | + those pins − [`NAMED`] |
+//! | a pin goes after that | | − 1 |
+//! | its count reaches 0 | | it is freed, and the next one's goes down by 1 |
 //!
 //! References to a sparse leaf: [`NAMED`] while a region's word names it or is about to, one from
 //! the leaf that it replaces while that lives (who helps to move words gets to it that way), and
@@ -309,7 +317,8 @@ impl Pinned<'_> {
         while now.without_pins() == self.slot {
             match cell.compare_exchange(now.0, next.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
-                    // One of these pins is our own, so this is not the end of the leaf.
+                    // The pins become the leaf's, and the word no longer names it. In one step: one
+                    // of the pins is our own, so the count stays above 0.
                     let references = now.pins().wrapping_sub(NAMED);
                     leaf.counts().fetch_add(references.wrapping_mul(REFERENCE), Ordering::AcqRel);
                     return;

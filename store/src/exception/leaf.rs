@@ -220,7 +220,7 @@ pub(super) fn build(
     words.clone().for_each(|word| starts[home(key_of(word), count)] += 1);
     let mut ahead = 0u16;
     for (slot, start) in (0..).zip(&mut *starts) {
-        // How far behind the slot the next free one lies, without a branch: it is anybody's guess.
+        // How far after the slot the next free one lies, without a branch: it is anybody's guess.
         let next = ahead + std::mem::replace(start, slot + ahead);
         ahead = next.saturating_sub(1);
     }

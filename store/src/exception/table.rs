@@ -32,7 +32,7 @@ pub struct Claim {
     first: Chunk,
     /// Not 0.
     count: u64,
-    /// Of the first; [`ChunkState::behind`] says what it was of the others.
+    /// Of the first; [`ChunkState::plus`] says what it was of the others.
     before: ChunkState,
 }
 
@@ -57,7 +57,7 @@ impl Claim {
     pub fn split_off(&mut self, count: u64) -> Claim {
         assert!(0 < count && count < self.count, "two claims, of a chunk each at least");
         let first = Chunk(self.first.0 + count);
-        let rest = Claim { first, count: self.count - count, before: self.before.behind(count) };
+        let rest = Claim { first, count: self.count - count, before: self.before.plus(count) };
         self.count = count;
         rest
     }
@@ -140,8 +140,8 @@ impl ExceptionTable {
         self.claim_run(chunk, 1, seen)
     }
 
-    /// [`ExceptionTable::claim`] of `first` and of the chunks behind it, `most` in all or fewer: as long as
-    /// they are unmapped too, or lie behind each other in the same store as `first` does.
+    /// [`ExceptionTable::claim`] of `first` and of the chunks after it, `most` in all or fewer: as long as
+    /// they are unmapped too, or lie one after the other in the same store as `first` does.
     pub fn claim_run(
         &self,
         first: Chunk,
@@ -155,7 +155,7 @@ impl ExceptionTable {
         }
     }
 
-    /// Ends a claim: its chunks lie at `place` and behind that from now on. Returns which workers waited,
+    /// Ends a claim: its chunks lie at `place` and after that from now on. Returns which workers waited,
     /// as a bit each.
     #[must_use = "these workers sleep until they are woken"]
     pub fn publish(&self, claim: Claim, place: Place) -> u64 {
@@ -314,7 +314,7 @@ impl ExceptionTable {
         (0..count).fold(0, |all, n| all | waited(n))
     }
 
-    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`ChunkState::behind`] says
+    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`ChunkState::plus`] says
     /// what these are for each), until one is something else. Each leaf is looked up once for all of its
     /// chunks. Returns how many chunks were changed, and what the next one is if it was not.
     fn change_run(
@@ -335,7 +335,7 @@ impl ExceptionTable {
             let keys = (key.0..).map(Key).take(here as usize);
             if let Look::Flat(words) = self.directory.look(region) {
                 for key in keys {
-                    let change = |now| (now == from.behind(done)).then(|| to.behind(done));
+                    let change = |now| (now == from.plus(done)).then(|| to.plus(done));
                     match change_flat(words, key, change) {
                         Ok(_) => done += 1,
                         Err(now) => return (done, Some(now)),
@@ -346,7 +346,7 @@ impl ExceptionTable {
             let pinned = self.directory.pin_or_make(region, here as usize);
             let leaf = pinned.leaf();
             for key in keys {
-                let mut change = |now| (now == from.behind(done)).then(|| to.behind(done));
+                let mut change = |now| (now == from.plus(done)).then(|| to.plus(done));
                 match leaf.change(key, &mut change) {
                     Changed::Here(Ok(_)) => done += 1,
                     Changed::Here(Err(now)) => return (done, Some(now)),

@@ -54,8 +54,8 @@ impl Place {
     /// The highest store chunk that a word can name: 2^37 − 1, 512 TiB of 4 KiB chunks.
     pub const MAX_CHUNK: u64 = CHUNK_MASK;
 
-    /// The `n`th chunk behind it in the same store.
-    pub(super) const fn behind(self, n: u64) -> Place {
+    /// The `n`th chunk after it in the same store.
+    pub(super) const fn plus(self, n: u64) -> Place {
         Place { chunk: StoreChunk(self.chunk.0 + n), ..self }
     }
 }
@@ -74,12 +74,12 @@ pub enum ChunkState {
 }
 
 impl ChunkState {
-    /// What the `n`th chunk behind this one has, if both lie in the same way: mapped chunks next to each
+    /// What the `n`th chunk after this one has, if both lie in the same way: mapped chunks next to each
     /// other in one store.
-    pub(super) const fn behind(self, n: u64) -> ChunkState {
+    pub(super) const fn plus(self, n: u64) -> ChunkState {
         match self {
-            ChunkState::Mapped(place) => ChunkState::Mapped(place.behind(n)),
-            ChunkState::Busy(place) => ChunkState::Busy(place.behind(n)),
+            ChunkState::Mapped(place) => ChunkState::Mapped(place.plus(n)),
+            ChunkState::Busy(place) => ChunkState::Busy(place.plus(n)),
             ChunkState::Unmapped | ChunkState::Pending => self,
         }
     }

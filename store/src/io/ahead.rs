@@ -47,7 +47,7 @@ pub struct Ahead {
     /// The end of a late part: it and those before it have space, and everything before its end
     /// may be written. 0 if not even the first is known to have space.
     allowed: AtomicU64,
-    /// Everything before may be written all the same: it existed already, or no part is behind it.
+    /// Everything before may be written all the same: it existed already, or no part is after it.
     exempt: AtomicU64,
     /// [`Late`], or 0.
     len: AtomicU64,
@@ -67,7 +67,7 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// The file fills up from byte `at` on, which is behind the first of its `late` parts, if it
+    /// The file fills up from byte `at` on, which is after the first of its `late` parts, if it
     /// has any. Only while the file is not written.
     pub fn begin(&self, at: u64, late: Option<Late>) {
         self.solid_to.store(0, Ordering::Relaxed);
@@ -134,7 +134,7 @@ impl Ahead {
         if self.allows(end) {
             return None;
         }
-        Some(self.part_behind(self.allowed.load(Ordering::Acquire)))
+        Some(self.part_after(self.allowed.load(Ordering::Acquire)))
     }
 
     /// The file has `len` bytes, and does not contain all of `part`, which must have space next.
@@ -148,7 +148,7 @@ impl Ahead {
     pub(crate) fn has(&self, part: &Range<u64>) {
         let allowed = self.allowed.load(Ordering::Acquire);
         // Another worker may have been quicker.
-        if allowed != u64::MAX && self.part_behind(allowed) == *part {
+        if allowed != u64::MAX && self.part_after(allowed) == *part {
             self.allowed.fetch_max(part.end, Ordering::AcqRel);
             self.advance();
         }
@@ -161,7 +161,7 @@ impl Ahead {
             if allowed == u64::MAX {
                 return;
             }
-            let part = self.part_behind(allowed);
+            let part = self.part_after(allowed);
             let to = self.solid_to.load(Ordering::Acquire);
             if to < part.end || self.solid_from.load(Ordering::Acquire) > part.start {
                 return;
@@ -170,8 +170,8 @@ impl Ahead {
         }
     }
 
-    /// The part behind the one that ends at `end`.
-    fn part_behind(&self, end: u64) -> Range<u64> {
+    /// The part after the one that ends at `end`.
+    fn part_after(&self, end: u64) -> Range<u64> {
         let len = self.len.load(Ordering::Relaxed);
         let end = if end == 0 { 2 * len } else { end + self.every.load(Ordering::Relaxed) };
         end - len..end
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_behind_a_gap_leaves_the_gap() {
+    fn a_write_after_a_gap_leaves_the_gap() {
         let ahead = Ahead::default();
         ahead.begin(8192, Some(LATE));
         assert_eq!(ahead.next(8 << 20, (8 << 20) + 512), Some(8 << 20..12 << 20));
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(ahead.next(0, 4096), None, "that is written already, or a hole for good");
         assert_eq!(ahead.lacks(16384), Some(part(0)), "in the gap");
         (0..8).for_each(|n| ahead.has(&part(n)));
-        assert_eq!(ahead.lacks(u64::MAX), Some(part(12)), "behind it all that lie in it have room");
+        assert_eq!(ahead.lacks(u64::MAX), Some(part(12)), "after it all that lie in it have room");
     }
 
     #[test]
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(ahead.lacks(8193), Some(part(0)), "not that one");
         ahead.has(&part(0));
         assert_eq!(ahead.lacks(8193), Some(part(1)));
-        // Entries are in area 3, and chunks behind area 6: failed writes have left gaps.
+        // Entries are in area 3, and chunks after area 6: failed writes have left gaps.
         ahead.begin(part(6).end + 40960, Some(Late { full: 3, ..LATE }));
         assert!(ahead.allows(part(6).end + 40960));
         for n in 3..8 {

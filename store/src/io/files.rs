@@ -192,7 +192,7 @@ impl FileInfo {
         }
     }
 
-    /// Whether another program made it shorter than its least length: the data behind its end is
+    /// Whether another program made it shorter than its least length: the data after its end is
     /// lost, and a write there turns the rest into a hole. Reported once: the caller stops relying
     /// on the file, and records that in it. Takes a system call, for a file with a least length.
     pub fn is_cut_short(&self) -> bool {
@@ -202,7 +202,7 @@ impl FileInfo {
         if cut {
             self.least.store(0, Ordering::Relaxed);
             tracing::error!(
-                "{} is shorter than it was ({} bytes, not {least}), and what lay behind its end is lost; \
+                "{} is shorter than it was ({} bytes, not {least}), and what lay after its end is lost; \
                  restore it from a backup",
                 self.path.display(),
                 len.unwrap_or_default()

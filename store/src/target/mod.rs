@@ -125,7 +125,7 @@ pub enum Decision {
     /// It cannot be done.
     Fail,
     /// The write needs the chunk moved to the top store: claim it, and write it there. Where it
-    /// covers the chunk, the same for those behind it that lie alike.
+    /// covers the chunk, the same for those after it that lie alike.
     Move {
         /// Which exceptions of the table.
         exceptions: usize,

@@ -15,9 +15,9 @@ use crate::exception::ChunkState;
 use crate::io::{Errno, IoOp};
 
 impl Core {
-    /// When a merge is started: erases the entries behind the list. An earlier removal that
+    /// When a merge is started: erases the entries after the list. An earlier removal that
     /// failed, or was torn, left entries there that a later crash could bring back.
-    pub(super) fn erase_behind(&mut self, job: &mut MergeJob, site: Site<'_>) {
+    pub(super) fn erase_after_list(&mut self, job: &mut MergeJob, site: Site<'_>) {
         let geometry = site.store().geometry();
         let area = job.position / geometry.entries_per_area();
         if geometry.area_chunk(area).0 >= geometry.device_chunks {

@@ -63,7 +63,7 @@ impl Mapping {
         drop(std::mem::replace(self, rest));
     }
 
-    /// Gives up what lies behind the first `len` bytes, rounded up to whole pages.
+    /// Gives up what lies after the first `len` bytes, rounded up to whole pages.
     fn cut_back(&mut self, len: usize) {
         drop(self.cut(len.next_multiple_of(PAGE)));
     }
