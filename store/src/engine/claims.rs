@@ -59,7 +59,7 @@ impl Core {
         if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
-            self.park(index, Waits::Yes);
+            self.park(index, Waits::ForWake);
             return Flow::Aside;
         }
         let ex = &table.exceptions()[exceptions];

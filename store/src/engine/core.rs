@@ -243,7 +243,7 @@ impl Core {
             debug_assert_eq!(pending.outstanding, 0);
             (pending.cursor, pending.again) = (0, None);
             if pending.waits == Waits::ForBatch {
-                pending.waits = Waits::Yes;
+                pending.waits = Waits::ForWake;
             }
         }
         self.freed = true;
@@ -305,7 +305,7 @@ impl Core {
         });
         for index in failed {
             let pending = &mut self.requests[index];
-            (pending.failed, pending.no_space, pending.waits) = (true, true, Waits::No);
+            (pending.failed, pending.no_space, pending.waits) = (true, true, Waits::ForParts);
             self.maybe_ended(index);
         }
     }
@@ -442,28 +442,25 @@ impl Core {
     /// ```text
     /// last part ended ─┬─ failed ────────────────────────────────────→ ends with an error
     ///                  ├─ a piece found no room, and may wait for it ─→ dispatched from there again
-    ///                  ├─ not dispatched to its end ──────────────────→ nothing: its dispatch goes on
     ///                  ├─ to be durable ──────────────────────────────→ a barrier, then ends
     ///                  └─ else ───────────────────────────────────────→ ends
     /// ```
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
-        if pending.waits != Waits::No || pending.outstanding != 0 {
+        if pending.waits != Waits::ForParts || pending.outstanding != 0 {
             return;
         }
         if !pending.failed {
             if let Some(again) = pending.again.take() {
-                (pending.cursor, pending.waits) = (again, Waits::Yes);
+                (pending.cursor, pending.waits) = (again, Waits::ForDispatch);
                 self.ready.push_back(index);
                 return;
             }
-            if pending.cursor < pending.len {
-                return;
-            }
+            debug_assert_eq!(pending.cursor, pending.len, "it was dispatched to its end");
             self.found_room.extend(pending.no_room_in.take());
         }
         if pending.durable && !pending.failed {
-            pending.waits = Waits::Yes;
+            pending.waits = Waits::ForCommit;
             self.to_end.push(index);
             return;
         }

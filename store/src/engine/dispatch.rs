@@ -33,7 +33,7 @@ impl Core {
     /// immediately does not end the request during its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
-        let waited = std::mem::replace(&mut pending.waits, Waits::Yes);
+        let waited = std::mem::replace(&mut pending.waits, Waits::ForDispatch);
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
         if waited == Waits::ForBatch && self.has_batch_failed(table, index) {
@@ -54,13 +54,13 @@ impl Core {
             }
             if self.in_flight >= MOST_ACTIONS {
                 // Half of them end first, and then the parked requests are checked again.
-                return self.park(index, Waits::Yes);
+                return self.park(index, Waits::ForWake);
             }
             if self.next_piece(table, index) == Flow::Aside {
                 return;
             }
         }
-        self.requests[index].waits = Waits::No;
+        self.requests[index].waits = Waits::ForParts;
         self.maybe_ended(index);
     }
 
@@ -99,14 +99,14 @@ impl Core {
                 let ex = &table.exceptions()[exceptions];
                 if ex.table.wait(chunk, seen, self.worker.bit()) {
                     let batch = matches!(seen, ChunkState::Busy(_));
-                    self.park(index, if batch { Waits::ForBatch } else { Waits::Yes });
+                    self.park(index, if batch { Waits::ForBatch } else { Waits::ForWake });
                     return Flow::Aside;
                 }
                 Flow::On
             }
             // The worker that ends the change wakes all workers.
             Decision::WaitState => {
-                self.park(index, Waits::Yes);
+                self.park(index, Waits::ForWake);
                 Flow::Aside
             }
             Decision::WaitRoom => {
@@ -148,7 +148,7 @@ impl Core {
             let Some(id) = self.worker.track(track.of, track.start, track.len) else {
                 // A range of this worker ends first, and then the parked requests are checked
                 // again.
-                self.park(index, Waits::Yes);
+                self.park(index, Waits::ForWake);
                 return Flow::Aside;
             };
             // The condition that allowed the range may have changed before the range was visible.

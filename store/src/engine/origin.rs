@@ -50,12 +50,12 @@ impl Core {
         match self.look_at_snapshots(table, index, origin, at, len) {
             Obstacle::None => {}
             Obstacle::Commit => {
-                self.requests[index].waits = Waits::Yes;
+                self.requests[index].waits = Waits::ForCommit;
                 self.to_commit.push(index);
                 return Flow::Aside;
             }
             Obstacle::Wait => {
-                self.park(index, Waits::Yes);
+                self.park(index, Waits::ForWake);
                 return Flow::Aside;
             }
             Obstacle::Room => {
@@ -70,7 +70,7 @@ impl Core {
         }
         let (start, sectors) = (at >> SECTOR_SHIFT, len >> SECTOR_SHIFT);
         if self.worker.all().overlaps(origin.tracked, start, sectors, self.worker.bit()) {
-            self.park(index, Waits::Yes);
+            self.park(index, Waits::ForWake);
             return Flow::Aside;
         }
         if self.is_merge(index) {

@@ -14,17 +14,21 @@ pub(super) enum Asker {
     Merge,
 }
 
-/// What a request waits for, other than its own actions and claims.
+/// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// Nothing: it ends with the last of those.
-    No,
-    /// Its dispatch, which may be going on; in the parked list a wake; or a barrier.
-    Yes,
-    /// In the parked list, room in a store or in a file.
+    /// Its dispatch, which may be going on.
+    ForDispatch,
+    /// In the parked list: a wake.
+    ForWake,
+    /// In the parked list: room in a store or in a file.
     ForRoom,
-    /// In the parked list, the end of a batch that is merged, which has the chunk at its cursor.
+    /// In the parked list: the end of a batch that is merged, which has the chunk at its cursor.
     ForBatch,
+    /// A commit: before it is dispatched again, or before it ends.
+    ForCommit,
+    /// Its own actions and claims, and nothing else: it was dispatched to its end.
+    ForParts,
 }
 
 /// See the module's description.
@@ -67,7 +71,7 @@ impl Pending {
             no_space: false,
             no_room_in: None,
             again: None,
-            waits: Waits::Yes,
+            waits: Waits::ForDispatch,
         }
     }
 }
