@@ -228,15 +228,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let took = self.take_batch();
         busy |= took;
         busy |= self.drive();
-        // Apart from the first parts of a batch: a worker that is about to sleep submits by the
-        // system call in which it waits, or before it polls; one that continues submits its
-        // earlier actions, unless a driver that polls is adding requests; and one that does not
-        // sleep submits at once.
-        let never_sleeps = self.polling == Polling::Always;
-        let grows = self.is_added_to() && self.unsubmitted.still_grows(took);
-        let goes_on = !grows && ((self.unsubmitted.is_carried() && busy) || self.has_work());
-        let submits = !self.unsubmitted.is_empty() && (never_sleeps || goes_on);
-        if submits || (never_sleeps && self.io.is_ready()) {
+        if self.submits_now(took, busy) {
             self.submit_queued();
         }
         busy |= self.reap();

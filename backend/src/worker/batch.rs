@@ -63,7 +63,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// polling driver this costs more than it gains.
     fn submit_part(&mut self) {
         let waits = !self.io.is_synchronous() && !self.unsubmitted.is_empty();
-        if waits && self.has_work() && !self.gathers() {
+        if waits && self.has_work() && !self.has_polling_driver() {
             self.submit_queued();
         }
     }

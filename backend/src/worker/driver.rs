@@ -79,17 +79,19 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// Whether a driver that polls keeps more than a few requests in flight: it follows each
     /// completion with another request.
     pub(super) fn is_refilled(&self) -> bool {
-        self.flights.len() > FEW && self.gathers()
+        self.flights.len() > FEW && self.has_polling_driver()
     }
 
     /// Whether a driver that polls is adding requests: it keeps more than a few in flight, or has
     /// added another one already, as after many completions at once.
     pub(super) fn is_added_to(&self) -> bool {
-        self.gathers() && self.is_serving() && (self.flights.len() > FEW || self.has_work())
+        self.has_polling_driver()
+            && self.is_serving()
+            && (self.flights.len() > FEW || self.has_work())
     }
 
     /// Whether the driver polls, and this end sleeps. A worker that never sleeps waits for nothing.
-    pub(super) fn gathers(&self) -> bool {
+    pub(super) fn has_polling_driver(&self) -> bool {
         self.polling == Polling::Adaptive
             && !self.io.is_synchronous()
             && self.ring.as_ref().is_some_and(|ring| ring.driver.polls())

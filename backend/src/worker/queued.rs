@@ -1,7 +1,11 @@
 //! Actions that were queued since the last submission to the kernel.
 //!
-//! Owns how many there are, how many of them are from before this turn, and whether to gather
-//! more. Never knows what an action does.
+//! Owns how many there are, how many of them are from before this turn, whether to gather more, and
+//! when they are submitted. Never knows what an action does.
+
+use super::Worker;
+use super::poll::Polling;
+use crate::binding::{DeviceEngine, DeviceIo};
 
 /// The number of actions that are submitted even if more are about to come.
 const MOST: usize = 64;
@@ -41,7 +45,7 @@ impl Queued {
 
     /// Whether one was there before this turn.
     #[inline]
-    pub(super) fn is_carried(self) -> bool {
+    pub(super) fn has_earlier(self) -> bool {
         self.carried > 0
     }
 
@@ -52,6 +56,23 @@ impl Queued {
     #[inline]
     pub(super) fn still_grows(self, took: bool) -> bool {
         self.all < MOST && (self.carried < self.all || !took)
+    }
+}
+
+impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
+    /// Whether the queued actions are submitted now; the first parts of a batch were.
+    pub(super) fn submits_now(&mut self, took: bool, busy: bool) -> bool {
+        if self.polling == Polling::Always {
+            // No call in which it sleeps follows.
+            return !self.unsubmitted.is_empty() || self.io.is_ready();
+        }
+        let grows = self.is_added_to() && self.unsubmitted.still_grows(took);
+        if self.unsubmitted.is_empty() || grows {
+            return false;
+        }
+        // A worker that goes on submits what it queued earlier. One that is about to sleep does so by
+        // the call in which it waits, or before it polls.
+        self.has_work() || (self.unsubmitted.has_earlier() && busy)
     }
 }
 
@@ -80,10 +101,10 @@ mod tests {
     #[test]
     fn what_follows_a_part_is_new() {
         let mut queued = after(1, 0);
-        assert!(queued.is_carried());
+        assert!(queued.has_earlier());
         queued.submitted();
         assert!(queued.is_empty());
         queued.add();
-        assert!(!queued.is_carried() && queued.still_grows(true));
+        assert!(!queued.has_earlier() && queued.still_grows(true));
     }
 }

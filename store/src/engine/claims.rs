@@ -10,7 +10,7 @@
 use super::claim::{Claimed, Fill, Sliced};
 use super::core::{Core, Kind, is_full};
 use super::dispatch::Flow;
-use super::pending::{Asker, Waits};
+use super::pending::{Asker, WaitsFor};
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence};
 use crate::exception::{ChunkState, Place};
@@ -59,7 +59,7 @@ impl Core {
         if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
-            self.park(index, Waits::ForWake);
+            self.park(index, WaitsFor::Wake);
             return Flow::Aside;
         }
         let ex = &table.exceptions()[exceptions];

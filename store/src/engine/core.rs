@@ -17,7 +17,7 @@ use super::dispatch::MOST_ACTIONS;
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
-use super::pending::{Asker, Pending, Waits};
+use super::pending::{Asker, Pending, WaitsFor};
 use super::room::{Goes, NoRoomIn};
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
@@ -242,8 +242,8 @@ impl Core {
             let pending = &mut self.requests[index];
             debug_assert_eq!(pending.outstanding, 0);
             (pending.cursor, pending.again) = (0, None);
-            if pending.waits == Waits::ForBatch {
-                pending.waits = Waits::ForWake;
+            if pending.waits == WaitsFor::Batch {
+                pending.waits = WaitsFor::Wake;
             }
         }
         self.freed = true;
@@ -287,7 +287,7 @@ impl Core {
     fn is_merge_held(&self, job: &MergeJob) -> bool {
         let held = |index: &&usize| {
             let pending = &self.requests[**index];
-            pending.waits == Waits::ForRoom && pending.asker == Asker::Merge
+            pending.waits == WaitsFor::Room && pending.asker == Asker::Merge
         };
         job.asked().is_some_and(|asked| asked == self.parked.iter().filter(held).count())
     }
@@ -297,7 +297,7 @@ impl Core {
         let Core { requests, parked, .. } = self;
         let mut failed = Vec::new();
         parked.retain(|&index| {
-            let lacks_room = requests[index].waits == Waits::ForRoom;
+            let lacks_room = requests[index].waits == WaitsFor::Room;
             if lacks_room {
                 failed.push(index);
             }
@@ -305,7 +305,7 @@ impl Core {
         });
         for index in failed {
             let pending = &mut self.requests[index];
-            (pending.failed, pending.no_space, pending.waits) = (true, true, Waits::ForParts);
+            (pending.failed, pending.no_space, pending.waits) = (true, true, WaitsFor::Parts);
             self.maybe_ended(index);
         }
     }
@@ -317,7 +317,7 @@ impl Core {
         self.to_commit.clear();
         for pending in self.requests.drain() {
             if let Asker::Host(token) = pending.asker {
-                let lacks_room = pending.waits == Waits::ForRoom;
+                let lacks_room = pending.waits == WaitsFor::Room;
                 let status = if lacks_room { Status::NoSpace } else { Status::Error };
                 self.finished.push_back((token, status));
             }
@@ -447,12 +447,12 @@ impl Core {
     /// ```
     pub(super) fn maybe_ended(&mut self, index: usize) {
         let pending = &mut self.requests[index];
-        if pending.waits != Waits::ForParts || pending.outstanding != 0 {
+        if pending.waits != WaitsFor::Parts || pending.outstanding != 0 {
             return;
         }
         if !pending.failed {
             if let Some(again) = pending.again.take() {
-                (pending.cursor, pending.waits) = (again, Waits::ForDispatch);
+                (pending.cursor, pending.waits) = (again, WaitsFor::Dispatch);
                 self.ready.push_back(index);
                 return;
             }
@@ -460,7 +460,7 @@ impl Core {
             self.found_room.extend(pending.no_room_in.take());
         }
         if pending.durable && !pending.failed {
-            pending.waits = Waits::ForCommit;
+            pending.waits = WaitsFor::Commit;
             self.to_end.push(index);
             return;
         }
@@ -484,7 +484,7 @@ impl Core {
     }
 
     /// Parks a request until this worker is woken.
-    pub(super) fn park(&mut self, index: usize, waits: Waits) {
+    pub(super) fn park(&mut self, index: usize, waits: WaitsFor) {
         self.requests[index].waits = waits;
         self.parked.push(index);
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::pending::{Asker, Waits};
+use super::pending::{Asker, WaitsFor};
 use crate::cow::{Store, StoreState};
 use crate::exception::ChunkState;
 use crate::io::{FileId, IoOp};
@@ -33,16 +33,16 @@ impl Core {
     /// immediately does not end the request during its own dispatch.
     pub(super) fn dispatch(&mut self, table: &Table, index: usize) {
         let pending = &mut self.requests[index];
-        let waited = std::mem::replace(&mut pending.waits, Waits::ForDispatch);
+        let waited = std::mem::replace(&mut pending.waits, WaitsFor::Dispatch);
         // A device may have been made shorter while this was held.
         pending.failed |= pending.start + pending.len > table.size().bytes();
-        if waited == Waits::ForBatch && self.has_batch_failed(table, index) {
+        if waited == WaitsFor::Batch && self.has_batch_failed(table, index) {
             self.requests[index].failed = true;
         }
         let pending = &self.requests[index];
         if pending.no_space && !pending.failed {
             if self.still_lacks_room(table, index) {
-                return self.park(index, Waits::ForRoom);
+                return self.park(index, WaitsFor::Room);
             }
             // It is retried, and may fail for another reason now.
             self.requests[index].no_space = false;
@@ -54,13 +54,13 @@ impl Core {
             }
             if self.in_flight >= MOST_ACTIONS {
                 // Half of them end first, and then the parked requests are checked again.
-                return self.park(index, Waits::ForWake);
+                return self.park(index, WaitsFor::Wake);
             }
             if self.next_piece(table, index) == Flow::Aside {
                 return;
             }
         }
-        self.requests[index].waits = Waits::ForParts;
+        self.requests[index].waits = WaitsFor::Parts;
         self.maybe_ended(index);
     }
 
@@ -99,18 +99,18 @@ impl Core {
                 let ex = &table.exceptions()[exceptions];
                 if ex.table.wait(chunk, seen, self.worker.bit()) {
                     let batch = matches!(seen, ChunkState::Busy(_));
-                    self.park(index, if batch { Waits::ForBatch } else { Waits::ForWake });
+                    self.park(index, if batch { WaitsFor::Batch } else { WaitsFor::Wake });
                     return Flow::Aside;
                 }
                 Flow::On
             }
             // The worker that ends the change wakes all workers.
             Decision::WaitState => {
-                self.park(index, Waits::ForWake);
+                self.park(index, WaitsFor::Wake);
                 Flow::Aside
             }
             Decision::WaitRoom => {
-                self.park(index, Waits::ForRoom);
+                self.park(index, WaitsFor::Room);
                 Flow::Aside
             }
         }
@@ -148,7 +148,7 @@ impl Core {
             let Some(id) = self.worker.track(track.of, track.start, track.len) else {
                 // A range of this worker ends first, and then the parked requests are checked
                 // again.
-                self.park(index, Waits::ForWake);
+                self.park(index, WaitsFor::Wake);
                 return Flow::Aside;
             };
             // The condition that allowed the range may have changed before the range was visible.

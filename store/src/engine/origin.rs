@@ -6,7 +6,7 @@
 
 use super::core::Core;
 use super::dispatch::Flow;
-use super::pending::Waits;
+use super::pending::WaitsFor;
 use crate::cow::StoreState;
 use crate::table::Table;
 use crate::target::origin::Verdict;
@@ -50,16 +50,16 @@ impl Core {
         match self.look_at_snapshots(table, index, origin, at, len) {
             Obstacle::None => {}
             Obstacle::Commit => {
-                self.requests[index].waits = Waits::ForCommit;
+                self.requests[index].waits = WaitsFor::Commit;
                 self.to_commit.push(index);
                 return Flow::Aside;
             }
             Obstacle::Wait => {
-                self.park(index, Waits::ForWake);
+                self.park(index, WaitsFor::Wake);
                 return Flow::Aside;
             }
             Obstacle::Room => {
-                self.park(index, Waits::ForRoom);
+                self.park(index, WaitsFor::Room);
                 return Flow::Aside;
             }
             Obstacle::Again => return Flow::On,
@@ -70,7 +70,7 @@ impl Core {
         }
         let (start, sectors) = (at >> SECTOR_SHIFT, len >> SECTOR_SHIFT);
         if self.worker.all().overlaps(origin.tracked, start, sectors, self.worker.bit()) {
-            self.park(index, Waits::ForWake);
+            self.park(index, WaitsFor::Wake);
             return Flow::Aside;
         }
         if self.is_merge(index) {

@@ -16,19 +16,19 @@ pub(super) enum Asker {
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waits {
+pub(super) enum WaitsFor {
     /// Its dispatch, which may be going on.
-    ForDispatch,
+    Dispatch,
     /// In the parked list: a wake.
-    ForWake,
+    Wake,
     /// In the parked list: room in a store or in a file.
-    ForRoom,
+    Room,
     /// In the parked list: the end of a batch that is merged, which has the chunk at its cursor.
-    ForBatch,
+    Batch,
     /// A commit: before it is dispatched again, or before it ends.
-    ForCommit,
+    Commit,
     /// Its own actions and claims, and nothing else: it was dispatched to its end.
-    ForParts,
+    Parts,
 }
 
 /// See the module's description.
@@ -53,7 +53,7 @@ pub(super) struct Pending {
     /// A piece from here on found no room: when all parts have ended, it is dispatched again from
     /// here.
     pub(super) again: Option<u64>,
-    pub(super) waits: Waits,
+    pub(super) waits: WaitsFor,
 }
 
 impl Pending {
@@ -71,7 +71,7 @@ impl Pending {
             no_space: false,
             no_room_in: None,
             again: None,
-            waits: Waits::ForDispatch,
+            waits: WaitsFor::Dispatch,
         }
     }
 }
