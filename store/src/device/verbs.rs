@@ -403,11 +403,12 @@ impl Devices {
         }
         plan.give_way();
         let Plan { inner, next, released, still, .. } = plan;
-        let stopped = self.stop(inner, &names).and_then(|()| {
-            let last_word = still.map_or(Ok(()), |still| still());
-            last_word.inspect_err(|_| go(inner, &names))
-        });
-        if let Err(error) = stopped {
+        let stopped = self.stop_workers(&serving(inner, &names));
+        if let Err(error) = stopped.and_then(|()| still.map_or(Ok(()), |still| still())) {
+            // A store that is opened twice has the log of its old table set aside, where no start
+            // looks: it is put back before a write can be recorded there.
+            drop(next);
+            go(inner, &names);
             inner.find_sources(lost);
             return Err(self.take_back(inner, error));
         }

@@ -1,6 +1,8 @@
 //! Verbs that are undone after their state was kept, when the former one cannot be kept again.
 
 use super::*;
+use crate::attached::StopError;
+use crate::device::User;
 
 /// A plain disk. An overlay on it was given up at its last step, and nothing can be kept since.
 fn undone() -> (World, DeviceError) {
@@ -75,4 +77,49 @@ fn a_caller_after_the_end_leaves_the_store_that_the_state_names() {
     assert!(!world.devices.close(&[]));
     world.devices.detach("disk", "job");
     assert!(is_named(&world) && world.path("store").exists());
+}
+
+/// A worker that stops in time once. Notes which file is at the path of a log when it goes on.
+struct Slow {
+    log: PathBuf,
+    stops: AtomicU32,
+    seen: Mutex<Vec<Identity>>,
+}
+
+impl AttachedWorker for Slow {
+    fn stop(&self) {}
+
+    fn stopped(&self, _: std::time::Instant) -> Result<(), StopError> {
+        match self.stops.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(StopError::Deadline),
+        }
+    }
+
+    fn commit(&self) {}
+
+    fn go(&self, _: Arc<Table>) {
+        self.seen.lock().unwrap().push(Identity::of_path(&self.log).unwrap());
+    }
+}
+
+/// I11: a start after a kill takes in what is in the log at its path alone.
+#[test]
+fn a_log_that_was_set_aside_is_back_before_a_guest_writes() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    world.file("store", LEN);
+    let line = |len: u64| format!("0 {len} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("disk", &[&line(LEN)]).unwrap();
+    let log = world.path("store.owed");
+    let before = Identity::of_path(&log).unwrap();
+    let slow = Slow { log, stops: AtomicU32::new(0), seen: Mutex::default() };
+    let slow = Arc::new(slow);
+    let export = User { writable: true, workers: vec![slow.clone()] };
+    world.devices.attach("disk", "export", export).unwrap();
+    let late = world.load("disk", &[&line(2 * LEN)]);
+    assert!(matches!(late, Err(DeviceError::Busy(_))), "{late:?}");
+    assert!(slow.stops.load(Ordering::SeqCst) > 1, "it was opened again before");
+    let seen = slow.seen.lock().unwrap();
+    assert!(seen.len() > 1 && seen.iter().all(|log| *log == before), "{seen:?}");
 }
