@@ -410,6 +410,17 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// A device that is stacked on `name`.
+    pub(super) fn child_of(&self, name: &str) -> Option<String> {
+        let is_stacked = |active: &Active| {
+            active.snaps.iter().any(|(number, snap)| {
+                let spec = active.lines[*number].target.snapshot();
+                snap.layers.len() > 1 && spec.is_some_and(|of| of.origin.device() == Some(name))
+            })
+        };
+        self.names().into_iter().find(|other| self.active(other).is_some_and(is_stacked))
+    }
+
     /// A layer that others are stacked on can be neither written nor stacked on again, and nothing
     /// else may write into its store.
     pub(super) fn refuse_children(&self, name: &str) -> Result<(), DeviceError> {

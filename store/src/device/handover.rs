@@ -242,7 +242,7 @@ fn other_origin(source: &str, to: &SnapshotSpec) -> DeviceError {
 
 impl Plan<'_> {
     /// Gives `name` the table `loaded`, which takes over the stores of its old table and those of
-    /// `sources`.
+    /// `sources`. It is read-only if others are stacked on it.
     pub(super) fn take_over(
         &mut self,
         name: &str,
@@ -264,7 +264,13 @@ impl Plan<'_> {
             given.extend(snaps.iter().map(|snap| (source, snap.key.clone(), identity(snap))));
             reuse.extend(snaps.into_iter().filter(moves));
         }
-        self.set(name, loaded, &reuse)?;
+        let layer_of = self.child_of(name).filter(|_| !loaded.read_only);
+        if let Some(child) = &layer_of {
+            // Else neither a commit nor the next start could build the chain again.
+            tracing::warn!("'{name}' stays read-only: '{child}' is stacked on it");
+        }
+        let read_only = loaded.read_only || layer_of.is_some();
+        self.set(name, &Loaded { read_only, ..loaded.clone() }, &reuse)?;
         for (source, key, store) in given {
             let active = self.active(name);
             let Some(line) = active.and_then(|active| active.has(store)) else { continue };
