@@ -38,6 +38,11 @@ pub(super) struct Snap {
 }
 
 impl Snap {
+    /// Whether the store `live` is a layer below its own.
+    pub(super) fn lies_on(&self, live: &Arc<Live>) -> bool {
+        self.layers[..self.layers.len() - 1].iter().any(|lower| Arc::ptr_eq(lower, live))
+    }
+
     pub(super) fn exceptions(&self) -> Exceptions {
         Exceptions {
             table: self.table.clone(),

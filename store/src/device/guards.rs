@@ -272,6 +272,38 @@ pub(super) fn on_top(below: &[Arc<Live>], top: &Arc<Live>) -> Result<Vec<Arc<Liv
     Ok(below.iter().chain([top]).cloned().collect())
 }
 
+/// Whether `snap`, the live snapshot of the line `spec` of `name`, must be opened again because
+/// layers in `below` were: its exception table has entries of theirs.
+pub(super) fn is_opened_again(
+    name: &str,
+    spec: &SnapshotSpec,
+    snap: &Snap,
+    below: &[Arc<Live>],
+) -> Result<bool, DeviceError> {
+    let lower = &snap.layers[..snap.layers.len() - 1];
+    let same = |are: fn(&Arc<Live>, &Arc<Live>) -> bool| {
+        lower.len() == below.len() && lower.iter().zip(below).all(|(one, other)| are(one, other))
+    };
+    if same(Arc::ptr_eq) {
+        return Ok(false);
+    }
+    if !same(|one, other| one.disk.info.identity == other.disk.info.identity) {
+        return Err(DeviceError::refused(format!(
+            "the store {} of '{name}' keeps changes to other layers than '{}' has; leave the layers \
+             below '{name}' as they are, or remove '{name}' first",
+            spec.cow, spec.origin
+        )));
+    }
+    if snap.live.store.persistence() == Persistence::Transient {
+        return Err(DeviceError::refused(format!(
+            "the transient store {} of '{name}' would be lost if a layer below it was opened again; \
+             remove '{name}' first",
+            spec.cow
+        )));
+    }
+    Ok(true)
+}
+
 /// What lies below a line, and from which of its bytes on.
 fn disk_of(line: &TableLine) -> Option<(&Param, u64)> {
     match &line.target {

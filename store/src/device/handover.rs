@@ -158,10 +158,7 @@ impl Inner {
         if stacked != layered || (layered && from.is_some_and(|from| from.origin != to.origin)) {
             return Err(other_origin(source, to));
         }
-        let lies_on_it = |upper: &Snap| {
-            let lower = &upper.layers[..upper.layers.len() - 1];
-            lower.iter().any(|live| std::sync::Arc::ptr_eq(live, &snap.live))
-        };
+        let lies_on_it = |upper: &Snap| upper.lies_on(&snap.live);
         let all = self.devices.iter();
         let mut uppers = all.filter_map(|(name, device)| Some((name, device.active.as_ref()?)));
         if let Some((upper, _)) = uppers.find(|(_, a)| a.snaps.values().any(lies_on_it)) {
@@ -172,7 +169,8 @@ impl Inner {
     }
 
     /// The stores that must be reopened for `loaded`, the new table of `name`, with their present
-    /// devices. Stores of a serving device are not included.
+    /// devices: with a layer those above it, whose exception tables have its entries. Other stores
+    /// of a serving device are not included.
     pub(super) fn reopened(&self, name: &str, loaded: &Loaded) -> Vec<(String, Snap)> {
         let reopened = |(number, store): (usize, Identity)| {
             let (owner, line) = self.source(store, "")?;
@@ -182,7 +180,15 @@ impl Inner {
             let moves = can_move(snap, &loaded.lines[number]);
             (is_ours && !moves).then(|| (owner.to_owned(), snap.clone()))
         };
-        loaded.wants().filter_map(reopened).collect()
+        let mut all: Vec<(String, Snap)> = loaded.wants().filter_map(reopened).collect();
+        let lies = |upper: &Snap| all.iter().any(|(_, lower)| upper.lies_on(&lower.live));
+        let mut uppers = Vec::new();
+        for (upper, device) in &self.devices {
+            let snaps = device.active.iter().flat_map(|active| active.snaps.values());
+            uppers.extend(snaps.filter(|snap| lies(snap)).map(|s| (upper.clone(), s.clone())));
+        }
+        all.extend(uppers);
+        all
     }
 
     /// The devices whose requests may reach the store of `snap`.

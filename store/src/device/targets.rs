@@ -11,7 +11,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Inner, Loaded, Owner};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::guards::{long_enough, on_top, refuse_transient};
+use super::guards::{is_opened_again, long_enough, on_top, refuse_transient};
 use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
@@ -32,7 +32,7 @@ pub(super) enum Base {
     Stacked { snap: Snap, name: String },
 }
 
-/// What a new snapshot lies on.
+/// What a snapshot lies on.
 struct Below {
     /// From the bottom; none if it lies on its origin.
     layers: Vec<Arc<Live>>,
@@ -292,27 +292,21 @@ impl Plan<'_> {
         };
         long_enough(line, &spec.origin, has, len)?;
         made.refuse_twice(spec)?;
-        if let Some(snap) = reused(spec, len, reuse)? {
-            return Ok(self.moved_snap(snap, line, spec, base));
+        let below = self.layers_below(base)?;
+        if let Some(snap) = reused(spec, len, reuse)?
+            && !is_opened_again(name, spec, snap, &below.layers)?
+        {
+            warn_of_chunk(spec, snap);
+            let features = passdown::features(line);
+            return Ok(Snap { features, key: below.key, origin: below.origin, ..snap.clone() });
         }
         self.refuse_owned(name, spec)?;
-        let below = self.layers_below(base)?;
         self.refuse_own_origin(spec, &below.origin)?;
         self.refuse_disk(name, spec)?;
         self.opened_snap(name, line, spec, below)
     }
 
-    /// The live snapshot `snap` as the line wants it.
-    fn moved_snap(&self, snap: &Snap, line: &TableLine, spec: &SnapshotSpec, base: Base) -> Snap {
-        warn_of_chunk(spec, snap);
-        let snap = Snap { features: passdown::features(line), ..snap.clone() };
-        match base {
-            Base::Plain(origin) => Snap { key: self.key(&origin), origin, ..snap },
-            Base::Stacked { .. } => snap,
-        }
-    }
-
-    /// What a new snapshot of `base` lies on.
+    /// What a snapshot of `base` lies on.
     fn layers_below(&self, base: Base) -> Result<Below, DeviceError> {
         let (snap, name) = match base {
             Base::Plain(origin) => {
@@ -341,8 +335,11 @@ impl Plan<'_> {
         let len = line.len.bytes();
         let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
-        // Another layer is about to be stacked on this one: nothing would read a table of its own.
-        let shared = self.inner.lower_layers.contains(name);
+        // Another layer is about to be stacked on this one, or stays so: nothing would read a table of
+        // its own.
+        let had_none = || self.active(name).is_some_and(Active::shares_table);
+        let shared =
+            self.inner.lower_layers.contains(name) || (had_none() && self.child_of(name).is_some());
         let memory = &self.devices.config.memory;
         let list = if shared { Wanted::Newest } else { Wanted::by(memory) };
         let how = LiveFor { len, guest_disk, replaces, list };
@@ -470,8 +467,8 @@ impl Plan<'_> {
 }
 
 /// The live snapshot that moves; none if its store must be reopened for a device of another length.
-/// Its state does not matter: a store is reopened only for a table loaded for the device itself,
-/// never for one that changes along with it.
+/// Its state does not matter: a store is reopened only for a table loaded for the device itself or
+/// for a layer below it.
 fn reused<'s>(
     spec: &SnapshotSpec,
     len: u64,

@@ -91,6 +91,81 @@ fn a_chain_whose_layer_was_loaded_again_is_served_by_the_next_start() {
     assert!(!again.table(LOWER).read_only());
 }
 
+/// What a chain shows is what the next start shows.
+#[test]
+fn the_layers_below_a_store_do_not_change() {
+    let world = chain();
+    world.file("other", LEN);
+    let refused = |name: &str, line: &str| {
+        let said = world.load(name, &[line]).unwrap_err().to_string();
+        assert!(said.contains("upper of 'disk' keeps changes to other layers"), "{said}");
+        world.devices.clear(name).unwrap();
+        world.devices.resume(name).unwrap();
+    };
+    refused(LOWER, &format!("0 {LEN} linear {{}}/disk 0"));
+    refused(LOWER, &format!("0 {LEN} snapshot {{}}/disk {{}}/other PO 8"));
+    refused("disk", &format!("0 {LEN} snapshot {{}}/disk {{}}/upper PO 8"));
+    // Nor does one that lies on a disk.
+    let refused = world.devices.take_moment(
+        &[MomentAction::Overlay(OverlaySnapshot {
+            device: "disk.1".into(),
+            cow: world.path("between"),
+            below: None,
+            existing: false,
+        })],
+        &|| Ok(()),
+    );
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("lower of 'disk.2' keeps changes to other layers"), "{said}");
+}
+
+#[test]
+fn a_layer_s_new_base_is_that_of_the_layers_above() {
+    let world = chain();
+    world.file("base", LEN);
+    world.load(LOWER, &[&format!("0 {LEN} snapshot {{}}/base {{}}/lower PO 8")]).unwrap();
+    for name in [LOWER, "disk"] {
+        let Decision::Pass { file, .. } = world.table(name).decide(Op::Read, 0, 4096) else {
+            panic!("nothing was written")
+        };
+        let path = world.devices.files().get(file).unwrap().path.clone();
+        assert!(path.ends_with("base"), "{name}: {path:?}");
+    }
+}
+
+/// I8, and the advice of a commit that is refused.
+#[test]
+fn a_layer_that_is_opened_again_is_so_for_the_layers_above() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    for (store, sectors) in [("lower", 24), ("upper", 16), ("uppermost", 8)] {
+        world.overlay("disk", store);
+        world.carry_out("disk", Op::Write, sectors);
+    }
+    let layers = || world.table("disk").exceptions()[0].layers.clone();
+    let before = layers();
+    before[0].commit_failed();
+    assert_ne!(before[2].log().owes(), 0);
+    world.load(LOWER, &[&lower_line()]).unwrap();
+    let opened = world.table(LOWER).exceptions()[0].store().clone();
+    assert!(!Arc::ptr_eq(&opened, &before[0]) && Arc::ptr_eq(&opened, &layers()[0]));
+    assert!(layers().iter().all(|store| store.state() == StoreState::Valid));
+    assert_eq!(before[2].log().owes(), 0, "it was committed first, as if it was its own table's");
+    assert!(!world.path("uppermost.owed.before").exists());
+    let table = world.table("disk").exceptions()[0].table.clone();
+    let layer_of = |chunk| match table.get(Chunk(chunk)) {
+        ChunkState::Mapped(place) => place.layer.0,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([0, 1, 2].map(layer_of), [3, 2, 1]);
+    let own = ["disk.2", "disk.3"].map(|name| world.table(name).exceptions()[0].table.chunks());
+    assert_eq!(own, [0, 0], "nobody reads them");
+    world.devices.prepare(LOWER, "export", false).unwrap();
+    let table = world.table(LOWER).exceptions()[0].table.clone();
+    assert!(matches!(table.get(Chunk(2)), ChunkState::Mapped(_)));
+}
+
 /// No device needs the rest of a given-up commit in its base, so a guest's flush does not fail with
 /// it.
 #[test]
