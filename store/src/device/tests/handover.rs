@@ -159,6 +159,10 @@ fn scenario_8_a_store_that_is_its_own_origin_is_refused() {
     world.file("disk", LEN);
     let own = format!("0 {LEN} snapshot {{}}/disk {{}}/disk P 8");
     refused(world.device("snap", &[&own]), "is the origin itself");
+    // By way of a device, which only a resume looks through.
+    world.device("whole", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    let own = format!("0 {LEN} snapshot whole {{}}/disk P 8");
+    refused(world.load("snap", &[&own]), "is the origin itself");
     assert!(std::fs::read(world.path("disk")).unwrap().iter().all(|byte| *byte == 0));
 }
 
