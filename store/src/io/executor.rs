@@ -253,13 +253,14 @@ impl Io {
         held_back || !self.done.is_empty() || !self.fired.is_empty()
     }
 
-    /// The same, or whether queued steps have not been submitted; no system call.
+    /// The same, or whether steps have not been submitted, be they queued or still without a place in
+    /// the queue; no system call.
     pub fn is_ready(&mut self) -> bool {
         let queued = match &mut self.driver {
             Driver::Ring(ring) => ring.wants_to_enter(),
             Driver::Poll(_) => false,
         };
-        queued || self.has_answers()
+        queued || !self.overflow.is_empty() || self.has_answers()
     }
 
     /// Has completions posted as they come, so that polling for them needs no system call; or, as

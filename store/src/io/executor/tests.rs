@@ -429,6 +429,27 @@ fn more_than_the_ring_holds_waits_its_turn() {
     }
 }
 
+/// Also where all that the queue holds ends as it is submitted, so that no answer is left to come.
+#[test]
+fn who_polls_submits_what_found_no_room_as_well() {
+    let options = IoOptions { uring: true, entries: 8 };
+    let mut rig = rig_with(DISK, false, OpenMode::ReadWrite, options, &content(1 << 20));
+    let guest = Guest::new(4096, 0, 4096, 256);
+    for n in 0..256 {
+        let action = rig.action(IoOp::Read, u64::from(n) * 4096, 4096, u64::from(n));
+        rig.io.submit(&action, &[guest_seg(n, 4096)], &[], &guest);
+    }
+    let begin = std::time::Instant::now();
+    while rig.io.in_flight() > 0 {
+        let left = rig.io.in_flight();
+        assert!(begin.elapsed() < Duration::from_secs(20), "{left} are left, and it stands still");
+        if rig.io.is_ready() {
+            rig.io.enter().unwrap();
+        }
+        while rig.io.completed().is_some() {}
+    }
+}
+
 fn event(flags: EventfdFlags) -> std::os::fd::OwnedFd {
     eventfd(0, flags).unwrap()
 }
