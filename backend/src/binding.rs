@@ -88,8 +88,9 @@ pub trait DeviceIo: 'static {
     fn enter(&mut self) -> io::Result<()>;
     /// The next action that ended.
     fn completed(&mut self) -> Option<Completion>;
-    /// Also waits for `fd`, an eventfd, until [`unwatch`](Self::unwatch).
-    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64);
+    /// Also waits for `fd`, an eventfd, until [`unwatch`](Self::unwatch); an error if it cannot, for
+    /// lack of descriptors, say.
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()>;
     /// Stops waiting for it; after this it never fires again.
     fn unwatch(&mut self, key: u64);
     /// The key of a watched eventfd that was signalled; its counter is back at 0.

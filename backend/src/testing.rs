@@ -84,6 +84,8 @@ pub(crate) struct TestDisk {
     pub commits: AtomicUsize,
     /// Held by who wants a worker to wait before it watches another descriptor.
     pub watching: Mutex<()>,
+    /// No further descriptor can be watched.
+    pub watches_no_more: AtomicBool,
     events: Mutex<Vec<OwnedFd>>,
 }
 
@@ -111,6 +113,7 @@ impl TestDisk {
             merges: AtomicBool::default(),
             commits: AtomicUsize::default(),
             watching: Mutex::default(),
+            watches_no_more: AtomicBool::default(),
             events: Mutex::default(),
         })
     }
@@ -427,9 +430,13 @@ impl DeviceIo for TestIo {
         if self.disk.held.load(Ordering::SeqCst) { None } else { self.done.pop_front() }
     }
 
-    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         drop(self.disk.watching.lock());
-        self.watches.push((key, fd.try_clone_to_owned().unwrap()));
+        if self.disk.watches_no_more.load(Ordering::SeqCst) {
+            return Err(io::Error::from(rustix::io::Errno::MFILE));
+        }
+        self.watches.push((key, fd.try_clone_to_owned()?));
+        Ok(())
     }
 
     fn unwatch(&mut self, key: u64) {

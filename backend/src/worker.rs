@@ -19,11 +19,11 @@ mod notifier;
 mod poll;
 mod queued;
 mod quiesce;
+mod ring;
 mod watchdog;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -36,9 +36,7 @@ use snapblk_store::units::Sector;
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, TableOf};
 use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
-use crate::vring::Vring;
 
-use driver::DriverWatch;
 use flights::{Flights, Memories};
 pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
@@ -48,6 +46,7 @@ use poll::AdaptivePoll;
 pub use poll::Polling;
 use queued::Queued;
 use quiesce::Quiesce;
+use ring::Ring;
 
 #[cfg(test)]
 mod tests;
@@ -84,14 +83,16 @@ pub(crate) fn spawn<B: Binding>(
     let handle = WorkerHandle::new(mailbox.clone());
     let (send, started) = sync_channel(1);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        let parts = binding
-            .engine(Box::new(WakeMailbox(mailbox.clone())), options.writable)
-            .and_then(|engine| Ok((engine, binding.io()?)));
-        match parts {
-            Ok((engine, io)) => {
+        let wake = Box::new(WakeMailbox(mailbox.clone()));
+        let worker = binding.engine(wake, options.writable).and_then(|engine| {
+            let io = binding.io()?;
+            let failed = Box::new(move |failure| binding.request_failed(failure));
+            Worker::new(engine, io, mailbox, options, failed)
+        });
+        match worker {
+            Ok(worker) => {
                 let _ = send.send(Ok(()));
-                let failed = Box::new(move |failure| binding.request_failed(failure));
-                Worker::new(engine, io, mailbox, options, failed).run();
+                worker.run();
             }
             Err(e) => {
                 let _ = send.send(Err(e));
@@ -107,26 +108,6 @@ pub(crate) fn spawn<B: Binding>(
 enum Gate {
     Open,
     Closed,
-}
-
-/// A ring that was started.
-struct Ring {
-    vring: Vring,
-    kick: Kick,
-    call: Option<Notifier>,
-    err: Option<Notifier>,
-    enabled: bool,
-    /// It is in the front-end's present memory.
-    has_memory: bool,
-    write_through: bool,
-    /// Chains were completed for which the driver was not interrupted.
-    owes_interrupt: bool,
-    /// How many requests the driver keeps in flight, or recently kept.
-    depth: u16,
-    /// Bytes of actions since the last interrupt.
-    untold_bytes: u64,
-    told_broken: bool,
-    driver: DriverWatch,
 }
 
 struct Worker<E: DeviceEngine, I: DeviceIo> {
@@ -180,9 +161,9 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         mailbox: Arc<Mailbox<E::Table>>,
         WorkerOptions { serial, writable, polling }: WorkerOptions,
         failed: Box<dyn Fn(Failure)>,
-    ) -> Self {
-        io.watch(mailbox.event(), WAKE_KEY);
-        Worker {
+    ) -> io::Result<Self> {
+        io.watch(mailbox.event(), WAKE_KEY)?;
+        Ok(Worker {
             io,
             engine,
             ring: None,
@@ -207,7 +188,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             owes_flush: false,
             stopping: false,
             failed,
-        }
+        })
     }
 
     fn run(mut self) {
@@ -482,16 +463,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             Mail::Err(err) => self.change_err(err),
             Mail::Kick(kick) => {
                 if self.ring.is_some() {
-                    self.watch_kick(&kick);
+                    let kick = self.watch_kick(kick);
                     self.change_ring(|ring| ring.kick = kick);
                 }
             }
-        }
-    }
-
-    fn change_ring(&mut self, change: impl FnOnce(&mut Ring)) {
-        if let Some(ring) = &mut self.ring {
-            change(ring);
         }
     }
 
@@ -531,59 +506,5 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.engine.bind(None);
         self.io.adopt_files(self.engine.files());
         self.table = None;
-    }
-
-    fn start_ring(&mut self, start: RingStart) -> Result<(), crate::vring::VringError> {
-        debug_assert!(self.flights.is_empty(), "a ring is started over another one's requests");
-        let mut vring = Vring::start(start.setup, self.memories.current(), start.inflight)?;
-        if self.polling == Polling::Always {
-            // A kick would cost the driver a needless system call: if this end sleeps all the
-            // same, its ring is not served, and a message ends that.
-            vring.disarm();
-        }
-        self.flights.resize(vring.size());
-        self.watch_kick(&start.kick);
-        self.mailbox.set_broken(false);
-        // This includes the time until the driver is known.
-        self.io.post_at_once(false);
-        // An earlier process may have been killed between a completion and its interrupt.
-        let call = start.call.map(Notifier::new);
-        if let Some(call) = call.as_ref().filter(|_| vring.is_tracked()) {
-            call.notify();
-        }
-        self.ring = Some(Ring {
-            vring,
-            kick: start.kick,
-            call,
-            err: start.err.map(Notifier::new),
-            enabled: start.enabled,
-            has_memory: true,
-            write_through: start.write_through,
-            owes_interrupt: false,
-            depth: 0,
-            untold_bytes: 0,
-            told_broken: false,
-            driver: DriverWatch::default(),
-        });
-        Ok(())
-    }
-
-    fn watch_kick(&mut self, kick: &Kick) {
-        self.io.unwatch(KICK_KEY);
-        if let Kick::Event(fd) = kick {
-            self.io.watch(fd.as_fd(), KICK_KEY);
-        }
-    }
-
-    /// Continues in a new memory. Front-ends remove regions before they add others, even while a
-    /// ring in one of them runs: the ring waits until it has memory again.
-    fn relocate_ring(&mut self) {
-        let Some(ring) = &mut self.ring else { return };
-        let had = std::mem::take(&mut ring.has_memory);
-        match ring.vring.relocate(self.memories.current()) {
-            Ok(()) => ring.has_memory = true,
-            Err(e) if had => tracing::warn!("a virtqueue lost its memory and is not served: {e}"),
-            Err(_) => {}
-        }
     }
 }

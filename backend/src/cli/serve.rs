@@ -17,6 +17,7 @@ use crate::server::{DiskSource, MAX_QUEUES};
 pub use crate::server::{FlushInterval, OnFull};
 
 mod file;
+mod limit;
 mod run;
 #[cfg(test)]
 mod tests;

@@ -276,10 +276,8 @@ impl DeviceIo for Io {
         Io::completed(self)
     }
 
-    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) {
-        if let Err(error) = Io::watch(self, fd, key) {
-            tracing::error!("a worker cannot be woken: {error}");
-        }
+    fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        Io::watch(self, fd, key)
     }
 
     fn unwatch(&mut self, key: u64) {

@@ -71,6 +71,14 @@ pub struct DiskArgs {
     pub guest_agent: Option<PathBuf>,
 }
 
+impl DiskArgs {
+    /// The virtqueues that it is to have.
+    pub fn queues(&self) -> u16 {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.num_queues.unwrap_or(cores.min(16) as u16)
+    }
+}
+
 /// What to serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServeArgs {
@@ -314,9 +322,7 @@ fn bind_export(server: &Arc<Server>, disk: &DiskArgs) -> Result<Option<BoundExpo
         not_exported(disk, &error);
         return Ok(None);
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let queues = disk.num_queues.unwrap_or(cores.min(16) as u16);
-    let bound = server.bind_export(add_command(&disk.name, &disk.name, addr, queues));
+    let bound = server.bind_export(add_command(&disk.name, &disk.name, addr, disk.queues()));
     bound.map(Some).map_err(|error| ServeError::Export { disk: disk.name.clone(), error })
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::CliError;
 use crate::server::{self, DiskArgs, DiskSocket, ServeArgs};
 
-use super::{Disk, Serve, Socket};
+use super::{Disk, Serve, Socket, limit};
 
 impl Serve {
     /// Serves the disks until a signal or the monitor ends the process.
@@ -21,6 +21,9 @@ impl Serve {
             force: serve.force,
             disks: serve.disks.iter().map(disk_args).collect::<Result<_, _>>()?,
         };
+        limit::raise();
+        let exported = args.disks.iter().filter(|disk| disk.socket.is_some());
+        limit::warn_if_too_low(exported.map(DiskArgs::queues));
         server::serve(&args).map_err(|error| CliError::Refused(error.to_string()))
     }
 }

@@ -1,4 +1,4 @@
-//! Messages to a suspended worker.
+//! Messages to a suspended worker, and workers that lack something.
 
 use super::*;
 use crate::vring::Vring;
@@ -84,4 +84,31 @@ fn a_worker_that_ended_answers_nobody() {
     let worker = bench.worker.clone();
     drop(bench);
     assert_eq!(worker.suspend(true).wait(PATIENCE), Err(WorkerError::Gone));
+}
+
+/// It has no descriptor left to wait for the kicks of a ring, be it at the start or later.
+#[test]
+fn a_ring_whose_kicks_cannot_be_waited_for_is_polled() {
+    for at_the_start in [true, false] {
+        let mut bench = Bench::new(false);
+        bench.disk.watches_no_more.store(at_the_start, Ordering::SeqCst);
+        bench.start();
+        bench.disk.watches_no_more.store(true, Ordering::SeqCst);
+        if !at_the_start {
+            bench.worker.set_kick(Kick::Event(bench.driver.kick.try_clone().unwrap()));
+        }
+        for n in 0..5 {
+            bench.driver.ask(n, 1, u64::from(n), &[n as u8; 512]);
+            bench.driver.kick();
+            assert_eq!(bench.driver.await_used(), (u32::from(n) * 3, 1));
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_woken_does_not_start() {
+    let disk = TestDisk::new(8);
+    disk.watches_no_more.store(true, Ordering::SeqCst);
+    let started = spawn("worker".into(), options(Polling::Adaptive), TestBinding::new(&disk));
+    assert_eq!(started.map(drop).unwrap_err().raw_os_error(), Some(libc::EMFILE));
 }
