@@ -452,20 +452,21 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.stopping = true;
                 self.engine.set_stopping(true);
             }
-            Mail::Enable(on) => self.change_ring(|ring| ring.enabled = on),
-            Mail::Call(call) => self.change_ring(|ring| {
-                ring.call = call.map(Notifier::new);
-                // The driver may have been interrupted through the eventfd that is gone now.
-                if let Some(call) = &ring.call {
-                    call.notify();
-                }
-            }),
-            Mail::Err(err) => self.change_err(err),
-            Mail::Kick(kick) => {
-                if self.ring.is_some() {
-                    let kick = self.watch_kick(kick);
-                    self.change_ring(|ring| ring.kick = kick);
-                }
+            Mail::Enable { on, reply } => {
+                self.change_ring(|ring| ring.enabled = on);
+                reply.send(());
+            }
+            Mail::Call { call, reply } => {
+                self.change_ring(|ring| ring.set_call(call));
+                reply.send(());
+            }
+            Mail::Err { err, reply } => {
+                self.change_err(err);
+                reply.send(());
+            }
+            Mail::Kick { kick, reply } => {
+                self.change_kick(kick);
+                reply.send(());
             }
         }
     }

@@ -5,6 +5,7 @@
 //! ring: workers get messages, and reply before the session replies to the front-end. Whatever a
 //! front-end sends, the worst result is that the message is refused.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,6 +40,10 @@ const NEEDS_RESET: u64 = 64;
 /// How long a worker may take to answer: a ring to stop, a cache to be flushed, and anything else
 /// may have to wait for those.
 const DRAIN_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 60 });
+
+/// Changes of a running ring that its worker may still have before it. A front-end can send them
+/// without end, some of them with a descriptor, while it holds its worker up.
+const UNTAKEN: usize = 16;
 
 /// The reply to a message that was carried out.
 #[derive(Debug)]
@@ -75,6 +80,8 @@ struct Vring {
     enabled: bool,
     /// Its worker has it.
     running: bool,
+    /// Changes that its worker was told of.
+    told: VecDeque<Ticket<()>>,
 }
 
 /// The state of a connection.
@@ -417,28 +424,29 @@ impl<T> Setup<T> {
         let (vring, worker) = self.vring(index)?;
         let kick = fd.map_or(Kick::Poll, Kick::Event);
         if vring.running {
-            worker.set_kick(kick.try_clone().map_err(nonsense)?);
+            vring.told.push_back(worker.set_kick(kick.try_clone().map_err(nonsense)?));
         }
         vring.kick = Some(kick);
+        self.await_taken(index)?;
         self.start_if_ready(index)
     }
 
     fn set_call(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
         let (vring, worker) = self.vring(index)?;
         if vring.running {
-            worker.set_call(share(&fd)?);
+            vring.told.push_back(worker.set_call(share(&fd)?));
         }
         vring.call = fd;
-        Ok(())
+        self.await_taken(index)
     }
 
     fn set_err(&mut self, VringFd { index, fd }: VringFd) -> Result<(), Refusal> {
         let (vring, worker) = self.vring(index)?;
         if vring.running {
-            worker.set_err(share(&fd)?);
+            vring.told.push_back(worker.set_err(share(&fd)?));
         }
         vring.err = fd;
-        Ok(())
+        self.await_taken(index)
     }
 
     fn set_enabled(&mut self, VringState { index, value }: VringState) -> Result<(), Refusal> {
@@ -457,9 +465,23 @@ impl<T> Setup<T> {
         let (vring, worker) = self.vring(index)?;
         vring.enabled = enabled;
         if vring.running {
-            worker.enable(enabled);
+            vring.told.push_back(worker.enable(enabled));
         }
-        Ok(())
+        self.await_taken(index)
+    }
+
+    /// Waits until a ring's worker has few changes before it, and not until it has none: while it
+    /// quiesces, which may last, it takes none, and a guest may move its interrupts.
+    fn await_taken(&mut self, index: u32) -> Result<(), Refusal> {
+        loop {
+            let told = &mut self.vring(index)?.0.told;
+            told.retain(|ticket| ticket.wait(Duration::ZERO) == Err(WorkerError::TimedOut));
+            if told.len() <= UNTAKEN {
+                return Ok(());
+            }
+            let Some(first) = told.pop_front() else { return Ok(()) };
+            self.wait(&first).map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
+        }
     }
 
     /// A ring runs once it was kicked for the first time, or could have been. Its worker checks it

@@ -23,6 +23,7 @@ use crate::testing::{
 };
 
 mod broken;
+mod held_up;
 mod inflight;
 mod inherited;
 mod reconnect;
@@ -34,6 +35,7 @@ mod stopping;
 struct Server {
     dir: tempfile::TempDir,
     disk: Arc<TestDisk>,
+    binding: Arc<TestBinding>,
     export: Export,
     events: Receiver<SessionEvent>,
 }
@@ -59,10 +61,11 @@ impl Server {
 
     fn serving(dir: tempfile::TempDir, disk: Arc<TestDisk>, config: ExportConfig) -> Server {
         let (send, events) = channel();
-        let export = Export::start(config, TestBinding::new(&disk), move |event| {
+        let binding = TestBinding::new(&disk);
+        let export = Export::start(config, binding.clone(), move |event| {
             let _ = send.send(event);
         });
-        Server { dir, disk, export: export.unwrap(), events }
+        Server { dir, disk, binding, export: export.unwrap(), events }
     }
 
     fn path(&self) -> PathBuf {

@@ -132,10 +132,10 @@ pub(crate) enum Mail<T> {
     Memory { memory: Arc<GuestMemory>, reply: Reply<()> },
     StartRing { start: Box<RingStart>, reply: Reply<Result<(), crate::vring::VringError>> },
     StopRing { reply: Reply<Option<u16>> },
-    Enable(bool),
-    Kick(Kick),
-    Call(Option<OwnedFd>),
-    Err(Option<OwnedFd>),
+    Enable { on: bool, reply: Reply<()> },
+    Kick { kick: Kick, reply: Reply<()> },
+    Call { call: Option<OwnedFd>, reply: Reply<()> },
+    Err { err: Option<OwnedFd>, reply: Reply<()> },
     WriteThrough { on: bool, reply: Reply<Outcome> },
     Commit,
     Stop,
@@ -274,20 +274,20 @@ impl<T> WorkerHandle<T> {
         self.ask(|reply| Mail::WriteThrough { on, reply })
     }
 
-    pub(crate) fn enable(&self, on: bool) {
-        self.mailbox.post(Mail::Enable(on));
+    pub(crate) fn enable(&self, on: bool) -> Ticket<()> {
+        self.ask(|reply| Mail::Enable { on, reply })
     }
 
-    pub(crate) fn set_kick(&self, kick: Kick) {
-        self.mailbox.post(Mail::Kick(kick));
+    pub(crate) fn set_kick(&self, kick: Kick) -> Ticket<()> {
+        self.ask(|reply| Mail::Kick { kick, reply })
     }
 
-    pub(crate) fn set_call(&self, call: Option<OwnedFd>) {
-        self.mailbox.post(Mail::Call(call));
+    pub(crate) fn set_call(&self, call: Option<OwnedFd>) -> Ticket<()> {
+        self.ask(|reply| Mail::Call { call, reply })
     }
 
-    pub(crate) fn set_err(&self, err: Option<OwnedFd>) {
-        self.mailbox.post(Mail::Err(err));
+    pub(crate) fn set_err(&self, err: Option<OwnedFd>) -> Ticket<()> {
+        self.ask(|reply| Mail::Err { err, reply })
     }
 
     /// Whether the guest broke the ring that was started last.

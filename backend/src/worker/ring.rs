@@ -2,7 +2,7 @@
 //!
 //! Owns what a worker knows of its ring beside the ring itself. Never takes a chain.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::driver::DriverWatch;
 use super::notifier::Notifier;
@@ -28,6 +28,16 @@ pub(super) struct Ring {
     pub(super) untold_bytes: u64,
     pub(super) told_broken: bool,
     pub(super) driver: DriverWatch,
+}
+
+impl Ring {
+    pub(super) fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call.map(Notifier::new);
+        // The driver may have been interrupted through the eventfd that is gone now.
+        if let Some(call) = &self.call {
+            call.notify();
+        }
+    }
 }
 
 impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
@@ -72,8 +82,15 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         Ok(())
     }
 
+    pub(super) fn change_kick(&mut self, kick: Kick) {
+        if self.ring.is_some() {
+            let kick = self.watch_kick(kick);
+            self.change_ring(|ring| ring.kick = kick);
+        }
+    }
+
     /// Watches a kick; a ring whose kicks cannot be waited for is polled.
-    pub(super) fn watch_kick(&mut self, kick: Kick) -> Kick {
+    fn watch_kick(&mut self, kick: Kick) -> Kick {
         self.io.unwatch(KICK_KEY);
         let Kick::Event(fd) = &kick else { return kick };
         match self.io.watch(fd.as_fd(), KICK_KEY) {

@@ -275,13 +275,13 @@ fn what_was_made_available_before_the_start_is_served_without_a_kick() {
     bench.start();
     assert_eq!(bench.driver.await_used(), (0, 1));
     // And chains that came while the ring was disabled: their kick had no effect.
-    bench.worker.enable(false);
+    drop(bench.worker.enable(false));
     bench.pass_turns();
     bench.driver.ask(1, 1, 8, &[8; 512]);
     bench.driver.kick();
     bench.pass_turns();
     assert_eq!(bench.driver.next_used(), None, "a disabled ring is not served");
-    bench.worker.enable(true);
+    drop(bench.worker.enable(true));
     assert_eq!(bench.driver.await_used(), (3, 1));
 }
 

@@ -29,7 +29,7 @@ fn a_call_descriptor_that_blocks_holds_up_no_worker() {
     bench.driver.ask(0, 1, 0, &[1; 512]);
     bench.start_with(|start| start.call = Some(call.try_clone().unwrap()));
     let served = bench.worker.suspend(true).wait(PATIENCE);
-    bench.worker.set_call(Some(call));
+    drop(bench.worker.set_call(Some(call)));
     let resumed = bench.worker.resume(ResumeWith::Table(Some(bench.binding.table())));
     let resumed = resumed.wait(PATIENCE);
     empty(&reads);
@@ -48,7 +48,7 @@ fn a_descriptor_for_errors_that_blocks_holds_up_no_worker() {
     bench.driver.claim_too_many();
     bench.driver.kick();
     eventually("the ring is broken", || bench.worker.is_broken());
-    bench.worker.set_err(Some(err));
+    drop(bench.worker.set_err(Some(err)));
     let stopped = bench.worker.stop_ring().wait(PATIENCE);
     empty(&reads);
     assert_eq!(stopped, Ok(Some(0)));

@@ -52,7 +52,7 @@ fn a_ring_that_stops_ends_first_what_a_killed_process_left() {
     let inflight = Region::of(&shared, 0, SIZE);
     let start = RingStart { inflight, enabled: false, ..bench.ring_start() };
     let started = bench.worker.start_ring(start);
-    bench.worker.enable(true);
+    drop(bench.worker.enable(true));
     let stopped = bench.worker.stop_ring();
     // Like a session whose front-end has disconnected.
     drop(bench.worker.set_memory(Arc::default()));
@@ -95,7 +95,8 @@ fn a_ring_whose_kicks_cannot_be_waited_for_is_polled() {
         bench.start();
         bench.disk.watches_no_more.store(true, Ordering::SeqCst);
         if !at_the_start {
-            bench.worker.set_kick(Kick::Event(bench.driver.kick.try_clone().unwrap()));
+            let kick = Kick::Event(bench.driver.kick.try_clone().unwrap());
+            bench.worker.set_kick(kick).wait(PATIENCE).unwrap();
         }
         for n in 0..5 {
             bench.driver.ask(n, 1, u64::from(n), &[n as u8; 512]);

@@ -1,0 +1,45 @@
+//! Messages of a front-end that holds up its own worker.
+
+use super::*;
+
+/// A worker that cannot come to rest, and does not read its messages until then. The ring of the
+/// front-end runs.
+fn held_up(server: &Server) -> (FrontEnd, Ticket<Result<(), WorkerError>>) {
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    server.disk.hold(true);
+    front.drivers[0].ask(0, 1, 0, &[1; 512]);
+    front.drivers[0].kick();
+    server.disk.await_count(IoOp::Write, 1);
+    let suspended = server.binding.workers.lock().unwrap()[0].suspend(false);
+    (front, suspended)
+}
+
+/// Each of them may come with a descriptor, which is open for as long as nobody takes it.
+#[test]
+fn changes_of_a_ring_without_end_wait_for_its_worker() {
+    const FEW: usize = 16;
+    let server = Server::new(1);
+    let (mut front, suspended) = held_up(&server);
+    for _ in 0..FEW / 4 {
+        front.vhost.set_vring_call(0, &front.calls[0]).unwrap();
+        front.vhost.set_vring_err(0, &front.calls[0]).unwrap();
+        front.vhost.set_vring_kick(0, &front.kicks[0]).unwrap();
+        front.vhost.set_vring_enable(0, true).unwrap();
+    }
+    std::thread::scope(|scope| {
+        let (send, done) = channel();
+        let front = &mut front;
+        let more = scope.spawn(move || {
+            front.vhost.set_vring_call(0, &front.calls[0]).unwrap();
+            send.send(()).unwrap();
+        });
+        let early = done.recv_timeout(Duration::from_millis(100));
+        server.disk.hold(false);
+        assert!(early.is_err(), "followed before there is room for it");
+        more.join().unwrap();
+    });
+    assert_eq!(suspended.wait(PATIENCE), Ok(Ok(())));
+    assert_eq!(front.stop(1), [1]);
+}
