@@ -361,7 +361,9 @@ impl<T> Setup<T> {
         self.memory = Arc::new(memory.map_err(nonsense)?);
         let tickets: Vec<_> =
             self.workers.iter().map(|worker| worker.set_memory(self.memory.clone())).collect();
-        tickets.iter().try_for_each(|ticket| self.wait(ticket).map_err(nonsense))
+        // A worker that is late adopts it all the same: that cannot be refused any more.
+        let hangs = |e| Refusal::Hangs(format!("a worker does not adopt its memory: {e}"));
+        tickets.iter().try_for_each(|ticket| self.wait(ticket).map_err(hangs))
     }
 
     /// Rings find it when they are started.
@@ -511,10 +513,11 @@ impl<T> Setup<T> {
             enabled: vring.enabled || !protocol_features,
             write_through,
         };
-        // If the worker's reply is late, the ring may have been started all the same.
         vring.running = true;
         let ticket = worker.start_ring(start);
-        let started = self.wait(&ticket).map_err(nonsense)?;
+        // If the worker is late, it starts the ring all the same: that cannot be refused any more.
+        let hangs = |e| Refusal::Hangs(format!("vring {index}: {e}"));
+        let started = self.wait(&ticket).map_err(hangs)?;
         if let Err(e) = started {
             self.vring(index)?.0.running = false;
             return Err(nonsense(format!("vring {index} cannot be started: {e}")));

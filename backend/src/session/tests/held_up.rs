@@ -43,3 +43,30 @@ fn changes_of_a_ring_without_end_wait_for_its_worker() {
     assert_eq!(suspended.wait(PATIENCE), Ok(Ok(())));
     assert_eq!(front.stop(1), [1]);
 }
+
+/// The worker adopts the memory later: the front-end, which would try again, may not take it for
+/// refused.
+#[test]
+fn memory_that_is_not_adopted_in_time_ends_the_connection() {
+    let server = Server::new(1);
+    let (front, _suspended) = held_up(&server);
+    let adopted = front.vhost.set_mem_table(&[front.region()]);
+    let next = front.vhost.get_features();
+    server.disk.hold(false);
+    assert!(adopted.is_err() && next.is_err(), "{adopted:?}, {next:?}");
+}
+
+/// Nor a ring, which is started later.
+#[test]
+fn a_ring_that_is_not_started_in_time_ends_the_connection() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    front.negotiate();
+    front.set_memory();
+    front.describe(0, 0);
+    let starting = server.disk.watching.lock().unwrap();
+    let started = front.vhost.set_vring_kick(0, &front.kicks[0]);
+    let next = front.vhost.get_features();
+    drop(starting);
+    assert!(started.is_err() && next.is_err(), "{started:?}, {next:?}");
+}
