@@ -26,6 +26,10 @@ pub use mapped::Window;
 /// How many regions a front-end may add: as many as QEMU's own vhost-user library allows.
 pub const MAX_REGIONS: usize = 509;
 
+/// Bytes that the regions of a front-end may have together. Files are often sparse, so that large ones
+/// cost nothing; but their addresses are those of the whole process, which has 128 TiB of them.
+pub const MAX_BYTES: u64 = 16 << 40;
+
 /// A region as the front-end describes it (vhost-user, "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
@@ -61,6 +65,12 @@ pub enum MemoryError {
     /// There are more regions than the front-end may add.
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// They are larger together than a front-end's may be.
+    #[error(
+        "memory regions of {0:#x} bytes together, at most {MAX_BYTES:#x} are mapped; give this disk \
+         to a guest with less memory"
+    )]
+    TooLarge(u64),
     /// A region to be removed does not exist.
     #[error("there is no memory region at {0:#x} to remove")]
     Unknown(u64),
@@ -106,6 +116,10 @@ impl GuestMemory {
             || [region.guest, region.user, region.file_offset].map(wraps).contains(&true)
         {
             return Err(MemoryError::Bounds(region.guest));
+        }
+        let all = self.regions().fold(region.size, |all, other| all.saturating_add(other.size));
+        if all > MAX_BYTES {
+            return Err(MemoryError::TooLarge(all));
         }
         let unmappable =
             |why: String| MemoryError::Map { guest: region.guest, size: region.size, why };
@@ -373,6 +387,10 @@ mod tests {
         assert!(matches!(overlap, Err(MemoryError::Overlap(0x1000))));
         let past_end = memory.with_region(region(0x8000, 0x2000, 0x8000, 0), file(0x1000));
         assert!(matches!(past_end, Err(MemoryError::Map { .. })));
+        // Sparse files: only addresses run out.
+        let half = memory.with_region(region(1 << 41, 1 << 43, 1 << 41, 0), file(1 << 43)).unwrap();
+        let too_large = half.with_region(region(1 << 44, 1 << 43, 1 << 44, 0), file(1 << 43));
+        assert!(matches!(too_large, Err(MemoryError::TooLarge(all)) if all == (1 << 44) + 0x2000));
         for bad in [region(0x8000, 0, 0, 0), region(u64::MAX - 1, 0x1000, 0, 0)] {
             assert!(matches!(memory.with_region(bad, file(0x1000)), Err(MemoryError::Bounds(_))));
         }
