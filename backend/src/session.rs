@@ -31,6 +31,7 @@ use crate::worker::{Ticket, WorkerError, WorkerHandle};
 
 use channel::Channel;
 use connection::{Connection, Ended, Envelope, has_hung_up};
+use inflight::Areas;
 pub use listener::{ListenError, Listener, SocketAddress, check_inherited, check_socket};
 use message::{Refusal, decode, refused_reply};
 use setup::{Answer, Setup};
@@ -145,29 +146,33 @@ impl<T> Session<T> {
 
     /// Serves until stopped.
     pub(crate) fn run(self) {
+        let mut areas = Areas::default();
         while !self.control.is_stopped() {
             if !self.wait(None, None).listener {
                 continue;
             }
             if let Some(connection) = self.accept().and_then(|socket| Connection::new(socket).ok())
             {
-                self.host(connection);
+                self.host(connection, &mut areas);
             }
         }
     }
 
     /// Serves one front-end from its first message to the end of its requests in flight.
-    fn host(&self, connection: Connection) {
+    fn host(&self, connection: Connection, areas: &mut Areas) {
         self.control.connected.store(true, Ordering::Release);
         (self.events)(SessionEvent::Connected);
         let meanwhile = self.refusals(&connection);
         let mut setup = Setup::new(self.disk.clone(), self.workers.clone(), meanwhile);
+        setup.areas = std::mem::take(areas);
         match self.serve(connection, &mut setup) {
             None => {}
             Some(Ended::HungUp) => tracing::debug!("the front-end hung up"),
             Some(why) => tracing::warn!("connection ended: {why}"),
         }
         self.await_tear_down(&setup.tear_down());
+        *areas = setup.areas;
+        areas.end_connection();
         self.control.connected.store(false, Ordering::Release);
         (self.events)(SessionEvent::Disconnected);
     }

@@ -3,12 +3,16 @@
 //!
 //! Owns the file that the front-end is given to keep, and the mapping of the file that it gives
 //! back: one region per ring, one after another. Never knows the content of a region: see
-//! [`Region`]. Keeps: a mapped file is as long as all its regions, whatever the front-end says.
+//! [`Region`]. Keeps: a mapped file is as long as all its regions, whatever the front-end says; of the
+//! files that front-ends were given, at most two take memory of this process.
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fstat, memfd_create,
+};
 use rustix::io::Errno;
+use rustix::param::page_size;
 
 use super::message::InflightLayout;
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -46,19 +50,103 @@ fn needed(layout: InflightLayout, there: u16) -> Result<u64, InflightError> {
     Ok((Region::bytes(descriptors) * usize::from(queues)) as u64)
 }
 
-/// Makes new memory for the `asked` queues, and returns its place in its file.
-pub(super) fn create(
-    asked: InflightLayout,
-    there: u16,
-) -> Result<(InflightLayout, OwnedFd), InflightError> {
-    let size = needed(asked, there)?;
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = memfd_create("snapblk-inflight", flags)?;
-    // All of it is allocated from the start: a store to it cannot fail for lack of memory.
-    fallocate(&file, FallocateFlags::empty(), 0, size)?;
-    // Neither side can truncate the memory that both have mapped.
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok((InflightLayout { size, offset: 0, ..asked }, file))
+/// A file that a front-end was given.
+struct Area {
+    layout: InflightLayout,
+    file: OwnedFd,
+}
+
+impl Area {
+    /// New memory for the `asked` queues.
+    fn create(asked: InflightLayout, there: u16) -> Result<Area, InflightError> {
+        let size = needed(asked, there)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("snapblk-inflight", flags)?;
+        let area = Area { layout: InflightLayout { size, offset: 0, ..asked }, file };
+        area.allocate()?;
+        // Neither side can truncate the memory that both have mapped.
+        fcntl_add_seals(&area.file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(area)
+    }
+
+    /// All of it is allocated from the start: a store to it cannot fail for lack of memory.
+    fn allocate(&self) -> Result<(), Errno> {
+        fallocate(&self.file, FallocateFlags::empty(), 0, self.layout.size)
+    }
+
+    /// Gives its memory back: it holds zeroes, whoever has it. What anybody stores there from now on
+    /// is counted as theirs.
+    fn empty(&self) -> Result<(), Errno> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Of a page that it covers in part, only the content would go.
+        let pages = self.layout.size.next_multiple_of(page_size() as u64);
+        fallocate(&self.file, mode, 0, pages)
+    }
+
+    fn is(&self, file: &OwnedFd) -> bool {
+        let (ours, theirs) = (fstat(&self.file), fstat(file));
+        matches!((ours, theirs), (Ok(a), Ok(b)) if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
+    }
+}
+
+/// The files that front-ends of an export were given and that take memory of this process. A
+/// front-end may ask for them without end, and keep all of them.
+#[derive(Default)]
+pub(super) struct Areas {
+    /// The one that the front-end was given and has not given back.
+    given: Option<Area>,
+    /// The one that was given back last. The next front-end may be the same one, and have it still.
+    back: Option<Area>,
+}
+
+impl Areas {
+    /// Memory of zeroes for the `asked` queues, and its place in its file.
+    pub(super) fn give(
+        &mut self,
+        asked: InflightLayout,
+        there: u16,
+    ) -> Result<(InflightLayout, OwnedFd), InflightError> {
+        let alike = |area: &Area| {
+            (area.layout.queues, area.layout.descriptors) == (asked.queues, asked.descriptors)
+        };
+        self.take_back()?;
+        let area = match self.given.take().filter(alike) {
+            Some(area) => {
+                area.allocate()?;
+                area
+            }
+            None => Area::create(asked, there)?,
+        };
+        let file = rustix::io::fcntl_dupfd_cloexec(&area.file, 0)?;
+        let layout = area.layout;
+        self.given = Some(area);
+        Ok((layout, file))
+    }
+
+    /// Gives back the memory of a file that no ring has used.
+    fn take_back(&self) -> Result<(), Errno> {
+        self.given.as_ref().map_or(Ok(()), Area::empty)
+    }
+
+    /// The front-end is gone, and its rings have stopped. The next one may be another, and gets no
+    /// file that this one has.
+    pub(super) fn end_connection(&mut self) {
+        if let Err(error) = self.take_back() {
+            tracing::debug!("an inflight area keeps its memory: {error}");
+        }
+        self.given = None;
+    }
+
+    /// Rings will use this file, and no longer the one before it.
+    pub(super) fn came_back(&mut self, file: &OwnedFd) {
+        if self.back.as_ref().is_some_and(|area| area.is(file)) {
+            return;
+        }
+        if let Some(Err(error)) = self.back.take().map(|area| area.empty()) {
+            tracing::debug!("an inflight area keeps its memory: {error}");
+        }
+        self.back = self.given.take_if(|area| area.is(file));
+    }
 }
 
 /// Such memory, mapped.

@@ -15,7 +15,7 @@ use snapblk_store::units::Sector;
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
 use super::channel::{Channel, Closed};
-use super::inflight::{self, Inflight};
+use super::inflight::{Areas, Inflight};
 use super::message::{InflightLayout, Message, Refusal, VringFd, VringState};
 use super::{Disk, REFUSE_EVERY};
 use crate::binding::Geometry;
@@ -95,6 +95,8 @@ pub(super) struct Setup<T> {
     vrings: Vec<Vring>,
     /// The memory in which rings record chains in flight.
     inflight: Option<Inflight>,
+    /// The files for it, which outlive the connection.
+    pub(super) areas: Areas,
     channel: Option<Channel>,
     /// The size that the front-end saw, or was told to look at, last.
     seen: Option<Sector>,
@@ -122,6 +124,7 @@ impl<T> Setup<T> {
             memory: Arc::default(),
             vrings,
             inflight: None,
+            areas: Areas::default(),
             channel: None,
             seen: None,
             meanwhile,
@@ -166,7 +169,7 @@ impl<T> Setup<T> {
             }
             Message::GetInflightFd(asked) => {
                 let queues = self.vrings.len() as u16;
-                let (layout, file) = inflight::create(asked, queues).map_err(nonsense)?;
+                let (layout, file) = self.areas.give(asked, queues).map_err(nonsense)?;
                 return Ok(Answer::Inflight(layout, file));
             }
             // Nothing to own, and the protocol has a back-end ignore the second.
@@ -372,7 +375,9 @@ impl<T> Setup<T> {
             return Err(nonsense(format!("vring {index} is running")));
         }
         let queues = self.vrings.len() as u16;
+        let shared = file.try_clone().map_err(nonsense)?;
         self.inflight = Some(Inflight::map(layout, file, queues).map_err(nonsense)?);
+        self.areas.came_back(&shared);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Chains that a process had in flight, and that the next one completes.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
@@ -146,4 +146,68 @@ fn areas_that_cannot_be_are_refused() {
     front.start(1);
     assert!(front.vhost.set_inflight_fd(&area, file.as_raw_fd()).is_err(), "it is in use");
     assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+}
+
+/// Blocks of the file that take memory.
+fn taken(file: &File) -> u64 {
+    file.metadata().unwrap().blocks()
+}
+
+/// A front-end may ask for memory without end: what it got before takes none of this process's.
+#[test]
+fn memory_that_nobody_gave_back_is_given_again() {
+    let server = Server::new(2);
+    let mut front = server.connect();
+    front.negotiate();
+    let number = |file: &File| file.metadata().unwrap().ino();
+    let (area, first) = front.vhost.get_inflight_fd(&layout(2, SIZE)).unwrap();
+    let whole = taken(&first);
+    assert!(whole * 512 >= area.mmap_size, "a store to it cannot fail");
+    first.write_all_at(&[1; 100], 8).unwrap();
+    let (again, second) = front.vhost.get_inflight_fd(&layout(2, SIZE)).unwrap();
+    assert_eq!((number(&second), again.mmap_size), (number(&first), area.mmap_size));
+    let mut bytes = vec![1; area.mmap_size as usize];
+    second.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0), "as new memory is");
+    assert_eq!(taken(&second), whole);
+    // Another layout needs another file.
+    let (half, third) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
+    assert_ne!(number(&third), number(&first));
+    assert_eq!(taken(&first), 0);
+    // And so does a front-end that goes on with its rings as they were.
+    front.vhost.set_inflight_fd(&half, third.as_raw_fd()).unwrap();
+    front.start(1);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    let (_, fourth) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
+    assert_ne!(number(&fourth), number(&third));
+    assert!(taken(&third) > 0);
+    front.stop(1);
+    front.vhost.set_inflight_fd(&half, third.as_raw_fd()).unwrap();
+    assert!(taken(&third) > 0 && taken(&fourth) > 0, "the same as before");
+    front.vhost.set_inflight_fd(&half, fourth.as_raw_fd()).unwrap();
+    assert_eq!(taken(&third), 0);
+}
+
+/// The memory of one that is gone is kept, since it may come back with it, until another is used.
+#[test]
+fn each_front_end_gets_memory_of_its_own() {
+    let server = Server::new(1);
+    let mut files = Vec::new();
+    for given_back in [true, true, false, false] {
+        let mut front = server.connect();
+        front.negotiate();
+        let (area, file) = front.vhost.get_inflight_fd(&layout(1, SIZE)).unwrap();
+        if given_back {
+            front.vhost.set_inflight_fd(&area, file.as_raw_fd()).unwrap();
+        }
+        files.push(file);
+        drop(front);
+        eventually("it is gone", || {
+            server.events.try_iter().any(|event| event == SessionEvent::Disconnected)
+        });
+    }
+    assert_eq!(
+        files.iter().map(|file| taken(file) > 0).collect::<Vec<_>>(),
+        [false, true, false, false]
+    );
 }
