@@ -91,6 +91,9 @@ pub trait DeviceIo: 'static {
     /// Also waits for `fd`, an eventfd, until [`unwatch`](Self::unwatch); an error if it cannot, for
     /// lack of descriptors, say.
     fn watch(&mut self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()>;
+    /// Whether it still waits for it: a watch whose descriptor cannot be read fires once more, and
+    /// ends.
+    fn is_watched(&self, key: u64) -> bool;
     /// Stops waiting for it; after this it never fires again.
     fn unwatch(&mut self, key: u64);
     /// The key of a watched eventfd that was signalled; its counter is back at 0.

@@ -439,6 +439,10 @@ impl DeviceIo for TestIo {
         Ok(())
     }
 
+    fn is_watched(&self, key: u64) -> bool {
+        self.watches.iter().any(|(watched, _)| *watched == key)
+    }
+
     fn unwatch(&mut self, key: u64) {
         self.watches.retain(|(watched, _)| *watched != key);
         self.fired.retain(|fired| *fired != key);

@@ -337,10 +337,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         let armed = self.is_serving();
         let mut timeout = self.drains.map(|limit| limit.saturating_duration_since(Instant::now()));
         if armed && let Some(ring) = &mut self.ring {
-            match ring.kick {
-                Kick::Event(_) if ring.vring.arm() => return ring.vring.disarm(),
-                Kick::Event(_) => {}
-                Kick::Poll => timeout = Some(UNKICKED_POLL),
+            match self.io.is_watched(KICK_KEY) {
+                true if ring.vring.arm() => return ring.vring.disarm(),
+                true => {}
+                false => timeout = Some(UNKICKED_POLL),
             }
         }
         let registered = self.gate == Gate::Open;
@@ -465,7 +465,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 reply.send(());
             }
             Mail::Kick { kick, reply } => {
-                self.change_kick(kick);
+                self.change_kick(&kick);
                 reply.send(());
             }
         }

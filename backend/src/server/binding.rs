@@ -280,6 +280,10 @@ impl DeviceIo for Io {
         Io::watch(self, fd, key)
     }
 
+    fn is_watched(&self, key: u64) -> bool {
+        Io::is_watched(self, key)
+    }
+
     fn unwatch(&mut self, key: u64) {
         Io::unwatch(self, key);
     }

@@ -13,7 +13,6 @@ use crate::vring::{Vring, VringError};
 /// A ring that was started.
 pub(super) struct Ring {
     pub(super) vring: Vring,
-    pub(super) kick: Kick,
     pub(super) call: Option<Notifier>,
     pub(super) err: Option<Notifier>,
     pub(super) enabled: bool,
@@ -56,7 +55,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             vring.disarm();
         }
         self.flights.resize(vring.size());
-        let kick = self.watch_kick(start.kick);
+        self.watch_kick(&start.kick);
         self.mailbox.set_broken(false);
         // This includes the time until the driver is known.
         self.io.post_at_once(false);
@@ -67,7 +66,6 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
         self.ring = Some(Ring {
             vring,
-            kick,
             call,
             err: start.err.map(Notifier::new),
             enabled: start.enabled,
@@ -82,26 +80,22 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         Ok(())
     }
 
-    pub(super) fn change_kick(&mut self, kick: Kick) {
+    pub(super) fn change_kick(&mut self, kick: &Kick) {
         if self.ring.is_some() {
-            let kick = self.watch_kick(kick);
-            self.change_ring(|ring| ring.kick = kick);
+            self.watch_kick(kick);
         }
     }
 
-    /// Watches a kick; a ring whose kicks cannot be waited for is polled.
-    fn watch_kick(&mut self, kick: Kick) -> Kick {
+    /// Watches a kick. A ring without a watch is polled.
+    fn watch_kick(&mut self, kick: &Kick) {
         self.io.unwatch(KICK_KEY);
-        let Kick::Event(fd) = &kick else { return kick };
-        match self.io.watch(fd.as_fd(), KICK_KEY) {
-            Ok(()) => kick,
-            Err(error) => {
-                tracing::warn!(
-                    "the kicks of a virtqueue cannot be waited for, and it is polled instead, \
-                     which takes more of a core: {error}"
-                );
-                Kick::Poll
-            }
+        if let Kick::Event(fd) = kick
+            && let Err(error) = self.io.watch(fd.as_fd(), KICK_KEY)
+        {
+            tracing::warn!(
+                "the kicks of a virtqueue cannot be waited for, and it is polled instead, which \
+                 takes more of a core: {error}"
+            );
         }
     }
 

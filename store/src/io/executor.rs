@@ -327,6 +327,14 @@ impl Io {
         self.fired.retain(|&fired| fired != key);
     }
 
+    /// Whether `key` still fires. A watch whose descriptor cannot be read fires once more, and ends.
+    pub fn is_watched(&self, key: u64) -> bool {
+        match &self.driver {
+            Driver::Ring(ring) => ring.is_watched(key),
+            Driver::Poll(poller) => poller.is_watched(key),
+        }
+    }
+
     /// A key whose descriptor was signalled; no system call.
     pub fn fired(&mut self) -> Option<u64> {
         if self.fired.is_empty() {

@@ -60,6 +60,10 @@ impl Poller {
         Ok(())
     }
 
+    pub(crate) fn is_watched(&self, key: u64) -> bool {
+        self.watches.iter().flatten().any(|(held, _)| *held == key)
+    }
+
     pub(crate) fn unwatch(&mut self, key: u64) {
         for slot in &mut self.watches {
             if let Some((_, watched)) = slot.take_if(|(held, _)| *held == key) {
@@ -93,6 +97,7 @@ impl Poller {
                 tracing::warn!(key, "a watched descriptor cannot be read");
                 let _ = epoll::delete(&self.epoll, watched);
                 self.watches[at] = None;
+                fired(key);
             }
         }
         Ok(())

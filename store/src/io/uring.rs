@@ -281,11 +281,12 @@ impl Ring {
         match result {
             1.. if result & i32::from(libc::POLLIN) != 0 && watch.is_signalled() => Some(key),
             _ if matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) => None,
-            // Nothing will come from it any more, or it cannot be waited for.
+            // Nothing will come from it any more, or it cannot be waited for. It fires, so that nobody
+            // sleeps over the end of the watch.
             _ => {
                 tracing::warn!(key, answer = result, "a watched descriptor cannot be read");
                 let _ = self.unwatch(key);
-                None
+                Some(key)
             }
         }
     }
@@ -297,6 +298,10 @@ impl Ring {
             Some(at) => self.watches[at] = Some(watch),
             None => self.watches.push(Some(watch)),
         }
+    }
+
+    pub(crate) fn is_watched(&self, key: u64) -> bool {
+        self.watches.iter().flatten().any(|watch| watch.key == Some(key))
     }
 
     /// Queues the entries that watches need to fire (again); entries without room follow with the

@@ -2,8 +2,8 @@
 //!
 //! Owns the descriptor, and emptying it. An eventfd's counter may grow while it is watched, since
 //! each signal is reported as it comes, and reading it would cost a system call each time. Any
-//! other descriptor that a front-end may pass (a pipe, a socket) fills up, and is emptied each
-//! time. Never blocks, even if the descriptor's owner made it blocking. Never knows what a signal
+//! other descriptor that passes for an eventfd (it has no file type either) may fill up, and is
+//! emptied each time. Never blocks, even if the descriptor's owner made it blocking. Never knows what a signal
 //! means.
 
 use std::io::IoSliceMut;
