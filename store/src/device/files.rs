@@ -25,6 +25,10 @@ mod tests;
 /// Bytes of a block device that must be zero for a new store: as many as LVM clears.
 const CLEARED: u64 = 4096;
 
+/// Bytes of a regular file that must be zero for a new store: the first superblock of any usual file
+/// system begins before (btrfs at 64 KiB, ISO 9660 at 32 KiB, ZFS at 16 KiB).
+const SUPERBLOCKS: u64 = 128 << 10;
+
 /// The smallest store that holds a change: header, area and one chunk. Smaller ones are used as they
 /// are, but not made.
 const USEFUL_CHUNKS: u64 = 3;
@@ -231,8 +235,9 @@ fn set_len(file: &File, size: u64) -> io::Result<()> {
 fn refuse_data(path: &Path, chunk: ChunkSize) -> Result<(), DeviceError> {
     let what = || format!("cannot look at {}", path.display());
     let info = FileInfo::open(path, OpenMode::ReadOnly, false)?;
-    // A new store does not read anything after its first two chunks.
-    let looked_at = if info.block_device { CLEARED } else { (2 * chunk.bytes()).max(2 * CLEARED) };
+    // A new store reads nothing after its first two chunks. More of a file is looked at for the sake of
+    // what else it may be; a device is often one that was used before, and need not be cleared.
+    let looked_at = if info.block_device { CLEARED } else { (2 * chunk.bytes()).max(SUPERBLOCKS) };
     let end = looked_at.min(info.len);
     match data_within(&info, end).map_err(DeviceError::io(what()))? {
         None | Some(0..4) => Ok(()),

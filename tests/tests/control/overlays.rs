@@ -90,7 +90,8 @@ fn what_is_no_store_is_not_overwritten() {
         scratch.file(name, &image).unwrap();
         (name.to_owned(), at, image)
     };
-    let images = [image("fs.img", 1080), image("mbr.img", 446), image("end.img", 8191)];
+    let (btrfs, end) = (image("btrfs.img", (64 << 10) + 64), image("end.img", (128 << 10) - 1));
+    let images = [image("fs.img", 1080), image("mbr.img", 446), btrfs, end];
     let refusal = |name: &str, at| format!("{name} begins with zeroes but holds data at byte {at}");
     for (name, at, _) in &images {
         let said = does_not_start(&plain(&scratch, &base).arg("--overlay").arg(name));
@@ -117,8 +118,8 @@ fn what_is_no_store_is_not_overwritten() {
         assert!(said.contains("there is no store missing.cow"), "{said}");
     }
     assert!(!scratch.path("missing.cow").exists());
-    // A file with zeroes in all places that a new store needs is one.
-    let (zero, _, _) = image("zero.img", 8192);
+    // A file with zeroes in all places where a file system would be is one.
+    let (zero, _, _) = image("zero.img", 128 << 10);
     let mut existing = sync(&zero);
     existing["mode"] = json!("existing");
     world.call("blockdev-snapshot-sync", existing);
