@@ -30,9 +30,7 @@ pub(super) struct Places {
 pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Places, ServeError> {
     let (usual, former) = usual_place(args, first)?;
     let Some(usual) = usual else { return Ok(Places::default()) };
-    // Others have the same disk that is only read.
-    let own: Vec<&FirstTable> =
-        first.iter().filter(|table| !table.read_only || stores(table).next().is_some()).collect();
+    let own = own(first);
     let mut found: Vec<(PathBuf, StateSays)> = Vec::new();
     let sure = own.iter().flat_map(|table| places(table));
     let all = [Some(usual.clone()), former].into_iter().flatten().chain(sure);
@@ -40,8 +38,7 @@ pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Pl
         if found.iter().any(|(known, _)| is_same(known, &place)) {
             continue;
         }
-        let lies = |table: &&&FirstTable| places(table).iter().any(|of| is_same(of, &place));
-        let beside: Vec<_> = own.iter().filter(lies).copied().collect();
+        let beside = beside(&place, &own);
         let says = state_says(&place, &own, &beside);
         let is_known = matches!(
             says,
@@ -65,15 +62,46 @@ pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Pl
 /// The place of the state that the arguments name.
 ///
 /// # Errors
-/// What is there only says where the state of the disks is now.
+/// What is there only says where the state of the disks is now; or nothing is there, and one beside a file
+/// of the disks says more of them than the arguments.
 pub(super) fn named_state(state: &Path, first: &[FirstTable]) -> Result<Places, ServeError> {
     let disks: Vec<&FirstTable> = first.iter().collect();
-    match state_says(state, &disks, &disks) {
-        StateSays::KeptIn(there) => {
-            Err(ServeError::StateElsewhere { says: state.to_owned(), state: there })
-        }
-        _ => Ok(Places { used: Some(state.to_owned()), others: Vec::new() }),
+    if let StateSays::KeptIn(there) = state_says(state, &disks, &disks) {
+        return Err(ServeError::StateElsewhere { says: state.to_owned(), state: there });
     }
+    // What is there was chosen by who knows of the others. A new one would hide them.
+    if !state.exists() {
+        refuse_hidden(state, first)?;
+    }
+    Ok(Places { used: Some(state.to_owned()), others: Vec::new() })
+}
+
+/// Refuses to begin the state `new` while one beside a file of the disks knows what it would not.
+fn refuse_hidden(new: &Path, first: &[FirstTable]) -> Result<(), ServeError> {
+    let own = own(first);
+    for place in own.iter().flat_map(|table| places(table)) {
+        match state_says(&place, &own, &beside(&place, &own)) {
+            StateSays::More { .. } => {
+                return Err(ServeError::StateHidden { new: new.to_owned(), knows: place });
+            }
+            StateSays::KeptIn(state) => {
+                return Err(ServeError::StateElsewhere { says: place, state });
+            }
+            StateSays::Given { .. } | StateSays::Nothing => {}
+        }
+    }
+    Ok(())
+}
+
+/// The disks that nobody else can serve: others have the same one that is only read.
+fn own(first: &[FirstTable]) -> Vec<&FirstTable> {
+    first.iter().filter(|table| !table.read_only || stores(table).next().is_some()).collect()
+}
+
+/// The disks that have a file beside which `place` is.
+fn beside<'a>(place: &Path, disks: &[&'a FirstTable]) -> Vec<&'a FirstTable> {
+    let lies = |table: &&&FirstTable| places(table).iter().any(|of| is_same(of, place));
+    disks.iter().filter(lies).copied().collect()
 }
 
 /// Which of the states that were `found` is used: the only one that says more than the arguments, or, if

@@ -180,6 +180,18 @@ pub enum ServeError {
         /// The state.
         state: PathBuf,
     },
+    /// The named state is not there, and one beside a file of the disks says more than the arguments.
+    #[error(
+        "there is no state file {}, and {}, beside a file of these disks, knows what commands changed of \
+         them; name that one by '--state', or move it away if nobody needs what it holds",
+        new.display(), knows.display()
+    )]
+    StateHidden {
+        /// The named one.
+        new: PathBuf,
+        /// The other.
+        knows: PathBuf,
+    },
     /// The monitor's socket is to be another of this process.
     #[error("cannot serve a monitor: {0}")]
     OwnSocket(String),

@@ -280,6 +280,33 @@ fn of_the_states_of_two_disks_none_is_lost_in_silence() {
     world.stop();
 }
 
+/// A new state would hide the layers that another one knows, and the guest would write below them.
+#[test]
+fn a_state_that_is_not_there_hides_none_that_is() {
+    let (disks, own) = (disks(), scratch());
+    let alone = overlays(&own, &disks, &["a"]);
+    let named = |state| alone.clone().arg("--state").arg(disks.path(state));
+    let mut world = World::start(&alone);
+    world.call("blockdev-snapshot-sync", overlay_of(&disks, "a", "a-2.cow"));
+    write(&own, "a", 2);
+    world.stop();
+    let before = std::fs::read(disks.path("a.cow")).unwrap();
+    let said = does_not_start(&named("new.state"));
+    for part in ["new.state", "a.cow.state", "knows", "'--state'"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(std::fs::read(disks.path("a.cow")).unwrap(), before);
+    assert_eq!(states(&disks), ["a.cow.state"]);
+    // One that is there was chosen.
+    std::fs::copy(disks.path("a.cow.state"), disks.path("copy.state")).unwrap();
+    let world = World::start(&named("copy.state"));
+    assert_same("a", &content(&own, "a"), &stamped(0, 8, 2));
+    world.stop();
+    // Nobody needs what the other knew.
+    std::fs::rename(disks.path("a.cow.state"), disks.path("away")).unwrap();
+    World::start(&named("new.state")).stop();
+}
+
 /// A state that knows a disk by another name is neither used nor passed over: the disk's store would be
 /// served without the layers above it.
 #[test]
