@@ -36,8 +36,8 @@ pub trait JobDriver: Send + Sync {
     /// call is required: the job is over. The error says in one sentence why this is impossible.
     fn cancel(&self) -> Result<(), String>;
 
-    /// The job is ready: end it, and call [`JobHandle::finish`]. The error says in one sentence why
-    /// this is impossible.
+    /// The job is ready: end it, and call [`JobHandle::finish`]. Where it ends already, as another client
+    /// asked, nothing is left to do, as in QEMU. The error says in one sentence why this is impossible.
     fn complete(&self) -> Result<(), String>;
 
     /// The work is done: make it visible. The job is over afterwards in any case.
@@ -258,13 +258,10 @@ impl Jobs {
                 handle.cancelled();
             }
             JobVerb::Complete => {
-                job.completing = true;
                 drop(list);
-                if let Err(why) = driver.complete() {
-                    // Where it is gone already it has completed.
-                    handle.with(|_, job| job.completing = false);
-                    return Err(CommandError::generic(why));
-                }
+                driver.complete().map_err(CommandError::generic)?;
+                // Not before: a refusal leaves what an earlier one did. Where it is gone it has completed.
+                handle.with(|_, job| job.completing = job.is_unfinished());
             }
             JobVerb::Finalize => {
                 job.finalizing = true;

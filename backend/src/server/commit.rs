@@ -527,8 +527,7 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_cancel_is_remembered_while_the_layers_leave() {
+    fn commit() -> (Commit, Receiver<Said>) {
         let (say, said) = channel();
         let commit = Commit {
             server: Weak::new(),
@@ -538,6 +537,25 @@ mod tests {
             say,
             now: Mutex::new(Now::begin()),
         };
+        (commit, said)
+    }
+
+    #[test]
+    fn what_completes_may_be_told_so_again_and_what_was_cancelled_may_not() {
+        let (commit, _said) = commit();
+        for stage in [Stage::Merging(None), Stage::Following(None)] {
+            commit.now().stage = stage;
+            commit.complete().expect("another client asked for it");
+        }
+        commit.now().stage = Stage::Ready;
+        commit.cancel().unwrap();
+        let error = commit.complete().expect_err("it was cancelled");
+        assert!(error.contains("'job' is being cancelled"), "{error}");
+    }
+
+    #[test]
+    fn a_cancel_is_remembered_while_the_layers_leave() {
+        let (commit, said) = commit();
         assert!(commit.now().go_on(Stage::Changing), "it began");
         commit.cancel().unwrap();
         assert!(matches!(commit.now().stage, Stage::Changing));

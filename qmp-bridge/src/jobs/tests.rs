@@ -1,6 +1,7 @@
 //! The sequences of states and events are those of qemu-storage-daemon 10.0.2 for a
 //! `blockdev-mirror` and a `blockdev-backup` with the same commands.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -164,7 +165,7 @@ fn a_job_that_needs_nobody() {
 /// Its state is as before until its work is done: that somebody completes it is said beside it.
 #[test]
 fn a_ready_job_that_completes_is_said_to() {
-    struct Slow;
+    struct Slow(AtomicBool);
     impl JobDriver for Slow {
         fn pause(&self) {}
         fn resume(&self) {}
@@ -173,7 +174,10 @@ fn a_ready_job_that_completes_is_said_to() {
             Ok(())
         }
         fn complete(&self) -> Result<(), String> {
-            Ok(())
+            match self.0.swap(true, Ordering::Relaxed) {
+                false => Ok(()),
+                true => Err("it cannot be told so again".to_owned()),
+            }
         }
     }
     let bench = Bench::new();
@@ -185,7 +189,7 @@ fn a_ready_job_that_completes_is_said_to() {
         auto_dismiss: true,
         paused: false,
     };
-    let job = bench.jobs.create(spec, |_| Arc::new(Slow)).unwrap();
+    let job = bench.jobs.create(spec, |_| Arc::new(Slow(AtomicBool::new(false)))).unwrap();
     job.start();
     job.ready();
     let shown = || {
@@ -194,6 +198,9 @@ fn a_ready_job_that_completes_is_said_to() {
     };
     assert_eq!(shown(), (JobStatus::Ready, None));
     bench.tell(JobVerb::Complete).unwrap();
+    assert_eq!(shown(), (JobStatus::Ready, Some(true)));
+    // Another client takes it for one that nobody has told yet.
+    bench.tell(JobVerb::Complete).unwrap_err();
     assert_eq!(shown(), (JobStatus::Ready, Some(true)));
 }
 

@@ -76,8 +76,13 @@ impl JobDriver for Commit {
 
     fn complete(&self) -> Result<(), String> {
         let mut now = self.now();
-        if !matches!(now.stage, Stage::Ready) {
-            return Err(format!("the job '{}' completes already", self.id));
+        match now.stage {
+            Stage::Ready => {}
+            // Another client asked for it.
+            Stage::Merging(_) | Stage::Following(_) => return Ok(()),
+            Stage::Copying(_) | Stage::Changing | Stage::Resting => {
+                return Err(format!("the job '{}' is being cancelled", self.id));
+            }
         }
         let Some(server) = self.server.upgrade() else { return Ok(()) };
         let pivot = server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
