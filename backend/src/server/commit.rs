@@ -77,13 +77,13 @@ impl Server {
                 self.go_on_with_commit(&id, &job.device);
                 continue;
             }
-            let work = if job.pivoted {
-                self.devices.resume_pivot(&id).map(Begin::Pivoted)
-            } else {
-                self.devices.begin_commit(&id, &job).map(Begin::Work)
-            };
-            let started = work.map_err(told).and_then(|work| self.run_commit(&id, job, work));
-            if let Err(error) = started {
+            let named = self.resumed_id(&id, &job.device);
+            let id = named.as_ref().map_or(id, String::clone);
+            let work = named.and_then(|id| match job.pivoted {
+                true => self.devices.resume_pivot(&id).map(Begin::Pivoted).map_err(told),
+                false => self.devices.begin_commit(&id, &job).map(Begin::Work).map_err(told),
+            });
+            if let Err(error) = work.and_then(|work| self.run_commit(&id, job, work)) {
                 does_not_go_on(&id, &error);
                 self.halt_commit(&id);
             }
@@ -106,6 +106,16 @@ impl Server {
         if let Err(error) = job.and_then(|job| self.run_commit(&new, job, begin)) {
             does_not_go_on(id, &error);
         }
+    }
+
+    /// The name of the job by which the commit `id` of `device` goes on after a restart. A rollback that had
+    /// failed when the commit began, and goes on as well, may have its own.
+    fn resumed_id(&self, id: &str, device: &str) -> Result<String, CommandError> {
+        if self.jobs.check_id(id).is_ok() {
+            return Ok(id.to_owned());
+        }
+        let new = self.free_id("commit", device);
+        self.devices.rename_commit(id, &new).map(|()| new).map_err(told)
     }
 
     fn halt_commit(&self, id: &str) {

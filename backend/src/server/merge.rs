@@ -115,7 +115,8 @@ impl Server {
         let first = derived_id(what, device);
         let others = (2..1000).map(|n| format!("{first}-{n}"));
         let mut free = std::iter::once(first.clone()).chain(others);
-        free.find(|id| self.jobs.check_id(id).is_ok()).unwrap_or(first)
+        let is_free = |id: &String| self.jobs.check_id(id).is_ok() && !self.devices.knows_job(id);
+        free.find(is_free).unwrap_or(first)
     }
 
     fn run(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {

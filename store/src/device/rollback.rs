@@ -226,6 +226,11 @@ impl Devices {
         self.keep(inner)
     }
 
+    /// Whether a rollback or a commit that is not over has the name `id`, whether a job runs it or not.
+    pub fn knows_job(&self, id: &str) -> bool {
+        self.lock().state.has_job(id)
+    }
+
     /// The user paused the job `id`, a rollback or a commit, or resumed it: this is restored at a
     /// restart.
     ///

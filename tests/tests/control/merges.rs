@@ -422,6 +422,41 @@ fn a_failed_rollback_begins_again() {
     }
 }
 
+/// The name of a failed rollback is free, though it goes on by that name at the next start.
+#[test]
+fn a_commit_with_the_name_of_a_failed_rollback_goes_on_too() {
+    let scratch = scratch();
+    let (command, mut world) = with_a_snapshot(&scratch);
+    let store = scratch.path("snap.cow");
+    let whole = std::fs::read(&store).unwrap();
+    let file = std::fs::File::options().write(true).open(&store).unwrap();
+    file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
+    world.call("snapshot-merge", roll_back("j", 0));
+    becomes(&mut world, "j", "null");
+    std::fs::write(&store, &whole).unwrap();
+
+    let base = scratch.file("base.raw", &stamped(0, SECTORS, 1)).unwrap();
+    world.make("d", &[format!("0 {SECTORS} linear {} 0", word(&base))]);
+    for layer in 1..=2 {
+        let cow = scratch.path(&format!("d-{layer}.cow"));
+        world.call("blockdev-snapshot-sync", json!({"device": "d", "snapshot-file": cow}));
+        let socket = scratch.socket("d.sock");
+        world.call("block-export-add", export_args("w", "d", &socket, true));
+        disk(&socket).write(0, &stamped(0, SECTORS, layer + 1)).unwrap();
+        world.call("block-export-del", json!({"id": "w", "mode": "hard"}));
+    }
+    let commit = json!({"device": "d", "top-node": "d.2", "job-id": "j", "speed": 1});
+    world.call("block-commit", commit);
+    world.kill();
+    let mut world = World::start(&command);
+    assert_eq!(status_of(&mut world, "commit-d"), "running");
+    world.call("block-job-set-speed", json!({"device": "commit-d", "speed": 0}));
+    while world.call("query-jobs", json!({})) != json!([]) {}
+    assert_same("the base", &std::fs::read(&base).unwrap(), &stamped(0, SECTORS, 2));
+    assert_eq!(world.table("disk0"), [format!("0 {SECTORS} linear disk0-real 0")]);
+    world.stop();
+}
+
 /// A loaded table belongs to its loader: the refusal says what to do.
 #[test]
 fn a_merge_by_a_table_is_its_loader_s() {

@@ -103,6 +103,18 @@ impl Devices {
         self.go_on_with(inner, id, new, job)
     }
 
+    /// The commit `id`, which no job runs yet, is `new` from now on.
+    ///
+    /// # Errors
+    /// The state cannot be written. Nothing has changed then.
+    pub fn rename_commit(&self, id: &str, new: &str) -> Result<(), DeviceError> {
+        let inner = &mut *self.lock();
+        let before = inner.state.commits.clone();
+        let job = inner.state.commits.remove(id);
+        inner.state.commits.extend(job.map(|job| (new.to_owned(), job)));
+        self.keep(inner).inspect_err(|_| inner.state.commits = before)
+    }
+
     /// If a commit of `asked.device` has halted, it goes on as the job `new`, with the settings of
     /// `asked`.
     ///
