@@ -171,6 +171,8 @@ fn a_state_that_does_not_fit_is_refused() {
         fs::write(&state, wrong).unwrap();
         let said = does_not_start(&overlay(&scratch, &base));
         assert!(said.contains("store.cow.state is not a state file"), "{wrong:?}: {said}");
+        // Without it a store may be served below its layers.
+        assert!(said.contains("restore it") && !said.contains("start anew"), "{said}");
     }
     // An image, no part of which is printed, and a pipe, which would never end.
     let image = scratch.sparse("image.raw", 1 << 20).unwrap();

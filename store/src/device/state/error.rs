@@ -36,7 +36,12 @@ pub enum StateError {
         source: std::io::Error,
     },
     /// The file is not a valid state file.
-    #[error("{} is not a state file of this version: {why}; move it away to start anew", path.display())]
+    #[error(
+        "{} is not a state file of this version: {why}; restore it from a copy, or name the right one by \
+         --state; without it, layers, snapshots and unfinished jobs of these disks are not known, and serving \
+         the disks would damage them",
+        path.display()
+    )]
     Bad {
         /// The file.
         path: PathBuf,
@@ -124,7 +129,11 @@ pub enum StateError {
         disk: String,
     },
     /// A store is missing.
-    #[error("the store {} is gone; the device '{device}' cannot be what it was without it. Restore it, or move the state file away to start anew", store.display())]
+    #[error(
+        "the store {} is gone; the device '{device}' cannot be what it was without it. Restore it, or move the \
+         state file away if nobody needs what it knows of any of its disks: their layers, snapshots and jobs", 
+        store.display()
+    )]
     StoreGone {
         /// The store.
         store: PathBuf,
