@@ -109,6 +109,9 @@ pub enum ServeError {
         /// Why.
         error: DeviceError,
     },
+    /// The same, of no disk alone: of the state, or of all devices that it has.
+    #[error(transparent)]
+    Devices(DeviceError),
     /// A table is wrong.
     #[error("disk '{disk}': {error}")]
     Line {
@@ -310,14 +313,12 @@ fn start_devices(
             None => Ok(()),
         }
     };
-    server.devices.start(first, make).map_err(|error| ServeError::Device {
-        disk: if at.is_empty() { names(first) } else { at.clone() },
-        error,
+    server.devices.start(first, make).map_err(|error| match error {
+        // It names the file, and came before the disks or after them.
+        DeviceError::State(_) => ServeError::Devices(error),
+        _ if at.is_empty() => ServeError::Devices(error),
+        _ => ServeError::Device { disk: at.clone(), error },
     })
-}
-
-fn names(first: &[FirstTable]) -> String {
-    first.iter().map(|table| table.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The socket of a disk that has one, unless the disk is not exported.

@@ -28,6 +28,26 @@ fn a_signal_ends_a_start_at_once() {
     }
 }
 
+/// What is wrong with the state is wrong with no disk of the arguments.
+#[test]
+fn what_is_wrong_with_the_state_is_said_of_no_disk() {
+    let scratch = scratch();
+    let notes = scratch.file("notes.txt", b"not a state").unwrap();
+    let said = does_not_start(&monitor_only(&scratch).arg("--state").arg(&notes));
+    assert!(said.contains("notes.txt is not a state file") && !said.contains("disk '"), "{said}");
+    // It is written when all disks are made.
+    let file = scratch.file("disk.raw", &stamped(0, SECTORS, 1)).unwrap();
+    fs::create_dir(scratch.path("store.cow.state.new")).unwrap();
+    let command = plain(&scratch, &file).arg("--overlay").arg(scratch.path("store.cow"));
+    let said = does_not_start(&command);
+    assert!(said.contains("store.cow.state.new") && !said.contains("disk '"), "{said}");
+    // What is wrong with a disk is said of it.
+    let short = format!("0 {} linear {} 0", 2 * SECTORS, word(&file));
+    let said =
+        does_not_start(&monitor_only(&scratch).arg("--name").arg("d").arg("--table").arg(short));
+    assert!(said.contains("disk 'd': the line '"), "{said}");
+}
+
 /// It is found before a rollback goes on, and before a guest is served, that a socket cannot be had.
 #[test]
 fn a_start_without_one_of_its_sockets_changes_nothing() {
