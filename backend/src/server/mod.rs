@@ -344,6 +344,11 @@ fn monitor_event(event: DeviceEvent) -> Option<Event> {
         DeviceEvent::Suspended(device) => Event::DeviceSuspended(DeviceChanged { device }),
         DeviceEvent::Resumed(device) => Event::DeviceResumed(DeviceChanged { device }),
         DeviceEvent::Resized { .. } | DeviceEvent::FileFull { .. } => return None,
+        DeviceEvent::ResumedInvalid { device, store } => Event::SnapshotInvalidated(failed(
+            device,
+            store,
+            "it was resumed with a store that is invalid already, or that another table has",
+        )),
         DeviceEvent::Store { device, store, event } => match event {
             StoreEvent::Invalidated => Event::SnapshotInvalidated(failed(
                 device,

@@ -42,6 +42,14 @@ pub enum DeviceEvent {
         /// The change.
         event: StoreEvent,
     },
+    /// A device was resumed with a store that is Invalid already, or that another table has: its requests
+    /// fail.
+    ResumedInvalid {
+        /// The device.
+        device: String,
+        /// The store's name in the table.
+        store: String,
+    },
     /// The file system below a file that is no store is full, and what guests write waits:
     /// [`Devices::waiting_for`] says who.
     FileFull {

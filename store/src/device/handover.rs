@@ -15,7 +15,6 @@ use super::build::{Active, Plan, Snap};
 use super::core::{DeviceEvent, Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::full::written;
-use crate::cow::store::StoreEvent;
 use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::io::Identity;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
@@ -358,28 +357,24 @@ fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
     )))
 }
 
-impl Devices {
-    /// A device with a new table is active again: a store with room is no longer Full, and an
-    /// Invalid one is reported.
-    pub(super) fn reactivate(&self, inner: &Inner, name: &str) {
-        let Some(active) = inner.devices.get(name).and_then(|d| d.active.as_ref()) else { return };
-        for snap in active.snaps.values() {
-            snap.live.store.reactivate();
-            if snap.live.store.state().is_invalid() {
-                self.say_invalid(name, snap.live.store.name());
-            }
-        }
-        for line in active.lost.keys() {
-            if let Some(spec) = active.lines[*line].target.snapshot() {
-                self.say_invalid(name, &spec.cow.to_string());
-            }
-        }
+/// The device `name` is active again with another table: a store with room is no longer Full.
+pub(super) fn reactivate(inner: &Inner, name: &str) {
+    if let Some(active) = inner.devices.get(name).and_then(|device| device.active.as_ref()) {
+        active.snaps.values().for_each(|snap| snap.live.store.reactivate());
     }
+}
 
-    fn say_invalid(&self, device: &str, store: &str) {
-        tracing::error!("'{device}' is resumed with the store {store}, which is Invalid");
-        let (device, store) = (device.to_owned(), store.to_owned());
-        self.event(DeviceEvent::Store { device, store, event: StoreEvent::Invalidated });
+impl Devices {
+    /// A device with a new table is resumed: says which of its stores are Invalid, or another table's.
+    pub(super) fn say_invalid(&self, inner: &Inner, name: &str) {
+        let Some(active) = inner.devices.get(name).and_then(|d| d.active.as_ref()) else { return };
+        let stores = active.snaps.values().map(|snap| &snap.live.store);
+        let invalid = stores.filter(|store| store.state().is_invalid());
+        let invalid = invalid.map(|store| store.name().to_owned());
+        let lost = active.lost.keys().filter_map(|line| active.lines[*line].target.snapshot());
+        for store in invalid.chain(lost.map(|spec| spec.cow.to_string())) {
+            self.event(DeviceEvent::ResumedInvalid { device: name.into(), store });
+        }
     }
 
     /// Removes only the name of a suspended source whose stores a destination will take.

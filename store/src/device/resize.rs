@@ -12,7 +12,7 @@ use super::build::Plan;
 use super::core::{DeviceEvent, Devices, Inner, Loaded};
 use super::disks::Disk;
 use super::error::DeviceError;
-use super::handover::can_move;
+use super::handover::{can_move, reactivate};
 use super::serving::go;
 use super::verbs::with_uppers;
 use crate::io::OpenMode;
@@ -92,7 +92,7 @@ impl Devices {
             .and_then(|()| plan.follow())
             .and_then(|()| {
                 self.apply(plan, |inner| {
-                    tables.iter().for_each(|(name, _)| self.reactivate(inner, name));
+                    tables.iter().for_each(|(name, _)| reactivate(inner, name));
                 })
             });
         if swapped.is_err() && serves {

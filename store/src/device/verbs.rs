@@ -14,7 +14,7 @@ use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
 use super::files::MadeStores;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
-use super::handover::settle;
+use super::handover::{reactivate, settle};
 use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
@@ -369,7 +369,8 @@ impl Devices {
         plan.follow()?;
         self.apply(plan, |inner| {
             inner.devices.retain(|_, device| !device.removed || device.active.is_some());
-            self.reactivate(inner, name);
+            reactivate(inner, name);
+            self.say_invalid(inner, name);
             open_files_again(inner, name);
         })
     }

@@ -230,7 +230,9 @@ fn scenario_53_without_its_source_a_destination_is_invalid_and_the_store_is_not(
     for resumed in [false, true] {
         if resumed {
             world.call("device-resume", json!({"name": "b"}));
-            assert_eq!(world.event("SNAPSHOT_INVALIDATED")["data"]["device"], "b");
+            let said = world.event("SNAPSHOT_INVALIDATED")["data"].clone();
+            assert_eq!(said["device"], "b");
+            assert!(said["reason"].as_str().unwrap().contains("another table has"), "{said}");
             is_invalid(&mut world, "b");
             let socket = world.export(&scratch, "b", true);
             let mut disk = disk(&socket);

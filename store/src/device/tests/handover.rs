@@ -132,8 +132,13 @@ fn an_invalid_source_gives_an_invalid_destination_and_an_error() {
         while events.try_recv().is_ok() {}
         hand_over(&world, &line("snapshot", persistence)).unwrap();
         assert_eq!(store_of(&world, "b").state(), StoreState::Invalid, "{persistence}");
-        let said = |event| matches!(event, DeviceEvent::Store { device, .. } if device == "b");
-        assert!(events.try_iter().any(said), "{persistence}");
+        let said = || {
+            let is_it = |event| matches!(event, DeviceEvent::ResumedInvalid { device, .. } if device == "b");
+            events.try_iter().any(is_it)
+        };
+        assert!(said(), "{persistence}");
+        world.devices.resize("b", LEN * 512).unwrap();
+        assert!(!said(), "{persistence}: a resize says nothing new");
         assert_eq!(world.table("b").decide(Op::Read, 0, 4096), Decision::Fail);
     }
 }
