@@ -13,7 +13,7 @@ use snapblk_store::control::command::{
     BlockExportAdd, BlockExportDel, BlockExportOptions, BlockExportRemoveMode, BlockResize,
     Command, DeviceMessage, SocketAddress, TransactionAction, VhostUserBlkOptions,
 };
-use snapblk_store::control::event::{BlockExportDeleted, Event, Shutdown, ShutdownCause};
+use snapblk_store::control::event::{BlockExportDeleted, Event};
 use snapblk_store::control::{CommandError, ErrorClass};
 use snapblk_store::device::{DeviceError, TableKind};
 use snapblk_store::lines::parse_table;
@@ -100,8 +100,6 @@ impl Server {
             Command::BlockResize(c) => self.resize(c),
             Command::QueryBlockExports => Ok(self.query_exports()),
             Command::Quit => {
-                let reason = ShutdownCause::HostQmpQuit;
-                self.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
                 self.course.end(End::Quit);
                 Ok(Answer::DONE)
             }

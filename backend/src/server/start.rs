@@ -265,11 +265,12 @@ fn serve_devices(
         let shared = Monitor::new(Commands::default(), hands, server.jobs.clone());
         monitor = Some((socket.serve(shared.clone())?, shared));
     }
-    let end = ends.recv().unwrap_or(End::Signal);
-    if end == End::Signal {
-        let reason = ShutdownCause::HostSignal;
-        server.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
-    }
+    // Whoever asks after the first is not told of: it ends once.
+    let reason = match ends.recv() {
+        Ok(End::Quit) => ShutdownCause::HostQmpQuit,
+        Ok(End::Signal) | Err(_) => ShutdownCause::HostSignal,
+    };
+    server.events.emit(&Event::Shutdown(Shutdown { guest: false, reason }));
     if let Some((qmp, shared)) = monitor {
         shared.announce_stop();
         qmp.stop(PATIENCE);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -246,6 +247,35 @@ fn a_signal_after_quit_ends_it_at_once() {
     world.server.signal(Signal::TERM).unwrap();
     let status = world.server.wait("end after quit and a signal").unwrap();
     assert_eq!(status.code(), Some(128 + 15), "{}", world.server.stderr());
+}
+
+/// Several ask for the end, and it is announced once.
+#[test]
+fn an_end_that_several_ask_for_is_announced_once() {
+    for _ in 0..4 {
+        let scratch = scratch();
+        let mut world = World::start(&monitor_only(&scratch));
+        let clients: Vec<_> =
+            (0..8).map(|_| Qmp::connect(world.server.monitor()).unwrap()).collect();
+        let together = Barrier::new(clients.len());
+        std::thread::scope(|scope| {
+            for mut client in clients {
+                let together = &together;
+                scope.spawn(move || {
+                    together.wait();
+                    // The end may come before the answer.
+                    let _ = client.call("quit", json!({}));
+                });
+            }
+        });
+        let mut told = 0;
+        while let Ok(Some(event)) = world.qmp.event(Some(Duration::from_secs(20))) {
+            told += u32::from(event["event"] == "SHUTDOWN");
+        }
+        assert_eq!(told, 1);
+        let status = world.server.wait("end after quit").unwrap();
+        assert!(status.success(), "{}", world.server.stderr());
+    }
 }
 
 /// A command waits for a disk that is stuck: front ends of other disks are answered meanwhile.
