@@ -31,7 +31,7 @@ pub(super) struct Hands(pub(super) Arc<Server>);
 impl Handler for Hands {
     fn execute(&self, command: Command) -> Result<Answer, CommandError> {
         let done = self.0.execute(command);
-        self.0.thaw_served();
+        self.0.thaw_guests_whose_devices_serve();
         done
     }
 }

@@ -494,7 +494,7 @@ impl Commit {
         if let Err(error) = server.devices.drop_layers(&self.id) {
             return Some(Outcome::Failed(error.to_string()));
         }
-        server.thaw_served();
+        server.thaw_guests_whose_devices_serve();
         if follows {
             return self.follow(server);
         }

@@ -3,6 +3,9 @@
 //! Owns which disk has which agent, and the freezes of devices that are suspended. A guest is frozen
 //! before its disk stands still, because what it has not written yet goes through that disk, and
 //! thawed when the disk serves again. Never knows what an agent is told.
+//!
+//! The life of a freeze: request, frozen, (command over), then the device serves again, or the bound ends:
+//! thawed. Until the command that asked for it is over its device may serve still, and is not waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -56,9 +59,9 @@ impl Lockfs {
 
     /// The command that froze the guest has done its part: the guest is let go when the device serves.
     /// Only that command says so: another one ends before the device stands still.
-    fn is_settled(&self, device: &str) {
+    fn mark_command_over(&self, device: &str) {
         if let Some(held) = self.held().get_mut(device) {
-            held.settled = true;
+            held.command_over = true;
         }
     }
 }
@@ -66,21 +69,21 @@ impl Lockfs {
 /// What holds still for a device.
 struct Held {
     /// Dropped to let it go.
-    _still: Still,
+    _guests: FrozenGuests,
     /// False until the command that it was frozen for has stopped the device, or is over.
-    settled: bool,
+    command_over: bool,
 }
 
 /// Guests that hold still, until it is dropped.
 #[derive(Default)]
-pub(super) struct Still(Vec<Frozen>);
+pub(super) struct FrozenGuests(Vec<Frozen>);
 
-impl Still {
+impl FrozenGuests {
     /// The last word before what they hold still for happens.
     ///
     /// # Errors
     /// One of them runs again.
-    pub(super) fn last_word(&self) -> Result<(), DeviceError> {
+    pub(super) fn confirm_still_frozen(&self) -> Result<(), DeviceError> {
         let checked = self.0.iter().try_for_each(Frozen::check);
         checked.map_err(|error: AgentError| DeviceError::Refused(error.to_string()))?;
         self.0.iter().for_each(Frozen::served);
@@ -97,7 +100,7 @@ impl Server {
     pub(super) fn freeze<'d>(
         &self,
         devices: impl IntoIterator<Item = &'d str>,
-    ) -> Result<Still, CommandError> {
+    ) -> Result<FrozenGuests, CommandError> {
         let mut disks = BTreeSet::new();
         for device in devices {
             disks.extend(self.devices.serving_over(device).map_err(told)?);
@@ -120,7 +123,7 @@ impl Server {
                 .collect()
         });
         let frozen: Result<Vec<Frozen>, AgentError> = frozen.into_iter().collect();
-        frozen.map(Still).map_err(|error| CommandError::generic(error.to_string()))
+        frozen.map(FrozenGuests).map_err(|error| CommandError::generic(error.to_string()))
     }
 
     fn has_front_end(&self, device: &str) -> bool {
@@ -139,17 +142,17 @@ impl Server {
         }
         let suspended = self.devices.suspend(&c.name, Suspend { noflush });
         if freezes {
-            self.lockfs.is_settled(&c.name);
+            self.lockfs.mark_command_over(&c.name);
         }
-        self.thaw_served();
+        self.thaw_guests_whose_devices_serve();
         done(suspended)
     }
 
     /// Freezes the guests over a device that is about to stand still.
     fn freeze_until_it_serves(&self, device: &str) -> Result<(), CommandError> {
-        let still = self.freeze([device])?;
-        if !still.0.is_empty() {
-            let held = Held { _still: still, settled: false };
+        let guests = self.freeze([device])?;
+        if !guests.0.is_empty() {
+            let held = Held { _guests: guests, command_over: false };
             let before = self.lockfs.held().insert(device.into(), held);
             drop(before);
         }
@@ -158,7 +161,7 @@ impl Server {
 
     /// Lets the guests go whose devices serve again, or are gone: a command may resume or remove
     /// other devices than the one that it names.
-    pub(super) fn thaw_served(&self) {
+    pub(super) fn thaw_guests_whose_devices_serve(&self) {
         let mut held = self.lockfs.held();
         if held.is_empty() {
             return;
@@ -168,7 +171,7 @@ impl Server {
             |name: &str| devices.iter().any(|device| device.name == name && device.suspended);
         let all = std::mem::take(&mut *held).into_iter();
         let (served, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            all.partition(|(name, held)| held.settled && !stands(name));
+            all.partition(|(name, held)| held.command_over && !stands(name));
         *held = others;
         drop(held);
         // It takes as long as the agents do.
@@ -187,9 +190,9 @@ impl Server {
         }
         let resumed = self.devices.resume(&c.name);
         if freezes {
-            self.lockfs.is_settled(&c.name);
+            self.lockfs.mark_command_over(&c.name);
         }
-        self.thaw_served();
+        self.thaw_guests_whose_devices_serve();
         let resumed = resumed.map_err(told)?;
         self.merge_what_resumed(&c.name);
         self.commit_what_resumed(&c.name);

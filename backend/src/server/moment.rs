@@ -37,7 +37,7 @@ impl Server {
         self.devices.flush_ahead(actions.iter().filter_map(MomentAction::device));
         let frozen = actions.iter().zip(lockfs).filter(|(_, lockfs)| *lockfs);
         let still = self.freeze(frozen.filter_map(|(action, _)| action.device()))?;
-        done(self.devices.take_moment(&actions, &|| still.last_word()))
+        done(self.devices.take_moment(&actions, &|| still.confirm_still_frozen()))
     }
 }
 

@@ -109,7 +109,7 @@ impl JobDriver for Commit {
             error.to_string()
         })?;
         // A layer that is gone may have been suspended.
-        server.thaw_served();
+        server.thaw_guests_whose_devices_serve();
         Ok(())
     }
 }
