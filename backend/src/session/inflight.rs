@@ -4,7 +4,8 @@
 //! Owns the file that the front-end is given to keep, and the mapping of the file that it gives
 //! back: one region per ring, one after another. Never knows the content of a region: see
 //! [`Region`]. Keeps: a mapped file is as long as all its regions, whatever the front-end says; of the
-//! files that front-ends were given, at most two take memory of this process.
+//! files that front-ends were given, at most two take memory of this process, unless a front-end gives
+//! an older one back than the last.
 
 use std::os::fd::OwnedFd;
 

@@ -324,7 +324,9 @@ impl<T> Setup<T> {
         let tickets: Vec<_> =
             running.map(|(_, worker)| worker.set_write_through(write_through)).collect();
         for ticket in tickets {
-            self.wait(&ticket).and_then(|outcome| outcome).map_err(nonsense)?;
+            // A worker that is late takes the setting all the same: that cannot be refused any more.
+            let hangs = |e| Refusal::Hangs(format!("the write cache is not set: {e}"));
+            self.wait(&ticket).map_err(hangs)?.map_err(nonsense)?;
         }
         if self.disk.writeback.swap(writeback, Ordering::Relaxed) != writeback {
             (self.disk.keep_writeback)(writeback);
@@ -431,7 +433,7 @@ impl<T> Setup<T> {
         let (vring, worker) = self.vring(index)?;
         let kick = fd.map_or(Kick::Poll, Kick::Event);
         if vring.running {
-            vring.told.push_back(worker.set_kick(kick.try_clone().map_err(nonsense)?));
+            vring.told.push_back(worker.set_kick(kick.share()));
         }
         vring.kick = Some(kick);
         self.await_taken(index)?;
@@ -512,7 +514,7 @@ impl<T> Setup<T> {
                 event_idx,
             },
             inflight: region.map_err(nonsense)?,
-            kick: kick.try_clone().map_err(nonsense)?,
+            kick: kick.share(),
             call: share(&vring.call)?,
             err: share(&vring.err)?,
             enabled: vring.enabled || !protocol_features,

@@ -69,12 +69,12 @@ pub enum Kick {
 }
 
 impl Kick {
-    /// The same, by a descriptor of its own.
-    pub(crate) fn try_clone(&self) -> io::Result<Kick> {
-        Ok(match self {
-            Kick::Event(fd) => Kick::Event(fd.try_clone()?),
+    /// The same, by a descriptor of its own; where none is left, by polling.
+    pub(crate) fn share(&self) -> Kick {
+        match self {
+            Kick::Event(fd) => fd.try_clone().map_or(Kick::Poll, Kick::Event),
             Kick::Poll => Kick::Poll,
-        })
+        }
     }
 }
 

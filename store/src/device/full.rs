@@ -254,11 +254,18 @@ impl Devices {
     /// [`DeviceEvent::FileFull`](super::DeviceEvent::FileFull)), and again when this says so; none
     /// where nothing waits. One thread calls it.
     pub fn tend_full(&self, now: Instant) -> Option<Instant> {
-        let (watched, mut waits) = self.full().begin_to_tend();
-        // Not locked: a file system that is asked for space may not answer, and verbs take the lock.
+        // Not locked afterwards: a file system that is asked for space may not answer, and verbs take
+        // the lock.
+        let (stores, files, mut waits) = {
+            let full = &mut *self.full();
+            (full.stores.clone(), full.files.clone(), std::mem::take(&mut full.waits))
+        };
         let (mut next, mut changed) = (None, false);
         let mut going_on = BTreeMap::new();
-        for watched in watched {
+        // Held one at a time: what a verb closes meanwhile is closed when the verb has ended.
+        let stores = stores.iter().filter_map(Weak::upgrade).map(Watched::Store);
+        let files = files.iter().filter_map(Weak::upgrade).map(Watched::File);
+        for watched in stores.chain(files) {
             let key = watched.key();
             let wait = waits.remove(&key).filter(|wait| wait.goes_for(&watched, now));
             let mut wait = match (watched.is_full(), wait) {
@@ -324,13 +331,6 @@ impl FullStores {
             self.patience.insert(name.into(), patience);
         }
         self.spread(inner);
-    }
-
-    /// All that may be full, each once; and the waits so far, which the caller puts back.
-    fn begin_to_tend(&mut self) -> (Vec<Watched>, BTreeMap<Key, Wait>) {
-        let stores = self.stores.iter().filter_map(Weak::upgrade).map(Watched::Store);
-        let files = self.files.iter().filter_map(Weak::upgrade).map(Watched::File);
-        (stores.chain(files).collect(), std::mem::take(&mut self.waits))
     }
 
     /// Takes note of the tables that serve, and tells every store and other file how patient those are

@@ -2,7 +2,8 @@
 //!
 //! Owns what becomes of its claims, and of the rounds that it leads: they end as failed, since nobody
 //! knows how they would have ended, and who waits for them learns of that. Never knows why the I/O
-//! cannot be waited for. An engine that is quiet has none.
+//! cannot be waited for. An engine that is quiet has none. The batch of a merge stays as it is: whether
+//! it is on the origin is not known, and writes to its chunks wait for the next start.
 
 use super::core::Core;
 use crate::table::Table;

@@ -497,8 +497,9 @@ impl Core {
         self.part_ended(request, for_origin);
     }
 
-    /// Ends all claims as if their I/O had failed, because nobody will hear of it. A data chunk that they
-    /// got has no other use, so a write to it that ends later does no harm.
+    /// Ends all claims as if their I/O had failed, because nobody will hear of it. The log gives the data
+    /// chunks that they got to nobody else, so a write that ends later does no harm. (Only if the store is
+    /// opened again before that write has ended, the new log may.)
     pub(super) fn abandon_claims(&mut self, table: &Table) {
         let log_of = |claimed: &Claimed| table.exceptions()[claimed.exceptions].store().log();
         let mut wake = 0;

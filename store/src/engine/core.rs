@@ -13,7 +13,6 @@ use slab::Slab;
 use super::claim::Claimed;
 use super::claims::{Copy, Run};
 use super::commit::{Barrier, Round, SpareCommits};
-use super::dispatch::MOST_ACTIONS;
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
@@ -144,6 +143,8 @@ pub(super) struct Core {
     pub(super) segs: Vec<Seg>,
     pub(super) finished: VecDeque<(Token, Status)>,
     pub(super) in_flight: usize,
+    /// There were too many of them, and requests get no further pieces: younger ones neither.
+    pub(super) crowded: bool,
     pub(super) stopping: bool,
     /// Its requests write nothing, whatever the table allows.
     pub(super) only_reads: bool,
@@ -186,6 +187,7 @@ impl Core {
             segs: Vec::with_capacity(config.requests * 4),
             finished: VecDeque::with_capacity(config.requests),
             in_flight: 0,
+            crowded: false,
             stopping: false,
             only_reads: false,
             freed: false,
@@ -332,7 +334,8 @@ impl Core {
         loop {
             if self.worker.take_wake() || std::mem::take(&mut self.freed) {
                 self.freed = false;
-                self.ready.extend(self.parked.drain(..));
+                // Before those that came later.
+                self.parked.drain(..).rev().for_each(|index| self.ready.push_front(index));
                 self.look_at_commits();
             }
             while let Some(index) = self.ready.pop_front() {
@@ -351,7 +354,7 @@ impl Core {
 
     pub(super) fn complete(&mut self, table: &Table, completion: Completion) {
         self.in_flight -= 1;
-        self.freed |= self.in_flight == MOST_ACTIONS / 2;
+        self.look_at_crowd();
         let Tag(bits) = completion.tag;
         let kind = KINDS[(bits >> 48) as usize - 1];
         let detail = (bits >> 32) as u16;

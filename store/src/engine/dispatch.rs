@@ -18,6 +18,8 @@ use crate::target::{Decision, Target, Track};
 /// Actions of an engine in flight, beyond which requests get no further pieces: how many pieces a request
 /// has is up to the guest and to where its chunks lie.
 pub(super) const MOST_ACTIONS: usize = 2048;
+/// So many of them end before requests get pieces again, or each that ends would have all looked at.
+const PAUSE: usize = 256;
 
 /// Whether a request proceeds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +54,8 @@ impl Core {
             if pending.failed || pending.cursor == pending.len {
                 break;
             }
-            if self.in_flight >= MOST_ACTIONS {
-                // Half of them end first, and then the parked requests are checked again.
+            self.crowded |= self.in_flight >= MOST_ACTIONS;
+            if self.crowded {
                 return self.park(index, WaitsFor::Wake);
             }
             if self.next_piece(table, index) == Flow::Aside {
@@ -62,6 +64,14 @@ impl Core {
         }
         self.requests[index].waits = WaitsFor::Parts;
         self.maybe_ended(index);
+    }
+
+    /// An action ended. Requests that were given no more pieces get some, the eldest first.
+    #[inline]
+    pub(super) fn look_at_crowd(&mut self) {
+        if self.crowded && self.in_flight + PAUSE <= MOST_ACTIONS {
+            (self.crowded, self.freed) = (false, true);
+        }
     }
 
     fn next_piece(&mut self, table: &Table, index: usize) -> Flow {

@@ -58,3 +58,32 @@ fn requests_of_any_number_of_pieces_have_a_bounded_number_of_actions_in_flight()
     assert_eq!(ended, [ok(0), ok(1), ok(2)]);
     assert!(engine.is_quiet());
 }
+
+#[test]
+fn requests_of_many_pieces_get_them_in_the_order_in_which_they_came() {
+    const DEPTH: u32 = 32;
+    let workers = Arc::new(Workers::with_capacity(1));
+    let mut engine = Engine::new(&workers, Box::new(NoWake), EngineConfig::default()).unwrap();
+    let pieces = MOST_ACTIONS as u64 / 16;
+    engine.bind(Some(scattered(pieces)));
+    let read = |engine: &mut Engine, token: u32| {
+        let (token, sector, len) = (Token(token), Sector(0), pieces * 512);
+        engine.submit(Request { token, op: Op::Read, sector, len, durable: false });
+    };
+    (0..DEPTH).for_each(|token| read(&mut engine, token));
+    let mut in_flight: VecDeque<Tag> = VecDeque::new();
+    for ended in 0..10 * DEPTH {
+        let token = loop {
+            engine.step();
+            in_flight.extend(std::iter::from_fn(|| engine.pop_action()).map(|action| action.tag));
+            let tag = in_flight.pop_front().expect("requests are in flight, and no action is");
+            engine.complete(Completion { tag, result: Ok(()) });
+            if let Some((token, _)) = engine.pop_finished() {
+                break token;
+            }
+        };
+        assert_eq!(token, Token(ended), "none passes another");
+        // A guest keeps so many in flight. The next one is there before the next step.
+        read(&mut engine, DEPTH + ended);
+    }
+}
