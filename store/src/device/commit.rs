@@ -55,6 +55,8 @@ pub(super) struct Commit {
     held: Vec<String>,
     /// The files that it writes below all stores: no other table may use them.
     files: Vec<FileOf>,
+    /// The served device's own store is committed, too.
+    activates: bool,
     /// The base as a writable table; keeps its files open and locked.
     writer: Option<Active>,
     /// How often the served device's own store was put below an overlay to be copied.
@@ -71,10 +73,22 @@ impl Commit {
             chain: vec![device.into()],
             held: Vec::new(),
             files: Vec::new(),
+            activates: false,
             writer: None,
             rested: false,
             steps: 0,
         }
+    }
+
+    /// The layer that is committed, and lies below a store of `active`. This table may name only
+    /// what stays of the chain. But a store keeps the layers that it was made over, so they could
+    /// not leave at the end.
+    fn layer_of(&self, inner: &Inner, active: &Active) -> Option<&String> {
+        let own = self.activates.then_some(&self.device);
+        own.into_iter().chain(&self.held).find(|name| {
+            let layer = inner.active(name).ok().and_then(Active::whole_snapshot);
+            layer.is_some_and(|of| active.snaps.values().any(|snap| snap.lies_on(&of.live)))
+        })
     }
 }
 
@@ -142,6 +156,9 @@ impl Devices {
         if let Some(held) = commit.held.iter().find(|held| active.names(held)) {
             return Some(held.clone());
         }
+        if let Some(layer) = commit.layer_of(inner, active) {
+            return Some(layer.clone());
+        }
         // Devices above the served device reach the base through it.
         let above = with_uppers(inner, &commit.device);
         if above.iter().any(|upper| upper == name || active.names(upper)) {
@@ -202,7 +219,8 @@ impl Devices {
         // It ran before a restart.
         let accepted = inner.state.commits.get(id).is_some_and(|known| known.device == job.device);
         let (chain, held) = (cut.chain(), cut.held());
-        let mut commit = Commit { chain, held, ..Commit::of(&job.device) };
+        let activates = cut.activates;
+        let mut commit = Commit { chain, held, activates, ..Commit::of(&job.device) };
         self.refuse_cut(inner, cut)?;
         let snap = whole(inner, &job.device)?;
         if !matches!(cut.base, CommitBase::Layer(_)) {

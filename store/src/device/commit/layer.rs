@@ -168,6 +168,7 @@ impl Devices {
             inner.devices.remove(base);
         })?;
         commit.writer = None;
+        commit.activates = false;
         commit.chain = vec![device.clone()];
         commit.held.clear();
         Ok(())

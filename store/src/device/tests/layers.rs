@@ -183,6 +183,96 @@ fn a_commit_that_is_given_up_leaves_its_base_to_itself() {
     assert!(store.is_sealed());
 }
 
+/// The layers `low`, `mid`, `high` and `top`, and `beside` over the layer `below`.
+fn forked(below: &str) -> World {
+    let mut world = World::new();
+    world.config().force = true;
+    world.file("disk", LEN);
+    let disk = world.path("disk").display().to_string();
+    for (name, below) in [("low", disk.as_str()), ("mid", "low"), ("high", "mid"), ("top", "high")]
+    {
+        over(&world, name, below).unwrap();
+    }
+    over(&world, "beside", below).unwrap();
+    world
+}
+
+/// A device in the store `name` over `below`.
+fn over(world: &World, name: &str, below: &str) -> Result<(), DeviceError> {
+    world.file(name, LEN);
+    let line = format!("0 {LEN} snapshot {below} {} PO 8", world.path(name).display());
+    world.devices.create(name, None)?;
+    world.devices.load(name, parse_table([line.as_str()]).unwrap(), true)?;
+    world.devices.resume(name).map(|_| ())
+}
+
+fn commit_of(top: Option<&str>, base: Option<&str>) -> CommitJob {
+    let [top, base] = [top, base].map(|name| name.map(String::from));
+    CommitJob { device: "top".into(), top, base, ..CommitJob::default() }
+}
+
+/// A store keeps the layers that it was made over, so they would not leave once all is copied.
+#[test]
+fn a_commit_is_refused_where_its_layers_are_below_another_device() {
+    for (below, top, base, named) in [
+        ("high", Some("mid"), Some("low"), "mid"),
+        ("high", Some("mid"), None, "mid"),
+        ("mid", Some("mid"), Some("low"), "mid"),
+        // Its own store leaves the chain of who lies on it, too.
+        ("top", None, Some("high"), "top"),
+        ("top", None, None, "top"),
+        ("top", Some("mid"), Some("low"), "mid"),
+    ] {
+        let world = forked(below);
+        let job = commit_of(top, base);
+        let said = world.devices.begin_commit("c", &job).unwrap_err().to_string();
+        let why = format!("'{named}' is in use by the device 'beside'; stop that first");
+        assert!(said.contains(&why), "{job:?}: {said}");
+        world.devices.remove("beside", false).unwrap();
+        world.devices.begin_commit("c", &job).unwrap();
+    }
+    // Who lies below them is in nobody's way.
+    let world = forked("low");
+    let job = commit_of(Some("high"), Some("mid"));
+    let (source, writer) = world.devices.begin_commit("c", &job).unwrap().copy.unwrap();
+    assert!(matches!(world.flusher.copy(source, &writer), CommitEnd::Finished));
+    assert!(world.devices.drop_layers("c").unwrap());
+}
+
+/// The only overlay, which has nothing to copy.
+#[test]
+fn a_disk_below_another_device_is_not_merged_into_its_base() {
+    let mut world = World::new();
+    world.config().force = true;
+    world.file("disk", LEN);
+    over(&world, "top", &world.path("disk").display().to_string()).unwrap();
+    over(&world, "beside", "top").unwrap();
+    let said = world.devices.begin_commit("c", &commit_of(None, None)).unwrap_err().to_string();
+    assert!(said.contains("'top' is in use by the device 'beside'; stop that first"), "{said}");
+}
+
+/// Nor does anyone come to lie on them while they are copied.
+#[test]
+fn nothing_is_stacked_above_layers_that_leave() {
+    for (below, top, base) in [
+        ("high", Some("mid"), Some("low")),
+        ("high", Some("mid"), None),
+        ("top", Some("mid"), Some("low")),
+        ("top", None, Some("high")),
+    ] {
+        let world = forked(below);
+        world.devices.remove("beside", false).unwrap();
+        let job = commit_of(top, base);
+        let copy = world.devices.begin_commit("c", &job).unwrap().copy;
+        let said = over(&world, "beside", below).unwrap_err().to_string();
+        assert!(said.contains("in use by the job 'c'"), "{job:?}: {said}");
+        if let Some((source, writer)) = copy {
+            assert!(matches!(world.flusher.copy(source, &writer), CommitEnd::Finished));
+            world.devices.drop_layers("c").unwrap();
+        }
+    }
+}
+
 /// A device of an odd length over a longer file (scenarios 10 and 11): the bytes past its end are
 /// the file's own.
 #[test]
