@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use snapblk_store::device::{FirstTable, StateSays, state_says};
+use snapblk_store::device::{FirstTable, StateSays, state_says, state_says_besides_settings};
 use snapblk_store::io::real_path;
 use snapblk_store::lines::{Param, TargetSpec};
 
@@ -63,7 +63,7 @@ pub(super) fn default_state(args: &ServeArgs, first: &[FirstTable]) -> Result<Pl
 ///
 /// # Errors
 /// What is there only says where the state of the disks is now; or nothing is there, and one beside a file
-/// of the disks says more of them than the arguments.
+/// of the disks knows what commands made of them.
 pub(super) fn named_state(state: &Path, first: &[FirstTable]) -> Result<Places, ServeError> {
     let disks: Vec<&FirstTable> = first.iter().collect();
     if let StateSays::KeptIn(there) = state_says(state, &disks, &disks) {
@@ -76,11 +76,12 @@ pub(super) fn named_state(state: &Path, first: &[FirstTable]) -> Result<Places, 
     Ok(Places { used: Some(state.to_owned()), others: Vec::new() })
 }
 
-/// Refuses to begin the state `new` while one beside a file of the disks knows what it would not.
+/// Refuses to begin the state `new` while one beside a file of the disks knows what it would not. Without
+/// settings a disk is served otherwise, but it is the same disk.
 fn refuse_hidden(new: &Path, first: &[FirstTable]) -> Result<(), ServeError> {
     let own = own(first);
     for place in own.iter().flat_map(|table| places(table)) {
-        match state_says(&place, &own, &beside(&place, &own)) {
+        match state_says_besides_settings(&place, &own, &beside(&place, &own)) {
             StateSays::More { .. } => {
                 return Err(ServeError::StateHidden { new: new.to_owned(), knows: place });
             }

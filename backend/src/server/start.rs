@@ -183,7 +183,7 @@ pub enum ServeError {
         /// The state.
         state: PathBuf,
     },
-    /// The named state is not there, and one beside a file of the disks says more than the arguments.
+    /// The named state is not there, and one beside a file of the disks knows what commands made of them.
     #[error(
         "there is no state file {}, and {}, beside a file of these disks, knows what commands changed of \
          them; name that one by '--state', or move it away if nobody needs what it holds",

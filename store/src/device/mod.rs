@@ -45,6 +45,6 @@ pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
     CommitJob, FirstTable, Halt, MergeJob, State, StateError, StateSays, is_only_read,
-    place_of_state, refuse_state_name, state_says,
+    place_of_state, refuse_state_name, state_says, state_says_besides_settings,
 };
 pub use verbs::{Resumed, Suspend, TableKind};

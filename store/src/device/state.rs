@@ -43,7 +43,7 @@ pub(super) use file::StateFile;
 use left_out::LeftOut;
 pub use names::{place_of_state, refuse_state_name};
 pub use only_read::is_only_read;
-pub use says::{StateSays, state_says};
+pub use says::{StateSays, state_says, state_says_besides_settings};
 
 /// The version of the format.
 const VERSION: u32 = 1;
