@@ -233,6 +233,9 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     if let FlushInterval::After(interval) = args.flush_interval {
         server.devices.commit_after(interval).map_err(io("cannot commit in time"))?;
     }
+    if args.state.is_some() {
+        server.devices.state_was_named();
+    }
     server.devices.replaces_states(others);
     start_devices(&server, args, &first)?;
     let served = serve_devices(&server, args, &course);

@@ -307,6 +307,38 @@ fn a_state_that_is_not_there_hides_none_that_is() {
     World::start(&named("new.state")).stop();
 }
 
+/// A service always names the same state. If that has nothing to say any more, it hides what an older one
+/// knows as before.
+#[test]
+fn a_state_that_was_named_stays_without_content() {
+    let (disks, own) = (disks(), scratch());
+    let unnamed = plain(&own, &disks.path("d1.raw"));
+    let named = with_state(&own, &disks, 1, "s.state");
+    let has_older = |world: &mut World| world.tables().into_iter().any(|(name, _)| name == "older");
+    // What is not there yet is not made for nothing.
+    World::start(&named).stop();
+    assert_eq!(states(&disks), NOTHING);
+    let mut world = World::start(&unnamed);
+    world.call("device-create", json!({"name": "older"}));
+    world.stop();
+    std::fs::copy(disks.path("d1.raw.state"), disks.path("s.state")).unwrap();
+    let older = std::fs::read(disks.path("d1.raw.state")).unwrap();
+    let mut world = World::start(&named);
+    assert!(has_older(&mut world));
+    world.call("device-remove", json!({"name": "older"}));
+    world.stop();
+    for _ in 0..2 {
+        assert_eq!(states(&disks), ["d1.raw.state", "s.state"]);
+        let mut world = World::start(&named);
+        assert!(!has_older(&mut world));
+        world.stop();
+    }
+    assert_eq!(std::fs::read(disks.path("d1.raw.state")).unwrap(), older);
+    let mut world = World::start(&unnamed);
+    assert!(has_older(&mut world));
+    world.stop();
+}
+
 /// A state that knows a disk by another name is neither used nor passed over: the disk's store would be
 /// served without the layers above it.
 #[test]

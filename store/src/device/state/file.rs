@@ -33,6 +33,8 @@ pub(in crate::device) struct StateFile {
     bases: Vec<BaseState>,
     /// The file's text, as this process read or wrote it; none if there is no file of its own.
     pub(super) kept: Option<String>,
+    /// It was named: that it is not there shall mean that it never was.
+    pub(super) named: bool,
     /// The states of these disks that are not used.
     pub(super) others: Vec<PathBuf>,
     /// The lock on it, from when there is one.
@@ -81,10 +83,10 @@ impl StateFile {
         Ok(())
     }
 
-    /// Replaces the file, durably; removes it if there is nothing to keep.
+    /// Replaces the file, durably; removes it if there is nothing to keep, unless it was named.
     pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
         let state = state.without_given();
-        if state.is_nothing() {
+        if state.is_nothing() && !self.stays() {
             return self.remove();
         }
         self.claim()?;

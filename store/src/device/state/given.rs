@@ -3,9 +3,13 @@
 //! Owns the rule that disks which are as the arguments made them are neither written to the file
 //! nor read from that of an older version: a guest that sets its write cache does not bind the
 //! next start to a size or to arguments. Never knows what else is kept, only whether there is
-//! anything.
+//! anything. Keeps: a file that was named stays, with nothing in it, so that the next start knows that
+//! it was chosen.
+
+use std::path::PathBuf;
 
 use super::{DeviceState, First, State, StateError, StateFile, put_back};
+use crate::device::core::Devices;
 use crate::io::durable::sync_name;
 use crate::lines::parse_table;
 
@@ -84,7 +88,22 @@ impl State {
     }
 }
 
+impl Devices {
+    /// Before a start: the state was named, so that it stays once it is there.
+    pub fn state_was_named(&self) {
+        self.state_file().named = true;
+    }
+}
+
 impl StateFile {
+    /// Whether the file stays if there is nothing to keep. A start takes a named one that is not there for a
+    /// new one, which may hide another.
+    pub(super) fn stays(&self) -> bool {
+        // Not made again for nothing.
+        let is_there = |path: &PathBuf| path.try_exists().unwrap_or(true);
+        self.named && self.kept.is_some() && self.path.as_ref().is_some_and(is_there)
+    }
+
     /// The file is not changed any more: the process ends.
     pub(in crate::device) fn close(&mut self) {
         self.path = None;

@@ -52,6 +52,38 @@ fn a_guest_s_write_cache_pins_neither_size_nor_arguments() {
     assert_eq!(seen::take(), [std::fs::canonicalize(world.dir.path()).unwrap()]);
 }
 
+/// A state that was named and is not there is a new one to the next start. So it stays, and binds nothing.
+#[test]
+fn a_state_that_was_named_is_not_removed() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    let state = world.path("state");
+    let set = |world: &World, on| world.devices.set_write_through("disk", "guest", on).unwrap();
+    let kept = || std::fs::read_to_string(&state).unwrap();
+    world.devices.state_was_named();
+    start(&world, &[given(&world, "disk", LEN, false)]).unwrap();
+    assert!(!state.exists(), "nothing is made for nothing");
+    set(&world, true);
+    set(&world, false);
+    assert!(kept().contains("generation = 2") && !kept().contains("disk"), "{}", kept());
+    let world = again(world);
+    world.devices.state_was_named();
+    start(&world, &[given(&world, "disk", 2 * LEN, false)]).unwrap();
+    assert_eq!(world.table("disk").size(), Sector(2 * LEN));
+    assert!(kept().contains("generation = 3"), "{}", kept());
+    // What somebody else removed is not made again, either.
+    set(&world, true);
+    std::fs::remove_file(&state).unwrap();
+    set(&world, false);
+    assert!(!state.exists());
+    // One that was not named goes with what it says.
+    set(&world, true);
+    set(&world, false);
+    let world = again(world);
+    start(&world, &[given(&world, "disk", LEN, false)]).unwrap();
+    assert!(!state.exists());
+}
+
 /// Servers that share a disk which they only read have no state, which only one of them could have.
 #[test]
 fn a_write_cache_of_a_disk_that_is_only_read_is_kept_when_it_is_written() {
