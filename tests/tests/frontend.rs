@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use snapblk_tests::client::{Client, Connect};
 use snapblk_tests::rng::Rng;
@@ -249,7 +250,11 @@ fn overlay_on_disk_without_io_uring() {
         let without = env!("CARGO_BIN_EXE_without-io-uring").into();
         let command = command.clone().run_by(without, []);
         let server = start(&command);
-        assert!(server.stderr().contains("io_uring cannot be used here"), "{}", server.stderr());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.stderr().contains("io_uring cannot be used here") {
+            assert!(Instant::now() < deadline, "{}", server.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         stop(server);
         load_and_restart(&command, ledger, 4);
     });
