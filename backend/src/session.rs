@@ -27,7 +27,7 @@ use rustix::io::Errno;
 
 use crate::binding::Geometry;
 use crate::config::LogicalBlock;
-use crate::worker::{Ticket, WorkerError, WorkerHandle};
+use crate::worker::{PendingReply, WorkerError, WorkerHandle};
 
 use channel::Channel;
 use connection::{Connection, Ended, Envelope, has_hung_up};
@@ -270,11 +270,11 @@ impl<T> Session<T> {
 
     /// Waits for the rings of a front-end that is gone. New front-ends wait in the socket's queue,
     /// but not forever.
-    fn await_tear_down(&self, tickets: &[Ticket<Option<u16>>]) {
+    fn await_tear_down(&self, replies: &[PendingReply<Option<u16>>]) {
         let begin = Instant::now();
         let mut complained = false;
-        for ticket in tickets {
-            while ticket.wait(REFUSE_EVERY) == Err(WorkerError::TimedOut) {
+        for reply in replies {
+            while reply.wait(REFUSE_EVERY) == Err(WorkerError::TimedOut) {
                 if begin.elapsed() < TEAR_DOWN_LIMIT {
                     continue;
                 }

@@ -157,7 +157,7 @@ impl Vring {
     /// an earlier process come first.
     #[inline]
     pub fn take<'r>(&'r mut self, memory: &'r GuestMemory) -> Option<Chain<'r>> {
-        if let Some(head) = self.inflight.as_mut().and_then(Inflight::next_owed) {
+        if let Some(head) = self.inflight.as_mut().and_then(Inflight::next_inherited) {
             return Some(Chain::new(memory, &self.table, self.setup.size, head));
         }
         if self.seen == self.next && !self.look() {
@@ -192,7 +192,7 @@ impl Vring {
     pub fn has_work(&self) -> bool {
         !self.broken
             && (self.seen != self.next
-                || self.inflight.as_ref().is_some_and(|it| it.owes() > 0)
+                || self.inflight.as_ref().is_some_and(|it| it.inherited() > 0)
                 || self.available.load_u16(INDEX, Ordering::Relaxed) != self.next)
     }
 
@@ -291,12 +291,12 @@ impl Vring {
     /// and that were not taken do not count: without the inflight memory they must be found in the
     /// ring.
     pub fn base(&self) -> u16 {
-        self.next.wrapping_sub(self.owes())
+        self.next.wrapping_sub(self.inherited())
     }
 
     /// Chains that an earlier process left and that were not taken yet.
-    pub fn owes(&self) -> u16 {
-        self.inflight.as_ref().map_or(0, Inflight::owes)
+    pub fn inherited(&self) -> u16 {
+        self.inflight.as_ref().map_or(0, Inflight::inherited)
     }
 
     /// Whether a later start, even of another process, finds the chains that are in flight now.

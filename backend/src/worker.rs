@@ -38,7 +38,7 @@ use crate::config::SERIAL_LEN;
 use crate::request::{BlkStatus, Limits, Parser};
 
 use flights::{Flights, Memories};
-pub use mailbox::{Kick, Reply, ResumeWith, RingStart, Ticket, WorkerError, WorkerHandle};
+pub use mailbox::{Kick, PendingReply, Reply, ResumeWith, RingStart, WorkerError, WorkerHandle};
 use mailbox::{Mail, Mailbox, Outcome, WakeMailbox};
 pub(crate) use mailbox::{new_eventfd, signal};
 use notifier::Notifier;
@@ -142,7 +142,7 @@ struct Worker<E: DeviceEngine, I: DeviceIo> {
     /// [`OWN_FLUSH`] has not ended yet.
     own_flush: bool,
     /// The driver turned its cache off while there was no table to flush.
-    owes_flush: bool,
+    flushes_at_resume: bool,
     stopping: bool,
     /// The receiver of failed requests.
     failed: Box<dyn Fn(Failure)>,
@@ -185,7 +185,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             drains: None,
             commit_wanted: false,
             own_flush: false,
-            owes_flush: false,
+            flushes_at_resume: false,
             stopping: false,
             failed,
         })
@@ -404,7 +404,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             self.mailbox.take(&mut self.mail);
         }
         let mut busy = false;
-        while !self.ends_owed_first()
+        while !self.ends_inherited_first()
             && let Some(at) = self.mail.iter().position(|mail| self.may_follow(mail))
         {
             if let Some(mail) = self.mail.remove(at) {
@@ -496,7 +496,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         self.engine.bind(table.clone());
         self.io.adopt_files(self.engine.files());
         self.gate = Gate::Open;
-        if table.is_some() && std::mem::take(&mut self.owes_flush) {
+        if table.is_some() && std::mem::take(&mut self.flushes_at_resume) {
             self.begin_quiesce(Quiesce::write_through(None, true));
         }
         self.table = table;

@@ -312,7 +312,7 @@ impl<'a> Words<'a> {
         let letters = self.next("P, PO or N")?;
         let persistence = match &*letters {
             "P" => Persistence::Persistent,
-            "PO" => Persistence::Overflow,
+            "PO" => Persistence::PersistentOverflow,
             "N" => Persistence::Transient,
             _ => return Err(self.bad(&letters, "P, PO or N")),
         };
@@ -539,7 +539,7 @@ mod tests {
             (param(), path()).prop_map(|(origin, cow)| SnapshotSpec {
                 origin,
                 cow,
-                persistence: Persistence::Overflow,
+                persistence: Persistence::PersistentOverflow,
                 chunk: Some(ChunkSize::TOOLS),
                 features: Features { discard_zeroes_cow: true, ..Features::default() },
             })

@@ -127,7 +127,9 @@ fn s78_when_the_time_is_over_writes_fail_as_without_a_wait() {
 /// failures.
 #[test]
 fn s78_an_origins_write_waits_for_room_in_its_snapshot() {
-    for persistence in [Persistence::Persistent, Persistence::Overflow, Persistence::Transient] {
+    for persistence in
+        [Persistence::Persistent, Persistence::PersistentOverflow, Persistence::Transient]
+    {
         // A transient store has no metadata.
         let room = if persistence == Persistence::Transient { 32 } else { 16 };
         for grows in [true, false] {
@@ -286,7 +288,7 @@ fn s78_a_chunk_that_has_its_place_and_finds_no_room_is_waited_for() {
 fn s78_what_the_file_of_a_disk_has_no_room_for_is_waited_for() {
     let plain = Config::new(Shape::Plain, 64);
     let plain = Config { queues: 2, failures: true, origin_failures: true, ..plain };
-    let mut origin = Config { origin_failures: true, ..origin(Persistence::Overflow) };
+    let mut origin = Config { origin_failures: true, ..origin(Persistence::PersistentOverflow) };
     if let Shape::Origin(snaps) = &mut origin.shape {
         snaps[0].store = 64 * 8;
     }
@@ -336,7 +338,7 @@ fn s74_s78_what_waits_for_room_fails_where_a_commit_does() {
         let errno = Errno::EIO;
         world.sim.add_fault(Fault { file, op, range: None, after: 0, count: 1, errno });
         assert_eq!(world.one(req(0, Op::Flush, 0, 0)), Ok(ERROR));
-        assert_eq!(world.state(0), StoreState::ReadOnly);
+        assert_eq!(world.state(0), StoreState::CommitFailed);
         assert!(world.ended.contains(&(held, Status::Error)), "{:?}", world.ended);
     });
 }
@@ -420,7 +422,7 @@ fn some_config(rng: &mut Rng) -> Config {
     let sectors = 40 + rng.below(160);
     let snap = |rng: &mut Rng| Snap {
         chunk: 1 << rng.below(5),
-        persistence: *rng.pick(&[Persistence::Persistent, Persistence::Overflow]),
+        persistence: *rng.pick(&[Persistence::Persistent, Persistence::PersistentOverflow]),
         store: 64 + rng.below(64),
         sectors: 8 + rng.below(sectors - 8),
     };

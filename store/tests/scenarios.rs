@@ -17,7 +17,7 @@ const OK: Option<Status> = Some(Status::Ok);
 const ERROR: Option<Status> = Some(Status::Error);
 const NO_SPACE: Option<Status> = Some(Status::NoSpace);
 const PERSISTENT: Persistence = Persistence::Persistent;
-const OVERFLOW: Persistence = Persistence::Overflow;
+const OVERFLOW: Persistence = Persistence::PersistentOverflow;
 
 fn req(device: usize, op: Op, sector: u64, count: u64) -> Req {
     Req { device, op, sector, count, durable: false }

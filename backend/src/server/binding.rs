@@ -21,7 +21,7 @@ use snapblk_store::workers::Wake;
 
 use super::failures::Failed;
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, Geometry};
-use crate::worker::{ResumeWith, Ticket, WorkerError, WorkerHandle};
+use crate::worker::{PendingReply, ResumeWith, WorkerError, WorkerHandle};
 
 const POISONED: &str = "geometry lock poisoned";
 
@@ -117,13 +117,13 @@ impl Binding for Served {
 
 struct Attached {
     handle: WorkerHandle<Table>,
-    stopping: Mutex<Option<Ticket<Result<(), WorkerError>>>>,
+    stopping: Mutex<Option<PendingReply<Result<(), WorkerError>>>>,
     served: Arc<Mutex<Option<Geometry>>>,
 }
 
 impl Attached {
-    fn stopping(&self) -> std::sync::MutexGuard<'_, Option<Ticket<Result<(), WorkerError>>>> {
-        self.stopping.lock().expect("ticket lock poisoned")
+    fn stopping(&self) -> std::sync::MutexGuard<'_, Option<PendingReply<Result<(), WorkerError>>>> {
+        self.stopping.lock().expect("reply lock poisoned")
     }
 }
 
@@ -133,8 +133,8 @@ impl AttachedWorker for Attached {
     }
 
     fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
-        let Some(ticket) = self.stopping().take() else { return Ok(()) };
-        match ticket.wait(deadline.saturating_duration_since(Instant::now())) {
+        let Some(reply) = self.stopping().take() else { return Ok(()) };
+        match reply.wait(deadline.saturating_duration_since(Instant::now())) {
             Ok(Ok(())) | Ok(Err(WorkerError::Gone)) | Err(WorkerError::Gone) => Ok(()),
             Ok(Err(_)) | Err(_) => {
                 // Undone, also half-way; what it answers does not matter.

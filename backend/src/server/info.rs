@@ -53,7 +53,7 @@ fn snapshot(status: &TargetStatus, spec: &SnapshotSpec) -> SnapshotTarget {
             SnapshotState::Invalid
         }
         _ if status.merge_failed => SnapshotState::MergeFailed,
-        Some(StoreState::Overflow | StoreState::ReadOnly) => SnapshotState::Overflow,
+        Some(StoreState::Overflow | StoreState::CommitFailed) => SnapshotState::Overflow,
         None | Some(StoreState::Valid | StoreState::Full) => SnapshotState::Valid,
     };
     let usage = status.usage.filter(|_| state != SnapshotState::Invalid);
@@ -62,7 +62,7 @@ fn snapshot(status: &TargetStatus, spec: &SnapshotSpec) -> SnapshotTarget {
         cow: spec.cow.to_string(),
         persistent: match spec.persistence {
             cow::Persistence::Persistent => Persistence::Persistent,
-            cow::Persistence::Overflow => Persistence::PersistentOverflow,
+            cow::Persistence::PersistentOverflow => Persistence::PersistentOverflow,
             cow::Persistence::Transient => Persistence::Transient,
         },
         chunk_size: spec.chunk.map_or(0, |chunk| chunk.bytes()),
@@ -95,7 +95,7 @@ mod tests {
         for state in [StoreState::Invalid, StoreState::Invalidating, StoreState::Unmarked] {
             assert_eq!(of(state, true), (SnapshotState::Invalid, false));
         }
-        assert_eq!(of(StoreState::ReadOnly, true), (SnapshotState::MergeFailed, true));
-        assert_eq!(of(StoreState::ReadOnly, false), (SnapshotState::Overflow, true));
+        assert_eq!(of(StoreState::CommitFailed, true), (SnapshotState::MergeFailed, true));
+        assert_eq!(of(StoreState::CommitFailed, false), (SnapshotState::Overflow, true));
     }
 }

@@ -60,7 +60,9 @@ fn planned(action: TransactionAction) -> Result<MomentAction, CommandError> {
             chunk: c.chunk_size.map(chunk_of_bytes).transpose()?,
             size: c.size,
             persistence: match c.persistent.map(Persistent::way) {
-                None | Some(Persistence::PersistentOverflow) => cow::Persistence::Overflow,
+                None | Some(Persistence::PersistentOverflow) => {
+                    cow::Persistence::PersistentOverflow
+                }
                 Some(Persistence::Persistent) => cow::Persistence::Persistent,
                 Some(Persistence::Transient) => cow::Persistence::Transient,
             },

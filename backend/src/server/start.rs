@@ -381,7 +381,7 @@ fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
                     Some(store) => TargetSpec::Snapshot(snapblk_store::lines::SnapshotSpec {
                         origin: base,
                         cow: Param::from_path(store),
-                        persistence: snapblk_store::cow::Persistence::Overflow,
+                        persistence: snapblk_store::cow::Persistence::PersistentOverflow,
                         chunk: Some(ChunkSize::TOOLS),
                         features: Default::default(),
                     }),

@@ -22,7 +22,7 @@ use crate::binding::Geometry;
 use crate::config::{self, ConfigSpace};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::vring::{MAX_QUEUE_SIZE, VringSetup};
-use crate::worker::{Kick, RingStart, Ticket, WorkerError, WorkerHandle};
+use crate::worker::{Kick, PendingReply, RingStart, WorkerError, WorkerHandle};
 
 /// The protocol features of this back end.
 pub(super) const PROTOCOL_FEATURES: Protocol = Protocol::MQ
@@ -81,7 +81,7 @@ struct Vring {
     /// Its worker has it.
     running: bool,
     /// Changes that its worker was told of.
-    told: VecDeque<Ticket<()>>,
+    told: VecDeque<PendingReply<()>>,
 }
 
 /// The state of a connection.
@@ -132,10 +132,10 @@ impl<T> Setup<T> {
     }
 
     /// Waits for a worker, for as long as its requests in flight may take to end.
-    fn wait<R>(&self, ticket: &Ticket<R>) -> Result<R, WorkerError> {
+    fn wait<R>(&self, reply: &PendingReply<R>) -> Result<R, WorkerError> {
         let begin = Instant::now();
         loop {
-            match ticket.wait(REFUSE_EVERY) {
+            match reply.wait(REFUSE_EVERY) {
                 Err(WorkerError::TimedOut) if begin.elapsed() < DRAIN_LIMIT => (self.meanwhile)(),
                 answer => return answer,
             }
@@ -257,11 +257,11 @@ impl<T> Setup<T> {
     }
 
     /// Begins to stop all rings: requests in flight end, owed chunks are made durable.
-    pub(super) fn tear_down(&mut self) -> Vec<Ticket<Option<u16>>> {
+    pub(super) fn tear_down(&mut self) -> Vec<PendingReply<Option<u16>>> {
         // New front-ends are served when that is over. And it may hold the connection open.
         self.meanwhile = Box::new(|| {});
         let running = self.vrings.iter_mut().zip(&self.workers).filter(|(vring, _)| vring.running);
-        let tickets = running
+        let replies = running
             .map(|(vring, worker)| {
                 vring.running = false;
                 vring.kick = None;
@@ -272,7 +272,7 @@ impl<T> Setup<T> {
             // Nothing waits for it: it is carried out when the ring has stopped.
             drop(worker.set_memory(Arc::default()));
         }
-        tickets
+        replies
     }
 
     fn offered(&self) -> u64 {
@@ -321,12 +321,12 @@ impl<T> Setup<T> {
         let writeback = value != 0;
         let write_through = config::is_write_through(self.features, writeback);
         let running = self.vrings.iter().zip(&self.workers).filter(|(vring, _)| vring.running);
-        let tickets: Vec<_> =
+        let replies: Vec<_> =
             running.map(|(_, worker)| worker.set_write_through(write_through)).collect();
-        for ticket in tickets {
+        for reply in replies {
             // A worker that is late takes the setting all the same: that cannot be refused any more.
             let hangs = |e| Refusal::Hangs(format!("the write cache is not set: {e}"));
-            self.wait(&ticket).map_err(hangs)?.map_err(nonsense)?;
+            self.wait(&reply).map_err(hangs)?.map_err(nonsense)?;
         }
         if self.disk.writeback.swap(writeback, Ordering::Relaxed) != writeback {
             (self.disk.keep_writeback)(writeback);
@@ -364,11 +364,11 @@ impl<T> Setup<T> {
     /// as soon as the guest knows of it.
     fn set_memory(&mut self, memory: Result<GuestMemory, MemoryError>) -> Result<(), Refusal> {
         self.memory = Arc::new(memory.map_err(nonsense)?);
-        let tickets: Vec<_> =
+        let replies: Vec<_> =
             self.workers.iter().map(|worker| worker.set_memory(self.memory.clone())).collect();
         // A worker that is late adopts it all the same: that cannot be refused any more.
         let hangs = |e| Refusal::Hangs(format!("a worker does not adopt its memory: {e}"));
-        tickets.iter().try_for_each(|ticket| self.wait(ticket).map_err(hangs))
+        replies.iter().try_for_each(|reply| self.wait(reply).map_err(hangs))
     }
 
     /// Rings find it when they are started.
@@ -484,7 +484,7 @@ impl<T> Setup<T> {
     fn await_taken(&mut self, index: u32) -> Result<(), Refusal> {
         loop {
             let told = &mut self.vring(index)?.0.told;
-            told.retain(|ticket| ticket.wait(Duration::ZERO) == Err(WorkerError::TimedOut));
+            told.retain(|reply| reply.wait(Duration::ZERO) == Err(WorkerError::TimedOut));
             if told.len() <= UNTAKEN {
                 return Ok(());
             }
@@ -521,10 +521,10 @@ impl<T> Setup<T> {
             write_through,
         };
         vring.running = true;
-        let ticket = worker.start_ring(start);
+        let reply = worker.start_ring(start);
         // If the worker is late, it starts the ring all the same: that cannot be refused any more.
         let hangs = |e| Refusal::Hangs(format!("vring {index}: {e}"));
-        let started = self.wait(&ticket).map_err(hangs)?;
+        let started = self.wait(&reply).map_err(hangs)?;
         if let Err(e) = started {
             self.vring(index)?.0.running = false;
             return Err(nonsense(format!("vring {index} cannot be started: {e}")));
@@ -540,9 +540,9 @@ impl<T> Setup<T> {
         let (vring, worker) = self.vring(index)?;
         let mut stopped = None;
         if vring.running {
-            let ticket = worker.stop_ring();
+            let reply = worker.stop_ring();
             // The position is not known before the ring has stopped, and must not be invented.
-            let base = self.wait(&ticket);
+            let base = self.wait(&reply);
             stopped = base.map_err(|e| Refusal::Hangs(format!("vring {index}: {e}")))?;
         }
         let (vring, _) = self.vring(index)?;

@@ -73,7 +73,7 @@ pub(super) struct Inflight {
     /// Chains that ended and were not published yet.
     ended: u16,
     /// Chains that an earlier process took and did not complete; the next one is last.
-    owed: Vec<u16>,
+    inherited: Vec<u16>,
 }
 
 impl Inflight {
@@ -90,14 +90,14 @@ impl Inflight {
         if size > descriptors {
             return Err(VringError::Tracked { size, descriptors });
         }
-        let mut inflight = Inflight { window, size, counter: 0, ended: 0, owed: Vec::new() };
+        let mut inflight = Inflight { window, size, counter: 0, ended: 0, inherited: Vec::new() };
         let is_new = inflight.window.load_u16(VERSION, Ordering::Acquire) != SPLIT;
         let waits_for = available.wrapping_sub(used);
         if is_new || !inflight.end_batch(used) || !inflight.recall(waits_for) {
             inflight.begin(descriptors, used);
             return Ok((inflight, base));
         }
-        let next = used.wrapping_add(inflight.owed.len() as u16);
+        let next = used.wrapping_add(inflight.inherited.len() as u16);
         Ok((inflight, next))
     }
 
@@ -139,37 +139,37 @@ impl Inflight {
         let counter = |head: u16| self.window.load_u64(entry(head) + COUNTER);
         // Each counter is read once: the front-end may change it meanwhile.
         let noted = |head| (counter(head), head);
-        let mut owed: Vec<(u64, u16)> = (0..self.size).filter(marked).map(noted).collect();
-        if owed.len() > usize::from(waits_for) {
+        let mut left: Vec<(u64, u16)> = (0..self.size).filter(marked).map(noted).collect();
+        if left.len() > usize::from(waits_for) {
             tracing::warn!(
                 "the inflight region of a virtqueue is another ring's ({} requests in flight, and \
                  its driver waits for {waits_for}); it begins anew",
-                owed.len()
+                left.len()
             );
             return false;
         }
-        owed.sort_by_key(|&(counter, _)| std::cmp::Reverse(counter));
-        self.counter = owed.first().map_or(0, |&(last, _)| last.wrapping_add(1));
-        if !owed.is_empty() {
+        left.sort_by_key(|&(counter, _)| std::cmp::Reverse(counter));
+        self.counter = left.first().map_or(0, |&(last, _)| last.wrapping_add(1));
+        if !left.is_empty() {
             tracing::warn!(
                 "a virtqueue goes on with {} requests that were in flight when it ended",
-                owed.len()
+                left.len()
             );
         }
-        self.owed = owed.into_iter().map(|(_, head)| head).collect();
+        self.inherited = left.into_iter().map(|(_, head)| head).collect();
         true
     }
 
     /// The next chain that was left in flight, once; it stays marked as it was.
     #[inline]
-    pub(super) fn next_owed(&mut self) -> Option<u16> {
-        self.owed.pop()
+    pub(super) fn next_inherited(&mut self) -> Option<u16> {
+        self.inherited.pop()
     }
 
     /// Chains that were left in flight and not taken yet; no more than the ring has descriptors.
     #[inline]
-    pub(super) fn owes(&self) -> u16 {
-        self.owed.len() as u16
+    pub(super) fn inherited(&self) -> u16 {
+        self.inherited.len() as u16
     }
 
     /// A chain was taken. A chain that is already in flight keeps its place.

@@ -56,7 +56,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         if let Some(ring) = &mut self.ring {
             ring.vring.complete(head, len);
             ring.driver.ended();
-            ring.owes_interrupt = true;
+            ring.interrupt_due = true;
         }
         read
     }
@@ -71,7 +71,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     pub(super) fn give_back(&mut self, head: u16) {
         if let Some(ring) = &mut self.ring {
             ring.vring.give_back(head, 0);
-            ring.owes_interrupt = true;
+            ring.interrupt_due = true;
         }
     }
 
@@ -79,7 +79,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     #[inline]
     pub(super) fn interrupt(&mut self) {
         let Some(ring) = &mut self.ring else { return };
-        if !std::mem::take(&mut ring.owes_interrupt) {
+        if !std::mem::take(&mut ring.interrupt_due) {
             return;
         }
         ring.untold_bytes = 0;

@@ -110,9 +110,9 @@ impl<R> Reply<R> {
 
 /// The answer to a message, to be waited for.
 #[derive(Debug)]
-pub struct Ticket<R>(Receiver<R>);
+pub struct PendingReply<R>(Receiver<R>);
 
-impl<R> Ticket<R> {
+impl<R> PendingReply<R> {
     /// Waits for at most `limit`.
     pub fn wait(&self, limit: Duration) -> Result<R, WorkerError> {
         self.0.recv_timeout(limit).map_err(|e| match e {
@@ -228,22 +228,22 @@ impl<T> WorkerHandle<T> {
         WorkerHandle { mailbox }
     }
 
-    fn ask<R>(&self, mail: impl FnOnce(Reply<R>) -> Mail<T>) -> Ticket<R> {
+    fn ask<R>(&self, mail: impl FnOnce(Reply<R>) -> Mail<T>) -> PendingReply<R> {
         let (send, receive) = sync_channel(1);
         self.mailbox.post(mail(Reply(send)));
-        Ticket(receive)
+        PendingReply(receive)
     }
 
     /// Takes no more requests and lets those in flight end; with `flush`, makes owed chunks
-    /// durable. The ticket answers when nothing is in flight and the table was released. Requests
+    /// durable. The reply comes when nothing is in flight and the table was released. Requests
     /// that the engine holds stay held. [`resume`](Self::resume) with [`ResumeWith::Same`] undoes
     /// this, even half-way.
-    pub fn suspend(&self, flush: bool) -> Ticket<Result<(), WorkerError>> {
+    pub fn suspend(&self, flush: bool) -> PendingReply<Result<(), WorkerError>> {
         self.ask(|reply| Mail::Suspend { flush, reply })
     }
 
     /// Serves again.
-    pub fn resume(&self, with: ResumeWith<T>) -> Ticket<Result<(), WorkerError>> {
+    pub fn resume(&self, with: ResumeWith<T>) -> PendingReply<Result<(), WorkerError>> {
         self.ask(|reply| Mail::Resume { with, reply })
     }
 
@@ -252,41 +252,41 @@ impl<T> WorkerHandle<T> {
         self.mailbox.post(Mail::Commit);
     }
 
-    pub(crate) fn set_memory(&self, memory: Arc<GuestMemory>) -> Ticket<()> {
+    pub(crate) fn set_memory(&self, memory: Arc<GuestMemory>) -> PendingReply<()> {
         self.ask(|reply| Mail::Memory { memory, reply })
     }
 
     pub(crate) fn start_ring(
         &self,
         start: RingStart,
-    ) -> Ticket<Result<(), crate::vring::VringError>> {
+    ) -> PendingReply<Result<(), crate::vring::VringError>> {
         self.ask(|reply| Mail::StartRing { start: Box::new(start), reply })
     }
 
     /// Ends requests in flight; fails held requests, or leaves them for the next start of the
     /// ring; flushes. Returns the position at which the ring stopped, or none if there was no
     /// ring.
-    pub(crate) fn stop_ring(&self) -> Ticket<Option<u16>> {
+    pub(crate) fn stop_ring(&self) -> PendingReply<Option<u16>> {
         self.ask(|reply| Mail::StopRing { reply })
     }
 
-    pub(crate) fn set_write_through(&self, on: bool) -> Ticket<Outcome> {
+    pub(crate) fn set_write_through(&self, on: bool) -> PendingReply<Outcome> {
         self.ask(|reply| Mail::WriteThrough { on, reply })
     }
 
-    pub(crate) fn enable(&self, on: bool) -> Ticket<()> {
+    pub(crate) fn enable(&self, on: bool) -> PendingReply<()> {
         self.ask(|reply| Mail::Enable { on, reply })
     }
 
-    pub(crate) fn set_kick(&self, kick: Kick) -> Ticket<()> {
+    pub(crate) fn set_kick(&self, kick: Kick) -> PendingReply<()> {
         self.ask(|reply| Mail::Kick { kick, reply })
     }
 
-    pub(crate) fn set_call(&self, call: Option<OwnedFd>) -> Ticket<()> {
+    pub(crate) fn set_call(&self, call: Option<OwnedFd>) -> PendingReply<()> {
         self.ask(|reply| Mail::Call { call, reply })
     }
 
-    pub(crate) fn set_err(&self, err: Option<OwnedFd>) -> Ticket<()> {
+    pub(crate) fn set_err(&self, err: Option<OwnedFd>) -> PendingReply<()> {
         self.ask(|reply| Mail::Err { err, reply })
     }
 

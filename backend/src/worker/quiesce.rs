@@ -84,10 +84,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
 
     /// The next message stops the ring, and requests of an earlier process were not taken yet,
     /// which a served ring does not leave behind. Later messages wait with it.
-    pub(super) fn ends_owed_first(&self) -> bool {
+    pub(super) fn ends_inherited_first(&self) -> bool {
         matches!(self.mail.front(), Some(Mail::StopRing { .. }))
             && self.may_serve()
-            && self.ring.as_ref().is_some_and(|ring| ring.vring.owes() > 0)
+            && self.ring.as_ref().is_some_and(|ring| ring.vring.inherited() > 0)
     }
 
     /// Nothing is in flight. Requests may be held.
@@ -114,7 +114,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         }
         // A suspend has flushed, unless it was told not to: then the next table does, before it
         // serves. If a front-end waited for that, its whole guest would be stopped.
-        self.owes_flush = on && self.ring.is_some();
+        self.flushes_at_resume = on && self.ring.is_some();
         reply.send(Ok(()));
     }
 

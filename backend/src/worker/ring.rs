@@ -20,7 +20,7 @@ pub(super) struct Ring {
     pub(super) has_memory: bool,
     pub(super) write_through: bool,
     /// Chains were completed for which the driver was not interrupted.
-    pub(super) owes_interrupt: bool,
+    pub(super) interrupt_due: bool,
     /// How many requests the driver keeps in flight, or recently kept.
     pub(super) depth: u16,
     /// Bytes of actions since the last interrupt.
@@ -71,7 +71,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             enabled: start.enabled,
             has_memory: true,
             write_through: start.write_through,
-            owes_interrupt: false,
+            interrupt_due: false,
             depth: 0,
             untold_bytes: 0,
             told_broken: false,

@@ -149,7 +149,8 @@ choice! {
     pub enum Persistence {
         /// On disk; a full store becomes invalid.
         Persistent = "P",
-        /// On disk; a full store overflows: reads succeed, and writes fail until it grows.
+        /// On disk; a store that its own writes have filled overflows: reads succeed, and writes fail until
+        /// it grows. Where an origin's write needs a copy, a full one becomes invalid.
         PersistentOverflow = "PO",
         /// In memory only.
         Transient = "N",

@@ -25,7 +25,7 @@ choice! {
         Ready = "ready",
         /// Paused while it was ready.
         Standby = "standby",
-        /// Its work is done; it waits for other jobs of the same transaction.
+        /// Its work is done, and its end is carried out.
         Waiting = "waiting",
         /// Its work is done; it waits for `job-finalize` to make the work visible.
         Pending = "pending",

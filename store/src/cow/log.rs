@@ -10,7 +10,7 @@
 //! write; the committer waits only for slots) and I16 (a round covers everything that was
 //! allocated before it started, and waits for all of it).
 //!
-//! One worker at a time commits, for all that need it: [`Log::join`] elects it.
+//! One worker at a time commits, for all that need it: [`Log::advance`] elects it.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -80,10 +80,10 @@ pub enum Allocation {
         /// How many, at least one.
         count: u64,
     },
-    /// The ring is full: a commit makes room.
-    Owed,
-    /// The store is full.
-    Full,
+    /// Every slot is in use: a commit makes room.
+    LogFull,
+    /// The store has no further data chunk.
+    StoreFull,
 }
 
 /// See the module's description.
@@ -229,10 +229,10 @@ impl Log {
             let ring = if self.commits { self.ring - owed.min(self.ring) } else { u64::MAX };
             let count = wanted.min(room).min(ring);
             if room == 0 {
-                return Allocation::Full;
+                return Allocation::StoreFull;
             }
             if count == 0 {
-                return Allocation::Owed;
+                return Allocation::LogFull;
             }
             match next.compare_exchange(first, first + count, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => return Allocation::Run { first: DataIndex(first), count },
@@ -433,7 +433,7 @@ mod tests {
         let log = log(5);
         assert_eq!(log.allocate(3), run(0, 3));
         assert_eq!(log.allocate(3), run(3, 2));
-        assert_eq!(log.allocate(1), Allocation::Full);
+        assert_eq!(log.allocate(1), Allocation::StoreFull);
         log.set_capacity(6);
         assert_eq!(log.allocate(3), run(5, 1));
     }
@@ -442,7 +442,7 @@ mod tests {
     fn the_ring_bounds_what_is_owed() {
         let log = log(1 << 20);
         assert_eq!(log.allocate(1 << 20), run(0, RING));
-        assert_eq!(log.allocate(1), Allocation::Owed);
+        assert_eq!(log.allocate(1), Allocation::LogFull);
         assert_eq!(log.finish(DataIndex(0), Some(Chunk(9))), 0);
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(1)), DataIndex(1));
         log.set_committed(DataIndex(1));
@@ -474,7 +474,7 @@ mod tests {
         assert_eq!(log.allocate(1), run(7 + ring / 2, 1));
         assert!(log.wants_commit());
         assert_eq!(log.allocate(ring), run(8 + ring / 2, ring / 2 - 1));
-        assert_eq!(log.allocate(1), Allocation::Owed);
+        assert_eq!(log.allocate(1), Allocation::LogFull);
         for (old, index) in (7..7 + ring).enumerate() {
             assert_eq!(log.finish(DataIndex(index), Some(Chunk(old as u64))), 0);
         }

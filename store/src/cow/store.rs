@@ -24,21 +24,22 @@ pub enum Persistence {
     /// `P`: on disk; full means Invalid.
     Persistent = 0,
     /// `PO`: on disk; filled by a snapshot write it overflows, and can grow.
-    Overflow = 1,
+    PersistentOverflow = 1,
     /// `N`: in memory only, gone with the process.
     Transient = 2,
 }
 
 impl Persistence {
     fn from_u8(value: u8) -> Persistence {
-        [Persistence::Persistent, Persistence::Overflow, Persistence::Transient][value as usize]
+        [Persistence::Persistent, Persistence::PersistentOverflow, Persistence::Transient]
+            [value as usize]
     }
 
     /// The letters of a table line.
     pub const fn letters(self) -> &'static str {
         match self {
             Persistence::Persistent => "P",
-            Persistence::Overflow => "PO",
+            Persistence::PersistentOverflow => "PO",
             Persistence::Transient => "N",
         }
     }
@@ -57,7 +58,7 @@ pub enum StoreState {
     Overflow = 2,
     /// A commit failed, of a store that may not become invalid: a guest's own overlay, or one that is
     /// merged. Reads serve, writes fail until it is opened again.
-    ReadOnly = 3,
+    CommitFailed = 3,
     /// It is being marked invalid on disk: no code may act on that yet (I14).
     Invalidating = 4,
     /// Its content cannot be trusted: no request reads or writes it, for good.
@@ -91,7 +92,7 @@ impl StoreState {
             StoreState::Valid,
             StoreState::Full,
             StoreState::Overflow,
-            StoreState::ReadOnly,
+            StoreState::CommitFailed,
             StoreState::Invalidating,
             StoreState::Invalid,
             StoreState::Unmarked,
@@ -293,9 +294,9 @@ impl Store {
     /// It is activated again: a store that was full, and has room now, takes writes.
     pub fn reactivate(&self) {
         if self.log.next().0 < self.log.capacity() {
-            let (full, valid) = (StoreState::Overflow as u8, StoreState::Valid as u8);
+            let (from, to) = (StoreState::Overflow as u8, StoreState::Valid as u8);
             // Any other state stays.
-            let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+            let _ = self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
@@ -304,7 +305,7 @@ impl Store {
         self.guest_disk.load(Ordering::Acquire)
     }
 
-    /// It was determined whether only the guest writes to its origin.
+    /// It was determined whether it is a guest's own disk, over a base that no origin writes.
     pub fn set_guest_disk(&self, guest_disk: bool) {
         self.guest_disk.store(guest_disk, Ordering::Release);
     }
@@ -343,7 +344,7 @@ impl Store {
         self.sealed.load(Ordering::Acquire)
     }
 
-    /// It takes no more writes, and all earlier ones are durable.
+    /// From now on it is sealed: whoever seals it has made all earlier writes durable.
     pub fn set_sealed(&self) {
         self.sealed.store(true, Ordering::Release);
     }
@@ -465,9 +466,9 @@ impl Store {
         }
     }
 
-    /// A commit failed: see [`StoreState::ReadOnly`]. The caller wakes the workers.
+    /// A commit failed: see [`StoreState::CommitFailed`]. The caller wakes the workers.
     pub fn commit_failed(&self) {
-        if self.degrade(StoreState::ReadOnly) {
+        if self.degrade(StoreState::CommitFailed) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);
         }
     }

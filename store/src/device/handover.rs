@@ -325,7 +325,7 @@ pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
         .is_some_and(|spec| (spec.persistence == Persistence::Transient) == is_transient);
     let merges = matches!(line.target, TargetSpec::Merge(_));
     kept && (is_transient || snap.len == line.len.bytes())
-        && store.state() != StoreState::ReadOnly
+        && store.state() != StoreState::CommitFailed
         && (merges || store.merge_mark() == MergeMark::None)
 }
 

@@ -390,7 +390,7 @@ impl Moment<'_, '_> {
         let spec = SnapshotSpec {
             origin: Param::Device(below.into()),
             cow: Param::from_path(&request.cow),
-            persistence: Persistence::Overflow,
+            persistence: Persistence::PersistentOverflow,
             chunk: Some(chunk),
             features: Features::default(),
         };

@@ -78,7 +78,7 @@ pub(super) fn is_guest_disk<'a>(
         let own = |at: usize| other == name && at == line && merges(at);
         active.origin_keys.iter().any(|(at, known)| known == key && !own(*at))
     };
-    persistence == Persistence::Overflow && !world.into_iter().any(writes)
+    persistence == Persistence::PersistentOverflow && !world.into_iter().any(writes)
 }
 
 /// Tells every store, after a change of tables, whether it is a guest's own disk. Nothing that

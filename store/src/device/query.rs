@@ -146,7 +146,7 @@ fn live_targets(active: &Active) -> Vec<TargetStatus> {
                 }
                 _ if failed => "Merge failed".into(),
                 // After a failed commit, too, reads serve and writes fail until it is opened again.
-                StoreState::Overflow | StoreState::ReadOnly => "Overflow".into(),
+                StoreState::Overflow | StoreState::CommitFailed => "Overflow".into(),
                 StoreState::Valid | StoreState::Full => {
                     format!("{}/{} {}", usage.allocated, usage.total, usage.metadata)
                 }

@@ -46,7 +46,7 @@ impl Active {
 
     /// Whether what it merges is a store that must be opened again first: a sync of it failed.
     fn is_unsynced(&self) -> bool {
-        let unsynced = |snap: &Snap| snap.live.store.state() == StoreState::ReadOnly;
+        let unsynced = |snap: &Snap| snap.live.store.state() == StoreState::CommitFailed;
         self.is_merging() && self.snaps.values().any(unsynced)
     }
 

@@ -333,7 +333,8 @@ impl Plan<'_> {
     ) -> Result<Snap, DeviceError> {
         let Below { layers: lower, key, origin } = below;
         let len = line.len.bytes();
-        let guest_disk = spec.persistence == Persistence::Overflow && !self.is_served_origin(&key);
+        let guest_disk =
+            spec.persistence == Persistence::PersistentOverflow && !self.is_served_origin(&key);
         let replaces = self.inner.lives(spec);
         // Another layer is about to be stacked on this one, or stays so: nothing would read a table of
         // its own.

@@ -80,11 +80,11 @@ impl Core {
         pending.cursor += len;
         let claimed = Claimed::new(claim, exceptions, index, at, fill);
         let is_covered = fill.covers(0, claimed.valid_len(ex));
-        let claimed = self.insert_claim(claimed);
+        let claim_index = self.insert_claim(claimed);
         if is_covered || self.is_large(ex) {
-            self.gathered[exceptions].push_back(claimed, count);
+            self.gathered[exceptions].push_back(claim_index, count);
         } else {
-            self.fresh.push(claimed);
+            self.fresh.push(claim_index);
         }
         Flow::On
     }
@@ -106,11 +106,11 @@ impl Core {
         self.requests[index].outstanding += 1;
         let from = self.requests[index].cursor;
         let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
-        let claimed = self.insert_claim(claimed);
+        let claim_index = self.insert_claim(claimed);
         if self.is_large(ex) {
-            self.gathered[exceptions].push_back(claimed, 1);
+            self.gathered[exceptions].push_back(claim_index, 1);
         } else {
-            self.fresh.push(claimed);
+            self.fresh.push(claim_index);
         }
         true
     }
@@ -125,8 +125,8 @@ impl Core {
         self.claims.insert(claimed)
     }
 
-    fn remove_claim(&mut self, claimed: usize) -> Claimed {
-        let removed = self.claims.remove(claimed);
+    fn remove_claim(&mut self, claim_index: usize) -> Claimed {
+        let removed = self.claims.remove(claim_index);
         self.chunks_claimed[removed.exceptions] -= removed.claim.count();
         removed
     }
@@ -135,8 +135,8 @@ impl Core {
         ex.chunk().bytes() > u64::from(self.scratch.size())
     }
 
-    fn span(&self, table: &Table, claimed: usize) -> (u64, u64) {
-        let claimed = &self.claims[claimed];
+    fn span(&self, table: &Table, claim_index: usize) -> (u64, u64) {
+        let claimed = &self.claims[claim_index];
         let ex = &table.exceptions()[claimed.exceptions];
         let start = ex.chunk().start_of(claimed.claim.chunk());
         (start, start + ex.valid_len(claimed.claim.chunk()))
@@ -149,9 +149,9 @@ impl Core {
             return;
         }
         let mut fresh = std::mem::take(&mut self.fresh);
-        fresh.sort_unstable_by_key(|&claimed| {
-            let elsewhere = self.claims[claimed].claim.before() != ChunkState::Unmapped;
-            (elsewhere, self.span(table, claimed), self.claims[claimed].exceptions)
+        fresh.sort_unstable_by_key(|&claim_index| {
+            let elsewhere = self.claims[claim_index].claim.before() != ChunkState::Unmapped;
+            (elsewhere, self.span(table, claim_index), self.claims[claim_index].exceptions)
         });
         let mut rest = &fresh[..];
         while !rest.is_empty() && self.scratch.free() > 0 {
@@ -169,9 +169,10 @@ impl Core {
     /// How many of `claims`, sorted by their start, fit one read of one origin into consecutive
     /// buffers, each claim in one buffer.
     fn joined(&self, table: &Table, claims: &[usize]) -> usize {
-        let origin = |claimed: usize| &table.exceptions()[self.claims[claimed].exceptions].origin;
-        let may_share = |claimed: usize| {
-            let Claimed { claim, alone, .. } = &self.claims[claimed];
+        let origin =
+            |claim_index: usize| &table.exceptions()[self.claims[claim_index].exceptions].origin;
+        let may_share = |claim_index: usize| {
+            let Claimed { claim, alone, .. } = &self.claims[claim_index];
             claim.before() == ChunkState::Unmapped && !alone
         };
         if !may_share(claims[0]) {
@@ -180,10 +181,10 @@ impl Core {
         let size = u64::from(self.scratch.size());
         let room = (self.scratch.free() as u64 * size).min(RUN_BYTES.max(size));
         let (start, mut end) = self.span(table, claims[0]);
-        let fits = |&&claimed: &&usize| {
-            let (from, to) = self.span(table, claimed);
-            let fits = may_share(claimed)
-                && origin(claimed).is_same(origin(claims[0]))
+        let fits = |&&claim_index: &&usize| {
+            let (from, to) = self.span(table, claim_index);
+            let fits = may_share(claim_index)
+                && origin(claim_index).is_same(origin(claims[0]))
                 && from <= end
                 && to - start <= room
                 && (from - start) / size == (to - 1 - start) / size;
@@ -198,15 +199,15 @@ impl Core {
         let size = u64::from(self.scratch.size());
         let mut bufs = std::mem::take(&mut self.copy_bufs);
         bufs.clear();
-        for &claimed in group {
-            let (from, to) = self.span(table, claimed);
+        for &claim_index in group {
+            let (from, to) = self.span(table, claim_index);
             let (which, offset) = ((from - start) / size, (from - start) % size);
             if let Some(&buf) = bufs.get(which as usize) {
                 self.scratch.share(buf);
             } else {
                 bufs.push(self.scratch.take().expect("as many are free as the group needs"));
             }
-            self.claims[claimed].buf = Some((bufs[which as usize], offset as u32));
+            self.claims[claim_index].buf = Some((bufs[which as usize], offset as u32));
             end = end.max(to);
         }
         let mut claims = self.spare_lists.take();
@@ -229,12 +230,12 @@ impl Core {
     pub(super) fn read_old(
         &mut self,
         table: &Table,
-        claimed: usize,
+        claim_index: usize,
         (from, len): (u64, u64),
         bufs: &[Buf],
         tag: (Kind, u16, usize),
     ) -> (u32, bool) {
-        let claimed = &self.claims[claimed];
+        let claimed = &self.claims[claim_index];
         let ex = &table.exceptions()[claimed.exceptions];
         let start = ex.chunk().start_of(claimed.claim.chunk()) + from;
         let before = claimed.claim.before();
@@ -287,19 +288,19 @@ impl Core {
     fn copy_ended(&mut self, table: &Table, index: usize, ok: bool) {
         let mut copy = self.copies.remove(index);
         let was_shared = copy.claims.len() > 1;
-        for claimed in copy.claims.drain(..) {
+        for claim_index in copy.claims.drain(..) {
             if ok {
-                self.gathered[self.claims[claimed].exceptions].push_back(claimed, 1);
+                self.gathered[self.claims[claim_index].exceptions].push_back(claim_index, 1);
             } else if was_shared {
                 // Each claim is read again on its own: one that cannot be read must not fail the
                 // others.
-                let Claimed { buf, alone, .. } = &mut self.claims[claimed];
+                let Claimed { buf, alone, .. } = &mut self.claims[claim_index];
                 *alone = true;
                 let buf = buf.take();
                 self.release(table, buf);
-                self.fresh.push(claimed);
+                self.fresh.push(claim_index);
             } else {
-                self.claim_failed(table, claimed, Err(Errno::EIO));
+                self.claim_failed(table, claim_index, Err(Errno::EIO));
             }
         }
         self.spare_lists.give_back(copy.claims);
@@ -331,16 +332,17 @@ impl Core {
         let wanted = most.min(self.gathered[exceptions].chunks());
         match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
-                let (claimed, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
-                self.claims[claimed].sliced = Some(Sliced::new(first));
-                self.next_slice(table, claimed);
+                let (claim_index, _) =
+                    self.gathered[exceptions].pop_front().expect("it is not empty");
+                self.claims[claim_index].sliced = Some(Sliced::new(first));
+                self.next_slice(table, claim_index);
             }
             Allocation::Run { first, count } => self.write_runs(ex, exceptions, first, count),
-            Allocation::Owed => {
+            Allocation::LogFull => {
                 self.commit_soon(table, exceptions);
                 return false;
             }
-            Allocation::Full => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
+            Allocation::StoreFull => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
         }
         ex.store().look_at_threshold();
         if log.wants_commit() {
@@ -350,8 +352,8 @@ impl Core {
     }
 
     fn first_gathered_failed(&mut self, table: &Table, exceptions: usize, errno: Errno) {
-        let (claimed, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
-        self.claim_failed(table, claimed, Err(errno));
+        let (claim_index, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
+        self.claim_failed(table, claim_index, Err(errno));
     }
 
     fn write_runs(&mut self, ex: &Exceptions, exceptions: usize, first: DataIndex, count: u64) {
@@ -361,10 +363,10 @@ impl Core {
             let (place, together) = ex.store().place_of(index, count - done);
             let claims = self.take_gathered(ex, exceptions, together);
             let from = self.segs.len();
-            for &claimed in &claims {
-                let (claimed_now, bytes) = (&self.claims[claimed], ex.chunk().bytes());
-                let (valid, all) = (claimed_now.valid_len(ex), claimed_now.claim.count() * bytes);
-                self.push_chunk(claimed, (0, valid), all - valid);
+            for &claim_index in &claims {
+                let (claimed, bytes) = (&self.claims[claim_index], ex.chunk().bytes());
+                let (valid, all) = (claimed.valid_len(ex), claimed.claim.count() * bytes);
+                self.push_chunk(claim_index, (0, valid), all - valid);
             }
             let run = self.runs.insert(Run { first: index, claims });
             let bytes = together * ex.chunk().bytes();
@@ -381,10 +383,10 @@ impl Core {
         let mut claims = self.spare_lists.take();
         let mut left = chunks;
         while left > 0 {
-            let (claimed, count) = gathered.pop_front().expect("as many as were given a place");
-            claims.push(claimed);
+            let (claim_index, count) = gathered.pop_front().expect("as many as were given a place");
+            claims.push(claim_index);
             if count > left {
-                let rest = self.claims[claimed].split_off(left, ex.chunk());
+                let rest = self.claims[claim_index].split_off(left, ex.chunk());
                 self.requests[rest.request].outstanding += 1;
                 gathered.push_front(self.claims.insert(rest), count - left);
             }
@@ -394,8 +396,8 @@ impl Core {
     }
 
     /// Pushes the segments for `[from, to)` of the claim, and `tail` zeroes.
-    pub(super) fn push_chunk(&mut self, claimed: usize, (from, to): (u64, u64), tail: u64) {
-        let claimed = &self.claims[claimed];
+    pub(super) fn push_chunk(&mut self, claim_index: usize, (from, to): (u64, u64), tail: u64) {
+        let claimed = &self.claims[claim_index];
         let (start, end) = claimed.fill.range();
         let (start, end) = (start.clamp(from, to), end.clamp(from, to));
         let old = |from: u64, to: u64| {
@@ -431,9 +433,9 @@ impl Core {
     pub(super) fn run_written(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
         let mut run = self.runs.remove(index);
         let mut data = run.first;
-        for claimed in run.claims.drain(..) {
-            let count = self.claims[claimed].claim.count();
-            self.written(table, claimed, data, result);
+        for claim_index in run.claims.drain(..) {
+            let count = self.claims[claim_index].claim.count();
+            self.written(table, claim_index, data, result);
             data.0 += count;
         }
         self.spare_lists.give_back(run.claims);
@@ -444,18 +446,18 @@ impl Core {
     pub(super) fn written(
         &mut self,
         table: &Table,
-        claimed: usize,
+        claim_index: usize,
         data: DataIndex,
         result: Result<(), Errno>,
     ) {
-        let ex = &table.exceptions()[self.claims[claimed].exceptions];
+        let ex = &table.exceptions()[self.claims[claim_index].exceptions];
         let log = ex.store().log();
-        let count = self.claims[claimed].claim.count();
+        let count = self.claims[claim_index].claim.count();
         if result.is_err() {
             self.worker.all().wake(log.finish_run(data, None, count));
-            return self.claim_failed(table, claimed, result);
+            return self.claim_failed(table, claim_index, result);
         }
-        let Claimed { claim, request, buf, .. } = self.remove_claim(claimed);
+        let Claimed { claim, request, buf, .. } = self.remove_claim(claim_index);
         ex.store().wrote();
         let (chunk, _) = ex.store().place_of(data, 1);
         let place = Place { layer: ex.top(), chunk };
@@ -468,9 +470,9 @@ impl Core {
 
     /// A claim failed: the chunk stays where it was. Of a guest's own overlay only the request fails; a
     /// snapshot of a served origin becomes invalid, and the origin's write goes on.
-    fn claim_failed(&mut self, table: &Table, claimed: usize, result: Result<(), Errno>) {
+    fn claim_failed(&mut self, table: &Table, claim_index: usize, result: Result<(), Errno>) {
         let Claimed { claim, exceptions, request, from, fill, buf, .. } =
-            self.remove_claim(claimed);
+            self.remove_claim(claim_index);
         let ex = &table.exceptions()[exceptions];
         let waiting = ex.table.put_back(claim);
         self.worker.all().wake(waiting);
@@ -486,7 +488,8 @@ impl Core {
             }
             return self.part_ended(request, true);
         }
-        if !for_origin && is_full(result) && store.persistence() == Persistence::Overflow {
+        if !for_origin && is_full(result) && store.persistence() == Persistence::PersistentOverflow
+        {
             store.overflow();
             // Requests that wait for room in it are woken.
             self.worker.all().wake(u64::MAX);
@@ -526,8 +529,8 @@ impl Core {
             && self.scratch.release(buf)
         {
             // Otherwise fresh claims get it in the next turn of the step.
-            if let Some(claimed) = self.slices_waiting.pop_front() {
-                self.next_slice(table, claimed);
+            if let Some(claim_index) = self.slices_waiting.pop_front() {
+                self.next_slice(table, claim_index);
             }
         }
     }

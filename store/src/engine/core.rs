@@ -17,7 +17,7 @@ use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
 use super::merge::{MergeJob, MergeProgress};
 use super::pending::{Asker, Pending, WaitsFor};
-use super::room::{Goes, NoRoomIn};
+use super::room::{Destination, NoRoomIn};
 use super::scratch::{Buf, Scratch};
 use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
 use crate::request::{Op, Request, Status, Token};
@@ -362,14 +362,14 @@ impl Core {
         let ok = completion.result.is_ok();
         match kind {
             Kind::Request => {
-                let goes = Goes::from_detail(detail);
-                if let Some(track) = goes.track() {
+                let destination = Destination::from_detail(detail);
+                if let Some(track) = destination.track() {
                     self.worker.untrack(track);
                     self.freed = true;
                 }
                 let pending = &self.requests[index];
                 if is_full(completion.result) && pending.op != Op::Read {
-                    return self.found_no_room(table, index, goes);
+                    return self.found_no_room(table, index, destination);
                 }
                 self.part_ended(index, ok);
             }
@@ -428,7 +428,7 @@ impl Core {
         }
         // What reads needs no room.
         let to = if op == IoOp::Read { None } else { self.files.binary_search(&file).ok() };
-        let detail = Goes::new(track, to).detail();
+        let detail = Destination::new(track, to).detail();
         self.act(op, file, offset, len, first, (Kind::Request, detail, index));
     }
 

@@ -28,22 +28,22 @@ impl Gathered {
     }
 
     /// Adds a claim of `count` chunks.
-    pub(super) fn push_back(&mut self, claimed: usize, count: u64) {
-        self.claims.push_back((claimed, count));
+    pub(super) fn push_back(&mut self, claim_index: usize, count: u64) {
+        self.claims.push_back((claim_index, count));
         self.chunks += count;
     }
 
     /// Puts a claim of `count` chunks before all others.
-    pub(super) fn push_front(&mut self, claimed: usize, count: u64) {
-        self.claims.push_front((claimed, count));
+    pub(super) fn push_front(&mut self, claim_index: usize, count: u64) {
+        self.claims.push_front((claim_index, count));
         self.chunks += count;
     }
 
     /// Takes the first, and how many chunks it has.
     pub(super) fn pop_front(&mut self) -> Option<(usize, u64)> {
-        let (claimed, count) = self.claims.pop_front()?;
+        let (claim_index, count) = self.claims.pop_front()?;
         self.chunks -= count;
-        Some((claimed, count))
+        Some((claim_index, count))
     }
 }
 

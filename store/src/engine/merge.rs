@@ -261,7 +261,7 @@ impl<'a> Site<'a> {
     fn is_mergeable(&self) -> Result<(), MergeFailure> {
         match self.store().state() {
             StoreState::Valid | StoreState::Full | StoreState::Overflow => Ok(()),
-            StoreState::ReadOnly => Err(MergeFailure::NotSynced),
+            StoreState::CommitFailed => Err(MergeFailure::NotSynced),
             StoreState::Invalidating | StoreState::Invalid | StoreState::Unmarked => {
                 Err(MergeFailure::Invalid)
             }

@@ -1,7 +1,7 @@
 //! The engine of one worker: requests and completions in, actions and finished requests out.
 //!
 //! Owns the requests of one worker in flight. Shares with other workers only what a [`Table`]
-//! shares: the exception tables, the stores' logs and the inboxes. Performs no I/O, takes no lock
+//! shares: the exception tables, the stores' logs and the inboxes. Performs no I/O
 //! and never blocks; its host carries out the actions, with io_uring or in a simulator. Never knows
 //! where requests come from or where their bytes are. Keeps I10 (every request ends exactly once)
 //! and I13 (a claim waits only for its own I/O or for room).

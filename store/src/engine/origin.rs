@@ -113,7 +113,7 @@ impl Core {
                 Obstacle::Wait
             }
             // Its commit failed: its content can no longer be made durable.
-            Verdict::Commit if ex.store().state() == StoreState::ReadOnly => {
+            Verdict::Commit if ex.store().state() == StoreState::CommitFailed => {
                 self.invalidate(ex.store());
                 Obstacle::Wait
             }

@@ -12,19 +12,19 @@ use crate::workers::TrackSlot;
 /// A request's own action, as encoded in its tag: the range that it tracks, and the number of its file
 /// among the table's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Goes(u16);
+pub(super) struct Destination(u16);
 
 /// No range; or a file without a number here: one that is not written, or one of too many.
 const NONE: u8 = 0xff;
 
-impl Goes {
-    pub(super) fn new(track: Option<TrackSlot>, file: Option<usize>) -> Goes {
+impl Destination {
+    pub(super) fn new(track: Option<TrackSlot>, file: Option<usize>) -> Destination {
         let file = file.and_then(|file| u8::try_from(file).ok()).unwrap_or(NONE);
-        Goes(u16::from_be_bytes([file, track.map_or(NONE, TrackSlot::to_u8)]))
+        Destination(u16::from_be_bytes([file, track.map_or(NONE, TrackSlot::to_u8)]))
     }
 
-    pub(super) fn from_detail(detail: u16) -> Goes {
-        Goes(detail)
+    pub(super) fn from_detail(detail: u16) -> Destination {
+        Destination(detail)
     }
 
     pub(super) fn detail(self) -> u16 {
@@ -65,8 +65,8 @@ impl Core {
     /// A request's own action found no room. If it may wait for room, the request is retried from its
     /// beginning when there may be some.
     #[cold]
-    pub(super) fn found_no_room(&mut self, table: &Table, index: usize, goes: Goes) {
-        let place = goes.place(&self.files);
+    pub(super) fn found_no_room(&mut self, table: &Table, index: usize, destination: Destination) {
+        let place = destination.place(&self.files);
         let pending = &mut self.requests[index];
         (pending.no_space, pending.no_room_in) = (true, Some(place));
         let mut waits = false;

@@ -27,57 +27,57 @@ const STEPS: [SliceStep; 3] = [SliceStep::Read, SliceStep::Write, SliceStep::Zer
 
 impl Core {
     /// Moves the next slice of a chunk that is larger than a buffer, or ends it.
-    pub(super) fn next_slice(&mut self, table: &Table, claimed: usize) {
-        let (_, valid) = self.sliced_chunk(table, claimed);
-        let from = self.sliced(claimed).written;
+    pub(super) fn next_slice(&mut self, table: &Table, claim_index: usize) {
+        let (_, valid) = self.sliced_chunk(table, claim_index);
+        let from = self.sliced(claim_index).written;
         if from == valid {
-            return self.zero_rest(table, claimed);
+            return self.zero_rest(table, claim_index);
         }
-        let to = self.slice_end(table, claimed);
-        if self.claims[claimed].fill.covers(from, to) {
-            return self.write_slice(table, claimed);
+        let to = self.slice_end(table, claim_index);
+        if self.claims[claim_index].fill.covers(from, to) {
+            return self.write_slice(table, claim_index);
         }
-        if self.claims[claimed].buf.is_none() {
+        if self.claims[claim_index].buf.is_none() {
             let Some(buf) = self.scratch.take() else {
-                return self.slices_waiting.push_back(claimed);
+                return self.slices_waiting.push_back(claim_index);
             };
-            self.claims[claimed].buf = Some((buf, 0));
+            self.claims[claim_index].buf = Some((buf, 0));
         }
-        let (buf, _) = self.claims[claimed].buf.expect("it was just taken");
-        let tag = (Kind::Slice, SliceStep::Read as u16, claimed);
-        let (reads, whole) = self.read_old(table, claimed, (from, to - from), &[buf], tag);
-        let sliced = self.sliced(claimed);
+        let (buf, _) = self.claims[claim_index].buf.expect("it was just taken");
+        let tag = (Kind::Slice, SliceStep::Read as u16, claim_index);
+        let (reads, whole) = self.read_old(table, claim_index, (from, to - from), &[buf], tag);
+        let sliced = self.sliced(claim_index);
         (sliced.reads, sliced.failed) = (reads, !whole);
         if reads == 0 {
-            self.slice_unread(table, claimed);
+            self.slice_unread(table, claim_index);
         }
     }
 
-    fn write_slice(&mut self, table: &Table, claimed: usize) {
-        let (ex, _) = self.sliced_chunk(table, claimed);
+    fn write_slice(&mut self, table: &Table, claim_index: usize) {
+        let (ex, _) = self.sliced_chunk(table, claim_index);
         let (Sliced { data, written: from, .. }, to) =
-            (*self.sliced(claimed), self.slice_end(table, claimed));
+            (*self.sliced(claim_index), self.slice_end(table, claim_index));
         let first = self.segs.len();
-        self.push_chunk(claimed, (from, to), 0);
+        self.push_chunk(claim_index, (from, to), 0);
         let (place, _) = ex.store().place_of(data, 1);
         let offset = ex.chunk().store_offset(place) + from;
-        let tag = (Kind::Slice, SliceStep::Write as u16, claimed);
+        let tag = (Kind::Slice, SliceStep::Write as u16, claim_index);
         self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
     }
 
     /// Makes what of the chunk lies beyond the device read as zeroes: a longer table would read it.
     /// Its space is not needed yet, and it may be most of a gigabyte: where the store is sparse, it
     /// stays so.
-    fn zero_rest(&mut self, table: &Table, claimed: usize) {
-        let (ex, valid) = self.sliced_chunk(table, claimed);
-        let data = self.sliced(claimed).data;
+    fn zero_rest(&mut self, table: &Table, claim_index: usize) {
+        let (ex, valid) = self.sliced_chunk(table, claim_index);
+        let data = self.sliced(claim_index).data;
         let rest = ex.chunk().bytes() - valid;
         if rest == 0 {
-            return self.written(table, claimed, data, Ok(()));
+            return self.written(table, claim_index, data, Ok(()));
         }
         let (place, _) = ex.store().place_of(data, 1);
         let offset = ex.chunk().store_offset(place) + valid;
-        let (first, tag) = (self.segs.len(), (Kind::Slice, SliceStep::Zero as u16, claimed));
+        let (first, tag) = (self.segs.len(), (Kind::Slice, SliceStep::Zero as u16, claim_index));
         self.act(IoOp::Punch, ex.store().file(), offset, rest, first, tag);
     }
 
@@ -85,52 +85,52 @@ impl Core {
     pub(super) fn slice_done(
         &mut self,
         table: &Table,
-        claimed: usize,
+        claim_index: usize,
         detail: u16,
         result: Result<(), Errno>,
     ) {
         let step = STEPS[usize::from(detail)];
         match (step, result) {
             (SliceStep::Read, result) => {
-                let sliced = self.sliced(claimed);
+                let sliced = self.sliced(claim_index);
                 sliced.reads -= 1;
                 sliced.failed |= result.is_err();
                 match *sliced {
                     Sliced { reads: 1.., .. } => {}
-                    Sliced { failed: true, .. } => self.slice_unread(table, claimed),
-                    _ => self.write_slice(table, claimed),
+                    Sliced { failed: true, .. } => self.slice_unread(table, claim_index),
+                    _ => self.write_slice(table, claim_index),
                 }
             }
             (SliceStep::Write, Ok(())) => {
-                self.sliced(claimed).written = self.slice_end(table, claimed);
-                self.next_slice(table, claimed);
+                self.sliced(claim_index).written = self.slice_end(table, claim_index);
+                self.next_slice(table, claim_index);
             }
             (SliceStep::Write | SliceStep::Zero, result) => {
-                let data = self.sliced(claimed).data;
-                self.written(table, claimed, data, result);
+                let data = self.sliced(claim_index).data;
+                self.written(table, claim_index, data, result);
             }
         }
     }
 
-    fn slice_unread(&mut self, table: &Table, claimed: usize) {
-        let data = self.sliced(claimed).data;
-        self.written(table, claimed, data, Err(Errno::EIO));
+    fn slice_unread(&mut self, table: &Table, claim_index: usize) {
+        let data = self.sliced(claim_index).data;
+        self.written(table, claim_index, data, Err(Errno::EIO));
     }
 
-    fn sliced(&mut self, claimed: usize) -> &mut Sliced {
-        self.claims[claimed].sliced.as_mut().expect("a large chunk has slices")
+    fn sliced(&mut self, claim_index: usize) -> &mut Sliced {
+        self.claims[claim_index].sliced.as_mut().expect("a large chunk has slices")
     }
 
     /// Where a sliced chunk belongs, and how many of its bytes a copy must hold.
-    fn sliced_chunk<'t>(&self, table: &'t Table, claimed: usize) -> (&'t Exceptions, u64) {
-        let claimed = &self.claims[claimed];
+    fn sliced_chunk<'t>(&self, table: &'t Table, claim_index: usize) -> (&'t Exceptions, u64) {
+        let claimed = &self.claims[claim_index];
         let ex = &table.exceptions()[claimed.exceptions];
         (ex, ex.valid_len(claimed.claim.chunk()))
     }
 
     /// The end of the present slice in its chunk.
-    fn slice_end(&mut self, table: &Table, claimed: usize) -> u64 {
-        let (_, valid) = self.sliced_chunk(table, claimed);
-        valid.min(self.sliced(claimed).written + u64::from(self.scratch.size()))
+    fn slice_end(&mut self, table: &Table, claim_index: usize) -> u64 {
+        let (_, valid) = self.sliced_chunk(table, claim_index);
+        valid.min(self.sliced(claim_index).written + u64::from(self.scratch.size()))
     }
 }

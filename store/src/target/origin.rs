@@ -64,7 +64,10 @@ impl Origin {
             StoreState::Invalid => return Verdict::Go,
             StoreState::Invalidating => return Verdict::WaitState,
             StoreState::Unmarked => return Verdict::Refuse,
-            StoreState::Valid | StoreState::Full | StoreState::Overflow | StoreState::ReadOnly => {}
+            StoreState::Valid
+            | StoreState::Full
+            | StoreState::Overflow
+            | StoreState::CommitFailed => {}
         }
         match ex.table.get(chunk) {
             ChunkState::Unmapped => Verdict::Copy,

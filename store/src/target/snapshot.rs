@@ -39,7 +39,7 @@ impl Snapshot {
         let state = ex.store().state();
         match state {
             StoreState::Valid | StoreState::Full => {}
-            StoreState::Overflow | StoreState::ReadOnly if op == Op::Read => {}
+            StoreState::Overflow | StoreState::CommitFailed if op == Op::Read => {}
             StoreState::Invalidating => return Decision::WaitState,
             _ => return Decision::Fail,
         }

@@ -72,7 +72,7 @@ fn s74_writes_that_wait_for_a_commit_end_when_it_fails() {
     world.sim.release();
     world.run().unwrap();
     assert_eq!(world.ended.len(), 9);
-    assert_eq!(world.state(0), StoreState::ReadOnly);
+    assert_eq!(world.state(0), StoreState::CommitFailed);
     world.check_quiet().unwrap();
 }
 
@@ -128,7 +128,7 @@ fn s74_a_chunk_written_while_entries_are_synced_in_vain_is_not_entered() {
         world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
         world.sim.release();
         world.run().unwrap();
-        assert_eq!(world.state(0), StoreState::ReadOnly);
+        assert_eq!(world.state(0), StoreState::CommitFailed);
         world.crash(false).unwrap();
         assert_eq!(world.one(flush(0)), Ok(OK));
         world.crash(true).unwrap();
@@ -161,7 +161,7 @@ fn s74_after_a_failed_sync_flushes_fail_until_the_file_is_opened_again() {
         world.sim.add_fault(fault(FileId(1), IoOp::Sync, 1));
         assert_eq!(world.one(flush(0)), Ok(ERROR));
         assert_eq!(world.one(flush(0)), Ok(ERROR));
-        assert_eq!(world.state(0), StoreState::ReadOnly);
+        assert_eq!(world.state(0), StoreState::CommitFailed);
         assert_eq!(world.one(req(0, Op::Read, 8, 8)), Ok(OK));
         assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(ERROR));
         world.crash(false).unwrap();

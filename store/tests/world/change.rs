@@ -259,7 +259,7 @@ impl World {
         self.coverage.met("merge ended");
         self.role = Role::Serve;
         if let Shape::Overlay { chunk, store } = self.config.shape {
-            let number = self.add_store(chunk, store, Persistence::Overflow, true)?;
+            let number = self.add_store(chunk, store, Persistence::PersistentOverflow, true)?;
             let device = &mut self.devices[0];
             device.stores = vec![number];
             let chunk = ChunkSize::from_sectors(chunk).unwrap();
@@ -273,7 +273,7 @@ impl World {
     fn add_snapshot(&mut self, snap: Snap) -> Outcome {
         self.coverage.met("live snapshot");
         if let Shape::Overlay { chunk, store } = self.config.shape {
-            let number = self.add_store(chunk, store, Persistence::Overflow, true)?;
+            let number = self.add_store(chunk, store, Persistence::PersistentOverflow, true)?;
             self.devices[0].stores.push(number);
             return Ok(());
         }

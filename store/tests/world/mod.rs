@@ -255,7 +255,7 @@ impl World {
                 }
             }
             Shape::Overlay { chunk, store: sectors } => {
-                let number = store(*chunk, *sectors, Persistence::Overflow, true);
+                let number = store(*chunk, *sectors, Persistence::PersistentOverflow, true);
                 devices.push(device(config.sectors, vec![number]));
             }
         }

@@ -36,7 +36,7 @@ pub struct Case {
 }
 
 const KINDS: [Persistence; 3] =
-    [Persistence::Persistent, Persistence::Overflow, Persistence::Transient];
+    [Persistence::Persistent, Persistence::PersistentOverflow, Persistence::Transient];
 
 fn snap(rng: &mut Rng, sectors: u64) -> Snap {
     let chunk = 1 << rng.below(5);
@@ -136,7 +136,7 @@ impl Profile {
             Profile::Large => {
                 let sectors = 500 + rng.below(400);
                 let chunk = 256;
-                let persistence = Persistence::Overflow;
+                let persistence = Persistence::PersistentOverflow;
                 let snap = Snap { chunk: chunk as u32, persistence, store: chunk * 7, sectors };
                 let small = Snap { chunk: 32, persistence, store: 32 * 32, sectors };
                 match rng.below(3) {

@@ -42,7 +42,7 @@ pub(super) fn explanations(settings: &Settings) -> Vec<String> {
     ];
     if settings.finalists > 0 {
         notes.push(format!(
-            "Of each peer's set-ups those are measured in full that are the best {} at a glance of \
+            "Of the peers' set-ups those are measured in full that are the best {} at a glance of \
              0.3 s, the one with the least processor time, and the best with default clusters (of \
              filters: the best durable one).",
             settings.finalists

@@ -337,7 +337,8 @@ pub enum Persistent {
     /// When the file is full, the snapshot is lost
     #[value(name = "P")]
     P,
-    /// When the file is full, the snapshot can be read, not written, until the file grows
+    /// The same where a write of the disk needs a copy; what only writes to the snapshot have filled can
+    /// be read until the file grows
     #[value(name = "PO")]
     Po,
     /// Nothing is kept across a restart

@@ -4,7 +4,7 @@ use super::*;
 
 /// A worker that cannot come to rest, and does not read its messages until then. The ring of the
 /// front-end runs.
-fn held_up(server: &Server) -> (FrontEnd, Ticket<Result<(), WorkerError>>) {
+fn held_up(server: &Server) -> (FrontEnd, PendingReply<Result<(), WorkerError>>) {
     let mut front = server.connect();
     front.negotiate();
     front.start(1);

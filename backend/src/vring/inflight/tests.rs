@@ -213,7 +213,7 @@ fn what_is_owed_is_work_and_comes_before_what_is_new() {
     assert_eq!(guest.take(&mut ring), Some(1));
     let mut ring = guest.start();
     assert!(ring.has_work(), "nothing new is there");
-    assert_eq!((ring.base(), ring.owes()), (0, 2), "what was not taken does not count");
+    assert_eq!((ring.base(), ring.inherited()), (0, 2), "what was not taken does not count");
     guest.ask(&[0]);
     assert_eq!(guest.take_all(&mut ring), [6, 1, 0]);
     assert!(!ring.has_work());
@@ -270,7 +270,7 @@ fn a_ring_that_waits_for_less_than_is_noted_begins_anew() {
     let mut guest = Guest { shared, ..Guest::new().used_until(7) };
     guest.ask(&[6]);
     let mut ring = guest.start();
-    assert_eq!(ring.owes(), 0);
+    assert_eq!(ring.inherited(), 0);
     assert_eq!(guest.take_all(&mut ring), [6]);
     ring.complete(6, 0);
     ring.publish();
@@ -342,7 +342,7 @@ fn counters_that_change_while_they_are_read_harm_nobody() {
     memory.write(GuestAddress(available + 2), &MANY.to_le_bytes()).unwrap();
     let setup = VringSetup { size: MANY, descriptor: 0, available, used, base: 0, event_idx: true };
     let start = || Vring::start(setup, &memory, Region::of(&shared, 0, MANY)).unwrap();
-    assert_eq!(start().owes(), 0, "a new region");
+    assert_eq!(start().inherited(), 0, "a new region");
     let region = || shared.window(0, Region::bytes(MANY), 8).unwrap();
     (0..MANY).for_each(|head| region().store_u8(entry(head) + MARK, 1, Ordering::Relaxed));
     let ends = AtomicBool::new(false);

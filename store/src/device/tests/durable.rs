@@ -574,5 +574,5 @@ fn a_sync_that_fails_when_a_commit_begins_fails_the_guest_s_flush() {
     let store = world.table("disk").exceptions()[0].layers[1].clone();
     seen::fail(world.path("store2").canonicalize().unwrap());
     world.devices.begin_commit("c", &job).unwrap_err();
-    assert_eq!(store.state(), StoreState::ReadOnly);
+    assert_eq!(store.state(), StoreState::CommitFailed);
 }

@@ -146,7 +146,10 @@ fn who_writes_below_a_store_keeps_that_from_becoming_a_guest_s_own_disk() {
 
     world.devices.detach("below", "export");
     world.load("over", &[&over("PO")]).unwrap();
-    assert_eq!((store().persistence(), store().is_guest_disk()), (Persistence::Overflow, true));
+    assert_eq!(
+        (store().persistence(), store().is_guest_disk()),
+        (Persistence::PersistentOverflow, true)
+    );
     let said = refused(world.devices.prepare("below", "export", true));
     assert!(said.contains("below its overlay"), "{said}");
     world.devices.prepare("below", "export", false).unwrap();

@@ -282,7 +282,7 @@ fn a_sync_that_fails_before_a_merge_begins_does_not_undo_the_rollback() {
     case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 0, lands: false });
     case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
     case.world.settle();
-    assert_eq!(case.store.state(), StoreState::ReadOnly);
+    assert_eq!(case.store.state(), StoreState::CommitFailed);
     case.guest_reads_model();
 }
 

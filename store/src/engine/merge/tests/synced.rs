@@ -10,7 +10,7 @@ fn flush_fails(case: &mut Case) -> Token {
     case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 0, lands: false });
     let flush = case.world.hosts[GUEST].submit(Op::Flush, 0, 0, Vec::new());
     case.world.settle();
-    assert_eq!(case.store.state(), StoreState::ReadOnly);
+    assert_eq!(case.store.state(), StoreState::CommitFailed);
     flush
 }
 
