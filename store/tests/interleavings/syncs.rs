@@ -92,7 +92,7 @@ fn what_a_failed_commit_left_is_not_committed_by_the_next_leader() {
         let pair = Pair::new();
         pair.store.set_guest_disk(true);
         let Allocation::Run { first, .. } = pair.store.log().allocate(1) else { panic!("no room") };
-        pair.store.log().finish(first, Some(Chunk(0)));
+        let _ = pair.store.log().finish(first, Some(Chunk(0)));
         flushes(pair.tables[1].clone(), 2, 1, false);
         assert_eq!(pair.store.log().committed(), first);
     });
