@@ -239,6 +239,18 @@ impl Raw {
 
 const NEED_REPLY: u32 = 8;
 
+/// A front-end whose ring has a write that does not end while the disk is held.
+fn with_a_write_held(server: &Server) -> FrontEnd {
+    let mut front = server.connect();
+    front.negotiate();
+    front.start(1);
+    server.disk.hold(true);
+    front.drivers[0].ask(0, 1, 0, &[1; 512]);
+    front.drivers[0].kick();
+    server.disk.await_count(IoOp::Write, 1);
+    front
+}
+
 /// Verified reads and writes, flush, discard, identification, on two queues, in two start and
 /// stop cycles.
 #[test]

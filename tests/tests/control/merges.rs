@@ -381,6 +381,14 @@ fn a_rollback_is_cancelled_while_paused_and_while_pending() {
     world.stop();
 }
 
+/// Overwrites the list of a store with what is no list, and returns the file as it was.
+fn spoil_list(store: &std::path::Path) -> Vec<u8> {
+    let whole = std::fs::read(store).unwrap();
+    let file = std::fs::File::options().write(true).open(store).unwrap();
+    file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
+    whole
+}
+
 /// After its cause is gone: by the command, by a resume, and at the next start.
 #[test]
 fn a_failed_rollback_begins_again() {
@@ -388,10 +396,7 @@ fn a_failed_rollback_begins_again() {
         let scratch = scratch();
         let (command, mut world) = with_a_snapshot(&scratch);
         let store = scratch.path("snap.cow");
-        let whole = std::fs::read(&store).unwrap();
-        // The store's list has changed.
-        let file = std::fs::File::options().write(true).open(&store).unwrap();
-        file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
+        let whole = spoil_list(&store);
         world.call("snapshot-merge", roll_back("j", 1 << 20));
         let said = world.event("BLOCK_JOB_ERROR")["data"].clone();
         assert_eq!(said, json!({"device": "j", "operation": "read", "action": "report"}));
@@ -428,9 +433,7 @@ fn a_commit_with_the_name_of_a_failed_rollback_goes_on_too() {
     let scratch = scratch();
     let (command, mut world) = with_a_snapshot(&scratch);
     let store = scratch.path("snap.cow");
-    let whole = std::fs::read(&store).unwrap();
-    let file = std::fs::File::options().write(true).open(&store).unwrap();
-    file.write_all_at(&vec![0xff; whole.len() - 4096], 4096).unwrap();
+    let whole = spoil_list(&store);
     world.call("snapshot-merge", roll_back("j", 0));
     becomes(&mut world, "j", "null");
     std::fs::write(&store, &whole).unwrap();

@@ -5,13 +5,7 @@ use super::*;
 /// A worker that cannot come to rest, and does not read its messages until then. The ring of the
 /// front-end runs.
 fn held_up(server: &Server) -> (FrontEnd, PendingReply<Result<(), WorkerError>>) {
-    let mut front = server.connect();
-    front.negotiate();
-    front.start(1);
-    server.disk.hold(true);
-    front.drivers[0].ask(0, 1, 0, &[1; 512]);
-    front.drivers[0].kick();
-    server.disk.await_count(IoOp::Write, 1);
+    let front = with_a_write_held(server);
     let suspended = server.binding.workers.lock().unwrap()[0].suspend(false);
     (front, suspended)
 }

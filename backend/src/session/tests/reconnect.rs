@@ -112,13 +112,7 @@ fn features_of_before_are_taken_where_the_disk_is_read_only_by_now() {
 #[test]
 fn a_ring_that_does_not_stop_ends_the_connection() {
     let server = Server::new(1);
-    let mut front = server.connect();
-    front.negotiate();
-    front.start(1);
-    server.disk.hold(true);
-    front.drivers[0].ask(0, 1, 0, &[1; 512]);
-    front.drivers[0].kick();
-    server.disk.await_count(IoOp::Write, 1);
+    let front = with_a_write_held(&server);
     assert!(front.vhost.get_vring_base(0).is_err());
     assert!(front.vhost.get_features().is_err(), "it is over");
     let gone = || server.events.try_iter().any(|event| event == SessionEvent::Disconnected);
@@ -131,13 +125,7 @@ fn a_ring_that_does_not_stop_ends_the_connection() {
 #[test]
 fn a_second_front_end_is_refused_while_a_ring_does_not_stop() {
     let server = Server::new(1);
-    let mut front = server.connect();
-    front.negotiate();
-    front.start(1);
-    server.disk.hold(true);
-    front.drivers[0].ask(0, 1, 0, &[1; 512]);
-    front.drivers[0].kick();
-    server.disk.await_count(IoOp::Write, 1);
+    let front = with_a_write_held(&server);
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| front.vhost.get_vring_base(0));
         let begin = Instant::now();
