@@ -310,7 +310,7 @@ impl<'a> Words<'a> {
         let origin = self.param("an origin")?;
         let cow = self.param("a store")?;
         let letters = self.next("P, PO or N")?;
-        let persistence = match &*letters {
+        let persistence = match &*letters.to_ascii_uppercase() {
             "P" => Persistence::Persistent,
             "PO" => Persistence::PersistentOverflow,
             "N" => Persistence::Transient,
@@ -327,10 +327,10 @@ impl<'a> Words<'a> {
         };
         let mut features = Features::default();
         if let Some(word) = self.words.next() {
-            let count: usize =
-                word.parse().map_err(|_| self.bad(&word, "the number of feature words"))?;
-            for _ in 0..count {
-                match &*self.next("a feature word")? {
+            let count = word.parse::<u8>().ok().filter(|count| *count <= 2);
+            let bad = || self.bad(&word, "the number of feature words: at most 2");
+            for _ in 0..count.ok_or_else(bad)? {
+                match &*self.next("a feature word")?.to_ascii_lowercase() {
                     "discard_zeroes_cow" => features.discard_zeroes_cow = true,
                     "discard_passdown_origin" => features.discard_passdown_origin = true,
                     word => {
@@ -579,6 +579,15 @@ mod tests {
         let parsed: TableLine = line.parse().unwrap();
         assert_eq!(parsed.target.params()[0].path(), Some("./a b.raw".as_ref()));
         assert_eq!(parsed.to_string(), line);
+    }
+
+    #[test]
+    fn letters_and_feature_words_are_read_in_either_case_and_are_no_more_than_there_are() {
+        let spec = |rest: &str| format!("0 8 snapshot ./o ./c {rest}").parse::<TableLine>();
+        assert_eq!(spec("po 8 1 Discard_Zeroes_COW"), spec("PO 8 1 discard_zeroes_cow"));
+        assert_eq!(spec("n 8"), spec("N 8"));
+        let thrice = spec(&format!("P 8 3{}", " discard_zeroes_cow".repeat(3)));
+        assert!(thrice.unwrap_err().to_string().contains("at most 2"));
     }
 
     #[test]

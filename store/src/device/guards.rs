@@ -394,7 +394,8 @@ impl Plan<'_> {
 
     /// Requires that a guest's disk keeps its size.
     pub(super) fn refuse_shrink(&self, name: &str) -> Result<(), DeviceError> {
-        let device = self.inner.devices.get(name).filter(|device| !device.users.is_empty());
+        let device = self.inner.devices.get(name);
+        let device = device.filter(|device| device.exports().next().is_some());
         let before = device.and_then(|device| device.active.as_ref()).map(|a| a.table.size());
         let after = self.active(name).map(|active| active.table.size());
         match (before, after) {

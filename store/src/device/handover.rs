@@ -49,6 +49,11 @@ impl Loaded {
         let wanted = lines.filter(|(number, _)| !self.lost.contains_key(number));
         wanted.filter_map(|(number, line)| Some((number, identity_of(line.target.snapshot()?)?)))
     }
+
+    /// The line that names that store.
+    fn names(&self, store: Identity) -> Option<&TableLine> {
+        self.wants().find(|(_, wanted)| *wanted == store).map(|(number, _)| &self.lines[number])
+    }
 }
 
 impl Active {
@@ -143,14 +148,7 @@ impl Inner {
         to: &SnapshotSpec,
     ) -> Result<(), DeviceError> {
         let (snap, from) = (&active.snaps[&line], active.lines[line].target.snapshot());
-        let transient = |persistence: Persistence| persistence == Persistence::Transient;
-        if transient(snap.live.store.persistence()) != transient(to.persistence) {
-            return Err(DeviceError::refused(format!(
-                "'{source}' keeps the store {} {}; a table takes it over as it is",
-                to.cow,
-                if transient(to.persistence) { "on disk (P or PO)" } else { "in memory (N)" }
-            )));
-        }
+        refuse_other_persistence(source, snap, to)?;
         let below = to.origin.device().and_then(|name| self.devices.get(name)?.active.as_ref());
         let stacked = below.is_some_and(|below| below.whole_snapshot().is_some());
         let layered = snap.layers.len() > 1;
@@ -238,6 +236,24 @@ impl Inner {
     }
 }
 
+/// Refuses to make a store in memory of one on disk, which would be overwritten, and the other way
+/// round, where its exceptions would be lost.
+fn refuse_other_persistence(
+    owner: &str,
+    snap: &Snap,
+    to: &SnapshotSpec,
+) -> Result<(), DeviceError> {
+    let transient = |persistence: Persistence| persistence == Persistence::Transient;
+    if transient(snap.live.store.persistence()) == transient(to.persistence) {
+        return Ok(());
+    }
+    Err(DeviceError::refused(format!(
+        "'{owner}' keeps the store {} {}; a table takes it over as it is",
+        to.cow,
+        if transient(to.persistence) { "on disk (P or PO)" } else { "in memory (N)" }
+    )))
+}
+
 fn other_origin(source: &str, to: &SnapshotSpec) -> DeviceError {
     DeviceError::refused(format!(
         "the store {} of '{source}' is not one of '{}': a store belongs to one origin",
@@ -262,11 +278,21 @@ impl Plan<'_> {
             !reopened.iter().any(|(_, other)| std::sync::Arc::ptr_eq(&other.live, &snap.live))
         };
         let own = self.inner.device(name)?.active.iter().flat_map(|active| active.snaps.values());
-        let mut reuse: Vec<Snap> = own.filter(|snap| moves(snap)).cloned().collect();
+        let own: Vec<Snap> = own.cloned().collect();
         let mut given = Vec::new();
+        for snap in &own {
+            let Some(line) = loaded.names(identity(snap)) else { continue };
+            let Some(to) = line.target.snapshot() else { continue };
+            refuse_other_persistence(name, snap, to)?;
+            // A snapshot's origin may have got another place. A merge would write to it.
+            if matches!(line.target, TargetSpec::Merge(_)) {
+                given.push((name, snap.key.clone(), identity(snap)));
+            }
+        }
+        let mut reuse: Vec<Snap> = own.into_iter().filter(|snap| moves(snap)).collect();
         for (source, lines) in sources {
             let snaps = self.part_with(source, lines)?;
-            given.extend(snaps.iter().map(|snap| (source, snap.key.clone(), identity(snap))));
+            given.extend(snaps.iter().map(|snap| (&**source, snap.key.clone(), identity(snap))));
             reuse.extend(snaps.into_iter().filter(moves));
         }
         let layer_of = self.child_of(name).filter(|_| !loaded.read_only);

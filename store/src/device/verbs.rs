@@ -259,6 +259,9 @@ impl Devices {
             return Err(DeviceError::NoTable(name.into()));
         }
         device.suspended = false;
+        if let Some(active) = &device.active {
+            active.snaps.values().for_each(|snap| snap.live.look_for_room());
+        }
         let next = BTreeMap::new();
         let kept = self
             .refuse_second_writers(inner, &next, |writer| guest_writes(inner, writer))
@@ -267,7 +270,10 @@ impl Devices {
             inner.device_mut(name)?.suspended = was_suspended;
             return Err(error);
         }
+        reactivate(inner, name);
         go(inner, &with_uppers(inner, name));
+        // What waits for room in a store that grew meanwhile.
+        self.workers.wake(u64::MAX);
         self.event(DeviceEvent::Resumed(name.into()));
         Ok(())
     }

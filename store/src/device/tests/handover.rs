@@ -90,6 +90,45 @@ fn scenario_25_a_store_that_grew_is_cured_by_a_reload_and_one_that_did_not_is_no
     assert_eq!(store_of(&world, "b").usage().total, 8 * 20);
 }
 
+#[test]
+fn scenario_25_a_store_that_grew_is_cured_by_a_suspend_and_a_resume() {
+    let world = world_with("PO 8");
+    let store = store_of(&world, "a");
+    fill(&store);
+    let again = || {
+        world.devices.suspend("a", Suspend::default()).unwrap();
+        world.devices.resume("a").unwrap();
+        store.state()
+    };
+    assert_eq!(again(), StoreState::Overflow);
+    world.file("store", 8 * 20);
+    assert_eq!(again(), StoreState::Valid);
+}
+
+/// In memory it would be written over what is on disk; on disk nothing is of what was in memory.
+#[test]
+fn a_store_on_disk_does_not_become_one_in_memory_nor_the_other_way_round() {
+    for (now, next) in [("P 8", "N 8"), ("N 8", "P 8")] {
+        let world = world_with(now);
+        let before = store_of(&world, "a");
+        refused(world.load("a", &[&line("snapshot", next)]), "takes it over as it is");
+        assert!(Arc::ptr_eq(&before, &store_of(&world, "a")), "{now}");
+    }
+}
+
+#[test]
+fn a_store_is_not_merged_into_an_origin_that_is_not_its_own() {
+    let world = World::new();
+    for file in ["disk", "other", "store"] {
+        world.file(file, LEN);
+    }
+    world.device("a", &[&line("snapshot", "P 8")]).unwrap();
+    let merge = line("snapshot-merge", "P 8");
+    let other = merge.replace("/disk ", "/other ");
+    refused(world.load("a", &[&other]), "a store belongs to one origin");
+    world.load("a", &[&merge]).unwrap();
+}
+
 /// Requests that wait for room continue when a new table is applied, and not before: if it is not,
 /// nothing would wake them.
 #[test]
