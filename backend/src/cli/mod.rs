@@ -5,7 +5,7 @@
 //! usage.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -97,7 +97,7 @@ pub fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("snapblk: {error}");
+            say(&error.to_string());
             error.status().into()
         }
     }
@@ -107,11 +107,26 @@ pub fn main() -> ExitCode {
 fn misused(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     match text.strip_prefix("error: ") {
-        Some(what) if error.use_stderr() => eprint!("snapblk: {what}"),
+        Some(what) if error.use_stderr() => say(&in_one_line(what)),
         // Also where the reader of the output has gone.
         _ => drop(error.print()),
     }
     ExitCode::from(error.exit_code() as u8)
+}
+
+/// A usage error as one sentence: its paragraphs, without the last, which says where help is.
+fn in_one_line(text: &str) -> String {
+    let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.contains("'--help'"));
+    let lines = paragraphs.map(|paragraph| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        words.join(" ").replacen("Usage:", "usage:", 1)
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// Says why the program ends, if anybody can be told.
+fn say(why: &str) {
+    let _ = writeln!(std::io::stderr(), "snapblk: {why}");
 }
 
 /// The arguments with the command that they imply. QEMU's conventions for back-end programs
@@ -148,6 +163,8 @@ fn start_logging() {
         .with_target(false)
         // The threads of exports have the export's name, at no cost to requests.
         .with_thread_names(true)
+        // A line that cannot be written is lost. Said on standard error it would be a panic.
+        .log_internal_errors(false)
         .try_init();
     // This fails only for a second start in one process, where the first logger continues.
     drop(started);
