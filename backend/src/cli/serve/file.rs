@@ -17,9 +17,9 @@ use crate::server::MAX_QUEUES;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct File {
     monitor: Option<PathBuf>,
-    table_memory: Option<String>,
+    table_memory: Option<Value>,
     table_dir: Option<PathBuf>,
-    flush_interval: Option<String>,
+    flush_interval: Option<Value>,
     state: Option<PathBuf>,
     #[serde(default)]
     force: bool,
@@ -31,8 +31,7 @@ struct File {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct FileDisk {
     name: Option<String>,
-    #[serde(default)]
-    table: Vec<String>,
+    table: Option<Lines>,
     blk_file: Option<PathBuf>,
     #[serde(default)]
     read_only: bool,
@@ -44,6 +43,40 @@ struct FileDisk {
     poll: bool,
     on_full: Option<String>,
     guest_agent: Option<PathBuf>,
+}
+
+/// An option's value, as text or as a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a number")]
+enum Value {
+    Text(String),
+    Number(i64),
+}
+
+impl Value {
+    fn text(self) -> String {
+        match self {
+            Value::Text(text) => text,
+            Value::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// A table: one line, or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+enum Lines {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Lines {
+    fn all(self) -> Vec<String> {
+        match self {
+            Lines::One(line) => vec![line],
+            Lines::Several(lines) => lines,
+        }
+    }
 }
 
 impl Serve {
@@ -80,12 +113,13 @@ impl Serve {
         }
         let mut serve = self.clone();
         serve.monitor = serve.monitor.or(file.monitor);
-        let known = file.table_memory.as_deref().map(table_memory).transpose().map_err(wrong)?;
+        let known = file.table_memory.map(|value| table_memory(&value.text()));
+        let known = known.transpose().map_err(wrong)?;
         serve.table_memory = serve.table_memory.or(known);
         serve.table_dir = serve.table_dir.or(file.table_dir);
         serve.state = serve.state.or(file.state);
         serve.force |= file.force;
-        let known = file.flush_interval.as_deref().map(flush_interval).transpose();
+        let known = file.flush_interval.map(|value| flush_interval(&value.text())).transpose();
         serve.flush_interval = serve.flush_interval.or(known.map_err(wrong)?);
         if serve.table_dir.is_some() && serve.table_memory.is_none() {
             return Err(wrong("table-dir is given without table-memory".into()));
@@ -125,7 +159,7 @@ impl FileDisk {
         let name = self.name.unwrap_or_else(|| super::DEFAULT_NAME.to_owned());
         let of = |what: &str| of_the_file(&name, what);
         let source = SourceOptions {
-            table: self.table,
+            table: self.table.map(Lines::all).unwrap_or_default(),
             blk_file: self.blk_file,
             read_only: self.read_only,
             overlay: self.overlay,

@@ -101,6 +101,8 @@ fn what_is_not_flushed_has_a_time() {
     let line = "--config c --flush-interval never";
     assert_eq!(joined(line, file).unwrap().flush_interval, Some(FlushInterval::Never));
     assert!(joined("--config c", "flush-interval = \"0\"").unwrap_err().contains("'0' is"));
+    let number = file.replace("\"500ms\"", "60");
+    assert_eq!(joined("--config c", &number).unwrap().flush_interval, Some(minute));
 }
 
 #[test]
@@ -234,6 +236,16 @@ fn the_file_s_settings_hold_for_disks_that_it_does_not_name() {
     assert!(parse("--monitor m --state s").disks.is_empty());
     assert!(!parse("--table A --state s --name b --table B --state s").force);
     assert!(refused("--table A --state s --name b --table B --state t").contains("--state once"));
+}
+
+#[test]
+fn a_file_s_values_may_be_numbers_and_its_table_one_line() {
+    let text = "table-memory = 67108864\n[[disk]]\ntable = \"0 8 zero\"\n";
+    let serve = joined("--config c.toml", text).unwrap();
+    assert_eq!(serve.table_memory, Some(64 << 20));
+    assert_eq!(serve.disks[0].source.table, ["0 8 zero"]);
+    let wrong = joined("--config c.toml", "table-memory = true\n").unwrap_err();
+    assert!(wrong.contains("a string or a number"), "{wrong}");
 }
 
 #[test]
