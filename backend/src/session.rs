@@ -338,7 +338,7 @@ fn refuse_message<T>(
     if matches!(refusal, Refusal::Hangs(_)) {
         return Err(Ended::Hangs);
     }
-    if let Some(reply) = refused_reply(header.code) {
+    if let Some(reply) = refused_reply(header) {
         return connection.reply(header, &reply);
     }
     if header.need_reply && setup.acknowledges() {

@@ -34,7 +34,7 @@ impl SocketAddress {
     /// descriptor itself stays open.
     ///
     /// # Errors
-    /// There is no such descriptor.
+    /// There is no such descriptor, or it is one that this process has opened itself.
     pub fn inherited(number: RawFd) -> Result<SocketAddress, ListenError> {
         let duplicate = || {
             // To own a descriptor known only by its number needs `unsafe`; to send it to oneself
@@ -44,9 +44,24 @@ impl SocketAddress {
             let (_, file) = there.recv_with_fd(&mut [0u8])?;
             file.ok_or_else(|| io::Error::other("the descriptor did not arrive"))
         };
+        if is_own(number) {
+            let error = io::Error::other("it has opened that itself");
+            return Err(ListenError::NoDescriptor { number, error });
+        }
         let file = duplicate().map_err(|error| ListenError::NoDescriptor { number, error })?;
         Ok(SocketAddress::Fd(file.into()))
     }
+}
+
+/// Whether a descriptor would be closed by exec, as this process's own are, and none that it
+/// inherited. Where /proc is missing nothing is known of it.
+fn is_own(number: RawFd) -> bool {
+    let Ok(info) = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")) else {
+        return false;
+    };
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
 }
 
 /// Why there is no socket.

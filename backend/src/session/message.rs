@@ -121,7 +121,7 @@ pub(super) struct VringFd {
 
 /// The place and capacity of the memory in which rings record chains in flight (vhost-user,
 /// "Inflight description").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct InflightLayout {
     /// Bytes.
     pub size: u64,
@@ -198,10 +198,10 @@ fn needs(request: FrontendReq) -> Option<Protocol> {
 
 /// The reply to a refused request whose sender waits for a reply without asking for one: as long as
 /// the proper reply, and empty or saying that it failed.
-pub(super) fn refused_reply(code: u32) -> Option<Vec<u8>> {
+pub(super) fn refused_reply(header: &Header) -> Option<Vec<u8>> {
     use FrontendReq as R;
     let value = |value: u64| Some(value.to_ne_bytes().to_vec());
-    match R::try_from(code).ok()? {
+    match R::try_from(header.code).ok()? {
         R::GET_FEATURES
         | R::GET_PROTOCOL_FEATURES
         | R::GET_QUEUE_NUM
@@ -209,7 +209,7 @@ pub(super) fn refused_reply(code: u32) -> Option<Vec<u8>> {
         | R::GET_MAX_MEM_SLOTS
         | R::GET_STATUS => value(0),
         R::GET_CONFIG => Some(vec![0; 12]),
-        R::GET_INFLIGHT_FD => Some(vec![0; InflightLayout::PADDED_LEN]),
+        R::GET_INFLIGHT_FD => Some(InflightLayout::default().encode(header.size)),
         R::CHECK_DEVICE_STATE => value(1),
         // Failed, and without a descriptor.
         R::SET_DEVICE_STATE_FD => value(0x101),
@@ -483,6 +483,15 @@ mod tests {
         }
         for len in [19, 21, 23, 25] {
             assert!(matches!(refusal(31, &vec![1; len], u64::MAX), Refusal::Payload(_)));
+        }
+    }
+
+    /// Its sender reads as much as it sent.
+    #[test]
+    fn a_refused_inflight_description_is_answered_by_one_as_long() {
+        for size in [20, 24] {
+            let header = Header { code: 31, need_reply: false, size };
+            assert_eq!(refused_reply(&header), Some(vec![0; size]));
         }
     }
 

@@ -243,7 +243,10 @@ impl<T> Setup<T> {
             Some(seen) => seen != size,
             None => self.vrings.iter().any(|vring| vring.running),
         };
-        let Some(channel) = self.channel.as_ref().filter(|_| may_differ) else { return };
+        // Who cannot read it is not told that it changed.
+        let reads = self.protocol & Protocol::CONFIG.bits() != 0;
+        let tells = may_differ && reads;
+        let Some(channel) = self.channel.as_ref().filter(|_| tells) else { return };
         let told = channel.config_changed(self.acknowledges());
         self.seen = Some(size);
         self.note_channel(told);

@@ -405,3 +405,26 @@ fn an_export_for_whose_end_there_is_no_thread_serves_on() {
     assert_eq!(world.event("BLOCK_EXPORT_DELETED")["data"]["id"], "e");
     world.stop();
 }
+
+/// An export on the monitor's own socket would take its clients for front ends.
+#[test]
+fn a_socket_that_the_process_made_is_none_that_it_inherited() {
+    let scratch = scratch();
+    let mut world = World::start(&monitor_only(&scratch));
+    world.make("d", &[format!("0 {SECTORS} zero")]);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", world.server.pid())).unwrap();
+    let mut sockets = 0;
+    for fd in open.map(Result::unwrap) {
+        let number: u32 = fd.file_name().to_str().unwrap().parse().unwrap();
+        let link = std::fs::read_link(fd.path()).unwrap();
+        if number > 2 && link.to_str().unwrap().starts_with("socket:") {
+            let mut add = export_args("e", "d", &scratch.socket("none"), false);
+            add["addr"] = json!({"type": "fd", "str": number.to_string()});
+            let said = world.refused("block-export-add", add);
+            assert!(said.contains("opened that itself"), "{said}");
+            sockets += 1;
+        }
+    }
+    assert!(sockets >= 2, "the monitor's, and its client's");
+    world.stop();
+}

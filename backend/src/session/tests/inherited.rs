@@ -2,11 +2,17 @@
 
 use super::*;
 
+/// As if it was there when the process began.
+fn inherited(fd: &impl std::os::fd::AsFd) -> SocketAddress {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).unwrap();
+    SocketAddress::inherited(fd.as_fd().as_raw_fd()).unwrap()
+}
+
 #[test]
 fn an_inherited_socket_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("disk.sock")).unwrap();
-    let address = SocketAddress::inherited(listener.as_raw_fd()).unwrap();
+    let address = inherited(&listener);
     let server = Server::on(dir, address, 1);
     let mut front = server.connect();
     front.negotiate();
@@ -28,7 +34,7 @@ fn a_connection_that_was_handed_over_ends_for_its_front_end() {
     for end in ends {
         let (ours, peer) = UnixStream::pair().unwrap();
         let mut raw = Raw(peer);
-        let address = SocketAddress::inherited(ours.as_raw_fd()).unwrap();
+        let address = inherited(&ours);
         let mut server = Server::on(tempfile::tempdir().unwrap(), address, 1);
         end(&mut server, &mut raw);
         assert!(raw.is_closed());

@@ -111,6 +111,20 @@ fn what_is_sent_is_as_negotiated() {
     }
 }
 
+/// vhost-user: the message is sent where CONFIG was negotiated.
+#[test]
+fn who_cannot_read_the_size_is_not_told_that_it_changed() {
+    let server = Server::new(1);
+    let mut front = server.connect();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    front.open_channel(VhostUserProtocolFeatures::CONFIG, &theirs);
+    front.start(1);
+    server.resize(8192);
+    assert_eq!(front.drivers[0].run(1, 0, &[1; 512]).0, 0);
+    front.vhost.get_features().unwrap();
+    assert!(is_silent(&mut ours));
+}
+
 /// A change between the read of the configuration and the opening of the channel is not missed.
 #[test]
 fn a_channel_that_opens_late_says_what_was_missed() {
