@@ -8,6 +8,8 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use snapblk_store::units::SECTOR_SIZE;
+
 use crate::binding::Geometry;
 
 /// Data segments in a request: as many as fit a queue of 128 together with the header and the
@@ -97,6 +99,15 @@ impl LogicalBlock {
         match self {
             LogicalBlock::B512 => 512,
             LogicalBlock::B4096 => 4096,
+        }
+    }
+
+    /// Whether one begins at `sector`.
+    #[inline]
+    pub fn begins_at(self, sector: u64) -> bool {
+        match self {
+            LogicalBlock::B512 => true,
+            LogicalBlock::B4096 => sector.is_multiple_of(4096 / SECTOR_SIZE),
         }
     }
 }

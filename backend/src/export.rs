@@ -130,7 +130,8 @@ impl Export {
                 Box::new(move |writeback| binding.set_write_through(&id, !writeback))
             },
         });
-        let options = WorkerOptions { serial: serial_of(&serial), writable, polling };
+        let options =
+            WorkerOptions { serial: serial_of(&serial), writable, block: logical_block, polling };
         // The log names the disk by them. The kernel's names end at a zero byte.
         let named = id.replace('\0', "\u{fffd}");
         let workers = start_workers(&named, num_queues, options, &binding).map_err(worker_error)?;

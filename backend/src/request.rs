@@ -9,7 +9,7 @@ use snapblk_store::units::{SECTOR_SIZE, Sector};
 use virtio_bindings::virtio_blk as blk;
 use vm_memory::GuestAddress;
 
-use crate::config::{MAX_RANGE_SECTORS, MAX_RANGES, SEG_MAX, SERIAL_LEN};
+use crate::config::{LogicalBlock, MAX_RANGE_SECTORS, MAX_RANGES, SEG_MAX, SERIAL_LEN};
 use crate::memory::GuestMemory;
 use crate::vring::{Chain, Descriptor};
 
@@ -49,6 +49,8 @@ pub struct Limits {
     pub capacity: Sector,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Requests begin with one.
+    pub block: LogicalBlock,
     /// The answer to GET_ID.
     pub serial: [u8; SERIAL_LEN],
 }
@@ -319,7 +321,7 @@ fn check_data(op: Op, sector: u64, len: u32, limits: &Limits) -> Result<Asked, B
     let whole = len != 0 && u64::from(len).is_multiple_of(SECTOR_SIZE);
     let end = sector.checked_add(u64::from(len) / SECTOR_SIZE);
     let inside = end.is_some_and(|end| end <= limits.capacity.0);
-    if refused || !whole || !inside {
+    if refused || !whole || !inside || !limits.block.begins_at(sector) {
         return Err(BlkStatus::IoError);
     }
     Ok(Asked::Data { op, sector: Sector(sector), len })
@@ -387,7 +389,8 @@ fn check_range(
     }
     let end = sector.checked_add(u64::from(sectors));
     let inside = end.is_some_and(|end| end <= limits.capacity.0);
-    if sectors == 0 || sectors > MAX_RANGE_SECTORS || !inside {
+    let fits = sectors != 0 && sectors <= MAX_RANGE_SECTORS && inside;
+    if !fits || !limits.block.begins_at(sector) {
         return Err(BlkStatus::IoError);
     }
     let op = if zeroes { Op::WriteZeroes { unmap: flags & RANGE_UNMAP != 0 } } else { Op::Discard };

@@ -34,7 +34,7 @@ use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::units::Sector;
 
 use crate::binding::{Binding, DeviceEngine, DeviceIo, DeviceTable, Failure, TableOf};
-use crate::config::SERIAL_LEN;
+use crate::config::{LogicalBlock, SERIAL_LEN};
 use crate::request::{BlkStatus, Limits, Parser};
 
 use flights::{Flights, Memories};
@@ -69,6 +69,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) serial: [u8; SERIAL_LEN],
     /// Whether the export lets guests write.
     pub(crate) writable: bool,
+    /// The disk's logical block.
+    pub(crate) block: LogicalBlock,
     /// Whether it may sleep.
     pub(crate) polling: Polling,
 }
@@ -159,7 +161,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
         engine: E,
         mut io: I,
         mailbox: Arc<Mailbox<E::Table>>,
-        WorkerOptions { serial, writable, polling }: WorkerOptions,
+        WorkerOptions { serial, writable, block, polling }: WorkerOptions,
         failed: Box<dyn Fn(Failure)>,
     ) -> io::Result<Self> {
         io.watch(mailbox.event(), WAKE_KEY)?;
@@ -170,7 +172,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
             flights: Flights::default(),
             memories: Memories::default(),
             writable,
-            parser: Parser::new(Limits { capacity: Sector(0), read_only: true, serial }),
+            parser: Parser::new(Limits { capacity: Sector(0), read_only: true, block, serial }),
             table: None,
             last: Weak::new(),
             gate: Gate::Closed,

@@ -28,6 +28,7 @@ struct Guest {
     memory: GuestMemory,
     ring: Vring,
     available: GuestAddress,
+    block: LogicalBlock,
 }
 
 impl Guest {
@@ -44,7 +45,7 @@ impl Guest {
         };
         let available = mock.avail_addr();
         let ring = Vring::start(setup, &memory, None).unwrap();
-        Guest { memory, ring, available }
+        Guest { memory, ring, available, block: LogicalBlock::B512 }
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -80,7 +81,8 @@ impl Guest {
     }
 
     fn take(&mut self, read_only: bool) -> (Asked, RequestSlot) {
-        let limits = Limits { capacity: Sector(CAPACITY), read_only, serial: *SERIAL };
+        let (capacity, block) = (Sector(CAPACITY), self.block);
+        let limits = Limits { capacity, read_only, block, serial: *SERIAL };
         let mut slot = RequestSlot::with_room();
         let mut chain = self.ring.take(&self.memory).expect("a chain was offered");
         let asked = Parser::new(limits).parse(&mut chain, &self.memory, &mut slot, |_| {});
@@ -371,6 +373,19 @@ fn ranges_that_are_refused() {
         assert_eq!(ask_ranges(&mut guest, kind, &[range(0, 1, 2)]).0, UNSUPPORTED);
     }
     assert_eq!(ask_ranges(&mut guest, 11, &[range(0, 1, 1)]).0, UNSUPPORTED, "unmap on discard");
+}
+
+/// As QEMU has it: requests begin with a logical block, whatever their length.
+#[test]
+fn requests_begin_with_a_logical_block() {
+    let guest = &mut Guest { block: LogicalBlock::B4096, ..Guest::new() };
+    assert_eq!(guest.ask_plain(0, 9, 4096).0, IO_ERROR);
+    let whole = Asked::Data { op: Op::Read, sector: Sector(16), len: 512 };
+    assert_eq!(guest.ask_plain(0, 16, 512).0, whole);
+    for kind in [11, 13] {
+        assert_eq!(ask_ranges(guest, kind, &[range(4, 8, 0)]).0, IO_ERROR);
+        assert_eq!(ask_ranges(guest, kind, &[range(8, 8, 0)]).0, Asked::Ranges);
+    }
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Bench {
 
 fn options(polling: Polling) -> WorkerOptions {
     let serial = *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    WorkerOptions { serial, writable: true, polling }
+    WorkerOptions { serial, writable: true, block: LogicalBlock::B512, polling }
 }
 
 impl Drop for Bench {
