@@ -585,7 +585,6 @@ mod tests {
     fn letters_and_feature_words_are_read_in_either_case_and_are_no_more_than_there_are() {
         let spec = |rest: &str| format!("0 8 snapshot ./o ./c {rest}").parse::<TableLine>();
         assert_eq!(spec("po 8 1 Discard_Zeroes_COW"), spec("PO 8 1 discard_zeroes_cow"));
-        assert_eq!(spec("n 8"), spec("N 8"));
         let thrice = spec(&format!("P 8 3{}", " discard_zeroes_cow".repeat(3)));
         assert!(thrice.unwrap_err().to_string().contains("at most 2"));
     }

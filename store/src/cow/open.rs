@@ -160,7 +160,7 @@ fn open_by<S: Storage>(
     {
         tracing::warn!(
             store = storage.name(),
-            "the store's chunk size of {} is used, not the {asked} that were asked for",
+            "the store has chunks of {}, not the {asked} of its table",
             header.chunk
         );
     }

@@ -140,6 +140,8 @@ pub(super) struct Live {
     pub(super) disk: Arc<Disk>,
     pub(super) owner: Owner,
     owed: Option<Owed>,
+    /// The failed syncs of its file when it was opened: what it was opened after.
+    failed_before: u64,
 }
 
 impl Live {
@@ -163,12 +165,6 @@ impl Live {
         if invalid && let Err(error) = open::mark_invalid(&*disk, opened) {
             tracing::warn!("{error}; that the store is Invalid is in the state file alone");
         }
-        if let Some(asked) = spec.chunk
-            && asked != opened.geometry.chunk
-        {
-            let (has, name) = (opened.geometry.chunk, path.display());
-            tracing::warn!("the store {name} has chunks of {has}, not the {asked} of its table");
-        }
         let (log, owed) = if transient {
             (Log::transient(opened.geometry.usable_chunks()), None)
         } else {
@@ -188,7 +184,8 @@ impl Live {
             tail: tail_of(opened),
             observer,
         }));
-        Ok((Live { store, disk, owner, owed }, listed))
+        let failed_before = disk.medium.failed_syncs();
+        Ok((Live { store, disk, owner, owed, failed_before }, listed))
     }
 
     /// Looks at the file's length again: a store that grew is longer, and what waits for room in it
@@ -202,7 +199,7 @@ impl Live {
     /// If the control plane could not sync its file, what it owes may be lost: no flush succeeds until
     /// it is opened again. The caller wakes the workers.
     pub(super) fn note_failed_sync(&self) {
-        if self.disk.medium.failed_syncs() > 0 {
+        if self.disk.medium.failed_syncs() > self.failed_before {
             self.store.log().doubt(self.store.log().committed());
             self.store.commit_failed();
         }
