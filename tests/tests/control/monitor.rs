@@ -5,17 +5,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use snapblk_qmp::client::Client as Qmp;
-use snapblk_tests::server::{Scratch, find_snapblk, output, spawn};
+use snapblk_tests::server::{Scratch, find_snapblk, output};
 
 use crate::common::*;
 
 const SECTORS: u64 = 8192;
-/// How long to wait for a server that starts.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 const HOW: &str = "install Python 3 with venv and pip (Debian: apt-get install python3-venv), or \
                    set SNAPBLK_PYTHON to an interpreter that has the packages of \
@@ -215,23 +211,12 @@ fn ctl_has_a_verb_for_everything() {
 #[test]
 fn a_server_whose_log_cannot_be_written_serves() {
     let scratch = scratch();
-    let monitor = scratch.socket("mon.sock");
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut server = Command::new(find_snapblk().unwrap());
-    server.args(["serve", "--table", "0 2048 zero", "--monitor"]).arg(&monitor);
-    server.arg("--socket-path").arg(scratch.socket("disk.sock"));
-    let mut server = spawn(server.env("SNAPBLK_LOG", "trace").stderr(full)).unwrap();
-    let begin = Instant::now();
-    let mut qmp = loop {
-        match Qmp::connect(&monitor) {
-            Ok(qmp) => break qmp,
-            Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
-        }
-    };
-    disk(&scratch.socket("disk.sock")).read(0, 512).unwrap();
-    qmp.call("device-create", json!({"name": "d"})).unwrap();
-    assert!(qmp.call("device-resume", json!({"name": "d"})).is_err());
-    qmp.call("device-remove", json!({"name": "d"})).unwrap();
-    qmp.call("quit", json!({})).unwrap();
-    assert!(server.wait().unwrap().success());
+    let full = "SNAPBLK_LOG=trace exec \"$0\" \"$@\" 2>/dev/full";
+    let command = serve(&scratch).arg("--table").arg("0 2048 zero");
+    let mut world = World::start(&command.run_by("/bin/sh".into(), ["-c", full].map(Into::into)));
+    world.disk().read(0, 512).unwrap();
+    world.call("device-create", json!({"name": "d"}));
+    assert!(world.qmp.call("device-resume", json!({"name": "d"})).is_err());
+    world.call("device-remove", json!({"name": "d"}));
+    world.stop();
 }

@@ -1,4 +1,4 @@
-//! Tables of several lines, of which one cannot make its writes durable.
+//! Writes that cannot be made durable, and what stands beside them.
 
 use super::*;
 
@@ -70,4 +70,23 @@ fn a_flush_that_cannot_run_is_not_hidden_by_another_line_s_invalid_store() {
     drop(all);
     world.devices.suspend("disk", Suspend::default()).unwrap();
     world.devices.remove("disk", false).unwrap();
+}
+
+/// What is owed since is not in doubt for a sync that failed before: it was written after that.
+#[test]
+fn a_failed_sync_that_a_store_was_opened_after_is_past() {
+    let world = World::new();
+    world.file("disk", 2 * LEN);
+    world.file("store", LEN);
+    let line = |len: u64| format!("0 {len} snapshot {{}}/disk {{}}/store PO 8");
+    world.device("two", &[&line(LEN)]).unwrap();
+    seen::fail(world.path("store").canonicalize().unwrap());
+    world.load("two", &[&line(2 * LEN)]).unwrap_err();
+    world.devices.resume("two").unwrap();
+    let store = world.table("two").exceptions()[0].store().clone();
+    assert_eq!((store.state(), world.table("two").size()), (StoreState::Valid, Sector(2 * LEN)));
+    std::fs::write(world.path("bad"), [7; 8192]).unwrap();
+    let bad = format!("0 {LEN} snapshot {{}}/disk {{}}/bad PO 8");
+    world.device("three", &[&bad]).unwrap_err();
+    assert_eq!(store.state(), StoreState::Valid);
 }
