@@ -137,6 +137,16 @@ impl DeviceError {
         Ok(())
     }
 
+    /// Refuses invalid UUIDs, which are any words, as in dmsetup.
+    pub(super) fn check_uuid(uuid: &str) -> Result<(), DeviceError> {
+        if uuid.len() > 128 || uuid.contains(char::is_control) {
+            return Err(DeviceError::refused(
+                "the UUID is no such: use at most 128 bytes, and no control characters",
+            ));
+        }
+        Ok(())
+    }
+
     pub(super) fn refused(sentence: impl Into<String>) -> DeviceError {
         DeviceError::Refused(sentence.into())
     }

@@ -57,6 +57,8 @@ impl Devices {
     /// The name or the UUID is taken, or the name is not valid.
     pub fn create(&self, name: &str, uuid: Option<&str>) -> Result<(), DeviceError> {
         DeviceError::check_name(name)?;
+        let uuid = uuid.filter(|uuid| !uuid.is_empty());
+        uuid.map_or(Ok(()), DeviceError::check_uuid)?;
         let inner = &mut *self.lock();
         if inner.devices.contains_key(name) {
             return Err(DeviceError::Exists(name.into()));

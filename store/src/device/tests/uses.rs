@@ -122,6 +122,12 @@ fn a_uuid_names_one_device() {
     world.devices.create("d", None).unwrap();
     world.devices.remove("a", false).unwrap();
     world.devices.create("e", Some("1-2")).unwrap();
+    // An empty one is none.
+    world.devices.create("f", Some("")).unwrap();
+    world.devices.create("g", Some("")).unwrap();
+    for bad in ["a\nb", &"x".repeat(129)] {
+        assert!(refused(world.devices.create("h", Some(bad))).contains("UUID"));
+    }
 }
 
 /// The base of a store with P may be written by others, as with dmsetup; nothing writes below a
