@@ -9,7 +9,9 @@ use std::sync::Arc;
 use crate::cow::{Persistence, Store, StoreState};
 use crate::io::FileId;
 use crate::request::Op;
-use crate::target::{Backing, Decision, Exceptions, Medium, Snapshot, Synced, Target};
+use crate::target::{
+    Backing, Decision, Exceptions, ExceptionsId, Medium, Snapshot, Synced, Target,
+};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// One line: a range of the device and its target.
@@ -162,10 +164,15 @@ impl Table {
         &self.lines
     }
 
-    /// Its exceptions; targets name them by number.
+    /// Its exceptions; an [`ExceptionsId`] is a place in this list.
     #[inline]
     pub fn exceptions(&self) -> &[Exceptions] {
         &self.exceptions
+    }
+
+    /// Its exceptions, each with its name.
+    pub fn exceptions_by_id(&self) -> impl Iterator<Item = (ExceptionsId, &Exceptions)> {
+        (0..).map(ExceptionsId).zip(&self.exceptions)
     }
 
     /// What a flush must make durable.
@@ -199,7 +206,7 @@ impl Table {
     /// snapshot's.
     pub fn stores_of(&self, offset: u64, len: u64) -> impl Iterator<Item = &Arc<Store>> {
         self.lines_in(offset, len).filter_map(|line| match &line.target {
-            Target::Snapshot(snapshot) => Some(self.exceptions[snapshot.exceptions].store()),
+            Target::Snapshot(snapshot) => Some(self.exceptions()[snapshot.exceptions].store()),
             Target::Plain(_) | Target::Origin(_) | Target::Merge(_) => None,
         })
     }
@@ -213,7 +220,7 @@ impl Table {
                 Target::Origin(origin) => (None, Some(&origin.backing)),
                 Target::Merge(merge) => (None, Some(&merge.origin.backing)),
                 Target::Snapshot(Snapshot { exceptions, features, .. }) => {
-                    let ex = &self.exceptions[*exceptions];
+                    let ex = &self.exceptions()[*exceptions];
                     let below = features.discard_passdown_origin.then_some(&ex.origin);
                     (Some(ex.store()), below)
                 }
@@ -231,8 +238,8 @@ impl Table {
     /// A request that begins at `offset` may be decided soon.
     #[inline]
     pub fn prefetch(&self, offset: u64) {
-        let near = |index: usize, offset| {
-            let ex = &self.exceptions[index];
+        let near = |id: ExceptionsId, offset| {
+            let ex = &self.exceptions()[id];
             ex.table.prefetch(ex.chunk().chunk_of(offset));
         };
         let piece = self.piece(offset, 1);
@@ -253,12 +260,12 @@ impl Table {
         match piece.target {
             Target::Plain(backing) => backing.decide(op, piece.offset, piece.len),
             Target::Snapshot(snapshot) => {
-                let ex = &self.exceptions[snapshot.exceptions];
+                let ex = &self.exceptions()[snapshot.exceptions];
                 snapshot.decide(ex, op, piece.offset, piece.len)
             }
             Target::Origin(origin) => origin.decide(op, piece.offset, piece.len),
             Target::Merge(merge) => {
-                merge.decide(&self.exceptions[merge.exceptions], op, piece.offset, piece.len)
+                merge.decide(&self.exceptions()[merge.exceptions], op, piece.offset, piece.len)
             }
         }
     }

@@ -22,7 +22,8 @@ use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Pages, ScratchConfig
 use crate::rounds::Join;
 use crate::table::Line;
 use crate::target::{
-    Backing, Exceptions, ExtentPlace, Features, Medium, Merge, Origin, Snapshot, Target,
+    Backing, Exceptions, ExceptionsId, ExtentPlace, Features, Medium, Merge, Origin, Snapshot,
+    Target,
 };
 use crate::units::{Chunk, ChunkSize, StoreChunk};
 use crate::workers::TrackedObject;
@@ -238,14 +239,14 @@ impl Case {
         let target = if merging {
             let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots: vec![] };
             Target::Merge(Merge {
-                exceptions: 0,
+                exceptions: ExceptionsId(0),
                 origin,
                 writes: TrackedObject(2),
                 in_use: Default::default(),
             })
         } else {
             Target::Snapshot(Snapshot {
-                exceptions: 0,
+                exceptions: ExceptionsId(0),
                 tracked: None,
                 features: Features::default(),
             })

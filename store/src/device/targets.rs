@@ -23,7 +23,9 @@ use crate::exception::{ExceptionTable, Layer, Memory};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::table::{Line, Table};
-use crate::target::{Backing, Exceptions, ExtentPlace, Merge, Origin, Snapshot, Target};
+use crate::target::{
+    Backing, Exceptions, ExceptionsId, ExtentPlace, Merge, Origin, Snapshot, Target,
+};
 use crate::units::ChunkSize;
 
 /// What a parameter resolves to.
@@ -174,11 +176,11 @@ impl Plan<'_> {
     }
 
     fn snapshot_target(&mut self, snap: &Snap, is_own: bool, made: &mut TableParts) -> Target {
-        made.exceptions.push(snap.exceptions());
+        let exceptions = made.add(snap.exceptions());
         // An overlay's base is read-only; an origin may write any other.
         let tracked = (!is_own).then(|| self.inner.origins.id(&snap.key));
         let features = snap.features;
-        Target::Snapshot(Snapshot { exceptions: made.exceptions.len() - 1, tracked, features })
+        Target::Snapshot(Snapshot { exceptions, tracked, features })
     }
 
     fn merge_target(
@@ -204,9 +206,9 @@ impl Plan<'_> {
             return Err(beside_a_merge(&other, name));
         }
         let origin = self.origin(name, backing.slice(0, line.len.bytes()), &snap.key, made)?;
-        made.exceptions.push(Exceptions { origin: backing, ..snap.exceptions() });
+        let exceptions = made.add(Exceptions { origin: backing, ..snap.exceptions() });
         let merge = Merge {
-            exceptions: made.exceptions.len() - 1,
+            exceptions,
             origin,
             writes: self.inner.origins.fresh(),
             in_use: Default::default(),
@@ -265,13 +267,9 @@ impl Plan<'_> {
             }
         }
         snapshots.sort_by_key(|snap| std::cmp::Reverse(snap.live.store.geometry().chunk.bytes()));
-        let mut numbers = Vec::new();
-        for snap in &snapshots {
-            made.exceptions.push(snap.exceptions());
-            numbers.push(made.exceptions.len() - 1);
-        }
+        let snapshots = snapshots.iter().map(|snap| made.add(snap.exceptions())).collect();
         let tracked = self.inner.origins.id(key);
-        Ok(Origin { backing, start: 0, tracked, snapshots: numbers })
+        Ok(Origin { backing, start: 0, tracked, snapshots })
     }
 
     /// The live snapshot of a line: one that moves, or a newly opened store.
@@ -519,6 +517,12 @@ struct TableParts {
 }
 
 impl TableParts {
+    fn add(&mut self, exceptions: Exceptions) -> ExceptionsId {
+        let id = ExceptionsId(self.exceptions.len() as u32);
+        self.exceptions.push(exceptions);
+        id
+    }
+
     fn refuse_twice(&self, spec: &SnapshotSpec) -> Result<(), DeviceError> {
         let identity = spec.cow.path().and_then(|path| crate::io::Identity::of_path(path).ok());
         let same = |snap: &Snap| Some(snap.live.disk.info.identity) == identity;

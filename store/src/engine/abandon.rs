@@ -36,7 +36,7 @@ mod tests {
     use crate::io::{Completion, FileId, IoOp};
     use crate::request::{Op, Request, Status, Token};
     use crate::table::{Line, Table};
-    use crate::target::{Backing, Exceptions, Medium, Snapshot, Target};
+    use crate::target::{Backing, Exceptions, ExceptionsId, Medium, Snapshot, Target};
     use crate::units::{ChunkSize, Sector};
     use crate::workers::{TrackedObject, Wake, Workers};
 
@@ -80,7 +80,7 @@ mod tests {
         let ex = Exceptions { table: exceptions, layers: vec![store], origin, len: LEN };
         let features = Default::default();
         let tracked = Some(TrackedObject(7));
-        let target = Target::Snapshot(Snapshot { exceptions: 0, tracked, features });
+        let target = Target::Snapshot(Snapshot { exceptions: ExceptionsId(0), tracked, features });
         Arc::new(Table::new(vec![Line { start: 0, len: LEN, target }], vec![ex]))
     }
 

@@ -5,7 +5,7 @@
 
 use super::scratch::Buf;
 use crate::exception::Claim;
-use crate::target::Exceptions;
+use crate::target::{Exceptions, ExceptionsId};
 use crate::units::{ChunkSize, DataIndex};
 
 /// Which bytes of a chunk are new; for several chunks in one claim, all of them.
@@ -51,7 +51,7 @@ impl Fill {
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) claim: Claim,
-    pub(super) exceptions: usize,
+    pub(super) exceptions: ExceptionsId,
     pub(super) request: usize,
     /// The first byte of the request that belongs to it.
     pub(super) from: u64,
@@ -89,7 +89,7 @@ impl Claimed {
     /// A claim that has no old bytes yet, only those of the request, from its byte `from` on.
     pub(super) fn new(
         claim: Claim,
-        exceptions: usize,
+        exceptions: ExceptionsId,
         request: usize,
         from: u64,
         fill: Fill,

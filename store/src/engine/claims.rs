@@ -10,6 +10,7 @@
 use super::claim::{Claimed, Fill, Sliced};
 use super::core::{Core, Kind, is_full};
 use super::dispatch::Flow;
+use super::lists::Gathered;
 use super::pending::{Asker, WaitsFor};
 use super::scratch::Buf;
 use crate::cow::{Allocation, Persistence};
@@ -17,7 +18,7 @@ use crate::exception::{ChunkState, Place};
 use crate::io::{Errno, FileId, IoOp, Seg};
 use crate::request::Op;
 use crate::table::Table;
-use crate::target::{Decision, Exceptions};
+use crate::target::{Decision, Exceptions, ExceptionsId};
 use crate::units::{Chunk, DataIndex};
 
 /// Chunks written by one action, and their bytes.
@@ -50,19 +51,19 @@ impl Core {
         &mut self,
         table: &Table,
         index: usize,
-        exceptions: usize,
+        id: ExceptionsId,
         chunk: Chunk,
         seen: ChunkState,
         len: u64,
     ) -> Flow {
-        let room = self.room_for_claims(exceptions);
+        let room = self.room_for_claims(id);
         if room == 0 {
             // One of this worker's own claims ends first, and then the parked requests are checked
             // again.
             self.park(index, WaitsFor::Wake);
             return Flow::Aside;
         }
-        let ex = &table.exceptions()[exceptions];
+        let ex = &table.exceptions()[id];
         let bytes = ex.chunk().bytes();
         let most = if self.is_large(ex) { 1 } else { most_in_run(ex).min(room) };
         let most = (len / bytes).clamp(1, most);
@@ -78,11 +79,11 @@ impl Core {
         };
         pending.outstanding += 1;
         pending.cursor += len;
-        let claimed = Claimed::new(claim, exceptions, index, at, fill);
+        let claimed = Claimed::new(claim, id, index, at, fill);
         let is_covered = fill.covers(0, claimed.valid_len(ex));
         let claim_index = self.insert_claim(claimed);
         if is_covered || self.is_large(ex) {
-            self.gathered[exceptions].push_back(claim_index, count);
+            self.gathered(id).push_back(claim_index, count);
         } else {
             self.fresh.push(claim_index);
         }
@@ -95,20 +96,20 @@ impl Core {
         &mut self,
         table: &Table,
         index: usize,
-        exceptions: usize,
+        id: ExceptionsId,
         chunk: Chunk,
     ) -> bool {
-        if self.room_for_claims(exceptions) == 0 {
+        if self.room_for_claims(id) == 0 {
             return true;
         }
-        let ex = &table.exceptions()[exceptions];
+        let ex = &table.exceptions()[id];
         let Ok(claim) = ex.table.claim(chunk, ChunkState::Unmapped) else { return false };
         self.requests[index].outstanding += 1;
         let from = self.requests[index].cursor;
-        let claimed = Claimed::new(claim, exceptions, index, from, Fill::Nothing);
+        let claimed = Claimed::new(claim, id, index, from, Fill::Nothing);
         let claim_index = self.insert_claim(claimed);
         if self.is_large(ex) {
-            self.gathered[exceptions].push_back(claim_index, 1);
+            self.gathered(id).push_back(claim_index, 1);
         } else {
             self.fresh.push(claim_index);
         }
@@ -116,18 +117,22 @@ impl Core {
     }
 
     /// How many more chunks of a snapshot may be claimed: one whose store hangs holds up no other.
-    fn room_for_claims(&self, exceptions: usize) -> u64 {
-        (self.config.claims as u64).saturating_sub(self.chunks_claimed[exceptions])
+    fn room_for_claims(&self, id: ExceptionsId) -> u64 {
+        (self.config.claims as u64).saturating_sub(self.per_exceptions[id.index()].claimed)
+    }
+
+    fn gathered(&mut self, id: ExceptionsId) -> &mut Gathered {
+        &mut self.per_exceptions[id.index()].gathered
     }
 
     fn insert_claim(&mut self, claimed: Claimed) -> usize {
-        self.chunks_claimed[claimed.exceptions] += claimed.claim.count();
+        self.per_exceptions[claimed.exceptions.index()].claimed += claimed.claim.count();
         self.claims.insert(claimed)
     }
 
     fn remove_claim(&mut self, claim_index: usize) -> Claimed {
         let removed = self.claims.remove(claim_index);
-        self.chunks_claimed[removed.exceptions] -= removed.claim.count();
+        self.per_exceptions[removed.exceptions.index()].claimed -= removed.claim.count();
         removed
     }
 
@@ -290,7 +295,8 @@ impl Core {
         let was_shared = copy.claims.len() > 1;
         for claim_index in copy.claims.drain(..) {
             if ok {
-                self.gathered[self.claims[claim_index].exceptions].push_back(claim_index, 1);
+                let id = self.claims[claim_index].exceptions;
+                self.gathered(id).push_back(claim_index, 1);
             } else if was_shared {
                 // Each claim is read again on its own: one that cannot be read must not fail the
                 // others.
@@ -309,59 +315,54 @@ impl Core {
     /// Gives places to the claims that have their bytes, and writes them as runs. A store that has
     /// to be committed first delays only its own claims.
     pub(super) fn write_gathered(&mut self, table: &Table) {
-        for exceptions in 0..self.gathered.len() {
-            while !self.gathered[exceptions].is_empty() {
-                if !self.write_some_gathered(table, exceptions) {
-                    break;
-                }
-            }
+        for (id, _) in table.exceptions_by_id() {
+            while !self.gathered(id).is_empty() && self.write_some_gathered(table, id) {}
         }
     }
 
     /// False if a commit has to make room first.
-    fn write_some_gathered(&mut self, table: &Table, exceptions: usize) -> bool {
-        let ex = &table.exceptions()[exceptions];
+    fn write_some_gathered(&mut self, table: &Table, id: ExceptionsId) -> bool {
+        let ex = &table.exceptions()[id];
         let log = ex.store().log();
         if !ex.store().state().can_commit() {
             // A commit cannot make room any more, and written chunks could not be read.
-            self.first_gathered_failed(table, exceptions, Errno::EIO);
+            self.first_gathered_failed(table, id, Errno::EIO);
             return true;
         }
         let large = self.is_large(ex);
         let most = if large { 1 } else { most_in_run(ex) };
-        let wanted = most.min(self.gathered[exceptions].chunks());
+        let wanted = most.min(self.gathered(id).chunks());
         match ex.store().allocate(wanted) {
             Allocation::Run { first, .. } if large => {
-                let (claim_index, _) =
-                    self.gathered[exceptions].pop_front().expect("it is not empty");
+                let (claim_index, _) = self.gathered(id).pop_front().expect("it is not empty");
                 self.claims[claim_index].sliced = Some(Sliced::new(first));
                 self.next_slice(table, claim_index);
             }
-            Allocation::Run { first, count } => self.write_runs(ex, exceptions, first, count),
+            Allocation::Run { first, count } => self.write_runs(ex, id, first, count),
             Allocation::LogFull => {
-                self.commit_soon(table, exceptions);
+                self.commit_soon(table, id);
                 return false;
             }
-            Allocation::StoreFull => self.first_gathered_failed(table, exceptions, Errno::ENOSPC),
+            Allocation::StoreFull => self.first_gathered_failed(table, id, Errno::ENOSPC),
         }
         ex.store().look_at_threshold();
         if log.wants_commit() {
-            self.commit_soon(table, exceptions);
+            self.commit_soon(table, id);
         }
         true
     }
 
-    fn first_gathered_failed(&mut self, table: &Table, exceptions: usize, errno: Errno) {
-        let (claim_index, _) = self.gathered[exceptions].pop_front().expect("it is not empty");
+    fn first_gathered_failed(&mut self, table: &Table, id: ExceptionsId, errno: Errno) {
+        let (claim_index, _) = self.gathered(id).pop_front().expect("it is not empty");
         self.claim_failed(table, claim_index, Err(errno));
     }
 
-    fn write_runs(&mut self, ex: &Exceptions, exceptions: usize, first: DataIndex, count: u64) {
+    fn write_runs(&mut self, ex: &Exceptions, id: ExceptionsId, first: DataIndex, count: u64) {
         let mut done = 0;
         while done < count {
             let index = DataIndex(first.0 + done);
             let (place, together) = ex.store().place_of(index, count - done);
-            let claims = self.take_gathered(ex, exceptions, together);
+            let claims = self.take_gathered(ex, id, together);
             let from = self.segs.len();
             for &claim_index in &claims {
                 let (claimed, bytes) = (&self.claims[claim_index], ex.chunk().bytes());
@@ -378,8 +379,8 @@ impl Core {
 
     /// Takes the first of the gathered claims, `chunks` chunks in all. If the last of them has more, the
     /// rest of it stays.
-    fn take_gathered(&mut self, ex: &Exceptions, exceptions: usize, chunks: u64) -> Vec<usize> {
-        let gathered = &mut self.gathered[exceptions];
+    fn take_gathered(&mut self, ex: &Exceptions, id: ExceptionsId, chunks: u64) -> Vec<usize> {
+        let gathered = &mut self.per_exceptions[id.index()].gathered;
         let mut claims = self.spare_lists.take();
         let mut left = chunks;
         while left > 0 {

@@ -14,7 +14,7 @@ use crate::cow::{MergeMark, Store};
 use crate::io::{IoOp, Seg};
 use crate::rounds::{Ticket, Turn};
 use crate::table::Table;
-use crate::target::Synced;
+use crate::target::{ExceptionsId, Synced};
 use crate::units::{DataIndex, StoreChunk};
 
 /// The largest area that is zeroed by writing and not by the file system.
@@ -144,12 +144,11 @@ impl Core {
             barrier.requests.append(&mut self.to_end);
             self.start_barrier(barrier);
         }
-        if !self.to_commit.is_empty() || self.commit_stores.contains(&true) {
+        if !self.to_commit.is_empty() || self.per_exceptions.iter().any(|of| of.commit_wanted) {
             let mut barrier = self.new_barrier(Then::Again);
-            for (exceptions, wanted) in self.commit_stores.iter_mut().enumerate() {
-                if std::mem::take(wanted) {
-                    let layers = table.exceptions()[exceptions].layers.iter();
-                    let owing = layers.filter(|store| !rests(store)).cloned();
+            for (of, ex) in self.per_exceptions.iter_mut().zip(table.exceptions()) {
+                if std::mem::take(&mut of.commit_wanted) {
+                    let owing = ex.layers.iter().filter(|store| !rests(store)).cloned();
                     barrier.parts.extend(owing.map(Part::of_store));
                 }
             }
@@ -176,21 +175,26 @@ impl Core {
     /// All stores that owe something should be committed, although no request waits for it.
     pub(super) fn commit_owed(&mut self, table: &Table) {
         let begins = |store: &Arc<Store>| store.is_overdue() && !store.log().is_committing();
-        for (exceptions, ex) in table.exceptions().iter().enumerate() {
+        for (id, ex) in table.exceptions_by_id() {
             if ex.layers.iter().any(begins) {
-                self.commit_soon(table, exceptions);
+                self.commit_soon(table, id);
             }
         }
     }
 
     /// A store owes so much that it should be committed, whether or not a request waits for it.
-    pub(super) fn commit_soon(&mut self, table: &Table, exceptions: usize) {
-        let store = table.exceptions()[exceptions].store();
+    pub(super) fn commit_soon(&mut self, table: &Table, id: ExceptionsId) {
+        let store = table.exceptions()[id].store();
         let waits =
             |part: &Part| matches!(part, Part::Store { store: of, .. } if Arc::ptr_eq(of, store));
         if !self.barriers.iter().any(|(_, barrier)| barrier.parts.iter().any(waits)) {
-            self.commit_stores[exceptions] = true;
+            self.want_commit(id);
         }
+    }
+
+    /// The next barrier commits the stores of these exceptions.
+    pub(super) fn want_commit(&mut self, id: ExceptionsId) {
+        self.per_exceptions[id.index()].commit_wanted = true;
     }
 
     fn start_barrier(&mut self, barrier: Barrier) {

@@ -91,6 +91,29 @@ fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
     Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
 }
 
+/// What concerns one of the table's exceptions.
+#[derive(Debug)]
+pub(super) struct PerExceptions {
+    /// Chunks of its claims.
+    pub(super) claimed: u64,
+    /// Its stores are to be committed.
+    pub(super) commit_wanted: bool,
+    /// Claims that have their bytes and are to be written in runs.
+    pub(super) gathered: Gathered,
+}
+
+impl PerExceptions {
+    fn new() -> Self {
+        PerExceptions { claimed: 0, commit_wanted: false, gathered: Gathered::with_room() }
+    }
+
+    /// It concerns another table from now on; what memory it has, it keeps.
+    fn reset(&mut self) {
+        debug_assert!(self.gathered.is_empty());
+        (self.claimed, self.commit_wanted) = (0, false);
+    }
+}
+
 /// See the module's description.
 pub(super) struct Core {
     pub(super) worker: Worker,
@@ -99,8 +122,8 @@ pub(super) struct Core {
     pub(super) serves_guest: bool,
     pub(super) requests: Slab<Pending>,
     pub(super) claims: Slab<Claimed>,
-    /// Chunks of the claims of each of the table's exceptions.
-    pub(super) chunks_claimed: Vec<u64>,
+    /// For each of the table's exceptions.
+    pub(super) per_exceptions: Vec<PerExceptions>,
     pub(super) copies: Slab<Copy>,
     pub(super) runs: Slab<Run>,
     pub(super) barriers: Slab<Barrier>,
@@ -118,10 +141,8 @@ pub(super) struct Core {
     pub(super) parked: Vec<usize>,
     /// Requests that wait for a barrier over everything, then end.
     pub(super) to_end: Vec<usize>,
-    /// Requests that wait for commits of some stores, then are dispatched again.
+    /// Requests that wait for the commits that are wanted, then are dispatched again.
     pub(super) to_commit: Vec<usize>,
-    /// Which exceptions' stores those are, a bit each.
-    pub(super) commit_stores: Vec<bool>,
     /// Claims whose old bytes have not been read yet: they are at the end of a step, or when a
     /// buffer is free.
     pub(super) fresh: Vec<usize>,
@@ -129,9 +150,6 @@ pub(super) struct Core {
     pub(super) copy_bufs: Vec<Buf>,
     /// Large claims that wait for a buffer.
     pub(super) slices_waiting: VecDeque<usize>,
-    /// Claims that have their bytes and are to be written in runs: for each of the table's
-    /// exceptions.
-    pub(super) gathered: Vec<Gathered>,
     /// The table's files, sorted.
     pub(super) files: Vec<FileId>,
     /// Where a write that had waited for room found some.
@@ -160,7 +178,7 @@ impl Core {
             serves_guest: true,
             requests: Slab::with_capacity(config.requests),
             claims: Slab::with_capacity(config.claims),
-            chunks_claimed: Vec::new(),
+            per_exceptions: Vec::new(),
             copies: Slab::with_capacity(config.claims),
             runs: Slab::with_capacity(64),
             barriers: Slab::with_capacity(16),
@@ -174,11 +192,9 @@ impl Core {
             parked: Vec::with_capacity(config.requests),
             to_end: Vec::with_capacity(config.requests),
             to_commit: Vec::with_capacity(config.requests),
-            commit_stores: Vec::new(),
             fresh: Vec::with_capacity(config.claims),
             copy_bufs: Vec::new(),
             slices_waiting: VecDeque::new(),
-            gathered: Vec::new(),
             files: Vec::new(),
             found_room: Vec::new(),
             spare_lists: SpareLists::default(),
@@ -202,10 +218,8 @@ impl Core {
         let least = if table.lines().iter().any(copies_out) { 64 << 10 } else { 4096 };
         self.scratch.divide(largest.clamp(least, 256 << 10) as u32);
         let exceptions = table.exceptions().len();
-        self.commit_stores.clear();
-        self.commit_stores.resize(exceptions, false);
-        self.chunks_claimed.clear();
-        self.chunks_claimed.resize(exceptions, 0);
+        self.per_exceptions.iter_mut().for_each(PerExceptions::reset);
+        self.per_exceptions.resize_with(exceptions, PerExceptions::new);
         // No claim allocates.
         let most = self.config.claims * exceptions;
         self.claims.reserve(most);
@@ -213,8 +227,6 @@ impl Core {
         self.fresh.reserve(most);
         self.files.clear();
         self.files.extend(table.files());
-        debug_assert!(self.gathered.iter().all(Gathered::is_empty));
-        self.gathered.resize_with(exceptions, Gathered::with_room);
     }
 
     pub(super) fn admit(&mut self, request: Request) {

@@ -10,7 +10,7 @@ use super::pending::WaitsFor;
 use crate::cow::StoreState;
 use crate::table::Table;
 use crate::target::origin::Verdict;
-use crate::target::{Origin, Target};
+use crate::target::{ExceptionsId, Origin, Target};
 use crate::units::{Chunk, SECTOR_SHIFT};
 
 /// What prevents a write to a range of the origin: of several obstacles, the greatest is dealt with
@@ -91,18 +91,18 @@ impl Core {
         len: u64,
     ) -> Obstacle {
         let mut greatest = Obstacle::None;
-        for &exceptions in &origin.snapshots {
-            let ex = &table.exceptions()[exceptions];
+        for &id in &origin.snapshots {
+            let ex = &table.exceptions()[id];
             for chunk in Origin::chunks(ex, at, len) {
-                greatest = greatest.max(self.ask(table, index, exceptions, chunk));
+                greatest = greatest.max(self.ask(table, index, id, chunk));
             }
         }
         greatest
     }
 
     /// Begins what a chunk needs before it may be overwritten.
-    fn ask(&mut self, table: &Table, index: usize, exceptions: usize, chunk: Chunk) -> Obstacle {
-        let ex = &table.exceptions()[exceptions];
+    fn ask(&mut self, table: &Table, index: usize, id: ExceptionsId, chunk: Chunk) -> Obstacle {
+        let ex = &table.exceptions()[id];
         match Origin::verdict(ex, chunk) {
             Verdict::Go => Obstacle::None,
             Verdict::Copy if ex.store().state() == StoreState::Full => Obstacle::Room,
@@ -117,10 +117,10 @@ impl Core {
                 self.invalidate(ex.store());
                 Obstacle::Wait
             }
-            Verdict::Copy => waits(self.claim_copy(table, index, exceptions, chunk)),
+            Verdict::Copy => waits(self.claim_copy(table, index, id, chunk)),
             Verdict::WaitChunk(seen) => waits(ex.table.wait(chunk, seen, self.worker.bit())),
             Verdict::Commit => {
-                self.commit_stores[exceptions] = true;
+                self.want_commit(id);
                 Obstacle::Commit
             }
             Verdict::WaitState => Obstacle::Wait,

@@ -5,7 +5,7 @@
 //! the table says which chunks are still in the store, which are being copied, and which are back
 //! on the origin. Makes no new exceptions in its own store.
 
-use super::{Decision, Exceptions, Origin, Track, run_len};
+use super::{Decision, Exceptions, ExceptionsId, Origin, Track, run_len};
 use crate::cow::{MergeMark, StoreState};
 use crate::exception::{ChunkState, Place};
 use crate::request::Op;
@@ -17,7 +17,7 @@ use crate::workers::{TrackedObject, Worker};
 #[derive(Debug)]
 pub struct Merge {
     /// Which exceptions of the table are being merged.
-    pub exceptions: usize,
+    pub exceptions: ExceptionsId,
     /// The origin that it is merged into; its other snapshots are protected.
     pub origin: Origin,
     /// The id under which writes to mapped chunks are tracked.

@@ -17,6 +17,7 @@ pub use merge::Merge;
 pub use origin::Origin;
 pub use snapshot::{Features, Snapshot};
 
+use std::ops::Index;
 use std::sync::Arc;
 
 use crate::cow::Store;
@@ -30,6 +31,18 @@ const _: () = assert!(MOST_SECTORS <= Worker::MAX_TRACKED_END);
 /// Pieces longer than this many chunks are decided in several turns, so that one request does not
 /// hold up those behind it.
 pub const TURN: u64 = 256;
+
+/// Which of a table's [`Exceptions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExceptionsId(pub u32);
+
+impl ExceptionsId {
+    /// Its place in lists that have one item for each of a table's exceptions.
+    #[inline]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// One exception table, the stores of its mappings, and the origin below them.
 #[derive(Debug)]
@@ -97,6 +110,15 @@ impl Exceptions {
     }
 }
 
+impl Index<ExceptionsId> for [Exceptions] {
+    type Output = Exceptions;
+
+    #[inline]
+    fn index(&self, id: ExceptionsId) -> &Exceptions {
+        &self[id.index()]
+    }
+}
+
 /// What to do with the next `len` bytes of a request. `len` is at most the requested length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -128,7 +150,7 @@ pub enum Decision {
     /// covers the chunk, the same for those after it that lie alike.
     Move {
         /// Which exceptions of the table.
-        exceptions: usize,
+        exceptions: ExceptionsId,
         /// Which chunk.
         chunk: Chunk,
         /// The chunk's state in the table.
@@ -144,7 +166,7 @@ pub enum Decision {
     /// A worker is moving the chunk: wait for that.
     WaitChunk {
         /// Which exceptions of the table.
-        exceptions: usize,
+        exceptions: ExceptionsId,
         /// Which chunk.
         chunk: Chunk,
         /// The chunk's state in the table.

@@ -3,7 +3,7 @@
 //! Owns the list of an origin's snapshots, and the check whether they allow a range to be written.
 //! Never knows how their exceptions are made. Keeps I4 and I6.
 
-use super::{Backing, Decision, Exceptions, TURN};
+use super::{Backing, Decision, Exceptions, ExceptionsId, TURN};
 use crate::cow::StoreState;
 use crate::exception::ChunkState;
 use crate::request::Op;
@@ -20,7 +20,7 @@ pub struct Origin {
     /// The id under which redirected reads of its snapshots are tracked.
     pub tracked: TrackedObject,
     /// The exceptions of the table that belong to its snapshots, largest chunk first.
-    pub snapshots: Vec<usize>,
+    pub snapshots: Vec<ExceptionsId>,
 }
 
 /// One snapshot's answer to a write of one of its chunks.
@@ -53,7 +53,7 @@ impl Origin {
     /// How many bytes of a write at `offset` (of the origin as its snapshots see it) are decided
     /// at a time.
     pub fn window(&self, all: &[Exceptions], offset: u64, len: u64) -> u64 {
-        let smallest = self.snapshots.iter().map(|&index| all[index].chunk());
+        let smallest = self.snapshots.iter().map(|&id| all[id].chunk());
         let Some(smallest) = smallest.min_by_key(|chunk| chunk.bytes()) else { return len };
         len.min(smallest.bytes() * TURN - smallest.offset_in(offset))
     }

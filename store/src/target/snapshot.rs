@@ -5,7 +5,7 @@
 //! Owns what a snapshot does with each kind of request. Never knows how a chunk is copied.
 //! Keeps I15: a write to what a lower layer holds moves it to the top.
 
-use super::{Decision, Exceptions, Track, run_len};
+use super::{Decision, Exceptions, ExceptionsId, Track, run_len};
 use crate::cow::StoreState;
 use crate::exception::{ChunkState, Place};
 use crate::request::Op;
@@ -25,7 +25,7 @@ pub struct Features {
 #[derive(Debug)]
 pub struct Snapshot {
     /// The exceptions of the table that belong to it.
-    pub exceptions: usize,
+    pub exceptions: ExceptionsId,
     /// Set if something else may write to the origin: unmapped reads are tracked under this id.
     pub tracked: Option<TrackedObject>,
     /// Feature words.

@@ -26,7 +26,7 @@ use snapblk_store::io::{Action, Completion, Errno, FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
-use snapblk_store::target::{Backing, Exceptions, Medium, Origin, Snapshot, Target};
+use snapblk_store::target::{Backing, Exceptions, ExceptionsId, Medium, Origin, Snapshot, Target};
 use snapblk_store::units::{Chunk, ChunkSize, DataIndex, Sector, StoreChunk};
 use snapblk_store::workers::{TrackedObject, Wake, Worker, Workers};
 
@@ -377,9 +377,10 @@ impl Pair {
             vec![Exceptions { table, layers, origin: backing(), len }]
         };
         let tracked = TrackedObject(1);
-        let origin = Origin { backing: backing(), start: 0, tracked, snapshots: vec![0] };
+        let origin =
+            Origin { backing: backing(), start: 0, tracked, snapshots: vec![ExceptionsId(0)] };
         let features = Features::default();
-        let snapshot = Snapshot { exceptions: 0, tracked: Some(tracked), features };
+        let snapshot = Snapshot { exceptions: ExceptionsId(0), tracked: Some(tracked), features };
         let of = |target| Arc::new(Table::new(vec![Line { start: 0, len, target }], exceptions()));
         let tables = [of(Target::Origin(origin)), of(Target::Snapshot(snapshot))];
         let disks = [vec![1; len as usize], vec![0; 40 * CHUNK as usize]];

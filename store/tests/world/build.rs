@@ -125,7 +125,7 @@ impl World {
         let tracked = matches!(self.config.shape, Shape::Origin(_)).then_some(ORIGIN);
         let snapshot = |of: usize| {
             let features = Features { discard_zeroes_cow: number % 2 == 1, ..Features::default() };
-            let snapshot = Snapshot { exceptions: 0, tracked, features };
+            let snapshot = Snapshot { exceptions: ExceptionsId(0), tracked, features };
             (Target::Snapshot(snapshot), vec![self.exceptions(of)])
         };
         match (number, self.role) {
@@ -134,7 +134,7 @@ impl World {
                 let origin = self.origin_over(&mut all);
                 (
                     Target::Merge(Merge {
-                        exceptions: 0,
+                        exceptions: ExceptionsId(0),
                         origin,
                         writes: MERGED,
                         in_use: Default::default(),
@@ -162,7 +162,7 @@ impl World {
             (1..self.devices.len()).filter(live).map(|device| self.exceptions(device)).collect();
         others.sort_by_key(|ex| std::cmp::Reverse(ex.chunk().bytes()));
         all.extend(others);
-        let snapshots = (first..all.len()).collect();
+        let snapshots = (first..all.len()).map(|index| ExceptionsId(index as u32)).collect();
         Origin { backing: self.base_backing(), start: 0, tracked: ORIGIN, snapshots }
     }
 

@@ -33,7 +33,9 @@ use snapblk_store::io::{FileId, IoOp, Seg};
 use snapblk_store::request::{Op, Request, Status, Token};
 use snapblk_store::table::{Line, Table};
 use snapblk_store::target::snapshot::Features;
-use snapblk_store::target::{Backing, Exceptions, Medium, Merge, Origin, Snapshot, Target};
+use snapblk_store::target::{
+    Backing, Exceptions, ExceptionsId, Medium, Merge, Origin, Snapshot, Target,
+};
 use snapblk_store::units::{ChunkSize, DataIndex, Sector, StoreChunk};
 use snapblk_store::workers::{TrackedObject, Wake, Workers};
 

@@ -11,7 +11,9 @@ use crate::engine::{Engine, EngineConfig};
 use crate::io::{Completion, FileId, IoOp, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::{Line, Table};
-use crate::target::{Backing, Exceptions, ExtentPlace, Medium, Merge, Origin, Target};
+use crate::target::{
+    Backing, Exceptions, ExceptionsId, ExtentPlace, Medium, Merge, Origin, Target,
+};
 use crate::units::{Chunk, ChunkSize, Sector};
 use crate::workers::{TrackedObject, Wake, Workers};
 
@@ -85,8 +87,12 @@ fn world() -> (Arc<Table>, Files) {
     let ex =
         Exceptions { table: exceptions, layers: vec![store], origin: backing.clone(), len: LEN };
     let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots: vec![] };
-    let merge =
-        Merge { exceptions: 0, origin, writes: TrackedObject(2), in_use: Default::default() };
+    let merge = Merge {
+        exceptions: ExceptionsId(0),
+        origin,
+        writes: TrackedObject(2),
+        in_use: Default::default(),
+    };
     let line = Line { start: 0, len: LEN, target: Target::Merge(merge) };
     let files = vec![vec![1; LEN as usize], disk.now];
     (Arc::new(Table::new(vec![line], vec![ex])), Arc::new(Mutex::new(files)))

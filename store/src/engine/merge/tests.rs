@@ -16,7 +16,7 @@ use crate::exception::ChunkState;
 use crate::io::IoOp;
 use crate::request::{Op, Status};
 use crate::table::{Line, Table};
-use crate::target::{Exceptions, Snapshot, Target};
+use crate::target::{Exceptions, ExceptionsId, Snapshot, Target};
 use crate::units::Chunk;
 
 /// 39: an idle merge; the origin is the snapshot, and only metadata is left.
@@ -255,7 +255,8 @@ fn s76_after_half_a_merge_a_snapshot_goes_on() {
             origin: ex.origin.clone(),
             len,
         };
-        let snapshot = Snapshot { exceptions: 0, tracked: None, features: Default::default() };
+        let snapshot =
+            Snapshot { exceptions: ExceptionsId(0), tracked: None, features: Default::default() };
         let line = Line { start: 0, len, target: Target::Snapshot(snapshot) };
         let table = Arc::new(Table::new(vec![line], vec![ex]));
         for host in &mut case.world.hosts {

@@ -10,7 +10,9 @@ use crate::exception::ChunkState;
 use crate::io::FileId;
 use crate::request::{Op, Status};
 use crate::table::{Line, Table};
-use crate::target::{Backing, Exceptions, ExtentPlace, Medium, Merge, Origin, Target};
+use crate::target::{
+    Backing, Exceptions, ExceptionsId, ExtentPlace, Medium, Merge, Origin, Target,
+};
 use crate::units::{Chunk, ChunkSize, DataIndex};
 use crate::workers::TrackedObject;
 
@@ -148,10 +150,14 @@ pub(super) fn load(disks: &mut [Disk], shape: Shape) -> (Arc<Table>, Arc<Store>)
     if shape.other.is_some() {
         of(OTHER);
     }
-    let snapshots = if shape.other.is_some() { vec![1] } else { vec![] };
+    let snapshots = if shape.other.is_some() { vec![ExceptionsId(1)] } else { vec![] };
     let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots };
-    let merge =
-        Merge { exceptions: 0, origin, writes: TrackedObject(2), in_use: Default::default() };
+    let merge = Merge {
+        exceptions: ExceptionsId(0),
+        origin,
+        writes: TrackedObject(2),
+        in_use: Default::default(),
+    };
     let line = Line { start: 0, len, target: Target::Merge(merge) };
     (Arc::new(Table::new(vec![line], exceptions)), store)
 }
