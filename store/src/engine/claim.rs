@@ -3,6 +3,8 @@
 //! Owns the chunks' [`Claim`] in the table until it ends, and the split of a claim of several
 //! chunks. Never knows which I/O moves it.
 
+use std::ops::Range;
+
 use super::scratch::Buf;
 use crate::exception::Claim;
 use crate::target::{Exceptions, ExceptionsId};
@@ -20,15 +22,16 @@ pub(super) enum Fill {
 }
 
 impl Fill {
-    pub(super) fn range(self) -> (u64, u64) {
+    /// The new bytes of the chunk.
+    pub(super) fn range(self) -> Range<u64> {
         match self {
-            Fill::Nothing => (0, 0),
-            Fill::Guest { within, len, .. } | Fill::Zero { within, len } => (within, within + len),
+            Fill::Nothing => 0..0,
+            Fill::Guest { within, len, .. } | Fill::Zero { within, len } => within..within + len,
         }
     }
 
     pub(super) fn covers(self, from: u64, to: u64) -> bool {
-        let (start, end) = self.range();
+        let Range { start, end } = self.range();
         start <= from && to <= end
     }
 

@@ -7,15 +7,18 @@
 //! acknowledged write is in the log before anyone can know of it). Never knows why a chunk is
 //! moved.
 
+use std::ops::Range;
+
 use super::claim::{Claimed, Fill, Sliced};
-use super::core::{Core, Kind, is_full};
+use super::core::{Core, FileRange, is_full};
 use super::dispatch::Flow;
 use super::lists::Gathered;
 use super::pending::{Asker, WaitsFor};
 use super::scratch::Buf;
+use super::tag::Owner;
 use crate::cow::{Allocation, Persistence};
 use crate::exception::{ChunkState, Place};
-use crate::io::{Errno, FileId, IoOp, Seg};
+use crate::io::{Errno, IoOp, Seg};
 use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Exceptions, ExceptionsId};
@@ -31,6 +34,15 @@ pub(super) struct Copy {
     claims: Vec<usize>,
     outstanding: u32,
     failed: bool,
+}
+
+/// What was begun to read a range of old bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReadsBegun {
+    /// Actions.
+    pub(super) count: u32,
+    /// They cover the range: there is none for a part that cannot be read.
+    pub(super) complete: bool,
 }
 
 /// Claims that are written to adjacent chunks of the store.
@@ -140,11 +152,12 @@ impl Core {
         ex.chunk().bytes() > u64::from(self.scratch.size())
     }
 
-    fn span(&self, table: &Table, claim_index: usize) -> (u64, u64) {
+    /// The bytes of the device that a copy of a claimed chunk must hold.
+    fn span(&self, table: &Table, claim_index: usize) -> Range<u64> {
         let claimed = &self.claims[claim_index];
         let ex = &table.exceptions()[claimed.exceptions];
         let start = ex.chunk().start_of(claimed.claim.chunk());
-        (start, start + ex.valid_len(claimed.claim.chunk()))
+        start..start + ex.valid_len(claimed.claim.chunk())
     }
 
     /// Reads the old bytes of the step's fresh claims; neighbours, and the same range in several
@@ -156,7 +169,8 @@ impl Core {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.sort_unstable_by_key(|&claim_index| {
             let elsewhere = self.claims[claim_index].claim.before() != ChunkState::Unmapped;
-            (elsewhere, self.span(table, claim_index), self.claims[claim_index].exceptions)
+            let Range { start, end } = self.span(table, claim_index);
+            (elsewhere, start, end, self.claims[claim_index].exceptions)
         });
         let mut rest = &fresh[..];
         while !rest.is_empty() && self.scratch.free() > 0 {
@@ -185,9 +199,9 @@ impl Core {
         }
         let size = u64::from(self.scratch.size());
         let room = (self.scratch.free() as u64 * size).min(RUN_BYTES.max(size));
-        let (start, mut end) = self.span(table, claims[0]);
+        let Range { start, mut end } = self.span(table, claims[0]);
         let fits = |&&claim_index: &&usize| {
-            let (from, to) = self.span(table, claim_index);
+            let Range { start: from, end: to } = self.span(table, claim_index);
             let fits = may_share(claim_index)
                 && origin(claim_index).is_same(origin(claims[0]))
                 && from <= end
@@ -200,12 +214,12 @@ impl Core {
     }
 
     fn start_copy(&mut self, table: &Table, group: &[usize]) {
-        let (start, mut end) = self.span(table, group[0]);
+        let Range { start, mut end } = self.span(table, group[0]);
         let size = u64::from(self.scratch.size());
         let mut bufs = std::mem::take(&mut self.copy_bufs);
         bufs.clear();
         for &claim_index in group {
-            let (from, to) = self.span(table, claim_index);
+            let Range { start: from, end: to } = self.span(table, claim_index);
             let (which, offset) = ((from - start) / size, (from - start) % size);
             if let Some(&buf) = bufs.get(which as usize) {
                 self.scratch.share(buf);
@@ -218,53 +232,55 @@ impl Core {
         let mut claims = self.spare_lists.take();
         claims.extend_from_slice(group);
         let copy = self.copies.insert(Copy { claims, outstanding: 0, failed: false });
-        let tag = (Kind::Copy, 0, copy);
-        let (issued, ok) = self.read_old(table, group[0], (0, end - start), &bufs, tag);
+        let ReadsBegun { count, complete } =
+            self.read_old(table, group[0], 0..end - start, &bufs, Owner::OldRead(copy));
         self.copy_bufs = bufs;
-        if issued == 0 {
-            self.copy_ended(table, copy, ok);
+        if count == 0 {
+            self.copy_ended(table, copy, complete);
         } else {
             let copy = &mut self.copies[copy];
-            (copy.outstanding, copy.failed) = (issued, !ok);
+            (copy.outstanding, copy.failed) = (count, !complete);
         }
     }
 
-    /// Reads `[from, from + len)` of a claimed chunk's old bytes (past its end, those of its
-    /// neighbours) into `bufs`, one after the other. Returns the number of actions, and whether
-    /// they cover the range: there is no action for a part that cannot be read.
+    /// Reads a range of a claimed chunk's old bytes (past its end, those of its neighbours) into
+    /// `bufs`, one after the other.
     pub(super) fn read_old(
         &mut self,
         table: &Table,
         claim_index: usize,
-        (from, len): (u64, u64),
+        range: Range<u64>,
         bufs: &[Buf],
-        tag: (Kind, u16, usize),
-    ) -> (u32, bool) {
+        owner: Owner,
+    ) -> ReadsBegun {
         let claimed = &self.claims[claim_index];
         let ex = &table.exceptions()[claimed.exceptions];
-        let start = ex.chunk().start_of(claimed.claim.chunk()) + from;
+        let start = ex.chunk().start_of(claimed.claim.chunk()) + range.start;
         let before = claimed.claim.before();
-        let (mut issued, mut done) = (0, 0);
+        let len = range.end - range.start;
+        let (mut count, mut done) = (0, 0);
         while done < len {
             let decision = match before {
                 ChunkState::Mapped(place) => {
-                    let (file, offset) = ex.file_offset(place, from);
+                    let (file, offset) = ex.file_offset(place, range.start);
                     Decision::Pass { file, offset, len, track: None }
                 }
                 _ => ex.origin.decide(Op::Read, start + done, len - done),
             };
-            let (op, file, offset, part) = match decision {
-                Decision::Pass { file, offset, len, .. } => (IoOp::Read, file, offset, len),
-                Decision::Clear { len } => (IoOp::Clear, FileId::NONE, 0, len),
-                _ => return (issued, false),
+            let (op, part) = match decision {
+                Decision::Pass { file, offset, len, .. } => {
+                    (IoOp::Read, FileRange { file, offset, len })
+                }
+                Decision::Clear { len } => (IoOp::Clear, FileRange::nowhere(len)),
+                _ => return ReadsBegun { count, complete: false },
             };
             let first = self.segs.len();
-            self.push_old(bufs, done, part);
-            self.act(op, file, offset, part, first, tag);
-            issued += 1;
-            done += part;
+            self.push_old(bufs, done, part.len);
+            self.act(op, part, first, owner);
+            count += 1;
+            done += part.len;
         }
-        (issued, true)
+        ReadsBegun { count, complete: true }
     }
 
     /// Pushes the range `[from, from + len)` of all `bufs` together.
@@ -367,12 +383,15 @@ impl Core {
             for &claim_index in &claims {
                 let (claimed, bytes) = (&self.claims[claim_index], ex.chunk().bytes());
                 let (valid, all) = (claimed.valid_len(ex), claimed.claim.count() * bytes);
-                self.push_chunk(claim_index, (0, valid), all - valid);
+                self.push_chunk(claim_index, 0..valid, all - valid);
             }
             let run = self.runs.insert(Run { first: index, claims });
-            let bytes = together * ex.chunk().bytes();
-            let offset = ex.chunk().store_offset(place);
-            self.act(IoOp::Write, ex.store().file(), offset, bytes, from, (Kind::Run, 0, run));
+            let range = FileRange {
+                file: ex.store().file(),
+                offset: ex.chunk().store_offset(place),
+                len: together * ex.chunk().bytes(),
+            };
+            self.act(IoOp::Write, range, from, Owner::Run(run));
             done += together;
         }
     }
@@ -396,11 +415,12 @@ impl Core {
         claims
     }
 
-    /// Pushes the segments for `[from, to)` of the claim, and `tail` zeroes.
-    pub(super) fn push_chunk(&mut self, claim_index: usize, (from, to): (u64, u64), tail: u64) {
+    /// Pushes the segments for a range of the claim, and `tail` zeroes.
+    pub(super) fn push_chunk(&mut self, claim_index: usize, range: Range<u64>, tail: u64) {
+        let Range { start: from, end: to } = range;
         let claimed = &self.claims[claim_index];
-        let (start, end) = claimed.fill.range();
-        let (start, end) = (start.clamp(from, to), end.clamp(from, to));
+        let new = claimed.fill.range();
+        let (start, end) = (new.start.clamp(from, to), new.end.clamp(from, to));
         let old = |from: u64, to: u64| {
             let (buf, offset) = claimed.buf.expect("a chunk that is not covered has old bytes");
             let base = claimed.sliced.map_or(0, |sliced| sliced.written);

@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Kind, MetaOf};
+use super::core::{Core, FileRange};
+use super::tag::{MetaOf, Owner};
 use crate::cow::layout::Entry;
 use crate::cow::tail::Tail;
 use crate::cow::{MergeMark, Store};
@@ -204,8 +205,7 @@ impl Core {
                 && file.medium.syncs().is_none()
             {
                 let file = file.medium.file;
-                let first = self.segs.len();
-                self.act(IoOp::Sync, file, 0, 0, first, (Kind::Barrier, part as u16, index));
+                self.act_sync(file, Owner::Barrier { index, part });
             }
         }
         self.look_at_barrier(index);
@@ -378,7 +378,11 @@ impl Core {
     fn zero_area(&mut self, index: usize, area: StoreChunk) {
         let round = &self.rounds[index];
         let chunk = round.store.geometry().chunk;
-        let (file, offset) = (round.store.file(), chunk.store_offset(area));
+        let range = FileRange {
+            file: round.store.file(),
+            offset: chunk.store_offset(area),
+            len: chunk.bytes(),
+        };
         let first = self.segs.len();
         let op = if chunk.bytes() <= WRITTEN_ZEROES {
             self.segs.push(Seg::Zero { len: chunk.bytes() as u32 });
@@ -386,13 +390,12 @@ impl Core {
         } else {
             IoOp::Zero
         };
-        self.act(op, file, offset, chunk.bytes(), first, (Kind::Round, 0, index));
+        self.act(op, range, first, Owner::Round(index));
     }
 
     fn sync_round(&mut self, index: usize) {
         let file = self.rounds[index].store.file();
-        let first = self.segs.len();
-        self.act(IoOp::Sync, file, 0, 0, first, (Kind::Round, 0, index));
+        self.act_sync(file, Owner::Round(index));
     }
 
     fn write_entries(&mut self, index: usize) {
@@ -418,7 +421,8 @@ impl Core {
         let (file, len) = (round.store.file(), round.meta.len());
         let first = self.segs.len();
         self.segs.push(MetaOf::Round.seg(index, len));
-        self.act(IoOp::Write, file, offset, len as u64, first, (Kind::Round, 0, index));
+        let range = FileRange { file, offset, len: len as u64 };
+        self.act(IoOp::Write, range, first, Owner::Round(index));
     }
 
     fn sync_entries(&mut self, index: usize) {

@@ -19,7 +19,8 @@ use super::merge::{MergeJob, MergeProgress};
 use super::pending::{Asker, Pending, WaitsFor};
 use super::room::{Destination, NoRoomIn};
 use super::scratch::{Buf, Scratch};
-use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg, Tag};
+use super::tag::{MetaOf, Owner};
+use crate::io::{Action, Completion, Errno, FileId, IoOp, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::Table;
 use crate::target::{Medium, Target};
@@ -42,53 +43,21 @@ impl Default for EngineConfig {
     }
 }
 
-/// What an action belongs to; the upper bits of its tag.
+/// A range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Kind {
-    Request = 1,
-    Copy,
-    Run,
-    Slice,
-    Barrier,
-    Round,
-    Invalidation,
-    Merge,
-    Sync,
+pub(super) struct FileRange {
+    pub(super) file: FileId,
+    /// First byte.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) len: u64,
 }
 
-const KINDS: [Kind; 9] = [
-    Kind::Request,
-    Kind::Copy,
-    Kind::Run,
-    Kind::Slice,
-    Kind::Barrier,
-    Kind::Round,
-    Kind::Invalidation,
-    Kind::Merge,
-    Kind::Sync,
-];
-
-/// Whose metadata a [`Seg::Meta`] is: the two lowest bits of its slot, below the owner's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(super) enum MetaOf {
-    Round,
-    Invalidation,
-    Merge,
-}
-
-impl MetaOf {
-    const BITS: u32 = 2;
-
-    pub(super) fn seg(self, index: usize, len: usize) -> Seg {
-        Seg::Meta { slot: (index as u32) << Self::BITS | self as u32, len: len as u32 }
+impl FileRange {
+    /// For what needs no file: `len` bytes of none.
+    pub(super) fn nowhere(len: u64) -> FileRange {
+        FileRange { file: FileId::NONE, offset: 0, len }
     }
-}
-
-/// `kind << 48 | detail << 32 | index`: the host's own tags have bit 63 set, ours never.
-fn tag(kind: Kind, detail: u16, index: usize) -> Tag {
-    Tag((kind as u64) << 48 | u64::from(detail) << 32 | index as u64)
 }
 
 /// What concerns one of the table's exceptions.
@@ -367,67 +336,56 @@ impl Core {
     pub(super) fn complete(&mut self, table: &Table, completion: Completion) {
         self.in_flight -= 1;
         self.look_at_crowd();
-        let Tag(bits) = completion.tag;
-        let kind = KINDS[(bits >> 48) as usize - 1];
-        let detail = (bits >> 32) as u16;
-        let index = bits as u32 as usize;
         let ok = completion.result.is_ok();
-        match kind {
-            Kind::Request => {
-                let destination = Destination::from_detail(detail);
-                if let Some(track) = destination.track() {
+        match Owner::of(completion.tag) {
+            Owner::Request { index, to } => {
+                if let Some(track) = to.track() {
                     self.worker.untrack(track);
                     self.freed = true;
                 }
                 let pending = &self.requests[index];
                 if is_full(completion.result) && pending.op != Op::Read {
-                    return self.found_no_room(table, index, destination);
+                    return self.found_no_room(table, index, to);
                 }
                 self.part_ended(index, ok);
             }
-            Kind::Copy => self.copy_read(table, index, ok),
-            Kind::Run => self.run_written(table, index, completion.result),
-            Kind::Slice => self.slice_done(table, index, detail, completion.result),
-            Kind::Barrier => self.barrier_synced(index, detail as usize, ok),
-            Kind::Sync => {
+            Owner::OldRead(index) => self.copy_read(table, index, ok),
+            Owner::Run(index) => self.run_written(table, index, completion.result),
+            Owner::Slice { claim_index, step } => {
+                self.slice_done(table, claim_index, step, completion.result);
+            }
+            Owner::Barrier { index, part } => self.barrier_synced(index, part, ok),
+            Owner::Sync(index) => {
                 self.synced(index, ok);
                 self.look_at_commits();
             }
-            Kind::Round => self.round_io_done(table, index, ok),
-            Kind::Invalidation => self.invalidation_io_done(index, ok),
-            Kind::Merge => self.merge_io_done(table, index, detail, completion.result),
+            Owner::Round(index) => self.round_io_done(table, index, ok),
+            Owner::Invalidation(index) => self.invalidation_io_done(index, ok),
+            Owner::Merge { step, index } => {
+                self.merge_io_done(table, index, step, completion.result);
+            }
         }
     }
 
     /// Queues an action whose parts were pushed to `segs` since `first`.
-    #[allow(clippy::too_many_arguments, reason = "an action's fields, one each")]
-    pub(super) fn act(
-        &mut self,
-        op: IoOp,
-        file: FileId,
-        offset: u64,
-        len: u64,
-        first: usize,
-        (kind, detail, index): (Kind, u16, usize),
-    ) {
+    pub(super) fn act(&mut self, op: IoOp, range: FileRange, first: usize, owner: Owner) {
         self.in_flight += 1;
-        self.actions.push_back(Action {
-            op,
-            file,
-            offset,
-            len,
-            segs: (first as u32, (self.segs.len() - first) as u32),
-            tag: tag(kind, detail, index),
-        });
+        let FileRange { file, offset, len } = range;
+        let segs = (first as u32, (self.segs.len() - first) as u32);
+        self.actions.push_back(Action { op, file, offset, len, segs, tag: owner.to_tag() });
+    }
+
+    /// Queues a sync of `file`.
+    pub(super) fn act_sync(&mut self, file: FileId, owner: Owner) {
+        let range = FileRange { file, offset: 0, len: 0 };
+        self.act(IoOp::Sync, range, self.segs.len(), owner);
     }
 
     /// Queues a request's own action.
     pub(super) fn act_for_request(
         &mut self,
         op: IoOp,
-        file: FileId,
-        offset: u64,
-        len: u64,
+        range: FileRange,
         index: usize,
         track: Option<TrackSlot>,
     ) {
@@ -436,12 +394,12 @@ impl Core {
         pending.outstanding += 1;
         if let (IoOp::Read | IoOp::Write | IoOp::Clear, Asker::Host(token)) = (op, pending.asker) {
             let at = pending.cursor as u32;
-            self.segs.push(Seg::Guest { token, offset: at, len: len as u32 });
+            self.segs.push(Seg::Guest { token, offset: at, len: range.len as u32 });
         }
         // What reads needs no room.
-        let to = if op == IoOp::Read { None } else { self.files.binary_search(&file).ok() };
-        let detail = Destination::new(track, to).detail();
-        self.act(op, file, offset, len, first, (Kind::Request, detail, index));
+        let file = if op == IoOp::Read { None } else { self.files.binary_search(&range.file).ok() };
+        let to = Destination::new(track, file);
+        self.act(op, range, first, Owner::Request { index, to });
     }
 
     /// A part of a request ended.
@@ -505,11 +463,10 @@ impl Core {
     }
 
     pub(super) fn meta(&self, slot: u32) -> &[u8] {
-        let index = (slot >> MetaOf::BITS) as usize;
-        match slot & ((1 << MetaOf::BITS) - 1) {
-            of if of == MetaOf::Round as u32 => self.rounds[index].meta(),
-            of if of == MetaOf::Invalidation as u32 => self.invalidations[index].header(),
-            _ => self.merge.as_ref().map_or(&[], |job| job.meta(index)),
+        match MetaOf::at(slot) {
+            (MetaOf::Round, index) => self.rounds[index].meta(),
+            (MetaOf::Invalidation, index) => self.invalidations[index].header(),
+            (MetaOf::Merge, index) => self.merge.as_ref().map_or(&[], |job| job.meta(index)),
         }
     }
 

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use super::core::Core;
+use super::core::{Core, FileRange};
 use super::pending::{Asker, WaitsFor};
 use crate::cow::{Store, StoreState};
 use crate::exception::ChunkState;
-use crate::io::{FileId, IoOp};
+use crate::io::IoOp;
 use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Target, Track};
@@ -84,10 +84,10 @@ impl Core {
         let decision = table.decide(op, at, left);
         match decision {
             Decision::Pass { file, offset, len, track } => {
-                self.pass(table, index, (file, offset, len), track)
+                self.pass(table, index, FileRange { file, offset, len }, track)
             }
             Decision::Clear { len } => {
-                self.act_for_request(IoOp::Clear, FileId::NONE, 0, len, index, None);
+                self.act_for_request(IoOp::Clear, FileRange::nowhere(len), index, None);
                 self.advance(index, len)
             }
             Decision::Nothing { len } => {
@@ -147,7 +147,7 @@ impl Core {
         &mut self,
         table: &Table,
         index: usize,
-        (file, offset, len): (FileId, u64, u64),
+        range: FileRange,
         track: Option<Track>,
     ) -> Flow {
         let pending = &self.requests[index];
@@ -162,6 +162,7 @@ impl Core {
                 return Flow::Aside;
             };
             // The condition that allowed the range may have changed before the range was visible.
+            let FileRange { file, offset, len } = range;
             let same = Decision::Pass { file, offset, len, track: Some(track) };
             if table.decide(op, at, left) != same {
                 self.worker.untrack(id);
@@ -169,9 +170,9 @@ impl Core {
             }
             tracked = Some(id);
         }
-        self.act_for_request(io_op(table, op, at), file, offset, len, index, tracked);
-        self.discard_origin(table, index, len);
-        self.advance(index, len)
+        self.act_for_request(io_op(table, op, at), range, index, tracked);
+        self.discard_origin(table, index, range.len);
+        self.advance(index, range.len)
     }
 
     /// `discard_passdown_origin`: the discard of a snapshot's range also goes to the origin's
@@ -192,7 +193,8 @@ impl Core {
         while done < len {
             done += match origin.decide(op, piece.offset + done, len - done) {
                 Decision::Pass { file, offset, len, .. } => {
-                    self.act_for_request(IoOp::Discard, file, offset, len, index, None);
+                    let range = FileRange { file, offset, len };
+                    self.act_for_request(IoOp::Discard, range, index, None);
                     len
                 }
                 Decision::Nothing { len } | Decision::Clear { len } => len,
@@ -219,7 +221,7 @@ impl Core {
         while done < len && !self.requests[index].failed {
             match backing.decide(op, offset + done, len - done) {
                 Decision::Pass { file, offset, len, .. } => {
-                    self.act_for_request(io, file, offset, len, index, None);
+                    self.act_for_request(io, FileRange { file, offset, len }, index, None);
                     self.requests[index].cursor += len;
                     done += len;
                 }

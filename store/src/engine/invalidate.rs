@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Kind, MetaOf};
+use super::core::{Core, FileRange};
+use super::tag::{MetaOf, Owner};
 use crate::cow::layout::Header;
 use crate::cow::{Persistence, Store};
 use crate::io::IoOp;
@@ -83,7 +84,8 @@ impl Core {
         let (file, len) = (store.file(), invalidation.header.len());
         let first = self.segs.len();
         self.segs.push(MetaOf::Invalidation.seg(index, len));
-        self.act(IoOp::Write, file, 0, len as u64, first, (Kind::Invalidation, 0, index));
+        let range = FileRange { file, offset: 0, len: len as u64 };
+        self.act(IoOp::Write, range, first, Owner::Invalidation(index));
     }
 
     pub(super) fn invalidation_io_done(&mut self, index: usize, ok: bool) {
@@ -91,8 +93,7 @@ impl Core {
         if ok && invalidation.stage == Stage::Write {
             invalidation.stage = Stage::Sync;
             let file = invalidation.store.file();
-            let first = self.segs.len();
-            return self.act(IoOp::Sync, file, 0, 0, first, (Kind::Invalidation, 0, index));
+            return self.act_sync(file, Owner::Invalidation(index));
         }
         let Invalidation { store, .. } = self.invalidations.remove(index);
         store.invalidated(ok);

@@ -149,17 +149,21 @@ impl MergeFailure {
     }
 }
 
-/// The part of a batch that ended; the detail in the tag of an action.
+/// The part of a batch that ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-enum Step {
+pub(super) enum Step {
     ReadList,
     ReadStore,
     WriteOrigin,
     WriteList,
 }
 
-const STEPS: [Step; 4] = [Step::ReadList, Step::ReadStore, Step::WriteOrigin, Step::WriteList];
+impl Step {
+    /// By number.
+    pub(super) const ALL: [Step; 4] =
+        [Step::ReadList, Step::ReadStore, Step::WriteOrigin, Step::WriteList];
+}
 
 /// The present step of a merge. `left` counts operations in flight.
 #[derive(Debug)]
@@ -423,7 +427,7 @@ impl Core {
         let block = Tail::block_entries(&site.store().geometry());
         if !job.clean {
             if !job.list.has_all(job.position - job.position % block, job.position) {
-                self.read_list(job, site, (job.position, 1));
+                self.read_list(job, site, job.position, 1);
                 return false;
             }
             self.erase_after_list(job, site);
@@ -438,7 +442,7 @@ impl Core {
         }
         while job.wants_more() {
             if !job.has(job.top() - 1) {
-                self.read_list(job, site, (job.top(), job.missing()));
+                self.read_list(job, site, job.top(), job.missing());
                 return false;
             }
             job.take_newest();
@@ -458,12 +462,12 @@ impl Core {
         &mut self,
         table: &Table,
         index: usize,
-        detail: u16,
+        step: Step,
         result: Result<(), Errno>,
     ) {
         let mut job = self.merge.take().expect("a merge's actions end before it does");
         let site = Site::of(table, job.line).expect("a table does not change under its actions");
-        match STEPS[detail as usize] {
+        match step {
             Step::ReadList => self.list_read(&mut job, site, index, result),
             Step::ReadStore => self.store_read(&mut job, site, index, result),
             Step::WriteOrigin => self.origin_written(&mut job, site, index, result),

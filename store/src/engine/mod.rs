@@ -28,6 +28,7 @@ mod room;
 mod scratch;
 mod slices;
 mod syncs;
+mod tag;
 
 use std::sync::Arc;
 

@@ -54,24 +54,29 @@ pub(super) enum NoRoomIn {
 }
 
 /// The keepers of `place`, among the files that writes to `[start, start + len)` go to.
-fn keepers(table: &Table, range: (u64, u64), place: NoRoomIn) -> impl Iterator<Item = Keeper<'_>> {
+fn keepers(
+    table: &Table,
+    start: u64,
+    len: u64,
+    place: NoRoomIn,
+) -> impl Iterator<Item = Keeper<'_>> {
     let is_it = move |keeper: &Keeper<'_>| {
         place == NoRoomIn::AnyFile || place == NoRoomIn::File(keeper.file())
     };
-    table.keepers(range.0, range.1).filter(is_it)
+    table.keepers(start, len).filter(is_it)
 }
 
 impl Core {
     /// A request's own action found no room. If it may wait for room, the request is retried from its
     /// beginning when there may be some.
     #[cold]
-    pub(super) fn found_no_room(&mut self, table: &Table, index: usize, destination: Destination) {
-        let place = destination.place(&self.files);
+    pub(super) fn found_no_room(&mut self, table: &Table, index: usize, to: Destination) {
+        let place = to.place(&self.files);
         let pending = &mut self.requests[index];
         (pending.no_space, pending.no_room_in) = (true, Some(place));
         let mut waits = false;
-        let range = (pending.start, pending.len);
-        keepers(table, range, place).for_each(|keeper| waits |= keeper.wait_for_room());
+        keepers(table, pending.start, pending.len, place)
+            .for_each(|keeper| waits |= keeper.wait_for_room());
         if waits {
             pending.again = Some(0);
         }
@@ -81,17 +86,15 @@ impl Core {
     /// Whether the file in which a request found no room is still full.
     pub(super) fn still_lacks_room(&self, table: &Table, index: usize) -> bool {
         let pending = &self.requests[index];
-        let range = (pending.start, pending.len);
         let Some(place) = pending.no_room_in else { return false };
-        keepers(table, range, place).any(|keeper| keeper.is_full())
+        keepers(table, pending.start, pending.len, place).any(|keeper| keeper.is_full())
     }
 
     /// Reports the files that waiting writes have been written to.
     #[inline]
     pub(super) fn say_found_room(&mut self, table: &Table) {
         for place in self.found_room.drain(..) {
-            let all = (0, table.size().bytes());
-            keepers(table, all, place).for_each(|keeper| keeper.wrote());
+            keepers(table, 0, table.size().bytes(), place).for_each(|keeper| keeper.wrote());
         }
     }
 }

@@ -6,15 +6,17 @@
 //! place up. Never knows why a chunk is moved, nor what ends a claim.
 
 use super::claim::Sliced;
-use super::core::{Core, Kind};
+use super::claims::ReadsBegun;
+use super::core::{Core, FileRange};
+use super::tag::Owner;
 use crate::io::{Errno, IoOp};
 use crate::table::Table;
 use crate::target::Exceptions;
 
-/// What ended; the detail in the tag of an action.
+/// What ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-enum SliceStep {
+pub(super) enum SliceStep {
     /// A read of old bytes of the slice.
     Read,
     /// The write of the slice.
@@ -23,7 +25,10 @@ enum SliceStep {
     Zero,
 }
 
-const STEPS: [SliceStep; 3] = [SliceStep::Read, SliceStep::Write, SliceStep::Zero];
+impl SliceStep {
+    /// By number.
+    pub(super) const ALL: [SliceStep; 3] = [SliceStep::Read, SliceStep::Write, SliceStep::Zero];
+}
 
 impl Core {
     /// Moves the next slice of a chunk that is larger than a buffer, or ends it.
@@ -44,11 +49,12 @@ impl Core {
             self.claims[claim_index].buf = Some((buf, 0));
         }
         let (buf, _) = self.claims[claim_index].buf.expect("it was just taken");
-        let tag = (Kind::Slice, SliceStep::Read as u16, claim_index);
-        let (reads, whole) = self.read_old(table, claim_index, (from, to - from), &[buf], tag);
+        let owner = Owner::Slice { claim_index, step: SliceStep::Read };
+        let ReadsBegun { count, complete } =
+            self.read_old(table, claim_index, from..to, &[buf], owner);
         let sliced = self.sliced(claim_index);
-        (sliced.reads, sliced.failed) = (reads, !whole);
-        if reads == 0 {
+        (sliced.reads, sliced.failed) = (count, !complete);
+        if count == 0 {
             self.slice_unread(table, claim_index);
         }
     }
@@ -58,11 +64,12 @@ impl Core {
         let (Sliced { data, written: from, .. }, to) =
             (*self.sliced(claim_index), self.slice_end(table, claim_index));
         let first = self.segs.len();
-        self.push_chunk(claim_index, (from, to), 0);
+        self.push_chunk(claim_index, from..to, 0);
         let (place, _) = ex.store().place_of(data, 1);
         let offset = ex.chunk().store_offset(place) + from;
-        let tag = (Kind::Slice, SliceStep::Write as u16, claim_index);
-        self.act(IoOp::Write, ex.store().file(), offset, to - from, first, tag);
+        let range = FileRange { file: ex.store().file(), offset, len: to - from };
+        let owner = Owner::Slice { claim_index, step: SliceStep::Write };
+        self.act(IoOp::Write, range, first, owner);
     }
 
     /// Makes what of the chunk lies beyond the device read as zeroes: a longer table would read it.
@@ -77,8 +84,9 @@ impl Core {
         }
         let (place, _) = ex.store().place_of(data, 1);
         let offset = ex.chunk().store_offset(place) + valid;
-        let (first, tag) = (self.segs.len(), (Kind::Slice, SliceStep::Zero as u16, claim_index));
-        self.act(IoOp::Punch, ex.store().file(), offset, rest, first, tag);
+        let range = FileRange { file: ex.store().file(), offset, len: rest };
+        let owner = Owner::Slice { claim_index, step: SliceStep::Zero };
+        self.act(IoOp::Punch, range, self.segs.len(), owner);
     }
 
     /// A step of a slice ended.
@@ -86,10 +94,9 @@ impl Core {
         &mut self,
         table: &Table,
         claim_index: usize,
-        detail: u16,
+        step: SliceStep,
         result: Result<(), Errno>,
     ) {
-        let step = STEPS[usize::from(detail)];
         match (step, result) {
             (SliceStep::Read, result) => {
                 let sliced = self.sliced(claim_index);

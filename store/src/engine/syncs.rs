@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Kind};
-use crate::io::IoOp;
+use super::core::Core;
+use super::tag::Owner;
 use crate::rounds::{Ticket, Turn};
 use crate::target::{Medium, Synced};
 
@@ -35,8 +35,7 @@ impl Core {
     fn lead_sync(&mut self, medium: Arc<Medium>) {
         let file = medium.file;
         let index = self.syncs.insert(medium);
-        let first = self.segs.len();
-        self.act(IoOp::Sync, file, 0, 0, first, (Kind::Sync, 0, index));
+        self.act_sync(file, Owner::Sync(index));
     }
 
     /// A sync that this worker led has ended.

@@ -10,8 +10,9 @@ use std::ops::Range;
 use slab::Slab;
 
 use super::super::commit::Part;
-use super::super::core::{Core, Kind};
+use super::super::core::{Core, FileRange};
 use super::super::scratch::Buf;
+use super::super::tag::Owner;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::Entry;
 use crate::io::{Errno, IoOp};
@@ -97,8 +98,8 @@ impl Core {
             let first = self.segs.len();
             self.segs.push(self.scratch.seg(buf, 0, len as u32));
             let (file, offset) = site.ex.file_offset(place, from);
-            let tag = (Kind::Merge, Step::ReadStore as u16, index);
-            self.act(IoOp::Read, file, offset, len, first, tag);
+            let range = FileRange { file, offset, len };
+            self.act(IoOp::Read, range, first, Owner::Merge { step: Step::ReadStore, index });
         }
         let all_begun = job.copies.next == job.batch.by_place.len();
         match failed {
@@ -131,7 +132,7 @@ impl Core {
             let start = site.ex.chunk().start_of(batch.by_place[run.start].old) + from;
             let bytes = (run.len() as u64 * job.chunk).min(len);
             let bytes = bytes.min(site.len.saturating_sub(start));
-            self.write_home(job, site, (index, within), (start, bytes));
+            self.write_home(job, site, index, within, start..start + bytes);
         }
         job.batch = batch;
         match job.copies.pieces[index].left {
@@ -140,34 +141,33 @@ impl Core {
         }
     }
 
-    /// Writes `[start, start + len)` of the line from a piece, from its byte `within` on.
+    /// Writes a range of the line from a piece, from the piece's byte `within` on.
     fn write_home(
         &mut self,
         job: &mut MergeJob,
         site: Site<'_>,
-        (index, within): (usize, u64),
-        (start, len): (u64, u64),
+        index: usize,
+        within: u64,
+        range: Range<u64>,
     ) {
         let buf = job.copies.pieces[index].buf;
-        let mut done = 0;
-        while done < len {
-            let at = start + done;
-            let (file, offset, part) =
-                match site.merge.origin.backing.decide(Op::Write, at, len - done) {
-                    Decision::Pass { file, offset, len, .. } => (file, offset, len),
-                    Decision::Nothing { len } => {
-                        done += len;
-                        continue;
-                    }
-                    _ => return note(job, MergeFailure::WriteOrigin(Errno::EIO)),
-                };
+        let mut at = range.start;
+        while at < range.end {
+            let part = match site.merge.origin.backing.decide(Op::Write, at, range.end - at) {
+                Decision::Pass { file, offset, len, .. } => FileRange { file, offset, len },
+                Decision::Nothing { len } => {
+                    at += len;
+                    continue;
+                }
+                _ => return note(job, MergeFailure::WriteOrigin(Errno::EIO)),
+            };
             let first = self.segs.len();
-            self.segs.push(self.scratch.seg(buf, (within + done) as u32, part as u32));
-            let tag = (Kind::Merge, Step::WriteOrigin as u16, index);
-            self.act(IoOp::Write, file, offset, part, first, tag);
+            let from = (within + (at - range.start)) as u32;
+            self.segs.push(self.scratch.seg(buf, from, part.len as u32));
+            self.act(IoOp::Write, part, first, Owner::Merge { step: Step::WriteOrigin, index });
             job.copies.pieces[index].left += 1;
             job.copies.flying += 1;
-            done += part;
+            at += part.len;
         }
     }
 
@@ -225,7 +225,7 @@ impl Core {
             return self.end_merge(job, site, failure);
         }
         let from = job.position - job.batch.entries.len() as u64;
-        self.erase(job, site, (from, job.position), Erased::Batch);
+        self.erase(job, site, from..job.position, Erased::Batch);
     }
 }
 

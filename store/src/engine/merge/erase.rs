@@ -4,8 +4,11 @@
 //! are, or may be, durable. The list loses only its end, so whatever part of a write lands, the
 //! result is a shorter list without a gap.
 
+use std::ops::Range;
+
 use super::super::commit::Part;
-use super::super::core::{Core, Kind, MetaOf};
+use super::super::core::{Core, FileRange};
+use super::super::tag::{MetaOf, Owner};
 use super::batch::MOST_ENTRIES;
 use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
@@ -26,18 +29,19 @@ impl Core {
         let end = (area + 1) * geometry.entries_per_area();
         // Later areas cannot be reached: each is zeroed before the list grows into it.
         let upto = end.min(job.position + MOST_ENTRIES);
-        self.erase(job, site, (job.position, upto), Erased::Behind);
+        self.erase(job, site, job.position..upto, Erased::Behind);
     }
 
-    /// Writes zeroes over the entries `from..upto` and over the rest of their last block: one
-    /// write per area.
+    /// Writes zeroes over `entries` of the list and over the rest of their last block: one write
+    /// per area.
     pub(super) fn erase(
         &mut self,
         job: &mut MergeJob,
         site: Site<'_>,
-        (from, upto): (u64, u64),
+        entries: Range<u64>,
         what: Erased,
     ) {
+        let Range { start: from, end: upto } = entries;
         let store = site.store();
         let geometry = store.geometry();
         let (block, area) = (Tail::block_entries(&geometry), geometry.entries_per_area());
@@ -51,15 +55,12 @@ impl Core {
             let segs = self.segs.len();
             self.segs.push(MetaOf::Merge.seg(job.meta.len(), len));
             job.meta.push(std::mem::take(&mut bytes));
-            let tag = (Kind::Merge, Step::WriteList as u16, 0);
-            self.act(
-                IoOp::Write,
-                store.file(),
-                geometry.entry_offset(first),
-                len as u64,
-                segs,
-                tag,
-            );
+            let range = FileRange {
+                file: store.file(),
+                offset: geometry.entry_offset(first),
+                len: len as u64,
+            };
+            self.act(IoOp::Write, range, segs, Owner::Merge { step: Step::WriteList, index: 0 });
             first = end;
         }
         job.stage = Stage::Erase { what, left: job.meta.len() as u32, failed: None };

@@ -4,8 +4,9 @@
 //! a scratch buffer, from which the host passes the bytes on. Never knows what a batch is for.
 //! Keeps: the loaded part has no gap, begins with a block, and agrees with the exception table.
 
-use super::super::core::{Core, Kind};
+use super::super::core::{Core, FileRange};
 use super::super::scratch::Buf;
+use super::super::tag::Owner;
 use super::{MergeFailure, MergeJob, Site, Stage, Step};
 use crate::cow::Entry;
 use crate::cow::layout::ENTRY_BYTES;
@@ -72,12 +73,7 @@ impl List {
 
 impl Core {
     /// Reads about the newest `count` entries of those below `end`.
-    pub(super) fn read_list(
-        &mut self,
-        job: &mut MergeJob,
-        site: Site<'_>,
-        (end, count): (u64, u64),
-    ) {
+    pub(super) fn read_list(&mut self, job: &mut MergeJob, site: Site<'_>, end: u64, count: u64) {
         let store = site.store();
         let geometry = store.geometry();
         let block = Tail::block_entries(&geometry);
@@ -95,8 +91,9 @@ impl Core {
             let part = Part { buf, len: len as u32, first, end: upto };
             let segs = self.segs.len();
             self.segs.push(self.scratch.seg(buf, 0, part.len));
-            let tag = (Kind::Merge, Step::ReadList as u16, job.list.parts.len());
-            self.act(IoOp::Read, store.file(), geometry.entry_offset(first), len, segs, tag);
+            let range = FileRange { file: store.file(), offset: geometry.entry_offset(first), len };
+            let owner = Owner::Merge { step: Step::ReadList, index: job.list.parts.len() };
+            self.act(IoOp::Read, range, segs, owner);
             job.list.parts.push(part);
             upto = first;
         }
