@@ -58,9 +58,12 @@ pub trait DeviceEngine: 'static {
     fn pop_finished(&mut self) -> Option<(Token, Status)>;
     /// Nothing in flight, nothing claimed, no commit led. Requests may be held.
     fn is_quiet(&self) -> bool;
-    /// Ends with an error the requests that are held because there is no room for them; with
-    /// `all`, also those that wait for other workers. Called while quiet.
-    fn fail_held(&mut self, all: bool);
+    /// Ends all held requests with an error, also those that wait for other workers. Called while
+    /// quiet.
+    fn fail_held(&mut self);
+    /// Ends with an error the requests that are held because there is no room for them. Called
+    /// while quiet.
+    fn fail_held_for_room(&mut self);
     /// Makes earlier writes durable in the next steps, although no request waits for it.
     fn commit(&mut self);
     /// Sets whether it starts work by itself (a merge's next run, a commit for other workers); it

@@ -335,10 +335,14 @@ impl DeviceEngine for TestEngine {
         self.in_flight.is_empty() && self.finished.is_empty() && !merging
     }
 
-    fn fail_held(&mut self, _all: bool) {
+    fn fail_held(&mut self) {
         assert!(self.is_quiet());
         let failed = self.held.drain(..).map(|request| (request.token, Status::Error));
         self.finished.extend(failed);
+    }
+
+    fn fail_held_for_room(&mut self) {
+        self.fail_held();
     }
 
     fn commit(&mut self) {

@@ -199,7 +199,7 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
                 self.idle();
             }
         }
-        self.engine.fail_held(true);
+        self.engine.fail_held();
         self.io.unwatch(KICK_KEY);
         self.io.unwatch(WAKE_KEY);
     }

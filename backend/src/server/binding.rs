@@ -221,12 +221,12 @@ impl DeviceEngine for Engine {
         Engine::is_quiet(self)
     }
 
-    fn fail_held(&mut self, all: bool) {
-        if all {
-            Engine::fail_held(self);
-        } else {
-            Engine::fail_held_for_room(self);
-        }
+    fn fail_held(&mut self) {
+        Engine::fail_held(self);
+    }
+
+    fn fail_held_for_room(&mut self) {
+        Engine::fail_held_for_room(self);
     }
 
     fn commit(&mut self) {

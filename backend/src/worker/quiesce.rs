@@ -159,7 +159,10 @@ impl<E: DeviceEngine, I: DeviceIo> Worker<E, I> {
     /// any. They fail, unless the next start of the ring finds them again.
     fn drop_held(&mut self) -> bool {
         let tracked = self.ring.as_ref().is_some_and(|ring| ring.vring.is_tracked());
-        self.engine.fail_held(self.gate == Gate::Closed);
+        match self.gate {
+            Gate::Closed => self.engine.fail_held(),
+            Gate::Open => self.engine.fail_held_for_room(),
+        }
         let mut any = false;
         while let Some((token, status)) = self.engine.pop_finished() {
             if tracked && status != Status::Ok {

@@ -6,6 +6,7 @@
 //! it is on the origin is not known, and writes to its chunks wait for the next start.
 
 use super::core::Core;
+use crate::io::Errno;
 use crate::table::Table;
 
 impl Core {
@@ -15,12 +16,12 @@ impl Core {
         self.stopping = true;
         self.abandon_claims(table);
         while let Some((index, _)) = self.syncs.iter().next() {
-            self.synced(index, false);
+            self.synced(index, Err(Errno::EIO));
         }
         while let Some((index, round)) = self.rounds.iter().next() {
             match round.has_begun() {
-                true => self.round_io_done(table, index, false),
-                false => self.end_round(index, false),
+                true => self.round_io_done(table, index, Err(Errno::EIO)),
+                false => self.end_round(index, Err(Errno::EIO)),
             }
         }
         self.abandon_invalidations();

@@ -235,11 +235,9 @@ impl Core {
         let ReadsBegun { count, complete } =
             self.read_old(table, group[0], 0..end - start, &bufs, Owner::OldRead(copy));
         self.copy_bufs = bufs;
+        (self.copies[copy].outstanding, self.copies[copy].failed) = (count, !complete);
         if count == 0 {
-            self.copy_ended(table, copy, complete);
-        } else {
-            let copy = &mut self.copies[copy];
-            (copy.outstanding, copy.failed) = (count, !complete);
+            self.copy_ended(table, copy);
         }
     }
 
@@ -296,21 +294,20 @@ impl Core {
         }
     }
 
-    pub(super) fn copy_read(&mut self, table: &Table, index: usize, ok: bool) {
+    pub(super) fn copy_read(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
         let copy = &mut self.copies[index];
         copy.outstanding -= 1;
-        copy.failed |= !ok;
+        copy.failed |= result.is_err();
         if copy.outstanding == 0 {
-            let ok = !copy.failed;
-            self.copy_ended(table, index, ok);
+            self.copy_ended(table, index);
         }
     }
 
-    fn copy_ended(&mut self, table: &Table, index: usize, ok: bool) {
+    fn copy_ended(&mut self, table: &Table, index: usize) {
         let mut copy = self.copies.remove(index);
         let was_shared = copy.claims.len() > 1;
         for claim_index in copy.claims.drain(..) {
-            if ok {
+            if !copy.failed {
                 let id = self.claims[claim_index].exceptions;
                 self.gathered(id).push_back(claim_index, 1);
             } else if was_shared {
@@ -486,7 +483,7 @@ impl Core {
         let waiting = ex.table.publish(claim, place);
         self.worker.all().wake(leader | waiting);
         self.release(table, buf);
-        self.part_ended(request, true);
+        self.part_ended(request);
     }
 
     /// A claim failed: the chunk stays where it was. Of a guest's own overlay only the request fails; a
@@ -507,7 +504,7 @@ impl Core {
             if !for_origin {
                 *again = Some(again.map_or(from, |other| other.min(from)));
             }
-            return self.part_ended(request, true);
+            return self.part_ended(request);
         }
         if !for_origin && is_full(result) && store.persistence() == Persistence::PersistentOverflow
         {
@@ -517,8 +514,10 @@ impl Core {
         } else if for_origin || !store.is_guest_disk() {
             self.invalidate(store);
         }
-        self.requests[request].no_space |= is_full(result);
-        self.part_ended(request, for_origin);
+        let pending = &mut self.requests[request];
+        pending.no_space |= is_full(result);
+        pending.failed |= !for_origin;
+        self.part_ended(request);
     }
 
     /// Ends all claims as if their I/O had failed, because nobody will hear of it. The log gives the data

@@ -12,7 +12,7 @@ use super::tag::{MetaOf, Owner};
 use crate::cow::layout::Entry;
 use crate::cow::tail::Tail;
 use crate::cow::{MergeMark, Store};
-use crate::io::{IoOp, Seg};
+use crate::io::{Errno, IoOp, Seg};
 use crate::rounds::{Ticket, Turn};
 use crate::table::Table;
 use crate::target::{ExceptionsId, Synced};
@@ -296,7 +296,7 @@ impl Core {
         let mut barrier = self.barriers.remove(index);
         barrier.parts.clear();
         if barrier.then == Then::Merge {
-            self.merge_synced = Some(!barrier.failed);
+            self.merge_synced = Some(if barrier.failed { Err(Errno::EIO) } else { Ok(()) });
             self.freed = true;
         }
         for index in barrier.requests.drain(..) {
@@ -313,12 +313,12 @@ impl Core {
     }
 
     /// A file in memory was synced.
-    pub(super) fn barrier_synced(&mut self, index: usize, part: usize, ok: bool) {
+    pub(super) fn barrier_synced(&mut self, index: usize, part: usize, result: Result<(), Errno>) {
         let Part::File { file, .. } = &self.barriers[index].parts[part] else {
             unreachable!("it is done when its sync has ended")
         };
         let file = file.clone();
-        if !ok {
+        if result.is_err() {
             file.medium.sync_failed();
         }
         self.file_synced(index, part, &file);
@@ -428,14 +428,14 @@ impl Core {
     fn sync_entries(&mut self, index: usize) {
         let round = &mut self.rounds[index];
         if !round.wrote {
-            return self.end_round(index, true);
+            return self.end_round(index, Ok(()));
         }
         round.stage = Stage::SyncEntries;
         self.sync_round(index);
     }
 
-    pub(super) fn round_io_done(&mut self, table: &Table, index: usize, ok: bool) {
-        if !ok {
+    pub(super) fn round_io_done(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
+        if result.is_err() {
             let Round { store, stage, upto, .. } = &self.rounds[index];
             let store = store.clone();
             match stage {
@@ -445,7 +445,7 @@ impl Core {
                 Stage::Collect | Stage::Zero | Stage::Write => {}
             }
             self.commit_failed(table, &store);
-            return self.end_round(index, false);
+            return self.end_round(index, result);
         }
         let round = &mut self.rounds[index];
         match round.stage {
@@ -456,7 +456,7 @@ impl Core {
             }
             // It failed for another: this sync was not told.
             Stage::SyncData if !round.store.state().can_commit() => {
-                self.end_round(index, false);
+                self.end_round(index, Err(Errno::EIO));
             }
             Stage::SyncData => {
                 round.stage = Stage::Write;
@@ -464,7 +464,7 @@ impl Core {
             }
             Stage::Write if round.next < round.upto => self.write_entries(index),
             Stage::Write => self.sync_entries(index),
-            Stage::SyncEntries => self.end_round(index, true),
+            Stage::SyncEntries => self.end_round(index, Ok(())),
         }
     }
 
@@ -482,16 +482,16 @@ impl Core {
         self.worker.all().wake(u64::MAX);
     }
 
-    pub(super) fn end_round(&mut self, index: usize, ok: bool) {
+    pub(super) fn end_round(&mut self, index: usize, result: Result<(), Errno>) {
         let Round { store, tail, upto, meta, .. } = self.rounds.remove(index);
         self.spare_commits.metas.push(meta);
         store.return_tail(tail);
-        if ok {
+        if result.is_ok() {
             store.log().set_committed(upto);
         }
         // In a store that became unusable meanwhile nobody waits for another round, but for the end
         // of this one, to mark it.
-        let again = ok && !self.stopping && store.state().can_commit();
+        let again = result.is_ok() && !self.stopping && store.state().can_commit();
         let (waiting, ticket) = store.log().end_round(again);
         self.worker.all().wake(waiting);
         self.freed = true;

@@ -102,7 +102,7 @@ pub(super) struct Core {
     pub(super) invalidations: Slab<Invalidation>,
     pub(super) merge: Option<Box<MergeJob>>,
     /// The syncs that the merge waits for have ended, well or not, and it has not seen this yet.
-    pub(super) merge_synced: Option<bool>,
+    pub(super) merge_synced: Option<Result<(), Errno>>,
     pub(super) scratch: Scratch,
     /// Requests that are ready to be dispatched.
     pub(super) ready: VecDeque<usize>,
@@ -336,33 +336,34 @@ impl Core {
     pub(super) fn complete(&mut self, table: &Table, completion: Completion) {
         self.in_flight -= 1;
         self.look_at_crowd();
-        let ok = completion.result.is_ok();
-        match Owner::of(completion.tag) {
+        let Completion { tag, result } = completion;
+        match Owner::of(tag) {
             Owner::Request { index, to } => {
                 if let Some(track) = to.track() {
                     self.worker.untrack(track);
                     self.freed = true;
                 }
-                let pending = &self.requests[index];
-                if is_full(completion.result) && pending.op != Op::Read {
+                let pending = &mut self.requests[index];
+                if is_full(result) && pending.op != Op::Read {
                     return self.found_no_room(table, index, to);
                 }
-                self.part_ended(index, ok);
+                pending.failed |= result.is_err();
+                self.part_ended(index);
             }
-            Owner::OldRead(index) => self.copy_read(table, index, ok),
-            Owner::Run(index) => self.run_written(table, index, completion.result),
+            Owner::OldRead(index) => self.copy_read(table, index, result),
+            Owner::Run(index) => self.run_written(table, index, result),
             Owner::Slice { claim_index, step } => {
-                self.slice_done(table, claim_index, step, completion.result);
+                self.slice_done(table, claim_index, step, result);
             }
-            Owner::Barrier { index, part } => self.barrier_synced(index, part, ok),
+            Owner::Barrier { index, part } => self.barrier_synced(index, part, result),
             Owner::Sync(index) => {
-                self.synced(index, ok);
+                self.synced(index, result);
                 self.look_at_commits();
             }
-            Owner::Round(index) => self.round_io_done(table, index, ok),
-            Owner::Invalidation(index) => self.invalidation_io_done(index, ok),
+            Owner::Round(index) => self.round_io_done(table, index, result),
+            Owner::Invalidation(index) => self.invalidation_io_done(index, result),
             Owner::Merge { step, index } => {
-                self.merge_io_done(table, index, step, completion.result);
+                self.merge_io_done(table, index, step, result);
             }
         }
     }
@@ -402,11 +403,9 @@ impl Core {
         self.act(op, range, first, Owner::Request { index, to });
     }
 
-    /// A part of a request ended.
-    pub(super) fn part_ended(&mut self, index: usize, ok: bool) {
-        let pending = &mut self.requests[index];
-        pending.outstanding -= 1;
-        pending.failed |= !ok;
+    /// A part of a request ended. If it failed, the request was marked before.
+    pub(super) fn part_ended(&mut self, index: usize) {
+        self.requests[index].outstanding -= 1;
         self.maybe_ended(index);
     }
 

@@ -10,7 +10,7 @@ use super::core::{Core, FileRange};
 use super::tag::{MetaOf, Owner};
 use crate::cow::layout::Header;
 use crate::cow::{Persistence, Store};
-use crate::io::IoOp;
+use crate::io::{Errno, IoOp};
 use crate::rounds::Turn;
 
 /// A store that is being marked Invalid.
@@ -88,15 +88,15 @@ impl Core {
         self.act(IoOp::Write, range, first, Owner::Invalidation(index));
     }
 
-    pub(super) fn invalidation_io_done(&mut self, index: usize, ok: bool) {
+    pub(super) fn invalidation_io_done(&mut self, index: usize, result: Result<(), Errno>) {
         let invalidation = &mut self.invalidations[index];
-        if ok && invalidation.stage == Stage::Write {
+        if result.is_ok() && invalidation.stage == Stage::Write {
             invalidation.stage = Stage::Sync;
             let file = invalidation.store.file();
             return self.act_sync(file, Owner::Invalidation(index));
         }
         let Invalidation { store, .. } = self.invalidations.remove(index);
-        store.invalidated(ok);
+        store.invalidated(result.is_ok());
         // Nobody waits for another: the store's state is enough for all.
         let _ = store.log().end_round(false);
         self.worker.all().wake(u64::MAX);

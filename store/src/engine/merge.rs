@@ -406,12 +406,12 @@ impl Core {
             Stage::Protect { .. } => self.protect(job, site),
             Stage::Drain { .. } => self.drain(job, site),
             Stage::Copy { .. } => self.copy_home(job, site),
-            Stage::SyncOrigin => self.merge_synced.take().is_some_and(|ok| {
-                self.origin_synced(job, site, ok);
+            Stage::SyncOrigin => self.merge_synced.take().is_some_and(|result| {
+                self.origin_synced(job, site, result);
                 true
             }),
-            Stage::Erase { what, .. } => self.merge_synced.take().is_some_and(|ok| {
-                self.store_synced(job, site, what, ok);
+            Stage::Erase { what, .. } => self.merge_synced.take().is_some_and(|result| {
+                self.store_synced(job, site, what, result);
                 true
             }),
             Stage::Reading { .. } | Stage::Ended(_) => false,

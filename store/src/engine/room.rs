@@ -77,10 +77,11 @@ impl Core {
         let mut waits = false;
         keepers(table, pending.start, pending.len, place)
             .for_each(|keeper| waits |= keeper.wait_for_room());
-        if waits {
-            pending.again = Some(0);
+        match waits {
+            true => pending.again = Some(0),
+            false => pending.failed = true,
         }
-        self.part_ended(index, waits);
+        self.part_ended(index);
     }
 
     /// Whether the file in which a request found no room is still full.

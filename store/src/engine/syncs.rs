@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::tag::Owner;
+use crate::io::Errno;
 use crate::rounds::{Ticket, Turn};
 use crate::target::{Medium, Synced};
 
@@ -39,14 +40,14 @@ impl Core {
     }
 
     /// A sync that this worker led has ended.
-    pub(super) fn synced(&mut self, index: usize, ok: bool) {
+    pub(super) fn synced(&mut self, index: usize, result: Result<(), Errno>) {
         let medium = self.syncs.remove(index);
         // Before the round ends: whoever learns of its end must know how.
-        if !ok {
+        if result.is_err() {
             medium.sync_failed();
         }
         let rounds = medium.syncs().expect("it was led");
-        let (waiting, next) = rounds.end(ok && !self.stopping);
+        let (waiting, next) = rounds.end(result.is_ok() && !self.stopping);
         self.worker.all().wake(waiting);
         self.freed = true;
         if next.is_some() {

@@ -211,13 +211,18 @@ impl Core {
         self.start_merge_barrier(std::mem::take(&mut job.origin).into_iter().map(Part::of));
     }
 
-    /// The origin's files were synced; not `ok` also if another sync failed since the batch's first
+    /// The origin's files were synced; an error also if another sync failed since the batch's first
     /// byte was copied, whichever device asked for it: data of this batch may have been lost then.
-    pub(super) fn origin_synced(&mut self, job: &mut MergeJob, site: Site<'_>, ok: bool) {
-        if ok {
-            return self.erase_batch(job, site);
+    pub(super) fn origin_synced(
+        &mut self,
+        job: &mut MergeJob,
+        site: Site<'_>,
+        result: Result<(), Errno>,
+    ) {
+        match result {
+            Ok(()) => self.erase_batch(job, site),
+            Err(errno) => self.end_merge(job, site, MergeFailure::SyncOrigin(errno)),
         }
-        self.end_merge(job, site, MergeFailure::SyncOrigin(Errno::EIO));
     }
 
     fn erase_batch(&mut self, job: &mut MergeJob, site: Site<'_>) {

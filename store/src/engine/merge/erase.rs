@@ -85,17 +85,17 @@ impl Core {
         self.start_merge_barrier(std::iter::once(Part::of_store(site.store().clone())));
     }
 
-    /// The store was synced; not `ok` also if a guest's sync of it failed meanwhile: that one may have
+    /// The store was synced; an error also if a guest's sync of it failed meanwhile: that one may have
     /// been told that the removal was lost. The store knows, so that no later flush succeeds.
     pub(super) fn store_synced(
         &mut self,
         job: &mut MergeJob,
         site: Site<'_>,
         what: Erased,
-        ok: bool,
+        result: Result<(), Errno>,
     ) {
         match site.is_mergeable() {
-            Ok(()) if ok => self.erased(job, site, what),
+            Ok(()) if result.is_ok() => self.erased(job, site, what),
             Ok(()) | Err(MergeFailure::NotSynced) => {
                 self.not_erased(job, site, MergeFailure::SyncStore(Errno::EIO));
             }

@@ -40,14 +40,14 @@ impl Core {
         self.take_in(Pending::new(Asker::Merge, Op::Write, start, len, false));
     }
 
-    /// One of these requests ended.
-    pub(in crate::engine) fn merge_protected(&mut self, ok: bool) {
+    /// One of these requests ended: its range may be overwritten, or must not.
+    pub(in crate::engine) fn merge_protected(&mut self, allowed: bool) {
         let stage = self.merge.as_mut().map(|job| &mut job.stage);
         let Some(Stage::Protect { left, refused, .. }) = stage else {
             unreachable!("only a batch that is being protected asks")
         };
         *left -= 1;
-        *refused |= !ok;
+        *refused |= !allowed;
     }
 
     fn make_busy(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
