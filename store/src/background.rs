@@ -122,7 +122,7 @@ impl<E: Executor> Host<E> {
     ) -> Result<Host<E>, TooManyWorkers> {
         let wake = Box::new(Shared(executor.waker()));
         let mut engine = Engine::new(workers, wake, config)?;
-        engine.serves_no_guest();
+        engine.set_no_guest();
         Ok(Host { engine, executor })
     }
 

@@ -232,7 +232,7 @@ impl<E: Executor> Job<E> {
         if let Some(bytes) = self.pace.due(asked.speed, now) {
             engine.merge_budget(bytes);
         }
-        let used = engine.merge_is_in_use();
+        let used = engine.take_merge_in_use();
         if asked.speed.is_some() {
             // With a limited speed, the user decides how much is left to the guest.
             engine.merge_batches(None);
@@ -277,7 +277,7 @@ impl<E: Executor> Job<E> {
         let (before, since) = self.since;
         if done != before {
             let now = Instant::now();
-            self.host.engine.merge_is_slow(now - since > SLOW);
+            self.host.engine.set_merge_slow(now - since > SLOW);
             self.since = (done, now);
         }
     }

@@ -30,7 +30,7 @@ const RUN_BYTES: u64 = 1 << 20;
 
 /// A read of old bytes into buffers, for one claim or for neighbours.
 #[derive(Debug)]
-pub(super) struct Copy {
+pub(super) struct OldRead {
     claims: Vec<usize>,
     outstanding: u32,
     failed: bool,
@@ -162,7 +162,7 @@ impl Core {
 
     /// Reads the old bytes of the step's fresh claims; neighbours, and the same range in several
     /// snapshots, share a read.
-    pub(super) fn start_copies(&mut self, table: &Table) {
+    pub(super) fn start_old_reads(&mut self, table: &Table) {
         if self.fresh.is_empty() || self.scratch.free() == 0 {
             return;
         }
@@ -176,7 +176,7 @@ impl Core {
         while !rest.is_empty() && self.scratch.free() > 0 {
             let (group, behind) = rest.split_at(self.joined(table, rest));
             rest = behind;
-            self.start_copy(table, group);
+            self.start_old_read(table, group);
         }
         let waiting = fresh.len() - rest.len();
         fresh.drain(..waiting);
@@ -213,10 +213,10 @@ impl Core {
         1 + claims[1..].iter().take_while(fits).count()
     }
 
-    fn start_copy(&mut self, table: &Table, group: &[usize]) {
+    fn start_old_read(&mut self, table: &Table, group: &[usize]) {
         let Range { start, mut end } = self.span(table, group[0]);
         let size = u64::from(self.scratch.size());
-        let mut bufs = std::mem::take(&mut self.copy_bufs);
+        let mut bufs = std::mem::take(&mut self.read_bufs);
         bufs.clear();
         for &claim_index in group {
             let Range { start: from, end: to } = self.span(table, claim_index);
@@ -231,13 +231,14 @@ impl Core {
         }
         let mut claims = self.spare_lists.take();
         claims.extend_from_slice(group);
-        let copy = self.copies.insert(Copy { claims, outstanding: 0, failed: false });
+        let index = self.old_reads.insert(OldRead { claims, outstanding: 0, failed: false });
         let ReadsBegun { count, complete } =
-            self.read_old(table, group[0], 0..end - start, &bufs, Owner::OldRead(copy));
-        self.copy_bufs = bufs;
-        (self.copies[copy].outstanding, self.copies[copy].failed) = (count, !complete);
+            self.read_old(table, group[0], 0..end - start, &bufs, Owner::OldRead(index));
+        self.read_bufs = bufs;
+        let read = &mut self.old_reads[index];
+        (read.outstanding, read.failed) = (count, !complete);
         if count == 0 {
-            self.copy_ended(table, copy);
+            self.old_read_ended(table, index);
         }
     }
 
@@ -294,20 +295,25 @@ impl Core {
         }
     }
 
-    pub(super) fn copy_read(&mut self, table: &Table, index: usize, result: Result<(), Errno>) {
-        let copy = &mut self.copies[index];
-        copy.outstanding -= 1;
-        copy.failed |= result.is_err();
-        if copy.outstanding == 0 {
-            self.copy_ended(table, index);
+    pub(super) fn old_bytes_read(
+        &mut self,
+        table: &Table,
+        index: usize,
+        result: Result<(), Errno>,
+    ) {
+        let read = &mut self.old_reads[index];
+        read.outstanding -= 1;
+        read.failed |= result.is_err();
+        if read.outstanding == 0 {
+            self.old_read_ended(table, index);
         }
     }
 
-    fn copy_ended(&mut self, table: &Table, index: usize) {
-        let mut copy = self.copies.remove(index);
-        let was_shared = copy.claims.len() > 1;
-        for claim_index in copy.claims.drain(..) {
-            if !copy.failed {
+    fn old_read_ended(&mut self, table: &Table, index: usize) {
+        let mut read = self.old_reads.remove(index);
+        let was_shared = read.claims.len() > 1;
+        for claim_index in read.claims.drain(..) {
+            if !read.failed {
                 let id = self.claims[claim_index].exceptions;
                 self.gathered(id).push_back(claim_index, 1);
             } else if was_shared {
@@ -322,7 +328,7 @@ impl Core {
                 self.claim_failed(table, claim_index, Err(Errno::EIO));
             }
         }
-        self.spare_lists.give_back(copy.claims);
+        self.spare_lists.give_back(read.claims);
     }
 
     /// Gives places to the claims that have their bytes, and writes them as runs. A store that has

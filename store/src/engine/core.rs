@@ -1,6 +1,6 @@
 //! The requests that one worker has in flight, and the names by which completions find them.
 //!
-//! Owns the slabs of requests, claims, copies, runs, barriers, rounds and syncs, the outgoing queues and
+//! Owns the slabs of requests, claims, reads, runs, barriers, rounds and syncs, the outgoing queues and
 //! the list of parked requests. The files beside this one say how each of them proceeds. Keeps I10: a request
 //! leaves its slab once, when its last part ended; and I12: each slab has a bound, and who finds one full
 //! waits.
@@ -11,11 +11,11 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::claim::Claimed;
-use super::claims::{Copy, Run};
+use super::claims::{OldRead, Run};
 use super::commit::{Barrier, Round, SpareCommits};
 use super::invalidate::Invalidation;
 use super::lists::{Gathered, SpareLists};
-use super::merge::{MergeJob, MergeProgress};
+use super::merge::{MergeProgress, RunningMerge};
 use super::pending::{Asker, Pending, WaitsFor};
 use super::room::{Destination, NoRoomIn};
 use super::scratch::{Buf, Scratch};
@@ -93,14 +93,14 @@ pub(super) struct Core {
     pub(super) claims: Slab<Claimed>,
     /// For each of the table's exceptions.
     pub(super) per_exceptions: Vec<PerExceptions>,
-    pub(super) copies: Slab<Copy>,
+    pub(super) old_reads: Slab<OldRead>,
     pub(super) runs: Slab<Run>,
     pub(super) barriers: Slab<Barrier>,
     pub(super) rounds: Slab<Round>,
     /// Files that this worker syncs for all.
     pub(super) syncs: Slab<Arc<Medium>>,
     pub(super) invalidations: Slab<Invalidation>,
-    pub(super) merge: Option<Box<MergeJob>>,
+    pub(super) merge: Option<Box<RunningMerge>>,
     /// The syncs that the merge waits for have ended, well or not, and it has not seen this yet.
     pub(super) merge_synced: Option<Result<(), Errno>>,
     pub(super) scratch: Scratch,
@@ -115,15 +115,15 @@ pub(super) struct Core {
     /// Claims whose old bytes have not been read yet: they are at the end of a step, or when a
     /// buffer is free.
     pub(super) fresh: Vec<usize>,
-    /// The buffers of the copy that is being started.
-    pub(super) copy_bufs: Vec<Buf>,
+    /// The buffers of the read that is being started.
+    pub(super) read_bufs: Vec<Buf>,
     /// Large claims that wait for a buffer.
     pub(super) slices_waiting: VecDeque<usize>,
     /// The table's files, sorted.
     pub(super) files: Vec<FileId>,
     /// Where a write that had waited for room found some.
     pub(super) found_room: Vec<NoRoomIn>,
-    /// Lists for copies and runs, so that none is allocated a copy or a run.
+    /// Lists of claims, so that none is allocated for a read or a run.
     pub(super) spare_lists: SpareLists,
     pub(super) spare_commits: SpareCommits,
     pub(super) actions: VecDeque<Action>,
@@ -148,7 +148,7 @@ impl Core {
             requests: Slab::with_capacity(config.requests),
             claims: Slab::with_capacity(config.claims),
             per_exceptions: Vec::new(),
-            copies: Slab::with_capacity(config.claims),
+            old_reads: Slab::with_capacity(config.claims),
             runs: Slab::with_capacity(64),
             barriers: Slab::with_capacity(16),
             rounds: Slab::with_capacity(4),
@@ -162,7 +162,7 @@ impl Core {
             to_end: Vec::with_capacity(config.requests),
             to_commit: Vec::with_capacity(config.requests),
             fresh: Vec::with_capacity(config.claims),
-            copy_bufs: Vec::new(),
+            read_bufs: Vec::new(),
             slices_waiting: VecDeque::new(),
             files: Vec::new(),
             found_room: Vec::new(),
@@ -192,7 +192,7 @@ impl Core {
         // No claim allocates.
         let most = self.config.claims * exceptions;
         self.claims.reserve(most);
-        self.copies.reserve(most);
+        self.old_reads.reserve(most);
         self.fresh.reserve(most);
         self.files.clear();
         self.files.extend(table.files());
@@ -267,7 +267,7 @@ impl Core {
     }
 
     /// Whether the merge waits for nothing but room.
-    fn is_merge_held(&self, job: &MergeJob) -> bool {
+    fn is_merge_held(&self, job: &RunningMerge) -> bool {
         let held = |index: &&usize| {
             let pending = &self.requests[**index];
             pending.waits == WaitsFor::Room && pending.asker == Asker::Merge
@@ -322,7 +322,7 @@ impl Core {
             while let Some(index) = self.ready.pop_front() {
                 self.dispatch(table, index);
             }
-            self.start_copies(table);
+            self.start_old_reads(table);
             self.step_merge(table);
             self.write_gathered(table);
             self.start_barriers(table);
@@ -350,7 +350,7 @@ impl Core {
                 pending.failed |= result.is_err();
                 self.part_ended(index);
             }
-            Owner::OldRead(index) => self.copy_read(table, index, result),
+            Owner::OldRead(index) => self.old_bytes_read(table, index, result),
             Owner::Run(index) => self.run_written(table, index, result),
             Owner::Slice { claim_index, step } => {
                 self.slice_done(table, claim_index, step, result);

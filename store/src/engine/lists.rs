@@ -1,4 +1,4 @@
-//! Lists of claims: those that are to be written, and spare lists that no copy and no run uses at present.
+//! Lists of claims: those that are to be written, and spare lists that no read and no run uses at present.
 //!
 //! Owns their memory. Never knows what a claim is, nor which owner a spare list had. Keeps: once there are
 //! as many lists as were ever in use at once, and one of them has reached the greatest length, no list is
@@ -47,7 +47,7 @@ impl Gathered {
     }
 }
 
-/// Lists for copies and runs.
+/// Lists for reads of old bytes and for runs.
 #[derive(Debug, Default)]
 pub(super) struct SpareLists {
     /// All of them are empty.

@@ -197,7 +197,7 @@ enum Erased {
 
 /// A merge in this engine.
 #[derive(Debug)]
-pub(super) struct MergeJob {
+pub(super) struct RunningMerge {
     /// Which line of the table.
     line: usize,
     stage: Stage,
@@ -283,7 +283,7 @@ impl<'a> Site<'a> {
     }
 }
 
-impl MergeJob {
+impl RunningMerge {
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.stage, Stage::Idle | Stage::Ended(_))
     }
@@ -369,7 +369,7 @@ impl Core {
         if doubtful.is_empty() {
             store.set_merge_mark(MergeMark::Merging);
         }
-        self.merge = Some(Box::new(MergeJob {
+        self.merge = Some(Box::new(RunningMerge {
             line,
             stage: Stage::Idle,
             position: store.entries() - doubtful.len() as u64,
@@ -400,7 +400,7 @@ impl Core {
     }
 
     /// One step; false if it waits for something.
-    fn advance_merge(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    fn advance_merge(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         match job.stage {
             Stage::Idle => !self.stopping && !job.paused && self.next_batch(job, site),
             Stage::Protect { .. } => self.protect(job, site),
@@ -419,7 +419,7 @@ impl Core {
     }
 
     /// Between batches: chooses what comes next.
-    fn next_batch(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    fn next_batch(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         if let Err(failure) = site.is_mergeable() {
             self.end_merge(job, site, failure);
             return false;
@@ -478,7 +478,7 @@ impl Core {
 
     /// The merge fails. Unless its entries are in doubt, the batch stays in the store: the writes that
     /// wait for it fail, and later ones go there again.
-    fn end_merge(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
+    fn end_merge(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         let in_doubt = site.store().merge_mark() == MergeMark::InDoubt;
         if !in_doubt {
             for entry in job.batch.entries.drain(..) {

@@ -76,7 +76,7 @@ impl Engine {
     }
 
     /// Its requests are no guest's: that one of them fails tells a guest nothing.
-    pub fn serves_no_guest(&mut self) {
+    pub fn set_no_guest(&mut self) {
         self.core.serves_guest = false;
     }
 
@@ -288,8 +288,8 @@ impl Engine {
         }
     }
 
-    /// Whether batches take so long that the next should be smaller; otherwise it may be larger.
-    pub fn merge_is_slow(&mut self, slow: bool) {
+    /// Sets whether batches take so long that the next should be smaller; otherwise it may be larger.
+    pub fn set_merge_slow(&mut self, slow: bool) {
         if let Some(job) = &mut self.core.merge {
             job.slow = slow;
         }
@@ -301,7 +301,7 @@ impl Engine {
     }
 
     /// Whether the guest read or wrote the device that is merged since this was asked last.
-    pub fn merge_is_in_use(&self) -> bool {
+    pub fn take_merge_in_use(&self) -> bool {
         let lines = self.table.iter().flat_map(|table| table.lines());
         lines.fold(false, |used, line| match &line.target {
             Target::Merge(merge) => used | merge.in_use.take(),

@@ -62,9 +62,9 @@ impl Merge {
         match (op, entry) {
             (Op::Discard, _) => Decision::Nothing { len },
             (Op::Read, ChunkState::Mapped(place) | ChunkState::Busy(place)) => {
-                self.store(ex, op, offset, len, chunk, place)
+                self.pass(ex, op, offset, len, chunk, place)
             }
-            (_, ChunkState::Mapped(place)) => self.store(ex, op, offset, len, chunk, place),
+            (_, ChunkState::Mapped(place)) => self.pass(ex, op, offset, len, chunk, place),
             // It is not known whether the chunk is still in the store: a write could go to the
             // wrong place.
             (_, ChunkState::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => {
@@ -82,7 +82,8 @@ impl Merge {
         }
     }
 
-    fn store(
+    /// Passes as far as the store's chunks are adjacent, too.
+    fn pass(
         &self,
         ex: &Exceptions,
         op: Op,

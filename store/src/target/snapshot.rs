@@ -72,7 +72,7 @@ impl Snapshot {
         Decision::WaitChunk { exceptions: self.exceptions, chunk, seen }
     }
 
-    /// The number of mapped chunks that are adjacent in the store, too.
+    /// Passes as far as the store's chunks are adjacent, too.
     fn pass(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk, at: Place) -> Decision {
         let size = ex.chunk();
         let within = size.offset_in(offset);
@@ -85,7 +85,7 @@ impl Snapshot {
         Decision::Pass { file, offset, len, track: None }
     }
 
-    /// The number of consecutive unmapped chunks.
+    /// Reads the origin as far as chunks are unmapped.
     fn read_origin(&self, ex: &Exceptions, offset: u64, len: u64, chunk: Chunk) -> Decision {
         let size = ex.chunk();
         let unmapped = |n: u64| ex.table.get(Chunk(chunk.0 + n)) == ChunkState::Unmapped;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::MergeJob;
+use super::RunningMerge;
 use crate::cow::Entry;
 use crate::units::Chunk;
 
@@ -35,7 +35,7 @@ pub(super) struct Batch {
     pub(super) by_place: Vec<Entry>,
 }
 
-impl MergeJob {
+impl RunningMerge {
     /// The entries from this one on are in the batch, or in doubt.
     pub(super) fn top(&self) -> u64 {
         if !self.clean {

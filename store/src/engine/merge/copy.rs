@@ -13,7 +13,7 @@ use super::super::commit::Part;
 use super::super::core::{Core, FileRange};
 use super::super::scratch::Buf;
 use super::super::tag::Owner;
-use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
+use super::{Erased, MergeFailure, RunningMerge, Site, Stage, Step};
 use crate::cow::Entry;
 use crate::io::{Errno, IoOp};
 use crate::request::Op;
@@ -41,9 +41,9 @@ struct Piece {
 pub(super) struct Copies {
     pieces: Slab<Piece>,
     /// The approximate number of writes whose bytes are being read.
-    coming: u32,
+    reading: u32,
     /// Writes that have not ended.
-    flying: u32,
+    writing: u32,
     /// The next chunk, in the order of the store, and how much of it was begun.
     next: usize,
     begun: u64,
@@ -52,7 +52,7 @@ pub(super) struct Copies {
 impl Copies {
     /// Whether the next bytes may be read.
     fn has_room(&self) -> bool {
-        self.coming < DEPTH && self.coming + self.flying < 2 * DEPTH
+        self.reading < DEPTH && self.reading + self.writing < 2 * DEPTH
     }
 
     /// Which bytes to read next: chunks, and where in the first of them to begin; of `batch`, at
@@ -80,7 +80,7 @@ impl Copies {
 
 impl Core {
     /// Begins as many pieces as possible; when all have ended, syncs the origin.
-    pub(super) fn copy_home(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    pub(super) fn copy_home(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         let Stage::Copy { failed } = job.stage else { return false };
         while failed.is_none() && job.copies.has_room() {
             if job.copies.next == job.batch.by_place.len() {
@@ -92,7 +92,7 @@ impl Core {
             let (chunks, from, len) = taken.expect("there are more");
             let place = site.place(&job.batch.by_place[chunks.start]);
             let left = job.batch.runs_of(chunks.clone()).count() as u32;
-            job.copies.coming += left;
+            job.copies.reading += left;
             let piece = Piece { buf, chunks, from, len, left };
             let index = job.copies.pieces.insert(piece);
             let first = self.segs.len();
@@ -114,13 +114,13 @@ impl Core {
 
     pub(super) fn store_read(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         index: usize,
         result: Result<(), Errno>,
     ) {
         let piece = &mut job.copies.pieces[index];
-        job.copies.coming -= std::mem::take(&mut piece.left);
+        job.copies.reading -= std::mem::take(&mut piece.left);
         let read = result.map_err(MergeFailure::ReadStore);
         if let Err(failure) = read.and_then(|()| site.is_mergeable()) {
             return self.piece_ended(job, site, index, Some(failure));
@@ -144,7 +144,7 @@ impl Core {
     /// Writes a range of the line from a piece, from the piece's byte `within` on.
     fn write_home(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         index: usize,
         within: u64,
@@ -166,14 +166,14 @@ impl Core {
             self.segs.push(self.scratch.seg(buf, from, part.len as u32));
             self.act(IoOp::Write, part, first, Owner::Merge { step: Step::WriteOrigin, index });
             job.copies.pieces[index].left += 1;
-            job.copies.flying += 1;
+            job.copies.writing += 1;
             at += part.len;
         }
     }
 
     pub(super) fn origin_written(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         index: usize,
         result: Result<(), Errno>,
@@ -181,7 +181,7 @@ impl Core {
         if let Err(errno) = result {
             note(job, MergeFailure::WriteOrigin(errno));
         }
-        job.copies.flying -= 1;
+        job.copies.writing -= 1;
         job.copies.pieces[index].left -= 1;
         match job.copies.pieces[index].left {
             0 => self.piece_ended(job, site, index, None),
@@ -191,7 +191,7 @@ impl Core {
 
     fn piece_ended(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         index: usize,
         failure: Option<MergeFailure>,
@@ -206,7 +206,7 @@ impl Core {
     }
 
     /// Everything was written: it must be durable before an entry is erased.
-    fn sync_origin(&mut self, job: &mut MergeJob) {
+    fn sync_origin(&mut self, job: &mut RunningMerge) {
         job.stage = Stage::SyncOrigin;
         self.start_merge_barrier(std::mem::take(&mut job.origin).into_iter().map(Part::of));
     }
@@ -215,7 +215,7 @@ impl Core {
     /// byte was copied, whichever device asked for it: data of this batch may have been lost then.
     pub(super) fn origin_synced(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         result: Result<(), Errno>,
     ) {
@@ -225,7 +225,7 @@ impl Core {
         }
     }
 
-    fn erase_batch(&mut self, job: &mut MergeJob, site: Site<'_>) {
+    fn erase_batch(&mut self, job: &mut RunningMerge, site: Site<'_>) {
         if let Err(failure) = site.is_mergeable() {
             return self.end_merge(job, site, failure);
         }
@@ -235,7 +235,7 @@ impl Core {
 }
 
 /// The batch fails when its I/O in flight has ended; the first failure is reported.
-fn note(job: &mut MergeJob, failure: MergeFailure) {
+fn note(job: &mut RunningMerge, failure: MergeFailure) {
     if let Stage::Copy { failed } = &mut job.stage {
         failed.get_or_insert(failure);
     }

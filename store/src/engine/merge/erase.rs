@@ -10,7 +10,7 @@ use super::super::commit::Part;
 use super::super::core::{Core, FileRange};
 use super::super::tag::{MetaOf, Owner};
 use super::batch::MOST_ENTRIES;
-use super::{Erased, MergeFailure, MergeJob, Site, Stage, Step};
+use super::{Erased, MergeFailure, RunningMerge, Site, Stage, Step};
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark};
@@ -20,7 +20,7 @@ use crate::io::{Errno, IoOp};
 impl Core {
     /// When a merge is started: erases the entries after the list. An earlier removal that
     /// failed, or was torn, left entries there that a later crash could bring back.
-    pub(super) fn erase_after_list(&mut self, job: &mut MergeJob, site: Site<'_>) {
+    pub(super) fn erase_after_list(&mut self, job: &mut RunningMerge, site: Site<'_>) {
         let geometry = site.store().geometry();
         let area = job.position / geometry.entries_per_area();
         if geometry.area_chunk(area).0 >= geometry.device_chunks {
@@ -36,7 +36,7 @@ impl Core {
     /// per area.
     pub(super) fn erase(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         entries: Range<u64>,
         what: Erased,
@@ -68,7 +68,7 @@ impl Core {
 
     pub(super) fn list_written(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         result: Result<(), Errno>,
     ) {
@@ -89,7 +89,7 @@ impl Core {
     /// been told that the removal was lost. The store knows, so that no later flush succeeds.
     pub(super) fn store_synced(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         what: Erased,
         result: Result<(), Errno>,
@@ -105,7 +105,7 @@ impl Core {
 
     /// The entries are gone for good: their chunks are on the origin, and waiting requests go
     /// there.
-    fn erased(&mut self, job: &mut MergeJob, site: Site<'_>, what: Erased) {
+    fn erased(&mut self, job: &mut RunningMerge, site: Site<'_>, what: Erased) {
         let store = site.store();
         if what == Erased::Batch {
             job.position -= job.batch.entries.len() as u64;
@@ -133,7 +133,7 @@ impl Core {
 
     /// They may or may not be gone: their chunks may be written neither in the store nor on the
     /// origin until the removal was repeated.
-    fn not_erased(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
+    fn not_erased(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         let store = site.store();
         if !job.batch.entries.is_empty() {
             store.doubt(std::mem::take(&mut job.batch.entries));

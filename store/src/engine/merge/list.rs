@@ -7,7 +7,7 @@
 use super::super::core::{Core, FileRange};
 use super::super::scratch::Buf;
 use super::super::tag::Owner;
-use super::{MergeFailure, MergeJob, Site, Stage, Step};
+use super::{MergeFailure, RunningMerge, Site, Stage, Step};
 use crate::cow::Entry;
 use crate::cow::layout::ENTRY_BYTES;
 use crate::cow::tail::Tail;
@@ -73,7 +73,13 @@ impl List {
 
 impl Core {
     /// Reads about the newest `count` entries of those below `end`.
-    pub(super) fn read_list(&mut self, job: &mut MergeJob, site: Site<'_>, end: u64, count: u64) {
+    pub(super) fn read_list(
+        &mut self,
+        job: &mut RunningMerge,
+        site: Site<'_>,
+        end: u64,
+        count: u64,
+    ) {
         let store = site.store();
         let geometry = store.geometry();
         let block = Tail::block_entries(&geometry);
@@ -106,7 +112,7 @@ impl Core {
     /// The part `index` was read.
     pub(super) fn list_read(
         &mut self,
-        job: &mut MergeJob,
+        job: &mut RunningMerge,
         site: Site<'_>,
         index: usize,
         result: Result<(), Errno>,
@@ -124,7 +130,7 @@ impl Core {
         }
     }
 
-    /// The bytes that [`MergeJob::wants`] named.
+    /// The bytes that [`RunningMerge::wants`] named.
     pub(in crate::engine) fn merge_supply(&mut self, table: &Table, bytes: &[u8]) {
         let Some(mut job) = self.merge.take() else { return };
         if let (Some(_), Some(site)) = (job.wants(), Site::of(table, job.line)) {
@@ -139,7 +145,7 @@ impl Core {
         self.merge = Some(job);
     }
 
-    fn list_failed(&mut self, job: &mut MergeJob, site: Site<'_>, failure: MergeFailure) {
+    fn list_failed(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         for part in job.list.parts.drain(..) {
             self.scratch.release(part.buf);
         }
@@ -147,7 +153,7 @@ impl Core {
     }
 }
 
-impl MergeJob {
+impl RunningMerge {
     /// The parts to be passed on, once all have been read.
     pub(in crate::engine) fn wants(&self) -> Option<(Buf, u32)> {
         match self.stage {
@@ -158,7 +164,12 @@ impl MergeJob {
 }
 
 /// Adds a part of the list before the loaded entries; every entry must agree with the table.
-fn take(job: &mut MergeJob, site: Site<'_>, part: &Part, bytes: &[u8]) -> Result<(), MergeFailure> {
+fn take(
+    job: &mut RunningMerge,
+    site: Site<'_>,
+    part: &Part,
+    bytes: &[u8],
+) -> Result<(), MergeFailure> {
     let geometry = site.store().geometry();
     let offset = |position| geometry.entry_offset(position);
     if bytes.len() != part.len as usize {

@@ -5,7 +5,7 @@
 
 use super::super::core::Core;
 use super::super::pending::{Asker, Pending};
-use super::{Copies, MergeFailure, MergeJob, Site, Stage};
+use super::{Copies, MergeFailure, RunningMerge, Site, Stage};
 use crate::request::Op;
 use crate::units::SECTOR_SHIFT;
 
@@ -14,7 +14,7 @@ const ASKED: u32 = 32;
 
 impl Core {
     /// Requests the origin's part of each run; proceeds when all are allowed.
-    pub(super) fn protect(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    pub(super) fn protect(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         let Stage::Protect { next, left, refused } = &mut job.stage else { return false };
         while *left < ASKED && *next < job.batch.runs.len() && !*refused {
             let (start, len) = site.span(&job.batch.runs[*next]);
@@ -50,7 +50,7 @@ impl Core {
         *refused |= !allowed;
     }
 
-    fn make_busy(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    fn make_busy(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         for (n, entry) in job.batch.entries.iter().enumerate() {
             if !site.ex.table.mark_busy(entry.old, site.place(entry)) {
                 let position = job.position - job.batch.entries.len() as u64 + n as u64;
@@ -65,7 +65,7 @@ impl Core {
 
     /// Proceeds when no write that began before the chunks were busy is in flight; otherwise this
     /// worker is woken when one ends.
-    pub(super) fn drain(&mut self, job: &mut MergeJob, site: Site<'_>) -> bool {
+    pub(super) fn drain(&mut self, job: &mut RunningMerge, site: Site<'_>) -> bool {
         let Stage::Drain { next } = &mut job.stage else { return false };
         for run in &job.batch.runs[*next..] {
             // All of the run, including the part that the origin does not have, which is written
