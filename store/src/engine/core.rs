@@ -1,9 +1,9 @@
 //! The requests that one worker has in flight, and the names by which completions find them.
 //!
-//! Owns the slabs of requests, claims, reads, runs, barriers, rounds and syncs, the outgoing queues and
-//! the list of parked requests. The files beside this one say how each of them proceeds. Keeps I10: a request
-//! leaves its slab once, when its last part ended; and I12: each slab has a bound, and who finds one full
-//! waits.
+//! Owns the slabs of requests, claims, reads, runs, barriers, rounds and syncs, the outgoing queues
+//! and the list of parked requests. The files beside this one say how each of them proceeds. Keeps
+//! I10: a request leaves its slab once, when its last part ended; and I12: each slab has a bound, and
+//! who finds one full waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -16,10 +16,10 @@
 //!    write could start between the two and land in the store behind the copy.
 //! 3. *sync origin* before *erase*: an entry is erased only when its chunk's content is on the
 //!    origin, and no sync of the store, whoever asked for it, has failed by then. Nor has one of the
-//!    origin since the batch's first byte was copied; what an earlier one lost is no batch's. *Sync store* before
-//!    *release*: no write goes to the origin's chunk while its entry could come back and be merged over
-//!    it (I7). Both syncs are parts of barriers, as those of flushes: the system may tell a flush of what
-//!    the merge lost.
+//!    origin since the batch's first byte was copied; what an earlier one lost is no batch's.
+//!    *Sync store* before *release*: no write goes to the origin's chunk while its entry could come
+//!    back and be merged over it (I7). Both syncs are parts of barriers, as those of flushes: the
+//!    system may tell a flush of what the merge lost.
 //!
 //! Never knows time. Relies on a merged store taking no new exceptions: the list only shrinks.
 
