@@ -402,7 +402,7 @@ impl Host {
     fn new(workers: &Arc<Workers>, table: &Arc<Table>) -> Host {
         let bell = Arc::new(Bell::default());
         let config = EngineConfig { scratch: 128 << 10, requests: 4, claims: 4 };
-        let mut engine = Engine::new(&workers, Box::new(Ring(bell.clone())), config).unwrap();
+        let mut engine = Engine::new(workers, Box::new(Ring(bell.clone())), config).unwrap();
         engine.bind(Some(table.clone()));
         Host { engine, bell, scratch: vec![0; 128 << 10], guest: Vec::new(), patience: 1 }
     }

@@ -100,7 +100,7 @@ fn world() -> (Arc<Table>, Files) {
 
 fn engine(workers: &Arc<Workers>, table: &Arc<Table>) -> Engine {
     let config = EngineConfig { scratch: 8192, requests: 4, claims: 4 };
-    let mut engine = Engine::new(&workers, Box::new(Nobody), config).unwrap();
+    let mut engine = Engine::new(workers, Box::new(Nobody), config).unwrap();
     engine.bind(Some(table.clone()));
     engine
 }
