@@ -22,8 +22,7 @@ use crate::io::{FileInfo, Files, IoOp, IoOptions, OpenMode, Pages, ScratchConfig
 use crate::rounds::Join;
 use crate::table::Line;
 use crate::target::{
-    Backing, Exceptions, ExceptionsId, ExtentPlace, Features, Medium, Merge, Origin, Snapshot,
-    Target,
+    Backing, Content, Exceptions, ExceptionsId, Features, Medium, Merge, Origin, Snapshot, Target,
 };
 use crate::units::{Chunk, ChunkSize, StoreChunk};
 use crate::workers::TrackedObject;
@@ -218,7 +217,7 @@ pub(super) fn case(entries: u64) -> Case {
 pub(super) fn origin() -> Backing {
     let mut backing = Backing::default();
     let medium = Arc::new(Medium::new(ORIGIN));
-    backing.push(LEN, ExtentPlace::File { medium, offset: 0 });
+    backing.push(LEN, Content::File { medium, offset: 0 });
     backing
 }
 

@@ -28,7 +28,7 @@ use crate::cow::StoreState;
 use crate::exception::{ExceptionTable, Layer};
 use crate::lines::{Param, TableLine, TargetSpec};
 use crate::table::Table;
-use crate::target::{Extent, ExtentPlace};
+use crate::target::{Content, Extent};
 use crate::units::Sector;
 pub(super) use halt::failed;
 pub use layer::PivotStep;
@@ -493,7 +493,7 @@ fn whole(inner: &Inner, name: &str) -> Result<Snap, DeviceError> {
 
 /// Refuses to commit into `zero` or `error`, whose writes would be lost.
 fn refuse_holes(snap: &Snap, device: &str) -> Result<(), DeviceError> {
-    let file = |extent: &Extent| matches!(extent.place, ExtentPlace::File { .. });
+    let file = |extent: &Extent| matches!(extent.content, Content::File { .. });
     if snap.origin.slice(0, snap.len).extents().iter().all(file) {
         return Ok(());
     }

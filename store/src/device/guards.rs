@@ -17,7 +17,7 @@ use crate::cow::{Persistence, open};
 use crate::exception::Layer;
 use crate::io::{FileId, FileInfo, Identity, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
-use crate::target::{Backing, ExtentPlace, Target};
+use crate::target::{Backing, Content, Target};
 use crate::units::ChunkSize;
 
 /// Bytes of a file.
@@ -42,12 +42,12 @@ impl Devices {
     }
 
     fn ranges(&self, backing: &Backing) -> Vec<Range> {
-        let range = |extent: &crate::target::Extent| match &extent.place {
-            ExtentPlace::File { medium, offset } => {
+        let range = |extent: &crate::target::Extent| match &extent.content {
+            Content::File { medium, offset } => {
                 let file = self.identity(medium.file);
                 Some(Range { file, start: *offset, end: offset + extent.len })
             }
-            ExtentPlace::Zero | ExtentPlace::Error => None,
+            Content::Zero | Content::Error => None,
         };
         backing.extents().iter().filter_map(range).collect()
     }

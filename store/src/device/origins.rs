@@ -11,7 +11,7 @@ use super::core::Inner;
 use crate::cow::Persistence;
 use crate::io::FileId;
 use crate::lines::TargetSpec;
-use crate::target::{Backing, ExtentPlace};
+use crate::target::{Backing, Content};
 use crate::workers::TrackedObject;
 
 /// The beginning of an origin's bytes, which stays the same when the origin grows, and if a
@@ -29,11 +29,11 @@ type Begin = (u64, FileOf, u64);
 impl OriginKey {
     /// The key of `backing`; `identity` returns a file's device and inode.
     pub(super) fn of(backing: &Backing, identity: impl Fn(FileId) -> FileOf) -> OriginKey {
-        let begin = backing.extents().iter().find_map(|extent| match &extent.place {
-            ExtentPlace::File { medium, offset } => {
+        let begin = backing.extents().iter().find_map(|extent| match &extent.content {
+            Content::File { medium, offset } => {
                 Some((extent.start, identity(medium.file), *offset))
             }
-            ExtentPlace::Zero | ExtentPlace::Error => None,
+            Content::Zero | Content::Error => None,
         });
         OriginKey(begin)
     }

@@ -11,7 +11,7 @@ use super::error::DeviceError;
 use super::targets::Base;
 use crate::io::OpenMode;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
-use crate::target::{ExtentPlace, Features};
+use crate::target::{Content, Features};
 
 /// How a snapshot must open its origin.
 pub(super) fn mode(spec: &SnapshotSpec) -> OpenMode {
@@ -44,15 +44,15 @@ impl Plan<'_> {
         let why = match base {
             Base::Stacked { name, .. } => format!("'{name}' is a snapshot of it too"),
             Base::Plain(backing) => {
-                let is_fixed = |place: &ExtentPlace| match place {
-                    ExtentPlace::File { medium, .. } => {
+                let is_fixed = |content: &Content| match content {
+                    Content::File { medium, .. } => {
                         self.devices.files.get(medium.file).is_none_or(|info| !info.writable)
                     }
-                    ExtentPlace::Zero | ExtentPlace::Error => false,
+                    Content::Zero | Content::Error => false,
                 };
                 let below = spec.origin.device().and_then(|name| self.active(name));
                 let fixed = below.is_some_and(|active| active.read_only)
-                    || backing.extents().iter().any(|extent| is_fixed(&extent.place));
+                    || backing.extents().iter().any(|extent| is_fixed(&extent.content));
                 if !fixed {
                     return Ok(());
                 }

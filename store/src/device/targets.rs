@@ -23,9 +23,7 @@ use crate::exception::{ExceptionTable, Layer, Memory};
 use crate::io::{FileId, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::table::{Line, Table};
-use crate::target::{
-    Backing, Exceptions, ExceptionsId, ExtentPlace, Merge, Origin, Snapshot, Target,
-};
+use crate::target::{Backing, Content, Exceptions, ExceptionsId, Merge, Origin, Snapshot, Target};
 use crate::units::ChunkSize;
 
 /// What a parameter resolves to.
@@ -84,8 +82,8 @@ impl Plan<'_> {
         let len = line.len.bytes();
         let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         match &line.target {
-            TargetSpec::Zero => Ok(Target::Plain(plain(len, ExtentPlace::Zero))),
-            TargetSpec::Error => Ok(Target::Plain(plain(len, ExtentPlace::Error))),
+            TargetSpec::Zero => Ok(Target::Plain(plain(len, Content::Zero))),
+            TargetSpec::Error => Ok(Target::Plain(plain(len, Content::Error))),
             TargetSpec::Linear { dev, offset } => match self.resolve_linear(dev, mode, made)? {
                 Base::Plain(backing) => {
                     let start = offset.bytes();
@@ -156,7 +154,7 @@ impl Plan<'_> {
                 let line = TableLine { target: origin, ..line.clone() };
                 self.target(name, number, &line, false, &[], made)
             }
-            _ => Ok(Target::Plain(plain(line.len.bytes(), ExtentPlace::Error))),
+            _ => Ok(Target::Plain(plain(line.len.bytes(), Content::Error))),
         }
     }
 
@@ -536,9 +534,9 @@ impl TableParts {
     }
 }
 
-fn plain(len: u64, place: ExtentPlace) -> Backing {
+fn plain(len: u64, content: Content) -> Backing {
     let mut backing = Backing::default();
-    backing.push(len, place);
+    backing.push(len, content);
     backing
 }
 
@@ -570,7 +568,7 @@ fn below(lines: &[Line]) -> Option<Backing> {
             Target::Snapshot(_) => return None,
         };
         for extent in backing.extents() {
-            all.push(extent.len, extent.place.clone());
+            all.push(extent.len, extent.content.clone());
         }
     }
     Some(all)

@@ -108,8 +108,8 @@ impl Ahead {
     }
 
     /// The reservation of the named `room` is over: the file has all of it, or this is unknown.
-    pub(crate) fn ended(&self, room: Range<u64>, is_ours: bool) {
-        if is_ours {
+    pub(crate) fn ended(&self, room: Range<u64>, reserved: bool) {
+        if reserved {
             if self.solid_to.load(Ordering::Relaxed) != room.start {
                 // Never the old end with the new start, which together would be meaningless.
                 self.solid_to.store(0, Ordering::Relaxed);

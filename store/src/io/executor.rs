@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::buffer::{GuestData, Memory, ScratchConfig};
 use super::sync::{Poller, carry_out};
-use super::transfer::{Outcome, Step, Target, Through};
+use super::transfer::{Outcome, Step, Through, WorkerFile};
 use super::transfers::Transfers;
 use super::uring::{Event, Handle, Posting, Ring, Wait};
 use super::{Action, BufId, Completion, Errno, FileId, FileInfo, Files, IoOp, Seg};
@@ -55,10 +55,10 @@ struct Reservation {
 }
 
 impl Reservation {
-    fn end(mut self, is_ours: bool) {
+    fn end(mut self, reserved: bool) {
         let info = std::mem::take(&mut self.info);
         if let Some(info) = info.upgrade() {
-            info.ahead.ended(self.room.clone(), is_ours);
+            info.ahead.ended(self.room.clone(), reserved);
         }
     }
 }
@@ -75,7 +75,7 @@ impl Drop for Reservation {
 pub struct Io {
     files: Arc<Files>,
     /// By file number.
-    targets: Vec<Option<Box<Target>>>,
+    adopted: Vec<Option<Box<WorkerFile>>>,
     transfers: Transfers,
     /// Transfers that found the ring's queue full, in order.
     overflow: VecDeque<u32>,
@@ -108,7 +108,7 @@ impl Io {
         };
         Ok(Io {
             files,
-            targets: Vec::new(),
+            adopted: Vec::new(),
             transfers: Transfers::default(),
             overflow: VecDeque::new(),
             done: VecDeque::new(),
@@ -126,22 +126,22 @@ impl Io {
     /// waiting. An action on any other file ends with `EBADF`. Nothing may be in flight on a
     /// released file.
     pub fn adopt_files(&mut self, ids: &[FileId]) {
-        for at in 0..self.targets.len() {
+        for at in 0..self.adopted.len() {
             if ids.iter().any(|id| id.0 as usize == at) {
                 continue;
             }
-            let fixed = self.targets[at].take().and_then(|target| target.fixed);
+            let fixed = self.adopted[at].take().and_then(|file| file.fixed);
             if let (Driver::Ring(ring), Some(place)) = (&mut self.driver, fixed) {
                 ring.unregister(place);
             }
         }
         for id in ids {
             let at = id.0 as usize;
-            if self.targets.len() <= at {
-                self.targets.resize_with(at + 1, || None);
+            if self.adopted.len() <= at {
+                self.adopted.resize_with(at + 1, || None);
             }
             let Some(info) = self.files.get(*id) else { continue };
-            let fixed = match (&self.targets[at], &mut self.driver) {
+            let fixed = match (&self.adopted[at], &mut self.driver) {
                 (Some(known), _) => known.fixed,
                 (None, Driver::Ring(ring)) if info.uring => {
                     use std::os::fd::AsFd;
@@ -149,11 +149,11 @@ impl Io {
                 }
                 _ => None,
             };
-            self.targets[at] = Some(Box::new(Target::new(info, fixed)));
+            self.adopted[at] = Some(Box::new(WorkerFile::new(info, fixed)));
         }
-        let reserving = self.reserving.len().max(self.targets.len());
+        let reserving = self.reserving.len().max(self.adopted.len());
         self.reserving.resize_with(reserving, || None);
-        self.in_memory = !self.targets.iter().flatten().any(|of| of.info.uring);
+        self.in_memory = !self.adopted.iter().flatten().any(|of| of.info.uring);
     }
 
     /// Whether an action has ended when [`Io::submit`] returns: no file of those adopted is served
@@ -197,14 +197,14 @@ impl Io {
             self.transfers[slot].pieces.fill_with_zeroes();
             return self.finish(slot, Ok(()));
         }
-        let target = self.targets.get_mut(action.file.0 as usize);
+        let file = self.adopted.get_mut(action.file.0 as usize);
         let transfer = &mut self.transfers[slot];
-        let Some(target) = target.and_then(Option::as_deref_mut) else {
+        let Some(file) = file.and_then(Option::as_deref_mut) else {
             return self.finish(slot, Err(Errno(libc::EBADF)));
         };
-        match transfer.start(target, &mut self.memory) {
+        match transfer.start(file, &mut self.memory) {
             Outcome::Done(result) => self.finish(slot, result),
-            Outcome::Again if target.info.uring && matches!(self.driver, Driver::Ring(_)) => {
+            Outcome::Again if file.info.uring && matches!(self.driver, Driver::Ring(_)) => {
                 if !self.overflow.is_empty() || !self.push(slot) {
                     self.overflow.push_back(slot);
                 }
@@ -273,7 +273,7 @@ impl Io {
             return;
         }
         let reserving = &mut self.reserving;
-        match ring.replace(posting, |number, is_ours| ended(reserving, number, is_ours)) {
+        match ring.replace(posting, |number, reserved| ended(reserving, number, reserved)) {
             // The other ring's remaining results of reservations are dropped.
             Ok(()) if ring.posting == posting => self.reserving.fill_with(|| None),
             Ok(()) => return,
@@ -282,10 +282,10 @@ impl Io {
                 return;
             }
         }
-        for target in self.targets.iter_mut().flatten() {
-            if target.fixed.take().is_some() {
+        for file in self.adopted.iter_mut().flatten() {
+            if file.fixed.take().is_some() {
                 use std::os::fd::AsFd;
-                target.fixed = ring.register(target.info.file.as_fd()).unwrap_or_default();
+                file.fixed = ring.register(file.info.file.as_fd()).unwrap_or_default();
             }
         }
     }
@@ -406,11 +406,11 @@ impl Io {
     fn carry_through(&mut self, slot: u32) {
         let transfer = &mut self.transfers[slot];
         let at = transfer.action.file.0 as usize;
-        let Some(target) = self.targets[at].as_deref_mut() else { return };
+        let Some(file) = self.adopted[at].as_deref_mut() else { return };
         let result = loop {
-            let answer = carry_out(transfer.step(), target.fd(transfer.through));
+            let answer = carry_out(transfer.step(), file.fd(transfer.through));
             self.syscalls += 1;
-            match transfer.answer(answer, target, &mut self.memory) {
+            match transfer.answer(answer, file, &mut self.memory) {
                 Outcome::Again => {}
                 Outcome::Done(result) => break result,
             }
@@ -421,24 +421,24 @@ impl Io {
     /// Queues a transfer's next step; false if the queue is full.
     fn push(&mut self, slot: u32) -> bool {
         let transfer = &self.transfers[slot];
-        let target = self.targets[transfer.action.file.0 as usize].as_deref();
-        let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target) else { return false };
+        let file = self.adopted[transfer.action.file.0 as usize].as_deref();
+        let (Driver::Ring(ring), Some(file)) = (&mut self.driver, file) else { return false };
         let step: Step<'_> = transfer.step();
-        ring.push(slot, step, handle_of(target, transfer.through))
+        ring.push(slot, step, handle_of(file, transfer.through))
     }
 
     /// Reserves space for the writes that will follow `action`, if it is time for that.
     #[inline]
     fn reserve_ahead(&mut self, action: &Action) {
-        let target = self.targets[action.file.0 as usize].as_deref();
-        if let (Driver::Ring(ring), Some(target)) = (&mut self.driver, target)
-            && let Some(room) = target.info.ahead.next(action.offset, action.offset + action.len)
+        let file = self.adopted[action.file.0 as usize].as_deref();
+        if let (Driver::Ring(ring), Some(file)) = (&mut self.driver, file)
+            && let Some(room) = file.info.ahead.next(action.offset, action.offset + action.len)
         {
-            let room = room.start..room.end.min(target.len).max(room.start);
-            let asked = Reservation { info: Arc::downgrade(&target.info), room: room.clone() };
+            let room = room.start..room.end.min(file.len).max(room.start);
+            let asked = Reservation { info: Arc::downgrade(&file.info), room: room.clone() };
             if !room.is_empty()
                 && let Some(number) = self.reserving.iter().position(Option::is_none)
-                && ring.reserve(number as u32, handle_of(target, Through::Main), room)
+                && ring.reserve(number as u32, handle_of(file, Through::Main), room)
             {
                 self.reserving[number] = Some(asked);
             }
@@ -476,8 +476,8 @@ impl Io {
                 None => return,
                 Some(Event::Fired(key)) => self.fired.push_back(key),
                 Some(Event::Answer(slot, result)) => self.answered(slot, result),
-                Some(Event::Reserved(number, is_ours)) => {
-                    ended(&mut self.reserving, number, is_ours);
+                Some(Event::Reserved(number, reserved)) => {
+                    ended(&mut self.reserving, number, reserved);
                 }
             }
         }
@@ -485,9 +485,9 @@ impl Io {
 
     fn answered(&mut self, slot: u32, result: i32) {
         let transfer = &mut self.transfers[slot];
-        let target = self.targets[transfer.action.file.0 as usize].as_deref_mut();
-        let Some(target) = target else { return self.finish(slot, Err(Errno(libc::EBADF))) };
-        match transfer.answer(result, target, &mut self.memory) {
+        let file = self.adopted[transfer.action.file.0 as usize].as_deref_mut();
+        let Some(file) = file else { return self.finish(slot, Err(Errno(libc::EBADF))) };
+        match transfer.answer(result, file, &mut self.memory) {
             Outcome::Done(result) => self.finish(slot, result),
             Outcome::Again => {
                 if !self.push(slot) {
@@ -520,17 +520,17 @@ impl std::fmt::Debug for Io {
 }
 
 /// The reservation of this number ended.
-fn ended(reserving: &mut [Option<Reservation>], number: u32, is_ours: bool) {
+fn ended(reserving: &mut [Option<Reservation>], number: u32, reserved: bool) {
     if let Some(asked) = reserving.get_mut(number as usize).and_then(Option::take) {
-        asked.end(is_ours);
+        asked.end(reserved);
     }
 }
 
 /// How the ring identifies the file.
-fn handle_of(target: &Target, through: Through) -> Handle<'_> {
-    match target.fixed {
+fn handle_of(file: &WorkerFile, through: Through) -> Handle<'_> {
+    match file.fixed {
         Some(place) if through == Through::Main => Handle::Fixed(place),
-        _ => Handle::Fd(target.fd(through)),
+        _ => Handle::Fd(file.fd(through)),
     }
 }
 

@@ -18,7 +18,7 @@ const FILL: u64 = 16 * ZEROES as u64;
 
 /// A file that a worker does I/O on: its properties, in the worker's own memory.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct WorkerFile {
     pub(crate) info: Arc<FileInfo>,
     /// Its place in the ring's table of files.
     pub(crate) fixed: Option<u32>,
@@ -28,10 +28,10 @@ pub(crate) struct Target {
     tried: [u8; 3],
 }
 
-impl Target {
-    pub(crate) fn new(info: Arc<FileInfo>, fixed: Option<u32>) -> Target {
+impl WorkerFile {
+    pub(crate) fn new(info: Arc<FileInfo>, fixed: Option<u32>) -> WorkerFile {
         let len = info.len;
-        Target { info, fixed, len, tried: [0; 3] }
+        WorkerFile { info, fixed, len, tried: [0; 3] }
     }
 
     /// Whether the range ends within the file; checks the length again before it returns false.
@@ -217,9 +217,9 @@ impl Transfer {
     }
 
     /// Chooses how it will be done.
-    pub(crate) fn start(&mut self, target: &mut Target, memory: &mut Memory) -> Outcome {
+    pub(crate) fn start(&mut self, file: &mut WorkerFile, memory: &mut Memory) -> Outcome {
         let Action { op, offset, len, .. } = self.action;
-        let align = u64::from(target.info.align);
+        let align = u64::from(file.info.align);
         if op == IoOp::Sync {
             self.shape = Shape::Sync;
             return Outcome::Again;
@@ -227,7 +227,7 @@ impl Transfer {
         if len == 0 {
             return Outcome::Done(Ok(()));
         }
-        if !target.reaches(offset, len) {
+        if !file.reaches(offset, len) {
             return Outcome::Done(Err(if op == IoOp::Read { Errno::EIO } else { Errno::ENOSPC }));
         }
         // A power of two: no division.
@@ -239,7 +239,7 @@ impl Transfer {
                 if self.pieces.total() != len {
                     return Outcome::Done(Err(Errno(libc::EFAULT)));
                 }
-                if self.through == Through::Main && !self.pieces.aligned(target.info.align) {
+                if self.through == Through::Main && !self.pieces.aligned(file.info.align) {
                     match memory.bounce() {
                         Ok(bounce) => self.shape = Shape::Bounced(Some(bounce), 0),
                         Err(error) => return Outcome::Done(Err(errno(&error))),
@@ -248,14 +248,14 @@ impl Transfer {
             }
             _ => {
                 let (which, _) = ways(op);
-                self.shape = Shape::Ways(target.tried[which]);
+                self.shape = Shape::Ways(file.tried[which]);
                 if let Some(Way::Leave) = self.way() {
                     return Outcome::Done(Ok(()));
                 }
             }
         }
         if op == IoOp::Write {
-            self.room = target.lacks_room(offset + len);
+            self.room = file.lacks_room(offset + len);
         }
         self.prepare(memory);
         Outcome::Again
@@ -313,14 +313,14 @@ impl Transfer {
     pub(crate) fn answer(
         &mut self,
         result: i32,
-        target: &mut Target,
+        file: &mut WorkerFile,
         memory: &mut Memory,
     ) -> Outcome {
         let outcome = match result {
-            _ if self.room.is_some() => self.made_room(result, target),
-            0.. => self.went_on(result as u64, target, memory),
+            _ if self.room.is_some() => self.made_room(result, file),
+            0.. => self.went_on(result as u64, file, memory),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Outcome::Again,
-            _ => self.failed(-result, target, memory),
+            _ => self.failed(-result, file, memory),
         };
         if let (Outcome::Done(_), Shape::Bounced(bounce, _)) = (outcome, &mut self.shape)
             && let Some(bounce) = bounce.take()
@@ -332,22 +332,22 @@ impl Transfer {
 
     /// The space that it needs first is there, or not; a file system that cannot reserve is
     /// assumed to have it.
-    fn made_room(&mut self, result: i32, target: &mut Target) -> Outcome {
+    fn made_room(&mut self, result: i32, file: &mut WorkerFile) -> Outcome {
         match -result {
             libc::EINTR | libc::EAGAIN => return Outcome::Again,
             ..=0 | libc::EOPNOTSUPP | libc::ENOSYS => {}
             error => return Outcome::Done(Err(Errno(error))),
         }
         if let Some(part) = self.room.take() {
-            target.info.ahead.has(&part);
+            file.info.ahead.has(&part);
         }
-        self.room = target.lacks_room(self.action.offset + self.action.len);
+        self.room = file.lacks_room(self.action.offset + self.action.len);
         Outcome::Again
     }
 
-    fn went_on(&mut self, count: u64, target: &Target, memory: &mut Memory) -> Outcome {
+    fn went_on(&mut self, count: u64, file: &WorkerFile, memory: &mut Memory) -> Outcome {
         match &self.shape {
-            Shape::Sync if target.info.is_cut_short() => {
+            Shape::Sync if file.info.is_cut_short() => {
                 return Outcome::Done(Err(Errno::EIO));
             }
             Shape::Sync => return Outcome::Done(Ok(())),
@@ -361,7 +361,7 @@ impl Transfer {
         }
         // Direct I/O continues at a whole block; the part of a block that it did is repeated.
         let count = match self.through {
-            Through::Main => count & !(u64::from(target.info.align) - 1),
+            Through::Main => count & !(u64::from(file.info.align) - 1),
             Through::Cache => count,
         };
         if count == 0 {
@@ -377,21 +377,21 @@ impl Transfer {
     }
 
     /// Continues with the next way if this one is not supported.
-    fn failed(&mut self, error: i32, target: &mut Target, memory: &Memory) -> Outcome {
+    fn failed(&mut self, error: i32, file: &mut WorkerFile, memory: &Memory) -> Outcome {
         let way = self.way();
         let (Shape::Ways(at), Some(Way::Allocate(_))) = (&mut self.shape, way) else {
             return Outcome::Done(Err(Errno(error)));
         };
         // A block device says EINVAL to a range that is not whole blocks; the next may fit.
         let lacking = matches!(error, libc::EOPNOTSUPP | libc::ENOSYS);
-        let misfit = error == libc::EINVAL && target.info.block_device;
+        let misfit = error == libc::EINVAL && file.info.block_device;
         if !(lacking || misfit) {
             return Outcome::Done(Err(Errno(error)));
         }
         *at += 1;
         let (next, (which, _)) = (*at, ways(self.action.op));
         if lacking {
-            target.tried[which] = target.tried[which].max(next);
+            file.tried[which] = file.tried[which].max(next);
         }
         if self.way() == Some(Way::Leave) {
             return Outcome::Done(Ok(()));

@@ -118,7 +118,7 @@ impl Ring {
     pub(crate) fn replace(
         &mut self,
         posting: Posting,
-        mut reserved: impl FnMut(u32, bool),
+        mut ended: impl FnMut(u32, bool),
     ) -> io::Result<()> {
         debug_assert_eq!(self.in_flight, 0);
         let mut new = Ring::new(self.ring.params().sq_entries(), posting)?;
@@ -133,8 +133,8 @@ impl Ring {
             .map(|(fd, key)| Ok((fd?, key)))
             .collect::<io::Result<_>>()?;
         let settled = self.settle(|event| {
-            if let Event::Reserved(number, is_ours) = event {
-                reserved(number, is_ours);
+            if let Event::Reserved(number, reserved) = event {
+                ended(number, reserved);
             }
         });
         let ring = if settled { &mut new } else { &mut *self };

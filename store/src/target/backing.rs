@@ -10,7 +10,7 @@ use crate::request::Op;
 
 /// The content of an extent.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum Content {
     /// Bytes of a file, from `offset`.
     File {
         /// Which file.
@@ -24,15 +24,15 @@ pub enum Place {
     Error,
 }
 
-/// A range of bytes in one place.
+/// A range of bytes, all of one file or none.
 #[derive(Clone, Debug)]
 pub struct Extent {
     /// First byte, relative to the backing.
     pub start: u64,
     /// Bytes.
     pub len: u64,
-    /// Their place.
-    pub place: Place,
+    /// What they are.
+    pub content: Content,
 }
 
 /// Extents that follow each other without a gap, from 0.
@@ -45,14 +45,14 @@ impl Backing {
     /// The whole of a file from `offset`, `len` bytes.
     pub fn file(medium: Arc<Medium>, offset: u64, len: u64) -> Self {
         let mut backing = Backing::default();
-        backing.push(len, Place::File { medium, offset });
+        backing.push(len, Content::File { medium, offset });
         backing
     }
 
-    /// Appends `len` bytes at `place`.
-    pub fn push(&mut self, len: u64, place: Place) {
+    /// Appends `len` bytes of `content`.
+    pub fn push(&mut self, len: u64, content: Content) {
         if len != 0 {
-            self.extents.push(Extent { start: self.len(), len, place });
+            self.extents.push(Extent { start: self.len(), len, content });
         }
     }
 
@@ -74,14 +74,15 @@ impl Backing {
     /// Whether both map every byte to the same place.
     pub fn is_same(&self, other: &Backing) -> bool {
         let same = |(a, b): (&Extent, &Extent)| {
-            let place = match (&a.place, &b.place) {
-                (Place::File { medium: a, offset: x }, Place::File { medium: b, offset: y }) => {
-                    a.file == b.file && x == y
-                }
-                (Place::Zero, Place::Zero) | (Place::Error, Place::Error) => true,
+            let content = match (&a.content, &b.content) {
+                (
+                    Content::File { medium: a, offset: x },
+                    Content::File { medium: b, offset: y },
+                ) => a.file == b.file && x == y,
+                (Content::Zero, Content::Zero) | (Content::Error, Content::Error) => true,
                 _ => false,
             };
-            place && a.start == b.start && a.len == b.len
+            content && a.start == b.start && a.len == b.len
         };
         self.extents.len() == other.extents.len()
             && self.extents.iter().zip(&other.extents).all(same)
@@ -94,14 +95,14 @@ impl Backing {
             let from = start.max(extent.start);
             let to = (start + len).min(extent.start + extent.len);
             if from < to {
-                let place = match &extent.place {
-                    Place::File { medium, offset } => Place::File {
+                let content = match &extent.content {
+                    Content::File { medium, offset } => Content::File {
                         medium: medium.clone(),
                         offset: offset + (from - extent.start),
                     },
                     other => other.clone(),
                 };
-                slice.push(to - from, place);
+                slice.push(to - from, content);
             }
         }
         slice
@@ -109,8 +110,8 @@ impl Backing {
 
     /// The media that it uses.
     pub fn media(&self) -> impl Iterator<Item = &Arc<Medium>> {
-        self.extents.iter().filter_map(|extent| match &extent.place {
-            Place::File { medium, .. } => Some(medium),
+        self.extents.iter().filter_map(|extent| match &extent.content {
+            Content::File { medium, .. } => Some(medium),
             _ => None,
         })
     }
@@ -121,13 +122,13 @@ impl Backing {
         let Some(extent) = self.at(offset) else { return Decision::Fail };
         let within = offset - extent.start;
         let len = len.min(extent.len - within);
-        match &extent.place {
-            Place::File { medium, offset } => {
+        match &extent.content {
+            Content::File { medium, offset } => {
                 Decision::Pass { file: medium.file, offset: offset + within, len, track: None }
             }
-            Place::Zero if op == Op::Read => Decision::Clear { len },
-            Place::Zero => Decision::Nothing { len },
-            Place::Error => Decision::Fail,
+            Content::Zero if op == Op::Read => Decision::Clear { len },
+            Content::Zero => Decision::Nothing { len },
+            Content::Error => Decision::Fail,
         }
     }
 
@@ -153,8 +154,8 @@ mod tests {
     #[test]
     fn a_request_goes_as_far_as_its_extent() {
         let mut backing = Backing::file(medium(1), 512, 1024);
-        backing.push(1024, Place::Zero);
-        backing.push(512, Place::Error);
+        backing.push(1024, Content::Zero);
+        backing.push(512, Content::Error);
         let pass = Decision::Pass { file: FileId(1), offset: 1024, len: 512, track: None };
         assert_eq!(backing.decide(Op::Read, 512, 4096), pass);
         assert_eq!(backing.decide(Op::Read, 1024, 4096), Decision::Clear { len: 1024 });
@@ -166,7 +167,7 @@ mod tests {
     #[test]
     fn a_slice_keeps_its_places() {
         let mut backing = Backing::file(medium(1), 0, 1024);
-        backing.push(1024, Place::File { medium: medium(2), offset: 8192 });
+        backing.push(1024, Content::File { medium: medium(2), offset: 8192 });
         let slice = backing.slice(512, 1024);
         assert_eq!(slice.len(), 1024);
         let pass = Decision::Pass { file: FileId(2), offset: 8192, len: 512, track: None };

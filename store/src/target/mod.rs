@@ -11,7 +11,7 @@ pub mod merge;
 pub mod origin;
 pub mod snapshot;
 
-pub use backing::{Backing, Extent, Place as ExtentPlace};
+pub use backing::{Backing, Content, Extent};
 pub use medium::{Medium, Synced};
 pub use merge::Merge;
 pub use origin::Origin;

@@ -91,7 +91,7 @@ impl World {
     fn base_backing(&self) -> Backing {
         let good = self.config.bad_base_from.unwrap_or(self.config.sectors);
         let mut backing = Backing::file(self.medium.clone(), 0, good * 512);
-        backing.push((self.config.sectors - good) * 512, snapblk_store::target::ExtentPlace::Error);
+        backing.push((self.config.sectors - good) * 512, snapblk_store::target::Content::Error);
         backing
     }
 

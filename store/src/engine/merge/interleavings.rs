@@ -11,9 +11,7 @@ use crate::engine::{Engine, EngineConfig};
 use crate::io::{Completion, FileId, IoOp, Seg};
 use crate::request::{Op, Request, Status, Token};
 use crate::table::{Line, Table};
-use crate::target::{
-    Backing, Exceptions, ExceptionsId, ExtentPlace, Medium, Merge, Origin, Target,
-};
+use crate::target::{Backing, Content, Exceptions, ExceptionsId, Medium, Merge, Origin, Target};
 use crate::units::{Chunk, ChunkSize, Sector};
 use crate::workers::{TrackedObject, Wake, Workers};
 
@@ -83,7 +81,7 @@ fn world() -> (Arc<Table>, Files) {
     let (exceptions, store) = open(&mut disk, FileId(1), LEN);
     let medium = Arc::new(Medium::new(FileId(0)));
     let mut backing = Backing::default();
-    backing.push(LEN, ExtentPlace::File { medium, offset: 0 });
+    backing.push(LEN, Content::File { medium, offset: 0 });
     let ex =
         Exceptions { table: exceptions, layers: vec![store], origin: backing.clone(), len: LEN };
     let origin = Origin { backing, start: 0, tracked: TrackedObject(1), snapshots: vec![] };

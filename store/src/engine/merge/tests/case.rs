@@ -10,9 +10,7 @@ use crate::exception::ChunkState;
 use crate::io::FileId;
 use crate::request::{Op, Status};
 use crate::table::{Line, Table};
-use crate::target::{
-    Backing, Exceptions, ExceptionsId, ExtentPlace, Medium, Merge, Origin, Target,
-};
+use crate::target::{Backing, Content, Exceptions, ExceptionsId, Medium, Merge, Origin, Target};
 use crate::units::{Chunk, ChunkSize, DataIndex};
 use crate::workers::TrackedObject;
 
@@ -137,7 +135,7 @@ pub(super) fn load(disks: &mut [Disk], shape: Shape) -> (Arc<Table>, Arc<Store>)
     for file in [ORIGIN, ORIGIN2] {
         let medium = Arc::new(Medium::new(file));
         let bytes = disks[file.0 as usize].now.len() as u64;
-        backing.push(bytes, ExtentPlace::File { medium, offset: 0 });
+        backing.push(bytes, Content::File { medium, offset: 0 });
     }
     let mut exceptions = Vec::new();
     let mut of = |file: FileId| {

@@ -17,7 +17,7 @@ fn completions_are_posted_as_they_come_where_that_is_asked_for() {
     for on in [false, true, false, true] {
         rig.io.post_at_once(on);
         assert_eq!(rig.io.posts_at_once(), on);
-        let fixed: Vec<_> = rig.io.targets.iter().flatten().map(|target| target.fixed).collect();
+        let fixed: Vec<_> = rig.io.adopted.iter().flatten().map(|file| file.fixed).collect();
         assert!(fixed.iter().all(Option::is_some), "files are registered with either ring");
         // Watched descriptors are still watched.
         signal(&kick);
