@@ -77,7 +77,7 @@ impl StoreFile {
     pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
         if self.file.writable {
             // Before anything is believed that a killed server wrote: an error is reported only once.
-            let synced = self.file.sync().inspect_err(|_| Owed::doubt(&self.file));
+            let synced = self.file.sync().inspect_err(|_| Owed::mark_unsynced(&self.file));
             synced.map_err(CliError::io("sync", &self.file.path))?;
         }
         let options = OpenOptions { origin_len, ..OpenOptions::default() };

@@ -159,7 +159,7 @@ struct Nobody;
 impl StoreObserver for Nobody {
     fn store_event(&self, _: &str, _: StoreEvent) {}
 
-    fn owes(&self) {}
+    fn first_owed(&self) {}
 }
 
 pub(super) struct Case {

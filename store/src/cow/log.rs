@@ -27,9 +27,9 @@ pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
 const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
-/// Its upper half is 0 where nothing is in doubt, else `n + 1`: the data chunks from index
-/// `COMMITTED + n` on are. Relative, because 32 bits hold no index.
-const DOUBT: usize = Words::HALF;
+/// Its upper half is 0 where no sync failed, else `n + 1`: the data chunks from index
+/// `COMMITTED + n` on are *unsynced*. Relative, because 32 bits hold no index.
+const UNSYNCED: usize = Words::HALF;
 
 /// Words of the smallest log. One that was made by an older version has fewer.
 pub const LOG_WORDS: usize = words_for(RING);
@@ -125,33 +125,33 @@ impl Log {
     }
 
     /// The owed chunks in a dead process's `words`: data chunks that hold acknowledged data, in
-    /// allocation order, except those in doubt; and the first that may be owed at all. Its ring may
+    /// allocation order, except unsynced ones; and the first that may be owed at all. Its ring may
     /// have been shorter.
     pub fn owed(words: &Words) -> (Vec<(DataIndex, Chunk)>, DataIndex) {
         let Range { start: first, end: next } = may_be_owed(words);
-        let mut owed: Vec<_> = done(words, first..next.min(doubt_begins(words))).collect();
+        let mut owed: Vec<_> = done(words, first..next.min(unsynced_from(words))).collect();
         // Twice if `move_owed` was cut off: both hold the same data.
         let mut seen = HashSet::new();
         owed.retain(|&(_, old)| seen.insert(old));
         (owed, DataIndex(first))
     }
 
-    /// How many chunks in a dead process's `words` hold acknowledged data that is in doubt.
-    pub fn in_doubt(words: &Words) -> usize {
+    /// How many chunks in a dead process's `words` hold acknowledged data that is unsynced.
+    pub fn unsynced_owed(words: &Words) -> usize {
         let Range { start: first, end: next } = may_be_owed(words);
-        done(words, first.max(doubt_begins(words))..next).count()
+        done(words, first.max(unsynced_from(words))..next).count()
     }
 
     /// A sync failed that was to make the data of the chunks from `from` on durable. The system
     /// goes on to show that data, but may not have written it, and does not say so again: no process
     /// may take these chunks for what they seem to hold.
-    pub fn doubt(&self, from: DataIndex) {
-        doubt(&self.words, from.0);
+    pub fn mark_unsynced(&self, from: DataIndex) {
+        mark_unsynced(&self.words, from.0);
     }
 
     /// The same for all that a dead process's `words` owe.
-    pub fn doubt_owed(words: &Words) {
-        doubt(words, 0);
+    pub fn mark_owed_unsynced(words: &Words) {
+        mark_unsynced(words, 0);
     }
 
     /// The most chunks that a dead process's `words` can owe.
@@ -242,7 +242,7 @@ impl Log {
     }
 
     /// The most data chunks that can be owed at present; none only if nothing is owed.
-    pub fn owes(&self) -> u64 {
+    pub fn owed_count(&self) -> u64 {
         // In this order: chunks that are committed meanwhile may be counted, allocated ones are.
         let committed = self.words[COMMITTED].load(Ordering::SeqCst);
         let next = self.words[NEXT].load(Ordering::SeqCst);
@@ -250,7 +250,7 @@ impl Log {
     }
 
     /// Whether the chunks that the caller just took, from `first` on, come before all others that
-    /// are owed. After [`Log::owes`] returned none, this is true of the next allocation.
+    /// are owed. After [`Log::owed_count`] returned none, this is true of the next allocation.
     #[inline]
     pub fn is_first_owed(&self, first: DataIndex) -> bool {
         self.commits && self.words[COMMITTED].load(Ordering::SeqCst) >= first.0
@@ -259,7 +259,7 @@ impl Log {
     /// Whether so many chunks are owed that a commit should start now, before allocation has to
     /// wait.
     pub fn wants_commit(&self) -> bool {
-        self.owes() > self.ring / 2
+        self.owed_count() > self.ring / 2
     }
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns the workers to wake:
@@ -386,23 +386,23 @@ fn done(words: &Words, range: Range<u64>) -> impl Iterator<Item = (DataIndex, Ch
     })
 }
 
-/// The data chunks of `words` from `from` on are in doubt.
-fn doubt(words: &Words, from: u64) {
+/// The data chunks of `words` from `from` on are unsynced.
+fn mark_unsynced(words: &Words, from: u64) {
     let committed = words[COMMITTED].load(Ordering::Acquire);
     let new = from.saturating_sub(committed).min(u64::from(u32::MAX) - 1) + 1;
-    let mut now = words[DOUBT].load(Ordering::Acquire);
+    let mut now = words[UNSYNCED].load(Ordering::Acquire);
     while now >> 32 == 0 || now >> 32 > new {
         let word = new << 32 | u64::from(now as u32);
-        match words[DOUBT].compare_exchange(now, word, Ordering::AcqRel, Ordering::Acquire) {
+        match words[UNSYNCED].compare_exchange(now, word, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return,
             Err(other) => now = other,
         }
     }
 }
 
-/// The first data chunk of `words` that is in doubt; all after it are.
-fn doubt_begins(words: &Words) -> u64 {
-    let from_committed = (words[DOUBT].load(Ordering::Acquire) >> 32).checked_sub(1);
+/// The first unsynced data chunk of `words`; all after it are, too.
+fn unsynced_from(words: &Words) -> u64 {
+    let from_committed = (words[UNSYNCED].load(Ordering::Acquire) >> 32).checked_sub(1);
     from_committed.map_or(u64::MAX, |n| words[COMMITTED].load(Ordering::Acquire).saturating_add(n))
 }
 
@@ -452,15 +452,15 @@ mod tests {
     #[test]
     fn who_owes_first_is_told_so() {
         let log = log(10);
-        assert_eq!((log.owes(), log.allocate(2)), (0, run(0, 2)));
+        assert_eq!((log.owed_count(), log.allocate(2)), (0, run(0, 2)));
         assert!(log.is_first_owed(DataIndex(0)));
-        assert_eq!((log.owes(), log.allocate(2)), (2, run(2, 2)));
+        assert_eq!((log.owed_count(), log.allocate(2)), (2, run(2, 2)));
         assert!(!log.is_first_owed(DataIndex(2)));
         log.set_committed(DataIndex(3));
-        assert_eq!((log.owes(), log.allocate(1)), (1, run(4, 1)));
+        assert_eq!((log.owed_count(), log.allocate(1)), (1, run(4, 1)));
         assert!(!log.is_first_owed(DataIndex(4)));
         log.set_committed(DataIndex(5));
-        assert_eq!((log.owes(), log.allocate(1)), (0, run(5, 1)));
+        assert_eq!((log.owed_count(), log.allocate(1)), (0, run(5, 1)));
         assert!(log.is_first_owed(DataIndex(5)));
         assert!(!Log::transient(10).is_first_owed(DataIndex(0)));
     }
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_doubt_is_not_owed() {
+    fn what_is_unsynced_is_not_owed() {
         let log = log(20);
         assert_eq!(log.allocate(6), run(0, 6));
         for index in [0, 1, 2, 4, 5] {
@@ -492,16 +492,16 @@ mod tests {
         }
         log.set_committed(DataIndex(1));
         let owed = || Log::owed(&log.words).0.iter().map(|entry| entry.0.0).collect::<Vec<_>>();
-        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2, 4, 5], 0));
-        log.doubt(DataIndex(4));
-        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2], 2));
+        assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![1, 2, 4, 5], 0));
+        log.mark_unsynced(DataIndex(4));
+        assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![1, 2], 2));
         // All after them are, too, also later ones.
-        log.doubt(DataIndex(5));
+        log.mark_unsynced(DataIndex(5));
         assert_eq!(log.allocate(1), run(6, 1));
         assert_eq!(log.finish(DataIndex(6), Some(Chunk(16))), 0);
-        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![1, 2], 3));
-        Log::doubt_owed(&log.words);
-        assert_eq!((owed(), Log::in_doubt(&log.words)), (vec![], 5));
+        assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![1, 2], 3));
+        Log::mark_owed_unsynced(&log.words);
+        assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![], 5));
     }
 
     #[test]

@@ -183,13 +183,13 @@ impl Owed {
 
     /// The store `info` could not be synced: no process is to believe what was written to chunks that
     /// a killed one owes it.
-    pub fn doubt(info: &FileInfo) {
+    pub fn mark_unsynced(info: &FileInfo) {
         let (path, beside_link) = paths_of(info);
         for path in [Some(path), beside_link].into_iter().flatten() {
             if let Ok(Some((words, header))) = read(&path)
                 && header.store == info.identity
             {
-                Log::doubt_owed(&words);
+                Log::mark_owed_unsynced(&words);
             }
         }
     }
@@ -207,7 +207,7 @@ impl Owed {
     ) -> Result<bool, OwedError> {
         let Some(words) = self.find()? else { return Ok(false) };
         let entered = adopt(storage, store, &words, (origin_len, gaps));
-        let lost = Log::in_doubt(&words);
+        let lost = Log::unsynced_owed(&words);
         if lost > 0 && entered.is_ok() {
             tracing::error!(
                 "{} was not flushed by the process that served it, because a sync failed; what was \

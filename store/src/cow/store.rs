@@ -112,12 +112,13 @@ pub enum MergeMark {
     Failed = 2,
     /// As `Failed`, and it is not known whether the entries of the last batch are still on disk:
     /// their chunks stay busy, and writes to them fail until the merge is started again.
-    InDoubt = 3,
+    Unerased = 3,
 }
 
 impl MergeMark {
     fn from_u8(value: u8) -> MergeMark {
-        [MergeMark::None, MergeMark::Merging, MergeMark::Failed, MergeMark::InDoubt][value as usize]
+        [MergeMark::None, MergeMark::Merging, MergeMark::Failed, MergeMark::Unerased]
+            [value as usize]
     }
 }
 
@@ -153,7 +154,7 @@ pub trait StoreObserver: Send + Sync {
 
     /// The store owes something, and owed nothing before. Called on the path of a request, which
     /// waits for it.
-    fn owes(&self);
+    fn first_owed(&self);
 }
 
 /// The parts of a store when it is opened.
@@ -206,8 +207,8 @@ pub struct Store {
     log: Log,
     tail: Mutex<TailSlot>,
     merge: AtomicU8,
-    /// The entries that may or may not be on disk; [`MergeMark::InDoubt`].
-    doubt: Mutex<Vec<Entry>>,
+    /// The entries that may or may not be on disk; [`MergeMark::Unerased`].
+    unerased: Mutex<Vec<Entry>>,
     observer: Box<dyn StoreObserver>,
 }
 
@@ -240,7 +241,7 @@ impl Store {
                 cut: None,
             }),
             merge: AtomicU8::new(MergeMark::None as u8),
-            doubt: Mutex::new(Vec::new()),
+            unerased: Mutex::new(Vec::new()),
             observer: parts.observer,
         }
     }
@@ -391,32 +392,32 @@ impl Store {
     }
 
     /// Its merge starts, continues, failed, or was abandoned for another use. Only
-    /// [`Store::doubt`] sets [`MergeMark::InDoubt`], and only a merge ends it: until then the
+    /// [`Store::set_unerased`] sets [`MergeMark::Unerased`], and only a merge ends it: until then the
     /// store cannot be handed to a table that does not merge it.
     pub fn set_merge_mark(&self, mark: MergeMark) {
-        debug_assert!(mark == MergeMark::Merging || self.merge_mark() != MergeMark::InDoubt);
+        debug_assert!(mark == MergeMark::Merging || self.merge_mark() != MergeMark::Unerased);
         self.merge.store(mark as u8, Ordering::Release);
     }
 
     /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
     /// caller wakes the workers.
-    pub fn doubt(&self, entries: Vec<Entry>) {
-        *self.lock_doubt() = entries;
-        self.merge.store(MergeMark::InDoubt as u8, Ordering::Release);
+    pub fn set_unerased(&self, entries: Vec<Entry>) {
+        *self.lock_unerased() = entries;
+        self.merge.store(MergeMark::Unerased as u8, Ordering::Release);
     }
 
     /// The entries that may or may not be on disk, oldest first; the newest of the store.
-    pub fn doubtful(&self) -> Vec<Entry> {
-        self.lock_doubt().clone()
+    pub fn unerased(&self) -> Vec<Entry> {
+        self.lock_unerased().clone()
     }
 
     /// They are not on disk: their removal was repeated.
-    pub fn no_doubt(&self) {
-        self.lock_doubt().clear();
+    pub fn clear_unerased(&self) {
+        self.lock_unerased().clear();
     }
 
-    fn lock_doubt(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.doubt.lock().expect("doubt lock poisoned")
+    fn lock_unerased(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.unerased.lock().expect("merge lock poisoned")
     }
 
     /// Starts invalidating: true for the one caller who must write the header and then call
@@ -481,7 +482,7 @@ impl Store {
         if let Allocation::Run { first, .. } = allocation
             && self.log.is_first_owed(first)
         {
-            self.observer.owes();
+            self.observer.first_owed();
         }
         allocation
     }
@@ -521,8 +522,8 @@ impl Store {
     }
 
     /// Whether it owes chunks that can be committed, and that a timed commit should commit.
-    pub fn is_overdue(&self) -> bool {
-        self.state().can_commit() && self.log.owes() > 0
+    pub fn has_committable(&self) -> bool {
+        self.state().can_commit() && self.log.owed_count() > 0
     }
 
     fn degrade(&self, to: StoreState) -> bool {

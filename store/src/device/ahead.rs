@@ -47,5 +47,5 @@ impl Devices {
 /// Whether a flush, or the end of a commit that is under way, would take long on a disk.
 fn owes_much(active: &Active) -> bool {
     let mut logs = active.table.flush_set().stores.iter().map(|store| store.log());
-    logs.any(|log| log.owes() > RING / 2 || log.is_committing())
+    logs.any(|log| log.owed_count() > RING / 2 || log.is_committing())
 }

@@ -363,7 +363,7 @@ impl StoreObserver for Observer {
         (self.events)(DeviceEvent::Store { device, store, event });
     }
 
-    fn owes(&self) {
+    fn first_owed(&self) {
         self.overdue.begins();
     }
 }

@@ -77,7 +77,7 @@ impl Storage for Disk {
     fn sync(&self) -> io::Result<()> {
         self.info.sync().inspect_err(|_| {
             self.medium.sync_failed();
-            Owed::doubt(&self.info);
+            Owed::mark_unsynced(&self.info);
         })
     }
 
@@ -180,7 +180,7 @@ fn sync_left_over(info: &FileInfo) -> Result<(), DeviceError> {
         // It cannot be written, so there is nothing to sync.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
         synced => synced
-            .inspect_err(|_| Owed::doubt(info))
+            .inspect_err(|_| Owed::mark_unsynced(info))
             .map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
     }
 }

@@ -236,9 +236,10 @@ fn owes_to_invalid_alone(active: &Active) -> bool {
 fn owes_no_more(active: &Active) -> bool {
     let set = active.table.flush_set();
     let mut stores = set.stores.iter().chain(&set.merged).filter(|store| !store.is_sealed());
-    let mut files = set.media.iter().chain(set.below.iter().filter(|file| file.medium.is_owing()));
+    let mut files =
+        set.media.iter().chain(set.below.iter().filter(|file| file.medium.is_left_unsynced()));
     stores.all(|store| match store.state() {
-        state if state.can_commit() => store.log().owes() == 0,
+        state if state.can_commit() => store.log().owed_count() == 0,
         state => state.is_invalid(),
     }) && !files.any(|file| file.has_failed())
 }

@@ -272,7 +272,7 @@ impl Plan<'_> {
     ) -> Result<(), DeviceError> {
         let reopened = self.inner.reopened(name, loaded);
         for (_, snap) in &reopened {
-            refuse_in_doubt(snap, loaded)?;
+            refuse_unerased(snap, loaded)?;
         }
         let moves = |snap: &Snap| {
             !reopened.iter().any(|(_, other)| std::sync::Arc::ptr_eq(&other.live, &snap.live))
@@ -371,9 +371,9 @@ pub(super) fn settle(name: &str, active: &Active) {
 
 /// Refuses a store whose newest entries may not be on disk any more: entries that are read now may
 /// be gone later.
-fn refuse_in_doubt(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
+fn refuse_unerased(snap: &Snap, loaded: &Loaded) -> Result<(), DeviceError> {
     let merges = loaded.lines.iter().any(|line| matches!(line.target, TargetSpec::Merge(_)));
-    if merges || snap.live.store.merge_mark() != MergeMark::InDoubt {
+    if merges || snap.live.store.merge_mark() != MergeMark::Unerased {
         return Ok(());
     }
     Err(DeviceError::refused(format!(

@@ -200,7 +200,7 @@ impl Live {
     /// it is opened again. The caller wakes the workers.
     pub(super) fn note_failed_sync(&self) {
         if self.disk.medium.failed_syncs() > self.failed_before {
-            self.store.log().doubt(self.store.log().committed());
+            self.store.log().mark_unsynced(self.store.log().committed());
             self.store.commit_failed();
         }
     }

@@ -170,7 +170,7 @@ impl Devices {
             // Earlier writes below are made durable in the background; until then a flush covers
             // them, too.
             let old = plan.inner.active(device)?.table.clone();
-            old.flush_set().media.iter().for_each(|file| file.medium.set_owing(true));
+            old.flush_set().media.iter().for_each(|file| file.medium.set_left_unsynced(true));
         }
         plan.still = Some(still);
         self.apply(plan, |_| ())?;
@@ -194,7 +194,7 @@ impl Devices {
             let Ok(active) = inner.active(device) else { continue };
             if self.flush_valid(device, active).is_ok() {
                 let below = &active.table.flush_set().below;
-                below.iter().for_each(|file| file.medium.set_owing(false));
+                below.iter().for_each(|file| file.medium.set_left_unsynced(false));
                 sealed.iter().for_each(|snap| snap.live.store.set_sealed());
             }
         }

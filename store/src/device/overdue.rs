@@ -63,7 +63,7 @@ impl Devices {
     pub(super) fn commit_owed(&self) {
         self.overdue.begun.store(false, Ordering::SeqCst);
         let inner = &*self.lock_unsettled();
-        let owing = |(_, device): &(&String, &Device)| owes(device);
+        let owing = |(_, device): &(&String, &Device)| has_committable(device);
         for (name, device) in inner.devices.iter().filter(owing) {
             self.overdue.begun.store(true, Ordering::SeqCst);
             // One is enough: all workers of a device serve the same stores. The device may be an
@@ -80,9 +80,9 @@ impl Devices {
 }
 
 /// Whether a store of the device's table owes anything that can be committed.
-fn owes(device: &Device) -> bool {
+fn has_committable(device: &Device) -> bool {
     let exceptions = device.active.iter().flat_map(|active| active.table.exceptions());
-    exceptions.flat_map(|ex| &ex.layers).any(|store| store.is_overdue())
+    exceptions.flat_map(|ex| &ex.layers).any(|store| store.has_committable())
 }
 
 /// Waits until something is owed, and then commits every `interval` until nothing is.

@@ -339,7 +339,7 @@ impl Devices {
         }
         if let (false, Some(active)) = (serves, &device.active) {
             // It may have been suspended without a flush.
-            owe(active);
+            leave_unsynced(active);
         }
         Ok(names)
     }
@@ -358,7 +358,7 @@ impl Devices {
                 Err(late @ DeviceError::FlushLate { .. }) => return Err(late),
                 // A full or failed store reports that when it is reopened; devices on top of a file
                 // know what it owes.
-                Err(_) => owe(active),
+                Err(_) => leave_unsynced(active),
             }
         }
         Ok(())
@@ -548,8 +548,8 @@ fn say_given_up(error: &DeviceError) {
 }
 
 /// The writes of `active` to files may be unsynced, and tables that only read the files must know.
-fn owe(active: &Active) {
-    active.table.flush_set().media.iter().for_each(|file| file.medium.set_owing(true));
+fn leave_unsynced(active: &Active) {
+    active.table.flush_set().media.iter().for_each(|file| file.medium.set_left_unsynced(true));
 }
 
 /// The files of the device `name` are opened again, also for the devices above it. Nothing is in flight.

@@ -135,11 +135,12 @@ impl Core {
             let stores = set.stores.iter().filter(needed).chain(merged).cloned();
             // Who only reads leads no sync that others wait for, but of what an earlier table left.
             let only_reads = self.only_reads || table.read_only();
-            let unsynced = |f: &&Arc<Synced>| !only_reads || f.medium.is_owing() || f.has_failed();
+            let left = |f: &&Arc<Synced>| f.medium.is_left_unsynced();
+            let unsynced = |f: &&Arc<Synced>| !only_reads || left(f) || f.has_failed();
             let parts = stores
                 .map(Part::of_store)
                 .chain(set.media.iter().filter(unsynced).cloned().map(Part::of))
-                .chain(set.below.iter().filter(|f| f.medium.is_owing()).cloned().map(Part::of));
+                .chain(set.below.iter().filter(left).cloned().map(Part::of));
             let mut barrier = self.new_barrier(Then::End);
             barrier.parts.extend(parts);
             barrier.requests.append(&mut self.to_end);
@@ -175,7 +176,7 @@ impl Core {
 
     /// All stores that owe something should be committed, although no request waits for it.
     pub(super) fn commit_owed(&mut self, table: &Table) {
-        let begins = |store: &Arc<Store>| store.is_overdue() && !store.log().is_committing();
+        let begins = |store: &Arc<Store>| store.has_committable() && !store.log().is_committing();
         for (id, ex) in table.exceptions_by_id() {
             if ex.layers.iter().any(begins) {
                 self.commit_soon(table, id);
@@ -439,9 +440,9 @@ impl Core {
             let Round { store, stage, upto, .. } = &self.rounds[index];
             let store = store.clone();
             match stage {
-                Stage::SyncData => store.log().doubt(store.log().committed()),
+                Stage::SyncData => store.log().mark_unsynced(store.log().committed()),
                 // The data of this round is durable, but perhaps not what was written meanwhile.
-                Stage::SyncEntries => store.log().doubt(*upto),
+                Stage::SyncEntries => store.log().mark_unsynced(*upto),
                 Stage::Collect | Stage::Zero | Stage::Write => {}
             }
             self.commit_failed(table, &store);

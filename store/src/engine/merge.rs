@@ -365,14 +365,14 @@ impl Core {
         if store.log().next() != store.log().committed() {
             return Err(MergeFailure::Owed);
         }
-        let doubtful = store.doubtful();
-        if doubtful.is_empty() {
+        let unerased = store.unerased();
+        if unerased.is_empty() {
             store.set_merge_mark(MergeMark::Merging);
         }
         self.merge = Some(Box::new(RunningMerge {
             line,
             stage: Stage::Idle,
-            position: store.entries() - doubtful.len() as u64,
+            position: store.entries() - unerased.len() as u64,
             total: store.entries(),
             chunk: site.ex.chunk().bytes(),
             paused: false,
@@ -380,7 +380,7 @@ impl Core {
             budget: None,
             batches: None,
             list: List::default(),
-            batch: Batch { entries: doubtful, ..Batch::default() },
+            batch: Batch { entries: unerased, ..Batch::default() },
             reach: 1,
             slow: false,
             copies: Copies::default(),
@@ -476,11 +476,10 @@ impl Core {
         self.merge = Some(job);
     }
 
-    /// The merge fails. Unless its entries are in doubt, the batch stays in the store: the writes that
+    /// The merge fails. Unless its entries may have been erased, the batch stays in the store: the writes that
     /// wait for it fail, and later ones go there again.
     fn end_merge(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
-        let in_doubt = site.store().merge_mark() == MergeMark::InDoubt;
-        if !in_doubt {
+        if site.store().merge_mark() != MergeMark::Unerased {
             for entry in job.batch.entries.drain(..) {
                 let place = site.place(&entry);
                 if site.ex.table.get(entry.old) == ChunkState::Busy(place) {

@@ -23,7 +23,7 @@ pub struct Medium {
     /// Its syncs, one at a time; none of a file in memory, whose syncs cannot fail.
     syncs: Option<Rounds>,
     failed_syncs: AtomicU64,
-    owes: AtomicBool,
+    left_unsynced: AtomicBool,
     full: AtomicBool,
     room: Room,
     on_full: OnFull,
@@ -44,9 +44,9 @@ impl Medium {
     /// The same; `on_disk` says whether it can lose what was written, and so a sync of it fail;
     /// `on_full` is called when the file is full and writes wait for room.
     pub fn watched(file: FileId, on_disk: bool, on_full: OnFull) -> Self {
-        let [owes, full] = [(); 2].map(|()| AtomicBool::new(false));
+        let [left_unsynced, full] = [(); 2].map(|()| AtomicBool::new(false));
         let (syncs, failed_syncs) = (on_disk.then(Rounds::default), AtomicU64::new(0));
-        Medium { file, syncs, failed_syncs, owes, full, room: Room::default(), on_full }
+        Medium { file, syncs, failed_syncs, left_unsynced, full, room: Room::default(), on_full }
     }
 
     /// Its syncs, one at a time; none if everybody syncs it at any time, because that cannot fail.
@@ -66,13 +66,13 @@ impl Medium {
 
     /// A device wrote to it, and its table only reads it from now on: devices above flush it too,
     /// until it was synced.
-    pub fn set_owing(&self, owes: bool) {
-        self.owes.store(owes, Ordering::Release);
+    pub fn set_left_unsynced(&self, left: bool) {
+        self.left_unsynced.store(left, Ordering::Release);
     }
 
     /// Whether it holds writes of a table that is gone, and was not synced since.
-    pub fn is_owing(&self) -> bool {
-        self.owes.load(Ordering::Acquire)
+    pub fn is_left_unsynced(&self) -> bool {
+        self.left_unsynced.load(Ordering::Acquire)
     }
 
     /// What finds no room below it waits for that, for as long as `patience`; for no time at all it

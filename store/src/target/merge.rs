@@ -67,7 +67,7 @@ impl Merge {
             (_, ChunkState::Mapped(place)) => self.pass(ex, op, offset, len, chunk, place),
             // It is not known whether the chunk is still in the store: a write could go to the
             // wrong place.
-            (_, ChunkState::Busy(_)) if ex.store().merge_mark() == MergeMark::InDoubt => {
+            (_, ChunkState::Busy(_)) if ex.store().merge_mark() == MergeMark::Unerased => {
                 Decision::Fail
             }
             (_, ChunkState::Busy(_) | ChunkState::Pending) => {

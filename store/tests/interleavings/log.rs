@@ -81,7 +81,7 @@ fn whatever_is_owed_somebody_was_told_of() {
         let shared = with_workers(3, shared, move |number, me, (log, told)| match number {
             0 => {
                 told.store(false, Ordering::SeqCst);
-                if log.owes() > 0 {
+                if log.owed_count() > 0 {
                     told.store(true, Ordering::SeqCst);
                 }
             }
@@ -95,6 +95,10 @@ fn whatever_is_owed_somebody_was_told_of() {
             }
         });
         let (log, told) = &*shared;
-        assert!(log.owes() == 0 || told.load(Ordering::SeqCst), "{} are owed", log.owes());
+        assert!(
+            log.owed_count() == 0 || told.load(Ordering::SeqCst),
+            "{} are owed",
+            log.owed_count()
+        );
     });
 }

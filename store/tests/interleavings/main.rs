@@ -338,7 +338,7 @@ struct Silent;
 impl StoreObserver for Silent {
     fn store_event(&self, _name: &str, _event: StoreEvent) {}
 
-    fn owes(&self) {}
+    fn first_owed(&self) {}
 }
 
 const CHUNK: u64 = 512;

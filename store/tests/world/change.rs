@@ -99,7 +99,7 @@ impl World {
             // Also after its end: nothing may be left to merge.
             (Change::Back, Role::Merge(of)) => {
                 let store = &self.stores[self.devices[of].stores[0]];
-                (is_valid(of) && store.merge_mark() < MergeMark::InDoubt).then_some(None)
+                (is_valid(of) && store.merge_mark() < MergeMark::Unerased).then_some(None)
             }
             (Change::Back, Role::Snapshot(of)) => is_valid(of).then_some(Some(0)),
             (Change::Finish, Role::Merge(_)) => Some(Some(0)),
@@ -240,7 +240,7 @@ impl World {
                 self.specs[number].guest_disk = true;
                 self.stores[number].set_guest_disk(true);
                 // Nothing was flushed, and from now on the base is only read.
-                self.medium.set_owing(true);
+                self.medium.set_left_unsynced(true);
                 Role::Snapshot(of)
             }
             Role::Snapshot(of) => Role::Merge(of),

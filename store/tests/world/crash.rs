@@ -98,7 +98,7 @@ impl World {
         let left_out: Vec<FileId> = self
             .stores
             .iter()
-            .filter(|store| Log::in_doubt(&store.log().copy_words()) > 0)
+            .filter(|store| Log::unsynced_owed(&store.log().copy_words()) > 0)
             .map(|store| store.file())
             .collect();
         let is_new =

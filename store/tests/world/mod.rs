@@ -146,7 +146,7 @@ impl StoreObserver for Events {
         self.0.lock().unwrap().push((name.to_owned(), event));
     }
 
-    fn owes(&self) {}
+    fn first_owed(&self) {}
 }
 
 struct Host {
@@ -492,7 +492,7 @@ impl World {
         if self.config.commits && self.rng.chance(1, 24) {
             let table = self.hosts[number].engine.table().expect("it serves");
             let mut stores = table.exceptions().iter().flat_map(|ex| &ex.layers);
-            if stores.any(|store| store.is_overdue() && !store.log().is_committing()) {
+            if stores.any(|store| store.has_committable() && !store.log().is_committing()) {
                 self.coverage.met("commit that nobody waits for");
             }
             self.hosts[number].engine.commit();

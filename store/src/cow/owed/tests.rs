@@ -132,10 +132,10 @@ fn what_is_owed_is_left_out_once_a_sync_failed() {
     let info = on_disk(dir.path());
     let owed = killed(&info, |_| ());
     let header = owed.find().expect("it can be read").expect("it is this store's").header();
-    Owed::doubt(&info);
+    Owed::mark_unsynced(&info);
     let found = owed.find().expect("it can be read").expect("it is this store's");
     assert_eq!(found.header(), header, "it is as readable as before");
-    assert_eq!((Log::owed(&found).0, Log::in_doubt(&found)), (vec![], 1));
+    assert_eq!((Log::owed(&found).0, Log::unsynced_owed(&found)), (vec![], 1));
     let mut store = OpenStore::empty(crate::cow::Geometry::of_len(ChunkSize::TOOLS, 1 << 20));
     assert!(!owed.enter(&info, &mut store, (None, Gaps::Close)).expect("it is left out"));
     assert_eq!(store.count(), 0);

@@ -71,10 +71,10 @@ fn what_a_source_owes_that_was_suspended_without_a_flush_is_committed() {
     let Allocation::Run { first, count: 1 } = store.log().allocate(1) else { panic!("no room") };
     let _ = store.log().finish(first, Some(Chunk(3)));
     world.devices.suspend("a", Suspend { noflush: true }).unwrap();
-    assert_eq!(store.log().owes(), 1);
+    assert_eq!(store.log().owed_count(), 1);
     world.device("b", &[&line("snapshot", "PO 8")]).unwrap();
     assert!(Arc::ptr_eq(&store, &store_of(&world, "b")), "it has moved");
-    assert_eq!(store.log().owes(), 0);
+    assert_eq!(store.log().owed_count(), 0);
 }
 
 /// Scenario 25: the same store, longer.
@@ -232,12 +232,12 @@ fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
     world.device("a", &[&line("snapshot-merge", "P 8")]).unwrap();
     let store = store_of(&world, "a");
     store.set_merge_mark(MergeMark::Merging);
-    store.doubt(vec![Entry { old: Chunk(1), new: StoreChunk(2) }]);
+    store.set_unerased(vec![Entry { old: Chunk(1), new: StoreChunk(2) }]);
     refused(world.load("a", &[&line("snapshot", "P 8")]), "resume it as 'snapshot-merge' first");
     world.devices.clear("a").unwrap();
     world.load("a", &[&line("snapshot-merge", "P 8")]).unwrap();
-    assert_eq!(store_of(&world, "a").merge_mark(), MergeMark::InDoubt);
-    store.no_doubt();
+    assert_eq!(store_of(&world, "a").merge_mark(), MergeMark::Unerased);
+    store.clear_unerased();
     store.set_merge_mark(MergeMark::Merging);
     for mark in [MergeMark::Merging, MergeMark::Failed] {
         let store = store_of(&world, "a");

@@ -146,12 +146,16 @@ fn a_layer_that_is_opened_again_is_so_for_the_layers_above() {
     let layers = || world.table("disk").exceptions()[0].layers.clone();
     let before = layers();
     before[0].commit_failed();
-    assert_ne!(before[2].log().owes(), 0);
+    assert_ne!(before[2].log().owed_count(), 0);
     world.load(LOWER, &[&lower_line()]).unwrap();
     let opened = world.table(LOWER).exceptions()[0].store().clone();
     assert!(!Arc::ptr_eq(&opened, &before[0]) && Arc::ptr_eq(&opened, &layers()[0]));
     assert!(layers().iter().all(|store| store.state() == StoreState::Valid));
-    assert_eq!(before[2].log().owes(), 0, "it was committed first, as if it was its own table's");
+    assert_eq!(
+        before[2].log().owed_count(),
+        0,
+        "it was committed first, as if it was its own table's"
+    );
     assert!(!world.path("uppermost.owed.before").exists());
     let table = world.table("disk").exceptions()[0].table.clone();
     let layer_of = |chunk| match table.get(Chunk(chunk)) {

@@ -202,7 +202,7 @@ fn much_is_flushed_ahead_of_a_verb_and_little_is_not() {
         let (world, store) = owing(owed);
         world.devices.flush_ahead(["a", "unknown"]);
         assert_eq!(world.flusher.flushes.load(Ordering::SeqCst), flushes, "{owed} are owed");
-        assert_eq!(store.log().owes(), if flushes == 0 { owed } else { 0 });
+        assert_eq!(store.log().owed_count(), if flushes == 0 { owed } else { 0 });
     }
     let (world, _store) = owing(RING);
     world.devices.suspend("a", Suspend { noflush: true }).unwrap();
@@ -217,14 +217,14 @@ fn a_second_suspend_flushes_what_the_first_left_owed() {
     let suspend = |noflush| world.devices.suspend("a", Suspend { noflush });
     suspend(true).unwrap();
     suspend(true).unwrap();
-    assert_eq!(store.log().owes(), 3);
+    assert_eq!(store.log().owed_count(), 3);
     world.flusher.fails.store(true, Ordering::SeqCst);
     assert!(matches!(suspend(false), Err(DeviceError::FlushFailed(_))));
     let device = || world.devices.query(Some("a"), TableKind::Active).unwrap().remove(0);
     assert!(device().suspended, "it was before");
     world.flusher.fails.store(false, Ordering::SeqCst);
     suspend(false).unwrap();
-    assert_eq!(store.log().owes(), 0);
+    assert_eq!(store.log().owed_count(), 0);
     assert!(device().suspended);
 }
 
@@ -236,7 +236,7 @@ fn a_flush_ahead_ends_at_the_deadline_whatever_the_disk_does() {
     let (release, released) = channel();
     *world.flusher.hangs.lock().unwrap() = Some(released);
     world.devices.flush_ahead(["a"]);
-    assert_eq!(store.log().owes(), RING);
+    assert_eq!(store.log().owed_count(), RING);
     // The continuing flush holds no lock.
     world.devices.query(None, TableKind::Active).unwrap();
     release.send(()).expect("it waited for the disk");

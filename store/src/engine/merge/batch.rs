@@ -36,7 +36,7 @@ pub(super) struct Batch {
 }
 
 impl RunningMerge {
-    /// The entries from this one on are in the batch, or in doubt.
+    /// The entries from this one on are in the batch, or unerased.
     pub(super) fn top(&self) -> u64 {
         if !self.clean {
             return self.position;

@@ -124,7 +124,7 @@ impl Core {
             job.adapt(waiting != 0);
         }
         job.clean = true;
-        store.no_doubt();
+        store.clear_unerased();
         if store.merge_mark() != MergeMark::Merging {
             store.set_merge_mark(MergeMark::Merging);
         }
@@ -136,7 +136,7 @@ impl Core {
     fn not_erased(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         let store = site.store();
         if !job.batch.entries.is_empty() {
-            store.doubt(std::mem::take(&mut job.batch.entries));
+            store.set_unerased(std::mem::take(&mut job.batch.entries));
         }
         self.end_merge(job, site, failure);
         self.worker.all().wake(u64::MAX);

@@ -118,7 +118,7 @@ struct Nobody;
 impl StoreObserver for Nobody {
     fn store_event(&self, _: &str, _: StoreEvent) {}
 
-    fn owes(&self) {}
+    fn first_owed(&self) {}
 }
 
 impl Wake for Nobody {

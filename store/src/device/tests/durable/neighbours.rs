@@ -26,7 +26,7 @@ fn a_failed_commit_is_not_hidden_by_another_line_s_invalid_store() {
         } else {
             world.devices.suspend("snap", Suspend::default()).unwrap();
             world.devices.remove("snap", false).unwrap();
-            assert_eq!(other.log().owes(), 0);
+            assert_eq!(other.log().owed_count(), 0);
         }
     }
 }

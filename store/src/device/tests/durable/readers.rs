@@ -14,9 +14,9 @@ fn flush(engine: &mut Engine) -> (Vec<IoOp>, Option<Status>) {
 /// There are its own writes to be durable only if a table before it could write.
 fn only_reads(mut engine: Engine, medium: &Medium) {
     assert_eq!(flush(&mut engine), (vec![], Some(Status::Ok)));
-    medium.set_owing(true);
+    medium.set_left_unsynced(true);
     assert_eq!(flush(&mut engine), (vec![IoOp::Sync], Some(Status::Ok)));
-    medium.set_owing(false);
+    medium.set_left_unsynced(false);
     medium.sync_failed();
     let (_, failed) = flush(&mut engine);
     assert_eq!(failed, Some(Status::Error));

@@ -119,7 +119,7 @@ fn s45_entries_are_in_doubt_after_a_flush_that_failed_meanwhile() {
         case.world.faults.push(Fault { op: IoOp::Sync, file: STORE, skip: 0, lands: false });
         case.world.hold = None;
         case.world.settle();
-        let mark = if behind { MergeMark::Failed } else { MergeMark::InDoubt };
+        let mark = if behind { MergeMark::Failed } else { MergeMark::Unerased };
         assert_eq!(case.store.merge_mark(), mark);
         let failure = MergeFailure::SyncStore(Errno::EIO);
         is_not_merged(&mut case, flush, failure, entries);
