@@ -24,4 +24,5 @@ pub mod sync;
 pub mod table;
 pub mod target;
 pub mod units;
+pub mod wake;
 pub mod workers;

@@ -12,6 +12,7 @@
 //! Keeps I17: who waits registers, and then looks again.
 
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::wake::{Waiters, WakeSet, WorkerBit};
 
 /// A promise: the round with this number covers what the holder wrote before it joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,16 @@ pub enum Turn {
     Lead,
 }
 
+/// The end of a round, for its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "workers that joined sleep until they are woken"]
+pub struct RoundEnd {
+    /// The workers to wake.
+    pub wake: WakeSet,
+    /// Another round, which the leader of this one leads too.
+    pub lead: Option<Ticket>,
+}
+
 const RUNNING: u64 = 1;
 const WANTED: u64 = 2;
 const ROUND: u64 = 4;
@@ -46,12 +57,12 @@ const ROUND: u64 = 4;
 pub struct Rounds {
     /// `rounds started << 2 | another is wanted | one is running`.
     word: AtomicU64,
-    joiners: AtomicU64,
+    joiners: Waiters,
 }
 
 impl Default for Rounds {
     fn default() -> Self {
-        Rounds { word: AtomicU64::new(0), joiners: AtomicU64::new(0) }
+        Rounds { word: AtomicU64::new(0), joiners: Waiters::default() }
     }
 }
 
@@ -60,14 +71,14 @@ impl Rounds {
     /// running may have missed it, so the ticket is for the next one. `bit` is the worker's; it is
     /// woken when the running round ends. A worker told to wait must ask [`Rounds::poll`] once more
     /// before it sleeps.
-    pub fn join(&self, bit: u32) -> Join {
+    pub fn join(&self, bit: WorkerBit) -> Join {
         let mut word = self.word.load(Ordering::Acquire);
         loop {
             let running = word & RUNNING != 0;
             let new = if running { word | WANTED } else { word + ROUND + RUNNING };
             match self.word.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) if running => {
-                    self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
+                    self.joiners.add(bit);
                     return Join::Wait(Ticket((word >> 2) + 1));
                 }
                 Ok(_) => return Join::Lead(Ticket((word >> 2) + 1)),
@@ -78,7 +89,7 @@ impl Rounds {
 
     /// One step towards a round that covers everything written before the first call, which takes the
     /// ticket.
-    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: u32) -> Turn {
+    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: WorkerBit) -> Turn {
         loop {
             if let Some(ticket) = *ticket {
                 if self.poll(ticket, bit) {
@@ -101,8 +112,8 @@ impl Rounds {
     }
 
     /// Whether the round of `ticket` has ended; if not, `bit` is woken when the running one does.
-    pub fn poll(&self, ticket: Ticket, bit: u32) -> bool {
-        self.joiners.fetch_or(1 << bit, Ordering::SeqCst);
+    pub fn poll(&self, ticket: Ticket, bit: WorkerBit) -> bool {
+        self.joiners.add(bit);
         fence(Ordering::SeqCst);
         self.ended() >= ticket.0
     }
@@ -114,10 +125,10 @@ impl Rounds {
     }
 
     /// The leader's round has ended. With `again`, and if a worker wants another round, the caller
-    /// leads that too and gets its ticket. Returns the workers to wake.
-    pub fn end(&self, again: bool) -> (u64, Option<Ticket>) {
+    /// leads that too.
+    pub fn end(&self, again: bool) -> RoundEnd {
         let mut word = self.word.load(Ordering::Acquire);
-        let next = loop {
+        let lead = loop {
             debug_assert!(word & RUNNING != 0);
             let lead = again && word & WANTED != 0;
             let new = (word & !(WANTED | RUNNING)) + if lead { ROUND + RUNNING } else { 0 };
@@ -127,7 +138,7 @@ impl Rounds {
             }
         };
         fence(Ordering::SeqCst);
-        (self.joiners.swap(0, Ordering::SeqCst), next)
+        RoundEnd { wake: self.joiners.take(), lead }
     }
 
     fn ended(&self) -> u64 {
@@ -140,17 +151,24 @@ impl Rounds {
 mod tests {
     use super::*;
 
+    const BITS: [WorkerBit; 3] = [WorkerBit::of(0), WorkerBit::of(1), WorkerBit::of(2)];
+
+    fn ended(wake: &[WorkerBit], lead: Option<Ticket>) -> RoundEnd {
+        let wake = wake.iter().fold(WakeSet::NONE, |set, &bit| set | bit.into());
+        RoundEnd { wake, lead }
+    }
+
     #[test]
     fn who_joins_a_running_round_waits_for_the_next() {
         let rounds = Rounds::default();
-        assert_eq!(rounds.join(0), Join::Lead(Ticket(1)));
-        assert_eq!(rounds.join(1), Join::Wait(Ticket(2)));
-        assert!(!rounds.poll(Ticket(1), 2));
-        assert_eq!(rounds.end(true), (0b110, Some(Ticket(2))));
-        assert!(rounds.poll(Ticket(1), 2));
-        assert!(!rounds.poll(Ticket(2), 1));
-        assert_eq!(rounds.end(true), (0b110, None));
-        assert!(rounds.poll(Ticket(2), 1));
+        assert_eq!(rounds.join(BITS[0]), Join::Lead(Ticket(1)));
+        assert_eq!(rounds.join(BITS[1]), Join::Wait(Ticket(2)));
+        assert!(!rounds.poll(Ticket(1), BITS[2]));
+        assert_eq!(rounds.end(true), ended(&BITS[1..], Some(Ticket(2))));
+        assert!(rounds.poll(Ticket(1), BITS[2]));
+        assert!(!rounds.poll(Ticket(2), BITS[1]));
+        assert_eq!(rounds.end(true), ended(&BITS[1..], None));
+        assert!(rounds.poll(Ticket(2), BITS[1]));
         assert!(!rounds.is_running());
     }
 
@@ -158,12 +176,12 @@ mod tests {
     fn who_waits_leads_where_a_stopping_leader_left() {
         let rounds = Rounds::default();
         let (mut first, mut second) = (None, None);
-        assert_eq!(rounds.advance(&mut first, 0), Turn::Lead);
-        assert_eq!(rounds.advance(&mut second, 1), Turn::Wait);
-        assert_eq!(rounds.end(false), (0b10, None));
-        assert_eq!(rounds.advance(&mut first, 0), Turn::Ended);
-        assert_eq!(rounds.advance(&mut second, 1), Turn::Lead);
-        rounds.end(true);
-        assert_eq!(rounds.advance(&mut second, 1), Turn::Ended);
+        assert_eq!(rounds.advance(&mut first, BITS[0]), Turn::Lead);
+        assert_eq!(rounds.advance(&mut second, BITS[1]), Turn::Wait);
+        assert_eq!(rounds.end(false), ended(&BITS[1..2], None));
+        assert_eq!(rounds.advance(&mut first, BITS[0]), Turn::Ended);
+        assert_eq!(rounds.advance(&mut second, BITS[1]), Turn::Lead);
+        let _ = rounds.end(true);
+        assert_eq!(rounds.advance(&mut second, BITS[1]), Turn::Ended);
     }
 }

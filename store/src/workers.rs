@@ -4,17 +4,12 @@
 //! Owns an inbox per worker (one word) and the worker's tracked ranges. Never knows what a worker
 //! does. Keeps I17: to sleep, register and check again; to wake, set the cause and then look for a
 //! sleeper. Keeps I6 with those who use them: a range is seen by whoever looks after it was tracked.
-//!
-//! Workers identify each other by one of [`BITS`] bits in a mask. If a process has more workers
-//! than bits, some share one, and a wake of one wakes all of them. This is harmless: a woken
-//! worker checks its condition again.
 
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::wake::{Waiters, WakeSet, WorkerBit};
 
-/// Bits in a mask of workers.
-pub const BITS: u32 = 62;
 /// Workers a process can have at a time.
 pub const MAX_WORKERS: usize = 512;
 /// Of these, places reserved for flushes and jobs, however many queues there are.
@@ -60,7 +55,7 @@ struct Track {
     /// The tracked object that the range is part of.
     of: AtomicU32,
     /// The workers that wait until it is free.
-    watchers: AtomicU64,
+    watchers: Waiters,
 }
 
 struct Slot {
@@ -96,7 +91,7 @@ impl Workers {
         let track = |_| Track {
             range: AtomicU64::new(0),
             of: AtomicU32::new(0),
-            watchers: AtomicU64::new(0),
+            watchers: Waiters::default(),
         };
         let slot = |_| Slot {
             inbox: AtomicU64::new(0),
@@ -146,14 +141,14 @@ impl Workers {
         Ok(Worker { workers: self.clone(), id })
     }
 
-    /// Wakes all workers whose bits are in `mask`.
-    pub fn wake(&self, mask: u64) {
-        if mask == 0 {
+    /// Wakes the workers of `set`.
+    pub fn wake(&self, set: WakeSet) {
+        if set.is_empty() {
             return;
         }
         let high = self.high.load(Ordering::SeqCst) as usize;
         for (id, slot) in self.slots[..high].iter().enumerate() {
-            if mask & (1 << (id as u32 % BITS)) != 0
+            if set.has(WorkerBit::of(id))
                 && slot.inbox.fetch_or(WOKEN, Ordering::SeqCst) & SLEEPING != 0
                 && let Some(wake) = &*slot.wake.read().expect("wake lock poisoned")
             {
@@ -163,18 +158,18 @@ impl Workers {
     }
 
     /// Looks for a tracked range of `of` that overlaps `[start, start + len)` (sectors), in flight
-    /// in any worker, and registers `bit` to be woken when it is gone. False if there is none.
+    /// in any worker, and registers `worker` to be woken when it is gone. False if there is none.
     ///
     /// Before it calls, the caller has published the state that keeps *new* ranges from starting
     /// there; the fence below pairs with the one in [`Worker::track`].
-    pub fn overlaps(&self, of: TrackedObject, start: u64, len: u64, bit: u32) -> bool {
+    pub fn overlaps(&self, of: TrackedObject, start: u64, len: u64, worker: WorkerBit) -> bool {
         fence(Ordering::SeqCst);
         let high = self.high.load(Ordering::SeqCst) as usize;
         self.slots[..high]
             .iter()
             .filter(|slot| slot.in_flight.load(Ordering::SeqCst) != 0)
             .flat_map(|slot| slot.tracks.iter())
-            .any(|track| track.overlaps(of, start, len) && track.watch(of, start, len, bit))
+            .any(|track| track.overlaps(of, start, len) && track.watch(of, start, len, worker))
     }
 }
 
@@ -188,8 +183,8 @@ impl Track {
             && start < first + count
     }
 
-    fn watch(&self, of: TrackedObject, start: u64, len: u64, bit: u32) -> bool {
-        self.watchers.fetch_or(1 << bit, Ordering::SeqCst);
+    fn watch(&self, of: TrackedObject, start: u64, len: u64, worker: WorkerBit) -> bool {
+        self.watchers.add(worker);
         fence(Ordering::SeqCst);
         self.overlaps(of, start, len)
     }
@@ -231,8 +226,8 @@ impl Worker {
 
     /// This worker's bit in a mask.
     #[inline]
-    pub fn bit(&self) -> u32 {
-        self.id as u32 % BITS
+    pub fn bit(&self) -> WorkerBit {
+        WorkerBit::of(self.id)
     }
 
     /// Whether it was woken since it last asked.
@@ -276,9 +271,7 @@ impl Worker {
         track.range.store(0, Ordering::SeqCst);
         slot.in_flight.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if track.watchers.load(Ordering::SeqCst) != 0 {
-            self.workers.wake(track.watchers.swap(0, Ordering::SeqCst));
-        }
+        self.workers.wake(track.watchers.take());
     }
 
     fn slot(&self) -> &Slot {
@@ -327,12 +320,12 @@ mod tests {
         let workers = Arc::new(Workers::with_capacity(2));
         let count = Arc::new(AtomicUsize::new(0));
         let worker = workers.register(Box::new(Count(count.clone()))).unwrap();
-        workers.wake(1);
+        workers.wake(worker.bit().into());
         assert_eq!(count.load(Ordering::SeqCst), 0);
         assert!(!worker.may_sleep(), "it was woken and must look again");
         assert!(worker.take_wake());
         assert!(worker.may_sleep());
-        workers.wake(1);
+        workers.wake(worker.bit().into());
         assert_eq!(count.load(Ordering::SeqCst), 1);
         worker.woke();
         assert!(worker.take_wake());

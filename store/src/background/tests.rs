@@ -25,6 +25,7 @@ use crate::target::{
     Backing, Content, Exceptions, ExceptionsId, Features, Medium, Merge, Origin, Snapshot, Target,
 };
 use crate::units::{Chunk, ChunkSize, StoreChunk};
+use crate::wake::WorkerBit;
 use crate::workers::TrackedObject;
 
 pub(super) const ORIGIN: FileId = FileId(0);
@@ -34,7 +35,7 @@ const CHUNKS: u64 = 900;
 pub(super) const LEN: u64 = CHUNKS * CHUNK.bytes();
 const SCRATCH: u32 = 1 << 20;
 /// The bit of a worker that is none.
-const OTHER: u32 = 40;
+const OTHER: WorkerBit = WorkerBit::of(40);
 
 /// Ends a wait; latched.
 #[derive(Default)]
@@ -450,7 +451,7 @@ fn a_merge_is_paused_slowed_and_cancelled() {
 fn a_merge_that_cannot_start_says_why() {
     let case = case(700);
     assert!(case.store.begin_invalidate());
-    case.store.invalidated(true);
+    let _ = case.store.invalidated(true);
     let (handle, ended) = case.merge();
     let end = ended.recv().unwrap();
     assert!(matches!(end, MergeEnd::Failed(MergeFailure::Invalid)), "{end}");

@@ -16,9 +16,10 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::words::Words;
-use crate::rounds::{Join, Rounds, Ticket, Turn};
+use crate::rounds::{Join, RoundEnd, Rounds, Ticket, Turn};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::units::{Chunk, DataIndex};
+use crate::wake::{WakeSet, WorkerBit};
 
 /// Slots in the ring of the smallest log. Few for the model checker.
 pub const RING: u64 = if cfg!(feature = "shuttle") { 8 } else { 32768 };
@@ -264,25 +265,23 @@ impl Log {
 
     /// Data chunk `index` holds the data of `old`, or was given up. Returns the workers to wake:
     /// the leader, if it waits for this slot.
-    #[must_use = "a leader that waits for this slot must be woken"]
-    pub fn finish(&self, index: DataIndex, old: Option<Chunk>) -> u64 {
+    pub fn finish(&self, index: DataIndex, old: Option<Chunk>) -> WakeSet {
         if !self.commits {
-            return 0;
+            return WakeSet::NONE;
         }
         let slot = old.map_or(Slot::Skipped, Slot::Done);
         let was = self.words[self.position(index.0)].swap(slot.to_word(), Ordering::AcqRel);
         match Slot::from_word(was) {
-            Slot::Writing => 0,
-            Slot::Watched => 1 << self.leader.load(Ordering::Acquire),
+            Slot::Writing => WakeSet::NONE,
+            Slot::Watched => WorkerBit::from_u32(self.leader.load(Ordering::Acquire)).into(),
             was => panic!("data chunk {} ended twice: {was:?}", index.0),
         }
     }
 
     /// [`Log::finish`] of `count` data chunks from `index` on. If they hold data, it is that of
     /// `old` and the chunks after it.
-    #[must_use = "a leader that waits for one of these slots must be woken"]
-    pub fn finish_run(&self, index: DataIndex, old: Option<Chunk>, count: u64) -> u64 {
-        (0..count).fold(0, |wake, n| {
+    pub fn finish_run(&self, index: DataIndex, old: Option<Chunk>, count: u64) -> WakeSet {
+        (0..count).fold(WakeSet::NONE, |wake, n| {
             let old = old.map(|old| Chunk(old.0 + n));
             wake | self.finish(DataIndex(index.0 + n), old)
         })
@@ -331,25 +330,25 @@ impl Log {
     }
 
     /// Asks for a commit of everything written before this call: see [`Rounds::join`].
-    pub fn join(&self, bit: u32) -> Join {
+    pub fn join(&self, bit: WorkerBit) -> Join {
         let joined = self.rounds.join(bit);
         if let Join::Lead(_) = joined {
-            self.leader.store(bit, Ordering::Release);
+            self.leader.store(bit.to_u32(), Ordering::Release);
         }
         joined
     }
 
     /// One step towards a commit of everything written before the first call: see [`Rounds::advance`].
-    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: u32) -> Turn {
+    pub fn advance(&self, ticket: &mut Option<Ticket>, bit: WorkerBit) -> Turn {
         let turn = self.rounds.advance(ticket, bit);
         if turn == Turn::Lead {
-            self.leader.store(bit, Ordering::Release);
+            self.leader.store(bit.to_u32(), Ordering::Release);
         }
         turn
     }
 
     /// Whether the round of `ticket` has ended; if not, `bit` is woken when the running one does.
-    pub fn poll(&self, ticket: Ticket, bit: u32) -> bool {
+    pub fn poll(&self, ticket: Ticket, bit: WorkerBit) -> bool {
         self.rounds.poll(ticket, bit)
     }
 
@@ -359,7 +358,7 @@ impl Log {
     }
 
     /// The leader's round has ended: see [`Rounds::end`].
-    pub fn end_round(&self, again: bool) -> (u64, Option<Ticket>) {
+    pub fn end_round(&self, again: bool) -> RoundEnd {
         self.rounds.end(again)
     }
 
@@ -443,7 +442,7 @@ mod tests {
         let log = log(1 << 20);
         assert_eq!(log.allocate(1 << 20), run(0, RING));
         assert_eq!(log.allocate(1), Allocation::LogFull);
-        assert_eq!(log.finish(DataIndex(0), Some(Chunk(9))), 0);
+        assert_eq!(log.finish(DataIndex(0), Some(Chunk(9))), WakeSet::NONE);
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(1)), DataIndex(1));
         log.set_committed(DataIndex(1));
         assert_eq!(log.allocate(2), run(RING, 1));
@@ -476,7 +475,7 @@ mod tests {
         assert_eq!(log.allocate(ring), run(8 + ring / 2, ring / 2 - 1));
         assert_eq!(log.allocate(1), Allocation::LogFull);
         for (old, index) in (7..7 + ring).enumerate() {
-            assert_eq!(log.finish(DataIndex(index), Some(Chunk(old as u64))), 0);
+            assert_eq!(log.finish(DataIndex(index), Some(Chunk(old as u64))), WakeSet::NONE);
         }
         let (owed, first) = Log::owed(&log.words);
         assert_eq!((owed.len() as u64, first), (ring, DataIndex(7)));
@@ -488,7 +487,7 @@ mod tests {
         let log = log(20);
         assert_eq!(log.allocate(6), run(0, 6));
         for index in [0, 1, 2, 4, 5] {
-            assert_eq!(log.finish(DataIndex(index), Some(Chunk(10 + index))), 0);
+            assert_eq!(log.finish(DataIndex(index), Some(Chunk(10 + index))), WakeSet::NONE);
         }
         log.set_committed(DataIndex(1));
         let owed = || Log::owed(&log.words).0.iter().map(|entry| entry.0.0).collect::<Vec<_>>();
@@ -498,7 +497,7 @@ mod tests {
         // All after them are, too, also later ones.
         log.mark_unsynced(DataIndex(5));
         assert_eq!(log.allocate(1), run(6, 1));
-        assert_eq!(log.finish(DataIndex(6), Some(Chunk(16))), 0);
+        assert_eq!(log.finish(DataIndex(6), Some(Chunk(16))), WakeSet::NONE);
         assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![1, 2], 3));
         Log::mark_owed_unsynced(&log.words);
         assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![], 5));
@@ -507,11 +506,11 @@ mod tests {
     #[test]
     fn the_leader_is_woken_by_the_slot_it_waits_for() {
         let log = log(10);
-        assert!(matches!(log.join(7), Join::Lead(_)));
+        assert!(matches!(log.join(WorkerBit::of(7)), Join::Lead(_)));
         assert_eq!(log.allocate(2), run(0, 2));
-        assert_eq!(log.finish(DataIndex(1), Some(Chunk(5))), 0);
+        assert_eq!(log.finish(DataIndex(1), Some(Chunk(5))), WakeSet::NONE);
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(0));
-        assert_eq!(log.finish(DataIndex(0), None), 1 << 7);
+        assert_eq!(log.finish(DataIndex(0), None), WorkerBit::of(7).into());
         assert_eq!(log.first_unended(DataIndex(0), DataIndex(2)), DataIndex(2));
         assert_eq!(log.entry(DataIndex(0)), None);
         assert_eq!(log.entry(DataIndex(1)), Some(Chunk(5)));
@@ -544,8 +543,8 @@ mod tests {
         let words = Words::private(LOG_WORDS);
         let before = Log::new(words, DataIndex(3), 100);
         assert_eq!(before.allocate(3), run(3, 3));
-        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
-        assert_eq!(before.finish(DataIndex(3), Some(Chunk(30))), 0);
+        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), WakeSet::NONE);
+        assert_eq!(before.finish(DataIndex(3), Some(Chunk(30))), WakeSet::NONE);
         let (owed, first) = Log::owed(&before.words);
         assert_eq!(owed, [(DataIndex(3), Chunk(30)), (DataIndex(5), Chunk(50))]);
         assert_eq!(first, DataIndex(3));
@@ -555,7 +554,7 @@ mod tests {
     fn what_is_owed_moves_to_where_nothing_was_written() {
         let before = Log::new(Words::private(LOG_WORDS), DataIndex(3), 100);
         assert_eq!(before.allocate(3), run(3, 3));
-        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), 0);
+        assert_eq!(before.finish(DataIndex(5), Some(Chunk(50))), WakeSet::NONE);
         // Cut off between the two: the earlier word counts.
         let both = before.copy_words();
         Log::move_owed(&both, Chunk(50), DataIndex(4), DataIndex(3));

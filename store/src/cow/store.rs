@@ -14,6 +14,7 @@ use crate::io::FileId;
 use crate::io::room::Room;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{ChunkSize, DataIndex, StoreChunk};
+use crate::wake::WakeSet;
 
 mod waits;
 
@@ -399,11 +400,11 @@ impl Store {
         self.merge.store(mark as u8, Ordering::Release);
     }
 
-    /// The merge could not remove `entries`, the newest: they may or may not be on disk. The
-    /// caller wakes the workers.
-    pub fn set_unerased(&self, entries: Vec<Entry>) {
+    /// The merge could not remove `entries`, the newest: they may or may not be on disk.
+    pub fn set_unerased(&self, entries: Vec<Entry>) -> WakeSet {
         *self.lock_unerased() = entries;
         self.merge.store(MergeMark::Unerased as u8, Ordering::Release);
+        WakeSet::ALL
     }
 
     /// The entries that may or may not be on disk, oldest first; the newest of the store.
@@ -435,13 +436,14 @@ impl Store {
     }
 
     /// The header was written durably, or could not be.
-    pub fn invalidated(&self, written: bool) {
+    pub fn invalidated(&self, written: bool) -> WakeSet {
         if written || self.persistence() == Persistence::Transient {
             self.state.store(StoreState::Invalid as u8, Ordering::Release);
             self.observer.store_event(&self.name, StoreEvent::Invalidated);
         } else {
             self.observer.store_event(&self.name, StoreEvent::InvalidNotWritten);
         }
+        WakeSet::ALL
     }
 
     /// It is in memory, and holds nothing of what it was to hold: the process that had it is gone.
@@ -454,24 +456,26 @@ impl Store {
     }
 
     /// An invalidation that could not be written to the store was, or was not, recorded elsewhere.
-    /// The caller wakes the workers.
-    pub fn recorded(&self, recorded: bool) {
+    pub fn recorded(&self, recorded: bool) -> WakeSet {
         let state = if recorded { StoreState::Invalid } else { StoreState::Unmarked };
         self.state.store(state as u8, Ordering::Release);
+        WakeSet::ALL
     }
 
-    /// A write to the snapshot found it full. The caller wakes the workers.
-    pub fn overflow(&self) {
+    /// A write to the snapshot found it full. Writes that wait for room fail.
+    pub fn overflow(&self) -> WakeSet {
         if self.degrade(StoreState::Overflow) {
             self.observer.store_event(&self.name, StoreEvent::Overflowed);
         }
+        WakeSet::ALL
     }
 
-    /// A commit failed: see [`StoreState::CommitFailed`]. The caller wakes the workers.
-    pub fn commit_failed(&self) {
+    /// A commit failed: see [`StoreState::CommitFailed`]. Writes that wait for room fail.
+    pub fn commit_failed(&self) -> WakeSet {
         if self.degrade(StoreState::CommitFailed) {
             self.observer.store_event(&self.name, StoreEvent::CommitFailed);
         }
+        WakeSet::ALL
     }
 
     /// Takes up to `wanted` data chunks of its log, in one run, and tells the observer if the

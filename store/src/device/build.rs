@@ -20,6 +20,7 @@ use crate::exception::ExceptionTable;
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
 use crate::target::{Backing, Exceptions, Features};
+use crate::wake::WakeSet;
 
 /// One snapshot line of an active table, live.
 #[derive(Clone, Debug)]
@@ -222,8 +223,9 @@ impl<'a> Plan<'a> {
     pub(super) fn note_failed_syncs(&self) {
         let active = self.inner.devices.values().filter_map(|device| device.active.as_ref());
         let snaps = active.flat_map(|active| active.snaps.values());
-        snaps.flat_map(|snap| &snap.layers).for_each(|live| live.note_failed_sync());
-        self.devices.workers().wake(u64::MAX);
+        let layers = snaps.flat_map(|snap| &snap.layers);
+        let waiting = layers.fold(WakeSet::NONE, |all, live| all | live.note_failed_sync());
+        self.devices.workers().wake(waiting);
     }
 
     /// Gives a device a table that is one overlay over the layers of `below`, whose exception table

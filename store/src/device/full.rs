@@ -21,6 +21,7 @@ use super::live::Live;
 use crate::cow::StoreState;
 use crate::io::FileId;
 use crate::table::Keeper;
+use crate::wake::WakeSet;
 
 /// The interval between two checks of a full file that writes wait for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -93,14 +94,14 @@ impl Watched {
         }
     }
 
-    fn go_on(&self) {
+    fn go_on(&self) -> WakeSet {
         match self {
             Watched::Store(live) => live.store.go_on(),
             Watched::File(disk) => disk.medium.go_on(),
         }
     }
 
-    fn give_up(&self) {
+    fn give_up(&self) -> WakeSet {
         match self {
             Watched::Store(live) => live.store.give_up(),
             Watched::File(disk) => disk.medium.give_up(),
@@ -160,8 +161,8 @@ impl Wait {
         self.went_on.is_none_or(|at| watched.is_promised_room() && is_recent(at))
     }
 
-    /// Retries the writes that wait for the full file, or gives them up. True if it did either.
-    fn tend(&mut self, watched: &Watched, now: Instant) -> bool {
+    /// Retries the writes that wait for the full file, or gives them up.
+    fn tend(&mut self, watched: &Watched, now: Instant) -> WakeSet {
         if std::mem::take(&mut self.given_up) {
             // There was room in the meantime.
             *self = Wait::new(now);
@@ -169,16 +170,15 @@ impl Wait {
         self.was_in_vain(now);
         if self.not_before <= now && watched.has_found_room() {
             watched.say_that_it_goes_on();
-            watched.go_on();
             self.went_on = Some(now);
+            watched.go_on()
         } else if self.since + watched.patience() <= now {
-            watched.give_up();
             self.given_up = true;
             self.not_before = now + LONGEST_REST;
+            watched.give_up()
         } else {
-            return false;
+            WakeSet::NONE
         }
-        true
     }
 
     /// When to check the file again.
@@ -260,7 +260,7 @@ impl Devices {
             let full = &mut *self.full();
             (full.stores.clone(), full.files.clone(), std::mem::take(&mut full.waits))
         };
-        let (mut next, mut changed) = (None, false);
+        let (mut next, mut wake) = (None, WakeSet::NONE);
         let mut going_on = BTreeMap::new();
         // Held one at a time: what a verb closes meanwhile is closed when the verb has ended.
         let stores = stores.iter().filter_map(Weak::upgrade).map(Watched::Store);
@@ -273,8 +273,7 @@ impl Devices {
                 (false, Some(wait)) if wait.given_up => {
                     if wait.not_before <= now && watched.has_found_room() {
                         // From now on, writes that find no room wait.
-                        watched.go_on();
-                        changed = true;
+                        wake |= watched.go_on();
                         continue;
                     }
                     wait
@@ -285,8 +284,8 @@ impl Devices {
                     continue;
                 }
             };
-            if watched.is_full() && wait.tend(&watched, now) {
-                changed = true;
+            if watched.is_full() {
+                wake |= wait.tend(&watched, now);
             }
             if wait.given_up && !watched.is_cured_by_room() {
                 continue;
@@ -298,9 +297,7 @@ impl Devices {
             going_on.insert(key, wait);
         }
         self.full().waits = going_on;
-        if changed {
-            self.workers.wake(u64::MAX);
-        }
+        self.workers.wake(wake);
         next
     }
 

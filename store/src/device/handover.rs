@@ -18,6 +18,7 @@ use super::full::written;
 use crate::cow::{MergeMark, Persistence, StoreState};
 use crate::io::Identity;
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
+use crate::wake::WakeSet;
 
 /// Why a snapshot's line has no store. Its status is Invalid; a newly loaded table opens the
 /// store, if no other device has it.
@@ -356,17 +357,18 @@ pub(super) fn can_move(snap: &Snap, line: &TableLine) -> bool {
 }
 
 /// What the table of `name` makes of stores that were another's before, or had no room, and of other
-/// files that had none below them. Nothing is in flight, and who waits is woken later.
-pub(super) fn settle(name: &str, active: &Active) {
+/// files that had none below them. Nothing is in flight, and who waits is to be woken later.
+pub(super) fn settle(name: &str, active: &Active) -> WakeSet {
+    let mut waiting = WakeSet::NONE;
     for (line, snap) in &active.snaps {
         snap.live.owner.becomes(name);
-        snap.live.look_for_room();
+        waiting |= snap.live.look_for_room();
         let store = &snap.live.store;
         if let Some(spec) = active.lines[*line].target.snapshot() {
             store.set_persistence(spec.persistence);
         }
     }
-    written(active).for_each(|disk| disk.medium.forget_room());
+    written(active).fold(waiting, |all, disk| all | disk.medium.forget_room())
 }
 
 /// Refuses a store whose newest entries may not be on disk any more: entries that are read now may

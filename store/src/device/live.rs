@@ -21,6 +21,7 @@ use crate::exception::{ExceptionTable, Intake, Layer, Memory, Place};
 use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
 use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
+use crate::wake::WakeSet;
 
 /// Bytes in memory for each exception that is about to be entered: itself, and sorted.
 const BYTES_ENTERED: u64 = 32;
@@ -189,20 +190,19 @@ impl Live {
     }
 
     /// Looks at the file's length again: a store that grew is longer, and what waits for room in it
-    /// goes on where there is some by now. The caller wakes the workers.
-    pub(super) fn look_for_room(&self) {
-        if self.has_found_room() {
-            self.store.go_on();
-        }
+    /// goes on where there is some by now.
+    pub(super) fn look_for_room(&self) -> WakeSet {
+        if self.has_found_room() { self.store.go_on() } else { WakeSet::NONE }
     }
 
     /// If the control plane could not sync its file, what it owes may be lost: no flush succeeds until
-    /// it is opened again. The caller wakes the workers.
-    pub(super) fn note_failed_sync(&self) {
-        if self.disk.medium.failed_syncs() > self.failed_before {
-            self.store.log().mark_unsynced(self.store.log().committed());
-            self.store.commit_failed();
+    /// it is opened again.
+    pub(super) fn note_failed_sync(&self) -> WakeSet {
+        if self.disk.medium.failed_syncs() <= self.failed_before {
+            return WakeSet::NONE;
         }
+        self.store.log().mark_unsynced(self.store.log().committed());
+        self.store.commit_failed()
     }
 
     fn look_at_length(&self) -> Result<(), DeviceError> {

@@ -377,7 +377,7 @@ fn a_store_that_cannot_be_marked_invalid_is_recorded_and_stays_so() {
     let invalidate = |world: &World| {
         let store = world.table("snap").exceptions()[0].store().clone();
         assert!(store.begin_invalidate());
-        store.invalidated(false);
+        let _ = store.invalidated(false);
         world.devices.record_invalid(store.name());
         store.state()
     };

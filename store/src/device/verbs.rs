@@ -19,6 +19,7 @@ use super::origins::mark_guest_disks;
 use super::serving::{go, serving};
 use super::state::State;
 use crate::lines::TableLine;
+use crate::wake::WakeSet;
 
 /// How many times as long as a verb the end of the process waits for flushes: nothing else waits for it,
 /// and a disk that is only slow gets to its end.
@@ -261,9 +262,8 @@ impl Devices {
             return Err(DeviceError::NoTable(name.into()));
         }
         device.suspended = false;
-        if let Some(active) = &device.active {
-            active.snaps.values().for_each(|snap| snap.live.look_for_room());
-        }
+        let snaps = device.active.iter().flat_map(|active| active.snaps.values());
+        let waiting = snaps.fold(WakeSet::NONE, |all, snap| all | snap.live.look_for_room());
         let next = BTreeMap::new();
         let kept = self
             .refuse_second_writers(inner, &next, |writer| guest_writes(inner, writer))
@@ -275,7 +275,7 @@ impl Devices {
         reactivate(inner, name);
         go(inner, &with_uppers(inner, name));
         // What waits for room in a store that grew meanwhile.
-        self.workers.wake(u64::MAX);
+        self.workers.wake(waiting);
         self.event(DeviceEvent::Resumed(name.into()));
         Ok(())
     }
@@ -422,8 +422,9 @@ impl Devices {
             return Err(self.take_back(inner, error));
         }
         let mut old = Vec::new();
+        let mut waiting = WakeSet::NONE;
         for (name, active) in next {
-            active.iter().for_each(|active| settle(&name, active));
+            active.iter().for_each(|active| waiting |= settle(&name, active));
             let device = inner.devices.entry(name).or_default();
             if let (Some(new), Some(old)) = (&active, &device.active) {
                 new.table.flush_set().take_over(old.table.flush_set());
@@ -441,7 +442,7 @@ impl Devices {
         // The file may be being written.
         inner.forget_settings();
         // Other workers may wait for room in a store that grew meanwhile.
-        self.workers.wake(u64::MAX);
+        self.workers.wake(waiting);
         drop(old);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())

@@ -39,6 +39,7 @@ mod tests {
     use crate::table::{Line, Table};
     use crate::target::{Backing, Exceptions, ExceptionsId, Medium, Snapshot, Target};
     use crate::units::{ChunkSize, Sector};
+    use crate::wake::WorkerBit;
     use crate::workers::{TrackedObject, Wake, Workers};
 
     /// Bytes of an overlay.
@@ -110,9 +111,9 @@ mod tests {
         let (table, workers) = (overlay(), Arc::new(Workers::with_capacity(2)));
         let mut reader = asked(&workers, &table, Op::Read, 512);
         assert!(reader.pop_action().is_some());
-        assert!(workers.overlaps(TrackedObject(7), 0, 1, 1));
+        assert!(workers.overlaps(TrackedObject(7), 0, 1, WorkerBit::of(1)));
         drop(reader);
-        assert!(!workers.overlaps(TrackedObject(7), 0, 1, 1));
+        assert!(!workers.overlaps(TrackedObject(7), 0, 1, WorkerBit::of(1)));
     }
 
     #[test]

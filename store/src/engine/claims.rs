@@ -23,6 +23,7 @@ use crate::request::Op;
 use crate::table::Table;
 use crate::target::{Decision, Exceptions, ExceptionsId};
 use crate::units::{Chunk, DataIndex};
+use crate::wake::WakeSet;
 
 /// Chunks written by one action, and their bytes.
 const RUN_CHUNKS: u64 = 256;
@@ -514,9 +515,7 @@ impl Core {
         }
         if !for_origin && is_full(result) && store.persistence() == Persistence::PersistentOverflow
         {
-            store.overflow();
-            // Requests that wait for room in it are woken.
-            self.worker.all().wake(u64::MAX);
+            self.worker.all().wake(store.overflow());
         } else if for_origin || !store.is_guest_disk() {
             self.invalidate(store);
         }
@@ -531,7 +530,7 @@ impl Core {
     /// opened again before that write has ended, the new log may.)
     pub(super) fn abandon_claims(&mut self, table: &Table) {
         let log_of = |claimed: &Claimed| table.exceptions()[claimed.exceptions].store().log();
-        let mut wake = 0;
+        let mut wake = WakeSet::NONE;
         for run in self.runs.drain() {
             let mut data = run.first;
             for claimed in run.claims.iter().map(|claimed| &self.claims[*claimed]) {

@@ -13,7 +13,7 @@ use crate::cow::layout::Entry;
 use crate::cow::tail::Tail;
 use crate::cow::{MergeMark, Store};
 use crate::io::{Errno, IoOp, Seg};
-use crate::rounds::{Ticket, Turn};
+use crate::rounds::{RoundEnd, Ticket, Turn};
 use crate::table::Table;
 use crate::target::{ExceptionsId, Synced};
 use crate::units::{DataIndex, StoreChunk};
@@ -330,8 +330,7 @@ impl Core {
         // Since it was looked at last, another's round may have failed: then what it did not commit
         // must not be committed now.
         if !store.state().can_commit() {
-            let (waiting, _) = store.log().end_round(false);
-            return self.worker.all().wake(waiting);
+            return self.worker.all().wake(store.log().end_round(false).wake);
         }
         let tail = store.take_tail();
         let next = store.log().committed();
@@ -478,9 +477,7 @@ impl Core {
         }
         // Invalid, the device of a store that is merged would be an origin with half of the snapshot
         // in it.
-        store.commit_failed();
-        // No request waits for room in it any more.
-        self.worker.all().wake(u64::MAX);
+        self.worker.all().wake(store.commit_failed());
     }
 
     pub(super) fn end_round(&mut self, index: usize, result: Result<(), Errno>) {
@@ -493,10 +490,10 @@ impl Core {
         // In a store that became unusable meanwhile nobody waits for another round, but for the end
         // of this one, to mark it.
         let again = result.is_ok() && !self.stopping && store.state().can_commit();
-        let (waiting, ticket) = store.log().end_round(again);
-        self.worker.all().wake(waiting);
+        let RoundEnd { wake, lead } = store.log().end_round(again);
+        self.worker.all().wake(wake);
         self.freed = true;
-        if ticket.is_some() {
+        if lead.is_some() {
             self.lead(store);
         }
     }

@@ -44,9 +44,7 @@ impl Core {
             return;
         }
         if store.persistence() == Persistence::Transient {
-            store.invalidated(true);
-            self.worker.all().wake(u64::MAX);
-            return;
+            return self.worker.all().wake(store.invalidated(true));
         }
         let chunk = store.geometry().chunk;
         let mut header = vec![0; chunk.bytes().min(4096) as usize];
@@ -96,20 +94,20 @@ impl Core {
             return self.act_sync(file, Owner::Invalidation(index));
         }
         let Invalidation { store, .. } = self.invalidations.remove(index);
-        store.invalidated(result.is_ok());
+        let waiting = store.invalidated(result.is_ok());
         // Nobody waits for another: the store's state is enough for all.
-        let _ = store.log().end_round(false);
-        self.worker.all().wake(u64::MAX);
+        let joined = store.log().end_round(false).wake;
+        self.worker.all().wake(waiting | joined);
     }
 
     /// Nobody will hear of their I/O: whether the headers were written is not known.
     pub(super) fn abandon_invalidations(&mut self) {
         for Invalidation { store, stage, .. } in self.invalidations.drain() {
-            store.invalidated(false);
+            let mut waiting = store.invalidated(false);
             if stage != Stage::Wait {
-                let _ = store.log().end_round(false);
+                waiting |= store.log().end_round(false).wake;
             }
-            self.worker.all().wake(u64::MAX);
+            self.worker.all().wake(waiting);
         }
     }
 }

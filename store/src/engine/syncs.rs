@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::tag::Owner;
 use crate::io::Errno;
-use crate::rounds::{Ticket, Turn};
+use crate::rounds::{RoundEnd, Ticket, Turn};
 use crate::target::{Medium, Synced};
 
 impl Core {
@@ -47,10 +47,10 @@ impl Core {
             medium.sync_failed();
         }
         let rounds = medium.syncs().expect("it was led");
-        let (waiting, next) = rounds.end(result.is_ok() && !self.stopping);
-        self.worker.all().wake(waiting);
+        let RoundEnd { wake, lead } = rounds.end(result.is_ok() && !self.stopping);
+        self.worker.all().wake(wake);
         self.freed = true;
-        if next.is_some() {
+        if lead.is_some() {
             self.lead_sync(medium);
         }
     }

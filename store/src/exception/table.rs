@@ -18,8 +18,9 @@ use super::directory::{Directory, Look};
 use super::intake::Intake;
 use super::leaf::{Changed, REGION, Scratch, build, change_flat, get_flat, put};
 use super::word::{ChunkState, Key, Layer, Place, key_of};
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{Ordering, fence};
 use crate::units::Chunk;
+use crate::wake::{Waiters, WakeSet, WorkerBit};
 
 /// Buckets of waiting masks; a collision costs a spurious wake and nothing else.
 const BUCKETS: usize = 256;
@@ -67,7 +68,7 @@ impl Claim {
 pub struct ExceptionTable {
     chunks: u64,
     directory: Directory,
-    waiting: Box<[AtomicU64]>,
+    waiting: Box<[Waiters]>,
 }
 
 /// How many mappings a table is about to get, by region: its leaves are made as large as that.
@@ -95,7 +96,7 @@ impl ExceptionTable {
         ExceptionTable {
             chunks,
             directory: Directory::new(regions, memory.clone()),
-            waiting: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            waiting: (0..BUCKETS).map(|_| Waiters::default()).collect(),
         }
     }
 
@@ -155,17 +156,14 @@ impl ExceptionTable {
         }
     }
 
-    /// Ends a claim: its chunks lie at `place` and after that from now on. Returns which workers waited,
-    /// as a bit each.
-    #[must_use = "these workers sleep until they are woken"]
-    pub fn publish(&self, claim: Claim, place: Place) -> u64 {
+    /// Ends a claim: its chunks lie at `place` and after that from now on. Returns which workers
+    /// waited.
+    pub fn publish(&self, claim: Claim, place: Place) -> WakeSet {
         self.end(claim.first, claim.count, ChunkState::Pending, ChunkState::Mapped(place))
     }
 
-    /// Ends a claim that failed: its chunks lie where they lay before. Returns which workers waited, as a
-    /// bit each.
-    #[must_use = "these workers sleep until they are woken"]
-    pub fn put_back(&self, claim: Claim) -> u64 {
+    /// Ends a claim that failed: its chunks lie where they lay before. Returns which workers waited.
+    pub fn put_back(&self, claim: Claim) -> WakeSet {
         self.end(claim.first, claim.count, ChunkState::Pending, claim.before)
     }
 
@@ -177,14 +175,12 @@ impl ExceptionTable {
     }
 
     /// The chunk was copied back: it lies where the origin has it. Returns who waited.
-    #[must_use = "these workers sleep until they are woken"]
-    pub fn clear_busy(&self, chunk: Chunk, place: Place) -> u64 {
+    pub fn clear_busy(&self, chunk: Chunk, place: Place) -> WakeSet {
         self.end(chunk, 1, ChunkState::Busy(place), ChunkState::Unmapped)
     }
 
     /// Copying back was given up: the chunk stays at `place`. Returns who waited.
-    #[must_use = "these workers sleep until they are woken"]
-    pub fn keep_busy_mapped(&self, chunk: Chunk, place: Place) -> u64 {
+    pub fn keep_busy_mapped(&self, chunk: Chunk, place: Place) -> WakeSet {
         self.end(chunk, 1, ChunkState::Busy(place), ChunkState::Mapped(place))
     }
 
@@ -295,23 +291,20 @@ impl ExceptionTable {
         }
     }
 
-    /// Registers worker `bit` as waiting for `chunk`, and looks again: true if it is still as
+    /// Registers `worker` as waiting for `chunk`, and looks again: true if it is still as
     /// `seen`, and the worker will be woken; false if it changed, and there is nothing to wait for.
-    pub fn wait(&self, chunk: Chunk, seen: ChunkState, bit: u32) -> bool {
-        self.waiting[Self::bucket(chunk)].fetch_or(1 << bit, Ordering::SeqCst);
+    pub fn wait(&self, chunk: Chunk, seen: ChunkState, worker: WorkerBit) -> bool {
+        self.waiting[Self::bucket(chunk)].add(worker);
         fence(Ordering::SeqCst);
         self.get(chunk) == seen
     }
 
-    fn end(&self, first: Chunk, count: u64, from: ChunkState, to: ChunkState) -> u64 {
+    fn end(&self, first: Chunk, count: u64, from: ChunkState, to: ChunkState) -> WakeSet {
         let ended = self.change_run(first, count, from, to);
         assert_eq!(ended, (count, None), "I5: {count} from {first:?} changed under their owner");
         fence(Ordering::SeqCst);
-        let waited = |n| {
-            let mask = &self.waiting[Self::bucket(Chunk(first.0 + n))];
-            if mask.load(Ordering::SeqCst) == 0 { 0 } else { mask.swap(0, Ordering::AcqRel) }
-        };
-        (0..count).fold(0, |all, n| all | waited(n))
+        let waited = |n| self.waiting[Self::bucket(Chunk(first.0 + n))].take();
+        (0..count).fold(WakeSet::NONE, |all, n| all | waited(n))
     }
 
     /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`ChunkState::plus`] says

@@ -12,6 +12,7 @@ use crate::io::FileId;
 use crate::io::room::Room;
 use crate::rounds::Rounds;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::wake::WakeSet;
 
 /// Called when a file is full and writes wait for room. Workers call it, rarely: it must not block.
 pub type OnFull = Box<dyn Fn() + Send + Sync>;
@@ -102,24 +103,24 @@ impl Medium {
         self.full.load(Ordering::Acquire)
     }
 
-    /// There is said to be room again: what waits goes on, and what finds none waits. The caller
-    /// wakes the workers.
-    pub fn go_on(&self) {
+    /// There is said to be room again: what waits goes on, and what finds none waits.
+    pub fn go_on(&self) -> WakeSet {
         self.room.set_promised(true);
-        self.wait_anew();
+        self.wait_anew()
     }
 
     /// A new table writes the file: what an earlier one found is forgotten, and the next write without room
-    /// reports it again. The caller wakes the workers.
-    pub fn forget_room(&self) {
+    /// reports it again.
+    pub fn forget_room(&self) -> WakeSet {
         self.room.set_promised(false);
-        self.wait_anew();
+        self.wait_anew()
     }
 
     /// In this order: a write that may wait again sets the mark after it was cleared, and is reported.
-    fn wait_anew(&self) {
+    fn wait_anew(&self) -> WakeSet {
         self.full.store(false, Ordering::Release);
         self.room.set_given_up(false);
+        WakeSet::ALL
     }
 
     /// Something that had waited found room, and was written.
@@ -132,11 +133,11 @@ impl Medium {
         self.room.is_promised()
     }
 
-    /// Nothing waits any longer: what finds no room fails, until there is some. The caller wakes
-    /// the workers.
-    pub fn give_up(&self) {
+    /// Nothing waits any longer: what finds no room fails, until there is some.
+    pub fn give_up(&self) -> WakeSet {
         self.room.set_given_up(true);
         self.full.store(false, Ordering::Release);
+        WakeSet::ALL
     }
 }
 
@@ -231,9 +232,9 @@ mod tests {
         medium.set_patience(Duration::from_secs(1));
         assert!(medium.wait_for_room() && medium.wait_for_room() && medium.is_full());
         assert_eq!(told.load(Ordering::Relaxed), 1);
-        medium.give_up();
+        assert_eq!(medium.give_up(), WakeSet::ALL);
         assert!(!medium.is_full() && !medium.wait_for_room());
-        medium.go_on();
+        assert_eq!(medium.go_on(), WakeSet::ALL);
         assert!(medium.is_promised_room() && medium.wait_for_room());
         medium.wrote();
         assert!(!medium.is_promised_room());

@@ -7,12 +7,13 @@ use shuttle::sync::atomic::{AtomicU32, Ordering};
 
 use snapblk_store::io::FileId;
 use snapblk_store::target::Medium;
+use snapblk_store::wake::WakeSet;
 
 use super::{Arc, check, thread};
 
 /// A write finds no room in a file whose wait was given up, while `again` lets writes wait again.
 /// If the write waits, it was reported once, and the mark that tells so stays.
-fn is_marked_by_who_waits(again: fn(&Medium)) {
+fn is_marked_by_who_waits(again: fn(&Medium) -> WakeSet) {
     check(move || {
         let told = Arc::new(AtomicU32::new(0));
         let tells = told.clone();
@@ -21,10 +22,10 @@ fn is_marked_by_who_waits(again: fn(&Medium)) {
         };
         let medium = Arc::new(Medium::watched(FileId(1), true, Box::new(on_full)));
         medium.set_patience(Duration::from_secs(1));
-        medium.give_up();
+        let _ = medium.give_up();
         let writes = medium.clone();
         let write = thread::spawn(move || writes.wait_for_room());
-        again(&medium);
+        let _ = again(&medium);
         let waits = write.join().unwrap();
         assert_eq!(medium.is_full(), waits, "a write waits, and the file is not marked as full");
         assert_eq!(told.load(Ordering::SeqCst), u32::from(waits));

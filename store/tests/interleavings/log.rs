@@ -6,7 +6,7 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 use snapblk_store::cow::log::{LOG_WORDS, RING};
 use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Allocation, Log};
-use snapblk_store::rounds::Join;
+use snapblk_store::rounds::{Join, RoundEnd};
 use snapblk_store::units::{Chunk, DataIndex};
 
 use super::{Sleeper, check, check_more, with_workers};
@@ -23,9 +23,9 @@ fn commit(me: &Sleeper, log: &Log) {
                 log.entry(DataIndex(index));
             }
             log.set_committed(upto);
-            let (waiting, again) = log.end_round(true);
-            me.worker.all().wake(waiting);
-            if again.is_none() {
+            let RoundEnd { wake, lead } = log.end_round(true);
+            me.worker.all().wake(wake);
+            if lead.is_none() {
                 break;
             }
         }

@@ -20,14 +20,12 @@ impl World {
 
     /// What waits for room in the base goes on.
     pub fn base_has_room(&mut self) {
-        self.medium.go_on();
-        self.workers.wake(u64::MAX);
+        self.workers.wake(self.medium.go_on());
     }
 
     /// The time is over, of the base.
     pub fn give_base_up(&mut self) {
-        self.medium.give_up();
-        self.workers.wake(u64::MAX);
+        self.workers.wake(self.medium.give_up());
     }
 
     /// Extends the store by `sectors`; requests that wait for room continue.
@@ -38,15 +36,13 @@ impl World {
         let store = &self.stores[store];
         store.grow(Geometry::of_len(store.chunk(), bytes).device_chunks);
         if store.log().has_room() {
-            store.go_on();
+            self.workers.wake(store.go_on());
         }
-        self.workers.wake(u64::MAX);
     }
 
     /// The time limit has passed.
     pub fn give_up(&mut self, store: usize) {
-        self.stores[store].give_up();
-        self.workers.wake(u64::MAX);
+        self.workers.wake(self.stores[store].give_up());
     }
 
     /// Suspends every device, which waits only for actions in flight, and gives it its table again.

@@ -3,6 +3,7 @@
 use snapblk_store::exception::ChunkState;
 use snapblk_store::request::{Op, Status, Token};
 use snapblk_store::units::Chunk;
+use snapblk_store::wake::WorkerBit;
 
 use super::model::{SECTOR, describe};
 use super::{Live, ORIGIN, Outcome, Req, Shape, World};
@@ -119,7 +120,7 @@ impl World {
             host.touched = true;
         }
         self.start_merge();
-        if self.workers.overlaps(ORIGIN, 0, 1 << 43, 0) {
+        if self.workers.overlaps(ORIGIN, 0, 1 << 43, WorkerBit::of(0)) {
             return Err("a range is still tracked".into());
         }
         for (number, device) in self.devices.iter().enumerate() {

@@ -584,8 +584,7 @@ impl World {
             let lost = (store.name().to_owned(), StoreEvent::InvalidNotWritten);
             if store.state() == StoreState::Invalidating && self.events.list().contains(&lost) {
                 self.specs[number].recorded_invalid = true;
-                store.recorded(true);
-                self.workers.wake(u64::MAX);
+                self.workers.wake(store.recorded(true));
             }
         }
     }

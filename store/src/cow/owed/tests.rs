@@ -1,6 +1,7 @@
 use super::*;
 use crate::io::OpenMode;
 use crate::units::ChunkSize;
+use crate::wake::WakeSet;
 
 /// A store's file, as if it were on a disk.
 fn on_disk(dir: &Path) -> FileInfo {
@@ -36,7 +37,7 @@ fn the_file_has_all_slots_and_says_how_many_may_be_owed() {
     let log = Log::new(words, DataIndex(0), 1 << 30);
     for old in 0..3 {
         assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-        assert_eq!(log.finish(DataIndex(old), Some(Chunk(9 - old))), 0);
+        assert_eq!(log.finish(DataIndex(old), Some(Chunk(9 - old))), WakeSet::NONE);
     }
     assert_eq!(Owed::most(&info), 3);
     log.set_committed(DataIndex(1));
@@ -56,7 +57,7 @@ fn what_is_owed_is_found_whichever_way_leads_to_the_store() {
     let owe = |words| {
         let log = Log::new(words, DataIndex(0), 1 << 30);
         assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-        assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
+        assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), WakeSet::NONE);
     };
     owe(Owed::of(&linked, 8).create(false).expect("it is made"));
     let found = Owed::of(&info, 8).find().expect("it can be read").expect("it is found");
@@ -100,7 +101,7 @@ fn killed(info: &FileInfo, change: impl Fn(&mut WordsHeader)) -> Owed {
     change(of.header.as_mut().expect("a boot"));
     let log = Log::new(of.create(false).expect("it is made"), DataIndex(0), 1 << 30);
     assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-    assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
+    assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), WakeSet::NONE);
     owed
 }
 
@@ -206,7 +207,7 @@ fn a_file_that_was_set_aside_in_vain_is_where_it_was() {
     let mut first = Owed::of(&info, 8);
     let log = Log::new(first.create(false).expect("it is made"), DataIndex(0), 1 << 30);
     assert!(matches!(log.allocate(1), super::super::log::Allocation::Run { .. }));
-    assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), 0);
+    assert_eq!(log.finish(DataIndex(0), Some(Chunk(7))), WakeSet::NONE);
     let mut second = Owed { words: usize::MAX, ..Owed::of(&info, 8) };
     second.create(true).expect_err("it is too long");
     second.remove();

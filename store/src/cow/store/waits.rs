@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Store, StoreEvent, StoreState};
 use crate::sync::atomic::Ordering;
+use crate::wake::WakeSet;
 
 impl Store {
     /// Requests that need room in a full store wait for at most `patience`; with zero, the initial
@@ -51,11 +52,11 @@ impl Store {
         self.full_below.load(Ordering::Acquire)
     }
 
-    /// There should be room again: waiting requests continue. The caller wakes the workers.
-    pub fn go_on(&self) {
+    /// There should be room again: waiting requests continue.
+    pub fn go_on(&self) -> WakeSet {
         self.room.set_promised(true);
         self.room.set_given_up(false);
-        self.no_longer_full();
+        self.no_longer_full()
     }
 
     /// A request found room, and was written.
@@ -71,16 +72,16 @@ impl Store {
         self.room.is_promised()
     }
 
-    /// Requests wait no longer: those that find no room fail, until there is some. The caller wakes
-    /// the workers.
-    pub fn give_up(&self) {
+    /// Requests wait no longer: those that find no room fail, until there is some.
+    pub fn give_up(&self) -> WakeSet {
         self.room.set_given_up(true);
-        self.no_longer_full();
+        self.no_longer_full()
     }
 
-    fn no_longer_full(&self) {
+    fn no_longer_full(&self) -> WakeSet {
         let (valid, full) = (StoreState::Valid as u8, StoreState::Full as u8);
         // Otherwise its state is now worse than Full, or it was not full.
         let _ = self.state.compare_exchange(full, valid, Ordering::AcqRel, Ordering::Acquire);
+        WakeSet::ALL
     }
 }

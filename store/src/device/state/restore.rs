@@ -152,8 +152,7 @@ impl Devices {
         let recorded = recorded.inspect_err(|error| {
             tracing::error!("{error}; writes to the origin of {store} fail from now on");
         });
-        live.store.recorded(recorded.unwrap_or(false));
-        self.workers.wake(u64::MAX);
+        self.workers.wake(live.store.recorded(recorded.unwrap_or(false)));
     }
 
     fn check_bases<'a>(

@@ -7,6 +7,7 @@ use crate::cow::Store;
 use crate::io::Errno;
 use crate::request::Status;
 use crate::table::Keeper;
+use crate::wake::WakeSet;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -154,7 +155,7 @@ fn scenario_78_of_a_request_over_several_files_that_alone_is_full_which_had_no_r
             assert_eq!(keeper.is_full(), keeper.file() == lacking.file(), "{keeper:?}");
         }
         // It is tried again where somebody wakes the worker, and not before there is room.
-        world.devices.workers().wake(u64::MAX);
+        world.devices.workers().wake(WakeSet::ALL);
         assert_eq!(carried_out(&mut engine, full), []);
         assert!(world.devices.tend_full(Instant::now()).is_none() && !lacking.is_full());
         assert_eq!(carried_out(&mut engine, None), [Status::Ok]);

@@ -42,7 +42,7 @@ fn fill(store: &Store) {
     for n in 0..count {
         let _ = store.log().finish(DataIndex(first.0 + n), None);
     }
-    store.overflow();
+    let _ = store.overflow();
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn an_invalid_source_gives_an_invalid_destination_and_an_error() {
         let store = store_of(&world, "a");
         assert!(store.begin_invalidate());
         // The header stays unchanged: the state in memory is what moves.
-        store.recorded(true);
+        let _ = store.recorded(true);
         while events.try_recv().is_ok() {}
         hand_over(&world, &line("snapshot", persistence)).unwrap();
         assert_eq!(store_of(&world, "b").state(), StoreState::Invalid, "{persistence}");
@@ -232,7 +232,7 @@ fn a_merge_that_becomes_a_snapshot_is_none_any_more_and_one_in_doubt_cannot() {
     world.device("a", &[&line("snapshot-merge", "P 8")]).unwrap();
     let store = store_of(&world, "a");
     store.set_merge_mark(MergeMark::Merging);
-    store.set_unerased(vec![Entry { old: Chunk(1), new: StoreChunk(2) }]);
+    let _ = store.set_unerased(vec![Entry { old: Chunk(1), new: StoreChunk(2) }]);
     refused(world.load("a", &[&line("snapshot", "P 8")]), "resume it as 'snapshot-merge' first");
     world.devices.clear("a").unwrap();
     world.load("a", &[&line("snapshot-merge", "P 8")]).unwrap();

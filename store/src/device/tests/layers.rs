@@ -145,7 +145,7 @@ fn a_layer_that_is_opened_again_is_so_for_the_layers_above() {
     }
     let layers = || world.table("disk").exceptions()[0].layers.clone();
     let before = layers();
-    before[0].commit_failed();
+    let _ = before[0].commit_failed();
     assert_ne!(before[2].log().owed_count(), 0);
     world.load(LOWER, &[&lower_line()]).unwrap();
     let opened = world.table(LOWER).exceptions()[0].store().clone();

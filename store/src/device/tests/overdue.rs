@@ -59,7 +59,7 @@ fn one_worker_commits_what_is_owed() {
     world.carry_out("disk", Op::Write, 32);
     world.devices.suspend("disk", Suspend { noflush: true }).unwrap();
     assert_eq!(looks(), (vec![], true), "nobody serves");
-    world.table("disk").exceptions()[0].store().commit_failed();
+    let _ = world.table("disk").exceptions()[0].store().commit_failed();
     assert_eq!(looks(), (vec![], false), "it will not be committed any more");
 }
 

@@ -128,7 +128,7 @@ fn scenario_45_a_store_of_a_failed_merge_is_opened_again_by_a_resume() {
     resume(&world);
     let same = |store| Arc::ptr_eq(store, world.table("disk").exceptions()[0].store());
     assert!(same(&store), "there is no need");
-    store.commit_failed();
+    let _ = store.commit_failed();
     resume(&world);
     assert!(!same(&store));
     assert_eq!(world.table("disk").exceptions()[0].store().state(), StoreState::Valid);

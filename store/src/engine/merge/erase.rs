@@ -16,6 +16,7 @@ use crate::cow::tail::Tail;
 use crate::cow::{Entry, MergeMark};
 use crate::exception::ChunkState;
 use crate::io::{Errno, IoOp};
+use crate::wake::WakeSet;
 
 impl Core {
     /// When a merge is started: erases the entries after the list. An earlier removal that
@@ -113,7 +114,7 @@ impl Core {
         let block = Tail::block_entries(&store.geometry());
         let first = job.position - job.position % block;
         store.truncate(job.position, job.list.get(first, job.position));
-        let mut waiting = 0;
+        let mut waiting = WakeSet::NONE;
         for entry in job.batch.entries.drain(..) {
             let place = site.place(&entry);
             debug_assert_eq!(site.ex.table.get(entry.old), ChunkState::Busy(place));
@@ -121,7 +122,7 @@ impl Core {
         }
         self.worker.all().wake(waiting);
         if what == Erased::Batch {
-            job.adapt(waiting != 0);
+            job.adapt(!waiting.is_empty());
         }
         job.clean = true;
         store.clear_unerased();
@@ -136,9 +137,9 @@ impl Core {
     fn not_erased(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         let store = site.store();
         if !job.batch.entries.is_empty() {
-            store.set_unerased(std::mem::take(&mut job.batch.entries));
+            let waiting = store.set_unerased(std::mem::take(&mut job.batch.entries));
+            self.worker.all().wake(waiting);
         }
         self.end_merge(job, site, failure);
-        self.worker.all().wake(u64::MAX);
     }
 }

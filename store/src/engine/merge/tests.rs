@@ -446,7 +446,7 @@ fn s46_with_an_invalid_store_the_device_is_its_origin() {
     let mut case = build(PLAIN);
     let before = case.origin();
     assert!(case.store.begin_invalidate());
-    case.store.invalidated(true);
+    let _ = case.store.invalidated(true);
     assert_eq!(case.start_merge(), Err(MergeFailure::Invalid));
     case.model = before;
     case.guest_reads_model();

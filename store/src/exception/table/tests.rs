@@ -31,7 +31,7 @@ fn a_claimed_chunk_is_pending_until_published() {
     let claim = table.claim(Chunk(700), ChunkState::Unmapped).unwrap();
     assert_eq!(table.get(Chunk(700)), ChunkState::Pending);
     assert_eq!(table.claim(Chunk(700), ChunkState::Unmapped).unwrap_err(), ChunkState::Pending);
-    assert_eq!(table.publish(claim, place(2)), 0);
+    assert_eq!(table.publish(claim, place(2)), WakeSet::NONE);
     assert_eq!(table.get(Chunk(700)), ChunkState::Mapped(place(2)));
 }
 
@@ -40,7 +40,7 @@ fn a_claim_put_back_leaves_the_chunk_as_it_was() {
     let table = ExceptionTable::new(10);
     table.load(Chunk(3), place(9));
     let claim = table.claim(Chunk(3), ChunkState::Mapped(place(9))).unwrap();
-    assert_eq!(table.put_back(claim), 0);
+    assert_eq!(table.put_back(claim), WakeSet::NONE);
     assert_eq!(table.get(Chunk(3)), ChunkState::Mapped(place(9)));
 }
 
@@ -48,9 +48,9 @@ fn a_claim_put_back_leaves_the_chunk_as_it_was() {
 fn the_owner_learns_who_waits() {
     let table = ExceptionTable::new(10);
     let claim = table.claim(Chunk(3), ChunkState::Unmapped).unwrap();
-    assert!(table.wait(Chunk(3), ChunkState::Pending, 5));
-    assert_eq!(table.publish(claim, place(2)), 1 << 5);
-    assert!(!table.wait(Chunk(3), ChunkState::Pending, 5));
+    assert!(table.wait(Chunk(3), ChunkState::Pending, WorkerBit::of(5)));
+    assert_eq!(table.publish(claim, place(2)), WorkerBit::of(5).into());
+    assert!(!table.wait(Chunk(3), ChunkState::Pending, WorkerBit::of(5)));
 }
 
 #[test]
@@ -72,11 +72,11 @@ fn a_run_is_claimed_as_far_as_chunks_lie_alike() {
     assert_eq!((behind.chunk(), behind.count()), (Chunk(4091), 3));
     assert_eq!((rest.chunk(), rest.count()), (Chunk(4094), 7));
     // Whoever waits for one of them is told.
-    assert!(table.wait(Chunk(4097), ChunkState::Pending, 5));
-    assert_eq!(table.publish(behind, place(50)), 0);
-    assert_eq!(table.publish(rest, place(70)), 1 << 5);
-    assert_eq!(table.put_back(one), 0);
-    assert_eq!(table.put_back(before), 0);
+    assert!(table.wait(Chunk(4097), ChunkState::Pending, WorkerBit::of(5)));
+    assert_eq!(table.publish(behind, place(50)), WakeSet::NONE);
+    assert_eq!(table.publish(rest, place(70)), WorkerBit::of(5).into());
+    assert_eq!(table.put_back(one), WakeSet::NONE);
+    assert_eq!(table.put_back(before), WakeSet::NONE);
     let mapped: Vec<_> = [(4090, 9), (4091, 50), (4092, 51), (4093, 52)]
         .into_iter()
         .chain((0..7).map(|n| (4094 + n, 70 + n)))
@@ -86,8 +86,8 @@ fn a_run_is_claimed_as_far_as_chunks_lie_alike() {
     let mut run = table.claim_run(Chunk(4091), 10, ChunkState::Mapped(place(50))).unwrap();
     assert_eq!(run.count(), 3);
     let rest = run.split_off(1);
-    assert_eq!(table.publish(run, place(80)), 0);
-    assert_eq!(table.put_back(rest), 0);
+    assert_eq!(table.publish(run, place(80)), WakeSet::NONE);
+    assert_eq!(table.put_back(rest), WakeSet::NONE);
     let places = [4090, 4091, 4092, 4093, 4094].map(|chunk| table.get(Chunk(chunk)));
     assert_eq!(places, [9, 80, 51, 52, 70].map(|at| ChunkState::Mapped(place(at))));
 }
@@ -120,9 +120,9 @@ proptest! {
                 let to = number as u64 * 1000 + at;
                 if ends_well {
                     map.extend((0..part.count()).map(|n| (from + at + n, to + n)));
-                    prop_assert_eq!(table.publish(part, place(to)), 0);
+                    prop_assert_eq!(table.publish(part, place(to)), WakeSet::NONE);
                 } else {
-                    prop_assert_eq!(table.put_back(part), 0);
+                    prop_assert_eq!(table.put_back(part), WakeSet::NONE);
                 }
             }
             prop_assert!(found(&table).into_iter().eq(map.clone()));
@@ -236,11 +236,11 @@ fn a_claim_outlives_the_leaf_it_was_made_in() {
     let table = ExceptionTable::new(4096);
     let claim = table.claim(Chunk(0), ChunkState::Unmapped).unwrap();
     let given_up = table.claim(Chunk(1), ChunkState::Unmapped).unwrap();
-    assert!(table.wait(Chunk(0), ChunkState::Pending, 3));
+    assert!(table.wait(Chunk(0), ChunkState::Pending, WorkerBit::of(3)));
     (2..100).for_each(|chunk| moved(&table, chunk, chunk));
     assert_eq!(table.get(Chunk(0)), ChunkState::Pending);
-    assert_eq!(table.publish(claim, place(7)), 1 << 3);
-    assert_eq!(table.put_back(given_up), 0);
+    assert_eq!(table.publish(claim, place(7)), WorkerBit::of(3).into());
+    assert_eq!(table.put_back(given_up), WakeSet::NONE);
     assert_eq!(table.get(Chunk(0)), ChunkState::Mapped(place(7)));
     assert_eq!(table.get(Chunk(1)), ChunkState::Unmapped);
     (100..all).for_each(|chunk| moved(&table, chunk, chunk));
@@ -403,12 +403,12 @@ fn carry_out(
             Step::Move => {
                 let claim = table.claim(Chunk(chunk), seen).unwrap();
                 assert_eq!(table.claim(Chunk(chunk), seen).unwrap_err(), ChunkState::Pending);
-                assert_eq!(table.publish(claim, place(to)), 0);
+                assert_eq!(table.publish(claim, place(to)), WakeSet::NONE);
                 map.insert(chunk, to);
             }
             Step::GiveUp => {
                 let claim = table.claim(Chunk(chunk), seen).unwrap();
-                assert_eq!(table.put_back(claim), 0);
+                assert_eq!(table.put_back(claim), WakeSet::NONE);
             }
             Step::Enter => {
                 table.load(Chunk(chunk), place(to));

@@ -18,9 +18,9 @@ fn a_failed_commit_is_not_hidden_by_another_line_s_invalid_store() {
         let table = world.table("snap");
         let [invalid, other] = [0, 1].map(|number| table.exceptions()[number].store().clone());
         assert!(invalid.begin_invalidate());
-        invalid.invalidated(true);
+        let _ = invalid.invalidated(true);
         if fails {
-            other.commit_failed();
+            let _ = other.commit_failed();
             cannot_flush(world.devices.suspend("snap", Suspend::default()));
             cannot_flush(world.devices.remove("snap", false));
         } else {
@@ -43,7 +43,7 @@ fn beside_an_invalid_store() -> World {
     world.device("disk", &lines).unwrap();
     let store = world.table("disk").exceptions()[0].store().clone();
     assert!(store.begin_invalidate());
-    store.invalidated(true);
+    let _ = store.invalidated(true);
     world
 }
 
