@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use snapblk_store::cow::OpenStore;
-use snapblk_store::units::{Chunk, StoreChunk};
+use snapblk_store::cow::{Entry, OpenStore};
 
 use super::store_file::StoreFile;
 use super::{CliError, output};
@@ -33,14 +32,15 @@ pub struct Run {
 }
 
 /// The runs of a store in the order of the disk. Takes the entries, to sort them in place.
-pub fn runs(store: &OpenStore, mut entries: Vec<(Chunk, StoreChunk)>) -> impl Iterator<Item = Run> {
+pub fn runs(store: &OpenStore, mut entries: Vec<Entry>) -> impl Iterator<Item = Run> {
     let chunk = store.geometry.chunk;
     entries.sort_unstable();
     let mut entries = entries.into_iter().peekable();
     std::iter::from_fn(move || {
-        let (old, new) = entries.next()?;
+        let Entry { old, new } = entries.next()?;
         let mut count = 1;
-        while entries.next_if(|&(o, n)| o.0 == old.0 + count && n.0 == new.0 + count).is_some() {
+        let follows = |next: &Entry, n| next.old.0 == old.0 + n && next.new.0 == new.0 + n;
+        while entries.next_if(|next| follows(next, count)).is_some() {
             count += 1;
         }
         Some(Run {

@@ -189,10 +189,10 @@ pub(super) fn case(entries: u64) -> Case {
     let options = cow::OpenOptions { origin_len: Some(LEN), ..Default::default() };
     let opened = cow::open::open(&info, &options).unwrap();
     let exceptions = ExceptionTable::new(CHUNKS);
-    for &(old, chunk) in &opened.entries {
+    let all = &opened.entries;
+    for &Entry { old, new: chunk } in all {
         exceptions.load(old, Place { layer: Layer::FIRST, chunk });
     }
-    let all: Vec<Entry> = opened.entries.iter().map(|&(old, new)| Entry { old, new }).collect();
     let block = Tail::block_entries(&geometry) as usize;
     let store = Store::new(StoreParts {
         name: "store".into(),
@@ -298,7 +298,7 @@ impl Case {
         chunk
     }
 
-    fn entries_on_disk(&self) -> Vec<(Chunk, StoreChunk)> {
+    fn entries_on_disk(&self) -> Vec<Entry> {
         let info =
             FileInfo::open(&self.dir.path().join("store"), OpenMode::ReadOnly, false).unwrap();
         cow::open::open(&info, &cow::OpenOptions::default()).unwrap().entries
@@ -317,7 +317,7 @@ fn a_flush_commits_what_is_owed() {
     flush().unwrap();
     let chunk = case.owe(800);
     flush().unwrap();
-    assert_eq!(case.entries_on_disk()[3..], [(Chunk(800), chunk)]);
+    assert_eq!(case.entries_on_disk()[3..], [Entry { old: Chunk(800), new: chunk }]);
     assert_eq!(case.store.log().committed(), case.store.log().next());
 }
 

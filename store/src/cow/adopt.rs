@@ -88,7 +88,7 @@ fn landed(store: &OpenStore, words: &Words) -> usize {
         return 0;
     }
     let first = store.geometry.chunk_of_index(Log::owed(words).1);
-    let landed = store.entries.iter().rev().take_while(|(_, new)| *new >= first).count();
+    let landed = store.entries.iter().rev().take_while(|entry| entry.new >= first).count();
     // The block that they begin in is written whole.
     let is_at_hand = store.before == 0 || in_block(store, landed) <= store.entries.len() - landed;
     if is_at_hand { landed } else { 0 }
@@ -105,7 +105,7 @@ pub fn view(
     origin_len: Option<u64>,
 ) -> Result<(), AdoptError> {
     for (index, old) in missing(store, words, origin_len)? {
-        store.entries.push((old, store.geometry.chunk_of_index(index)));
+        store.entries.push(Entry { old, new: store.geometry.chunk_of_index(index) });
         store.next = DataIndex(index.0 + 1);
     }
     Ok(())
@@ -127,14 +127,14 @@ fn missing(
     let landed: HashMap<StoreChunk, Chunk> = store
         .entries
         .iter()
-        .filter(|(_, new)| *new >= first)
-        .map(|&(old, new)| (new, old))
+        .filter(|entry| entry.new >= first)
+        .map(|entry| (entry.new, entry.old))
         .collect();
     let origin_chunks = origin_len.map(|len| store.geometry.chunk.count_for(len));
     let mut rest = Vec::new();
     for (index, old) in owed {
         if index >= store.next {
-            let entry = (old, store.geometry.chunk_of_index(index));
+            let entry = Entry { old, new: store.geometry.chunk_of_index(index) };
             if let Some(kind) = misplaced(&store.geometry, origin_chunks, entry) {
                 return Err(AdoptError::Misplaced { kind });
             }
@@ -220,10 +220,13 @@ fn append<S: Storage>(
         tail.zeroed();
     }
     storage.sync().map_err(failed)?;
-    let place = |&(index, old): &(DataIndex, Chunk)| (old, store.geometry.chunk_of_index(index));
-    let entries: Vec<(Chunk, StoreChunk)> = owed.iter().map(place).collect();
+    let entry = |&(index, old): &(DataIndex, Chunk)| {
+        let new = store.geometry.chunk_of_index(index);
+        Entry { old, new }
+    };
+    let entries: Vec<Entry> = owed.iter().map(entry).collect();
     let again = &store.entries[store.entries.len() - landed..];
-    let mut left = again.iter().chain(&entries).map(|&(old, new)| Entry { old, new });
+    let mut left = again.iter().chain(&entries).copied();
     let mut bytes = Vec::new();
     while let Some(offset) = tail.write(&mut left, &mut bytes) {
         storage.write_at(&bytes, offset).map_err(failed)?;
@@ -242,11 +245,8 @@ pub fn tail_of(store: &OpenStore) -> Tail {
 /// The tail before the newest `count` entries of a store.
 fn tail_before(store: &OpenStore, count: usize) -> Tail {
     let at = store.entries.len() - count;
-    let last: Vec<Entry> = store.entries[at - in_block(store, count)..at]
-        .iter()
-        .map(|&(old, new)| Entry { old, new })
-        .collect();
-    Tail::new(store.geometry, store.count() - count as u64, &last)
+    let last = &store.entries[at - in_block(store, count)..at];
+    Tail::new(store.geometry, store.count() - count as u64, last)
 }
 
 /// How many entries before the newest `count` of a store are in the same block as the first of those.

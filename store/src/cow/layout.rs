@@ -90,7 +90,7 @@ impl Header {
 }
 
 /// One exception: a chunk of the device whose content is in a chunk of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     /// The chunk of the device; 0 is an ordinary one.
     pub old: Chunk,

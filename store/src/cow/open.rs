@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use super::error::{Problem, ProblemKind, StoreError, StoreErrorKind};
 use super::layout::{ENTRY_BYTES, Entry, Geometry, HEADER_BYTES, Header, MIN_CHUNKS, Usage};
 use crate::io::storage::{SLICE, Storage};
-use crate::units::{Chunk, ChunkSize, DataIndex, SECTOR_SIZE, StoreChunk};
+use crate::units::{ChunkSize, DataIndex, SECTOR_SIZE};
 
 mod sieve;
 #[cfg(test)]
@@ -54,7 +54,7 @@ pub struct OpenOptions {
 /// own.
 pub trait Gather {
     /// The next of the list, which are right each by itself. Not told of where one was not.
-    fn take(&mut self, geometry: &Geometry, entries: &[(Chunk, StoreChunk)]);
+    fn take(&mut self, geometry: &Geometry, entries: &[Entry]);
 
     /// Whether two of those that were taken may name the same chunk of the device; where they do
     /// it is true.
@@ -63,7 +63,7 @@ pub trait Gather {
 
 /// Nobody.
 impl Gather for () {
-    fn take(&mut self, _: &Geometry, _: &[(Chunk, StoreChunk)]) {}
+    fn take(&mut self, _: &Geometry, _: &[Entry]) {}
 
     fn may_have_twice(&mut self) -> bool {
         true
@@ -80,7 +80,7 @@ pub struct OpenStore {
     pub valid: bool,
     /// Its exceptions in the order in which they were committed: the n-th lies at place n, after
     /// those that were left out.
-    pub entries: Vec<(Chunk, StoreChunk)>,
+    pub entries: Vec<Entry>,
     /// How many older ones are left out of `entries`; see [`Keep`].
     pub before: u64,
     /// The data index to allocate next: after the highest in use.
@@ -200,7 +200,7 @@ pub fn inspect<S: Storage>(storage: &S) -> Result<OpenStore, StoreError> {
 pub fn each_entry<S: Storage>(
     storage: &S,
     store: &OpenStore,
-    mut visit: impl FnMut(u64, (Chunk, StoreChunk)) -> ControlFlow<()>,
+    mut visit: impl FnMut(u64, Entry) -> ControlFlow<()>,
 ) -> Result<(), StoreError> {
     let geometry = &store.geometry;
     let mut slice = vec![0; SLICE.min(geometry.chunk.bytes() as usize)];
@@ -212,8 +212,7 @@ pub fn each_entry<S: Storage>(
             io_error("read its list of exceptions", at)(source).of(storage.name())
         })?;
         for bytes in slice.as_chunks::<ENTRY_BYTES>().0 {
-            let entry = Entry::decode(bytes);
-            if position == store.count() || visit(position, (entry.old, entry.new)).is_break() {
+            if position == store.count() || visit(position, Entry::decode(bytes)).is_break() {
                 return Ok(());
             }
             position += 1;
@@ -240,16 +239,16 @@ pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec
         .take(limit)
         .collect();
     let rest = limit - found.len();
-    let olds = duplicates(store.entries.iter().map(|e| e.0.0), rest).into_iter();
+    let olds = duplicates(store.entries.iter().map(|entry| entry.old.0), rest).into_iter();
     found.extend(olds.map(|(first, at)| {
         let first = geometry.entry_offset(first as u64);
-        problem(at, ProblemKind::DuplicateOld { old: store.entries[at].0, first })
+        problem(at, ProblemKind::DuplicateOld { old: store.entries[at].old, first })
     }));
     let rest = limit - found.len();
-    let news = duplicates(store.entries.iter().map(|e| e.1.0), rest).into_iter();
+    let news = duplicates(store.entries.iter().map(|entry| entry.new.0), rest).into_iter();
     found.extend(news.map(|(first, at)| {
         let first = geometry.entry_offset(first as u64);
-        problem(at, ProblemKind::DuplicateNew { new: store.entries[at].1, first })
+        problem(at, ProblemKind::DuplicateNew { new: store.entries[at].new, first })
     }));
     found
 }
@@ -258,7 +257,7 @@ pub fn problems(store: &OpenStore, origin_len: Option<u64>, limit: usize) -> Vec
 pub(super) fn misplaced(
     geometry: &Geometry,
     origin_chunks: Option<u64>,
-    (old, new): (Chunk, StoreChunk),
+    Entry { old, new }: Entry,
 ) -> Option<ProblemKind> {
     if new.0 >= geometry.device_chunks {
         Some(ProblemKind::OutsideStore { new, chunks: geometry.device_chunks })
@@ -422,7 +421,7 @@ fn scan_area<S: Storage>(
         let entries = slice.as_chunks::<ENTRY_BYTES>().0.iter().map(Entry::decode);
         let ends = entries.clone().position(|entry| entry.is_end());
         let count = ends.unwrap_or(entries.len());
-        store.entries.extend(entries.take(count).map(|entry| (entry.old, entry.new)));
+        store.entries.extend(entries.take(count));
         if let Some(place) = ends {
             store.garbage = slice[place * ENTRY_BYTES..].iter().any(|&byte| byte != 0)
                 || any_but_zero(storage, at + slice.len() as u64, end, slice)?;
@@ -457,8 +456,8 @@ fn any_but_zero<S: Storage>(
 }
 
 /// The index after the highest that is in use; the skip past an area is in the arithmetic.
-fn next(geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) -> DataIndex {
-    geometry.next_after(entries.iter().filter_map(|&(_, new)| geometry.index_of(new)).max())
+fn next(geometry: &Geometry, entries: &[Entry]) -> DataIndex {
+    geometry.next_after(entries.iter().filter_map(|entry| geometry.index_of(entry.new)).max())
 }
 
 /// Pairs of places (an earlier one, this one) with the same value, at most `limit`. Values that

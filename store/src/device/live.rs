@@ -16,11 +16,11 @@ use crate::cow::log::Log;
 use crate::cow::open::{self, Gather, OpenOptions, OpenStore};
 use crate::cow::owed::{Gaps, Owed, tail_of};
 use crate::cow::store::{StoreObserver, StoreParts};
-use crate::cow::{Geometry, Keep, Persistence, Store};
+use crate::cow::{Entry, Geometry, Keep, Persistence, Store};
 use crate::exception::{ExceptionTable, Intake, Layer, Memory, Place};
 use crate::io::OpenMode;
 use crate::lines::SnapshotSpec;
-use crate::units::{Chunk, ChunkSize, DataIndex, StoreChunk};
+use crate::units::{ChunkSize, DataIndex, StoreChunk};
 use crate::wake::WakeSet;
 
 /// Bytes in memory for each exception that is about to be entered: itself, and sorted.
@@ -84,17 +84,17 @@ struct Taken {
 }
 
 impl Gather for Taken {
-    fn take(&mut self, geometry: &Geometry, entries: &[(Chunk, StoreChunk)]) {
+    fn take(&mut self, geometry: &Geometry, entries: &[Entry]) {
         self.count += entries.len() as u64;
         // Which most stores are too small for.
         self.beyond |= geometry.device_chunks > Place::MAX_CHUNK
-            && entries.iter().any(|(_, new)| new.0 > Place::MAX_CHUNK);
+            && entries.iter().any(|entry| entry.new.0 > Place::MAX_CHUNK);
         if self.beyond {
             return;
         }
         let chunks = geometry.chunk.count_for(self.len);
         let intake = self.intake.get_or_insert_with(|| Intake::new(chunks));
-        entries.iter().for_each(|&(old, new)| intake.add(old, new));
+        entries.iter().for_each(|entry| intake.add(entry.old, entry.new));
     }
 
     fn may_have_twice(&mut self) -> bool {
@@ -305,19 +305,19 @@ pub(super) fn load(
     (disk, Listed { store: opened, taken }): (&Disk, Listed),
     layer: Layer,
 ) -> Result<(), DeviceError> {
-    let mapping = |(old, chunk): (Chunk, StoreChunk)| (old, Place { layer, chunk });
+    let mapping = |entry: &Entry| (entry.old, Place { layer, chunk: entry.new });
     if let Some(Taken { intake, count, .. }) = taken {
         if let Some(intake) = intake {
             table.take_in(intake, layer);
         }
         // What a killed process owed.
         let later = &opened.entries[(count - opened.before) as usize..];
-        table.fill(later.iter().map(|&entry| mapping(entry)));
+        table.fill(later.iter().map(mapping));
         return Ok(());
     }
     let opened = &opened;
     let (Memory::Arena(arena), 1..) = (memory, opened.before) else {
-        table.fill(opened.entries.iter().map(|&entry| mapping(entry)));
+        table.fill(opened.entries.iter().map(mapping));
         return Ok(());
     };
     // A part, and the same sorted, take the place of half of what tables may have in memory.
@@ -325,19 +325,19 @@ pub(super) fn load(
     let _aside = arena.set_aside(part_len * BYTES_ENTERED);
     let part_len = part_len as usize;
     let mut counts = table.counts();
-    open::each_entry(disk, opened, |_, (old, _)| {
-        counts.add(old);
+    open::each_entry(disk, opened, |_, entry| {
+        counts.add(entry.old);
         ControlFlow::Continue(())
     })?;
     let mut part = Vec::with_capacity(part_len);
     open::each_entry(disk, opened, |_, entry| {
         if part.len() == part_len {
-            table.enter(&counts, part.iter().map(|&entry| mapping(entry)));
+            table.enter(&counts, part.iter().map(mapping));
             part.clear();
         }
         part.push(entry);
         ControlFlow::Continue(())
     })?;
-    table.enter(&counts, part.iter().map(|&entry| mapping(entry)));
+    table.enter(&counts, part.iter().map(mapping));
     Ok(())
 }

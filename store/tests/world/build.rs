@@ -22,7 +22,7 @@ impl World {
             let chunk = self.stores[top].geometry().chunk;
             let table = ExceptionTable::new(chunk.count_for(device.sectors * 512));
             for (layer, &number) in device.stores.iter().enumerate() {
-                for &(old, new) in &loads[number].entries {
+                for &Entry { old, new } in &loads[number].entries {
                     table.load(old, Place { layer: Layer(layer as u16 + 1), chunk: new });
                 }
             }

@@ -25,7 +25,7 @@ use snapblk_store::cow::log::{LOG_WORDS, Log};
 use snapblk_store::cow::open::{self, Keep, OpenOptions, OpenStore};
 use snapblk_store::cow::store::{StoreEvent, StoreObserver, StoreParts};
 use snapblk_store::cow::words::Words;
-use snapblk_store::cow::{Geometry, MergeMark, Persistence, Store, StoreState};
+use snapblk_store::cow::{Entry, Geometry, MergeMark, Persistence, Store, StoreState};
 use snapblk_store::engine::{Engine, EngineConfig, MergeState};
 use snapblk_store::exception::{ChunkState, ExceptionTable, Layer, Place};
 use snapblk_store::io::sim::{Asked, Cut, Rng, Sim};

@@ -243,6 +243,6 @@ fn what_was_owed_past_the_end_of_the_disk_is_not_merged_away() {
     let said = merge.run().unwrap_err().to_string();
     assert!(said.contains("chunk 10 of an origin of 10 chunks"), "{said}");
     let again = StoreFile::to_write(&path("store")).unwrap().load(Some(11 << 12)).unwrap();
-    assert_eq!(again.entries, [(Chunk(10), place)]);
+    assert_eq!(again.entries, [Entry { old: Chunk(10), new: place }]);
     assert!(!path("store.owed").exists());
 }

@@ -116,10 +116,10 @@ fn what_is_owed_takes_the_places_of_what_was_cut_off() {
         let mut store = open(&storage, &OpenOptions::default()).unwrap();
         adopt(&storage, &mut store, &words, (None, Gaps::Close)).unwrap();
         assert_eq!(store.next, DataIndex(32), "after {kills}");
-        let mut new: Vec<(Chunk, StoreChunk)> = store.entries[28..].to_vec();
+        let mut new: Vec<Entry> = store.entries[28..].to_vec();
         new.sort_unstable();
-        assert_eq!(new.iter().map(|(old, _)| old.0).collect::<Vec<_>>(), [129, 132, 135, 136]);
-        for (old, place) in new {
+        assert_eq!(new.iter().map(|entry| entry.old.0).collect::<Vec<_>>(), [129, 132, 135, 136]);
+        for Entry { old, new: place } in new {
             let mut bytes = [0; 512];
             storage.read_at(&mut bytes, place.0 * 512).unwrap();
             assert_eq!(bytes, data(old.0 - 100), "after {kills}: chunk {} at {}", old.0, place.0);
@@ -147,7 +147,7 @@ fn a_gap_that_cannot_be_written_costs_room_only() {
     assert!(entered.unwrap());
     let store = open(&storage, &OpenOptions::default()).unwrap();
     let last = store.geometry.chunk_of_index(DataIndex(29));
-    assert_eq!(store.entries[28..], [(Chunk(129), last)]);
+    assert_eq!(store.entries[28..], [Entry { old: Chunk(129), new: last }]);
     assert_eq!(store.next, DataIndex(30));
 }
 
@@ -166,7 +166,7 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     let wanted = ["write 1008+16", "sync", "write 17408+512", "sync", "write 512+512", "sync"];
     assert_eq!(steps, wanted);
     let again = open(&storage, &OpenOptions::default()).unwrap();
-    assert_eq!(again.entries.last(), Some(&(Chunk(77), StoreChunk(33))));
+    assert_eq!(again.entries.last(), Some(&Entry { old: Chunk(77), new: StoreChunk(33) }));
     assert_eq!(again, store);
 }
 

@@ -12,7 +12,7 @@ use std::ops::{ControlFlow, Range};
 
 use super::{Gather, OpenOptions, OpenStore, each_entry, misplaced, scan};
 use crate::cow::error::{Problem, ProblemKind, StoreErrorKind};
-use crate::cow::layout::{Geometry, Header};
+use crate::cow::layout::{Entry, Geometry, Header};
 use crate::io::storage::Storage;
 use crate::units::{Chunk, StoreChunk};
 
@@ -113,21 +113,21 @@ impl Sieve {
     /// Sees entries whose chunks of the store rise and lie between the same two areas, as those do
     /// that were written as they were allocated: the first and the last tell for all. False, and none
     /// was seen, where they do not, or one may be wrong.
-    fn see_block(&mut self, geometry: &Geometry, block: &[(Chunk, StoreChunk)]) -> bool {
+    fn see_block(&mut self, geometry: &Geometry, block: &[Entry]) -> bool {
         let (Some(first), Some(last)) = (block.first(), block.last()) else { return true };
         let (mut olds, mut news) = (self.olds, self.news);
-        olds.see_all(block.iter().map(|entry| entry.0.0));
-        news.see_all(block.iter().map(|entry| entry.1.0));
+        olds.see_all(block.iter().map(|entry| entry.old.0));
+        news.see_all(block.iter().map(|entry| entry.new.0));
         if news.falls || self.origin_chunks.is_some_and(|chunks| olds.highest >= chunks) {
             return false;
         }
-        if !self.data.contains(&first.1.0) {
+        if !self.data.contains(&first.new.0) {
             if misplaced(geometry, None, *first).is_some() {
                 return false;
             }
-            self.data = geometry.data_around(first.1);
+            self.data = geometry.data_around(first.new);
         }
-        if !self.data.contains(&last.1.0) {
+        if !self.data.contains(&last.new.0) {
             return false;
         }
         (self.olds, self.news) = (olds, news);
@@ -136,8 +136,8 @@ impl Sieve {
     }
 
     #[inline]
-    fn see_entry(&mut self, geometry: &Geometry, entry: (Chunk, StoreChunk)) {
-        let (old, new) = entry;
+    fn see_entry(&mut self, geometry: &Geometry, entry: Entry) {
+        let Entry { old, new } = entry;
         if !self.data.contains(&new.0) || self.origin_chunks.is_some_and(|chunks| old.0 >= chunks) {
             self.look_closer(geometry, entry);
         }
@@ -148,9 +148,9 @@ impl Sieve {
 
     /// The arithmetic takes longer than everything else: once for each area's worth of data.
     #[cold]
-    fn look_closer(&mut self, geometry: &Geometry, entry: (Chunk, StoreChunk)) {
+    fn look_closer(&mut self, geometry: &Geometry, entry: Entry) {
         match misplaced(geometry, self.origin_chunks, entry) {
-            None => self.data = geometry.data_around(entry.1),
+            None => self.data = geometry.data_around(entry.new),
             Some(kind) if self.problem.is_none() => {
                 self.problem = Some(problem(geometry, self.seen, kind));
             }
@@ -168,13 +168,13 @@ impl Sieve {
         let geometry = &store.geometry;
         let may_be_twice = self.olds.falls && gather.may_have_twice();
         if may_be_twice
-            && let Some((first, at, old)) = pair(storage, store, &self.olds, |entry| entry.0.0)?
+            && let Some((first, at, old)) = pair(storage, store, &self.olds, |entry| entry.old.0)?
         {
             let first = geometry.entry_offset(first);
             let kind = ProblemKind::DuplicateOld { old: Chunk(old), first };
             return Ok(Some(problem(geometry, at, kind)));
         }
-        if let Some((first, at, new)) = pair(storage, store, &self.news, |entry| entry.1.0)? {
+        if let Some((first, at, new)) = pair(storage, store, &self.news, |entry| entry.new.0)? {
             let first = geometry.entry_offset(first);
             let kind = ProblemKind::DuplicateNew { new: StoreChunk(new), first };
             return Ok(Some(problem(geometry, at, kind)));
@@ -193,7 +193,7 @@ fn pair<S: Storage>(
     storage: &S,
     store: &OpenStore,
     column: &Column,
-    of: impl Fn((Chunk, StoreChunk)) -> u64,
+    of: impl Fn(Entry) -> u64,
 ) -> Result<Option<(u64, u64, u64)>, StoreErrorKind> {
     if !column.falls {
         return Ok(None);
@@ -204,7 +204,7 @@ fn pair<S: Storage>(
     let mut from = 0;
     while from <= column.highest {
         bits.fill(0);
-        let mark = |at: u64, entry: (Chunk, StoreChunk)| {
+        let mark = |at: u64, entry: Entry| {
             let value = of(entry);
             if value < from || value - from >= window {
                 return ControlFlow::Continue(());
@@ -224,7 +224,7 @@ fn pair<S: Storage>(
     }
     let Some((at, value)) = second else { return Ok(None) };
     let mut first = at;
-    let find = |position: u64, entry: (Chunk, StoreChunk)| {
+    let find = |position: u64, entry: Entry| {
         if of(entry) != value {
             return ControlFlow::Continue(());
         }

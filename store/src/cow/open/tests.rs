@@ -4,6 +4,11 @@ use std::io;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::units::{Chunk, StoreChunk};
+
+fn entry(old: u64, new: u64) -> Entry {
+    Entry { old: Chunk(old), new: StoreChunk(new) }
+}
 
 /// A store in memory that keeps a log of what was done to it.
 struct Memory {
@@ -108,7 +113,7 @@ fn a_store_below_two_chunks_is_refused() {
 fn scenario_18_an_exception_for_chunk_0_is_one() {
     let storage = Memory::with_entries(10, &[(0, 2), (7, 3)]);
     let store = open(&storage, &OpenOptions::default()).unwrap();
-    assert_eq!(store.entries, [(Chunk(0), StoreChunk(2)), (Chunk(7), StoreChunk(3))]);
+    assert_eq!(store.entries, [entry(0, 2), entry(7, 3)]);
     assert_eq!(store.next, DataIndex(2));
 }
 
@@ -254,7 +259,7 @@ fn invalid_is_for_good() {
     let store = open(&storage, &OpenOptions::default()).unwrap();
     assert!(!store.valid);
     assert_eq!(store.count(), 0, "it has nothing to be used");
-    assert_eq!(inspect(&storage).unwrap().entries, [(Chunk(1), StoreChunk(2))]);
+    assert_eq!(inspect(&storage).unwrap().entries, [entry(1, 2)]);
 }
 
 /// Its content is lost, whatever its list has become: a server goes on without it.
@@ -303,7 +308,7 @@ fn the_newest_entries_go_one_area_at_a_time() {
     remove_newest(&storage, &mut store, 31).unwrap();
     let again = open(&storage, &OpenOptions::default()).unwrap();
     assert_eq!(again, store);
-    assert_eq!(again.entries, [(Chunk(0), StoreChunk(2))]);
+    assert_eq!(again.entries, [entry(0, 2)]);
     assert_eq!(again.next, DataIndex(1));
 }
 
@@ -345,11 +350,11 @@ fn scenario_17_the_kernel_s_stores_read_identically() {
     assert_eq!(all.len(), 12);
     for Fixture { meta, cow, origin } in all {
         let name = meta["name"].as_str().unwrap();
-        let listed: Vec<(Chunk, StoreChunk)> = meta["cow"]["exceptions"]
+        let listed: Vec<Entry> = meta["cow"]["exceptions"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|e| (Chunk(e[0].as_u64().unwrap()), StoreChunk(e[1].as_u64().unwrap())))
+            .map(|of| entry(of[0].as_u64().unwrap(), of[1].as_u64().unwrap()))
             .collect();
         let storage = Memory::new(cow.clone());
         let options = OpenOptions { origin_len: Some(origin.len() as u64), ..Default::default() };
@@ -363,7 +368,7 @@ fn scenario_17_the_kernel_s_stores_read_identically() {
         assert_eq!(store.garbage, meta["cow"]["tail_bytes_behind_end"] != 0, "{name}");
         let chunk = store.geometry.chunk;
         let mut content = origin;
-        for &(old, new) in &store.entries {
+        for &Entry { old, new } in &store.entries {
             let from = chunk.store_offset(new) as usize;
             let to = chunk.start_of(old) as usize;
             let len = (chunk.bytes() as usize).min(content.len() - to);
@@ -409,20 +414,20 @@ fn said(storage: &Memory, keep: Keep, origin_len: Option<u64>) -> Result<OpenSto
 
 /// All that an opening tells of.
 #[derive(Default)]
-struct Gathered(Vec<(Chunk, StoreChunk)>);
+struct Gathered(Vec<Entry>);
 
 impl Gather for Gathered {
-    fn take(&mut self, _: &Geometry, entries: &[(Chunk, StoreChunk)]) {
+    fn take(&mut self, _: &Geometry, entries: &[Entry]) {
         self.0.extend(entries);
     }
 
     fn may_have_twice(&mut self) -> bool {
-        let olds: std::collections::HashSet<Chunk> = self.0.iter().map(|&(old, _)| old).collect();
+        let olds: std::collections::HashSet<Chunk> = self.0.iter().map(|entry| entry.old).collect();
         olds.len() < self.0.len()
     }
 }
 
-fn listed(storage: &Memory, store: &OpenStore) -> Vec<(Chunk, StoreChunk)> {
+fn listed(storage: &Memory, store: &OpenStore) -> Vec<Entry> {
     let mut all = Vec::new();
     each_entry(storage, store, |at, entry| {
         assert_eq!(at, all.len() as u64);

@@ -165,11 +165,11 @@ pub(in crate::engine) fn open(
     }
     let geometry = opened.geometry;
     let table = ExceptionTable::new(geometry.chunk.count_for(device_len));
-    for &(old, chunk) in &opened.entries {
+    for &Entry { old, new: chunk } in &opened.entries {
         table.load(old, Place { layer: Layer::FIRST, chunk });
     }
     let block = Tail::block_entries(&geometry) as usize;
-    let entries: Vec<Entry> = opened.entries.iter().map(|&(old, new)| Entry { old, new }).collect();
+    let entries = &opened.entries;
     let last_block = &entries[entries.len() / block * block..];
     let store = Store::new(StoreParts {
         name: format!("store {}", file.0),
