@@ -59,8 +59,9 @@ pub enum Gaps {
 }
 
 /// Enters the owed chunks of `words` into `store`, which is in `storage` and, if `origin_len` is
-/// given in bytes, for a device of that length; then everything in the store is durable. True if there was anything that the store did not have. With [`Gaps::Close`]
-/// owed chunks may move, and `words` record their new places.
+/// given in bytes, for a device of that length; then everything in the store is durable. True if
+/// there was anything that the store did not have. With [`Gaps::Close`] owed chunks may move, and
+/// `words` record their new places.
 ///
 /// # Errors
 /// See [`AdoptError`]; the store loses nothing then. An entry that is impossible is found before

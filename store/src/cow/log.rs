@@ -188,6 +188,7 @@ impl Log {
     }
 
     /// Whether the owed data chunk `index` holds data.
+    #[cfg(any(test, feature = "sim"))]
     pub fn is_done(&self, index: DataIndex) -> bool {
         let word = self.words[self.position(index.0)].load(Ordering::Acquire);
         matches!(Slot::from_word(word), Slot::Done(_))

@@ -1,9 +1,9 @@
 //! Reading a store before it serves, and making a new one.
 //!
 //! Owns the blocking, sequential reading of a store's metadata and every check on it ([`layout`]
-//! has the format). Never runs while the store is being served, and never knows what serves it. Keeps: nothing is taken for a mapping
-//! that could not have been written as one; a header never becomes durable before its empty
-//! area 0 is.
+//! has the format). Never runs while the store is being served, and never knows what serves it.
+//! Keeps: nothing is taken for a mapping that could not have been written as one; a header never
+//! becomes durable before its empty area 0 is.
 //!
 //! [`layout`]: super::layout
 
@@ -367,8 +367,7 @@ fn read_header<S: Storage>(storage: &S) -> Result<Option<Header>, StoreErrorKind
 }
 
 /// Reads the areas from the first to the one with the end entry; of an Invalid store, to the first
-/// that cannot be read. Calls `read` after each, which may
-/// leave entries out by then.
+/// that cannot be read. Calls `read` after each, which may leave entries out by then.
 fn scan<S: Storage>(
     storage: &S,
     header: Header,

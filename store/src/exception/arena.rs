@@ -140,6 +140,7 @@ impl Arena {
     }
 
     /// Bytes of it that are, or were, handed out.
+    #[cfg(test)]
     pub fn used_bytes(&self) -> u64 {
         (self.shared.used() - 1) * BLOCK
     }

@@ -260,6 +260,7 @@ impl ExceptionTable {
     }
 
     /// Enters one mapping, over one of a lower layer; before any worker serves.
+    #[cfg(any(test, feature = "sim"))]
     pub fn load(&self, chunk: Chunk, place: Place) {
         let _ = self.change(chunk, |_| Some(ChunkState::Mapped(place)));
     }
@@ -307,9 +308,10 @@ impl ExceptionTable {
         (0..count).fold(WakeSet::NONE, |all, n| all | waited(n))
     }
 
-    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to` ([`ChunkState::plus`] says
-    /// what these are for each), until one is something else. Each leaf is looked up once for all of its
-    /// chunks. Returns how many chunks were changed, and what the next one is if it was not.
+    /// Changes `count` chunks from `first` on, one after the other, from `from` to `to`, until one is
+    /// something else; [`ChunkState::plus`] says what `from` and `to` are for each. Each leaf is looked up
+    /// once for all of its chunks. Returns how many chunks were changed, and what the next one is if it was
+    /// not.
     fn change_run(
         &self,
         first: Chunk,

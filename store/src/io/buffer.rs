@@ -103,6 +103,7 @@ impl Memory {
     }
 
     /// Copies `bytes` into a scratch buffer; false if they do not fit.
+    #[cfg(test)]
     pub(crate) fn put(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.scratch(buf, offset, bytes.len()) else { return false };
         // SAFETY: `to` lies within the mapping, which no slice of this process can overlap; only

@@ -386,6 +386,7 @@ impl Io {
     }
 
     /// Puts `bytes` into a scratch buffer, at `offset`; false if they do not fit.
+    #[cfg(test)]
     pub fn put_scratch(&mut self, buf: BufId, offset: usize, bytes: &[u8]) -> bool {
         self.memory.put(buf, offset, bytes)
     }
