@@ -10,7 +10,7 @@ use std::path::Path;
 
 use snapblk_qmp::Server as QmpServer;
 use snapblk_store::control::CommandError;
-use snapblk_store::device::{FirstTable, place_of_state, refuse_state_name};
+use snapblk_store::device::{InitialDevice, place_of_state, refuse_state_name};
 use snapblk_store::io::{FileInfo, OpenMode};
 
 use super::start::{DiskArgs, DiskSocket, DiskSource, ServeArgs, ServeError};
@@ -24,11 +24,11 @@ use crate::session::{check_inherited, check_socket};
 /// What the start would say later.
 pub(super) fn look(
     args: &ServeArgs,
-    first: &[FirstTable],
+    initial: &[InitialDevice],
     state: Option<&Path>,
 ) -> Result<(), ServeError> {
     if let Some(state) = state {
-        refuse_state_names(args, first, state)?;
+        refuse_state_names(args, initial, state)?;
         let what = || format!("cannot keep the state in {}; name another --state", state.display());
         has_directory(&place_of_state(state))
             .map_err(|source| ServeError::Io { what: what(), source })?;
@@ -37,7 +37,7 @@ pub(super) fn look(
         return Ok(());
     }
     refuse_one_socket_for_two(args)?;
-    for (disk, table) in args.disks.iter().zip(first) {
+    for (disk, table) in args.disks.iter().zip(initial) {
         match overlay(disk) {
             Some(store) => look_at_directory(&disk.name, store)?,
             None if state.is_some_and(Path::exists) => {}
@@ -59,11 +59,11 @@ pub(super) fn look(
 /// Refuses files and sockets where the state is to be.
 fn refuse_state_names(
     args: &ServeArgs,
-    first: &[FirstTable],
+    initial: &[InitialDevice],
     state: &Path,
 ) -> Result<(), ServeError> {
     let look = |path: &Path| refuse_state_name(state, path);
-    for (disk, table) in args.disks.iter().zip(first) {
+    for (disk, table) in args.disks.iter().zip(initial) {
         let params = table.lines.iter().flat_map(|line| line.target.params());
         for path in params.filter_map(|param| param.path()) {
             look(path).map_err(|error| ServeError::Device { disk: disk.name.clone(), error })?;
@@ -130,7 +130,7 @@ fn has_directory(path: &Path) -> std::io::Result<()> {
     if meta.is_dir() { Ok(()) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
 }
 
-fn look_at_files(table: &FirstTable) -> Result<(), ServeError> {
+fn look_at_files(table: &InitialDevice) -> Result<(), ServeError> {
     let params = table.lines.iter().flat_map(|line| line.target.params());
     for path in params.filter_map(|param| param.path()) {
         FileInfo::open(path, OpenMode::ReadOnly, false).map_err(|error| ServeError::Device {

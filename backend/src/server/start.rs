@@ -13,7 +13,7 @@ use snapblk_qmp::{self as qmp, Commands, Monitor, StartError};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::command::{FdSocketAddress, SocketAddress, UnixSocketAddress};
 use snapblk_store::control::event::{Event, Shutdown, ShutdownCause};
-use snapblk_store::device::{DeviceError, FirstTable, make_overlay_store};
+use snapblk_store::device::{DeviceError, InitialDevice, make_overlay_store};
 use snapblk_store::exception::{Arena, Memory};
 use snapblk_store::io::FileInfo;
 use snapblk_store::lines::{LineError, Param, TableLine, TargetSpec, parse_table};
@@ -220,12 +220,12 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     let signals = crate::signals::block().map_err(io("cannot block signals"))?;
     let course = Arc::new(Course::default());
     course.clone().follow(signals).map_err(io("cannot wait for signals"))?;
-    let first = first_tables(&args.disks)?;
+    let initial = first_tables(&args.disks)?;
     let place::Places { used: state, others } = match &args.state {
-        Some(state) => place::named_state(state, &first)?,
-        None => place::default_state(args, &first)?,
+        Some(state) => place::named_state(state, &initial)?,
+        None => place::default_state(args, &initial)?,
     };
-    beforehand::look(args, &first, state.as_deref())?;
+    beforehand::look(args, &initial, state.as_deref())?;
     let agent = |disk: &DiskArgs| Some((disk.name.clone(), disk.guest_agent.clone()?));
     let agents = args.disks.iter().filter_map(agent).collect();
     let memory = memory(args, state.as_deref())?;
@@ -237,7 +237,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         server.devices.state_was_named();
     }
     server.devices.replaces_states(others);
-    start_devices(&server, args, &first)?;
+    start_devices(&server, args, &initial)?;
     let served = serve_devices(&server, args, &course);
     course.ends();
     let is_durable = server.stop();
@@ -297,13 +297,13 @@ fn io(what: &str) -> impl FnOnce(std::io::Error) -> ServeError {
 fn start_devices(
     server: &Arc<Server>,
     args: &ServeArgs,
-    first: &[FirstTable],
+    initial: &[InitialDevice],
 ) -> Result<(), ServeError> {
     for disk in &args.disks {
         server.devices.set_patience(&disk.name, disk.on_full.patience());
     }
     let mut at = String::new();
-    let make = |table: &FirstTable| {
+    let make = |table: &InitialDevice| {
         at.clone_from(&table.name);
         let overlay = args.disks.iter().find_map(|disk| match &disk.source {
             DiskSource::File { overlay: Some(store), .. } if disk.name == table.name => Some(store),
@@ -317,7 +317,7 @@ fn start_devices(
             None => Ok(()),
         }
     };
-    server.devices.start(first, make).map_err(|error| match error {
+    server.devices.start(initial, make).map_err(|error| match error {
         // It names the file, and came before the disks or after them.
         DeviceError::State(_) => ServeError::Devices(error),
         _ if at.is_empty() => ServeError::Devices(error),
@@ -365,13 +365,13 @@ fn not_exported(disk: &DiskArgs, error: &DeviceError) {
 }
 
 /// The tables that the arguments give their disks.
-fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
+fn first_tables(disks: &[DiskArgs]) -> Result<Vec<InitialDevice>, ServeError> {
     let table = |disk: &DiskArgs| {
         let name = disk.name.clone();
         match &disk.source {
             DiskSource::Lines(lines) => {
                 let lines = parsed_lines(&name, lines)?;
-                Ok(FirstTable { name, lines, read_only: false })
+                Ok(InitialDevice { name, lines, read_only: false })
             }
             DiskSource::File { path, read_only, overlay } => {
                 let len = length(path)?;
@@ -387,7 +387,7 @@ fn first_tables(disks: &[DiskArgs]) -> Result<Vec<FirstTable>, ServeError> {
                     }),
                 };
                 let lines = vec![TableLine { start: Sector(0), len, target }];
-                Ok(FirstTable { name, lines, read_only: *read_only })
+                Ok(InitialDevice { name, lines, read_only: *read_only })
             }
         }
     };

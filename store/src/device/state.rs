@@ -1,7 +1,7 @@
 //! The state that must survive a restart.
 //!
 //! Owns the format of the state file (TOML), and what is written to it. Never knows what a table
-//! does. A device is kept with its first table, so that a start with the same arguments is
+//! does. A device is kept with its initial table, so that a start with the same arguments is
 //! recognised and restores the device's current state. A device that is still as the arguments
 //! made it is not kept.
 
@@ -23,27 +23,27 @@ use crate::units::Sector;
 
 mod bases;
 mod beside;
+mod classify;
 mod error;
 mod file;
-mod given;
+mod initial;
 mod left_out;
 mod names;
 mod older;
 mod only_read;
 mod others;
 mod restore;
-mod says;
 mod sole;
 mod text;
 
 use bases::{BaseState, bases, what_it_is};
 use beside::put_back;
+pub use classify::{StateContent, classify_state, classify_state_ignoring_settings};
 pub use error::StateError;
 pub(super) use file::StateFile;
 use left_out::LeftOut;
 pub use names::{place_of_state, refuse_state_name};
 pub use only_read::is_only_read;
-pub use says::{StateSays, state_says, state_says_besides_settings};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -95,9 +95,9 @@ pub struct State {
     /// The state of its disks is in this other file: as seen from this one's directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kept_in: Option<PathBuf>,
-    /// The tables that devices were first given, by the arguments of the program.
-    #[serde(default)]
-    first: BTreeMap<String, First>,
+    /// The tables that the arguments of the program gave to devices.
+    #[serde(default, rename = "first")]
+    initial: BTreeMap<String, InitialTable>,
     /// Stores that are invalid although their headers, which could not be written, do not say so.
     #[serde(default)]
     invalid: BTreeSet<PathBuf>,
@@ -192,19 +192,19 @@ pub struct CommitJob {
 /// A device as the program's arguments made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct First {
+struct InitialTable {
     table: Vec<String>,
     #[serde(default)]
     read_only: bool,
 }
 
-impl First {
-    fn of(table: &FirstTable) -> First {
-        First { table: texts(&table.lines), read_only: table.read_only }
+impl InitialTable {
+    fn of(table: &InitialDevice) -> InitialTable {
+        InitialTable { table: texts(&table.lines), read_only: table.read_only }
     }
 
     /// Whether this and `other` differ only in the length of the last line.
-    fn differs_in_length(&self, other: &First) -> bool {
+    fn differs_in_length(&self, other: &InitialTable) -> bool {
         let lengthless = |lines: &[String]| -> Option<Vec<TableLine>> {
             let mut lines = parse_table(lines.iter().map(String::as_str)).ok()?;
             lines.last_mut()?.len = Sector(0);
@@ -217,8 +217,8 @@ impl First {
 
 /// The file of the last line, if it is shorter than that line needs: its path, the needed size, and
 /// its size, in bytes.
-fn too_short(first: &First) -> Option<(PathBuf, u64, u64)> {
-    let line: TableLine = first.table.last()?.parse().ok()?;
+fn too_short(initial: &InitialTable) -> Option<(PathBuf, u64, u64)> {
+    let line: TableLine = initial.table.last()?.parse().ok()?;
     let (below, offset) = match &line.target {
         TargetSpec::Linear { dev, offset } => (dev, offset.bytes()),
         TargetSpec::Snapshot(spec) | TargetSpec::Merge(spec) => (&spec.origin, 0),
@@ -231,7 +231,7 @@ fn too_short(first: &First) -> Option<(PathBuf, u64, u64)> {
     (has < needs).then(|| (path.to_owned(), needs, has))
 }
 
-impl std::fmt::Display for First {
+impl std::fmt::Display for InitialTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.table.join("; "))?;
         f.write_str(if self.read_only { " (read-only)" } else { "" })
@@ -279,7 +279,7 @@ impl State {
     /// Whether the device's present table fits into `table`: arguments that use a file's whole
     /// length give another table once the disk, or only the file, has grown. A device that was
     /// removed, or made anew, has none.
-    fn is_within(&self, table: &FirstTable) -> bool {
+    fn is_within(&self, table: &InitialDevice) -> bool {
         let device = self.devices.get(&table.name);
         let Some(device) = device.filter(|device| !device.table.is_empty()) else { return true };
         let lines = parse_table(device.table.iter().map(String::as_str));
@@ -350,7 +350,7 @@ impl State {
             let below = |active| bases(&devices.files, active, settled, written, &mut look);
             state.bases.extend(active.into_iter().flat_map(below));
         }
-        state.first = inner.state.first.clone();
+        state.initial = inner.state.initial.clone();
         state.jobs = inner.state.jobs.clone();
         // If another table was loaded, there is no merge to continue.
         state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
@@ -374,7 +374,7 @@ impl State {
 /// What is kept besides the devices, and where.
 #[derive(Debug)]
 pub(super) struct Kept {
-    first: BTreeMap<String, First>,
+    initial: BTreeMap<String, InitialTable>,
     pub(super) jobs: BTreeMap<String, MergeJob>,
     pub(super) commits: BTreeMap<String, CommitJob>,
     left_out: LeftOut,
@@ -385,8 +385,8 @@ pub(super) struct Kept {
 impl Kept {
     pub(super) fn at(path: Option<PathBuf>) -> Kept {
         let file = Arc::new(Mutex::new(StateFile::new(path)));
-        let (first, jobs, commits) = Default::default();
-        Kept { first, jobs, commits, left_out: LeftOut::default(), file }
+        let (initial, jobs, commits) = Default::default();
+        Kept { initial, jobs, commits, left_out: LeftOut::default(), file }
     }
 
     /// The file, for those who do not hold the devices.
@@ -401,7 +401,8 @@ impl Kept {
 
     /// Whether the program's arguments gave `path` to a device as a plain file that it may write.
     pub(super) fn gave_to_write(&self, path: &Path) -> bool {
-        let lines = self.first.values().filter(|first| !first.read_only).flat_map(|f| &f.table);
+        let lines =
+            self.initial.values().filter(|initial| !initial.read_only).flat_map(|f| &f.table);
         lines.filter_map(|line| line.parse::<TableLine>().ok()).any(|line| match &line.target {
             TargetSpec::Linear { dev, .. } => {
                 dev.path().is_some_and(|given| absolute(given) == absolute(path))
@@ -418,7 +419,7 @@ impl Kept {
 
 /// A device as the program's arguments define it.
 #[derive(Clone, Debug)]
-pub struct FirstTable {
+pub struct InitialDevice {
     /// Its name.
     pub name: String,
     /// Its lines.
@@ -437,7 +438,7 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// Whether there is no header at `path`.
-fn is_empty(path: &Path) -> bool {
+fn has_no_header(path: &Path) -> bool {
     use std::io::Read;
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));

@@ -85,8 +85,8 @@ impl StateFile {
 
     /// Replaces the file, durably; removes it if there is nothing to keep, unless it was named.
     pub(super) fn keep(&mut self, state: State) -> Result<(), StateError> {
-        let state = state.without_given();
-        if state.is_nothing() && !self.stays() {
+        let state = state.without_reproducible();
+        if state.is_empty() && !self.stays() {
             return self.remove();
         }
         self.claim()?;
@@ -140,7 +140,7 @@ impl StateFile {
             return Err(bad(format!("it is of version {}", state.version)));
         }
         self.kept = Some(text);
-        Ok(Some(state.with_escapes().without_given()))
+        Ok(Some(state.with_escapes().without_reproducible()))
     }
 
     /// Whether the store at `path` is known to be invalid.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{BaseState, DeviceState, First, FirstTable, State, StateError, absolute};
+use super::{BaseState, DeviceState, InitialDevice, InitialTable, State, StateError, absolute};
 use crate::device::write_cache::Exports;
 use crate::io::real_path;
 use crate::lines::{TableLine, TargetSpec};
@@ -16,7 +16,7 @@ use crate::lines::{TableLine, TargetSpec};
 /// Their records.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
-    first: BTreeMap<String, First>,
+    initial: BTreeMap<String, InitialTable>,
     devices: BTreeMap<String, DeviceState>,
     bases: Vec<BaseState>,
     write_through: Exports,
@@ -33,11 +33,11 @@ impl DeviceState {
 impl State {
     /// Takes the disks out of it that other arguments made, that `named` lacks and that nothing uses
     /// which stays; with them what lies below them alone.
-    pub(super) fn take_unnamed(&mut self, named: &[FirstTable]) -> LeftOut {
+    pub(super) fn take_unnamed(&mut self, named: &[InitialDevice]) -> LeftOut {
         let goes = self.unnamed(named);
         let mut left = LeftOut::default();
         for name in &goes {
-            left.first.extend(self.first.remove_entry(name));
+            left.initial.extend(self.initial.remove_entry(name));
             left.devices.extend(self.devices.remove_entry(name));
             left.write_through.extend(self.write_through.remove_entry(name));
             left.on_full.extend(self.on_full.remove_entry(name));
@@ -46,7 +46,7 @@ impl State {
         let is_theirs =
             |base: &BaseState| gone.contains(&base.store) && !there.contains(&base.store);
         (left.bases, self.bases) = std::mem::take(&mut self.bases).into_iter().partition(is_theirs);
-        for name in left.first.keys() {
+        for name in left.initial.keys() {
             tracing::warn!(
                 "the disk '{name}' of the state file is not among the arguments: it is left out, and kept \
                  there for a start that names it"
@@ -55,7 +55,7 @@ impl State {
         left
     }
 
-    fn unnamed(&self, named: &[FirstTable]) -> BTreeSet<String> {
+    fn unnamed(&self, named: &[InitialDevice]) -> BTreeSet<String> {
         let jobs = self.jobs.values().map(|job| &job.device);
         let works: Vec<&String> =
             jobs.chain(self.commits.values().map(|job| &job.device)).collect();
@@ -67,7 +67,7 @@ impl State {
         loop {
             // What a command made, and nothing uses, was made to be there.
             let stays = |name: &&String| match users.get(name.as_str()) {
-                None => !self.first.contains_key(*name),
+                None => !self.initial.contains_key(*name),
                 Some(users) => users.iter().any(|user| !goes.contains(*user)),
             };
             let Some(name) = goes.iter().find(stays).cloned() else { return goes };
@@ -95,7 +95,7 @@ impl State {
                 continue;
             }
             self.devices.insert(name.clone(), device.clone());
-            add(&mut self.first, &left.first, name);
+            add(&mut self.initial, &left.initial, name);
             add(&mut self.write_through, &left.write_through, name);
             add(&mut self.on_full, &left.on_full, name);
         }
@@ -107,10 +107,10 @@ impl State {
 impl LeftOut {
     /// Refuses disks under another name over whose files commands made others: they would be served, and
     /// written, below these.
-    pub(super) fn refuse_renamed(&self, new: &[&FirstTable]) -> Result<(), StateError> {
+    pub(super) fn refuse_renamed(&self, new: &[&InitialDevice]) -> Result<(), StateError> {
         let changed = self.devices.iter().filter(|(name, device)| {
-            let first = self.first.get(*name);
-            !first.is_some_and(|first| device.is_made_as(first))
+            let initial = self.initial.get(*name);
+            !initial.is_some_and(|initial| device.equals_initial_but_settings(initial))
         });
         for (name, device) in changed {
             let used: Vec<PathBuf> = files(&device.lines(), |_| true);
@@ -129,8 +129,8 @@ impl LeftOut {
     }
 
     /// The files below the stores of `new`, as they were at their last use under another name.
-    pub(super) fn bases(&self, new: &[&FirstTable]) -> Vec<&BaseState> {
-        let stores = |table: &&FirstTable| -> Vec<PathBuf> {
+    pub(super) fn bases(&self, new: &[&InitialDevice]) -> Vec<&BaseState> {
+        let stores = |table: &&InitialDevice| -> Vec<PathBuf> {
             let specs = table.lines.iter().filter_map(|line| line.target.snapshot());
             specs.filter_map(|spec| spec.cow.path()).map(place).collect()
         };

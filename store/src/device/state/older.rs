@@ -11,7 +11,7 @@ impl State {
         if !std::mem::replace(&mut self.escaped, true) {
             let devices = self.devices.values_mut();
             let devices = devices.flat_map(|of| [Some(&mut of.table), of.inactive.as_mut()]);
-            let tables = self.first.values_mut().map(|first| &mut first.table);
+            let tables = self.initial.values_mut().map(|initial| &mut initial.table);
             for line in tables.chain(devices.flatten()).flatten() {
                 *line = line.replace('\\', r"\\");
             }
@@ -38,7 +38,7 @@ mod tests {
         let old: State = toml::from_str(old).unwrap();
         let state = old.with_escapes();
         let line = r"0 8 linear /dev/disk/by-label/My\\x20Disk 0";
-        assert_eq!(state.first["disk0"].table, [line]);
+        assert_eq!(state.initial["disk0"].table, [line]);
         assert_eq!(state.devices["disk0"].table, [line]);
         assert_eq!(state.devices["disk0"].inactive, Some(vec![r"0 8 linear ./a\\b 0".into()]));
         let parsed: crate::lines::TableLine = line.parse().unwrap();

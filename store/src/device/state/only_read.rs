@@ -27,9 +27,9 @@ impl State {
 
     /// Whether a guest's disk was made of `file`, to write it.
     fn writes(&self, file: &Path) -> bool {
-        let first = self.first.values().map(|first| (first.read_only, &first.table));
+        let initial = self.initial.values().map(|initial| (initial.read_only, &initial.table));
         let now = self.devices.values().map(|device| (device.read_only, &device.table));
-        let tables = first.chain(now).filter(|(read_only, _)| !read_only);
+        let tables = initial.chain(now).filter(|(read_only, _)| !read_only);
         let lines = tables.map(|(_, table)| parse_table(table.iter().map(String::as_str)));
         lines.flat_map(Result::unwrap_or_default).any(|line| match &line.target {
             TargetSpec::Linear { dev: disk, .. } | TargetSpec::Origin { origin: disk } => {

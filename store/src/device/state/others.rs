@@ -7,7 +7,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{BaseState, FirstTable, State, StateError, StateFile, VERSION, absolute, is_empty};
+use super::{
+    BaseState, InitialDevice, State, StateError, StateFile, VERSION, absolute, has_no_header,
+};
 use crate::cow::Persistence;
 use crate::device::core::Devices;
 use crate::io::real_path;
@@ -30,7 +32,7 @@ impl Others {
         match file.read().map_err(unused)? {
             None => {}
             // The process that had it was told more since it was looked at.
-            Some(state) if state.adds() => {
+            Some(state) if state.has_changes() => {
                 return Err(StateError::Foreign { path: path.to_owned() });
             }
             Some(state) => {
@@ -42,7 +44,7 @@ impl Others {
     }
 
     /// Refuses to make a store of `disks` anew that one of the states knows.
-    pub(super) fn refuse_lost_stores(&self, disks: &[&FirstTable]) -> Result<(), StateError> {
+    pub(super) fn refuse_lost_stores(&self, disks: &[&InitialDevice]) -> Result<(), StateError> {
         let known = self.states.iter().flat_map(|state| state.devices.values());
         let known: Vec<TableLine> =
             known.flat_map(|device| &device.table).filter_map(|line| line.parse().ok()).collect();
@@ -53,7 +55,7 @@ impl Others {
         };
         let known: Vec<PathBuf> = stores(&known).iter().map(|store| absolute(store)).collect();
         for disk in disks {
-            let lost = |store: &PathBuf| known.contains(&absolute(store)) && is_empty(store);
+            let lost = |store: &PathBuf| known.contains(&absolute(store)) && has_no_header(store);
             if let Some(store) = stores(&disk.lines).into_iter().find(lost) {
                 return Err(StateError::StoreGone { store, device: disk.name.clone() });
             }
@@ -62,7 +64,7 @@ impl Others {
     }
 
     /// The files below the stores of `disks`, which the state that is used does not know.
-    pub(super) fn bases(&self, disks: &[&FirstTable]) -> Result<Vec<&BaseState>, StateError> {
+    pub(super) fn bases(&self, disks: &[&InitialDevice]) -> Result<Vec<&BaseState>, StateError> {
         let mut bases = Vec::new();
         for disk in disks {
             let specs = disk.lines.iter().filter_map(|line| line.target.snapshot());
@@ -74,8 +76,7 @@ impl Others {
             let files: Vec<PathBuf> = params.filter_map(|p| p.path()).map(place).collect();
             for state in &self.states {
                 // Another error means that it knows other disks, or these by other names.
-                if let Err(error @ StateError::Shorter { .. }) = StateFile::same_first(state, disk)
-                {
+                if let Err(error @ StateError::Shorter { .. }) = state.knows(disk) {
                     return Err(error);
                 }
                 let is_of = |base: &&BaseState| {

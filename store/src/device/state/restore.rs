@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::others::Others;
 use super::{
-    BaseState, CommitJob, First, FirstTable, MergeJob, State, StateError, StateFile, is_empty,
+    BaseState, CommitJob, InitialDevice, InitialTable, MergeJob, State, StateError, has_no_header,
     too_short,
 };
 use crate::cow::Persistence;
@@ -23,12 +23,14 @@ use crate::device::verbs::Suspend;
 use crate::device::write_cache::Caches;
 use crate::lines::parse_table;
 
-impl StateFile {
-    pub(super) fn same_first(state: &State, table: &FirstTable) -> Result<bool, StateError> {
-        let given = First::of(table);
-        match state.first.get(&table.name) {
+impl State {
+    /// Whether it knows `table` by its name, with the same initial table. One that knows the name with
+    /// another table belongs to other arguments.
+    pub(super) fn knows(&self, table: &InitialDevice) -> Result<bool, StateError> {
+        let given = InitialTable::of(table);
+        match self.initial.get(&table.name) {
             Some(knows) if *knows == given => Ok(true),
-            Some(knows) if knows.differs_in_length(&given) && state.is_within(table) => Ok(true),
+            Some(knows) if knows.differs_in_length(&given) && self.is_within(table) => Ok(true),
             Some(knows) => {
                 let device = table.name.clone();
                 // The arguments use a file's whole length: its length is not their fault.
@@ -55,8 +57,8 @@ impl Devices {
     /// A state that belongs to other arguments, a base that changed, and any error of a table.
     pub fn start(
         &self,
-        first: &[FirstTable],
-        mut make_stores: impl FnMut(&FirstTable) -> Result<(), DeviceError>,
+        initial: &[InitialDevice],
+        mut make_stores: impl FnMut(&InitialDevice) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let (kept, others) = {
             let mut file = self.state_file();
@@ -66,7 +68,7 @@ impl Devices {
             (kept, others)
         };
         let path = self.state_file().path.take();
-        let started = self.start_from((kept, &others), first, &mut make_stores);
+        let started = self.start_from((kept, &others), initial, &mut make_stores);
         let inner = &mut *self.lock();
         inner.state.file().path = path;
         let known = started?;
@@ -89,14 +91,14 @@ impl Devices {
     fn start_from(
         &self,
         (kept, others): (Option<State>, &Others),
-        first: &[FirstTable],
-        make_stores: &mut dyn FnMut(&FirstTable) -> Result<(), DeviceError>,
+        initial: &[InitialDevice],
+        make_stores: &mut dyn FnMut(&InitialDevice) -> Result<(), DeviceError>,
     ) -> Result<bool, DeviceError> {
         let known = kept.is_some();
         let (mut caches, mut on_full) = (Caches::default(), BTreeMap::new());
         let mut new = Vec::new();
-        for table in first {
-            let is_kept = |state| StateFile::same_first(state, table);
+        for table in initial {
+            let is_kept = |state: &State| state.knows(table);
             if !kept.as_ref().map_or(Ok(false), is_kept)? {
                 new.push(table);
             }
@@ -104,7 +106,7 @@ impl Devices {
         others.refuse_lost_stores(&new)?;
         self.check_bases(others.bases(&new)?)?;
         if let Some(mut state) = kept {
-            let left_out = state.take_unnamed(first);
+            let left_out = state.take_unnamed(initial);
             left_out.refuse_renamed(&new)?;
             self.check_bases(left_out.bases(&new))?;
             self.lock().state.left_out = left_out;
@@ -115,7 +117,7 @@ impl Devices {
         }
         for table in new {
             make_stores(table)?;
-            self.lock().state.first.insert(table.name.clone(), First::of(table));
+            self.lock().state.initial.insert(table.name.clone(), InitialTable::of(table));
             self.create(&table.name, None)?;
             self.load(&table.name, table.lines.clone(), table.read_only)?;
             self.resume(&table.name)?;
@@ -190,7 +192,7 @@ impl Devices {
     fn restore(&self, state: &State) -> Result<(), DeviceError> {
         {
             let inner = &mut *self.lock();
-            inner.state.first = state.first.clone();
+            inner.state.initial = state.initial.clone();
             inner.state.jobs = state.jobs.clone();
             inner.state.commits = state.commits.clone();
             let mut file = inner.state.file();
@@ -219,7 +221,7 @@ impl Devices {
         let is_origin = |key: &OriginKey| {
             active().any(|(_, active)| active.origin_keys.values().any(|origin| origin == key))
         };
-        for (_, changed) in active().filter(|(name, _)| !state.is_made_as_first(name)) {
+        for (_, changed) in active().filter(|(name, _)| !state.is_initial_but_settings(name)) {
             for snap in changed.snaps.values() {
                 let store = &snap.live.store;
                 if store.persistence() == Persistence::Transient && is_origin(&snap.key) {
@@ -283,7 +285,7 @@ impl Devices {
                 continue;
             }
             let Some(path) = spec.cow.path() else { continue };
-            if spec.persistence != Persistence::Transient && is_empty(path) {
+            if spec.persistence != Persistence::Transient && has_no_header(path) {
                 let store = path.to_owned();
                 return Err(StateError::StoreGone { store, device: name.into() }.into());
             }

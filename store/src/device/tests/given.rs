@@ -2,13 +2,13 @@
 //! that lies where a state is to be is touched.
 
 use super::*;
-use crate::device::{FirstTable, Suspend, TableKind};
+use crate::device::{InitialDevice, Suspend, TableKind};
 use crate::io::durable::seen;
 
 /// A disk of the arguments with `sectors` sectors.
-fn given(world: &World, name: &str, sectors: u64, read_only: bool) -> FirstTable {
+fn given(world: &World, name: &str, sectors: u64, read_only: bool) -> InitialDevice {
     let line = format!("0 {sectors} linear {} 0", world.path(name).display());
-    FirstTable { name: name.into(), lines: parse_table([line.as_str()]).unwrap(), read_only }
+    InitialDevice { name: name.into(), lines: parse_table([line.as_str()]).unwrap(), read_only }
 }
 
 fn again(World { dir, devices, .. }: World) -> World {
@@ -16,7 +16,7 @@ fn again(World { dir, devices, .. }: World) -> World {
     World::at(dir)
 }
 
-fn start(world: &World, first: &[FirstTable]) -> Result<(), DeviceError> {
+fn start(world: &World, first: &[InitialDevice]) -> Result<(), DeviceError> {
     world.devices.start(first, |_| Ok(()))
 }
 
@@ -132,7 +132,7 @@ fn a_disk_with_a_store_is_held_to_the_first_arguments() {
     let [disk, store] = ["disk", "store"].map(|name| world.path(name));
     let line = format!("0 {LEN} snapshot {} {} PO 8", disk.display(), store.display());
     let lines = parse_table([line.as_str()]).unwrap();
-    let overlay = FirstTable { name: "disk".into(), lines, read_only: false };
+    let overlay = InitialDevice { name: "disk".into(), lines, read_only: false };
     start(&world, &[overlay]).unwrap();
     let world = again(world);
     assert!(start(&world, &[given(&world, "disk", LEN, false)]).is_err());

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cow::Persistence;
 use crate::cow::store::StoreEvent;
-use crate::device::FirstTable;
+use crate::device::InitialDevice;
 use crate::device::moment::CreateSnapshot;
 
 fn state_of(world: &World, snapshot: &str) -> StoreState {
@@ -11,7 +11,7 @@ fn state_of(world: &World, snapshot: &str) -> StoreState {
 }
 
 /// Starts again, and returns the snapshots that are said to be forgotten.
-fn restarted(world: World, first: &[FirstTable]) -> (World, Vec<String>) {
+fn restarted(world: World, first: &[InitialDevice]) -> (World, Vec<String>) {
     let World { dir, devices, .. } = world;
     drop(devices);
     let mut world = World::at(dir);
@@ -61,7 +61,7 @@ fn a_snapshot_in_memory_that_the_arguments_name_is_new_at_each_start() {
     world.file("store", LEN);
     let table = |name: &str, line: &str| {
         let line = line.replace("{}", world.path("").to_str().unwrap());
-        FirstTable { name: name.into(), lines: parse_table([&*line]).unwrap(), read_only: false }
+        InitialDevice { name: name.into(), lines: parse_table([&*line]).unwrap(), read_only: false }
     };
     let first = [
         table("disk", &format!("0 {LEN} snapshot-origin {{}}/disk")),

@@ -1,7 +1,7 @@
 //! What commands set on a device besides its table outlives the process.
 
 use super::*;
-use crate::device::FirstTable;
+use crate::device::InitialDevice;
 use crate::table::Keeper;
 
 /// An overlay.
@@ -47,7 +47,11 @@ fn how_long_writes_of_a_plain_disk_wait_is_all_that_is_kept_of_it() {
     let first = |len: u64| {
         world.file("disk", len);
         let line = format!("0 {len} linear {}/disk 0", world.path("").display());
-        FirstTable { name: "disk".into(), lines: parse_table([&*line]).unwrap(), read_only: false }
+        InitialDevice {
+            name: "disk".into(),
+            lines: parse_table([&*line]).unwrap(),
+            read_only: false,
+        }
     };
     let [one, other] = [first(LEN), first(LEN / 2)];
     world.file("disk", LEN);

@@ -1,14 +1,14 @@
 //! Disks of a state that the arguments do not name any more, or name otherwise.
 
 use super::*;
-use crate::device::{FirstTable, StateError};
+use crate::device::{InitialDevice, StateError};
 
 /// A disk of the arguments: an overlay on `base` in `NAME.cow`, unless another store is named.
-fn overlay(world: &World, name: &str, base: &str, store: Option<&str>) -> FirstTable {
+fn overlay(world: &World, name: &str, base: &str, store: Option<&str>) -> InitialDevice {
     let own = format!("{name}.cow");
     let [base, store] = [base, store.unwrap_or(&own)].map(|file| world.path(file));
     let line = format!("0 {LEN} snapshot {} {} PO 8", base.display(), store.display());
-    FirstTable { name: name.into(), lines: parse_table([&*line]).unwrap(), read_only: false }
+    InitialDevice { name: name.into(), lines: parse_table([&*line]).unwrap(), read_only: false }
 }
 
 fn again(World { dir, devices, .. }: World) -> World {
@@ -16,7 +16,7 @@ fn again(World { dir, devices, .. }: World) -> World {
     World::at(dir)
 }
 
-fn start(world: &World, first: &[FirstTable]) -> Result<(), DeviceError> {
+fn start(world: &World, first: &[InitialDevice]) -> Result<(), DeviceError> {
     world.devices.start(first, |_| Ok(()))
 }
 
@@ -140,7 +140,7 @@ fn a_lost_store_that_another_state_knows_is_not_made_anew() {
     world.devices.replaces_states(vec![world.path("former")]);
     let disks = ["c", "b"].map(|name| overlay(&world, name, &format!("{name}.raw"), None));
     world.file("c.raw", LEN);
-    let make = |table: &FirstTable| {
+    let make = |table: &InitialDevice| {
         assert_ne!(table.name, "b", "its store is lost");
         world.file("c.cow", LEN);
         Ok(())

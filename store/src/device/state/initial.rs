@@ -1,19 +1,19 @@
 //! State that the program's arguments give anyway, and that is not kept.
 //!
-//! Owns the rule that disks which are as the arguments made them are neither written to the file
-//! nor read from that of an older version: a guest that sets its write cache does not bind the
-//! next start to a size or to arguments. Never knows what else is kept, only whether there is
-//! anything. Keeps: a file that was named stays, with nothing in it, so that the next start knows that
-//! it was chosen.
+//! Owns the comparisons of a state with the initial tables (`classify` lists them), and the rule that
+//! disks which are as the arguments made them are neither written to the file nor read from that of an
+//! older version: a guest that sets its write cache does not bind the next start to a size or to
+//! arguments. Never knows what else is kept, only whether there is anything. Keeps: a file that was
+//! named stays, with nothing in it, so that the next start knows that it was chosen.
 
 use std::path::PathBuf;
 
-use super::{DeviceState, First, State, StateError, StateFile, put_back};
+use super::{DeviceState, InitialTable, State, StateError, StateFile, put_back};
 use crate::device::core::Devices;
 use crate::io::durable::sync_name;
 use crate::lines::parse_table;
 
-impl First {
+impl InitialTable {
     /// Whether it has stores, with data of a guest, that would be created anew without the file;
     /// assumed for a table that cannot be parsed.
     fn has_stores(&self) -> bool {
@@ -23,52 +23,57 @@ impl First {
 }
 
 impl DeviceState {
-    /// Whether it is as the arguments made it.
-    pub(super) fn is_as(&self, first: &First) -> bool {
-        let (table, read_only) = (first.table.clone(), first.read_only);
+    /// Whether it is as the arguments made it, settings included.
+    pub(super) fn equals_initial(&self, initial: &InitialTable) -> bool {
+        let (table, read_only) = (initial.table.clone(), initial.read_only);
         *self == DeviceState { table, read_only, ..DeviceState::default() }
     }
 
-    /// Whether it is made of that alone, whatever it is set to.
-    pub(super) fn is_made_as(&self, first: &First) -> bool {
-        DeviceState { suspended: false, write_threshold: None, ..self.clone() }.is_as(first)
+    /// The same, whatever it is set to.
+    pub(super) fn equals_initial_but_settings(&self, initial: &InitialTable) -> bool {
+        DeviceState { suspended: false, write_threshold: None, ..self.clone() }
+            .equals_initial(initial)
     }
 }
 
 impl State {
-    /// The same state without its devices, if a start without them makes the same ones. All or
-    /// none: if only some are as given, the others were changed.
-    pub(super) fn without_given(mut self) -> State {
-        if self.is_given() {
-            self.first.clear();
+    /// The same state without its devices, if they are reproducible. All or none: if only some are
+    /// initial, the others were changed.
+    pub(super) fn without_reproducible(mut self) -> State {
+        if self.is_reproducible() {
+            self.initial.clear();
             self.devices.clear();
         }
         self
     }
 
-    pub(super) fn is_given(&self) -> bool {
-        let has_stores = self.first.values().any(First::has_stores);
-        self.is_as_given() && !has_stores && self.bases.is_empty()
+    /// Whether a start without the file makes the same devices. Stores and what lies below them are known
+    /// only from it.
+    pub(super) fn is_reproducible(&self) -> bool {
+        let has_stores = self.initial.values().any(InitialTable::has_stores);
+        self.all_initial() && !has_stores && self.bases.is_empty()
     }
 
-    /// Whether each device has the table that it was first given, and nothing works on it.
-    pub(super) fn is_as_given(&self) -> bool {
+    /// Whether each device is as the arguments made it, and nothing works on it.
+    pub(super) fn all_initial(&self) -> bool {
         let works = !self.jobs.is_empty() || !self.commits.is_empty();
-        let all = self.devices.len() == self.first.len();
-        let all = all && self.devices.keys().all(|name| self.is_as_first(name));
+        let all = self.devices.len() == self.initial.len();
+        let all = all && self.devices.keys().all(|name| self.is_initial(name));
         all && !works && self.invalid.is_empty()
     }
 
     /// Whether the device `name` is as the arguments made it.
-    pub(super) fn is_as_first(&self, name: &str) -> bool {
+    pub(super) fn is_initial(&self, name: &str) -> bool {
         let device = self.devices.get(name);
-        self.first.get(name).is_some_and(|first| device.is_some_and(|device| device.is_as(first)))
+        self.initial
+            .get(name)
+            .is_some_and(|initial| device.is_some_and(|device| device.equals_initial(initial)))
     }
 
-    /// Whether the device `name` is made of what the arguments made it of.
-    pub(super) fn is_made_as_first(&self, name: &str) -> bool {
-        let both = self.first.get(name).zip(self.devices.get(name));
-        both.is_some_and(|(first, device)| device.is_made_as(first))
+    /// The same, whatever it is set to.
+    pub(super) fn is_initial_but_settings(&self, name: &str) -> bool {
+        let both = self.initial.get(name).zip(self.devices.get(name));
+        both.is_some_and(|(initial, device)| device.equals_initial_but_settings(initial))
     }
 
     /// Whether it has settings that bind no device to a table.
@@ -81,10 +86,10 @@ impl State {
         self.write_through.contains_key(name) || self.on_full.contains_key(name)
     }
 
-    /// Whether a start without the file has the same result.
-    pub(super) fn is_nothing(&self) -> bool {
+    /// Whether a start without the file has the same result: it is reproducible and has no settings.
+    pub(super) fn is_empty(&self) -> bool {
         let is_empty = self.devices.is_empty() && !self.has_settings();
-        self.is_given() && is_empty && self.kept_in.is_none()
+        self.is_reproducible() && is_empty && self.kept_in.is_none()
     }
 }
 
