@@ -3,7 +3,7 @@
 //! Owns the fit between the merge's thread and the monitor's job: progress, pause, cancel, and
 //! what becomes of the device at the end. Never knows how a chunk is copied back.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id};
@@ -141,12 +141,11 @@ impl Server {
             id: id.into(),
             job,
             began,
-            merge: OnceLock::new(),
-            cancelled: Mutex::new(false),
+            state: Mutex::default(),
         });
         let driver = rollback.clone();
         // One that ends at once, or is cancelled, is attached before.
-        let _begun = rollback.cancelled();
+        let mut state = rollback.state();
         let handle = self.jobs.create(spec, |_| driver)?;
         let failed = |error: String| {
             handle.finish(Outcome::Failed(error.clone()));
@@ -154,6 +153,7 @@ impl Server {
         };
         handle.start();
         let merge = rollback.start(self, handle.clone()).map_err(failed)?;
+        state.merge = Some(merge.clone());
         // It writes the origin by its own rules, not as a guest does.
         let work = User { writable: false, workers: vec![Arc::new(merge.clone())] };
         let attached = self.devices.attach(&rollback.job.device, &job_user(id), work);
@@ -191,10 +191,17 @@ struct Rollback {
     id: String,
     job: MergeJob,
     began: Began,
-    merge: OnceLock<MergeHandle>,
-    /// The user cancelled it. Locked until the job has begun, and while whoever decides about its end
-    /// does so.
-    cancelled: Mutex<bool>,
+    state: Mutex<RollbackState>,
+}
+
+/// What its verbs and its watcher share. Locked from before the job is listed until its merge is attached,
+/// so that a verb of a job that begins finds the merge; and while whoever decides about its end does so.
+#[derive(Default)]
+struct RollbackState {
+    /// None only if it could not be started.
+    merge: Option<MergeHandle>,
+    /// The user cancelled it.
+    cancelled: bool,
 }
 
 impl Rollback {
@@ -211,8 +218,6 @@ impl Rollback {
         let pacing = Pacing { speed: limit(self.job.speed), paused: self.job.paused };
         let merge =
             MergeHandle::start(workers.clone(), executor, CONFIG, pacing, on_end).map_err(say)?;
-        // The only setter; the merge that is returned is the same one.
-        let _ = self.merge.set(merge.clone());
         let (watched, rollback) = (merge.clone(), self.clone());
         std::thread::Builder::new()
             .name("job".into())
@@ -236,7 +241,7 @@ impl Rollback {
 
     fn ended(&self, end: &MergeEnd, handle: &JobHandle) {
         let Some(server) = self.server.upgrade() else { return };
-        let cancelled = self.cancelled();
+        let state = self.state();
         server.devices.detach(&self.job.device, &job_user(&self.id));
         let by_command = self.began == Began::ByCommand;
         let outcome = match end {
@@ -248,7 +253,7 @@ impl Rollback {
                 Outcome::Cancelled
             }
             // Whoever cancelled it was told so, also where the batch in hand was the last.
-            _ if *cancelled => Outcome::Cancelled,
+            _ if state.cancelled => Outcome::Cancelled,
             MergeEnd::Finished => Outcome::Completed,
             MergeEnd::Cancelled => Outcome::Cancelled,
             failed => {
@@ -262,8 +267,8 @@ impl Rollback {
         handle.finish(outcome);
     }
 
-    fn cancelled(&self) -> MutexGuard<'_, bool> {
-        self.cancelled.lock().expect("rollback lock poisoned")
+    fn state(&self) -> MutexGuard<'_, RollbackState> {
+        self.state.lock().expect("rollback lock poisoned")
     }
 
     fn keep_pause(&self, paused: bool) {
@@ -308,27 +313,24 @@ fn tell(merge: &MergeHandle, handle: &JobHandle) {
 
 impl JobDriver for Rollback {
     fn pause(&self) {
-        // One that begins has its merge then.
-        let _begun = self.cancelled();
-        if let Some(merge) = self.merge.get() {
+        let state = self.state();
+        if let Some(merge) = &state.merge {
             merge.pause();
         }
         self.keep_pause(true);
     }
 
     fn resume(&self) {
-        // One that begins has its merge then.
-        let _begun = self.cancelled();
-        if let Some(merge) = self.merge.get() {
+        let state = self.state();
+        if let Some(merge) = &state.merge {
             merge.resume();
         }
         self.keep_pause(false);
     }
 
     fn set_speed(&self, speed: u64) {
-        // One that begins has its merge then.
-        let _begun = self.cancelled();
-        if let Some(merge) = self.merge.get() {
+        let state = self.state();
+        if let Some(merge) = &state.merge {
             merge.set_speed(limit(speed));
         }
         if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
@@ -339,13 +341,13 @@ impl JobDriver for Rollback {
     /// The device reads as the snapshot, whatever becomes of the job: what is cancelled is the work,
     /// and the same command goes on with it.
     fn cancel(&self) -> Result<(), String> {
-        let mut cancelled = self.cancelled();
+        let mut state = self.state();
         if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
             let halted = server.devices.halt_merge(&self.id, Halt::Cancelled);
             halted.map_err(|error| format!("the job '{}' is not cancelled: {error}", self.id))?;
         }
-        *cancelled = true;
-        if let Some(merge) = self.merge.get() {
+        state.cancelled = true;
+        if let Some(merge) = &state.merge {
             merge.cancel();
         }
         Ok(())
@@ -382,11 +384,10 @@ mod tests {
             id: "job".into(),
             job: MergeJob::default(),
             began: Began::ByTable,
-            merge: OnceLock::new(),
-            cancelled: Mutex::new(false),
+            state: Mutex::default(),
         };
         std::thread::scope(|scope| {
-            let begun = rollback.cancelled();
+            let begun = rollback.state();
             let asks: [fn(&Rollback); 2] = [Rollback::pause, Rollback::resume];
             let asked = asks.map(|ask| {
                 scope.spawn({
