@@ -10,9 +10,8 @@ mod driver;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
 
-use snapblk_qmp::{JobHandle, JobSpec, Outcome, derived_id, is_well_formed};
+use snapblk_qmp::{JobHandle, Outcome, derived_id, is_well_formed};
 use snapblk_store::attached::AttachedWorker;
 use snapblk_store::background::{
     CommitEnd, CommitHandle, CommitSource, FileExecutor, MergeEnd, MergeHandle, Pacing,
@@ -21,22 +20,13 @@ use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::BlockCommit;
 use snapblk_store::control::job::JobType;
-use snapblk_store::device::{CommitJob, CommitWork, Pivot, PivotStep, User, job_user};
-use snapblk_store::engine::{EngineConfig, MergeState};
-use snapblk_store::io::{Pages, ScratchConfig};
+use snapblk_store::device::{CommitJob, CommitWork, JobSettings, Pivot, PivotStep, User, job_user};
+use snapblk_store::engine::MergeState;
 use snapblk_store::table::Table;
 
 use super::Server;
 use super::commands::told;
-use super::merge::{limit, tell_error};
-
-/// How often a job's progress is looked at.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Memory of a commit: fewer requests than a guest has, larger copies.
-const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
-/// Its memory.
-const SCRATCH: ScratchConfig = ScratchConfig::one(CONFIG.scratch, Pages::Huge);
+use super::job::{CONFIG, SCRATCH, TICK, limit, report_io_error, settings, spec_of};
 
 /// Copies in flight.
 const COPIES: usize = 8;
@@ -53,9 +43,7 @@ impl Server {
             device: c.device,
             top: c.top_node,
             base: c.base_node,
-            speed: c.speed.unwrap_or(0),
-            auto_finalize: c.auto_finalize.unwrap_or(true),
-            auto_dismiss: c.auto_dismiss.unwrap_or(true),
+            settings: settings(c.speed, c.auto_finalize, c.auto_dismiss),
             ..CommitJob::default()
         };
         let (job, begin) = match self.devices.begin_commit_again(&id, &job).map_err(told)? {
@@ -73,7 +61,7 @@ impl Server {
     pub(super) fn resume_commits(self: &Arc<Self>) {
         let _alone = self.begins_job();
         for (id, job) in self.devices.commit_jobs() {
-            if job.halted.is_some() {
+            if job.halted_merging.is_some() {
                 self.go_on_with_commit(&id, &job.device);
                 continue;
             }
@@ -131,15 +119,8 @@ impl Server {
         job: CommitJob,
         begin: Begin,
     ) -> Result<(), CommandError> {
-        let spec = JobSpec {
-            id: id.into(),
-            kind: JobType::Commit,
-            speed: job.speed,
-            auto_finalize: job.auto_finalize,
-            auto_dismiss: job.auto_dismiss,
-            paused: job.paused,
-        };
-        let (paused, speed) = (job.paused, job.speed);
+        let spec = spec_of(id, JobType::Commit, job.settings);
+        let JobSettings { paused, speed, .. } = job.settings;
         let (say, said) = channel();
         let activates = match &begin {
             Begin::Work(work) => work.activates,
@@ -322,13 +303,6 @@ impl Commit {
         let _ = self.say.send(said);
     }
 
-    fn keep_pause(&self, paused: bool) {
-        let Some(server) = self.server.upgrade() else { return };
-        if let Err(error) = server.devices.keep_pause(&self.id, paused) {
-            tracing::error!("a restart would not know how the job '{}' is: {error}", self.id);
-        }
-    }
-
     /// Begins to copy layers that go.
     fn copy(
         &self,
@@ -445,7 +419,7 @@ impl Commit {
                         MergeEnd::Finished => Outcome::Completed,
                         MergeEnd::Cancelled => Outcome::Cancelled,
                         failed => {
-                            tell_error(handle, failed.io());
+                            report_io_error(handle, failed.io());
                             Outcome::Failed(failed.to_string())
                         }
                     })
@@ -466,7 +440,7 @@ impl Commit {
             CommitEnd::Finished => {}
             CommitEnd::Cancelled => return Some(Outcome::Cancelled),
             failed => {
-                tell_error(handle, failed.io());
+                report_io_error(handle, failed.io());
                 return Some(Outcome::Failed(failed.to_string()));
             }
         }

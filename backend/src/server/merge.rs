@@ -4,44 +4,35 @@
 //! what becomes of the device at the end. Never knows how a chunk is copied back.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
 
-use snapblk_qmp::{JobDriver, JobHandle, JobSpec, Outcome, derived_id};
+use snapblk_qmp::{JobDriver, JobHandle, Outcome, derived_id};
 use snapblk_store::background::{FileExecutor, MergeEnd, MergeHandle, Pacing};
 use snapblk_store::control::CommandError;
 use snapblk_store::control::answer::Answer;
 use snapblk_store::control::command::{DeviceRemove, SnapshotMerge};
-use snapblk_store::control::event::{ErrorAction, Event, IoOperation, MergeCompleted};
+use snapblk_store::control::event::{Event, MergeCompleted};
 use snapblk_store::control::job::{JobType, JobVerb};
-use snapblk_store::device::{Halt, MergeJob, Merging, User, job_user};
-use snapblk_store::engine::{EngineConfig, MergeFailure, MergeState};
-use snapblk_store::io::{IoOp, Pages, ScratchConfig};
+use snapblk_store::device::{Halt, JobSettings, Merging, RollbackJob, User, job_user};
+use snapblk_store::engine::{MergeFailure, MergeState};
 
 use super::Server;
 use super::commands::{done, told};
-
-/// How often a job's progress is looked at.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Memory of a merge: fewer requests than a guest has, larger copies.
-const CONFIG: EngineConfig = EngineConfig { scratch: 8 << 20, requests: 256, claims: 1024 };
-/// Its memory.
-const SCRATCH: ScratchConfig = ScratchConfig::one(CONFIG.scratch, Pages::Huge);
+use super::job::{
+    CONFIG, SCRATCH, TICK, keep_pause, keep_speed, limit, report_io_error, settings, spec_of,
+};
 
 impl Server {
     pub(super) fn start_merge(self: &Arc<Self>, c: SnapshotMerge) -> Result<Answer, CommandError> {
         let _alone = self.begins_job();
         self.jobs.check_id(&c.job_id)?;
-        let job = MergeJob {
+        let job = RollbackJob {
             device: c.device,
             snapshot: c.snapshot,
-            speed: c.speed.unwrap_or(0),
-            auto_finalize: c.auto_finalize.unwrap_or(true),
-            auto_dismiss: c.auto_dismiss.unwrap_or(true),
-            ..MergeJob::default()
+            settings: settings(c.speed, c.auto_finalize, c.auto_dismiss),
+            ..RollbackJob::default()
         };
-        self.devices.begin_merge(&c.job_id, &job).map_err(told)?;
-        let job = self.devices.merge_jobs().remove(&c.job_id);
+        self.devices.begin_rollback(&c.job_id, &job).map_err(told)?;
+        let job = self.devices.rollback_jobs().remove(&c.job_id);
         // Where it is gone already it is over already.
         job.map_or(Ok(()), |job| self.run(&c.job_id, job, Began::ByCommand))?;
         Ok(Answer::DONE)
@@ -51,7 +42,7 @@ impl Server {
     /// serve, whether that can be or not.
     pub(super) fn resume_merges(self: &Arc<Self>) {
         let _alone = self.begins_job();
-        for (id, job) in self.devices.merge_jobs() {
+        for (id, job) in self.devices.rollback_jobs() {
             match job.halted {
                 Some(Halt::Cancelled) => {}
                 Some(Halt::Failed) => self.go_on(&id, &job.device),
@@ -66,7 +57,7 @@ impl Server {
     /// be started or not.
     pub(super) fn merge_what_resumed(self: &Arc<Self>, resumed: &str) {
         let _alone = self.begins_job();
-        for (id, job) in self.devices.failed_merges(resumed) {
+        for (id, job) in self.devices.failed_rollbacks(resumed) {
             self.go_on(&id, &job.device);
         }
         self.merge_by_table(Some(resumed));
@@ -79,9 +70,8 @@ impl Server {
                 continue;
             }
             let id = self.free_id("merge", &device);
-            let (auto_finalize, auto_dismiss) = (true, true);
-            let job = MergeJob { auto_finalize, auto_dismiss, ..MergeJob::default() };
-            let job = MergeJob { device, snapshot, cow, ..job };
+            let settings = settings(None, None, None);
+            let job = RollbackJob { device, snapshot, cow, settings, halted: None };
             not_started(&id, self.run(&id, job, Began::ByTable));
         }
     }
@@ -106,7 +96,7 @@ impl Server {
     fn go_on(self: &Arc<Self>, id: &str, device: &str) {
         let free = self.jobs.check_id(id).is_ok();
         let new = if free { id.to_owned() } else { self.free_id("merge", device) };
-        let job = self.devices.merge_goes_on(id, &new).map_err(told);
+        let job = self.devices.rollback_goes_on(id, &new).map_err(told);
         not_started(&new, job.and_then(|job| self.run(&new, job, Began::ByCommand)));
     }
 
@@ -119,7 +109,7 @@ impl Server {
         free.find(is_free).unwrap_or(first)
     }
 
-    fn run(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
+    fn run(self: &Arc<Self>, id: &str, job: RollbackJob, began: Began) -> Result<(), CommandError> {
         let running = self.begin(id, job, began);
         if running.is_err() && began == Began::ByCommand {
             self.halt(id, Halt::Failed);
@@ -127,15 +117,13 @@ impl Server {
         running
     }
 
-    fn begin(self: &Arc<Self>, id: &str, job: MergeJob, began: Began) -> Result<(), CommandError> {
-        let spec = JobSpec {
-            id: id.into(),
-            kind: JobType::SnapshotMerge,
-            speed: job.speed,
-            auto_finalize: job.auto_finalize,
-            auto_dismiss: job.auto_dismiss,
-            paused: job.paused,
-        };
+    fn begin(
+        self: &Arc<Self>,
+        id: &str,
+        job: RollbackJob,
+        began: Began,
+    ) -> Result<(), CommandError> {
+        let spec = spec_of(id, JobType::SnapshotMerge, job.settings);
         let rollback = Arc::new(Rollback {
             server: Arc::downgrade(self),
             id: id.into(),
@@ -164,7 +152,7 @@ impl Server {
     }
 
     fn halt(&self, id: &str, halt: Halt) {
-        if let Err(error) = self.devices.halt_merge(id, halt) {
+        if let Err(error) = self.devices.halt_rollback(id, halt) {
             tracing::error!("how the job '{id}' ended could not be kept: {error}");
         }
     }
@@ -189,7 +177,7 @@ enum Began {
 struct Rollback {
     server: Weak<Server>,
     id: String,
-    job: MergeJob,
+    job: RollbackJob,
     began: Began,
     state: Mutex<RollbackState>,
 }
@@ -215,7 +203,8 @@ impl Rollback {
             // The watcher has gone only where the process ends.
             let _ = ended.send(end);
         };
-        let pacing = Pacing { speed: limit(self.job.speed), paused: self.job.paused };
+        let JobSettings { speed, paused, .. } = self.job.settings;
+        let pacing = Pacing { speed: limit(speed), paused };
         let merge =
             MergeHandle::start(workers.clone(), executor, CONFIG, pacing, on_end).map_err(say)?;
         let (watched, rollback) = (merge.clone(), self.clone());
@@ -247,7 +236,7 @@ impl Rollback {
         let outcome = match end {
             // Another table took its place.
             MergeEnd::Failed(MergeFailure::NoMerge) => {
-                if by_command && let Err(error) = server.devices.forget_merge(&self.id) {
+                if by_command && let Err(error) = server.devices.forget_rollback(&self.id) {
                     tracing::error!("the end of the job '{}' could not be kept: {error}", self.id);
                 }
                 Outcome::Cancelled
@@ -260,7 +249,7 @@ impl Rollback {
                 if by_command {
                     server.halt(&self.id, Halt::Failed);
                 }
-                tell_error(handle, failed.io());
+                report_io_error(handle, failed.io());
                 Outcome::Failed(failed.to_string())
             }
         };
@@ -271,36 +260,10 @@ impl Rollback {
         self.state.lock().expect("rollback lock poisoned")
     }
 
-    fn keep_pause(&self, paused: bool) {
-        let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) else {
-            return;
-        };
-        if let Err(error) = server.devices.keep_pause(&self.id, paused) {
-            tracing::error!("a restart would not know how the job '{}' is: {error}", self.id);
-        }
+    /// The server, if it is to keep for a restart how the job is.
+    fn keeper(&self) -> Option<Arc<Server>> {
+        self.server.upgrade().filter(|_| self.began == Began::ByCommand)
     }
-}
-
-/// A job's limit as its thread has it: 0 stands for none.
-pub(super) fn limit(speed: u64) -> Option<u64> {
-    Some(speed).filter(|speed| *speed != 0)
-}
-
-/// Keeps a job's limit for a restart.
-pub(super) fn keep_speed(server: &Server, id: &str, speed: u64) {
-    if let Err(error) = server.devices.keep_speed(id, speed) {
-        tracing::error!("a restart would not know how fast the job '{id}' is to be: {error}");
-    }
-}
-
-/// Says that a job met an I/O error, as QEMU does before it says that the job failed.
-pub(super) fn tell_error(handle: &JobHandle, failed: Option<IoOp>) {
-    let operation = match failed {
-        Some(IoOp::Read) => IoOperation::Read,
-        Some(_) => IoOperation::Write,
-        None => return,
-    };
-    handle.io_error(operation, ErrorAction::Report);
 }
 
 fn tell(merge: &MergeHandle, handle: &JobHandle) {
@@ -317,7 +280,7 @@ impl JobDriver for Rollback {
         if let Some(merge) = &state.merge {
             merge.pause();
         }
-        self.keep_pause(true);
+        keep_pause(self.keeper(), &self.id, true);
     }
 
     fn resume(&self) {
@@ -325,7 +288,7 @@ impl JobDriver for Rollback {
         if let Some(merge) = &state.merge {
             merge.resume();
         }
-        self.keep_pause(false);
+        keep_pause(self.keeper(), &self.id, false);
     }
 
     fn set_speed(&self, speed: u64) {
@@ -333,17 +296,15 @@ impl JobDriver for Rollback {
         if let Some(merge) = &state.merge {
             merge.set_speed(limit(speed));
         }
-        if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
-            keep_speed(&server, &self.id, speed);
-        }
+        keep_speed(self.keeper(), &self.id, speed);
     }
 
     /// The device reads as the snapshot, whatever becomes of the job: what is cancelled is the work,
     /// and the same command goes on with it.
     fn cancel(&self) -> Result<(), String> {
         let mut state = self.state();
-        if let Some(server) = self.server.upgrade().filter(|_| self.began == Began::ByCommand) {
-            let halted = server.devices.halt_merge(&self.id, Halt::Cancelled);
+        if let Some(server) = self.keeper() {
+            let halted = server.devices.halt_rollback(&self.id, Halt::Cancelled);
             halted.map_err(|error| format!("the job '{}' is not cancelled: {error}", self.id))?;
         }
         state.cancelled = true;
@@ -360,13 +321,13 @@ impl JobDriver for Rollback {
     fn finalize(&self) -> Result<(), String> {
         let Some(server) = self.server.upgrade() else { return Ok(()) };
         if self.began == Began::ByCommand {
-            let ended = server.devices.end_merge(&self.id, &self.job.device);
+            let ended = server.devices.end_rollback(&self.id, &self.job.device);
             ended.map_err(|error| {
                 server.halt(&self.id, Halt::Failed);
                 error.to_string()
             })?;
         }
-        let MergeJob { device, snapshot, cow, .. } = self.job.clone();
+        let RollbackJob { device, snapshot, cow, .. } = self.job.clone();
         let cow = if cow.is_empty() { snapshot.clone() } else { cow };
         server.events.emit(&Event::MergeCompleted(MergeCompleted { device, snapshot, cow }));
         Ok(())
@@ -382,7 +343,7 @@ mod tests {
         let rollback = Rollback {
             server: Weak::new(),
             id: "job".into(),
-            job: MergeJob::default(),
+            job: RollbackJob::default(),
             began: Began::ByTable,
             state: Mutex::default(),
         };
@@ -395,7 +356,7 @@ mod tests {
                     move || ask(rollback)
                 })
             });
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(std::time::Duration::from_millis(50));
             assert!(asked.iter().all(|asked| !asked.is_finished()), "nobody was told");
             drop(begun);
         });

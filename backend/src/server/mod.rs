@@ -10,6 +10,7 @@ mod course;
 mod failures;
 mod flush_interval;
 mod info;
+mod job;
 mod lockfs;
 mod merge;
 mod moment;

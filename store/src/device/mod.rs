@@ -44,7 +44,8 @@ pub use moment::{CreateSnapshot, MomentAction, OverlaySnapshot};
 pub use query::{DeviceStatus, TargetStatus};
 pub use rollback::Merging;
 pub use state::{
-    CommitJob, Halt, InitialDevice, MergeJob, State, StateContent, StateError, classify_state,
-    classify_state_ignoring_settings, is_only_read, place_of_state, refuse_state_name,
+    CommitJob, Halt, InitialDevice, JobSettings, RollbackJob, State, StateContent, StateError,
+    classify_state, classify_state_ignoring_settings, is_only_read, place_of_state,
+    refuse_state_name,
 };
 pub use verbs::{Resumed, Suspend, TableKind};

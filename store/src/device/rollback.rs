@@ -11,7 +11,7 @@ use super::commit;
 use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::serving::{blocked, go};
-use super::state::{CommitJob, Halt, MergeJob};
+use super::state::{CommitJob, Halt, JobSettings, RollbackJob};
 use super::verbs::{open_files_again, with_uppers};
 use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
@@ -96,10 +96,10 @@ impl Devices {
     }
 
     /// The jobs of failed rollbacks whose devices serve, among `name` and those above it.
-    pub fn failed_merges(&self, name: &str) -> BTreeMap<String, MergeJob> {
+    pub fn failed_rollbacks(&self, name: &str) -> BTreeMap<String, RollbackJob> {
         let inner = self.lock();
         let names = on_or_all(&inner, Some(name));
-        let jobs = inner.state.jobs.iter();
+        let jobs = inner.state.rollbacks.iter();
         jobs.filter(|(_, job)| job.halted == Some(Halt::Failed) && names.contains(&job.device))
             .map(|(id, job)| (id.clone(), job.clone()))
             .collect()
@@ -109,13 +109,13 @@ impl Devices {
     ///
     /// # Errors
     /// It is running already, it has ended, or the state cannot be written.
-    pub fn merge_goes_on(&self, id: &str, new: &str) -> Result<MergeJob, DeviceError> {
+    pub fn rollback_goes_on(&self, id: &str, new: &str) -> Result<RollbackJob, DeviceError> {
         let inner = &mut *self.lock();
-        let known = inner.state.jobs.get(id).cloned();
+        let known = inner.state.rollbacks.get(id).cloned();
         let Some(job) = known.filter(|job| job.halted.is_some() && can_begin(inner, job)) else {
             return Err(DeviceError::refused(format!("there is no rollback '{id}' to go on with")));
         };
-        let job = MergeJob { halted: None, ..job };
+        let job = RollbackJob { halted: None, ..job };
         self.replace(inner, id, new, job.clone())?;
         Ok(job)
     }
@@ -159,7 +159,7 @@ impl Devices {
         &self,
         inner: &mut Inner,
         id: &str,
-        job: &MergeJob,
+        job: &RollbackJob,
     ) -> Result<bool, DeviceError> {
         let device = &job.device;
         let found = rollback_of(inner, device).filter(|(_, known)| known.snapshot == job.snapshot);
@@ -176,7 +176,7 @@ impl Devices {
                  when it has"
             )));
         }
-        let (before, job) = (before.clone(), MergeJob { cow: known.cow.clone(), ..job.clone() });
+        let (before, job) = (before.clone(), RollbackJob { cow: known.cow.clone(), ..job.clone() });
         self.open_merged_again(inner, &job.device)?;
         self.replace(inner, &before, id, job).map(|()| true)
     }
@@ -186,14 +186,14 @@ impl Devices {
         inner: &mut Inner,
         before: &str,
         id: &str,
-        job: MergeJob,
+        job: RollbackJob,
     ) -> Result<(), DeviceError> {
-        let all = inner.state.jobs.clone();
-        inner.state.jobs.remove(before);
-        enter(&mut inner.state.jobs, id, job);
+        let all = inner.state.rollbacks.clone();
+        inner.state.rollbacks.remove(before);
+        enter(&mut inner.state.rollbacks, id, job);
         let kept = self.keep(inner);
         if kept.is_err() {
-            inner.state.jobs = all;
+            inner.state.rollbacks = all;
         }
         kept
     }
@@ -204,14 +204,15 @@ impl Devices {
     /// # Errors
     /// The state cannot be written. A cancellation has no effect then; a failure is known until the
     /// end of the process.
-    pub fn halt_merge(&self, id: &str, halt: Halt) -> Result<(), DeviceError> {
+    pub fn halt_rollback(&self, id: &str, halt: Halt) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        let Some(job) = inner.state.jobs.get_mut(id) else { return Ok(()) };
-        let halted = MergeJob { halted: Some(halt), paused: false, ..job.clone() };
+        let Some(job) = inner.state.rollbacks.get_mut(id) else { return Ok(()) };
+        let settings = JobSettings { paused: false, ..job.settings };
+        let halted = RollbackJob { halted: Some(halt), settings, ..job.clone() };
         let before = std::mem::replace(job, halted);
         let kept = self.keep(inner);
         if kept.is_err() && halt == Halt::Cancelled {
-            inner.state.jobs.insert(id.into(), before);
+            inner.state.rollbacks.insert(id.into(), before);
         }
         kept
     }
@@ -220,9 +221,9 @@ impl Devices {
     ///
     /// # Errors
     /// The state cannot be written.
-    pub fn forget_merge(&self, id: &str) -> Result<(), DeviceError> {
+    pub fn forget_rollback(&self, id: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        inner.state.jobs.remove(id);
+        inner.state.rollbacks.remove(id);
         self.keep(inner)
     }
 
@@ -231,38 +232,21 @@ impl Devices {
         self.lock().state.has_job(id)
     }
 
-    /// The user paused the job `id`, a rollback or a commit, or resumed it: this is restored at a
-    /// restart.
+    /// The user changed the settings of the job `id`, a rollback or a commit: a restart goes on with
+    /// them.
     ///
     /// # Errors
     /// The state cannot be written.
-    pub fn keep_pause(&self, id: &str, paused: bool) -> Result<(), DeviceError> {
+    pub fn keep_settings(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut JobSettings),
+    ) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
-        let state = &mut inner.state;
-        let rollback = state.jobs.get_mut(id).filter(|job| job.halted.is_none());
-        let commit = state.commits.get_mut(id).filter(|job| job.halted.is_none());
-        let commit = commit.map(|job| &mut job.paused);
-        match rollback.map(|job| &mut job.paused).or(commit) {
-            Some(kept) if *kept != paused => *kept = paused,
-            _ => return Ok(()),
-        }
-        self.keep(inner)
-    }
-
-    /// The job `id` has this limit, bytes per second, from now on; 0 for none.
-    ///
-    /// # Errors
-    /// It cannot be recorded for a restart.
-    pub fn keep_speed(&self, id: &str, speed: u64) -> Result<(), DeviceError> {
-        let inner = &mut *self.lock();
-        let state = &mut inner.state;
-        let rollback = state.jobs.get_mut(id).filter(|job| job.halted.is_none());
-        let commit = state.commits.get_mut(id).map(|job| &mut job.speed);
-        match rollback.map(|job| &mut job.speed).or(commit) {
-            Some(kept) if *kept != speed => *kept = speed,
-            _ => return Ok(()),
-        }
-        self.keep(inner)
+        let Some(settings) = inner.state.settings_mut(id) else { return Ok(()) };
+        let before = *settings;
+        change(settings);
+        if *settings == before { Ok(()) } else { self.keep(inner) }
     }
 }
 
@@ -277,13 +261,13 @@ pub(super) fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
 }
 
 /// Whether the job's device has its table, and no job works on it.
-fn can_begin(inner: &Inner, job: &MergeJob) -> bool {
+fn can_begin(inner: &Inner, job: &RollbackJob) -> bool {
     let has_job = inner.devices.get(&job.device).is_none_or(|device| device.has_job());
     rollback_of(inner, &job.device).is_some() && !has_job
 }
 
 /// Enters a job; another that stopped under its name gets another name.
-pub(super) fn enter(jobs: &mut BTreeMap<String, MergeJob>, id: &str, job: MergeJob) {
+pub(super) fn enter(jobs: &mut BTreeMap<String, RollbackJob>, id: &str, job: RollbackJob) {
     if let Some(other) = jobs.insert(id.into(), job) {
         let free = (2..).map(|n| format!("{id}-{n}")).find(|name| !jobs.contains_key(name));
         jobs.extend(free.map(|name| (name, other)));
@@ -291,9 +275,9 @@ pub(super) fn enter(jobs: &mut BTreeMap<String, MergeJob>, id: &str, job: MergeJ
 }
 
 /// The rollback of `device`, and its job's name.
-fn rollback_of<'i>(inner: &'i Inner, device: &str) -> Option<(&'i String, &'i MergeJob)> {
+fn rollback_of<'i>(inner: &'i Inner, device: &str) -> Option<(&'i String, &'i RollbackJob)> {
     let cow = inner.devices.get(device)?.active.as_ref()?.merged()?;
-    inner.state.jobs.iter().find(|(_, job)| job.device == device && job.cow == cow)
+    inner.state.rollbacks.iter().find(|(_, job)| job.device == device && job.cow == cow)
 }
 
 /// The refusal of other operations on `device`, whose table merges, and what to do about it.
@@ -304,10 +288,10 @@ pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
             "the store that '{device}' merges is not valid, and nothing of it can be merged any \
              more; load a table of 'snapshot-origin' with 'table-load' and resume '{device}'"
         ),
-        Some((id, MergeJob { snapshot, halted: None, .. })) => format!(
+        Some((id, RollbackJob { snapshot, halted: None, .. })) => format!(
             "the job '{id}' rolls '{device}' back to '{snapshot}'; wait until that has ended"
         ),
-        Some((_, MergeJob { snapshot, halted: Some(halt), .. })) => {
+        Some((_, RollbackJob { snapshot, halted: Some(halt), .. })) => {
             let halted = match halt {
                 Halt::Cancelled => "was cancelled",
                 Halt::Failed => "failed",
@@ -318,7 +302,7 @@ pub(super) fn what_merges(inner: &Inner, device: &str) -> DeviceError {
             )
         }
         None => match inner.commit_of(device) {
-            Some((_, CommitJob { halted: Some(_), .. })) => commit::failed(device),
+            Some((_, CommitJob { halted_merging: Some(_), .. })) => commit::failed(device),
             Some((id, _)) => format!(
                 "the job '{id}' commits '{device}' into its base; wait until that has ended"
             ),

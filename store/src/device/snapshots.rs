@@ -11,7 +11,7 @@ use super::error::DeviceError;
 use super::moment::{OriginOf, line};
 use super::removal::refuse_used;
 use super::rollback::enter;
-use super::state::MergeJob;
+use super::state::RollbackJob;
 use crate::cow::StoreState;
 use crate::cow::owed::remove_store;
 use crate::io::{FileInfo, Identity};
@@ -68,7 +68,7 @@ impl Devices {
     ///
     /// # Errors
     /// Nothing has changed then.
-    pub fn begin_merge(&self, id: &str, job: &MergeJob) -> Result<(), DeviceError> {
+    pub fn begin_rollback(&self, id: &str, job: &RollbackJob) -> Result<(), DeviceError> {
         let (device, snapshot) = (job.device.as_str(), job.snapshot.as_str());
         let inner = &mut *self.lock();
         if self.begin_again(inner, id, job)? {
@@ -107,15 +107,15 @@ impl Devices {
         plan.follow()?;
         let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
-        let jobs = plan.inner.state.jobs.clone();
-        let others = &mut plan.inner.state.jobs;
+        let rollbacks = plan.inner.state.rollbacks.clone();
+        let others = &mut plan.inner.state.rollbacks;
         // A job of a table that was replaced since.
         others.retain(|_, other| other.device != device);
-        enter(others, id, MergeJob { cow, ..job.clone() });
+        enter(others, id, RollbackJob { cow, ..job.clone() });
         let gone = plan.inner.devices.remove(snapshot);
         plan.next.remove(snapshot);
         self.apply(plan, |_| ()).map_err(|error| {
-            inner.state.jobs = jobs;
+            inner.state.rollbacks = rollbacks;
             inner.devices.extend(gone.map(|gone| (snapshot.to_owned(), gone)));
             self.take_back(inner, error)
         })
@@ -126,7 +126,7 @@ impl Devices {
     ///
     /// # Errors
     /// The merged table stays then; its content is the same.
-    pub fn end_merge(&self, id: &str, device: &str) -> Result<(), DeviceError> {
+    pub fn end_rollback(&self, id: &str, device: &str) -> Result<(), DeviceError> {
         let inner = &mut *self.lock();
         let active = inner.active(device)?;
         let (len, read_only) = (active.table.size(), active.read_only);
@@ -147,11 +147,11 @@ impl Devices {
         let mut plan = Plan::new(self, inner);
         plan.set(device, &Loaded::of(line(len, target), read_only), &[])?;
         plan.follow()?;
-        let jobs = plan.inner.state.jobs.clone();
-        plan.inner.state.jobs.remove(id);
+        let rollbacks = plan.inner.state.rollbacks.clone();
+        plan.inner.state.rollbacks.remove(id);
         self.apply(plan, |_| ()).map_err(|error| {
             // The job stays known, and can be retried.
-            inner.state.jobs = jobs;
+            inner.state.rollbacks = rollbacks;
             self.take_back(inner, error)
         })
     }

@@ -109,24 +109,18 @@ pub struct State {
     on_full: BTreeMap<String, u64>,
     #[serde(default)]
     devices: BTreeMap<String, DeviceState>,
-    #[serde(default)]
-    jobs: BTreeMap<String, MergeJob>,
+    #[serde(default, rename = "jobs")]
+    rollbacks: BTreeMap<String, RollbackJob>,
     #[serde(default)]
     commits: BTreeMap<String, CommitJob>,
     #[serde(default)]
     bases: Vec<BaseState>,
 }
 
-/// A merge that runs as a job, to be started again after a restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How the user wants a job to run and to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct MergeJob {
-    /// The device that merges.
-    pub device: String,
-    /// The name of the snapshot's former device.
-    pub snapshot: String,
-    /// The path of its store.
-    pub cow: String,
+pub struct JobSettings {
     /// The limit in bytes per second; 0 for none.
     pub speed: u64,
     /// Whether the job ends without a command.
@@ -136,6 +130,21 @@ pub struct MergeJob {
     /// The user paused it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+}
+
+/// A rollback that runs as a job, to be started again after a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RollbackJob {
+    /// The device that merges.
+    pub device: String,
+    /// The name of the snapshot's former device.
+    pub snapshot: String,
+    /// The path of its store.
+    pub cow: String,
+    /// Its settings.
+    #[serde(flatten)]
+    pub settings: JobSettings,
     /// It stopped before its end, and the device still has the merging table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Halt>,
@@ -167,15 +176,9 @@ pub struct CommitJob {
     /// The user has completed it: the device's own store is committed into the base, too.
     #[serde(default)]
     pub pivoted: bool,
-    /// The limit in bytes per second; 0 for none.
-    pub speed: u64,
-    /// Whether the job ends without a command.
-    pub auto_finalize: bool,
-    /// Whether the job is removed from the list when it has ended.
-    pub auto_dismiss: bool,
-    /// The user paused it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub paused: bool,
+    /// Its settings.
+    #[serde(flatten)]
+    pub settings: JobSettings,
     /// The files that it writes below all stores: they change while it runs. Set when it begins.
     #[serde(default)]
     pub writes: Vec<PathBuf>,
@@ -185,8 +188,8 @@ pub struct CommitJob {
     /// It stopped after the user had completed it: the store that its device still merges into the
     /// base. It goes on when the device is resumed, at the next start, and when the command is given
     /// again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub halted: Option<String>,
+    #[serde(default, rename = "halted", skip_serializing_if = "Option::is_none")]
+    pub halted_merging: Option<String>,
 }
 
 /// A device as the program's arguments made it.
@@ -351,12 +354,12 @@ impl State {
             state.bases.extend(active.into_iter().flat_map(below));
         }
         state.initial = inner.state.initial.clone();
-        state.jobs = inner.state.jobs.clone();
+        state.rollbacks = inner.state.rollbacks.clone();
         // If another table was loaded, there is no merge to continue.
-        state.jobs.retain(|_, job| merging.contains(job.device.as_str()));
+        state.rollbacks.retain(|_, job| merging.contains(job.device.as_str()));
         state.commits = inner.state.commits.clone();
         let merges = |job: &CommitJob| merging.contains(job.device.as_str());
-        state.commits.retain(|_, job| job.halted.is_none() || merges(job));
+        state.commits.retain(|_, job| job.halted_merging.is_none() || merges(job));
         state.with_left_out(&inner.state.left_out)
     }
 
@@ -375,7 +378,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Kept {
     initial: BTreeMap<String, InitialTable>,
-    pub(super) jobs: BTreeMap<String, MergeJob>,
+    pub(super) rollbacks: BTreeMap<String, RollbackJob>,
     pub(super) commits: BTreeMap<String, CommitJob>,
     left_out: LeftOut,
     /// Locked last, and for no other I/O than its own.
@@ -385,8 +388,8 @@ pub(super) struct Kept {
 impl Kept {
     pub(super) fn at(path: Option<PathBuf>) -> Kept {
         let file = Arc::new(Mutex::new(StateFile::new(path)));
-        let (initial, jobs, commits) = Default::default();
-        Kept { initial, jobs, commits, left_out: LeftOut::default(), file }
+        let (initial, rollbacks, commits) = Default::default();
+        Kept { initial, rollbacks, commits, left_out: LeftOut::default(), file }
     }
 
     /// The file, for those who do not hold the devices.
@@ -413,7 +416,14 @@ impl Kept {
 
     /// Whether a command began the job `id`, and a restart goes on with it.
     pub(super) fn has_job(&self, id: &str) -> bool {
-        self.jobs.contains_key(id) || self.commits.contains_key(id)
+        self.rollbacks.contains_key(id) || self.commits.contains_key(id)
+    }
+
+    /// The settings of the job `id`.
+    pub(super) fn settings_mut(&mut self, id: &str) -> Option<&mut JobSettings> {
+        let rollback = self.rollbacks.get_mut(id).filter(|job| job.halted.is_none());
+        let commit = self.commits.get_mut(id);
+        rollback.map(|job| &mut job.settings).or(commit.map(|job| &mut job.settings))
     }
 }
 
@@ -443,4 +453,53 @@ fn has_no_header(path: &Path) -> bool {
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
     read.is_err() || magic == [0; 4]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As every version has written it, and must read it.
+    #[test]
+    fn jobs_are_written_as_they_were_by_earlier_versions() {
+        let text = r#"version = 1
+generation = 2
+escaped = true
+invalid = []
+bases = []
+
+[first]
+
+[devices]
+
+[jobs.back]
+device = "disk"
+snapshot = "snap"
+cow = "/store"
+speed = 5
+auto-finalize = true
+auto-dismiss = false
+paused = true
+halted = "failed"
+
+[commits.down]
+device = "other"
+top = "upper"
+base = "lower"
+pivoted = true
+speed = 0
+auto-finalize = false
+auto-dismiss = true
+writes = ["/base"]
+halted = "/merged"
+"#;
+        let state: State = toml::from_str(text).unwrap();
+        let (back, down) = (&state.rollbacks["back"], &state.commits["down"]);
+        let settings =
+            JobSettings { speed: 5, auto_finalize: true, auto_dismiss: false, paused: true };
+        assert_eq!((back.settings, back.halted), (settings, Some(Halt::Failed)));
+        assert_eq!(down.settings, JobSettings { auto_dismiss: true, ..JobSettings::default() });
+        assert_eq!(down.halted_merging.as_deref(), Some("/merged"));
+        assert_eq!(toml::to_string_pretty(&state).unwrap(), text);
+    }
 }

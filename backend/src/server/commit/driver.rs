@@ -7,13 +7,13 @@ use snapblk_qmp::JobDriver;
 use snapblk_store::device::Pivot;
 
 use super::{Commit, Said, Stage, Work};
-use crate::server::merge::keep_speed;
+use crate::server::job::{keep_pause, keep_speed};
 
 impl JobDriver for Commit {
     fn pause(&self) {
         let mut now = self.now();
         now.paused = true;
-        self.keep_pause(true);
+        keep_pause(self.server.upgrade(), &self.id, true);
         match now.stage.work() {
             Some(Work::Copy(copy)) => copy.pause(),
             Some(Work::Merge(merge)) => merge.pause(),
@@ -24,7 +24,7 @@ impl JobDriver for Commit {
     fn resume(&self) {
         let mut now = self.now();
         now.paused = false;
-        self.keep_pause(false);
+        keep_pause(self.server.upgrade(), &self.id, false);
         match now.stage.work() {
             Some(Work::Copy(copy)) => copy.resume(),
             Some(Work::Merge(merge)) => merge.resume(),
@@ -40,9 +40,7 @@ impl JobDriver for Commit {
             Some(Work::Merge(merge)) => merge.set_speed(now.limit()),
             None => {}
         }
-        if let Some(server) = self.server.upgrade() {
-            keep_speed(&server, &self.id, speed);
-        }
+        keep_speed(self.server.upgrade(), &self.id, speed);
     }
 
     fn cancel(&self) -> Result<(), String> {

@@ -9,7 +9,7 @@ use super::{Commit, by_job};
 use crate::device::core::{Devices, Inner};
 use crate::device::error::DeviceError;
 use crate::device::rollback::on_or_all;
-use crate::device::state::CommitJob;
+use crate::device::state::{CommitJob, JobSettings};
 
 impl Commit {
     /// Whether its device may change its own table.
@@ -28,20 +28,20 @@ impl Inner {
     /// table by now.
     pub(in crate::device) fn halted_commit(&self, device: &str) -> Option<(&String, &CommitJob)> {
         let merged = self.merged(device)?;
-        let halted = |job: &CommitJob| job.halted.as_ref() == Some(&merged);
+        let halted = |job: &CommitJob| job.halted_merging.as_ref() == Some(&merged);
         self.state.commits.iter().find(|(_, job)| job.device == device && halted(job))
     }
 
     /// The commit that `device` merges for, whether a job runs or not.
     pub(in crate::device) fn commit_of(&self, device: &str) -> Option<(&String, &CommitJob)> {
         let mut jobs = self.state.commits.iter();
-        let runs = jobs.find(|(_, job)| job.device == device && job.halted.is_none());
+        let runs = jobs.find(|(_, job)| job.device == device && job.halted_merging.is_none());
         runs.or_else(|| self.halted_commit(device))
     }
 
     /// Whether the commit `id` of `device` halted, and has ended since: its device has another table.
     fn is_replaced(&self, id: &str, device: &str) -> bool {
-        let halted = self.state.commits.get(id).is_some_and(|job| job.halted.is_some());
+        let halted = self.state.commits.get(id).is_some_and(|job| job.halted_merging.is_some());
         halted && self.halted_commit(device).is_none_or(|(other, _)| other != id)
     }
 
@@ -75,7 +75,8 @@ impl Devices {
         if let Some(commit) = inner.commits.get_mut(id) {
             commit.chain.retain(|name| *name != commit.device);
         }
-        let halted = CommitJob { halted: Some(merged), paused: false, ..job };
+        let settings = JobSettings { paused: false, ..job.settings };
+        let halted = CommitJob { halted_merging: Some(merged), settings, ..job };
         inner.state.commits.insert(id.into(), halted);
         self.keep(inner)
     }
@@ -136,8 +137,7 @@ impl Devices {
         if inner.device(device)?.suspended {
             return Err(DeviceError::Suspended(device.clone()));
         }
-        let CommitJob { speed, auto_finalize, auto_dismiss, .. } = *asked;
-        let job = CommitJob { speed, auto_finalize, auto_dismiss, ..job.clone() };
+        let job = CommitJob { settings: asked.settings, ..job.clone() };
         let id = id.clone();
         self.go_on_with(inner, &id, new, job).map(Some)
     }
@@ -164,7 +164,7 @@ impl Devices {
         self.open_merged_again(inner, &job.device)?;
         let before = inner.state.commits.remove(id);
         let reserved = inner.commits.remove(id);
-        let job = CommitJob { halted: None, ..job };
+        let job = CommitJob { halted_merging: None, ..job };
         inner.state.commits.insert(new.into(), job.clone());
         let kept = self.hold_merge(inner, new, &job).and_then(|()| self.keep(inner));
         if let Err(error) = kept {

@@ -116,7 +116,7 @@ impl State {
 
     /// Whether it knows `disk`, and leaves it as its arguments made it.
     fn leaves_unchanged(&self, disk: &InitialDevice) -> bool {
-        let works = self.jobs.values().map(|job| &job.device);
+        let works = self.rollbacks.values().map(|job| &job.device);
         let works = works.chain(self.commits.values().map(|job| &job.device));
         self.is_initial(&disk.name)
             && works.into_iter().all(|device| *device != disk.name)

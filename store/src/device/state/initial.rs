@@ -56,7 +56,7 @@ impl State {
 
     /// Whether each device is as the arguments made it, and nothing works on it.
     pub(super) fn all_initial(&self) -> bool {
-        let works = !self.jobs.is_empty() || !self.commits.is_empty();
+        let works = !self.rollbacks.is_empty() || !self.commits.is_empty();
         let all = self.devices.len() == self.initial.len();
         let all = all && self.devices.keys().all(|name| self.is_initial(name));
         all && !works && self.invalid.is_empty()

@@ -56,7 +56,7 @@ impl State {
     }
 
     fn unnamed(&self, named: &[InitialDevice]) -> BTreeSet<String> {
-        let jobs = self.jobs.values().map(|job| &job.device);
+        let jobs = self.rollbacks.values().map(|job| &job.device);
         let works: Vec<&String> =
             jobs.chain(self.commits.values().map(|job| &job.device)).collect();
         let may_go = |name: &&String| {

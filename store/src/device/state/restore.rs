@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::others::Others;
 use super::{
-    BaseState, CommitJob, InitialDevice, InitialTable, MergeJob, State, StateError, has_no_header,
-    too_short,
+    BaseState, CommitJob, InitialDevice, InitialTable, RollbackJob, State, StateError,
+    has_no_header, too_short,
 };
 use crate::cow::Persistence;
 use crate::device::build::lines_name;
@@ -140,9 +140,9 @@ impl Devices {
         Ok(known)
     }
 
-    /// The merges that run as jobs, by the jobs' names; after a start, those to be restarted.
-    pub fn merge_jobs(&self) -> BTreeMap<String, MergeJob> {
-        self.lock().state.jobs.clone()
+    /// The rollbacks that run as jobs, by the jobs' names; after a start, those to be restarted.
+    pub fn rollback_jobs(&self) -> BTreeMap<String, RollbackJob> {
+        self.lock().state.rollbacks.clone()
     }
 
     /// The store called `store` is invalid, but its header could not be written: records this here
@@ -193,7 +193,7 @@ impl Devices {
         {
             let inner = &mut *self.lock();
             inner.state.initial = state.initial.clone();
-            inner.state.jobs = state.jobs.clone();
+            inner.state.rollbacks = state.rollbacks.clone();
             inner.state.commits = state.commits.clone();
             let mut file = inner.state.file();
             file.invalid = state.invalid.clone();

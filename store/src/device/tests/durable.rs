@@ -6,7 +6,7 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::{Halt, MergeJob, Suspend, User};
+use crate::device::{Halt, RollbackJob, Suspend, User};
 use crate::exception::ChunkState;
 use crate::io::durable::seen;
 use crate::request::Status;
@@ -324,20 +324,21 @@ fn a_rollback_begins_with_a_snapshot_that_owes_nothing() {
     world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
     world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
     world.fail_flushes(true);
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
-    cannot_flush(world.devices.begin_merge("m", &job));
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
+    cannot_flush(world.devices.begin_rollback("m", &job));
     world.fail_flushes(false);
-    world.devices.begin_merge("m", &job).unwrap();
+    world.devices.begin_rollback("m", &job).unwrap();
 }
 
 /// A job's name is free when the job is over, but a stopped rollback is not over.
 #[test]
 fn a_rollback_that_stopped_outlives_its_job_s_name() {
     let world = World::new();
-    let roll_back = |disk: &str| MergeJob {
+    let roll_back = |disk: &str| RollbackJob {
         device: disk.into(),
         snapshot: format!("{disk}-snap"),
-        ..MergeJob::default()
+        ..RollbackJob::default()
     };
     for disk in ["one", "two"] {
         let store = format!("{disk}-store");
@@ -346,16 +347,16 @@ fn a_rollback_that_stopped_outlives_its_job_s_name() {
         world.device(disk, &[&format!("0 {LEN} snapshot-origin {{}}/{disk}")]).unwrap();
         let snapshot = format!("0 {LEN} snapshot {{}}/{disk} {{}}/{store} P 8");
         world.device(&format!("{disk}-snap"), &[&snapshot]).unwrap();
-        world.devices.begin_merge("j", &roll_back(disk)).unwrap();
-        let said = world.devices.begin_merge("k", &roll_back(disk)).unwrap_err().to_string();
+        world.devices.begin_rollback("j", &roll_back(disk)).unwrap();
+        let said = world.devices.begin_rollback("k", &roll_back(disk)).unwrap_err().to_string();
         assert!(said.contains("the job 'j'"), "{said}");
-        world.devices.halt_merge("j", Halt::Cancelled).unwrap();
+        world.devices.halt_rollback("j", Halt::Cancelled).unwrap();
     }
     assert_eq!(world.devices.merging(None), [], "they are jobs, and not anybody's");
     for disk in ["one", "two"] {
-        world.devices.begin_merge(disk, &roll_back(disk)).unwrap();
+        world.devices.begin_rollback(disk, &roll_back(disk)).unwrap();
     }
-    let jobs = world.devices.merge_jobs();
+    let jobs = world.devices.rollback_jobs();
     assert_eq!(jobs.keys().collect::<Vec<_>>(), ["one", "two"]);
     assert!(jobs.values().all(|job| job.halted.is_none() && job.cow.ends_with("-store")));
 }
@@ -367,22 +368,23 @@ fn rolling_back() -> World {
     world.file("store", LEN);
     world.device("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
     world.device("snap", &[&format!("0 {LEN} snapshot {{}}/disk {{}}/store P 8")]).unwrap();
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
-    world.devices.begin_merge("j", &job).unwrap();
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
+    world.devices.begin_rollback("j", &job).unwrap();
     world
 }
 
 #[test]
 fn a_rollback_whose_last_step_fails_is_not_forgotten() {
     let world = rolling_back();
-    let known = || world.devices.merge_jobs();
+    let known = || world.devices.rollback_jobs();
     let before = known();
     // The state cannot be written.
     std::fs::create_dir(world.path("state.new")).unwrap();
-    world.devices.end_merge("j", "disk").unwrap_err();
+    world.devices.end_rollback("j", "disk").unwrap_err();
     assert_eq!(known(), before);
     std::fs::remove_dir(world.path("state.new")).unwrap();
-    world.devices.end_merge("j", "disk").unwrap();
+    world.devices.end_rollback("j", "disk").unwrap();
     assert!(known().is_empty());
 }
 
@@ -393,8 +395,8 @@ fn what_comes_after_the_end_of_all_devices_is_not_kept() {
     let state = || std::fs::read_to_string(world.path("state")).unwrap();
     let before = state();
     assert!(world.devices.close(&[]));
-    let _ = world.devices.end_merge("j", "disk");
-    let _ = world.devices.halt_merge("j", Halt::Failed);
+    let _ = world.devices.end_rollback("j", "disk");
+    let _ = world.devices.halt_rollback("j", Halt::Failed);
     assert_eq!(state(), before);
 }
 

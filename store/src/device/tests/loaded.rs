@@ -2,7 +2,7 @@
 
 use super::uses::world;
 use super::*;
-use crate::device::{MergeJob, Suspend, TableKind};
+use crate::device::{RollbackJob, Suspend, TableKind};
 
 /// Loads a line into the new device `name`.
 fn loads(world: &World, name: &str, line: &str) -> Result<(), DeviceError> {
@@ -59,10 +59,11 @@ fn a_store_in_a_device_is_not_loaded() {
 fn a_snapshot_that_a_loaded_table_names_is_not_merged() {
     let world = world();
     loads(&world, "x", &format!("0 {LEN} linear snap 0")).unwrap();
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
-    refused(world.devices.begin_merge("job", &job), "in use by the device 'x'");
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
+    refused(world.devices.begin_rollback("job", &job), "in use by the device 'x'");
     world.devices.clear("x").unwrap();
-    world.devices.begin_merge("job", &job).unwrap();
+    world.devices.begin_rollback("job", &job).unwrap();
 }
 
 /// A commit removes layers when it ends.

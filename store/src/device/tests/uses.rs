@@ -3,7 +3,7 @@
 use super::*;
 use crate::cow::Persistence;
 use crate::device::moment::{CreateSnapshot, OverlaySnapshot};
-use crate::device::{MergeJob, TableKind, User};
+use crate::device::{RollbackJob, TableKind, User};
 
 /// The plain disk `disk` with its snapshot `snap`, and optionally another writable path to the
 /// file.
@@ -36,20 +36,12 @@ fn a_device_is_in_use_from_when_it_was_found_fit_for_that() {
     world.devices.prepare("snap", "export", false).unwrap();
     let open = || world.devices.query(Some("snap"), TableKind::Active).unwrap()[0].open_count;
     assert_eq!(open(), 1);
-    let job = MergeJob {
-        device: "disk".into(),
-        snapshot: "snap".into(),
-        cow: String::new(),
-        speed: 0,
-        auto_finalize: true,
-        auto_dismiss: true,
-        halted: None,
-        paused: false,
-    };
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
     for said in [
         refused(world.devices.delete_snapshot("disk", "snap", true)),
         refused(world.devices.remove("snap", true)),
-        refused(world.devices.begin_merge("job", &job)),
+        refused(world.devices.begin_rollback("job", &job)),
     ] {
         assert!(said.contains("the export 'export'"), "{said}");
     }
@@ -242,8 +234,9 @@ fn the_job_that_a_removal_stops_is_that_of_a_loaded_table() {
     world.devices.detach("snap", "job own");
     world.devices.wait_for_detach("snap", "job own").unwrap();
     // A command's goes on after a restart, and is for its user to end.
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
-    world.devices.begin_merge("rollback", &job).unwrap();
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
+    world.devices.begin_rollback("rollback", &job).unwrap();
     attach("disk", "job rollback");
     let said = refused(stops("disk"));
     assert!(said.contains("the job 'rollback'"), "{said}");
