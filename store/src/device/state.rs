@@ -419,10 +419,11 @@ impl Kept {
         self.rollbacks.contains_key(id) || self.commits.contains_key(id)
     }
 
-    /// The settings of the job `id`.
+    /// The settings of the job `id`, if it has not halted: the record of one that has may be that of another
+    /// job, which had the name before.
     pub(super) fn settings_mut(&mut self, id: &str) -> Option<&mut JobSettings> {
         let rollback = self.rollbacks.get_mut(id).filter(|job| job.halted.is_none());
-        let commit = self.commits.get_mut(id);
+        let commit = self.commits.get_mut(id).filter(|job| job.halted_merging.is_none());
         rollback.map(|job| &mut job.settings).or(commit.map(|job| &mut job.settings))
     }
 }

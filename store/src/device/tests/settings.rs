@@ -1,7 +1,7 @@
 //! What commands set on a device besides its table outlives the process.
 
 use super::*;
-use crate::device::InitialDevice;
+use crate::device::{InitialDevice, JobSettings};
 use crate::table::Keeper;
 
 /// An overlay.
@@ -88,4 +88,25 @@ fn a_write_threshold_outlives_the_process_until_it_is_passed() {
     world = restarted(world);
     let store = |layer: usize| world.table("disk").exceptions()[0].layers[layer].write_threshold();
     assert_eq!(store(0), None);
+}
+
+/// Another job may have its name by then, as long as nobody goes on with it.
+#[test]
+fn the_settings_of_a_halted_job_stay() {
+    let world = World::new();
+    world.file("disk", LEN);
+    world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
+    world.overlay("disk", "store");
+    let job = CommitJob { device: "disk".into(), ..CommitJob::default() };
+    world.devices.begin_commit("j", &job).unwrap();
+    world.devices.pivot("j").unwrap();
+    let set = |speed, paused| {
+        let change = |of: &mut JobSettings| (of.speed, of.paused) = (speed, paused);
+        world.devices.keep_settings("j", change).unwrap();
+        let JobSettings { speed, paused, .. } = world.devices.commit_jobs()["j"].settings;
+        (speed, paused)
+    };
+    assert_eq!(set(5, true), (5, true));
+    world.devices.halt_commit("j").unwrap();
+    assert_eq!(set(7, true), (5, false));
 }
