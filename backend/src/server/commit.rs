@@ -2,9 +2,27 @@
 //!
 //! Owns the fit between the threads that copy and merge and the monitor's job: progress, pause,
 //! cancel, when it is ready, and which change of tables is due when. Never knows how a chunk is
-//! copied. A job whose top is the served device is ready when the layers below have gone, and ends
-//! by `job-complete`: the device's own store is merged then, as in a rollback, or goes into a
-//! layer, step by step.
+//! copied.
+//!
+//! A job whose top is the served device ("activates") is ready when the layers below have gone, and
+//! ends by `job-complete`: the device's own store is merged then, as in a rollback, or goes into a
+//! layer, step by step. Its stages:
+//!
+//! | stage | event | next stage |
+//! | --- | --- | --- |
+//! | `ChangingTables` | the copy begins | `Copying` |
+//! | `ChangingTables` | there is nothing to copy: `Copied` | as from `Copying` |
+//! | `Copying` | `Copied`, does not activate | `Done`: completed |
+//! | `Copying` | `Copied`, activates | `ChangingTables`; when the layers have left, `Ready` |
+//! | `Ready` | `complete`: `Pivoted(Merges)` | `Merging` |
+//! | `Ready` | `complete`: `Pivoted(Steps)` | `CopyingIntoLayer` |
+//! | `Ready` | `cancel`: `Cancelled` | `Done`: cancelled |
+//! | `Merging` | `Merged` | completed |
+//! | `CopyingIntoLayer` | `Copied` | `CopyingIntoLayer` again; after the last step completed |
+//!
+//! A cancel while the tables change is carried out before the next stage, and is refused from `Merging`
+//! and `CopyingIntoLayer` on. A job that had been completed before a restart begins with one of these. A
+//! failure ends it at any stage, and halts the commit.
 
 mod driver;
 
@@ -121,7 +139,7 @@ impl Server {
     ) -> Result<(), CommandError> {
         let spec = spec_of(id, JobType::Commit, job.settings);
         let JobSettings { paused, speed, .. } = job.settings;
-        let (say, said) = channel();
+        let (sender, events) = channel();
         let activates = match &begin {
             Begin::Work(work) => work.activates,
             Begin::Pivoted(_) => true,
@@ -131,40 +149,40 @@ impl Server {
             id: id.into(),
             job,
             activates,
-            say,
-            now: Mutex::new(Now {
+            events: sender,
+            state: Mutex::new(JobState {
                 stage: match &begin {
-                    Begin::Work(_) => Stage::Changing,
+                    Begin::Work(_) => Stage::ChangingTables,
                     Begin::Pivoted(Pivot::Merges) => Stage::Merging(None),
-                    Begin::Pivoted(Pivot::Steps) => Stage::Following(None),
+                    Begin::Pivoted(Pivot::Steps) => Stage::CopyingIntoLayer(None),
                 },
                 paused,
                 speed,
-                ..Now::begin()
+                ..JobState::begin()
             }),
         });
         let driver = commit.clone();
         let handle = self.jobs.create(spec, |_| driver).inspect_err(|_| self.halt_commit(id))?;
         handle.start();
         // Before the work, which nothing would end without it.
-        let follows = commit.clone().follow_when_begun(said, handle.clone());
-        let begun = follows.and_then(|follows| {
+        let watcher = commit.clone().watch_when_begun(events, handle.clone());
+        let begun = watcher.and_then(|begin_watch| {
             match begin {
                 Begin::Work(CommitWork { copy: Some(work), .. }) => {
                     commit.copy(self, work, Speed::Limited, Stage::Copying)
                 }
                 Begin::Work(CommitWork { copy: None, .. }) => {
-                    commit.send(Said::Copied(CommitEnd::Finished));
+                    commit.notify(JobEvent::Copied(CommitEnd::Finished));
                     Ok(())
                 }
                 Begin::Pivoted(Pivot::Merges) => commit.merge(self),
                 Begin::Pivoted(Pivot::Steps) => {
-                    commit.send(Said::Pivoted(Pivot::Steps));
+                    commit.notify(JobEvent::Pivoted(Pivot::Steps));
                     Ok(())
                 }
             }?;
             // It waits for this.
-            let _ = follows.send(());
+            let _ = begin_watch.send(());
             Ok(())
         });
         begun.map_err(|error| {
@@ -192,26 +210,31 @@ enum Begin {
 }
 
 /// What happens to a job, for the thread that watches it.
-enum Said {
+enum JobEvent {
+    /// The copies ended, or there were none to make.
     Copied(CommitEnd),
-    /// The user wants it to end.
+    /// The user completed it, which changed the tables for this.
     Pivoted(Pivot),
     /// It was cancelled while nothing was at work.
     Cancelled,
+    /// The merge of the device's own store ended.
     Merged(MergeEnd),
 }
 
 /// Where the work is.
 enum Stage {
-    /// All is done.
-    Resting,
     /// It begins, or its layers leave the chain, which nobody can call back.
-    Changing,
+    ChangingTables,
+    /// Its layers go down.
     Copying(CommitHandle),
+    /// The user is to complete it.
     Ready,
+    /// The device's own store goes into what lies below all layers.
     Merging(Option<MergeHandle>),
     /// The device's own store goes into a layer, step by step.
-    Following(Option<CommitHandle>),
+    CopyingIntoLayer(Option<CommitHandle>),
+    /// Nothing is left to do, but perhaps to be finalized.
+    Done,
 }
 
 /// What is at work.
@@ -225,9 +248,9 @@ impl Stage {
     fn work(&self) -> Option<Work<'_>> {
         match self {
             Stage::Copying(copy) => Some(Work::Copy(copy)),
-            Stage::Following(copy) => copy.as_ref().map(Work::Copy),
+            Stage::CopyingIntoLayer(copy) => copy.as_ref().map(Work::Copy),
             Stage::Merging(merge) => merge.as_ref().map(Work::Merge),
-            Stage::Resting | Stage::Changing | Stage::Ready => None,
+            Stage::Done | Stage::ChangingTables | Stage::Ready => None,
         }
     }
 }
@@ -241,7 +264,8 @@ enum Speed {
     Full,
 }
 
-struct Now {
+/// How far a job is, and what its user wants of it.
+struct JobState {
     stage: Stage,
     /// A cancel came while there was nothing to cancel, or too late for the copy: it is carried out
     /// next.
@@ -256,10 +280,10 @@ struct Now {
     before: u64,
 }
 
-impl Now {
-    fn begin() -> Now {
-        Now {
-            stage: Stage::Changing,
+impl JobState {
+    fn begin() -> JobState {
+        JobState {
+            stage: Stage::ChangingTables,
             cancelled: false,
             paused: false,
             speed: 0,
@@ -277,7 +301,7 @@ impl Now {
     }
 
     /// Goes on to `stage`, unless it was cancelled.
-    fn go_on(&mut self, stage: Stage) -> bool {
+    fn advance(&mut self, stage: Stage) -> bool {
         self.stage = stage;
         !std::mem::take(&mut self.cancelled)
     }
@@ -289,18 +313,18 @@ struct Commit {
     id: String,
     job: CommitJob,
     activates: bool,
-    say: Sender<Said>,
-    now: Mutex<Now>,
+    events: Sender<JobEvent>,
+    state: Mutex<JobState>,
 }
 
 impl Commit {
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().expect("commit lock poisoned")
+    fn state(&self) -> MutexGuard<'_, JobState> {
+        self.state.lock().expect("commit lock poisoned")
     }
 
-    fn send(&self, said: Said) {
+    fn notify(&self, event: JobEvent) {
         // The watcher has gone only where the job is over.
-        let _ = self.say.send(said);
+        let _ = self.events.send(event);
     }
 
     /// Begins to copy layers that go.
@@ -314,19 +338,19 @@ impl Commit {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
         let executor = FileExecutor::copying(files, SCRATCH, server.options, COPIES)
             .map_err(|error| cannot_start(&error))?;
-        let say = self.say.clone();
+        let events = self.events.clone();
         let on_end = move |end| {
-            let _ = say.send(Said::Copied(end));
+            let _ = events.send(JobEvent::Copied(end));
         };
-        let mut now = self.now();
-        now.keeps_to = speed;
-        let pacing = Pacing { speed: now.limit(), paused: now.paused };
+        let mut state = self.state();
+        state.keeps_to = speed;
+        let pacing = Pacing { speed: state.limit(), paused: state.paused };
         let copy = CommitHandle::start(workers, executor, CONFIG, what, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
-        if !now.go_on(stage(copy.clone())) {
+        if !state.advance(stage(copy.clone())) {
             copy.cancel();
         }
-        drop(now);
+        drop(state);
         self.attach(server, Arc::new(copy.clone())).inspect_err(|_| copy.cancel())
     }
 
@@ -335,29 +359,29 @@ impl Commit {
         let (files, workers) = (server.devices.files().clone(), server.devices.workers().clone());
         let executor = FileExecutor::new(files, SCRATCH, server.options)
             .map_err(|error| cannot_start(&error))?;
-        let say = self.say.clone();
+        let events = self.events.clone();
         let on_end = move |end| {
-            let _ = say.send(Said::Merged(end));
+            let _ = events.send(JobEvent::Merged(end));
         };
-        let mut now = self.now();
-        now.keeps_to = Speed::Limited;
-        let pacing = Pacing { speed: now.limit(), paused: now.paused };
+        let mut state = self.state();
+        state.keeps_to = Speed::Limited;
+        let pacing = Pacing { speed: state.limit(), paused: state.paused };
         let merge = MergeHandle::start(workers, executor, CONFIG, pacing, on_end)
             .map_err(|error| cannot_start(&error))?;
-        now.stage = Stage::Merging(Some(merge.clone()));
-        drop(now);
+        state.stage = Stage::Merging(Some(merge.clone()));
+        drop(state);
         self.attach(server, Arc::new(merge.clone())).inspect_err(|_| merge.cancel())
     }
 
-    /// Goes on with a job whose device's own store goes into a layer: how it did, if it is over.
-    fn follow(&self, server: &Server) -> Option<Outcome> {
+    /// Begins the next step of a job whose device's own store goes into a layer: how it did, if it is over.
+    fn step(&self, server: &Server) -> Option<Outcome> {
         let step = server.devices.pivot_step(&self.id).map_err(|error| error.to_string());
         let begun = step.and_then(|step| match step {
             PivotStep::Done => Ok(true),
             PivotStep::Copy { source, table, again } => {
                 // What the guest wrote meanwhile is caught up with as fast as that goes.
                 let speed = if again { Speed::Full } else { Speed::Limited };
-                let stage = |copy| Stage::Following(Some(copy));
+                let stage = |copy| Stage::CopyingIntoLayer(Some(copy));
                 self.copy(server, (source, table), speed, stage).map(|()| false)
             }
         });
@@ -376,16 +400,16 @@ impl Commit {
 
     /// Starts the thread that follows the work once it is told that it has begun: it ends where nobody
     /// says so.
-    fn follow_when_begun(
+    fn watch_when_begun(
         self: Arc<Self>,
-        said: Receiver<Said>,
+        events: Receiver<JobEvent>,
         handle: JobHandle,
     ) -> Result<Sender<()>, String> {
         let (begun, begins) = channel();
         let thread = std::thread::Builder::new().name("job".into());
         let watch = move || {
             if begins.recv().is_ok() {
-                self.watch(&said, &handle);
+                self.watch(&events, &handle);
             }
         };
         thread.spawn(watch).map_err(|error| cannot_start(&error))?;
@@ -393,27 +417,27 @@ impl Commit {
     }
 
     /// Follows the work from one stage to the next until the job is over.
-    fn watch(&self, said: &Receiver<Said>, handle: &JobHandle) {
+    fn watch(&self, events: &Receiver<JobEvent>, handle: &JobHandle) {
         loop {
-            let said = match said.recv_timeout(TICK) {
-                Ok(said) => said,
+            let event = match events.recv_timeout(TICK) {
+                Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.tell(handle);
+                    self.report_progress(handle);
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.tell(handle);
+            self.report_progress(handle);
             let Some(server) = self.server.upgrade() else { return };
-            let outcome = match said {
-                Said::Copied(end) => {
+            let outcome = match event {
+                JobEvent::Copied(end) => {
                     server.devices.detach(&self.job.device, &job_user(&self.id));
                     self.copied(&server, &end, handle)
                 }
-                Said::Pivoted(Pivot::Merges) => self.merge(&server).err().map(Outcome::Failed),
-                Said::Pivoted(Pivot::Steps) => self.follow(&server),
-                Said::Cancelled => Some(Outcome::Cancelled),
-                Said::Merged(end) => {
+                JobEvent::Pivoted(Pivot::Merges) => self.merge(&server).err().map(Outcome::Failed),
+                JobEvent::Pivoted(Pivot::Steps) => self.step(&server),
+                JobEvent::Cancelled => Some(Outcome::Cancelled),
+                JobEvent::Merged(end) => {
                     server.devices.detach(&self.job.device, &job_user(&self.id));
                     Some(match end {
                         MergeEnd::Finished => Outcome::Completed,
@@ -444,23 +468,23 @@ impl Commit {
                 return Some(Outcome::Failed(failed.to_string()));
             }
         }
-        let follows = {
-            let mut now = self.now();
-            let (copied, follows) = match &now.stage {
+        let into_layer = {
+            let mut state = self.state();
+            let (copied, into_layer) = match &state.stage {
                 Stage::Copying(copy) => (copy.progress().total, false),
-                Stage::Following(Some(copy)) => (copy.progress().total, true),
+                Stage::CopyingIntoLayer(Some(copy)) => (copy.progress().total, true),
                 _ => (0, false),
             };
-            now.before += copied;
+            state.before += copied;
             let next = match self.activates {
-                _ if follows => Stage::Following(None),
-                true => Stage::Changing,
-                false => Stage::Resting,
+                _ if into_layer => Stage::CopyingIntoLayer(None),
+                true => Stage::ChangingTables,
+                false => Stage::Done,
             };
-            if !now.go_on(next) {
+            if !state.advance(next) {
                 return Some(Outcome::Cancelled);
             }
-            follows
+            into_layer
         };
         if !self.activates {
             return Some(Outcome::Completed);
@@ -469,35 +493,35 @@ impl Commit {
             return Some(Outcome::Failed(error.to_string()));
         }
         server.thaw_guests_whose_devices_serve();
-        if follows {
-            return self.follow(server);
+        if into_layer {
+            return self.step(server);
         }
-        if !self.now().go_on(Stage::Ready) {
+        if !self.state().advance(Stage::Ready) {
             return Some(Outcome::Cancelled);
         }
-        self.tell(handle);
+        self.report_progress(handle);
         None
     }
 
-    /// Tells the job how far the work is.
-    fn tell(&self, handle: &JobHandle) {
-        let now = self.now();
-        let paused = match now.stage.work() {
+    /// Tells the job how far the work is, and whether it is paused or ready.
+    fn report_progress(&self, handle: &JobHandle) {
+        let state = self.state();
+        let paused = match state.stage.work() {
             Some(Work::Copy(copy)) => {
                 let progress = copy.progress();
-                handle.progress(now.before + progress.done, now.before + progress.total);
+                handle.progress(state.before + progress.done, state.before + progress.total);
                 progress.paused
             }
             Some(Work::Merge(merge)) => {
                 let progress = merge.progress();
-                let bytes = |chunks: u64| now.before + chunks * progress.chunk;
+                let bytes = |chunks: u64| state.before + chunks * progress.chunk;
                 handle.progress(bytes(progress.done), bytes(progress.total));
                 progress.state == MergeState::Paused
             }
-            None => now.paused && matches!(now.stage, Stage::Ready),
+            None => state.paused && matches!(state.stage, Stage::Ready),
         };
         // Again and again: one that is paused is ready when it has been resumed.
-        match now.stage {
+        match state.stage {
             _ if paused => handle.paused(),
             Stage::Ready => handle.ready(),
             _ => {}
@@ -511,27 +535,27 @@ mod tests {
 
     use super::*;
 
-    fn commit() -> (Commit, Receiver<Said>) {
-        let (say, said) = channel();
+    fn commit() -> (Commit, Receiver<JobEvent>) {
+        let (sender, events) = channel();
         let commit = Commit {
             server: Weak::new(),
             id: "job".into(),
             job: CommitJob::default(),
             activates: true,
-            say,
-            now: Mutex::new(Now::begin()),
+            events: sender,
+            state: Mutex::new(JobState::begin()),
         };
-        (commit, said)
+        (commit, events)
     }
 
     #[test]
     fn what_completes_may_be_told_so_again_and_what_was_cancelled_may_not() {
-        let (commit, _said) = commit();
-        for stage in [Stage::Merging(None), Stage::Following(None)] {
-            commit.now().stage = stage;
+        let (commit, _events) = commit();
+        for stage in [Stage::Merging(None), Stage::CopyingIntoLayer(None)] {
+            commit.state().stage = stage;
             commit.complete().expect("another client asked for it");
         }
-        commit.now().stage = Stage::Ready;
+        commit.state().stage = Stage::Ready;
         commit.cancel().unwrap();
         let error = commit.complete().expect_err("it was cancelled");
         assert!(error.contains("'job' is being cancelled"), "{error}");
@@ -539,14 +563,14 @@ mod tests {
 
     #[test]
     fn a_cancel_is_remembered_while_the_layers_leave() {
-        let (commit, said) = commit();
-        assert!(commit.now().go_on(Stage::Changing), "it began");
+        let (commit, events) = commit();
+        assert!(commit.state().advance(Stage::ChangingTables), "it began");
         commit.cancel().unwrap();
-        assert!(matches!(commit.now().stage, Stage::Changing));
-        assert!(!commit.now().go_on(Stage::Ready), "the layers have left, and it is cancelled");
-        assert!(said.try_recv().is_err(), "which is said once");
-        assert!(commit.now().go_on(Stage::Ready));
+        assert!(matches!(commit.state().stage, Stage::ChangingTables));
+        assert!(!commit.state().advance(Stage::Ready), "the layers have left, and it is cancelled");
+        assert!(events.try_recv().is_err(), "which is said once");
+        assert!(commit.state().advance(Stage::Ready));
         commit.cancel().unwrap();
-        assert!(matches!(said.try_recv(), Ok(Said::Cancelled)));
+        assert!(matches!(events.try_recv(), Ok(JobEvent::Cancelled)));
     }
 }

@@ -214,11 +214,13 @@ impl Rollback {
                 let end = loop {
                     match rest.recv_timeout(TICK) {
                         Ok(end) => break end,
-                        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => tell(&watched, &handle),
+                        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                            report_progress(&watched, &handle)
+                        }
                         Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
                     }
                 };
-                tell(&watched, &handle);
+                report_progress(&watched, &handle);
                 rollback.ended(&end, &handle);
             })
             .map_err(|error| {
@@ -266,7 +268,7 @@ impl Rollback {
     }
 }
 
-fn tell(merge: &MergeHandle, handle: &JobHandle) {
+fn report_progress(merge: &MergeHandle, handle: &JobHandle) {
     let progress = merge.progress();
     handle.progress(progress.done * progress.chunk, progress.total * progress.chunk);
     if progress.state == MergeState::Paused {

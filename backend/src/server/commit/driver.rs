@@ -6,15 +6,15 @@
 use snapblk_qmp::JobDriver;
 use snapblk_store::device::Pivot;
 
-use super::{Commit, Said, Stage, Work};
+use super::{Commit, JobEvent, Stage, Work};
 use crate::server::job::{keep_pause, keep_speed};
 
 impl JobDriver for Commit {
     fn pause(&self) {
-        let mut now = self.now();
-        now.paused = true;
+        let mut state = self.state();
+        state.paused = true;
         keep_pause(self.server.upgrade(), &self.id, true);
-        match now.stage.work() {
+        match state.stage.work() {
             Some(Work::Copy(copy)) => copy.pause(),
             Some(Work::Merge(merge)) => merge.pause(),
             None => {}
@@ -22,10 +22,10 @@ impl JobDriver for Commit {
     }
 
     fn resume(&self) {
-        let mut now = self.now();
-        now.paused = false;
+        let mut state = self.state();
+        state.paused = false;
         keep_pause(self.server.upgrade(), &self.id, false);
-        match now.stage.work() {
+        match state.stage.work() {
             Some(Work::Copy(copy)) => copy.resume(),
             Some(Work::Merge(merge)) => merge.resume(),
             None => {}
@@ -33,37 +33,37 @@ impl JobDriver for Commit {
     }
 
     fn set_speed(&self, speed: u64) {
-        let mut now = self.now();
-        now.speed = speed;
-        match now.stage.work() {
-            Some(Work::Copy(copy)) => copy.set_speed(now.limit()),
-            Some(Work::Merge(merge)) => merge.set_speed(now.limit()),
+        let mut state = self.state();
+        state.speed = speed;
+        match state.stage.work() {
+            Some(Work::Copy(copy)) => copy.set_speed(state.limit()),
+            Some(Work::Merge(merge)) => merge.set_speed(state.limit()),
             None => {}
         }
         keep_speed(self.server.upgrade(), &self.id, speed);
     }
 
     fn cancel(&self) -> Result<(), String> {
-        let mut now = self.now();
-        match &mut now.stage {
+        let mut state = self.state();
+        match &mut state.stage {
             Stage::Copying(copy) => {
                 copy.cancel();
-                now.cancelled = true;
+                state.cancelled = true;
             }
-            Stage::Changing => now.cancelled = true,
+            Stage::ChangingTables => state.cancelled = true,
             Stage::Ready => {
-                now.stage = Stage::Resting;
-                self.send(Said::Cancelled);
+                state.stage = Stage::Done;
+                self.notify(JobEvent::Cancelled);
             }
-            Stage::Merging(_) | Stage::Following(_) => {
+            Stage::Merging(_) | Stage::CopyingIntoLayer(_) => {
                 return Err(format!(
                     "the job '{}' was completed, and what is left of '{}' goes into its base",
                     self.id, self.job.device
                 ));
             }
             // It waits to be finalized: nobody else gives back what it holds.
-            Stage::Resting => {
-                drop(now);
+            Stage::Done => {
+                drop(state);
                 if let Some(server) = self.server.upgrade() {
                     server.halt_commit(&self.id);
                 }
@@ -73,29 +73,29 @@ impl JobDriver for Commit {
     }
 
     fn complete(&self) -> Result<(), String> {
-        let mut now = self.now();
-        match now.stage {
+        let mut state = self.state();
+        match state.stage {
             Stage::Ready => {}
             // Another client asked for it.
-            Stage::Merging(_) | Stage::Following(_) => return Ok(()),
-            Stage::Copying(_) | Stage::Changing | Stage::Resting => {
+            Stage::Merging(_) | Stage::CopyingIntoLayer(_) => return Ok(()),
+            Stage::Copying(_) | Stage::ChangingTables | Stage::Done => {
                 return Err(format!("the job '{}' is being cancelled", self.id));
             }
         }
         let Some(server) = self.server.upgrade() else { return Ok(()) };
         let pivot = server.devices.pivot(&self.id).map_err(|error| error.to_string())?;
-        now.stage = match pivot {
+        state.stage = match pivot {
             Pivot::Merges => Stage::Merging(None),
-            Pivot::Steps => Stage::Following(None),
+            Pivot::Steps => Stage::CopyingIntoLayer(None),
         };
-        self.send(Said::Pivoted(pivot));
+        self.notify(JobEvent::Pivoted(pivot));
         Ok(())
     }
 
     fn finalize(&self) -> Result<(), String> {
         let Some(server) = self.server.upgrade() else { return Ok(()) };
-        let follows = matches!(self.now().stage, Stage::Following(_));
-        let ended = if follows {
+        let into_layer = matches!(self.state().stage, Stage::CopyingIntoLayer(_));
+        let ended = if into_layer {
             server.devices.forget_commit(&self.id)
         } else if self.activates {
             server.devices.end_pivot(&self.id)
