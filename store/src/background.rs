@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::commit::{CommitEnd, CommitHandle, CommitProgress, CommitSource, commit};
-pub use self::control::Pacing;
+pub use self::control::{JobThread, Pacing};
 pub use self::files::FileExecutor;
 pub use self::merge::{MergeEnd, MergeHandle};
 use crate::engine::{Engine, EngineConfig};
@@ -100,9 +100,9 @@ pub trait CopyExecutor: Executor {
 }
 
 /// A waker that is shared.
-struct Shared(Arc<dyn Wake>);
+struct SharedWake(Arc<dyn Wake>);
 
-impl Wake for Shared {
+impl Wake for SharedWake {
     fn wake(&self) {
         self.0.wake();
     }
@@ -120,7 +120,7 @@ impl<E: Executor> Host<E> {
         executor: E,
         config: EngineConfig,
     ) -> Result<Host<E>, TooManyWorkers> {
-        let wake = Box::new(Shared(executor.waker()));
+        let wake = Box::new(SharedWake(executor.waker()));
         let mut engine = Engine::new(workers, wake, config)?;
         engine.set_no_guest();
         Ok(Host { engine, executor })

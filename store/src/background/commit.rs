@@ -12,10 +12,9 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::control::{At, Control, Pacing};
-use super::pace::{Pace, TICK};
+use super::control::{Control, JobPart, JobThread, Pacing, Phase, Requests};
+use super::pace::{Allowance, Pace, TICK};
 use super::{CopyExecutor, FlushError, Host};
-use crate::attached::{AttachedWorker, StopError};
 use crate::engine::EngineConfig;
 use crate::exception::{Layer, Place};
 use crate::io::{Errno, IoOp, SLICE};
@@ -185,9 +184,13 @@ pub struct CommitProgress {
     pub paused: bool,
 }
 
-/// A running commit. A clone is the same commit; when dropped, the commit continues.
-#[derive(Clone)]
-pub struct CommitHandle(Arc<Control<CommitProgress>>);
+impl JobPart for CommitProgress {
+    /// It keeps its table: it does not work on the device's own table.
+    fn set_table(&mut self, _: Arc<Table>) {}
+}
+
+/// A running commit. The writes of this job are durable at its end.
+pub type CommitHandle = JobThread<CommitProgress>;
 
 impl fmt::Debug for CommitHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -210,13 +213,13 @@ impl CommitHandle {
         pacing: Pacing,
         on_end: impl FnOnce(CommitEnd) + Send + 'static,
     ) -> io::Result<CommitHandle> {
-        let said = CommitProgress::default();
-        let control = Control::new(executor.waker(), pacing, At::Stopped, said);
-        let handle = CommitHandle(control.clone());
+        let progress = CommitProgress::default();
+        let control = Control::new(executor.waker(), pacing, Phase::Stopped, progress);
+        let handle = JobThread(control.clone());
         let host = Host::new(&workers, executor, config)?;
         std::thread::Builder::new().name(String::from("commit")).spawn(move || {
             let end = Job::of(host, control.clone(), source).write_to(table);
-            control.say(|asked| asked.at = At::Ended);
+            control.report(|shared| shared.phase = Phase::Ended);
             on_end(end);
         })?;
         Ok(handle)
@@ -224,29 +227,9 @@ impl CommitHandle {
 
     /// Its progress.
     pub fn progress(&self) -> CommitProgress {
-        let asked = self.0.lock();
-        let stopped = asked.paused && asked.at == At::Stopped;
-        CommitProgress { paused: asked.said.paused || stopped, ..asked.said }
-    }
-
-    /// Pauses it after its copies in flight.
-    pub fn pause(&self) {
-        self.0.ask(|asked| asked.paused = true);
-    }
-
-    /// Continues it after a pause.
-    pub fn resume(&self) {
-        self.0.ask(|asked| asked.paused = false);
-    }
-
-    /// Limits it to about this many bytes per second, or not at all.
-    pub fn set_speed(&self, bytes: Option<u64>) {
-        self.0.ask(|asked| asked.speed = bytes);
-    }
-
-    /// Ends it after its copies in flight.
-    pub fn cancel(&self) {
-        self.0.ask(|asked| asked.cancel = true);
+        let shared = self.0.lock();
+        let stopped = shared.requests.paused && shared.phase == Phase::Stopped;
+        CommitProgress { paused: shared.job.paused || stopped, ..shared.job }
     }
 }
 
@@ -257,29 +240,11 @@ pub fn commit<E: CopyExecutor>(
     config: EngineConfig,
     (source, table): (CommitSource, Arc<Table>),
 ) -> CommitEnd {
-    let (pacing, said) = (Pacing::default(), CommitProgress::default());
-    let control = Control::new(executor.waker(), pacing, At::Running, said);
+    let (pacing, progress) = (Pacing::default(), CommitProgress::default());
+    let control = Control::new(executor.waker(), pacing, Phase::Running, progress);
     match Host::new(&workers, executor, config) {
         Ok(host) => Job::of(host, control, source).write_to(table),
         Err(error) => CommitEnd::TooManyWorkers(error),
-    }
-}
-
-impl AttachedWorker for CommitHandle {
-    fn stop(&self) {
-        self.0.ask(|asked| asked.stop = true);
-    }
-
-    fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
-        self.0.stopped(deadline)
-    }
-
-    /// Jobs do not commit on request: the writes of this one are durable at its end.
-    fn commit(&self) {}
-
-    /// Keeps its table: it does not work on the device's own table.
-    fn go(&self, _: Arc<Table>) {
-        self.0.go(|_| ());
     }
 }
 
@@ -307,14 +272,6 @@ struct Job<E> {
     pieces: Vec<Piece>,
 }
 
-/// The requests when last checked.
-#[derive(Clone, Copy)]
-struct Orders {
-    stop: bool,
-    cancel: bool,
-    paused: bool,
-}
-
 impl<E: CopyExecutor> Job<E> {
     fn of(host: Host<E>, control: Arc<Control<CommitProgress>>, source: CommitSource) -> Job<E> {
         let free = (0..host.executor.copies() as u32).rev().map(Token).collect();
@@ -333,12 +290,12 @@ impl<E: CopyExecutor> Job<E> {
     }
 
     fn run(&mut self) -> CommitEnd {
-        self.control.lock().said.total = self.source.total();
+        self.control.lock().job.total = self.source.total();
         self.control.wait_to_run();
         let mut failed = None;
         loop {
-            let asked = self.obey();
-            let hold = asked.stop || asked.cancel || asked.paused || failed.is_some();
+            let requests = self.obey();
+            let hold = requests.stop || requests.cancel || requests.paused || failed.is_some();
             let mut all_begun = false;
             if !hold {
                 match self.begin() {
@@ -354,19 +311,19 @@ impl<E: CopyExecutor> Job<E> {
                 if let Some(failure) = failed.take() {
                     return self.settle(failure);
                 }
-                if asked.cancel {
+                if requests.cancel {
                     return self.settle(CommitEnd::Cancelled);
                 }
                 if all_begun {
                     return self.settle(CommitEnd::Finished);
                 }
-                if asked.stop {
+                if requests.stop {
                     if let Err(error) = self.rest() {
                         return CommitEnd::Wait(error);
                     }
                     continue;
                 }
-                self.control.lock().said.paused = asked.paused;
+                self.control.lock().job.paused = requests.paused;
             }
             if !hold && !all_begun && !self.free.is_empty() && self.allowed != Some(0) {
                 // Copies ended after the last choice of the next.
@@ -380,15 +337,16 @@ impl<E: CopyExecutor> Job<E> {
     }
 
     /// Takes up new requests to the job.
-    fn obey(&mut self) -> Orders {
-        let mut asked = self.control.lock();
-        match self.pace.due(asked.speed, Instant::now()) {
-            Some(Some(bytes)) => self.allowed = Some(bytes),
-            Some(None) => self.allowed = None,
-            None => {}
+    fn obey(&mut self) -> Requests {
+        let mut shared = self.control.lock();
+        let requests = shared.requests;
+        match self.pace.due(requests.speed, Instant::now()) {
+            Allowance::Unchanged => {}
+            Allowance::Unlimited => self.allowed = None,
+            Allowance::Bytes(bytes) => self.allowed = Some(bytes),
         }
-        asked.said.paused &= asked.paused;
-        Orders { stop: asked.stop, cancel: asked.cancel, paused: asked.paused }
+        shared.job.paused &= requests.paused;
+        requests
     }
 
     /// Begins as many copies as room and speed allow.
@@ -429,7 +387,7 @@ impl<E: CopyExecutor> Job<E> {
         }
         let sector = Sector(pieces[0].start >> SECTOR_SHIFT);
         self.host.engine.submit(Request { token, op: Op::Write, sector, len, durable: false });
-        self.control.lock().said.done += len;
+        self.control.lock().job.done += len;
         Ok(())
     }
 
@@ -463,9 +421,9 @@ impl<E: CopyExecutor> Job<E> {
                 self.host.wait(None)?;
             }
         }
-        self.control.say(|asked| {
-            if asked.stop {
-                asked.at = At::Stopped;
+        self.control.report(|shared| {
+            if shared.requests.stop {
+                shared.phase = Phase::Stopped;
             }
         });
         self.control.wait_to_run();

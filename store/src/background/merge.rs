@@ -8,11 +8,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::control::{At, Control, Pacing};
-use super::pace::{Pace, TICK};
+use super::control::{Control, JobPart, JobThread, Pacing, Phase, Requests};
+use super::pace::{Allowance, Pace, TICK};
 use super::share::{Share, Turn};
 use super::{Executor, Host};
-use crate::attached::{AttachedWorker, StopError};
 use crate::engine::{EngineConfig, MergeFailure, MergeProgress, MergeState};
 use crate::io::IoOp;
 use crate::table::Table;
@@ -55,16 +54,21 @@ impl fmt::Display for MergeEnd {
     }
 }
 
-/// The data exchanged between a merge's thread and its owner.
-struct Said {
+/// What a merge's thread and its owner exchange.
+pub struct MergePart {
     /// The table to continue with.
     table: Option<Arc<Table>>,
     progress: MergeProgress,
 }
 
-/// A running merge. A clone is the same merge; when dropped, the merge continues.
-#[derive(Clone)]
-pub struct MergeHandle(Arc<Control<Said>>);
+impl JobPart for MergePart {
+    fn set_table(&mut self, table: Arc<Table>) {
+        self.table = Some(table);
+    }
+}
+
+/// A running merge.
+pub type MergeHandle = JobThread<MergePart>;
 
 impl fmt::Debug for MergeHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,10 +92,10 @@ impl MergeHandle {
         on_end: impl FnOnce(MergeEnd) + Send + 'static,
     ) -> io::Result<MergeHandle> {
         let progress = MergeProgress { state: MergeState::Running, done: 0, total: 0, chunk: 0 };
-        let said = Said { table: None, progress };
-        let control = Control::new(executor.waker(), pacing, At::Stopped, said);
+        let part = MergePart { table: None, progress };
+        let control = Control::new(executor.waker(), pacing, Phase::Stopped, part);
         let host = Host::new(&workers, executor, config)?;
-        let handle = MergeHandle(control.clone());
+        let handle = JobThread(control.clone());
         std::thread::Builder::new().name(String::from("merge")).spawn(move || {
             let (pace, share) = (Pace::new(), Share::new());
             let since = (0, Instant::now());
@@ -105,55 +109,27 @@ impl MergeHandle {
 
     /// Its progress.
     pub fn progress(&self) -> MergeProgress {
-        let asked = self.0.lock();
-        let mut progress = asked.said.progress;
-        if asked.paused && asked.at == At::Stopped && progress.state == MergeState::Running {
+        let shared = self.0.lock();
+        let mut progress = shared.job.progress;
+        let stopped = shared.phase == Phase::Stopped && progress.state == MergeState::Running;
+        if shared.requests.paused && stopped {
             progress.state = MergeState::Paused;
         }
         progress
     }
-
-    /// Pauses it after the current batch.
-    pub fn pause(&self) {
-        self.0.ask(|asked| asked.paused = true);
-    }
-
-    /// Continues it after a pause.
-    pub fn resume(&self) {
-        self.0.ask(|asked| asked.paused = false);
-    }
-
-    /// Limits it to about this many bytes per second, or not at all.
-    pub fn set_speed(&self, bytes: Option<u64>) {
-        self.0.ask(|asked| asked.speed = bytes);
-    }
-
-    /// Ends it after the current batch; merged chunks stay merged.
-    pub fn cancel(&self) {
-        self.0.ask(|asked| asked.cancel = true);
-    }
 }
 
-impl AttachedWorker for MergeHandle {
-    fn stop(&self) {
-        self.0.ask(|asked| asked.stop = true);
-    }
-
-    fn stopped(&self, deadline: Instant) -> Result<(), StopError> {
-        self.0.stopped(deadline)
-    }
-
-    /// Jobs do not commit on request: they write for no guest.
-    fn commit(&self) {}
-
-    fn go(&self, table: Arc<Table>) {
-        self.0.go(|said| said.table = Some(table));
-    }
+/// How a merge goes on.
+enum Poll {
+    Goes,
+    /// It was asked to stop, and nothing is in flight.
+    Stopped,
+    Ended(MergeEnd),
 }
 
 struct Job<E> {
     host: Host<E>,
-    control: Arc<Control<Said>>,
+    control: Arc<Control<MergePart>>,
     /// Chunks in the store when it was first started.
     total: Option<u64>,
     pace: Pace,
@@ -176,15 +152,15 @@ impl<E: Executor> Job<E> {
 
     /// Waits until there is a table to work on; none if it was cancelled before.
     fn next_table(&self) -> Option<Arc<Table>> {
-        let mut asked = self.control.lock();
+        let mut shared = self.control.lock();
         loop {
-            if asked.cancel {
+            if shared.requests.cancel {
                 return None;
             }
-            if let Some(table) = asked.said.table.take() {
+            if let Some(table) = shared.job.table.take() {
                 return Some(table);
             }
-            asked = self.control.wait(asked);
+            shared = self.control.wait(shared);
         }
     }
 
@@ -202,8 +178,10 @@ impl<E: Executor> Job<E> {
         loop {
             let look_again = self.obey();
             self.host.go_on();
-            if let Some(end) = self.look() {
-                return end;
+            match self.poll() {
+                Poll::Goes => {}
+                Poll::Stopped => return None,
+                Poll::Ended(end) => return Some(end),
             }
             // A batch that ended just now no longer wakes a thread.
             let ended = !self.is_over() && self.host.engine.merge_has_ended_batches();
@@ -224,16 +202,18 @@ impl<E: Executor> Job<E> {
     fn obey(&mut self) -> Option<Duration> {
         // Then it leads nothing more for others.
         let is_over = self.is_over();
-        let asked = self.control.lock();
+        let Requests { stop, cancel, paused, speed } = self.control.lock().requests;
         let engine = &mut self.host.engine;
-        engine.set_stopping(asked.stop || asked.cancel || is_over);
-        engine.merge_pause(asked.paused);
+        engine.set_stopping(stop || cancel || is_over);
+        engine.merge_pause(paused);
         let now = Instant::now();
-        if let Some(bytes) = self.pace.due(asked.speed, now) {
-            engine.merge_budget(bytes);
+        match self.pace.due(speed, now) {
+            Allowance::Unchanged => {}
+            Allowance::Unlimited => engine.merge_budget(None),
+            Allowance::Bytes(bytes) => engine.merge_budget(Some(bytes)),
         }
         let used = engine.take_merge_in_use();
-        if asked.speed.is_some() {
+        if speed.is_some() {
             // With a limited speed, the user decides how much is left to the guest.
             engine.merge_batches(None);
             return Some(TICK);
@@ -250,24 +230,24 @@ impl<E: Executor> Job<E> {
         None
     }
 
-    /// Reports its progress; returns whether it is over, with a result or without.
-    fn look(&mut self) -> Option<Option<MergeEnd>> {
+    /// Reports its progress, and how it goes on.
+    fn poll(&mut self) -> Poll {
         let quiet = self.host.engine.is_quiet();
-        let mut progress = self.host.engine.merge()?;
+        let Some(mut progress) = self.host.engine.merge() else { return Poll::Goes };
         let total = *self.total.get_or_insert(progress.total);
         progress.done += total - progress.total;
         progress.total = total;
         self.judge(progress.done);
-        let mut asked = self.control.lock();
-        asked.said.progress = progress;
+        let mut shared = self.control.lock();
+        shared.job.progress = progress;
         match progress.state {
             // What it leads for others must end first: they wait for it.
-            MergeState::Finished | MergeState::Failed(_) if !quiet => None,
-            MergeState::Finished => Some(Some(MergeEnd::Finished)),
-            MergeState::Failed(failure) => Some(Some(MergeEnd::Failed(failure))),
-            _ if quiet && asked.cancel => Some(Some(MergeEnd::Cancelled)),
-            _ if quiet && asked.stop => Some(None),
-            _ => None,
+            MergeState::Finished | MergeState::Failed(_) if !quiet => Poll::Goes,
+            MergeState::Finished => Poll::Ended(MergeEnd::Finished),
+            MergeState::Failed(failure) => Poll::Ended(MergeEnd::Failed(failure)),
+            _ if quiet && shared.requests.cancel => Poll::Ended(MergeEnd::Cancelled),
+            _ if quiet && shared.requests.stop => Poll::Stopped,
+            _ => Poll::Goes,
         }
     }
 
@@ -286,12 +266,12 @@ impl<E: Executor> Job<E> {
     fn stopped(&mut self) {
         let table = self.host.engine.table().cloned();
         self.host.bind(None);
-        self.control.say(|asked| {
-            if asked.stop {
+        self.control.report(|shared| {
+            if shared.requests.stop {
                 drop(table);
-                asked.at = At::Stopped;
+                shared.phase = Phase::Stopped;
             } else {
-                asked.said.table = table;
+                shared.job.table = table;
             }
         });
     }
@@ -302,10 +282,10 @@ impl<E: Executor> Job<E> {
         if !matches!(end, MergeEnd::Wait(_)) && is_quiet {
             self.host.bind(None);
         }
-        self.control.say(|asked| {
-            asked.at = At::Ended;
+        self.control.report(|shared| {
+            shared.phase = Phase::Ended;
             if let MergeEnd::Failed(failure) = end {
-                asked.said.progress.state = MergeState::Failed(*failure);
+                shared.job.progress.state = MergeState::Failed(*failure);
             }
         });
     }

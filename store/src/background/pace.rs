@@ -13,26 +13,37 @@ pub(super) struct Pace {
     granted: Instant,
 }
 
+/// What a job may copy from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Allowance {
+    /// As much as before.
+    Unchanged,
+    Unlimited,
+    Bytes(u64),
+}
+
 impl Pace {
     pub(super) fn new() -> Pace {
         Pace { speed: None, granted: Instant::now() }
     }
 
-    /// The bytes that may be copied now, if that has changed.
-    pub(super) fn due(&mut self, speed: Option<u64>, now: Instant) -> Option<Option<u64>> {
+    /// What may be copied now.
+    pub(super) fn due(&mut self, speed: Option<u64>, now: Instant) -> Allowance {
         let changed = speed != self.speed;
         self.speed = speed;
-        let Some(speed) = speed else { return changed.then_some(None) };
+        let Some(speed) = speed else {
+            return if changed { Allowance::Unlimited } else { Allowance::Unchanged };
+        };
         if changed {
             self.granted = now;
-            return Some(Some(0));
+            return Allowance::Bytes(0);
         }
         let passed = now.saturating_duration_since(self.granted);
         let bytes = u128::from(speed) * passed.as_millis() / 1000;
         if passed < TICK || bytes == 0 {
-            return None;
+            return Allowance::Unchanged;
         }
         self.granted = now;
-        Some(Some(u64::try_from(bytes).unwrap_or(u64::MAX)))
+        Allowance::Bytes(u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 }

@@ -20,8 +20,8 @@ fn job(case: &Case) -> (Job<FileExecutor>, Arc<Table>) {
     let config = EngineConfig::default();
     let scratch = ScratchConfig::one(config.scratch, Pages::Small);
     let executor = FileExecutor::copying(files, scratch, options, 2).unwrap();
-    let (pacing, said) = (Pacing::default(), CommitProgress::default());
-    let control = Control::new(executor.waker(), pacing, At::Running, said);
+    let (pacing, progress) = (Pacing::default(), CommitProgress::default());
+    let control = Control::new(executor.waker(), pacing, Phase::Running, progress);
     let host = Host::new(&case.workers, executor, config).unwrap();
     let exceptions = case.mapped();
     let job = Job::of(host, control, CommitSource { exceptions, above: Layer(0) });
@@ -34,9 +34,9 @@ fn job(case: &Case) -> (Job<FileExecutor>, Arc<Table>) {
 fn a_commit_that_may_copy_more_than_can_be_counted_copies_all() {
     let case = case(700);
     let (mut job, table) = job(&case);
-    job.control.lock().speed = Some(u64::MAX);
+    job.control.lock().requests.speed = Some(u64::MAX);
     let long_ago = Instant::now().checked_sub(Duration::from_secs(3)).unwrap();
-    assert_eq!(job.pace.due(Some(u64::MAX), long_ago), Some(Some(0)));
+    assert_eq!(job.pace.due(Some(u64::MAX), long_ago), Allowance::Bytes(0));
     let end = job.write_to(table);
     assert!(matches!(end, CommitEnd::Finished), "{end}");
     assert_eq!(case.home(), 700);
