@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches, val
 use snapblk_store::exception::Arena;
 
 use crate::cli::size;
-use crate::server::{DiskSource, MAX_QUEUES};
+use crate::server::{DiskSocket, DiskSource, MAX_QUEUES};
 pub use crate::server::{FlushInterval, OnFull};
 
 mod file;
@@ -63,7 +63,7 @@ pub struct Disk {
     /// Its source.
     pub source: SourceOptions,
     /// Its front-end's socket; none for a disk that only other disks use.
-    pub socket: Option<Socket>,
+    pub socket: Option<DiskSocket>,
     /// Virtqueues offered; none for one per core.
     pub num_queues: Option<u16>,
     /// What happens when a store is full; none if not given.
@@ -144,23 +144,13 @@ impl SourceOptions {
     }
 }
 
-impl Socket {
-    fn new(path: Option<PathBuf>, fd: Option<i32>) -> Result<Option<Socket>, &'static str> {
-        match (path, fd) {
-            (Some(_), Some(_)) => Err("has both --socket-path and --fd; leave one out"),
-            (Some(path), None) => Ok(Some(Socket::Path(path))),
-            (None, fd) => Ok(fd.map(Socket::Fd)),
-        }
+/// Where a disk's front-end connects, by these options.
+fn socket_of(path: Option<PathBuf>, fd: Option<i32>) -> Result<Option<DiskSocket>, &'static str> {
+    match (path, fd) {
+        (Some(_), Some(_)) => Err("has both --socket-path and --fd; leave one out"),
+        (Some(path), None) => Ok(Some(DiskSocket::Path(path))),
+        (None, fd) => Ok(fd.map(DiskSocket::Fd)),
     }
-}
-
-/// The socket of a front-end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Socket {
-    /// A socket to be created at this path.
-    Path(PathBuf),
-    /// A socket that this process inherited: it listens, or is connected.
-    Fd(i32),
 }
 
 fn table_memory(text: &str) -> Result<u64, String> {
@@ -443,7 +433,7 @@ impl Group {
 
     fn disk(&self, matches: &ArgMatches, config: bool) -> Result<Disk, Error> {
         let (path, fd) = (self.one(matches, "socket-path")?, self.one(matches, "fd")?);
-        let socket = Socket::new(path, fd).map_err(|what| self.wrong(what))?;
+        let socket = socket_of(path, fd).map_err(|what| self.wrong(what))?;
         Ok(Disk {
             name: self.name.clone(),
             source: self.source(matches, config)?,

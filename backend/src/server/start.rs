@@ -46,9 +46,9 @@ pub enum DiskSource {
 /// Where a disk's front-end connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskSocket {
-    /// A socket that is made.
+    /// A socket to be created at this path.
     Path(PathBuf),
-    /// A listening socket that was inherited.
+    /// A socket that this process inherited: it listens, or is connected.
     Fd(i32),
 }
 

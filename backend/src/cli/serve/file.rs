@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use snapblk_store::lines::{MOST_SAID, shown};
 
-use super::{Disk, OnFull, Serve, Socket, SourceOptions, flush_interval, on_full, table_memory};
+use super::{Disk, OnFull, Serve, SourceOptions, flush_interval, on_full, socket_of, table_memory};
 use crate::cli::CliError;
 use crate::server::MAX_QUEUES;
 
@@ -177,7 +177,7 @@ impl FileDisk {
         let on_full: Option<OnFull> = self.on_full.as_deref().map(on_full).transpose()?;
         Ok(Disk {
             source,
-            socket: Socket::new(self.socket_path, self.fd).map_err(of)?,
+            socket: socket_of(self.socket_path, self.fd).map_err(of)?,
             num_queues,
             poll: self.poll,
             on_full,

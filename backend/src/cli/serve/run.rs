@@ -1,9 +1,9 @@
 //! `snapblk serve`, carried out.
 
 use crate::cli::CliError;
-use crate::server::{self, DiskArgs, DiskSocket, ServeArgs};
+use crate::server::{self, DiskArgs, ServeArgs};
 
-use super::{Disk, Serve, Socket, limit};
+use super::{Disk, Serve, limit};
 
 impl Serve {
     /// Serves the disks until a signal or the monitor ends the process.
@@ -31,14 +31,10 @@ impl Serve {
 fn disk_args(disk: &Disk) -> Result<DiskArgs, CliError> {
     let source = disk.source.resolved();
     let source = source.map_err(|what| CliError::Usage(format!("disk '{}' {what}", disk.name)))?;
-    let socket = disk.socket.as_ref().map(|socket| match socket {
-        Socket::Path(path) => DiskSocket::Path(path.clone()),
-        Socket::Fd(fd) => DiskSocket::Fd(*fd),
-    });
     Ok(DiskArgs {
         name: disk.name.clone(),
         source,
-        socket,
+        socket: disk.socket.clone(),
         num_queues: disk.num_queues,
         poll: disk.poll,
         on_full: disk.on_full.unwrap_or_default(),

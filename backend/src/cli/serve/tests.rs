@@ -25,12 +25,12 @@ fn a_plain_disk_as_qemu_s_conventions_have_it() {
     let serve = parse("--blk-file disk.img --socket-path s --read-only");
     let [disk] = &serve.disks[..] else { panic!("{serve:?}") };
     assert_eq!(disk.name, "disk0");
-    assert_eq!(disk.socket, Some(Socket::Path("s".into())));
+    assert_eq!(disk.socket, Some(DiskSocket::Path("s".into())));
     let source = DiskSource::File { path: "disk.img".into(), read_only: true, overlay: None };
     assert_eq!(disk.source.resolved(), Ok(source));
     assert_eq!(disk.on_full, None);
     assert!(!disk.poll && parse("--blk-file d --poll").disks[0].poll);
-    assert_eq!(parse("--blk-file d --fd 3").disks[0].socket, Some(Socket::Fd(3)));
+    assert_eq!(parse("--blk-file d --fd 3").disks[0].socket, Some(DiskSocket::Fd(3)));
 }
 
 #[test]
@@ -168,13 +168,16 @@ fn the_command_line_wins_over_the_file() {
     let names: Vec<&str> = serve.disks.iter().map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["root", "new", "disk0"]);
     let root = &serve.disks[0];
-    assert_eq!((root.num_queues, &root.socket), (Some(1), &Some(Socket::Path("root.sock".into()))));
+    assert_eq!(
+        (root.num_queues, &root.socket),
+        (Some(1), &Some(DiskSocket::Path("root.sock".into())))
+    );
     let overlay = Some("root.cow".into());
     let file = DiskSource::File { path: "golden.raw".into(), read_only: false, overlay };
     assert_eq!(root.source.resolved(), Ok(file));
     let plain = DiskSource::File { path: "plain".into(), read_only: false, overlay: None };
     assert_eq!(serve.disks[2].source.resolved(), Ok(plain));
-    assert_eq!(serve.disks[2].socket, Some(Socket::Path("p".into())));
+    assert_eq!(serve.disks[2].socket, Some(DiskSocket::Path("p".into())));
     assert_eq!(serve.state, Some("t".into()), "the file's is nobody's any more");
 }
 
