@@ -128,7 +128,7 @@ impl Server {
         let workers = Arc::new(Workers::default());
         let options = IoOptions::default();
         let events = Events::new();
-        let (happened, happens) = channel::<DeviceEvent>();
+        let (happened, received) = channel::<DeviceEvent>();
         let happened = Mutex::new(happened);
         let config = DevicesConfig {
             direct: true,
@@ -145,7 +145,8 @@ impl Server {
         let resizes = Arc::<Mutex<Resizes>>::default();
         let (events_of, resizes_of) = (events.clone(), resizes.clone());
         let devices_of = Arc::downgrade(&devices);
-        Passing { happens, events: events_of, resizes: resizes_of, devices: devices_of }.start();
+        DeviceEvents { received, events: events_of, resizes: resizes_of, devices: devices_of }
+            .start();
         let tells = events.clone();
         let server = Server {
             devices,
@@ -202,14 +203,14 @@ impl Server {
 
 /// Turns what happens to devices into what follows from it. Events may come from a worker, which
 /// must not wait for a client, nor for the state file: a thread of their own passes them on.
-struct Passing {
-    happens: Receiver<DeviceEvent>,
+struct DeviceEvents {
+    received: Receiver<DeviceEvent>,
     events: Arc<Events>,
     resizes: Arc<Mutex<Resizes>>,
     devices: Weak<Devices>,
 }
 
-impl Passing {
+impl DeviceEvents {
     fn start(self) {
         let spawned =
             std::thread::Builder::new().name("events".into()).spawn(move || self.pass_on());
@@ -223,8 +224,10 @@ impl Passing {
         let mut look_at: Option<Instant> = None;
         loop {
             let event = match look_at {
-                None => self.happens.recv().map_err(RecvTimeoutError::from),
-                Some(at) => self.happens.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => self.received.recv().map_err(RecvTimeoutError::from),
+                Some(at) => {
+                    self.received.recv_timeout(at.saturating_duration_since(Instant::now()))
+                }
             };
             match event {
                 Ok(event) => {
