@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
 
     /// Gives a layer that others are stacked on its own exception table, read from its stores, so
     /// that it can serve.
-    pub(super) fn thaw(&mut self, name: &str) -> Result<(), DeviceError> {
+    pub(super) fn own_exception_table(&mut self, name: &str) -> Result<(), DeviceError> {
         let Some(active) = self.active(name) else { return Ok(()) };
         let loaded = active.loaded();
         let mut snaps = Vec::new();

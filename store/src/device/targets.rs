@@ -251,7 +251,7 @@ impl Plan<'_> {
         for other in self.names().iter().filter(|other| *other != name) {
             let shares = |snap: &Snap| snap.key == *key && snap.shared;
             if self.active(other).is_some_and(|active| active.snaps.values().any(shares)) {
-                self.thaw(other)?;
+                self.own_exception_table(other)?;
             }
         }
         let mut snapshots: Vec<Snap> = Vec::new();

@@ -489,7 +489,7 @@ impl Devices {
         }
         if inner.device(name)?.active.as_ref().is_some_and(Active::shares_table) {
             let mut plan = Plan::new(self, inner);
-            plan.thaw(name)?;
+            plan.own_exception_table(name)?;
             self.apply(plan, |_| ())?;
         }
         let user_of_it = User { writable, workers: Vec::new() };
