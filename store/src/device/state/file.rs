@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::sole::Sole;
 use super::{
-    BaseState, State, StateError, VERSION, absolute, beside, names_of, place_of_state, put_back,
-    text,
+    BaseState, POISONED, State, StateError, VERSION, absolute, beside, names_of, place_of_state,
+    put_back, text,
 };
 use crate::device::error::DeviceError;
 use crate::device::write_cache::Caches;
@@ -41,6 +42,28 @@ pub(in crate::device) struct StateFile {
     pub(super) sole: Option<Sole>,
     /// It says what was undone, and could not be written again.
     pub(super) stale: bool,
+}
+
+/// Keeps the state from being replaced until it is dropped: during a start, the verbs that make the devices
+/// again would keep what is incomplete, in place of all that the last process kept.
+pub(super) struct HeldBack {
+    file: Arc<Mutex<StateFile>>,
+    path: Option<PathBuf>,
+}
+
+impl HeldBack {
+    pub(super) fn of(file: Arc<Mutex<StateFile>>) -> HeldBack {
+        // Without a path nothing is written.
+        let path = file.lock().expect(POISONED).path.take();
+        HeldBack { file, path }
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.path = self.path.take();
+    }
 }
 
 impl StateFile {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use super::file::HeldBack;
 use super::others::Others;
 use super::{
     BaseState, CommitJob, InitialDevice, InitialTable, RollbackJob, State, StateError,
@@ -67,10 +68,10 @@ impl Devices {
             let others = file.read_others(kept.as_ref())?;
             (kept, others)
         };
-        let path = self.state_file().path.take();
+        let held_back = HeldBack::of(self.lock().state.shared_file());
         let started = self.start_from((kept, &others), initial, &mut make_stores);
         let inner = &mut *self.lock();
-        inner.state.file().path = path;
+        drop(held_back);
         let known = started?;
         // Another process may have kept its state while this one waited for its disks.
         inner.state.file().refuse_foreign()?;
