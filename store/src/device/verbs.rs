@@ -422,7 +422,8 @@ impl Devices {
             return Err(self.take_back(inner, error));
         }
         let mut old = Vec::new();
-        let mut waiting = WakeSet::NONE;
+        // Whatever anybody waits for may be another table's now.
+        let mut waiting = WakeSet::ALL;
         for (name, active) in next {
             active.iter().for_each(|active| waiting |= settle(&name, active));
             let device = inner.devices.entry(name).or_default();

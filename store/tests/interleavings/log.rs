@@ -8,6 +8,7 @@ use snapblk_store::cow::words::Words;
 use snapblk_store::cow::{Allocation, Log};
 use snapblk_store::rounds::{Join, RoundEnd};
 use snapblk_store::units::{Chunk, DataIndex};
+use snapblk_store::wake::WakeSet;
 
 use super::{Sleeper, check, check_more, with_workers};
 
@@ -76,7 +77,7 @@ fn whatever_is_owed_somebody_was_told_of() {
             let Allocation::Run { first, .. } = log.allocate(1) else { panic!("no room") };
             (log.is_first_owed(first), log.finish(first, Some(Chunk(first.0))))
         };
-        assert_eq!(one(&log), (true, 0));
+        assert_eq!(one(&log), (true, WakeSet::NONE));
         let shared = (log, AtomicBool::new(true));
         let shared = with_workers(3, shared, move |number, me, (log, told)| match number {
             0 => {

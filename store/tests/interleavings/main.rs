@@ -321,10 +321,8 @@ fn an_origin_write_waits_for_redirected_reads() {
                         }
                         me.worker.untrack(track);
                     }
-                    seen @ ChunkState::Pending => {
-                        if table.wait(Chunk(0), seen, me.worker.bit()) {
-                            me.sleep();
-                        }
+                    seen @ ChunkState::Pending if table.wait(Chunk(0), seen, me.worker.bit()) => {
+                        me.sleep();
                     }
                     _ => {}
                 }

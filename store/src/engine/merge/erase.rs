@@ -136,10 +136,12 @@ impl Core {
     /// origin until the removal was repeated.
     fn not_erased(&mut self, job: &mut RunningMerge, site: Site<'_>, failure: MergeFailure) {
         let store = site.store();
+        let mut waiting = WakeSet::ALL;
         if !job.batch.entries.is_empty() {
-            let waiting = store.set_unerased(std::mem::take(&mut job.batch.entries));
-            self.worker.all().wake(waiting);
+            waiting |= store.set_unerased(std::mem::take(&mut job.batch.entries));
         }
         self.end_merge(job, site, failure);
+        // Not before: they would look at a merge that has not ended.
+        self.worker.all().wake(waiting);
     }
 }
