@@ -14,6 +14,7 @@ use super::guards::on_top;
 use super::handover::Lost;
 use super::live::{Listed, Live, LiveFor, Wanted};
 use super::origins::OriginKey;
+use super::paths::Paths;
 use super::serving::give_way;
 use super::targets::read_layers;
 use crate::exception::ExceptionTable;
@@ -67,12 +68,14 @@ pub(super) struct Active {
     /// By line: of `snapshot-origin` and `snapshot-merge`.
     pub(super) origin_keys: BTreeMap<usize, OriginKey>,
     pub(super) disks: Vec<Arc<Disk>>,
+    /// The files that its paths mean.
+    pub(super) paths: Paths,
 }
 
 impl Active {
     pub(super) fn loaded(&self) -> Loaded {
         let lost = self.lost.clone();
-        Loaded { lost, ..Loaded::of(self.lines.clone(), self.read_only) }
+        Loaded { lost, ..Loaded::of(self.lines.clone(), self.read_only) }.meaning(&self.paths)
     }
 
     /// Whether a line of it names the device `name`.

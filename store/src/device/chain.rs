@@ -88,6 +88,11 @@ impl Cut {
         all.chain(self.base.device()).map(str::to_owned).collect()
     }
 
+    /// The lowest layer above the base.
+    pub(super) fn lowest(&self) -> &str {
+        self.go.last().or(self.stay.last()).map_or("", String::as_str)
+    }
+
     /// Those below the remaining ones: no other table may use them.
     pub(super) fn held(&self) -> Vec<String> {
         let all = self.go.iter().map(String::as_str);

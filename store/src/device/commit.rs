@@ -250,10 +250,13 @@ impl Devices {
     /// The base as a writable table.
     fn writer(&self, inner: &mut Inner, device: &str, cut: &Cut) -> Result<Active, DeviceError> {
         let len = inner.active(device)?.table.size();
-        let (name, lines) = match &cut.base {
-            CommitBase::File(file) => (device, linear(len, file.clone())),
+        let (name, loaded) = match &cut.base {
+            CommitBase::File(file) => {
+                let paths = &inner.active(cut.lowest())?.paths;
+                (device, Loaded::of(linear(len, file.clone()), false).meaning(paths))
+            }
             CommitBase::Device(name) | CommitBase::Layer(name) => {
-                (name.as_str(), inner.active(name)?.lines.clone())
+                (name.as_str(), Loaded { read_only: false, ..inner.active(name)?.loaded() })
             }
         };
         let below = inner.active(name)?.whole_snapshot().cloned();
@@ -262,7 +265,7 @@ impl Devices {
             (CommitBase::Layer(name), Some(snap)) => vec![plan.own_table(name, &snap)?],
             _ => Vec::new(),
         };
-        plan.build(name, &Loaded::of(lines, false), &reuse)
+        plan.build(name, &loaded, &reuse)
     }
 
     /// The layer `name` gets entries that its own table, if it has one, does not know: it is read
@@ -415,12 +418,15 @@ impl Devices {
             }
             snaps.push((name.clone(), inner.active(name)?.loaded(), snap));
         }
+        // It is named by the lowest layer that goes.
+        let paths = inner.active(cut.lowest())?.paths.clone();
         let mut plan = Plan::new(self, inner);
         for (at, (name, mut loaded, snap)) in snaps.into_iter().enumerate().rev() {
             if at + 1 == cut.stay.len()
                 && let TargetSpec::Snapshot(spec) = &mut loaded.lines[0].target
             {
                 spec.origin = cut.base.param();
+                loaded.paths = loaded.paths.and(&paths);
             }
             plan.set(&name, &loaded, &[snap])?;
         }

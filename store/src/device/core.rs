@@ -19,6 +19,7 @@ use super::full::FullStores;
 use super::handover::Lost;
 use super::origins::Origins;
 use super::overdue::Overdue;
+use super::paths::Paths;
 use super::state::{Kept, StateFile};
 use crate::attached::AttachedWorker;
 use crate::background::{CommitEnd, CommitSource};
@@ -129,10 +130,13 @@ pub(super) struct Loaded {
     pub(super) lost: BTreeMap<usize, Lost>,
     /// A resume tried it, and it could not serve.
     pub(super) failed: bool,
+    /// The files that its paths mean, if a command made it of tables that serve; a user's means what
+    /// they name now.
+    pub(super) paths: Paths,
 }
 
 impl Loaded {
-    /// A table with all of its stores.
+    /// A table with all of its stores, whose paths mean what they name now.
     pub(super) fn of(lines: Vec<TableLine>, read_only: bool) -> Loaded {
         Loaded { lines, read_only, ..Loaded::default() }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::core::{DeviceEvent, DevicesConfig, EventSink};
 use super::error::DeviceError;
+use super::paths::replaced;
 use super::state::refuse_state_name;
 use crate::cow::owed::Owed;
 use crate::io::{FileId, FileInfo, Files, Identity, Lock, OpenMode, Storage};
@@ -130,11 +131,17 @@ impl Disks {
         self.state.as_ref().map_or(Ok(()), |state| refuse_state_name(state, path))
     }
 
-    /// The file at `path`, open in a mode that allows at least `mode`.
-    pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> Result<Arc<Disk>, DeviceError> {
+    /// The file that `path` means, or names now if `meant` is none, open in a mode that allows at
+    /// least `mode`.
+    pub(super) fn open(
+        &mut self,
+        path: &Path,
+        mode: OpenMode,
+        meant: Option<Identity>,
+    ) -> Result<Arc<Disk>, DeviceError> {
         self.refuse_state(path)?;
         self.opened.retain(|_, o| o.reading.strong_count() + o.writing.strong_count() > 0);
-        let identity = Identity::of_path(path).ok();
+        let identity = meant.or_else(|| Identity::of_path(path).ok());
         let known = identity.and_then(|identity| self.opened.get(&identity));
         if let Some(known) = known {
             if let Some(disk) = known.writing.upgrade() {
@@ -146,6 +153,9 @@ impl Disks {
         }
         let reader = known.and_then(|known| known.reading.upgrade());
         let info = FileInfo::open(path, mode, self.direct)?;
+        if meant.is_some_and(|meant| info.identity != meant) {
+            return Err(replaced(path));
+        }
         let lock = match (mode, &reader) {
             (OpenMode::ReadOnly, _) => Lock::shared_read(&info, Some(LOCK_WAIT))?,
             (OpenMode::ReadWrite, None) => Lock::exclusive(&info, Some(LOCK_WAIT))?,

@@ -157,7 +157,7 @@ impl Live {
         between: &dyn Fn(),
     ) -> Result<(Live, Listed), DeviceError> {
         let path = store_path(spec)?;
-        let disk = disks.open(path, OpenMode::ReadWrite)?;
+        let disk = disks.open(path, OpenMode::ReadWrite, None)?;
         between();
         let transient = spec.persistence == Persistence::Transient;
         let invalid = !transient && state.file().is_invalid(path);

@@ -21,6 +21,7 @@ mod moment;
 mod origins;
 mod overdue;
 mod passdown;
+mod paths;
 mod query;
 mod removal;
 mod resize;

@@ -299,7 +299,7 @@ impl Moment<'_, '_> {
             changed.push(real);
         }
         let origin = line(len, TargetSpec::Origin { origin });
-        let loaded = Loaded::of(origin, before.read_only);
+        let loaded = Loaded::of(origin, before.read_only).meaning(&before.paths);
         self.plan.set(device, &loaded, &[])?;
         let spec = SnapshotSpec {
             origin: Param::Device(device.clone()),

@@ -15,7 +15,7 @@ use super::error::DeviceError;
 use super::handover::{can_move, reactivate};
 use super::serving::go;
 use super::verbs::with_uppers;
-use crate::io::OpenMode;
+use crate::io::{Identity, OpenMode};
 use crate::lines::{Param, TargetSpec};
 use crate::units::{MOST_SECTORS, SECTOR_SIZE, Sector};
 
@@ -23,8 +23,8 @@ use crate::units::{MOST_SECTORS, SECTOR_SIZE, Sector};
 #[derive(Default)]
 struct Growth {
     tables: Vec<(String, Loaded)>,
-    /// Files, and the bytes that they need.
-    files: Vec<(PathBuf, u64)>,
+    /// Files by their paths and what these mean, and the bytes that they need.
+    files: Vec<(PathBuf, Option<Identity>, u64)>,
 }
 
 /// A file that was extended.
@@ -104,11 +104,11 @@ impl Devices {
     fn grow_files(
         &self,
         inner: &mut Inner,
-        files: &[(PathBuf, u64)],
+        files: &[(PathBuf, Option<Identity>, u64)],
     ) -> Result<Vec<Grown>, DeviceError> {
         let mut grown: Vec<Grown> = Vec::new();
-        for (path, bytes) in files {
-            match self.grow_file(inner, path, *bytes) {
+        for (path, meant, bytes) in files {
+            match self.grow_file(inner, (path, *meant), *bytes) {
                 Ok(one) => grown.extend(one),
                 Err(error) => {
                     grown.iter().for_each(Grown::undo);
@@ -123,10 +123,10 @@ impl Devices {
     fn grow_file(
         &self,
         inner: &mut Inner,
-        path: &Path,
+        (path, meant): (&Path, Option<Identity>),
         bytes: u64,
     ) -> Result<Option<Grown>, DeviceError> {
-        let disk = inner.disks.open(path, OpenMode::ReadWrite)?;
+        let disk = inner.disks.open(path, OpenMode::ReadWrite, meant)?;
         let before = disk.len()?;
         // A block device keeps its length; if it is too short, building the table reports it.
         if before >= bytes || disk.info.block_device {
@@ -189,7 +189,8 @@ impl Growth {
                     self.of(inner, below, end)?;
                 }
                 Some(Param::Path(path)) if !active.read_only => {
-                    self.files.push((path.clone(), end.0.saturating_mul(SECTOR_SIZE)));
+                    let bytes = end.0.saturating_mul(SECTOR_SIZE);
+                    self.files.push((path.clone(), active.paths.get(path), bytes));
                 }
                 _ => {}
             }

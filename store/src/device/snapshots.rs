@@ -93,7 +93,8 @@ impl Devices {
                  become it"
             )));
         }
-        let read_only = inner.active(device)?.read_only;
+        let (target, source) = (inner.active(device)?, inner.active(snapshot)?);
+        let (read_only, paths) = (target.read_only, target.paths.and(&source.paths));
         self.flush_valid(snapshot, inner.active(snapshot)?)?;
         let cow = match &inner.active(snapshot)?.lines[0].target {
             TargetSpec::Snapshot(spec) => spec.clone(),
@@ -103,7 +104,7 @@ impl Devices {
         plan.next.insert(snapshot.into(), None);
         let spec = SnapshotSpec { origin, ..cow };
         let lines = line(len, TargetSpec::Merge(spec));
-        plan.set(device, &Loaded::of(lines, read_only), &[snap])?;
+        plan.set(device, &Loaded::of(lines, read_only).meaning(&paths), &[snap])?;
         plan.follow()?;
         let cow = plan.active(device).and_then(|active| active.lines[0].target.snapshot());
         let cow = cow.map(|spec| spec.cow.to_string()).unwrap_or_default();
@@ -130,6 +131,7 @@ impl Devices {
         let inner = &mut *self.lock();
         let active = inner.active(device)?;
         let (len, read_only) = (active.table.size(), active.read_only);
+        let paths = active.paths.clone();
         let origin = match &active.lines[..] {
             [TableLine { target: TargetSpec::Merge(spec), .. }] => spec.origin.clone(),
             _ => return Err(DeviceError::refused(format!("'{device}' does not merge"))),
@@ -145,7 +147,8 @@ impl Devices {
             TargetSpec::Linear { dev: origin, offset: Sector(0) }
         };
         let mut plan = Plan::new(self, inner);
-        plan.set(device, &Loaded::of(line(len, target), read_only), &[])?;
+        let loaded = Loaded::of(line(len, target), read_only).meaning(&paths);
+        plan.set(device, &loaded, &[])?;
         plan.follow()?;
         let rollbacks = plan.inner.state.rollbacks.clone();
         plan.inner.state.rollbacks.remove(id);

@@ -16,11 +16,12 @@ use super::handover::Lost;
 use super::live::{self, Listed, Live, LiveFor, Wanted};
 use super::origins::{FileOf, OriginKey, is_guest_disk};
 use super::passdown;
+use super::paths::Meanings;
 use super::serving::{serves, sleep};
 use crate::cow::Persistence;
 use crate::cow::open::OpenOptions;
 use crate::exception::{ExceptionTable, Layer, Memory};
-use crate::io::{FileId, OpenMode};
+use crate::io::{FileId, Identity, OpenMode};
 use crate::lines::{Param, SnapshotSpec, TableLine, TargetSpec};
 use crate::table::{Line, Table};
 use crate::target::{Backing, Content, Exceptions, ExceptionsId, Merge, Origin, Snapshot, Target};
@@ -48,7 +49,8 @@ impl Plan<'_> {
         reuse: &[Snap],
     ) -> Result<Active, DeviceError> {
         self.refuse_loop(name, &loaded.lines)?;
-        let mut made = TableParts::default();
+        let paths = Meanings::given(&loaded.paths);
+        let mut made = TableParts { paths, ..TableParts::default() };
         let mut lines = Vec::new();
         for (number, line) in loaded.lines.iter().enumerate() {
             let target = match loaded.lost.get(&number) {
@@ -67,6 +69,7 @@ impl Plan<'_> {
             lost: loaded.lost.clone(),
             origin_keys: made.origin_keys,
             disks: made.disks,
+            paths: made.paths.found,
         })
     }
 
@@ -129,7 +132,7 @@ impl Plan<'_> {
                 let (at, kept) = ((name, number), spec.persistence);
                 let is_own = is_guest_disk(self.world(), at, kept, &snap.key);
                 let target = self.snapshot_target(&snap, is_own, made);
-                made.snaps.insert(number, snap);
+                made.insert(number, spec, snap);
                 Ok(target)
             }
             TargetSpec::Merge(spec) => {
@@ -212,7 +215,7 @@ impl Plan<'_> {
             in_use: Default::default(),
         };
         made.origin_keys.insert(number, snap.key.clone());
-        made.snaps.insert(number, snap);
+        made.insert(number, spec, snap);
         Ok(Target::Merge(merge))
     }
 
@@ -287,15 +290,17 @@ impl Plan<'_> {
             Base::Stacked { snap, .. } => snap.len,
         };
         long_enough(line, &spec.origin, has, len)?;
-        made.refuse_twice(spec)?;
+        let store = made.paths.identity(spec);
+        made.refuse_twice(spec, store)?;
         let below = self.layers_below(base)?;
-        if let Some(snap) = reused(spec, len, reuse)?
+        if let Some(snap) = reused(spec, store, len, reuse)?
             && !is_opened_again(name, spec, snap, &below.layers)?
         {
             warn_of_chunk(spec, snap);
             let features = passdown::features(line);
             return Ok(Snap { features, key: below.key, origin: below.origin, ..snap.clone() });
         }
+        made.paths.refuse_replaced(spec)?;
         self.refuse_owned(name, spec)?;
         self.refuse_own_origin(spec, &below.origin)?;
         self.refuse_disk(name, spec)?;
@@ -429,7 +434,8 @@ impl Plan<'_> {
     ) -> Result<Base, DeviceError> {
         match param {
             Param::Path(path) => {
-                let disk = self.inner.disks.open(path, mode)?;
+                let disk = self.inner.disks.open(path, mode, made.paths.meant(path))?;
+                made.paths.found.note(path, disk.info.identity);
                 let len = disk.len()? & !511;
                 let backing = Backing::file(disk.medium.clone(), 0, len);
                 made.disks.push(disk);
@@ -463,15 +469,17 @@ impl Plan<'_> {
     }
 }
 
-/// The live snapshot that moves; none if its store must be reopened for a device of another length.
+/// The live snapshot of `store` that moves; none if that must be reopened for a device of another length.
 /// Its state does not matter: a store is reopened only for a table loaded for the device itself or
 /// for a layer below it.
 fn reused<'s>(
     spec: &SnapshotSpec,
+    store: Option<Identity>,
     len: u64,
     reuse: &'s [Snap],
 ) -> Result<Option<&'s Snap>, DeviceError> {
-    let Some(snap) = same_store(spec, reuse) else { return Ok(None) };
+    let is_it = |snap: &&Snap| Some(snap.live.disk.info.identity) == store;
+    let Some(snap) = reuse.iter().find(is_it) else { return Ok(None) };
     let transient = |of: Persistence| of == Persistence::Transient;
     if transient(snap.live.store.persistence()) != transient(spec.persistence) {
         return Ok(None);
@@ -483,12 +491,6 @@ fn reused<'s>(
         )));
     }
     Ok((snap.len == len).then_some(snap))
-}
-
-/// The one of `snaps` with the store of `spec`, under whatever name.
-fn same_store<'s>(spec: &SnapshotSpec, snaps: &'s [Snap]) -> Option<&'s Snap> {
-    let identity = crate::io::Identity::of_path(spec.cow.path()?).ok()?;
-    snaps.iter().find(|snap| snap.live.disk.info.identity == identity)
 }
 
 /// The merge would overwrite what is written to the origin.
@@ -512,6 +514,7 @@ struct TableParts {
     snaps: BTreeMap<usize, Snap>,
     origin_keys: BTreeMap<usize, OriginKey>,
     disks: Vec<Arc<Disk>>,
+    paths: Meanings,
 }
 
 impl TableParts {
@@ -521,9 +524,19 @@ impl TableParts {
         id
     }
 
-    fn refuse_twice(&self, spec: &SnapshotSpec) -> Result<(), DeviceError> {
-        let identity = spec.cow.path().and_then(|path| crate::io::Identity::of_path(path).ok());
-        let same = |snap: &Snap| Some(snap.live.disk.info.identity) == identity;
+    fn insert(&mut self, number: usize, spec: &SnapshotSpec, snap: Snap) {
+        if let Some(path) = spec.cow.path() {
+            self.paths.found.note(path, snap.live.disk.info.identity);
+        }
+        self.snaps.insert(number, snap);
+    }
+
+    fn refuse_twice(
+        &self,
+        spec: &SnapshotSpec,
+        store: Option<Identity>,
+    ) -> Result<(), DeviceError> {
+        let same = |snap: &Snap| Some(snap.live.disk.info.identity) == store;
         if self.snaps.values().any(same) {
             return Err(DeviceError::refused(format!(
                 "the store {} is named by two lines of the table; a store has one owner",

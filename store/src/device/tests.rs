@@ -13,6 +13,7 @@ mod memory;
 mod origins;
 mod overdue;
 mod owed;
+mod replaced;
 mod room;
 mod settings;
 mod suspends;

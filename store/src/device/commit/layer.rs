@@ -159,7 +159,7 @@ impl Devices {
             CommitEnd::Finished => {}
             failed => return Err(DeviceError::refused(failed.to_string())),
         }
-        let loaded = Loaded::of(inner.active(base)?.lines.clone(), active.read_only);
+        let loaded = Loaded { read_only: active.read_only, ..inner.active(base)?.loaded() };
         let mut plan = Plan::new(self, inner);
         plan.next.insert(base.clone(), None);
         plan.set(device, &loaded, &[snap])?;

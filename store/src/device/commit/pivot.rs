@@ -69,14 +69,14 @@ impl Devices {
         let merge = TargetSpec::Merge(SnapshotSpec { origin: cut.base.param(), ..spec.clone() });
         let lines = vec![TableLine { start: Sector(0), len, target: merge }];
         let below = match cut.base.device() {
-            Some(name) => Some((name, inner.active(name)?.lines.clone())),
+            Some(name) => Some((name, inner.active(name)?.loaded())),
             None => None,
         };
         let mut plan = Plan::new(self, inner);
-        if let Some((name, lines)) = below {
-            plan.set(name, &Loaded::of(lines, false), &[])?;
+        if let Some((name, loaded)) = below {
+            plan.set(name, &Loaded { read_only: false, ..loaded }, &[])?;
         }
-        plan.set(&job.device, &Loaded::of(lines, loaded.read_only), &[snap])?;
+        plan.set(&job.device, &Loaded { lines, ..loaded.clone() }, &[snap])?;
         plan.follow()?;
         self.apply(plan, |_| ())
     }
@@ -149,9 +149,9 @@ impl Devices {
         let below = base.device().map(|name| inner.active(name)).transpose()?;
         // A longer one stays below: the guest's disk keeps its size.
         let same = below.filter(|below| below.table.size() == len);
-        let lines = match same {
-            Some(below) => below.lines.clone(),
-            None => linear(len, base),
+        let loaded = match same {
+            Some(below) => Loaded { read_only, ..below.loaded() },
+            None => Loaded::of(linear(len, base), read_only).meaning(&active.paths),
         };
         let gone = same.is_some().then(|| merge_base(inner, device)).transpose()?;
         let gone = gone.and_then(|base| base.device().map(str::to_owned));
@@ -159,7 +159,7 @@ impl Devices {
         if let Some(name) = &gone {
             plan.next.insert(name.clone(), None);
         }
-        plan.set(device, &Loaded::of(lines, read_only), &[])?;
+        plan.set(device, &loaded, &[])?;
         plan.follow()?;
         self.apply(plan, |inner| {
             if let Some(name) = &gone {
