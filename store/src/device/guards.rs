@@ -22,14 +22,14 @@ use crate::units::ChunkSize;
 
 /// Bytes of a file.
 #[derive(Clone, Copy, Debug)]
-struct Range {
-    file: FileOf,
-    start: u64,
-    end: u64,
+pub(super) struct Range {
+    pub(super) file: FileOf,
+    pub(super) start: u64,
+    pub(super) end: u64,
 }
 
 impl Range {
-    fn overlaps(&self, other: &Range) -> bool {
+    pub(super) fn overlaps(&self, other: &Range) -> bool {
         self.file == other.file && self.start < other.end && other.start < self.end
     }
 }
@@ -41,7 +41,7 @@ impl Devices {
         info.map_or((0, u64::from(file.0)), |info| (info.identity.dev, info.identity.ino))
     }
 
-    fn ranges(&self, backing: &Backing) -> Vec<Range> {
+    pub(super) fn ranges(&self, backing: &Backing) -> Vec<Range> {
         let range = |extent: &crate::target::Extent| match &extent.content {
             Content::File { medium, offset } => {
                 let file = self.identity(medium.file);
@@ -526,7 +526,7 @@ impl Plan<'_> {
 }
 
 /// The disk that writes to a line go to, if it is not a store.
-fn written(line: &crate::table::Line) -> Option<&Backing> {
+pub(super) fn written(line: &crate::table::Line) -> Option<&Backing> {
     match &line.target {
         Target::Plain(backing) => Some(backing),
         Target::Origin(origin) => Some(&origin.backing),

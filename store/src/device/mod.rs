@@ -33,6 +33,7 @@ mod targets;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 mod verbs;
+mod within;
 mod write_cache;
 
 pub use self::core::{

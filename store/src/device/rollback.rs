@@ -15,7 +15,7 @@ use super::state::{CommitJob, Halt, JobSettings, RollbackJob};
 use super::verbs::{open_files_again, with_uppers};
 use crate::cow::StoreState;
 use crate::cow::store::MergeMark;
-use crate::lines::TargetSpec;
+use crate::lines::{SnapshotSpec, TargetSpec};
 
 /// A merge by a table that a user loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,23 +31,33 @@ pub struct Merging {
 }
 
 impl Active {
-    /// Whether the table merges as a whole.
+    /// Whether a line of the table merges.
     pub(super) fn is_merging(&self) -> bool {
         self.merged().is_some()
     }
 
     /// The store that such a table merges.
     pub(super) fn merged(&self) -> Option<String> {
-        match self.lines.first().map(|line| &line.target) {
-            Some(TargetSpec::Merge(spec)) => Some(spec.cow.to_string()),
+        self.merge_line().map(|(spec, _)| spec.cow.to_string())
+    }
+
+    /// The line that merges, which is the only one of its table that does, and its snapshot.
+    fn merge_line(&self) -> Option<(&SnapshotSpec, Option<&Snap>)> {
+        self.lines.iter().enumerate().find_map(|(number, line)| match &line.target {
+            TargetSpec::Merge(spec) => Some((spec, self.snaps.get(&number))),
             _ => None,
-        }
+        })
+    }
+
+    /// The snapshot that it merges.
+    fn merged_snap(&self) -> Option<&Snap> {
+        self.merge_line()?.1
     }
 
     /// Whether what it merges is a store that must be opened again first: a sync of it failed.
     fn is_unsynced(&self) -> bool {
         let unsynced = |snap: &Snap| snap.live.store.state() == StoreState::CommitFailed;
-        self.is_merging() && self.snaps.values().any(unsynced)
+        self.merged_snap().is_some_and(unsynced)
     }
 
     /// Whether it merges, and that failed.
@@ -57,7 +67,7 @@ impl Active {
 
     /// Whether its store has nothing left to merge.
     fn is_invalid(&self) -> bool {
-        self.snaps.values().any(|snap| snap.live.store.state().is_condemned())
+        self.merged_snap().is_some_and(|snap| snap.live.store.state().is_condemned())
     }
 }
 

@@ -61,6 +61,7 @@ impl Plan<'_> {
             lines.push(Line { start, len, target });
         }
         let table = Table::new(lines, made.exceptions).with_read_only(loaded.read_only);
+        self.devices.refuse_within(&loaded.lines, &table)?;
         Ok(Active {
             lines: loaded.lines.clone(),
             read_only: loaded.read_only,
@@ -571,7 +572,7 @@ pub(super) fn read_layers(
 
 /// The extents that lines resolve to, if they are plain; an origin resolves to what it maps, also
 /// while a snapshot is merged into it.
-fn below(lines: &[Line]) -> Option<Backing> {
+pub(super) fn below(lines: &[Line]) -> Option<Backing> {
     let mut all = Backing::default();
     for line in lines {
         let backing = match &line.target {

@@ -21,6 +21,7 @@ mod synced;
 mod undone;
 mod unnamed;
 mod uses;
+mod within;
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -97,6 +97,7 @@ impl Devices {
         inner.refuse_third(name, &loaded)?;
         refuse_missing(inner, &loaded)?;
         refuse_hopeless(name, &loaded.lines)?;
+        self.refuse_loaded_within(inner, &loaded)?;
         let below = devices_of(&loaded.lines);
         below.iter().try_for_each(|below| inner.refuse_held_below(below, Some(name)))?;
         self.put(inner, name, loaded)?;
