@@ -17,6 +17,7 @@ use super::origins::OriginKey;
 use super::paths::Paths;
 use super::serving::give_way;
 use super::targets::read_layers;
+use crate::cow::Persistence;
 use crate::exception::ExceptionTable;
 use crate::lines::{TableLine, TargetSpec};
 use crate::table::Table;
@@ -43,6 +44,11 @@ impl Snap {
     /// Whether the store `live` is a layer below its own.
     pub(super) fn lies_on(&self, live: &Arc<Live>) -> bool {
         self.layers[..self.layers.len() - 1].iter().any(|lower| Arc::ptr_eq(lower, live))
+    }
+
+    /// Whether its store only stops to take changes when it is full (PO).
+    pub(super) fn is_overflowing(&self) -> bool {
+        self.live.store.persistence() == Persistence::PersistentOverflow
     }
 
     pub(super) fn exceptions(&self) -> Exceptions {

@@ -14,6 +14,7 @@ use super::core::{Devices, Inner};
 use super::error::DeviceError;
 use super::guards::devices_of;
 use super::live::Live;
+use super::origins::no_layer;
 use super::state::CommitJob;
 use crate::exception::Layer;
 use crate::io::Identity;
@@ -129,6 +130,9 @@ impl Inner {
             let active = self.active(&at)?;
             let Some(snap) = active.whole_snapshot() else { break };
             if !snap.live.store.is_guest_disk() {
+                if !snap.is_overflowing() && !self.is_served_origin(&snap.key) {
+                    return Err(no_layer(&at, snap, false));
+                }
                 return Err(DeviceError::refused(format!(
                     "'{at}' is a snapshot of a live origin; 'snapshot-merge' takes the origin back \
                      to it"

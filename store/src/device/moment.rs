@@ -14,6 +14,7 @@ use super::build::{Active, Plan, Snap};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::files::{Existing, Made, MadeStores, make_store, make_transient, no_such_store};
+use super::origins::no_layer;
 use super::rollback::what_merges;
 use super::serving::{blocked, give_way};
 use super::verbs::with_uppers;
@@ -319,11 +320,10 @@ impl Moment<'_, '_> {
         let device = &request.device;
         let active = self.plan.served(device)?;
         let snap = active.whole_snapshot().cloned();
-        if snap.as_ref().is_some_and(|snap| !self.plan.is_guest_disk(device, snap)) {
-            return Err(DeviceError::refused(format!(
-                "'{device}' is a snapshot of a live origin, whose writes go on into its store, so \
-                 nothing can be stacked on it"
-            )));
+        if let Some(snap) = &snap
+            && !self.plan.is_guest_disk(device, snap)
+        {
+            return Err(no_layer(device, snap, self.plan.is_served_origin(&snap.key)));
         }
         let len = active.table.size();
         let chunk = snap.as_ref().map_or(ChunkSize::TOOLS, |s| s.live.store.geometry().chunk);
@@ -457,13 +457,17 @@ impl OriginOf {
             {
                 Ok(OriginOf::Covered(format!("{device}-real")))
             }
-            lines => match lines.iter().find(|line| line.target.snapshot().is_some()) {
-                Some(line) if matches!(line.target, TargetSpec::Merge(_)) => {
+            lines => match lines.iter().position(|line| line.target.snapshot().is_some()) {
+                Some(at) if matches!(lines[at].target, TargetSpec::Merge(_)) => {
                     Err(what_merges(plan.inner, device))
                 }
-                Some(_) => Err(DeviceError::refused(format!(
-                    "'{device}' is an overlay; 'blockdev-snapshot-sync' takes a snapshot of it"
-                ))),
+                Some(at) => Err(match active.snaps.get(&at) {
+                    Some(snap) if plan.is_served_origin(&snap.key) => no_layer(device, snap, true),
+                    Some(snap) if !snap.is_overflowing() => no_layer(device, snap, false),
+                    _ => DeviceError::refused(format!(
+                        "'{device}' is an overlay; 'blockdev-snapshot-sync' takes a snapshot of it"
+                    )),
+                }),
                 None if active.origin_keys.is_empty() => Ok(OriginOf::Plain),
                 None => Err(DeviceError::refused(format!(
                     "only a part of '{device}' is an origin; take the snapshot with 'table-load'"

@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 
-use super::build::Active;
+use super::build::{Active, Snap};
 use super::core::Inner;
+use super::error::DeviceError;
 use crate::cow::Persistence;
 use crate::io::FileId;
 use crate::lines::TargetSpec;
@@ -79,6 +80,34 @@ pub(super) fn is_guest_disk<'a>(
         active.origin_keys.iter().any(|(at, known)| known == key && !own(*at))
     };
     persistence == Persistence::PersistentOverflow && !world.into_iter().any(writes)
+}
+
+/// The refusal of a layer over `name`, which is `snap`, of an origin that is `served` or not.
+pub(super) fn no_layer(name: &str, snap: &Snap, served: bool) -> DeviceError {
+    let cow = snap.live.store.name();
+    DeviceError::refused(match snap.live.store.persistence() {
+        _ if served => format!(
+            "'{name}' is a snapshot of a live origin, whose writes go on into its store, so nothing \
+             can be stacked on it"
+        ),
+        Persistence::Transient => format!(
+            "'{name}' keeps its changes in memory alone (N), and what is a layer must be on disk; \
+             give it a store of its own with 'PO'"
+        ),
+        _ => format!(
+            "the store {cow} of '{name}' becomes invalid when it is full (P), and with it every layer \
+             above; load the table of '{name}' with 'PO' in place of 'P', and resume it, which keeps \
+             the store"
+        ),
+    })
+}
+
+impl Inner {
+    /// Whether a table writes the origin `key` for its snapshots.
+    pub(super) fn is_served_origin(&self, key: &OriginKey) -> bool {
+        let active = self.devices.values().filter_map(|device| device.active.as_ref());
+        active.into_iter().any(|active| active.origin_keys.values().any(|known| known == key))
+    }
 }
 
 /// Tells every store, after a change of tables, whether it is a guest's own disk. Nothing that
