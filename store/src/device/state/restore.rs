@@ -49,9 +49,30 @@ impl State {
     }
 }
 
+/// `tables` in an order in which each comes after those that it lies on, and otherwise as they are.
+fn lower_ones_first(mut tables: Vec<&FirstTable>) -> Result<Vec<&FirstTable>, DeviceError> {
+    let mut sorted = Vec::new();
+    while !tables.is_empty() {
+        // One that lies on itself is refused when it is loaded.
+        let lies = |table: &FirstTable, on: &FirstTable| {
+            on.name != table.name && lines_name(&table.lines, &on.name)
+        };
+        let ready = |table: &&FirstTable| !tables.iter().any(|other| lies(table, other));
+        let Some(at) = tables.iter().position(ready) else {
+            let names: Vec<String> = tables.iter().map(|of| format!("'{}'", of.name)).collect();
+            return Err(DeviceError::refused(format!(
+                "the disks {} lie on each other, or on such disks",
+                names.join(", ")
+            )));
+        };
+        sorted.push(tables.remove(at));
+    }
+    Ok(sorted)
+}
+
 impl Devices {
-    /// Starts with the devices of the program's arguments: in their recorded state, or as given if
-    /// the state file does not know them. `make_stores` is called for a new device before its table
+    /// Starts with the devices of the program's arguments, in any order: in their recorded state, or as
+    /// given if the state file does not know them. `make_stores` is called for a new device before its table
     /// is built.
     ///
     /// # Errors
@@ -116,7 +137,7 @@ impl Devices {
             self.check_bases(&state.bases)?;
             self.restore(&state)?;
         }
-        for table in new {
+        for table in lower_ones_first(new)? {
             make_stores(table)?;
             self.lock().state.initial.insert(table.name.clone(), InitialTable::of(table));
             self.create(&table.name, None)?;

@@ -237,3 +237,28 @@ fn a_file_of_a_user_beside_the_state_stays() {
         assert!(!new.exists());
     }
 }
+
+/// As they are where a configuration file has the lower one, and the command line the upper.
+#[test]
+fn a_disk_may_be_given_before_the_one_that_it_lies_on() {
+    let world = World::new();
+    world.file("disk", LEN);
+    let over = |name: &str, below: &str| {
+        let line = format!("0 {LEN} linear {below} 0");
+        let lines = parse_table([line.as_str()]).unwrap();
+        FirstTable { name: name.into(), lines, read_only: false }
+    };
+    let disks = |world: &World| {
+        [over("top", "middle"), over("middle", "disk"), given(world, "disk", LEN, false)]
+    };
+    start(&world, &disks(&world)).unwrap();
+    world.devices.suspend("disk", Suspend::default()).unwrap();
+    let world = again(world);
+    start(&world, &disks(&world)).unwrap();
+    assert_eq!(world.table("top").size(), Sector(LEN));
+    let world = World::new();
+    let said = start(&world, &[over("a", "b"), over("b", "a")]).unwrap_err().to_string();
+    assert!(said.contains("the disks 'a', 'b' lie on each other"), "{said}");
+    let said = start(&world, &[over("own", "own")]).unwrap_err().to_string();
+    assert!(said.contains("onto itself"), "{said}");
+}
