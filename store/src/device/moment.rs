@@ -183,13 +183,6 @@ impl Devices {
     fn seal(&self, inner: &mut Inner, overlaid: &[Overlaid]) {
         // Requests that came in while guests were stopped go first.
         give_way(inner);
-        if overlaid.iter().any(|one| one.sealed.is_none())
-            && let Err(error) = self.keep(inner)
-        {
-            // A file that was written until now becomes a base: its size and time are recorded, so
-            // that later changes are noticed. The moment has passed, recorded or not.
-            tracing::error!("{error}; a change of the base would not be noticed");
-        }
         for Overlaid { device, sealed } in overlaid {
             give_way(inner);
             let Ok(active) = inner.active(device) else { continue };

@@ -311,12 +311,8 @@ impl State {
         // Their files are looked at: nobody who keeps something else waits for that.
         let known = inner.state.file().bases().to_vec();
         let flusher = &*devices.config.flusher;
-        let mut look = |info: &FileInfo, medium: &Arc<Medium>| {
+        let look = |info: &FileInfo, medium: &Arc<Medium>| {
             *seen.entry(medium.file).or_insert_with(|| what_it_is(info, medium, &known, flusher))
-        };
-        let written = |path: &Path| {
-            let mut writes = inner.state.commits.values().flat_map(|commit| &commit.writes);
-            writes.any(|written| written == path)
         };
         let mut merging = BTreeSet::new();
         for name in names {
@@ -348,11 +344,8 @@ impl State {
             if active.is_some_and(Active::is_merging) {
                 merging.insert(name.as_str());
             }
-            // Tables that are about to be replaced may still be written.
-            let settled = next.is_empty();
-            let below = |active| bases(&devices.files, active, settled, written, &mut look);
-            state.bases.extend(active.into_iter().flat_map(below));
         }
+        state.bases = bases(devices, inner, next, look);
         state.initial = inner.state.initial.clone();
         state.rollbacks = inner.state.rollbacks.clone();
         // If another table was loaded, there is no merge to continue.
@@ -361,6 +354,18 @@ impl State {
         let merges = |job: &CommitJob| merging.contains(job.device.as_str());
         state.commits.retain(|_, job| job.halted_merging.is_none() || merges(job));
         state.with_left_out(&inner.state.left_out)
+    }
+
+    /// Whether the state that was kept last lacks a file that has become a base: guests wrote it until
+    /// the tables changed.
+    pub(super) fn lacks_a_base(devices: &Devices, inner: &Inner) -> bool {
+        let file = inner.state.file();
+        if !file.is_kept() {
+            return false;
+        }
+        let known = file.kept_bases();
+        let is_new = |base: &BaseState| !known.contains(&(&*base.store, &*base.path));
+        bases(devices, inner, &BTreeMap::new(), |_, _| Some((0, 0))).iter().any(is_new)
     }
 
     /// The same state with the devices `names` not suspended.

@@ -16,7 +16,7 @@ use super::files::MadeStores;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
 use super::handover::{reactivate, settle};
 use super::origins::mark_guest_disks;
-use super::serving::{go, serving};
+use super::serving::{give_way, go, serving};
 use super::state::State;
 use crate::lines::TableLine;
 use crate::wake::WakeSet;
@@ -446,8 +446,22 @@ impl Devices {
         // Other workers may wait for room in a store that grew meanwhile.
         self.workers.wake(waiting);
         drop(old);
+        self.keep_new_bases(inner);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())
+    }
+
+    /// A file that was written until now becomes a base: its size and time are recorded, so that later
+    /// changes are noticed. The tables have changed, recorded or not.
+    fn keep_new_bases(&self, inner: &mut Inner) {
+        if !State::lacks_a_base(self, inner) {
+            return;
+        }
+        // Requests that came in while guests were stopped go first.
+        give_way(inner);
+        if let Err(error) = self.keep(inner) {
+            tracing::error!("{error}; a change of the base would not be noticed");
+        }
     }
 
     /// The state that was kept for a verb is replaced by the present one: `cause` has undone the verb.

@@ -257,6 +257,16 @@ impl StateFile {
         }
     }
 
+    /// Whether there is a file: a start takes note of devices before it has one.
+    pub(super) fn is_kept(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// The stores and the files below them that were kept last as bases.
+    pub(super) fn kept_bases(&self) -> BTreeSet<(&str, &Path)> {
+        self.last.bases.iter().map(|base| (&*base.store, &*base.path)).collect()
+    }
+
     /// The bases as this process kept them last.
     pub(super) fn bases(&self) -> &[BaseState] {
         &self.bases

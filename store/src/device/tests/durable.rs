@@ -6,12 +6,13 @@ use super::*;
 use crate::attached::{AttachedWorker, StopError};
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::{Halt, RollbackJob, Suspend, User};
+use crate::device::{Halt, RollbackJob, StateError, Suspend, User};
 use crate::exception::ChunkState;
 use crate::io::durable::seen;
 use crate::request::Status;
 use crate::units::Chunk;
 
+mod bases;
 mod neighbours;
 mod readers;
 
