@@ -114,6 +114,9 @@ pub(super) fn lines_name(lines: &[TableLine], name: &str) -> bool {
     lines.iter().flat_map(|line| line.target.params()).any(|p| p.device() == Some(name))
 }
 
+/// What else is undone with a plan.
+pub(super) type Undo<'a> = Box<dyn FnOnce(&mut Inner) + 'a>;
+
 /// Devices that change together: `None` for a removed one.
 pub(super) struct Plan<'a> {
     pub(super) devices: &'a Devices,
@@ -124,6 +127,8 @@ pub(super) struct Plan<'a> {
     /// Asked while all workers are stopped, right before the tables change: the last check that
     /// can fail.
     pub(super) still: Option<&'a dyn Fn() -> Result<(), DeviceError>>,
+    /// Takes back what was changed for it beforehand, if it is not applied.
+    pub(super) undo: Undo<'a>,
     /// Whether it yields to workers: none was stopped for it, and none is before it is applied.
     pub(super) gives_way: bool,
 }
@@ -136,6 +141,7 @@ impl<'a> Plan<'a> {
             next: BTreeMap::new(),
             released: Vec::new(),
             still: None,
+            undo: Box::new(|_| ()),
             gives_way: false,
         }
     }

@@ -380,7 +380,7 @@ impl Devices {
         let dropped = if cut.go.is_empty() {
             Ok(())
         } else {
-            self.shorten(inner, &cut, base.map(|snap| snap.table))
+            self.shorten(inner, (id, &job), &cut, base.map(|snap| snap.table))
         };
         if dropped.is_ok() {
             commit.chain.retain(|name| !cut.go.contains(name));
@@ -404,6 +404,7 @@ impl Devices {
     fn shorten(
         &self,
         inner: &mut Inner,
+        (id, job): (&str, &CommitJob),
         cut: &Cut,
         copied: Option<Arc<ExceptionTable>>,
     ) -> Result<(), DeviceError> {
@@ -434,6 +435,7 @@ impl Devices {
             plan.next.insert(name.clone(), None);
         }
         plan.follow()?;
+        plan.undo = Box::new(|inner| _ = inner.state.commits.insert(id.into(), job.clone()));
         let gone = top.0 - below.0;
         self.apply(plan, |inner| {
             for table in &tables {

@@ -16,6 +16,7 @@ mod flushes;
 mod full;
 mod guards;
 mod handover;
+mod kept;
 mod live;
 mod moment;
 mod origins;

@@ -158,7 +158,7 @@ impl Devices {
         };
         let loaded = active.loaded();
         let paused = self.pause(inner, name, &loaded)?;
-        let opened = self.swap_in(inner, name, &loaded);
+        let opened = self.swap_in(inner, name, &loaded, Box::new(|_| ()));
         go(inner, &paused);
         opened
     }

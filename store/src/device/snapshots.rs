@@ -115,11 +115,11 @@ impl Devices {
         enter(others, id, RollbackJob { cow, ..job.clone() });
         let gone = plan.inner.devices.remove(snapshot);
         plan.next.remove(snapshot);
-        self.apply(plan, |_| ()).map_err(|error| {
+        plan.undo = Box::new(|inner| {
             inner.state.rollbacks = rollbacks;
             inner.devices.extend(gone.map(|gone| (snapshot.to_owned(), gone)));
-            self.take_back(inner, error)
-        })
+        });
+        self.apply(plan, |_| ())
     }
 
     /// The merge of the job `id` on `device` has finished: the device is its origin again, or
@@ -152,11 +152,9 @@ impl Devices {
         plan.follow()?;
         let rollbacks = plan.inner.state.rollbacks.clone();
         plan.inner.state.rollbacks.remove(id);
-        self.apply(plan, |_| ()).map_err(|error| {
-            // The job stays known, and can be retried.
-            inner.state.rollbacks = rollbacks;
-            self.take_back(inner, error)
-        })
+        // The job stays known, and can be retried.
+        plan.undo = Box::new(|inner| inner.state.rollbacks = rollbacks);
+        self.apply(plan, |_| ())
     }
 }
 

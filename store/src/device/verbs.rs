@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use super::build::{Active, Plan};
+use super::build::{Active, Plan, Undo};
 use super::chain::unseal_tops;
 use super::core::{Device, DeviceEvent, Devices, Inner, Loaded, User};
 use super::error::DeviceError;
@@ -16,7 +16,7 @@ use super::files::MadeStores;
 use super::guards::{devices_of, refuse_hopeless, refuse_missing};
 use super::handover::{reactivate, settle};
 use super::origins::mark_guest_disks;
-use super::serving::{give_way, go, serving};
+use super::serving::{go, serving};
 use super::state::State;
 use crate::lines::TableLine;
 use crate::wake::WakeSet;
@@ -215,7 +215,14 @@ impl Devices {
         let device = inner.device_mut(name)?;
         device.suspended = false;
         let before = device.active.as_ref().map(|active| active.table.size());
-        if let Err(error) = self.swap_in(inner, name, &loaded) {
+        // The state names the loaded table again before anything is waited for.
+        let undo = |inner: &mut Inner| {
+            let device = inner.devices.get_mut(name).into_iter();
+            device.for_each(|device| {
+                (device.inactive, device.suspended) = (Some(loaded.clone()), was_suspended);
+            });
+        };
+        if let Err(error) = self.swap_in(inner, name, &loaded, Box::new(undo)) {
             let resumed = if loaded.failed && inner.device(name)?.active.is_some() {
                 self.resume_the_old(inner, name, loaded, was_suspended, error)
             } else {
@@ -365,14 +372,16 @@ impl Devices {
         Ok(())
     }
 
-    pub(super) fn swap_in(
-        &self,
-        inner: &mut Inner,
+    /// Gives `name` the table `loaded`. `undo`: as in a [`Plan`].
+    pub(super) fn swap_in<'a>(
+        &'a self,
+        inner: &'a mut Inner,
         name: &str,
         loaded: &Loaded,
+        undo: Undo<'a>,
     ) -> Result<(), DeviceError> {
         let sources = inner.sources(name, loaded)?;
-        let mut plan = Plan::new(self, inner);
+        let mut plan = Plan { undo, ..Plan::new(self, inner) };
         plan.take_over(name, loaded, &sources)?;
         plan.refuse_shrink(name)?;
         plan.follow()?;
@@ -385,39 +394,27 @@ impl Devices {
     }
 
     /// Applies a plan: writes the state, stops workers, swaps tables, lets workers continue. `also`
-    /// changes the parts without workers. An error changes nothing.
+    /// changes the parts without workers. An error changes nothing, and undoes what the plan says.
     pub(super) fn apply(
         &self,
-        plan: Plan<'_>,
+        mut plan: Plan<'_>,
         also: impl FnOnce(&mut Inner),
     ) -> Result<(), DeviceError> {
-        self.refuse_committing(plan.inner, &plan.next)?;
-        self.refuse_second_writers(plan.inner, &plan.next, |writer| {
-            guest_writes(plan.inner, writer)
-        })?;
-        let mut names: Vec<String> = Vec::new();
-        for name in plan.next.keys() {
-            let more = with_uppers(plan.inner, name);
-            names.extend(more.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-        }
-        plan.give_way();
-        // Durable before the first write under the new tables can be acknowledged; a restart in
-        // between finds the new tables and nothing written under them.
-        let lost = plan.inner.lose_sources(&plan.next);
-        let state = State::of(self, plan.inner, &plan.next).serving(&plan.released);
-        plan.give_way();
-        let kept = plan.inner.state.file().keep_devices(state);
-        if let Err(error) = kept {
-            plan.inner.find_sources(lost);
-            return Err(error.into());
-        }
-        plan.give_way();
-        let Plan { inner, next, released, still, .. } = plan;
+        let kept = self.keep_plan(&mut plan);
+        let Plan { inner, next, released, still, undo, .. } = plan;
+        let (names, lost) = match kept {
+            Ok(kept) => kept,
+            Err(error) => {
+                undo(inner);
+                return Err(error);
+            }
+        };
         let stopped = self.stop_workers(&serving(inner, &names));
         if let Err(error) = stopped.and_then(|()| still.map_or(Ok(()), |still| still())) {
             // A store that is opened twice has the log of its old table set aside, where no start
             // looks: it is put back before a write can be recorded there.
             drop(next);
+            undo(inner);
             go(inner, &names);
             inner.find_sources(lost);
             return Err(self.take_back(inner, error));
@@ -449,43 +446,6 @@ impl Devices {
         self.keep_new_bases(inner);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())
-    }
-
-    /// A file that was written until now becomes a base: its size and time are recorded, so that later
-    /// changes are noticed. The tables have changed, recorded or not.
-    fn keep_new_bases(&self, inner: &mut Inner) {
-        if !State::lacks_a_base(self, inner) {
-            return;
-        }
-        // Requests that came in while guests were stopped go first.
-        give_way(inner);
-        if let Err(error) = self.keep(inner) {
-            tracing::error!("{error}; a change of the base would not be noticed");
-        }
-    }
-
-    /// The state that was kept for a verb is replaced by the present one: `cause` has undone the verb.
-    pub(super) fn take_back(&self, inner: &mut Inner, cause: DeviceError) -> DeviceError {
-        let present = State::of(self, inner, &BTreeMap::new());
-        let mut file = inner.state.file();
-        let Err(state) = file.keep_devices(present.clone()) else { return cause };
-        // What guests set is written with it, and that may be possible sooner.
-        file.note_devices(present);
-        file.set_stale();
-        drop(file);
-        let error =
-            DeviceError::NotTakenBack { cause: Box::new(cause), state: Box::new(state.into()) };
-        tracing::error!("{error}");
-        error
-    }
-
-    /// Tries again what [`Devices::take_back`] could not do.
-    pub(super) fn settle_state(&self, inner: &mut Inner) {
-        let stale = inner.state.file().is_stale();
-        if stale && let Err(error) = self.keep(inner) {
-            return tracing::error!("{error}; the state file still names what was undone");
-        }
-        inner.left_over.undo();
     }
 
     /// Prepares a device to be served, `writable` or not, for `user`, which uses it from now on:

@@ -38,7 +38,7 @@ impl Devices {
         let changed = if into_layer {
             self.keep(inner).map(|()| Pivot::Steps)
         } else {
-            self.merge_into_base(inner, &job).map(|()| {
+            self.merge_into_base(inner, id, &job).map(|()| {
                 commit.writer = None;
                 Pivot::Merges
             })
@@ -50,7 +50,12 @@ impl Devices {
         changed
     }
 
-    fn merge_into_base(&self, inner: &mut Inner, job: &CommitJob) -> Result<(), DeviceError> {
+    fn merge_into_base(
+        &self,
+        inner: &mut Inner,
+        id: &str,
+        job: &CommitJob,
+    ) -> Result<(), DeviceError> {
         let cut = inner.cut(job)?;
         if !cut.go.is_empty() {
             return Err(DeviceError::refused(format!(
@@ -78,6 +83,7 @@ impl Devices {
         }
         plan.set(&job.device, &Loaded { lines, ..loaded.clone() }, &[snap])?;
         plan.follow()?;
+        plan.undo = Box::new(|inner| _ = inner.state.commits.insert(id.into(), job.clone()));
         self.apply(plan, |_| ())
     }
 
@@ -134,7 +140,7 @@ impl Devices {
         let inner = &mut *self.lock();
         let (job, commit) = taken(inner, id)?;
         inner.state.commits.remove(id);
-        let ended = self.become_base(inner, &job.device);
+        let ended = self.become_base(inner, id, &job);
         if ended.is_err() {
             inner.state.commits.insert(id.into(), job);
             inner.commits.insert(id.into(), commit);
@@ -142,7 +148,8 @@ impl Devices {
         ended
     }
 
-    fn become_base(&self, inner: &mut Inner, device: &str) -> Result<(), DeviceError> {
+    fn become_base(&self, inner: &mut Inner, id: &str, job: &CommitJob) -> Result<(), DeviceError> {
+        let device = job.device.as_str();
         let base = merge_base(inner, device)?;
         let active = inner.active(device)?;
         let (len, read_only) = (active.table.size(), active.read_only);
@@ -161,6 +168,7 @@ impl Devices {
         }
         plan.set(device, &loaded, &[])?;
         plan.follow()?;
+        plan.undo = Box::new(|inner| _ = inner.state.commits.insert(id.into(), job.clone()));
         self.apply(plan, |inner| {
             if let Some(name) = &gone {
                 inner.devices.remove(name);
