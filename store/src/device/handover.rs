@@ -27,8 +27,9 @@ use crate::wake::WakeSet;
 pub(super) enum Lost {
     /// Another table took it over: every request fails.
     HandedOver,
-    /// It was to take the store over, but the source was removed before. Every request fails; a
-    /// merge becomes its plain origin.
+    /// It was to take the store over, but the source was removed before; or the store was in memory, and
+    /// its file is gone since the process that had it. Every request fails; a merge becomes its plain
+    /// origin.
     SourceGone,
 }
 

@@ -3,7 +3,7 @@
 //! Owns what these commands do to tables. Each changes several devices in one plan, so that it
 //! happens wholly or not at all, with one pause for the guest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::build::{Plan, Snap};
 use super::core::{Device, Devices, Inner, Loaded};
@@ -12,8 +12,8 @@ use super::moment::{OriginOf, line};
 use super::removal::refuse_used;
 use super::rollback::enter;
 use super::state::RollbackJob;
-use crate::cow::StoreState;
 use crate::cow::owed::remove_store;
+use crate::cow::{Persistence, StoreState};
 use crate::io::{FileInfo, Identity};
 use crate::lines::{SnapshotSpec, TableLine, TargetSpec};
 use crate::units::Sector;
@@ -32,6 +32,12 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         // Until the end: another client may load a table for the store, and take it over.
         let inner = &mut *self.lock();
+        if let Some(cow) = lost_in_memory(inner, device, snapshot)? {
+            if delete_store && cow.exists() {
+                return Err(other_than_the_store(&cow));
+            }
+            return self.remove_from(inner, snapshot, false);
+        }
         let store = self.snapshot_of(inner, device, snapshot)?.live.disk.info.clone();
         let cow = &store.path;
         if delete_store {
@@ -161,13 +167,34 @@ impl Devices {
 /// Refuses to delete what has the name of `store` if that is another file: the store was moved.
 fn refuse_replaced(store: &FileInfo) -> Result<(), DeviceError> {
     match Identity::of_path(&store.path) {
-        Ok(identity) if identity != store.identity => Err(DeviceError::refused(format!(
-            "{} is another file than the snapshot's store, which was moved or removed; leave \
-             'delete-store' out, or move that file elsewhere",
-            store.path.display()
-        ))),
+        Ok(identity) if identity != store.identity => Err(other_than_the_store(&store.path)),
         _ => Ok(()),
     }
+}
+
+fn other_than_the_store(path: &Path) -> DeviceError {
+    DeviceError::refused(format!(
+        "{} is another file than the snapshot's store, which was moved or removed; leave \
+         'delete-store' out, or move that file elsewhere",
+        path.display()
+    ))
+}
+
+/// The path of the store of `snapshot`, a snapshot of what `device` serves that was in memory, and of
+/// which nothing is left.
+fn lost_in_memory(
+    inner: &Inner,
+    device: &str,
+    snapshot: &str,
+) -> Result<Option<PathBuf>, DeviceError> {
+    let (origin, lost) = (inner.active(device)?, inner.active(snapshot)?);
+    let [TableLine { target: TargetSpec::Snapshot(spec), .. }] = &lost.lines[..] else {
+        return Ok(None);
+    };
+    let served = |line: &TableLine| matches!(&line.target, TargetSpec::Origin { origin } if *origin == spec.origin);
+    let of = spec.origin.device() == Some(device) || origin.lines.iter().any(served);
+    let is_lost = lost.lost.contains_key(&0) && spec.persistence == Persistence::Transient;
+    Ok(spec.cow.path().filter(|_| of && is_lost).map(Path::to_owned))
 }
 
 /// Refuses to delete the store `cow` of `snapshot` if a table of another device names the file: one

@@ -76,7 +76,7 @@ impl State {
     }
 
     /// By device: those whose tables name it.
-    fn users(&self) -> BTreeMap<String, Vec<&String>> {
+    pub(super) fn users(&self) -> BTreeMap<String, Vec<&String>> {
         let mut users: BTreeMap<String, Vec<&String>> = BTreeMap::new();
         for (user, device) in &self.devices {
             let lines = device.lines();

@@ -19,12 +19,34 @@ use crate::device::chain::lower_layers;
 use crate::device::core::{Device, Devices, Loaded};
 use crate::device::error::DeviceError;
 use crate::device::guards::refuse_missing;
+use crate::device::handover::Lost;
 use crate::device::origins::OriginKey;
 use crate::device::verbs::Suspend;
 use crate::device::write_cache::Caches;
 use crate::lines::parse_table;
 
 impl State {
+    /// A snapshot in memory ended with the process before, and a file of it that is gone is not made
+    /// again: its device is Invalid, and the others serve. One that the arguments ask for has a file, and
+    /// what lies on another could not be built without it.
+    fn lose_forgotten(&self, name: &str, loaded: &mut Loaded) {
+        if self.is_initial_but_settings(name) || self.users().contains_key(name) {
+            return;
+        }
+        for (number, line) in loaded.lines.iter().enumerate() {
+            let spec = line.target.snapshot();
+            let spec = spec.filter(|spec| spec.persistence == Persistence::Transient);
+            let Some(path) = spec.and_then(|spec| spec.cow.path()) else { continue };
+            if path.try_exists().is_ok_and(|exists| !exists) {
+                tracing::warn!(
+                    "the file {} of '{name}' is gone, and its content ended with the process before:                      '{name}' is Invalid, and can only be deleted",
+                    path.display()
+                );
+                loaded.lost.entry(number).or_insert(Lost::SourceGone);
+            }
+        }
+    }
+
     /// Whether it knows `table` by its name, with the same initial table. One that knows the name with
     /// another table belongs to other arguments.
     pub(super) fn knows(&self, table: &InitialDevice) -> Result<bool, StateError> {
@@ -269,8 +291,9 @@ impl Devices {
                 return Err(DeviceError::refused("the state file's tables lie on each other"));
             };
             left.retain(|other| *other != name);
-            if let Some(loaded) = state.devices[name].active()? {
+            if let Some(mut loaded) = state.devices[name].active()? {
                 self.refuse_lost_stores(name, &loaded)?;
+                state.lose_forgotten(name, &mut loaded);
                 self.put(&mut self.lock(), name, loaded)?;
                 self.resume(name)?;
                 let inner = &*self.lock();

@@ -3,8 +3,8 @@
 use super::*;
 use crate::cow::Persistence;
 use crate::cow::store::StoreEvent;
-use crate::device::InitialDevice;
 use crate::device::moment::CreateSnapshot;
+use crate::device::{InitialDevice, TableKind};
 
 fn state_of(world: &World, snapshot: &str) -> StoreState {
     world.table(snapshot).exceptions()[0].store().state()
@@ -27,10 +27,9 @@ fn restarted(world: World, first: &[InitialDevice]) -> (World, Vec<String>) {
     (world, all)
 }
 
-/// Empty, it would show what the origin holds by now: no image of any moment.
-#[test]
-fn a_snapshot_in_memory_of_a_served_disk_is_invalid_after_a_restart() {
-    let mut world = World::new();
+/// A disk with a snapshot in memory.
+fn with_a_snapshot() -> World {
+    let world = World::new();
     world.file("disk", LEN);
     world.device("disk", &[&format!("0 {LEN} linear {{}}/disk 0")]).unwrap();
     let action = MomentAction::Create(CreateSnapshot {
@@ -43,6 +42,13 @@ fn a_snapshot_in_memory_of_a_served_disk_is_invalid_after_a_restart() {
         existing: false,
     });
     world.devices.take_moment(&[action], &|| Ok(())).unwrap();
+    world
+}
+
+/// Empty, it would show what the origin holds by now: no image of any moment.
+#[test]
+fn a_snapshot_in_memory_of_a_served_disk_is_invalid_after_a_restart() {
+    let mut world = with_a_snapshot();
     assert_eq!(state_of(&world, "snap"), StoreState::Valid);
     for _ in 0..2 {
         let (again, forgotten) = restarted(world, &[]);
@@ -51,6 +57,28 @@ fn a_snapshot_in_memory_of_a_served_disk_is_invalid_after_a_restart() {
         assert_eq!(state_of(&world, "snap"), StoreState::Invalid);
     }
     world.devices.delete_snapshot("disk", "snap", true).unwrap();
+}
+
+/// As after a restart of the machine, if it was in /dev/shm.
+#[test]
+fn a_snapshot_in_memory_whose_file_is_gone_stops_no_other_disk() {
+    let mut world = with_a_snapshot();
+    for _ in 0..2 {
+        let _ = std::fs::remove_file(world.path("store"));
+        world = restarted(world, &[]).0;
+        world.table("disk");
+        let snap = &world.devices.query(Some("snap"), TableKind::Active).unwrap()[0].targets[0];
+        assert_eq!((snap.state, &*snap.status), (Some(StoreState::Invalid), "Invalid"));
+        assert!(!world.path("store").exists());
+    }
+    std::fs::write(world.path("store"), "a user's").unwrap();
+    let said = world.devices.delete_snapshot("disk", "snap", true).unwrap_err().to_string();
+    assert!(said.contains("is another file"), "{said}");
+    let other = world.devices.delete_snapshot("snap", "snap", false);
+    assert!(other.is_err() && world.path("store").exists());
+    std::fs::remove_file(world.path("store")).unwrap();
+    world.devices.delete_snapshot("disk", "snap", true).unwrap();
+    assert!(world.devices.query(Some("snap"), TableKind::Active).is_err());
 }
 
 /// The arguments ask for it at each start: it is of that moment.
