@@ -21,7 +21,7 @@ use super::chain::{CommitBase, Cut};
 use super::core::{Devices, Inner, Loaded};
 use super::error::DeviceError;
 use super::origins::FileOf;
-use super::state::CommitJob;
+use super::state::{CommitJob, sync_times};
 use super::verbs::with_uppers;
 use crate::background::CommitSource;
 use crate::cow::StoreState;
@@ -374,7 +374,7 @@ impl Devices {
         let base = commit.writer.as_ref().and_then(|writer| writer.snaps.get(&0)).cloned();
         if !cut.activates {
             // Other readers of the base continue to read it as before.
-            commit.writer = None;
+            self.end_writing(&mut commit);
             inner.state.commits.remove(id);
         }
         let dropped = if cut.go.is_empty() {
@@ -467,6 +467,13 @@ impl Devices {
         self.forget(&mut self.lock(), id)
     }
 
+    /// The job of `commit` writes its base no more. The base's time is recorded next.
+    fn end_writing(&self, commit: &mut Commit) {
+        if let Some(writer) = commit.writer.take() {
+            sync_times(self, &writer);
+        }
+    }
+
     fn forget(&self, inner: &mut Inner, id: &str) -> Result<(), DeviceError> {
         // All chunks that it left in the store of its base are in the layers above, too: the
         // guest's flushes need not cover them any more.
@@ -478,7 +485,9 @@ impl Devices {
             snap.live.store.set_sealed();
         }
         inner.remove_overlays(id);
-        inner.commits.remove(id);
+        if let Some(mut commit) = inner.commits.remove(id) {
+            self.end_writing(&mut commit);
+        }
         inner.state.commits.remove(id);
         self.keep(inner)
     }

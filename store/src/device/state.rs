@@ -36,6 +36,7 @@ mod restore;
 mod sole;
 mod text;
 
+pub(super) use bases::sync_times;
 use bases::{BaseState, bases, what_it_is};
 use beside::put_back;
 pub use classify::{StateContent, classify_state, classify_state_ignoring_settings};

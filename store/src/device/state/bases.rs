@@ -113,6 +113,22 @@ pub(super) fn what_it_is(
     if !info.writable || info.block_device || known.iter().any(is_known) {
         return Some(look);
     }
+    sync_whole(info, medium, flusher);
+    look_at(info)
+}
+
+/// Makes the files that the table of `writer` writes durable, with their times, before it closes them:
+/// those who only read them go on, and cannot tell that they were written.
+pub(in crate::device) fn sync_times(devices: &Devices, writer: &Active) {
+    for file in &writer.table.flush_set().media {
+        let info = devices.files.get(file.medium.file);
+        if let Some(info) = info.filter(|info| info.writable && !info.block_device) {
+            sync_whole(&info, &file.medium, &*devices.config.flusher);
+        }
+    }
+}
+
+fn sync_whole(info: &FileInfo, medium: &Arc<Medium>, flusher: &dyn Flusher) {
     // A guest may be flushing it, and must be told of any data that is lost. When that is durable,
     // only the time is left, and nobody writes the file.
     if flusher.sync(medium)
@@ -122,7 +138,6 @@ pub(super) fn what_it_is(
         medium.sync_failed();
         tracing::error!("cannot sync {}: {error}", info.path.display());
     }
-    look_at(info)
 }
 
 fn look_at(info: &FileInfo) -> Option<Look> {

@@ -67,3 +67,29 @@ fn a_base_that_is_an_origin_from_now_on_is_not_recorded() {
     world.devices.remove("origin", false).unwrap();
     assert!(world.records("disk"));
 }
+
+/// Those above it read it through a file of their own, which wrote nothing.
+#[test]
+fn the_time_of_a_base_is_durable_before_what_a_commit_leaves_is_recorded() {
+    for dropped in [true, false] {
+        let mut world = World::new();
+        world.config().force = true;
+        ["base", "store"].iter().for_each(|name| world.file(name, LEN));
+        world.device("disk", &[&format!("0 {LEN} snapshot {{}}/base {{}}/store PO 8")]).unwrap();
+        world.overlay("disk", "store2");
+        let top = Some("disk.1".into());
+        let job = CommitJob { device: "disk".into(), top, ..CommitJob::default() };
+        world.devices.begin_commit("c", &job).unwrap();
+        assert!(!world.records("base"), "it is written");
+        world.made_durable();
+        if dropped {
+            assert!(world.devices.drop_layers("c").unwrap());
+        } else {
+            world.devices.forget_commit("c").unwrap();
+        }
+        assert!(world.records("base"));
+        let durable = world.made_durable();
+        let at = |name: &str| durable.iter().position(|of| of == name);
+        assert!(at("base").is_some_and(|base| Some(base) < at("state.new")), "{durable:?}");
+    }
+}
