@@ -160,7 +160,12 @@ impl Live {
         let disk = disks.open(path, OpenMode::ReadWrite, None)?;
         between();
         let transient = spec.persistence == Persistence::Transient;
-        let invalid = !transient && state.file().is_invalid(path);
+        let recorded = !transient && state.file().is_invalid(path);
+        let invalid = recorded && !open::is_none(&*disk);
+        if recorded && !invalid {
+            // The store that was there is gone.
+            state.file().forget_invalid(path);
+        }
         let mut listed = read_list(&disk, spec, invalid, (len, list))?;
         let opened = &mut listed.store;
         if invalid && let Err(error) = open::mark_invalid(&*disk, opened) {

@@ -47,7 +47,19 @@ impl Devices {
         self.remove_from(inner, snapshot, false)?;
         if delete_store {
             let what = format!("the snapshot is gone, but its store {} is not", cow.display());
-            remove_store(cow).map_err(DeviceError::io(what))?;
+            // Another store may get its name.
+            let was_invalid = inner.state.file().forget_invalid(cow);
+            remove_store(cow).map_err(DeviceError::io(what)).inspect_err(|_| {
+                inner.state.file().recall_invalid(&was_invalid);
+            })?;
+            if !was_invalid.is_empty()
+                && let Err(error) = self.keep(inner)
+            {
+                tracing::error!(
+                    "{error}; a new store {} would be taken for Invalid",
+                    cow.display()
+                );
+            }
         }
         Ok(())
     }

@@ -172,11 +172,15 @@ impl StateFile {
         !self.invalid.is_empty() && names_of(path).iter().any(|name| self.invalid.contains(name))
     }
 
-    /// The store at `path` is created anew.
-    pub(in crate::device) fn forget_invalid(&mut self, path: &Path) {
-        names_of(path).iter().for_each(|name| {
-            self.invalid.remove(name);
-        });
+    /// The store at `path` is created anew, or is about to be removed. Returns what was recorded of it.
+    pub(in crate::device) fn forget_invalid(&mut self, path: &Path) -> Vec<PathBuf> {
+        let names = names_of(path).into_iter();
+        names.filter_map(|name| self.invalid.take(&name)).collect()
+    }
+
+    /// It is there still.
+    pub(in crate::device) fn recall_invalid(&mut self, forgotten: &[PathBuf]) {
+        self.invalid.extend(forgotten.iter().cloned());
     }
 
     /// Records that the store at `path` is invalid, although its header does not say so. True if a

@@ -157,3 +157,32 @@ fn a_store_that_other_tables_name_is_not_deleted() {
     world.devices.delete_snapshot("disk", "new", true).unwrap();
     assert!(!world.path("store").exists());
 }
+
+/// A store that is made anew has nothing of the one that was there.
+#[test]
+fn what_is_recorded_of_a_store_goes_with_it() {
+    for deleted in [true, false] {
+        let world = world();
+        let (snap, path) = (line_of(&world, "snap"), world.path("store"));
+        let store = world.table("snap").exceptions()[0].store().clone();
+        assert!(store.begin_invalidate());
+        store.invalidated(false);
+        world.devices.record_invalid(store.name());
+        assert_eq!(store.state(), StoreState::Invalid);
+        drop(store);
+        let is_kept =
+            || std::fs::read_to_string(world.path("state")).unwrap().contains("/store\"]");
+        assert!(is_kept());
+        world.devices.delete_snapshot("disk", "snap", deleted).unwrap();
+        assert_eq!(is_kept(), !deleted);
+        if deleted {
+            std::fs::write(path, store_of(&[3])).unwrap();
+        } else {
+            world.file("store", LEN);
+        }
+        loads(&world, "snap", &snap).unwrap();
+        world.devices.resume("snap").unwrap();
+        assert_eq!(world.table("snap").exceptions()[0].store().state(), StoreState::Valid);
+        assert!(!is_kept());
+    }
+}
