@@ -260,6 +260,19 @@ impl Devices {
     }
 }
 
+impl Inner {
+    /// Forgets stopped rollbacks whose devices have other tables, which ended them: a merge that is
+    /// loaded later has nothing to do with them. While a start makes its devices, some have none yet.
+    pub(super) fn forget_ended_rollbacks(&mut self) {
+        let devices = &self.devices;
+        self.state.jobs.retain(|_, job| {
+            let active = devices.get(&job.device).and_then(|device| device.active.as_ref());
+            job.halted.is_none()
+                || active.is_none_or(|active| active.merged().as_ref() == Some(&job.cow))
+        });
+    }
+}
+
 /// The serving devices among `name` and those above it, or among all.
 pub(super) fn on_or_all(inner: &Inner, name: Option<&str>) -> Vec<String> {
     let mut names = match name {

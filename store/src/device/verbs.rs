@@ -443,6 +443,7 @@ impl Devices {
         // Other workers may wait for room in a store that grew meanwhile.
         self.workers.wake(waiting);
         drop(old);
+        inner.forget_ended_rollbacks();
         self.keep_new_bases(inner);
         released.into_iter().for_each(|name| self.event(DeviceEvent::Resumed(name)));
         Ok(())

@@ -389,6 +389,17 @@ fn a_rollback_whose_last_step_fails_is_not_forgotten() {
     assert!(known().is_empty());
 }
 
+/// It ended with the table that merged.
+#[test]
+fn a_merge_that_is_loaded_after_a_cancelled_rollback_is_another() {
+    let world = rolling_back();
+    world.devices.halt_merge("j", Halt::Cancelled).unwrap();
+    assert_eq!(world.devices.merging(Some("disk")), []);
+    world.load("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
+    world.load("disk", &[&format!("0 {LEN} snapshot-merge {{}}/disk {{}}/store P 8")]).unwrap();
+    assert_eq!(world.devices.merging(Some("disk")).len(), 1);
+}
+
 /// A job may end while the process does.
 #[test]
 fn what_comes_after_the_end_of_all_devices_is_not_kept() {
