@@ -48,6 +48,20 @@ pub enum StateError {
         /// What is wrong with it.
         why: String,
     },
+    /// No start would read it.
+    #[error(
+        "the state file {} would have {bytes} bytes, more than the {most} that are read; commit layers with \
+         'block-commit', delete snapshots, remove devices, or load shorter tables first",
+        path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// What it would have.
+        bytes: u64,
+        /// What is read at most.
+        most: u64,
+    },
     /// Another process keeps its state there.
     #[error(
         "the state file {} is in use by {}: two servers cannot share one; give each its own by --state",

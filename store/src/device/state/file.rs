@@ -117,6 +117,7 @@ impl StateFile {
         let (generation, bases) = (self.generation + 1, state.bases.clone());
         let text = toml::to_string_pretty(&State { generation, ..state })
             .map_err(|error| StateError::Bad { path: path.clone(), why: error.to_string() })?;
+        text::refuse_longer(path, &text)?;
         let fail = |what| move |source| StateError::Io { what, path: path.clone(), source };
         let (new, mut file) = beside::create(path).map_err(fail("write"))?;
         file.write_all(text.as_bytes()).map_err(fail("write"))?;

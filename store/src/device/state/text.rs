@@ -11,7 +11,10 @@ use super::StateError;
 use crate::lines::{MOST_SAID, shown};
 
 /// The most bytes of a state: thousands of layers take one or two million.
+#[cfg(not(test))]
 const LONGEST: u64 = 64 << 20;
+#[cfg(test)]
+const LONGEST: u64 = 1 << 20;
 
 /// The text of the state file `path`; none if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
@@ -29,6 +32,15 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
         return bad(format!("it has {} bytes, and no state is as long", meta.len()));
     }
     std::fs::read_to_string(path).map(Some).map_err(failed)
+}
+
+/// Refuses to write a state that no start would read.
+pub(super) fn refuse_longer(path: &Path, text: &str) -> Result<(), StateError> {
+    let bytes = text.len() as u64;
+    if bytes <= LONGEST {
+        return Ok(());
+    }
+    Err(StateError::TooLong { path: path.to_owned(), bytes, most: LONGEST })
 }
 
 /// The error in `text` and its line number, with little of the line: it may be the whole file, and so may

@@ -277,3 +277,27 @@ fn a_commit_that_does_not_get_on_stays_in_the_state_as_it_was() {
     busy(world.devices.end_pivot("d"));
     assert!(world.state().contains("[commits.d]"), "{}", world.state());
 }
+
+/// Neither a later command nor the next start could read it.
+#[test]
+fn a_state_that_is_too_long_is_not_written() {
+    let world = World::two_disks();
+    // As much of a table is written as is loaded.
+    let lines = |count: u64| -> Vec<String> {
+        (0..count).map(|at| format!("{at} 1 linear {} 0", world.path("other").display())).collect()
+    };
+    let load = |count| {
+        let lines = lines(count);
+        let lines = parse_table(lines.iter().map(String::as_str)).unwrap();
+        world.devices.load("disk", lines, false)
+    };
+    load(100).unwrap();
+    let before = world.state();
+    let said = load(40_000).unwrap_err().to_string();
+    assert!(said.contains("would have") && said.contains("more than"), "{said}");
+    assert_eq!(world.state(), before);
+    load(101).unwrap();
+    let World { dir, devices, .. } = world;
+    drop(devices);
+    World::at(dir).devices.start(&[], |_| Ok(())).unwrap();
+}
