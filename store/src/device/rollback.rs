@@ -265,7 +265,7 @@ impl Inner {
     /// loaded later has nothing to do with them. While a start makes its devices, some have none yet.
     pub(super) fn forget_ended_rollbacks(&mut self) {
         let devices = &self.devices;
-        self.state.jobs.retain(|_, job| {
+        self.state.rollbacks.retain(|_, job| {
             let active = devices.get(&job.device).and_then(|device| device.active.as_ref());
             job.halted.is_none()
                 || active.is_none_or(|active| active.merged().as_ref() == Some(&job.cow))

@@ -72,14 +72,14 @@ impl State {
 }
 
 /// `tables` in an order in which each comes after those that it lies on, and otherwise as they are.
-fn lower_ones_first(mut tables: Vec<&FirstTable>) -> Result<Vec<&FirstTable>, DeviceError> {
+fn lower_ones_first(mut tables: Vec<&InitialDevice>) -> Result<Vec<&InitialDevice>, DeviceError> {
     let mut sorted = Vec::new();
     while !tables.is_empty() {
         // One that lies on itself is refused when it is loaded.
-        let lies = |table: &FirstTable, on: &FirstTable| {
+        let lies = |table: &InitialDevice, on: &InitialDevice| {
             on.name != table.name && lines_name(&table.lines, &on.name)
         };
-        let ready = |table: &&FirstTable| !tables.iter().any(|other| lies(table, other));
+        let ready = |table: &&InitialDevice| !tables.iter().any(|other| lies(table, other));
         let Some(at) = tables.iter().position(ready) else {
             let names: Vec<String> = tables.iter().map(|of| format!("'{}'", of.name)).collect();
             return Err(DeviceError::refused(format!(

@@ -393,7 +393,7 @@ fn a_rollback_whose_last_step_fails_is_not_forgotten() {
 #[test]
 fn a_merge_that_is_loaded_after_a_cancelled_rollback_is_another() {
     let world = rolling_back();
-    world.devices.halt_merge("j", Halt::Cancelled).unwrap();
+    world.devices.halt_rollback("j", Halt::Cancelled).unwrap();
     assert_eq!(world.devices.merging(Some("disk")), []);
     world.load("disk", &[&format!("0 {LEN} snapshot-origin {{}}/disk")]).unwrap();
     world.load("disk", &[&format!("0 {LEN} snapshot-merge {{}}/disk {{}}/store P 8")]).unwrap();

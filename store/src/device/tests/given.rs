@@ -246,7 +246,7 @@ fn a_disk_may_be_given_before_the_one_that_it_lies_on() {
     let over = |name: &str, below: &str| {
         let line = format!("0 {LEN} linear {below} 0");
         let lines = parse_table([line.as_str()]).unwrap();
-        FirstTable { name: name.into(), lines, read_only: false }
+        InitialDevice { name: name.into(), lines, read_only: false }
     };
     let disks = |world: &World| {
         [over("top", "middle"), over("middle", "disk"), given(world, "disk", LEN, false)]

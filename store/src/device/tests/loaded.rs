@@ -166,7 +166,7 @@ fn what_is_recorded_of_a_store_goes_with_it() {
         let (snap, path) = (line_of(&world, "snap"), world.path("store"));
         let store = world.table("snap").exceptions()[0].store().clone();
         assert!(store.begin_invalidate());
-        store.invalidated(false);
+        let _ = store.invalidated(false);
         world.devices.record_invalid(store.name());
         assert_eq!(store.state(), StoreState::Invalid);
         drop(store);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::cow::Persistence;
 use crate::device::moment::CreateSnapshot;
-use crate::device::state::MergeJob;
+use crate::device::state::RollbackJob;
 
 impl World {
     fn identity(&self, name: &str) -> Identity {
@@ -101,10 +101,10 @@ fn a_snapshot_is_taken_of_what_is_served_and_merged_into_it() {
     let (store, _) = world.replace("one.cow");
     let (kept, _) = world.replace("two.cow");
     let (device, snapshot) = (String::from("disk"), String::from("one"));
-    let job = MergeJob { device, snapshot, ..MergeJob::default() };
-    world.devices.begin_merge("job", &job).unwrap();
+    let job = RollbackJob { device, snapshot, ..RollbackJob::default() };
+    world.devices.begin_rollback("job", &job).unwrap();
     assert_eq!(world.files("disk"), BTreeSet::from([served, store, kept]));
-    world.devices.end_merge("job", "disk").unwrap();
+    world.devices.end_rollback("job", "disk").unwrap();
     assert_eq!(world.files("disk"), BTreeSet::from([served, kept]));
     // What another device's end builds again.
     world.devices.remove("two", false).unwrap();
@@ -130,7 +130,7 @@ fn a_commit_goes_into_the_base_that_is_served() {
 fn what_must_be_opened_again_is_not_looked_for_under_another_s_name() {
     let world = overlay();
     let store = world.table("disk").exceptions()[0].store().clone();
-    store.commit_failed();
+    let _ = store.commit_failed();
     let before = world.table("disk");
     world.replace("store");
     let said = world.devices.resize("disk", LEN * 512).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attached::StopError;
-use crate::device::{MergeJob, Suspend, User};
+use crate::device::{RollbackJob, Suspend, User};
 
 /// A plain disk. An overlay on it was given up at its last step, and nothing can be kept since.
 fn undone() -> (World, DeviceError) {
@@ -222,16 +222,17 @@ fn a_suspended_device_rests_while_another_does_not_stop() {
 #[test]
 fn a_rollback_that_cannot_begin_or_end_writes_the_state_back_at_once() {
     let world = World::with_a_snapshot();
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
     let stuck = world.stuck("disk", 0);
     let before = world.generation();
-    busy(world.devices.begin_merge("j", &job));
+    busy(world.devices.begin_rollback("j", &job));
     assert_eq!(world.generation(), before + 2, "it is not written without the snapshot");
     assert!(world.state().contains("[devices.snap]") && !world.state().contains("[jobs.j]"));
     stuck.stops.store(1, Ordering::SeqCst);
-    world.devices.begin_merge("j", &job).unwrap();
+    world.devices.begin_rollback("j", &job).unwrap();
     let before = world.generation();
-    busy(world.devices.end_merge("j", "disk"));
+    busy(world.devices.end_rollback("j", "disk"));
     assert_eq!(world.generation(), before + 2, "it is not written without the job");
     assert!(world.state().contains("[jobs.j]"));
 }
@@ -240,18 +241,19 @@ fn a_rollback_that_cannot_begin_or_end_writes_the_state_back_at_once() {
 #[test]
 fn a_rollback_whose_state_cannot_be_written_says_that_alone() {
     let world = World::with_a_snapshot();
-    let job = MergeJob { device: "disk".into(), snapshot: "snap".into(), ..MergeJob::default() };
+    let job =
+        RollbackJob { device: "disk".into(), snapshot: "snap".into(), ..RollbackJob::default() };
     let refused = |done: Result<(), DeviceError>| {
         assert!(matches!(done, Err(DeviceError::State(_))), "{done:?}");
         assert!(!world.devices.state_file().is_stale());
     };
     let new = world.path("state.new");
     std::fs::create_dir(&new).unwrap();
-    refused(world.devices.begin_merge("j", &job));
+    refused(world.devices.begin_rollback("j", &job));
     std::fs::remove_dir(&new).unwrap();
-    world.devices.begin_merge("j", &job).unwrap();
+    world.devices.begin_rollback("j", &job).unwrap();
     std::fs::create_dir(&new).unwrap();
-    refused(world.devices.end_merge("j", "disk"));
+    refused(world.devices.end_rollback("j", "disk"));
 }
 
 #[test]

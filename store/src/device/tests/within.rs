@@ -96,7 +96,7 @@ fn a_merge_in_a_later_line_is_opened_again_by_a_resume() {
     ];
     world.load("disk", &[&lines[0], &lines[1]]).unwrap();
     let store = world.table("disk").exceptions()[0].store().clone();
-    store.commit_failed();
+    let _ = store.commit_failed();
     let start = || world.engine("disk").start_merge();
     assert_eq!(start(), Err(MergeFailure::NotSynced));
     world.devices.suspend("disk", Default::default()).unwrap_err();
