@@ -394,6 +394,33 @@ fn s35_an_invalid_header_that_a_killed_process_wrote_and_did_not_sync_stays() {
     });
 }
 
+/// Nobody is told: the system shows the header, and writes it no more.
+#[test]
+fn s35_an_invalid_header_whose_sync_failed_when_its_process_was_killed_stays() {
+    let file = FileId(1);
+    let mut met = 0;
+    for seed in 0..60 {
+        let mut world = World::new(origin(vec![snap(8, PERSISTENT, 400, 64)], 64), seed);
+        world.sim.add_fault(fault(file, IoOp::Write, 1));
+        world.sim.add_fault(fault(file, IoOp::Sync, 1));
+        world.ask([req(0, Op::Write, 0, 8)]);
+        while world.sim.lost(file) == 0 {
+            assert!(world.turn().unwrap());
+        }
+        if world.state(0) != StoreState::Invalidating {
+            // The engine was told.
+            continue;
+        }
+        world.crash(false).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid);
+        assert_eq!(world.one(Req { durable: true, ..req(0, Op::Write, 0, 8) }), Ok(OK));
+        world.crash(true).unwrap();
+        assert_eq!(world.state(0), StoreState::Invalid, "seed {seed}");
+        met += 1;
+    }
+    assert!(met > 0, "the engine was told of each failure");
+}
+
 /// The commit's sync and the header's could overlap, and the first be told that the header was lost.
 #[test]
 fn s35_a_header_that_a_commit_s_sync_lost_is_not_taken_for_durable() {

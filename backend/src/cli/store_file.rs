@@ -80,7 +80,8 @@ impl StoreFile {
             let synced = self.file.sync().inspect_err(|_| Owed::mark_unsynced(&self.file));
             synced.map_err(CliError::io("sync", &self.file.path))?;
         }
-        let options = OpenOptions { origin_len, ..OpenOptions::default() };
+        let read_only = !self.file.writable;
+        let options = OpenOptions { origin_len, read_only, ..OpenOptions::default() };
         let mut store = open(&self.file, &options)?;
         if store.valid {
             self.settle(&mut store, origin_len)?;

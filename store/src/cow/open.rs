@@ -3,7 +3,8 @@
 //! Owns the blocking, sequential reading of a store's metadata and every check on it ([`layout`]
 //! has the format). Never runs while the store is being served, and never knows what serves it.
 //! Keeps: nothing is taken for a mapping that could not have been written as one; a header never
-//! becomes durable before its empty area 0 is.
+//! becomes durable before its empty area 0 is; no header is believed that says Invalid and may not be
+//! durable (I14).
 //!
 //! [`layout`]: super::layout
 
@@ -48,6 +49,8 @@ pub struct OpenOptions {
     pub owed: usize,
     /// Whether it is known to be Invalid, whatever its header says.
     pub invalid: bool,
+    /// Whether its file must not be written.
+    pub read_only: bool,
 }
 
 /// Takes a store's whole list as it is read, for who needs all of it once and in an order of its
@@ -172,7 +175,16 @@ fn open_by<S: Storage>(
         store
     } else {
         let len = length(storage).map_err(named)?;
-        OpenStore { valid: false, ..OpenStore::empty(Geometry::of_len(header.chunk, len)) }
+        let empty = OpenStore::empty(Geometry::of_len(header.chunk, len));
+        let mut store = OpenStore { valid: false, ..empty };
+        // If the sync of that header failed when its process was killed, nobody was told: the system
+        // shows it and does not write it any more, whatever is synced later. (What is known from
+        // elsewhere needs no header.)
+        if !header.valid && !options.invalid && !options.read_only {
+            mark_invalid(storage, &mut store)?;
+            return Ok(store);
+        }
+        store
     };
     // What a process wrote before it was killed may lie in the system's cache only. Whoever acts on
     // an entry, or on an Invalid header, lets data be overwritten that a power cut would want back

@@ -50,7 +50,9 @@ impl World {
             // Both give the same result here: all entries are among the newest.
             let keep = [Keep::All, Keep::Newest][number % 2];
             let (chunk, owed, invalid) = (Some(chunk), LOG_WORDS, spec.recorded_invalid);
-            let options = OpenOptions { chunk, create: true, origin_len, keep, owed, invalid };
+            let read_only = false;
+            let options =
+                OpenOptions { chunk, create: true, origin_len, keep, owed, invalid, read_only };
             open::open(&storage, &options).map_err(|error| error.to_string())?
         };
         if opened.garbage {
