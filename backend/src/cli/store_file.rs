@@ -10,7 +10,7 @@ use std::time::Duration;
 use snapblk_store::cow::open::{inspect, open, problems};
 use snapblk_store::cow::owed::{Gaps, Owed};
 use snapblk_store::cow::{OpenOptions, OpenStore};
-use snapblk_store::io::{FileInfo, Lock, OpenMode, Storage};
+use snapblk_store::io::{FileInfo, Lock, OpenMode};
 
 use super::CliError;
 
@@ -75,11 +75,8 @@ impl StoreFile {
     /// # Errors
     /// The file is not a store, or has an impossible entry.
     pub fn load(&self, origin_len: Option<u64>) -> Result<OpenStore, CliError> {
-        if self.file.writable {
-            // Before anything is believed that a killed server wrote: an error is reported only once.
-            let synced = self.file.sync().inspect_err(|_| Owed::mark_unsynced(&self.file));
-            synced.map_err(CliError::io("sync", &self.file.path))?;
-        }
+        // Before anything is believed that a killed server wrote: an error is reported only once.
+        Owed::sync(&self.file).map_err(CliError::io("sync", &self.file.path))?;
         let read_only = !self.file.writable;
         let options = OpenOptions { origin_len, read_only, ..OpenOptions::default() };
         let mut store = open(&self.file, &options)?;

@@ -13,6 +13,7 @@
 //! commit during which an earlier process was killed may have landed. Entries that landed are
 //! written again with the others: if their sync failed, the system shows them and does not write
 //! them any more, whatever is synced later, and the list would end before them after a power cut.
+//! So is the owed data, if its process was killed in a sync, which may have failed.
 
 use std::collections::HashMap;
 
@@ -75,10 +76,17 @@ pub fn adopt<S: Storage>(
     let mut rest = missing(store, words, origin_len)?;
     let landed = landed(store, words);
     if landed > 0 || !rest.is_empty() {
-        if gaps == Gaps::Close {
+        if Log::was_syncing(words) {
+            write_again(storage, &store.geometry, &rest)?;
+        }
+        // Where a sync failed, what is owed all the same is durable, and nothing says which of it is
+        // not once it has moved.
+        if gaps == Gaps::Close && !Log::has_unsynced(words) {
             close_gaps(storage, store, words, &mut rest);
         }
+        Log::sync_of_owed_begins(words);
         append(storage, store, (landed, &rest))?;
+        Log::sync_of_owed_ended(words);
     }
     Ok(!rest.is_empty())
 }
@@ -163,13 +171,16 @@ fn close_gaps<S: Storage>(
     let mut to = first.max(store.next);
     let mut at = 0;
     let mut last = rest.len();
-    let mut slice = vec![0; SLICE.min(store.geometry.chunk.bytes() as usize)];
+    let chunk = store.geometry.chunk;
+    let mut slice = vec![0; SLICE.min(chunk.bytes() as usize)];
     while at < last {
         let (from, old) = rest[last - 1];
         if rest[at].0 == to {
             at += 1;
         } else {
-            if let Err(error) = copy_chunk(storage, &store.geometry, (from, to), &mut slice) {
+            let offset = |index| chunk.store_offset(store.geometry.chunk_of_index(index));
+            let places = (offset(from), offset(to));
+            if let Err(error) = copy(storage, places, chunk.bytes(), &mut slice) {
                 tracing::warn!(
                     "{error}; room that a killed process had given out is not used again"
                 );
@@ -184,22 +195,46 @@ fn close_gaps<S: Storage>(
     rest.sort_unstable();
 }
 
-/// Copies a data chunk of a store that is not being served, through `slice`.
-fn copy_chunk<S: Storage>(
+/// Writes the data of `rest`, in allocation order, to where it is. A sync that failed unseen left it
+/// in the system's memory alone, from where no later sync writes it.
+fn write_again<S: Storage>(
     storage: &S,
     geometry: &Geometry,
-    (from, to): (DataIndex, DataIndex),
+    rest: &[(DataIndex, Chunk)],
+) -> Result<(), StoreError> {
+    let chunk = geometry.chunk.bytes();
+    let mut slice = vec![0; SLICE];
+    let mut left = rest;
+    while let Some(&(first, _)) = left.first() {
+        let first = geometry.chunk_of_index(first);
+        let follows = |&(&(index, _), place): &(&(DataIndex, Chunk), u64)| {
+            geometry.chunk_of_index(index).0 == place
+        };
+        let most = (SLICE as u64 / chunk).max(1) as usize;
+        let count = left.iter().zip(first.0..).take(most).take_while(follows).count();
+        let at = geometry.chunk.store_offset(first);
+        copy(storage, (at, at), count as u64 * chunk, &mut slice)?;
+        left = &left[count..];
+    }
+    Ok(())
+}
+
+/// Copies `len` bytes of a store that is not being served, through `slice`.
+fn copy<S: Storage>(
+    storage: &S,
+    (from, to): (u64, u64),
+    len: u64,
     slice: &mut [u8],
 ) -> Result<(), StoreError> {
-    let offset = |index| geometry.chunk.store_offset(geometry.chunk_of_index(index));
-    for at in (0..geometry.chunk.bytes()).step_by(slice.len()) {
+    for at in (0..len).step_by(slice.len()) {
         let failed = |what, offset| {
             let name = storage.name();
             move |source| StoreErrorKind::Io { what, offset, source }.of(name)
         };
-        let (from, to) = (offset(from) + at, offset(to) + at);
-        storage.read_at(slice, from).map_err(failed("read a chunk that it is owed", from))?;
-        storage.write_at(slice, to).map_err(failed("move a chunk that it is owed", to))?;
+        let piece = (len - at).min(slice.len() as u64);
+        let (piece, from, to) = (&mut slice[..piece as usize], from + at, to + at);
+        storage.read_at(piece, from).map_err(failed("read a chunk that it is owed", from))?;
+        storage.write_at(piece, to).map_err(failed("write a chunk that it is owed", to))?;
     }
     Ok(())
 }

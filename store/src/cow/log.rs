@@ -29,8 +29,11 @@ const NEXT: usize = Words::HEADER;
 const COMMITTED: usize = Words::HEADER + 1;
 const SLOTS: usize = Words::HEADER + 2;
 /// Its upper half is 0 where no sync failed, else `n + 1`: the data chunks from index
-/// `COMMITTED + n` on are *unsynced*. Relative, because 32 bits hold no index.
+/// `COMMITTED + n` on are *unsynced*. Relative, because 32 bits hold no index. Or it is [`SYNCING`]
+/// and the number of syncs in flight: none failed, but if the process is killed now, one may have.
 const UNSYNCED: usize = Words::HALF;
+/// No log is so long: earlier versions see nothing unsynced.
+const SYNCING: u64 = 1 << 31;
 
 /// Words of the smallest log. One that was made by an older version has fewer.
 pub const LOG_WORDS: usize = words_for(RING);
@@ -153,6 +156,43 @@ impl Log {
     /// The same for all that a dead process's `words` owe.
     pub fn mark_owed_unsynced(words: &Words) {
         mark_unsynced(words, 0);
+    }
+
+    /// A sync of the store begins that may make owed data durable. If the process is killed in it,
+    /// and it fails, nobody is told.
+    pub fn sync_begins(&self) {
+        Log::sync_of_owed_begins(&self.words);
+    }
+
+    /// It succeeded. (After one that failed something is unsynced, which says enough.)
+    pub fn sync_ended(&self) {
+        Log::sync_of_owed_ended(&self.words);
+    }
+
+    /// The same for what a dead process's `words` owe.
+    pub fn sync_of_owed_begins(words: &Words) {
+        change_unsynced(words, |now| match now {
+            0 => Some(SYNCING + 1),
+            SYNCING.. => Some(now + 1),
+            _ => None,
+        });
+    }
+
+    /// It succeeded.
+    pub fn sync_of_owed_ended(words: &Words) {
+        let last = SYNCING + 1;
+        let fewer = |now| if now == last { 0 } else { now - 1 };
+        change_unsynced(words, |now| (now >= last).then(|| fewer(now)));
+    }
+
+    /// Whether a process was killed in a sync of what `words` owe, and nobody knows how that ended.
+    pub fn was_syncing(words: &Words) -> bool {
+        unsynced_in(words) >= SYNCING
+    }
+
+    /// Whether a sync failed that was to make durable what `words` owe, or a part of it.
+    pub fn has_unsynced(words: &Words) -> bool {
+        (1..SYNCING).contains(&unsynced_in(words))
     }
 
     /// The most chunks that a dead process's `words` can owe.
@@ -389,21 +429,32 @@ fn done(words: &Words, range: Range<u64>) -> impl Iterator<Item = (DataIndex, Ch
 /// The data chunks of `words` from `from` on are unsynced.
 fn mark_unsynced(words: &Words, from: u64) {
     let committed = words[COMMITTED].load(Ordering::Acquire);
-    let new = from.saturating_sub(committed).min(u64::from(u32::MAX) - 1) + 1;
+    let new = from.saturating_sub(committed).min(SYNCING - 2) + 1;
+    change_unsynced(words, |now| (now == 0 || now > new).then_some(new));
+}
+
+/// The first unsynced data chunk of `words`; all after it are, too.
+fn unsynced_from(words: &Words) -> u64 {
+    let from_committed = Some(unsynced_in(words)).filter(|half| (1..SYNCING).contains(half));
+    let begins = |half| words[COMMITTED].load(Ordering::Acquire).saturating_add(half - 1);
+    from_committed.map_or(u64::MAX, begins)
+}
+
+/// The upper half of the word at [`UNSYNCED`].
+fn unsynced_in(words: &Words) -> u64 {
+    words[UNSYNCED].load(Ordering::Acquire) >> 32
+}
+
+/// Changes it, if `change` says to what.
+fn change_unsynced(words: &Words, change: impl Fn(u64) -> Option<u64>) {
     let mut now = words[UNSYNCED].load(Ordering::Acquire);
-    while now >> 32 == 0 || now >> 32 > new {
+    while let Some(new) = change(now >> 32) {
         let word = new << 32 | u64::from(now as u32);
         match words[UNSYNCED].compare_exchange(now, word, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return,
             Err(other) => now = other,
         }
     }
-}
-
-/// The first unsynced data chunk of `words`; all after it are, too.
-fn unsynced_from(words: &Words) -> u64 {
-    let from_committed = (words[UNSYNCED].load(Ordering::Acquire) >> 32).checked_sub(1);
-    from_committed.map_or(u64::MAX, |n| words[COMMITTED].load(Ordering::Acquire).saturating_add(n))
 }
 
 /// The slots of the ring in `words`: all after the positions.
@@ -502,6 +553,35 @@ mod tests {
         assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![1, 2], 3));
         Log::mark_owed_unsynced(&log.words);
         assert_eq!((owed(), Log::unsynced_owed(&log.words)), (vec![], 5));
+    }
+
+    #[test]
+    fn a_sync_in_flight_makes_nothing_unsynced_and_is_counted() {
+        let log = log(20);
+        assert_eq!(log.allocate(2), run(0, 2));
+        for index in 0..2 {
+            assert_eq!(log.finish(DataIndex(index), Some(Chunk(index))), WakeSet::NONE);
+        }
+        let says = || (Log::was_syncing(&log.words), Log::has_unsynced(&log.words));
+        log.words[UNSYNCED].store(8, Ordering::Relaxed);
+        for _ in 0..2 {
+            log.sync_begins();
+            assert_eq!((says(), Log::unsynced_owed(&log.words)), ((true, false), 0));
+            // Earlier versions take it for the first unsynced chunk.
+            let first = (log.words[UNSYNCED].load(Ordering::Relaxed) >> 32) - 1;
+            assert!(first > log.next().0);
+        }
+        log.sync_ended();
+        assert!(says().0, "one is still in flight");
+        log.sync_ended();
+        assert_eq!(log.words[UNSYNCED].load(Ordering::Relaxed), 8);
+        log.sync_begins();
+        log.mark_unsynced(DataIndex(1));
+        assert_eq!((says(), Log::unsynced_owed(&log.words)), ((false, true), 1));
+        // What is unsynced stays so, whichever sync succeeds.
+        log.sync_ended();
+        log.sync_begins();
+        assert_eq!((says(), Log::unsynced_owed(&log.words)), ((false, true), 1));
     }
 
     #[test]

@@ -181,17 +181,28 @@ impl Owed {
         most(&path).max(beside_link.as_ref().map_or(0, most))
     }
 
-    /// The store `info` could not be synced: no process is to believe what was written to chunks that
-    /// a killed one owes it.
-    pub fn mark_unsynced(info: &FileInfo) {
+    /// Syncs the store `info`, to which a killed process may owe something: before what it wrote is
+    /// believed. If that fails, no process is to believe what was written to owed chunks; and if this
+    /// process is killed meanwhile, the next is to know that it may have failed.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn sync(info: &FileInfo) -> io::Result<()> {
         let (path, beside_link) = paths_of(info);
-        for path in [Some(path), beside_link].into_iter().flatten() {
-            if let Ok(Some((words, header))) = read(&path)
-                && header.store == info.identity
-            {
-                Log::mark_owed_unsynced(&words);
-            }
-        }
+        let logs: Vec<Words> = [Some(path), beside_link]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| read(&path).ok().flatten())
+            .filter(|(_, header)| header.store == info.identity)
+            .map(|(words, _)| words)
+            .collect();
+        logs.iter().for_each(Log::sync_of_owed_begins);
+        let synced = info.sync();
+        logs.iter().for_each(match synced {
+            Ok(()) => Log::sync_of_owed_ended,
+            Err(_) => Log::mark_owed_unsynced,
+        });
+        synced
     }
 
     /// Enters the chunks that the file owes into `store`, which is in `storage` and, if

@@ -76,10 +76,7 @@ impl Storage for Disk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.info.sync().inspect_err(|_| {
-            self.medium.sync_failed();
-            Owed::mark_unsynced(&self.info);
-        })
+        Owed::sync(&self.info).inspect_err(|_| self.medium.sync_failed())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -186,12 +183,10 @@ impl Disks {
 /// Makes the writes of a killed process to the file durable: a table that only reads it would
 /// never do so, and a guest's flush would promise data that a power cut could take.
 fn sync_left_over(info: &FileInfo) -> Result<(), DeviceError> {
-    match info.sync() {
+    match Owed::sync(info) {
         // It cannot be written, so there is nothing to sync.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EROFS)) => Ok(()),
-        synced => synced
-            .inspect_err(|_| Owed::mark_unsynced(info))
-            .map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
+        synced => synced.map_err(DeviceError::io(format!("cannot sync {}", info.path.display()))),
     }
 }
 

@@ -394,7 +394,9 @@ impl Core {
     }
 
     fn sync_round(&mut self, index: usize) {
-        let file = self.rounds[index].store.file();
+        let store = &self.rounds[index].store;
+        store.log().sync_begins();
+        let file = store.file();
         self.act_sync(file, Owner::Round(index));
     }
 
@@ -448,6 +450,9 @@ impl Core {
             return self.end_round(index, result);
         }
         let round = &mut self.rounds[index];
+        if matches!(round.stage, Stage::SyncData | Stage::SyncEntries) {
+            round.store.log().sync_ended();
+        }
         match round.stage {
             Stage::Collect => unreachable!("a round that collects has nothing in flight"),
             Stage::Zero => {

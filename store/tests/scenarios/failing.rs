@@ -109,6 +109,47 @@ fn s74_a_chunk_whose_data_s_sync_failed_is_not_entered() {
     });
 }
 
+/// Nobody is told: the system shows the data, and writes it no more, whatever is flushed later.
+#[test]
+fn s74_data_whose_sync_failed_when_its_process_was_killed_is_written_again() {
+    let file = FileId(1);
+    let config = Config::new(Shape::Overlay { chunk: 8, store: 400 }, 64);
+    let mut met = [0; 2];
+    for seed in 0..80 {
+        let mut world = World::new(Config { failures: true, ..config.clone() }, seed);
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        let entries = seed % 2 == 1;
+        world.sim.add_fault(Fault { after: entries.into(), ..fault(file, IoOp::Sync, 1) });
+        world.ended.clear();
+        world.ask([flush(0)]);
+        if entries {
+            // A write that ends before the sync of the entries, which loses its data.
+            world.sim.hold(file, IoOp::Sync);
+            world.run().unwrap();
+            assert_eq!(world.one(req(0, Op::Write, 24, 8)), Ok(OK));
+            world.ended.clear();
+            world.sim.release();
+        }
+        while world.sim.lost(file) == 0 {
+            assert!(world.turn().unwrap());
+        }
+        if world.state(0) != StoreState::Valid {
+            // The engine was told.
+            continue;
+        }
+        assert_eq!(world.ended, []);
+        world.crash(false).unwrap();
+        let data = |world: &World| world.sim.disk(file).read(2 * 8 * 512, 2 * 8 * 512).to_vec();
+        let before = data(&world);
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        world.crash(true).unwrap();
+        assert_eq!(world.stores[0].entries(), 1 + u64::from(entries));
+        assert!(data(&world) == before, "seed {seed}");
+        met[usize::from(entries)] += 1;
+    }
+    assert!(met.iter().all(|met| *met > 0), "{met:?}");
+}
+
 /// What was written while the entries were synced: their data may have been lost by that.
 #[test]
 fn s74_a_chunk_written_while_entries_are_synced_in_vain_is_not_entered() {

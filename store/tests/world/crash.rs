@@ -89,7 +89,9 @@ impl World {
     }
 
     /// The devices below which a sync failed that did not before: a flush reported that what was
-    /// written since the one before may be lost, whatever a later process reads and flushes.
+    /// written since the one before may be lost, whatever a later process reads and flushes. Nobody may
+    /// have been told, if the process was killed in that sync: what was owed is not lost then, but what
+    /// was written to its place may be.
     fn doubtful(&mut self, power: bool) -> Vec<bool> {
         let files = self.specs.iter().map(|spec| spec.file).chain([self.base]);
         let lost: BTreeMap<FileId, usize> = files.map(|file| (file, self.sim.lost(file))).collect();

@@ -170,6 +170,42 @@ fn what_is_owed_is_entered_durably_behind_zeroes_that_are() {
     assert_eq!(again, store);
 }
 
+/// The sync may have failed, and nobody was told. An adoption that is cut off leaves it so, too.
+#[test]
+fn what_is_owed_is_written_again_if_its_process_was_killed_in_a_sync() {
+    let mut kills = 0;
+    loop {
+        let storage = store_with(28, 80);
+        let mut store = open(&storage, &OpenOptions::default()).unwrap();
+        let log = Log::new(Words::private(LOG_WORDS), store.next, store.geometry.capacity());
+        // The area at chunk 34 lies between them; one was cut off.
+        let _ = log.allocate(8);
+        for index in [28, 29, 31, 32, 33, 34, 35] {
+            let _ = log.finish(DataIndex(index), Some(Chunk(100 + index)));
+        }
+        let words = log.copy_words();
+        let killed = Failing { storage: &storage, fails: Fails::After(Cell::new(kills)) };
+        if adopt(&killed, &mut store, &words, (None, Gaps::Leave)).is_ok() {
+            assert!(!Log::was_syncing(&words));
+            break;
+        }
+        assert!(Log::was_syncing(&words), "after {kills}");
+        let mut store = open(&storage, &OpenOptions::default()).unwrap();
+        storage.0.borrow_mut().1.clear();
+        adopt(&storage, &mut store, &words, (None, Gaps::Leave)).unwrap();
+        let steps = storage.0.borrow().1.clone();
+        if store.count() == 35 && steps[0] != "write 15360+1024" {
+            // They were listed already, and so their data is durable.
+            assert!(steps.iter().all(|step| !step.contains("17920+")), "{steps:?}");
+        } else {
+            let again = ["write 15360+1024", "write 16896+512", "write 17920+2048"];
+            assert_eq!(steps[..3], again, "after {kills}");
+        }
+        kills += 1;
+    }
+    assert!(kills > 4, "{kills}");
+}
+
 /// They may be in the system's cache only, and stay there, if their sync failed. Chunks of 512 bytes:
 /// the second of two areas begins with the entry 32.
 #[test]

@@ -133,7 +133,15 @@ fn what_is_owed_is_left_out_once_a_sync_failed() {
     let info = on_disk(dir.path());
     let owed = killed(&info, |_| ());
     let header = owed.find().expect("it can be read").expect("it is this store's").header();
-    Owed::mark_unsynced(&info);
+    Owed::sync(&info).expect("it succeeds");
+    let found = owed.find().expect("it can be read").expect("it is this store's");
+    assert_eq!((Log::was_syncing(&found), Log::owed(&found).0.len()), (false, 1));
+    // Its process was killed in a sync: that a later one succeeds tells nothing of it.
+    Log::sync_of_owed_begins(&found);
+    Owed::sync(&info).expect("it succeeds");
+    assert!(Log::was_syncing(&found));
+    crate::io::durable::seen::fail(info.path.canonicalize().expect("it is there"));
+    Owed::sync(&info).expect_err("it fails");
     let found = owed.find().expect("it can be read").expect("it is this store's");
     assert_eq!(found.header(), header, "it is as readable as before");
     assert_eq!((Log::owed(&found).0, Log::unsynced_owed(&found)), (vec![], 1));
