@@ -83,6 +83,26 @@ fn s5_sixteen_snapshots_of_mixed_chunk_sizes() {
     }
 }
 
+/// Each look at a write that waits for one store would begin another wait for the other (I12).
+#[test]
+fn s5_a_slow_store_makes_no_more_commits_of_another_wait() {
+    let snaps = vec![snap(8, PERSISTENT, 800, 512), snap(8, PERSISTENT, 800, 512)];
+    each(Config { depth: 60, claims: 64, ..origin(snaps, 512) }, |world| {
+        world.sim.hold(FileId(1), IoOp::Sync);
+        world.sim.hold(FileId(2), IoOp::Write);
+        for chunk in 0..50 {
+            world.ask([req(0, Op::Write, chunk * 8, 8)]);
+            world.run().unwrap();
+            assert!(world.most_barriers() <= 2, "{} after {chunk}", world.most_barriers());
+        }
+        assert_eq!(world.ended, []);
+        world.sim.release();
+        world.run().unwrap();
+        assert_eq!(world.ended.len(), 50);
+        world.judge_all().unwrap();
+    });
+}
+
 #[test]
 fn s6_a_read_of_the_origin_across_chunks_is_one_read() {
     each(origin(vec![snap(1, PERSISTENT, 400, 64)], 64), |world| {

@@ -315,6 +315,12 @@ impl Engine {
         self.core.merge.as_ref().map(|job| job.step())
     }
 
+    /// How many barriers wait for commits and syncs.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn barriers(&self) -> usize {
+        self.core.barriers.len()
+    }
+
     /// The merge that runs in this engine, if any.
     pub fn merge(&self) -> Option<MergeProgress> {
         self.core.merge_progress()

@@ -50,6 +50,7 @@ impl Core {
         match self.look_at_snapshots(table, index, origin, at, len) {
             Obstacle::None => {}
             Obstacle::Commit => {
+                self.await_commits(table, origin, at, len);
                 self.requests[index].waits = WaitsFor::Commit;
                 self.to_commit.push(index);
                 return Flow::Aside;
@@ -100,6 +101,18 @@ impl Core {
         greatest
     }
 
+    /// The request that is about to wait for commits waits for one of each store in which a copy is
+    /// volatile. What is committed by now needs none: the request is looked at again in any case.
+    fn await_commits(&mut self, table: &Table, origin: &Origin, at: u64, len: u64) {
+        for &id in &origin.snapshots {
+            let ex = &table.exceptions()[id];
+            let is_volatile = |chunk| Origin::verdict(ex, chunk) == Verdict::Commit;
+            if Origin::chunks(ex, at, len).any(is_volatile) {
+                self.want_commit(id);
+            }
+        }
+    }
+
     /// Begins what a chunk needs before it may be overwritten.
     fn ask(&mut self, table: &Table, index: usize, id: ExceptionsId, chunk: Chunk) -> Obstacle {
         let ex = &table.exceptions()[id];
@@ -119,8 +132,10 @@ impl Core {
             }
             Verdict::Copy => waits(self.claim_copy(table, index, id, chunk)),
             Verdict::WaitChunk(seen) => waits(ex.table.wait(chunk, seen, self.worker.bit())),
+            // Now, although it may have to wait for something else first; but once, however often it is
+            // looked at meanwhile.
             Verdict::Commit => {
-                self.want_commit(id);
+                self.commit_soon(table, id);
                 Obstacle::Commit
             }
             Verdict::WaitState => Obstacle::Wait,

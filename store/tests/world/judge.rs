@@ -9,6 +9,11 @@ use super::model::{SECTOR, describe};
 use super::{Live, ORIGIN, Outcome, Req, Shape, World};
 
 impl World {
+    /// The most barriers that an engine has.
+    pub fn most_barriers(&self) -> usize {
+        self.hosts.iter().map(|host| host.engine.barriers()).max().unwrap_or(0)
+    }
+
     pub(super) fn finish(&mut self, number: usize, token: Token, status: Status) -> Outcome {
         let Some(live) = self.hosts[number].requests.remove(&token.0) else {
             return Err(format!("host {number} ended {token:?}, which is not in flight"));
