@@ -316,7 +316,9 @@ pub fn zero_garbage<S: Storage>(storage: &S, store: &mut OpenStore) -> Result<()
     Ok(())
 }
 
-/// Removes the newest `count` entries of `store` for good, on disk (durably) and in memory.
+/// Removes the newest `count` entries of `store` for good, on disk (durably) and in memory. Where it
+/// allocates next is only known when it is opened again: to look at all entries for each removal would
+/// take a time that is quadratic.
 /// `count` reaches no further back than the start of the area of the newest: a torn write then
 /// leaves a shorter list, and never one with a gap.
 ///
@@ -341,7 +343,6 @@ pub fn remove_newest<S: Storage>(
     zeroes(storage, offset, (count * ENTRY_BYTES) as u64).map_err(named)?;
     flush(storage).map_err(named)?;
     store.entries.truncate(store.entries.len() - count);
-    store.next = next(&store.geometry, &store.entries);
     Ok(())
 }
 

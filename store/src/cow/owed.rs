@@ -378,12 +378,14 @@ impl Owed {
 /// The system's error.
 pub fn remove_store(store: &Path) -> io::Result<()> {
     let Ok(meta) = std::fs::metadata(store) else { return Ok(()) };
+    if !meta.is_file() {
+        // The system's, as a device's node is.
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let real = real_path(store);
-    if meta.is_file() {
-        let _ = std::fs::remove_file(beside(&real));
-        if real != store {
-            std::fs::remove_file(&real)?;
-        }
+    let _ = std::fs::remove_file(beside(&real));
+    if real != store {
+        std::fs::remove_file(&real)?;
     }
     std::fs::remove_file(store)
 }

@@ -304,7 +304,7 @@ impl Moment<'_, '_> {
         };
         let snapshot = Loaded::of(line(len, TargetSpec::Snapshot(spec)), false);
         self.plan.set(&request.name, &snapshot, &[])?;
-        self.refuse_changed(made, &request.name)?;
+        self.refuse_unfit(made, &request.name)?;
         self.plan.give_way();
         self.plan.follow_changes(changed)
     }
@@ -354,7 +354,7 @@ impl Moment<'_, '_> {
         self.was_made(made, &request.cow);
         self.plan.give_way();
         self.stack(request, &below, chunk, snap.as_ref())?;
-        self.refuse_changed(made, device)?;
+        self.refuse_unfit(made, device)?;
         self.overlaid.push(Overlaid { device: device.clone(), sealed: snap });
         self.plan.give_way();
         self.plan.follow_changes(vec![device.clone(), below])
@@ -406,17 +406,23 @@ impl Moment<'_, '_> {
         self.made.push(made, cow);
     }
 
-    /// Refuses a new store of `device` that holds changes: another server has used it before its
-    /// lock was taken here.
-    fn refuse_changed(&self, made: Made, device: &str) -> Result<(), DeviceError> {
+    /// Refuses a store of `device` that keeps nothing, since it is Invalid; and a new one that holds
+    /// changes: another server has used it before its lock was taken here.
+    fn refuse_unfit(&self, made: Made, device: &str) -> Result<(), DeviceError> {
         let snap = self.plan.active(device).and_then(Active::whole_snapshot);
         let store = snap.map(|snap| &snap.live.store);
-        match store.filter(|store| made != Made::Nothing && store.log().next().0 > 0) {
-            None => Ok(()),
-            Some(store) => Err(DeviceError::refused(format!(
-                "another server has used the new store {} just now; choose another file",
+        match store {
+            Some(store) if store.state().is_invalid() => Err(DeviceError::refused(format!(
+                "the store {} is Invalid, and stays so; remove its file, or choose another",
                 store.name()
             ))),
+            Some(store) if made != Made::Nothing && store.log().next().0 > 0 => {
+                Err(DeviceError::refused(format!(
+                    "another server has used the new store {} just now; choose another file",
+                    store.name()
+                )))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -40,6 +40,12 @@ impl Devices {
         }
         let store = self.snapshot_of(inner, device, snapshot)?.live.disk.info.clone();
         let cow = &store.path;
+        if delete_store && store.block_device {
+            return Err(DeviceError::refused(format!(
+                "the store {} is a block device, which cannot be deleted; leave 'delete-store' out",
+                cow.display()
+            )));
+        }
         if delete_store {
             refuse_replaced(&store)?;
             refuse_named(inner, snapshot, cow)?;

@@ -530,3 +530,30 @@ fn a_snapshot_is_kept_as_it_is_asked_for() {
     }
     world.stop();
 }
+
+/// Nothing would be kept in it, and what a guest asks of it would fail.
+#[test]
+fn no_snapshot_is_taken_with_a_store_that_is_invalid() {
+    let scratch = scratch();
+    let file = disk_file(&scratch);
+    let mut world = World::start(&plain(&scratch, &file));
+    world.call("snapshot-create", json!({"device": "disk0", "name": "s", "cow": "s.cow"}));
+    world.call("snapshot-delete", json!({"device": "disk0", "snapshot": "s"}));
+    let store = scratch.path("s.cow");
+    let mut header = fs::read(&store).unwrap();
+    assert_eq!(header[4], 1);
+    header[4] = 0;
+    fs::write(&store, &header).unwrap();
+    let before = world.tables();
+    for (command, mut arguments) in [
+        ("snapshot-create", json!({"device": "disk0", "name": "s", "cow": "s.cow"})),
+        ("blockdev-snapshot-sync", json!({"device": "disk0", "snapshot-file": "s.cow"})),
+    ] {
+        arguments["mode"] = json!("existing");
+        let said = world.refused(command, arguments);
+        assert!(said.contains("is Invalid"), "{said}");
+        assert_eq!(world.tables(), before, "{command}");
+    }
+    assert_eq!(fs::read(&store).unwrap(), header);
+    world.stop();
+}

@@ -313,7 +313,7 @@ fn the_newest_entries_go_one_area_at_a_time() {
     assert_eq!(*storage.log.borrow(), ["write 17408+32", "sync"]);
     remove_newest(&storage, &mut store, 31).unwrap();
     let again = open(&storage, &OpenOptions::default()).unwrap();
-    assert_eq!(again, store);
+    assert_eq!(again.entries, store.entries);
     assert_eq!(again.entries, [entry(0, 2)]);
     assert_eq!(again.next, DataIndex(1));
 }

@@ -91,6 +91,16 @@ fn a_store_is_removed_with_the_link_to_it() {
     remove_store(&link).expect("there is nothing to be removed");
 }
 
+/// A device's node is the system's.
+#[test]
+fn what_is_no_regular_file_is_not_removed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = dir.path().join("node");
+    let _socket = std::os::unix::net::UnixListener::bind(&node).expect("a socket");
+    remove_store(&node).expect_err("it is not a file");
+    assert!(node.exists());
+}
+
 /// The file that a killed process left, which owes a chunk to the store that `change` makes of
 /// the one at hand.
 fn killed(info: &FileInfo, change: impl Fn(&mut WordsHeader)) -> Owed {
