@@ -11,7 +11,8 @@ use snapblk_store::io::sim::Fault;
 use snapblk_store::io::{Errno, FileId, IoOp, Storage};
 use snapblk_store::request::{Op, Status};
 use snapblk_store::units::DataIndex;
-use world::{Config, Req, Shape, Snap, World};
+use world::model::pattern;
+use world::{BASE, Config, Req, Shape, Snap, World};
 
 const OK: Option<Status> = Some(Status::Ok);
 const ERROR: Option<Status> = Some(Status::Error);

@@ -221,6 +221,32 @@ fn s74_after_a_failed_sync_flushes_fail_until_the_file_is_opened_again() {
     });
 }
 
+/// The system shows what it could not write until the power fails, however many processes end
+/// meanwhile. A flush of a later one promises what was written since, and only that.
+#[test]
+fn s74_what_a_failed_sync_lost_is_durable_once_it_is_written_again() {
+    let config = Config { origin_failures: true, ..Config::new(Shape::Plain, 64) };
+    each(config, |world| {
+        assert_eq!(world.one(req(0, Op::Write, 8, 8)), Ok(OK));
+        world.sim.add_fault(fault(world.base, IoOp::Sync, 1));
+        assert_eq!(world.one(flush(0)), Ok(ERROR));
+        for _ in 0..1 + world.rng.below(3) {
+            world.crash(false).unwrap();
+        }
+        assert_eq!(world.one(req(0, Op::Write, 8, 4)), Ok(OK));
+        // Another process may flush than wrote.
+        for _ in 0..world.rng.below(3) {
+            world.crash(false).unwrap();
+        }
+        assert_eq!(world.one(flush(0)), Ok(OK));
+        let model = &world.devices[0].model;
+        let promised = (0..64).filter(|&sector| !model.survives(sector, &pattern(BASE, sector)));
+        assert_eq!(promised.collect::<Vec<_>>(), [8, 9, 10, 11]);
+        world.crash(true).unwrap();
+        world.judge_all().unwrap();
+    });
+}
+
 /// Only one of the syncs that overlap is told of an error, and the others may end first.
 #[test]
 fn s74_no_flush_succeeds_because_another_was_told_of_the_error() {

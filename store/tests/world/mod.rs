@@ -46,7 +46,7 @@ const ORIGIN: TrackedObject = TrackedObject(1);
 /// Writes to the device that is being merged.
 const MERGED: TrackedObject = TrackedObject(2);
 /// The stamp of the base disk's first content.
-const BASE: u64 = 1;
+pub const BASE: u64 = 1;
 
 /// One snapshot of the origin.
 #[derive(Clone, Copy, Debug)]

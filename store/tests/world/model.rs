@@ -41,12 +41,21 @@ enum State {
     InFlight,
     Acked(u64),
     Failed,
+    /// A sync that should have made it durable failed: it may be seen until the power fails, and no
+    /// flush makes it durable, whichever process that is of.
+    Doubtful,
 }
 
 #[derive(Clone, Debug)]
 struct Write {
     stamp: u64,
     state: State,
+}
+
+/// The place of the last acknowledged write: a reader sees that one, or a later one.
+fn settled(history: &[Write]) -> usize {
+    let acked = |write: &Write| matches!(write.state, State::Acked(_));
+    history.iter().rposition(acked).unwrap_or(0)
 }
 
 /// The sectors of a device.
@@ -130,10 +139,14 @@ impl Model {
         self.matching(sector, bytes, false).is_some()
     }
 
+    /// Whether a power cut may leave `bytes` in `sector`.
+    pub fn survives(&self, sector: u64, bytes: &[u8]) -> bool {
+        self.matching(sector, bytes, true).is_some()
+    }
+
     fn matching(&self, sector: u64, bytes: &[u8], power: bool) -> Option<u64> {
         let history = &self.sectors[sector as usize];
-        let acked = |write: &Write| matches!(write.state, State::Acked(_));
-        let from = if power { 0 } else { history.iter().rposition(acked).unwrap_or(0) };
+        let from = if power { 0 } else { settled(history) };
         let of = |write: &&Write| write.stamp != ANY && bytes == pattern(write.stamp, sector);
         let exact = history[from..].iter().rev().find(of).map(|write| write.stamp);
         exact.or_else(|| history[from..].iter().any(|w| w.stamp == ANY).then_some(ANY))
@@ -145,24 +158,36 @@ impl Model {
     }
 
     /// After a crash the device has `bytes` in `sector`; false if that is not permitted. Where it is
-    /// `doubtful`, that is not certain.
+    /// `doubtful`, that is not certain; nor is what was doubtful when an earlier process ended, and
+    /// was not written since.
     pub fn settle(&mut self, sector: u64, bytes: &[u8], power: bool, doubtful: bool) -> bool {
         let Some(stamp) = self.matching(sector, bytes, power) else { return false };
+        self.flushes.clear();
         let history = &mut self.sectors[sector as usize];
         if power {
             history.clear();
         }
-        if !doubtful {
+        if doubtful {
+            return true;
+        }
+        let from = settled(history);
+        let is_seen = |write: &Write| write.stamp == stamp;
+        let is_doubtful = |write: &Write| write.state == State::Doubtful;
+        if history[from..].iter().any(|write| is_seen(write) && is_doubtful(write)) {
+            // What was in flight after it took no effect.
+            let last = history.iter().rposition(is_seen).expect("one of them is");
+            let mut place = 0..;
+            history.retain(|write| place.next() <= Some(last) || is_doubtful(write));
+        } else {
             history.push(Write { stamp, state: State::Acked(0) });
         }
-        self.flushes.clear();
         true
     }
 
     /// Nothing that was not flushed is certain any more, and no later flush makes it durable.
     pub fn doubt_unflushed(&mut self) {
         for write in self.sectors.iter_mut().flat_map(|history| &mut history[1..]) {
-            write.state = State::Failed;
+            write.state = State::Doubtful;
         }
     }
 
