@@ -203,7 +203,6 @@ fn write_again<S: Storage>(
     rest: &[(DataIndex, Chunk)],
 ) -> Result<(), StoreError> {
     let chunk = geometry.chunk.bytes();
-    let mut slice = vec![0; SLICE];
     let mut left = rest;
     while let Some(&(first, _)) = left.first() {
         let first = geometry.chunk_of_index(first);
@@ -213,7 +212,10 @@ fn write_again<S: Storage>(
         let most = (SLICE as u64 / chunk).max(1) as usize;
         let count = left.iter().zip(first.0..).take(most).take_while(follows).count();
         let at = geometry.chunk.store_offset(first);
-        copy(storage, (at, at), count as u64 * chunk, &mut slice)?;
+        storage.write_again(at, count as u64 * chunk).map_err(|source| {
+            let what = "write again what it is owed";
+            StoreErrorKind::Io { what, offset: at, source }.of(storage.name())
+        })?;
         left = &left[count..];
     }
     Ok(())

@@ -79,6 +79,10 @@ impl Storage for Disk {
         Owed::sync(&self.info).inspect_err(|_| self.medium.sync_failed())
     }
 
+    fn write_again(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.info.write_again(offset, len)
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         self.info.write_zeroes(offset, len)
     }

@@ -270,8 +270,6 @@ impl Devices {
             return Err(DeviceError::NoTable(name.into()));
         }
         device.suspended = false;
-        let snaps = device.active.iter().flat_map(|active| active.snaps.values());
-        let waiting = snaps.fold(WakeSet::NONE, |all, snap| all | snap.live.look_for_room());
         let next = BTreeMap::new();
         let kept = self
             .refuse_second_writers(inner, &next, |writer| guest_writes(inner, writer))
@@ -280,6 +278,9 @@ impl Devices {
             inner.device_mut(name)?.suspended = was_suspended;
             return Err(error);
         }
+        let active = inner.devices.get(name).and_then(|device| device.active.as_ref());
+        let snaps = active.into_iter().flat_map(|active| active.snaps.values());
+        let waiting = snaps.fold(WakeSet::NONE, |all, snap| all | snap.live.look_for_room());
         reactivate(inner, name);
         go(inner, &with_uppers(inner, name));
         // What waits for room in a store that grew meanwhile.

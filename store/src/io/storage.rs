@@ -54,6 +54,20 @@ pub trait Storage {
     /// The system's error. Earlier writes may then be lost, whatever a later call returns.
     fn sync(&self) -> io::Result<()>;
 
+    /// Writes `len` bytes from `offset` to where they are, as the system shows them: if it could not
+    /// write them before, it does not try again by itself.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn write_again(&self, offset: u64, len: u64) -> io::Result<()> {
+        rewrite(
+            offset,
+            len,
+            |bytes, at| self.read_at(bytes, at),
+            |bytes, at| self.write_at(bytes, at),
+        )
+    }
+
     /// Makes `len` bytes from `offset` read as zeroes; not durable before [`Storage::sync`].
     ///
     /// # Errors
@@ -87,6 +101,9 @@ impl<S: Storage + ?Sized> Storage for &S {
     }
     fn sync(&self) -> io::Result<()> {
         (**self).sync()
+    }
+    fn write_again(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).write_again(offset, len)
     }
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         (**self).write_zeroes(offset, len)
@@ -162,6 +179,25 @@ impl Storage for FileInfo {
         sync_file(&self.file)
     }
 
+    fn write_again(&self, offset: u64, len: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        // What was written through the page cache may be there alone, and direct reads pass by it.
+        let Some(cached) = &self.buffered else {
+            return rewrite(
+                offset,
+                len,
+                |to, at| self.read_at(to, at),
+                |of, at| self.write_at(of, at),
+            );
+        };
+        rewrite(
+            offset,
+            len,
+            |to, at| cached.read_exact_at(to, at),
+            |of, at| cached.write_all_at(of, at),
+        )
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 {
             return Ok(());
@@ -217,6 +253,24 @@ fn write_in_pieces(storage: &(impl Storage + ?Sized), offset: u64, len: u64) -> 
         let count = (SLICE as u64).min(len - done);
         storage.write_at(&zeroes[..count as usize], offset + done)?;
         done += count;
+    }
+    Ok(())
+}
+
+/// Reads `len` bytes from `offset` on, and writes them there, in pieces.
+fn rewrite(
+    offset: u64,
+    len: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+    write: impl Fn(&[u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut bytes = vec![0; SLICE.min(len as usize)];
+    let mut done = 0;
+    while done < len {
+        let piece = &mut bytes[..(SLICE as u64).min(len - done) as usize];
+        read(piece, offset + done)?;
+        write(piece, offset + done)?;
+        done += piece.len() as u64;
     }
     Ok(())
 }

@@ -39,7 +39,8 @@ impl State {
             let Some(path) = spec.and_then(|spec| spec.cow.path()) else { continue };
             if path.try_exists().is_ok_and(|exists| !exists) {
                 tracing::warn!(
-                    "the file {} of '{name}' is gone, and its content ended with the process before:                      '{name}' is Invalid, and can only be deleted",
+                    "the file {} of '{name}' is gone, and its content ended with the process before: '{name}' \
+                     is Invalid, and can only be deleted",
                     path.display()
                 );
                 loaded.lost.entry(number).or_insert(Lost::SourceGone);

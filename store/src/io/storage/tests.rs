@@ -31,6 +31,9 @@ fn any_range_can_be_read_and_written_however_the_file_was_opened() {
             content[offset..offset + len].copy_from_slice(&new);
             info.sync().unwrap();
             assert!(std::fs::read(&path).unwrap() == content, "write {offset}+{len} {direct}");
+            info.write_again(offset as u64, len as u64).unwrap();
+            info.sync().unwrap();
+            assert!(std::fs::read(&path).unwrap() == content, "again {offset}+{len} {direct}");
         }
         let mut beyond = [0; 8];
         let error = info.read_at(&mut beyond, (3 << 20) + 508).unwrap_err();
