@@ -71,6 +71,11 @@ fn lines_that_go_together_stay() {
         format!("{HALF} {HALF} snapshot {{}}/other {{}}/d P 8"),
     ];
     world.load("disk", &[&twice[0], &twice[1]]).unwrap();
+    let halves = [
+        format!("0 {HALF} snapshot {{}}/other {{}}/c P 8"),
+        format!("{HALF} {HALF} linear {{}}/other {HALF}"),
+    ];
+    world.load("disk", &[&halves[0], &halves[1]]).unwrap();
 }
 
 #[test]
