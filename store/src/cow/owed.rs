@@ -9,7 +9,7 @@
 //! Entering is idempotent: the process may be killed in the middle of it, and part of the commit
 //! during which an earlier process was killed may have landed.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::adopt::{AdoptError, adopt, view};
@@ -419,8 +419,24 @@ fn paths_of(info: &FileInfo) -> (PathBuf, Option<PathBuf>) {
     (beside(&real), beside_link)
 }
 
+/// Refuses to take the place of a file that is no log: a user's, with the name of one.
+fn refuse_other(path: &Path) -> Result<(), OwedError> {
+    let mut first = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    if read.is_err() || Words::may_begin(u64::from_ne_bytes(first)) {
+        return Ok(());
+    }
+    let why = "another file has that name; move it away, or name the store differently";
+    let source = io::Error::new(io::ErrorKind::AlreadyExists, why);
+    Err(OwedError::Io { path: path.into(), source })
+}
+
 /// Renames the file at `path` if it keeps what is owed to a store, and is not `done` with.
+///
+/// # Errors
+/// The system's error; or it is another file, whose place nothing may take.
 fn set_aside(path: &Path, done: impl Fn(&WordsHeader) -> bool) -> Result<(), OwedError> {
+    refuse_other(path)?;
     let Ok(Some((words, found))) = read(path) else { return Ok(()) };
     let most = Log::most_owed(&words);
     if done(&found) || most == 0 {

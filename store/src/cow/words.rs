@@ -35,6 +35,13 @@ impl Words {
     #[cfg(not(feature = "shuttle"))]
     const WORDS_1: usize = 8202;
 
+    /// Whether a file whose first word this is may be that of a log: of any version, or one whose
+    /// process was killed while it made it.
+    #[cfg(not(feature = "shuttle"))]
+    pub fn may_begin(first: u64) -> bool {
+        first == 0 || first >> 8 == Self::MAGIC >> 8
+    }
+
     /// Private words, all zero.
     pub fn private(count: usize) -> Words {
         Words::Private((0..count).map(|_| AtomicU64::new(0)).collect())

@@ -91,6 +91,28 @@ fn a_store_is_removed_with_the_link_to_it() {
     remove_store(&link).expect("there is nothing to be removed");
 }
 
+/// Whatever is asked for: that a file has the name of a log does not make it one.
+#[test]
+fn a_user_s_file_with_the_name_of_a_log_stays() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let info = on_disk(dir.path());
+    let mut owed = Owed::of(&info, 8);
+    let path = owed.path().to_owned();
+    for (content, stays) in
+        [(&b"SnAp\x01\0\0\0 and more"[..], true), (&[0; 64], false), (b"", false)]
+    {
+        std::fs::write(&path, content).expect("a file");
+        assert_eq!(owed.settle().is_err(), stays);
+        if stays {
+            owed.create(false).expect_err("its place is taken");
+            Owed::forget(&info).expect_err("it is not what it forgets");
+            assert_eq!(std::fs::read(&path).expect("it is there"), content);
+        } else {
+            assert!(!path.exists());
+        }
+    }
+}
+
 /// A device's node is the system's.
 #[test]
 fn what_is_no_regular_file_is_not_removed() {
