@@ -176,16 +176,13 @@ fn open_by<S: Storage>(
     } else {
         let len = length(storage).map_err(named)?;
         let empty = OpenStore::empty(Geometry::of_len(header.chunk, len));
-        let store = OpenStore { valid: false, ..empty };
+        let mut store = OpenStore { valid: false, ..empty };
         // If the sync of that header failed when its process was killed, nobody was told: the system
         // shows it and does not write it any more, whatever is synced later. (What is known from
         // elsewhere needs no header.)
         if !header.valid && !options.invalid && !options.read_only {
-            let header = Header { valid: false, chunk: store.geometry.chunk };
-            // A file system without any room may refuse it: what is there is synced all the same.
-            if let Err(error) = put_header(storage, &header) {
-                tracing::warn!("{}", named(error));
-            }
+            mark_invalid(storage, &mut store)?;
+            return Ok(store);
         }
         store
     };
@@ -364,16 +361,12 @@ pub fn mark_invalid<S: Storage>(storage: &S, store: &mut OpenStore) -> Result<()
     write_header(storage, &header).map_err(|kind| kind.of(storage.name()))
 }
 
+/// Writes the header's sector, which is the smallest thing that cannot be torn, and flushes.
 fn write_header<S: Storage>(storage: &S, header: &Header) -> Result<(), StoreErrorKind> {
-    put_header(storage, header)?;
-    flush(storage)
-}
-
-/// Writes the header's sector, which is the smallest thing that cannot be torn.
-fn put_header<S: Storage>(storage: &S, header: &Header) -> Result<(), StoreErrorKind> {
     let mut sector = [0; SECTOR_SIZE as usize];
     sector[..HEADER_BYTES].copy_from_slice(&header.encode());
-    storage.write_at(&sector, 0).map_err(io_error("write its header", 0))
+    storage.write_at(&sector, 0).map_err(io_error("write its header", 0))?;
+    flush(storage)
 }
 
 fn read_header<S: Storage>(storage: &S) -> Result<Option<Header>, StoreErrorKind> {

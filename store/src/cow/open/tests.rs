@@ -15,11 +15,13 @@ struct Memory {
     bytes: RefCell<Vec<u8>>,
     log: RefCell<Vec<String>>,
     fail_reads_from: Option<u64>,
+    fail_writes: bool,
 }
 
 impl Memory {
     fn new(bytes: Vec<u8>) -> Memory {
-        Memory { bytes: bytes.into(), log: RefCell::default(), fail_reads_from: None }
+        let (bytes, log) = (bytes.into(), RefCell::default());
+        Memory { bytes, log, fail_reads_from: None, fail_writes: false }
     }
 
     /// A store of `chunks` chunks of 512 bytes with these entries.
@@ -55,6 +57,9 @@ impl Storage for Memory {
     }
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         assert!(data.len() <= SLICE, "writes go in slices");
+        if self.fail_writes {
+            return Err(io::Error::from_raw_os_error(28));
+        }
         self.log.borrow_mut().push(format!("write {offset}+{}", data.len()));
         self.bytes.borrow_mut()[offset as usize..offset as usize + data.len()]
             .copy_from_slice(data);
@@ -300,6 +305,24 @@ fn an_invalid_store_opens_whatever_its_list_is() {
         let kind = kind_of(open(storage, &known));
         assert!(matches!(kind, StoreErrorKind::Header(_)), "{name}: {kind}");
     }
+}
+
+/// I14: it may not be durable, and whoever acts on it overwrites what is needed if it is not.
+#[test]
+fn an_invalid_header_that_cannot_be_written_again_is_not_believed() {
+    let mut storage = Memory::with_entries(40, &[(0, 2)]);
+    storage.bytes.borrow_mut()[4] = 0;
+    storage.fail_writes = true;
+    let kind = kind_of(open(&storage, &OpenOptions::default()));
+    assert!(matches!(kind, StoreErrorKind::Io { what: "write its header", .. }), "{kind}");
+    // Who knows it from elsewhere, or writes nothing, does not need the header.
+    for (invalid, read_only) in [(true, false), (false, true)] {
+        let options = OpenOptions { invalid, read_only, ..OpenOptions::default() };
+        assert!(!open(&storage, &options).unwrap().valid);
+    }
+    storage.fail_writes = false;
+    assert!(!open(&storage, &OpenOptions::default()).unwrap().valid);
+    assert_eq!(storage.log.borrow()[2..], ["write 0+512", "sync"]);
 }
 
 #[test]
